@@ -1,0 +1,22 @@
+"""Nightgate: nightly retraining of text classifiers behind a promotion gate that can be trusted."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nightgate.query import history as history
+    from nightgate.registry import load_champion as load_champion
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "history", "load_champion"]
+
+_HOMES = {"load_champion": "nightgate.registry", "history": "nightgate.query"}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: `import nightgate` stays free of torch, pandas and SQLAlchemy.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nightgate' has no attribute {name!r}")

@@ -1,0 +1,319 @@
+"""The pipeline file as frozen models: one description for the file, `--set`, the Prefect form and the stored record.
+
+`nightgate.pipelines` finds and reads files; this module says what they may hold. Every field has a description and
+bounds; `schema` of each model is what the Prefect form shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+
+def _known_timezone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError(f"{name!r} is not a timezone of the IANA database, such as 'UTC' or 'Europe/Berlin'")
+    return name
+
+
+def _duration(text: str) -> str:
+    if text and not re.fullmatch(r"[1-9][0-9]{0,4}[dwh]", text):
+        raise ValueError(f"{text!r} is not a duration: write a number and d, w or h, such as '365d', or '' for none")
+    return text
+
+
+Timezone = Annotated[str, AfterValidator(_known_timezone)]
+Duration = Annotated[str, AfterValidator(_duration)]
+Column = Annotated[str, Field(min_length=1, max_length=200)]
+Label = str | int
+
+
+def duration(text: str) -> timedelta | None:
+    """The length of a validated duration text; None for the empty one."""
+    if not text:
+        return None
+    unit = {"d": "days", "w": "weeks", "h": "hours"}[text[-1]]
+    return timedelta(**{unit: int(text[:-1])})
+
+
+def canonical_label(value: object) -> str | None:
+    """A label value as the text that all formats agree on: `5`, `5.0`, `"5"` and `" 5 "` are all `"5"`.
+
+    None for a missing value (None, NaN, blank text).
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    text = str(value).strip()
+    if not text or text in {"<NA>", "NaT"}:
+        return None
+    if re.fullmatch(r"-?[0-9]+\.0+", text):
+        text = text.split(".")[0]
+    return text
+
+
+class SampleSource(Section):
+    """Synthetic product reviews from a seeded generator: the embedded default, nothing to download."""
+
+    kind: Literal["sample"]
+    rows_per_day: int = Field(default=100, ge=1, le=100_000)
+    """Reviews that arrive on one day."""
+    days: int = Field(default=30, ge=1, le=3650)
+    """The shop keeps the reviews of this many days before the night."""
+    seed: int = Field(default=42, ge=0, le=2**32 - 1)
+    """Another seed is another shop."""
+
+
+class FilesSource(Section):
+    """Files on disk: CSV, TSV, JSON lines or Parquet, plain or compressed with gzip or zstd."""
+
+    kind: Literal["files"]
+    paths: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
+    """Paths or globs, relative to the working directory."""
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = "auto"
+    """`auto` goes by the name: .csv .tsv .jsonl .ndjson .json .parquet, with .gz or .zst behind it."""
+    encoding: str = "utf-8"
+    """Text encoding of CSV, TSV and JSON lines."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        try:
+            "".encode(value)
+        except LookupError as error:
+            raise ValueError(
+                f"{value!r} is not a text encoding that Python knows, such as 'utf-8' or 'cp1252'"
+            ) from error
+        return value
+
+
+class HubSource(Section):
+    """A data set that `datasets.load_dataset` reads: a hub name, a local folder, or data files by format."""
+
+    kind: Literal["hub"]
+    dataset: str = Field(min_length=1)
+    """Name on the hub, path of a local folder, or a format (`json`, `csv`, `parquet`) that reads `data_files`."""
+    config: str | None = None
+    """Configuration (subset) of the data set."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; pin it for runs that can be repeated."""
+    data_files: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
+    """Files inside the data set, by split if a table."""
+    splits: dict[Literal["train", "validation", "test"], str] | None = None
+    """Which of the source's splits plays which part; given splits are honoured. Empty: hash all rows of `train`."""
+
+
+Source = Annotated[SampleSource | FilesSource | HubSource, Field(discriminator="kind")]
+
+
+class Data(Section):
+    """Where rows come from and what their columns mean."""
+
+    source: Source
+    """Where rows come from."""
+    id: Column | None = None
+    """Column of the row's id; without one, the fingerprint of the normalised text."""
+    text: Column | Annotated[tuple[Column, ...], Field(min_length=1)] = "text"
+    """Column of the text, or several that are joined by a line break."""
+    label: Column = "label"
+    """Column of the label."""
+    labels: Annotated[tuple[Label, ...], Field(min_length=2)] | Annotated[dict[str, Label], Field(min_length=2)]
+    """Labels in order; a table maps source values to labels. Anything else is quarantined."""
+    time: Column | None = None
+    """Column of the row's time: a night sees rows before its `data_until`."""
+    timezone: Timezone = "UTC"
+    """Timezone of times that carry none."""
+    slices: tuple[Column, ...] = ()
+    """Columns by whose values metrics are broken down."""
+    group: Column | None = None
+    """Rows of one group share a side of the split; intervals resample groups."""
+    train_window: Duration = ""
+    """Rows older than this before the night are not trained on, such as '365d'; '' for all."""
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return (self.text,) if isinstance(self.text, str) else self.text
+
+    @cached_property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels in order; the model's class k is `label_names[k]`."""
+        values = self.labels.values() if isinstance(self.labels, dict) else self.labels
+        return tuple(dict.fromkeys(str(value).strip() for value in values))
+
+    @cached_property
+    def label_index(self) -> dict[str, int]:
+        """Class index by canonical source value."""
+        pairs = self.labels.items() if isinstance(self.labels, dict) else ((label, label) for label in self.labels)
+        return {str(canonical_label(source)): self.label_names.index(str(label).strip()) for source, label in pairs}
+
+    @model_validator(mode="after")
+    def _labels_make_sense(self) -> Data:
+        if not isinstance(self.labels, dict) and len(self.label_index) != len(self.labels):
+            raise ValueError(f"labels: {list(self.labels)} names a label twice")
+        if any(not name for name in self.label_names):
+            raise ValueError("labels: a label is blank")
+        if len(self.label_names) < 2:
+            raise ValueError(f"labels: only one label ({self.label_names[0]!r}); a classifier needs at least two")
+        if self.train_window and not self.time:
+            raise ValueError("train_window needs `time`: name the column that holds each row's time")
+        if "label" in self.slices:
+            raise ValueError("slices: 'label' is taken, classes are reported as slices of that name already")
+        return self
+
+
+class Split(Section):
+    """How rows are divided. By hash of the text, so that duplicates share a side and growth moves nobody."""
+
+    validation: float = Field(default=0.1, gt=0, le=0.5)
+    """Share of rows that pick the best epoch."""
+    test: float = Field(default=0.1, gt=0, le=0.5)
+    """Share of rows on which the gate decides."""
+    seed: int = Field(default=42, ge=0, le=2**32 - 1)
+    """Changing the split makes a new test version."""
+    column: Column | None = None
+    """Column with the source's own split (train, validation or test) instead of the hash."""
+
+
+class Training(Section):
+    """How the model is fine-tuned. The defaults are the published recipe."""
+
+    base_model: str = Field(default="microsoft/Multilingual-MiniLM-L12-H384", min_length=1)
+    """Hub name, folder, or `package:NAME/FOLDER` inside an installed Python package."""
+    base_model_revision: str = ""
+    """Branch, tag or commit of the base model on the hub."""
+    epochs: int = Field(default=5, ge=1, le=1000)
+    """Passes over the training rows."""
+    learning_rate: float = Field(default=5e-5, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    batch_size: int = Field(default=16, ge=1, le=65_536)
+    """Examples in one optimiser step, on whatever hardware."""
+    eval_batch_size: int = Field(default=16, ge=1, le=65_536)
+    """Examples in one evaluation batch."""
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    """AdamW's decay, on all weights but biases and layer norms."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's first moment decay."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """AdamW's second moment decay."""
+    adam_epsilon: float = Field(default=1e-8, gt=0, le=1)
+    """AdamW's denominator floor."""
+    max_grad_norm: float = Field(default=1.0, ge=0, le=1e6)
+    """Gradients are clipped to this norm; 0: not clipped."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the learning rate after the warm-up."""
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from 0."""
+    max_length: int = Field(default=128, ge=2, le=8192)
+    """Tokens that a text is cut at, special ones included."""
+    dropout: Literal["model"] | Annotated[float, Field(ge=0, lt=1)] = "model"
+    """Dropout of the hidden layers, the attention and the head; 'model' keeps the base model's own."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes."""
+    early_stopping_patience: int = Field(default=0, ge=0, le=1000)
+    """Epochs without a better validation F1 before training stops; 0: never."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """'auto': bf16 or fp16 with loss scaling on a GPU, fp32 on a CPU; the reason is logged."""
+    seed: int = Field(default=42, ge=0, le=2**32 - 1)
+    """Seed of the new head, the order of rows and dropout."""
+    start_from: Literal["base", "champion"] = "base"
+    """Start from the base model, or go on from the champion."""
+    max_train_rows: int = Field(default=0, ge=0)
+    """At most this many training rows; 0: all."""
+    keep: Literal["newest", "random"] = "newest"
+    """Which rows stay when `max_train_rows` cuts."""
+
+
+class Gate(Section):
+    """What a candidate must show to be promoted."""
+
+    average: Literal["weighted", "macro"] = "weighted"
+    """What f1, precision and recall mean everywhere in this pipeline."""
+    min_f1: float = Field(default=0.54, ge=0, le=1)
+    """Lowest F1 on the test split with which a candidate may be promoted."""
+
+
+class Schedule(Section):
+    """When the night comes: at most once a date."""
+
+    cron: str = "15 3 * * *"
+    """Five fields: minute, hour, day of month, month, day of week."""
+    timezone: Timezone = "UTC"
+    """Timezone of the cron; a night is a date in it."""
+
+    @field_validator("cron")
+    @classmethod
+    def _cron_fires_once_a_date(cls, value: str) -> str:
+        if len(value.split()) != 5:
+            raise ValueError(f"{value!r} is not a cron of five fields, such as '15 3 * * *' for 03:15 every night")
+        try:
+            # 400 firings of a nightly cron span more than a year, leap days and all.
+            firings = CronSim(value, datetime(2027, 1, 1))
+            previous: date | None = None
+            for _, firing in zip(range(400), firings, strict=False):
+                if firing.date() == previous:
+                    raise ValueError(
+                        f"{value!r} fires more than once on {previous}: there is one scheduled night a date; "
+                        "give it one minute and one hour, such as '15 3 * * *'"
+                    )
+                previous = firing.date()
+        except CronSimError as error:
+            raise ValueError(f"{value!r} is not a cron: {error}; '15 3 * * *' is 03:15 every night") from error
+        return value
+
+
+class Pipeline(Section):
+    """A whole pipeline file."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    """Lower-case letters, digits, - and _; folders, rows and deployments go by it."""
+    data: Data
+    """Where rows come from and what they mean."""
+    split: Split = Split()
+    """How rows are divided."""
+    training: Training = Training()
+    """How the model is fine-tuned."""
+    gate: Gate = Gate()
+    """What a candidate must show."""
+    schedule: Schedule = Schedule()
+    """When the night comes."""
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Pipeline:
+        if self.split.validation + self.split.test >= 1:
+            raise ValueError(
+                f"split: validation ({self.split.validation}) and test ({self.split.test}) leave nothing to train on"
+            )
+        if self.split.column and isinstance(self.data.source, HubSource) and self.data.source.splits:
+            raise ValueError("split.column and data.source.splits both name given splits; keep one")
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """The resolved configuration as JSON: what is stored with the run and beside the weights."""
+        return self.model_dump(mode="json")
+
+    @cached_property
+    def config_hash(self) -> str:
+        """12 hex digits over all that can change a night's result: everything but the schedule."""
+        record = {key: value for key, value in self.record().items() if key != "schedule"}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
+
+    def next_night(self, after: datetime) -> datetime:
+        """The scheduled instant (aware, UTC) that follows `after` (aware)."""
+        zone = ZoneInfo(self.schedule.timezone)
+        return next(CronSim(self.schedule.cron, after.astimezone(zone))).astimezone(UTC)

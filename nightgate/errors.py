@@ -1,0 +1,151 @@
+"""What can go wrong, as one tree. Each error names the thing, its value and the next step.
+
+NightgateError                 anything that Nightgate reports in words instead of a traceback
+├── ConfigurationError         a pipeline file, an option or a `--set` is wrong (exit 2)
+├── DataError                  the source cannot be read, or holds nothing to train on
+│   └── SnapshotError          a stored snapshot is missing, incomplete or altered
+├── ModelError                 a base model or a stored version is missing, incomplete or altered
+├── TrainingError              the training process ended without a result
+│   ├── NonFiniteLossError     NaN or infinity in a loss
+│   ├── OutOfMemoryError       the device or the machine had too little memory
+│   ├── CrashedError           the process died without a word (a signal, a segmentation fault)
+│   └── StalledError           the process lives but makes no step
+├── StorageError               the disk is full, read-only or not ours
+├── DatabaseError              the metrics database is unreachable, read-only or at another revision
+├── RegistryError              a version, champion or promotion that does not exist or is not allowed
+│   └── PromotionLostError     somebody else moved the champion, or this run may no longer promote
+└── RunInProgressError         another run of the same pipeline is at work
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+
+class NightgateError(Exception):
+    """Base of all errors that are told to a user.
+
+    `next_step` is one imperative sentence; `error_type` is what `nightly_runs.error_type` stores.
+    """
+
+    error_type: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, next_step: str = "") -> None:
+        super().__init__(message)
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}\n  next: {self.next_step}" if self.next_step else message
+
+    @property
+    def reason(self) -> str:
+        """The message without the next step."""
+        return super().__str__()
+
+
+class ConfigurationError(NightgateError, ValueError):
+    """All problems of one configuration, reported together."""
+
+    error_type = "configuration"
+    exit_code = 2
+
+    def __init__(self, message: str, problems: Sequence[str] = (), *, next_step: str = "") -> None:
+        self.problems = tuple(problems)
+        lines = [message, *(f"  - {problem}" for problem in self.problems)]
+        super().__init__("\n".join(lines), next_step=next_step)
+
+
+class DataError(NightgateError, ValueError):
+    error_type = "data"
+
+
+class SnapshotError(DataError):
+    error_type = "snapshot"
+
+
+class ModelError(NightgateError):
+    error_type = "model"
+
+
+class TrainingError(NightgateError):
+    error_type = "training"
+
+
+class NonFiniteLossError(TrainingError):
+    error_type = "nonfinite_loss"
+
+
+class OutOfMemoryError(TrainingError):
+    error_type = "out_of_memory"
+
+
+class CrashedError(TrainingError):
+    error_type = "crashed"
+
+
+class StalledError(TrainingError):
+    error_type = "stalled"
+
+
+class StorageError(NightgateError):
+    error_type = "storage"
+
+
+class DatabaseError(NightgateError):
+    error_type = "database"
+
+
+class RegistryError(NightgateError):
+    error_type = "registry"
+
+
+class PromotionLostError(RegistryError):
+    error_type = "promotion_lost"
+
+
+class RunInProgressError(NightgateError):
+    error_type = "run_in_progress"
+
+
+ERRORS_BY_TYPE: dict[str, type[NightgateError]] = {
+    error.error_type: error
+    for error in (
+        DataError,
+        SnapshotError,
+        ModelError,
+        TrainingError,
+        NonFiniteLossError,
+        OutOfMemoryError,
+        CrashedError,
+        StalledError,
+        StorageError,
+    )
+}
+"""The errors that the training process may report by name to the process that watches it."""
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk under `path` into a StorageError.
+
+    Other `OSError`s pass through: they are not about the disk.
+    """
+    remedies = {
+        errno.ENOSPC: "free some space there, then run the same command again: nothing complete was lost",
+        errno.EDQUOT: "raise the quota or free some space there, then run the same command again",
+        errno.EROFS: "mount it writable, or set NIGHTGATE_HOME to a folder that is",
+        errno.EACCES: "give this user the right to write there, or set NIGHTGATE_HOME to a folder that it may write",
+        errno.EPERM: "give this user the right to write there, or set NIGHTGATE_HOME to a folder that it may write",
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in remedies:
+            raise
+        raise StorageError(f"cannot write to {path}: {error.strerror}", next_step=remedies[error.errno]) from error

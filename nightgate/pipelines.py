@@ -1,0 +1,258 @@
+"""Find, read and check pipeline files: `load_pipeline("sample")`, `load_pipeline("path/to/file.toml")`.
+
+A name is looked up in the files and folders of `NIGHTGATE_PIPELINES`, in `deployments/pipelines/` of the working
+directory, and among the pipelines that come with the package. All problems of a file are reported together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from nightgate.config import Data, Gate, Pipeline, Schedule, Split, Training
+from nightgate.errors import ConfigurationError
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "data": Data,
+    "split": Split,
+    "training": Training,
+    "gate": Gate,
+    "schedule": Schedule,
+}
+
+NOT_YET = {
+    "data.updated",
+    "data.deleted",
+    "data.sweep",
+    "gate.min_f1_on",
+    "gate.policy",
+    "gate.confidence",
+    "gate.margin",
+    "gate.refresh_after",
+    "gate.test_window",
+    "gate.min_test_rows",
+    "gate.slice_floor",
+    "gate.slice_margin",
+    "gate.approval",
+    "gate.approval_timeout",
+    "resources",
+    "retention",
+}
+"""Keys that are planned; this version does not act on them, so it refuses them rather than ignore them."""
+
+FOREIGN = {
+    "num_train_epochs": "training.epochs",
+    "num_epochs": "training.epochs",
+    "max_epochs": "training.epochs",
+    "lr": "training.learning_rate",
+    "per_device_train_batch_size": "training.batch_size",
+    "train_batch_size": "training.batch_size",
+    "gradient_accumulation_steps": "training.batch_size",
+    "per_device_eval_batch_size": "training.eval_batch_size",
+    "max_seq_length": "training.max_length",
+    "model_max_length": "training.max_length",
+    "model_name_or_path": "training.base_model",
+    "model_name": "training.base_model",
+    "model": "training.base_model",
+    "pretrained_model_name_or_path": "training.base_model",
+    "hidden_dropout_prob": "training.dropout",
+    "label_smoothing_factor": "training.label_smoothing",
+    "warmup_steps": "training.warmup_ratio",
+    "lr_scheduler": "training.lr_scheduler_type",
+    "scheduler": "training.lr_scheduler_type",
+    "fp16": "training.precision",
+    "bf16": "training.precision",
+    "amp": "training.precision",
+    "mixed_precision": "training.precision",
+    "patience": "training.early_stopping_patience",
+    "max_train_samples": "training.max_train_rows",
+    "f1_threshold": "gate.min_f1",
+    "threshold": "gate.min_f1",
+    "test_size": "split.test",
+    "validation_split": "split.validation",
+    "text_column": "data.text",
+    "label_column": "data.label",
+    "interval": "schedule.cron",
+}
+"""What other tools call our fields."""
+
+
+def pipeline_files() -> dict[str, Path]:
+    """Every pipeline that can be run by name, and its file; the first place that holds a name wins."""
+    places = [Path(place) for place in os.environ.get("NIGHTGATE_PIPELINES", "").split(os.pathsep) if place]
+    places += [Path("deployments/pipelines"), Path(str(files("deployments") / "pipelines"))]
+    found: dict[str, Path] = {}
+    for place in places:
+        for path in sorted(place.glob("*.toml")) if place.is_dir() else [place]:
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find_pipeline(reference: str | Path) -> Path:
+    """The file of a name or path.
+
+    Raises:
+        ConfigurationError: there is no such pipeline; the nearest names are listed.
+    """
+    text = str(reference)
+    if text.endswith(".toml") or os.sep in text or "/" in text:
+        path = Path(text).expanduser()
+        if path.is_file():
+            return path
+        raise ConfigurationError(
+            f"there is no pipeline file {text} (looked in {Path.cwd()})",
+            next_step="check the path, or copy deployments/pipelines/template.toml there",
+        )
+    return find_by_name(text)
+
+
+def find_by_name(name: str) -> Path:
+    """The file of a name, never of a path: what a form may choose from."""
+    known = pipeline_files()
+    if name in known and known[name].is_file():
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigurationError(
+        f"there is no pipeline {name!r}; {hint}known: {', '.join(sorted(known)) or 'none'}",
+        next_step="name one of them, or give the path of a TOML file",
+    )
+
+
+def load_pipeline(reference: str | Path, overrides: Mapping[str, Any] | None = None) -> Pipeline:
+    """Read and check a pipeline.
+
+    Args:
+        reference: a name under `deployments/pipelines/` or the path of a TOML file.
+        overrides: dotted key to value, such as `{"training.epochs": 2}`; they win over the file.
+
+    Raises:
+        ConfigurationError: no such file, not TOML, or problems in it; all of them are in the message.
+    """
+    path = find_pipeline(reference)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8 text: {error}", next_step="save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(
+            f"{path} is not TOML: {error}", next_step="mend that line; text stands in quotes, lists in [ ]"
+        ) from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {path}: {error.strerror}", next_step="give this user the right to read it"
+        ) from error
+    return check_pipeline(document, str(path), overrides)
+
+
+def check_pipeline(document: dict[str, Any], origin: str, overrides: Mapping[str, Any] | None = None) -> Pipeline:
+    """A `Pipeline` of a parsed document, overrides applied; `origin` stands in the message."""
+    problems: list[str] = []
+    for key, value in (overrides or {}).items():
+        if not _set(document, key.split("."), value):
+            problems.append(f"{key}: only fields of a table can be set, such as training.epochs")
+    problems += _unknown_keys(document)
+    try:
+        # Through strict JSON: lists become tuples, but "5" does not become 5.
+        pipeline = Pipeline.model_validate_json(json.dumps(document, default=str), strict=True)
+    except ValidationError as error:
+        problems += _told(error)
+    else:
+        if not problems:
+            return pipeline
+    raise ConfigurationError(
+        f"{origin} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:",
+        problems,
+        next_step="mend them all; deployments/pipelines/template.toml explains every field",
+    )
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """`--set a.b=value` texts as overrides. A value is TOML; what is not TOML is text.
+
+    Raises:
+        ConfigurationError: a text without `=` or without a key.
+    """
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise ConfigurationError(
+                f"--set {setting}: write it as table.field=value", next_step="for example --set training.epochs=2"
+            )
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        overrides[key.strip()] = value
+    return overrides
+
+
+def _set(document: dict[str, Any], keys: list[str], value: Any) -> bool:
+    for key in keys[:-1]:
+        document = document.setdefault(key, {})
+        if not isinstance(document, dict):
+            return False
+    document[keys[-1]] = value
+    return True
+
+
+def _unknown_keys(document: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for table, value in document.items():
+        if table not in Pipeline.model_fields:
+            problems.append(_unknown(table))
+        elif table in SECTIONS and isinstance(value, Mapping):
+            problems += [_unknown(f"{table}.{key}") for key in value if key not in SECTIONS[table].model_fields]
+    return problems
+
+
+def _unknown(key: str) -> str:
+    if key in NOT_YET or key.split(".")[0] in NOT_YET:
+        return (
+            f"{key}: this version of Nightgate does not act on it yet, so it is refused rather than ignored; remove it"
+        )
+    last = key.rsplit(".", 1)[-1]
+    if last in FOREIGN:
+        return f"{key}: unknown; Nightgate calls it {FOREIGN[last]}"
+    known = [f"{table}.{field}" for table, section in SECTIONS.items() for field in section.model_fields]
+    elsewhere = [name for name in known if name.endswith(f".{last}")]
+    near = (
+        elsewhere
+        or difflib.get_close_matches(key, [*known, *Pipeline.model_fields], n=1, cutoff=0.5)
+        or [
+            name
+            for name in known
+            if name.rsplit(".", 1)[-1] in difflib.get_close_matches(last, [k.rsplit(".", 1)[-1] for k in known], n=1)
+        ]
+    )
+    return f"{key}: unknown" + (f"; did you mean {near[0]}?" if near else "; see template.toml for all fields")
+
+
+def _told(error: ValidationError) -> list[str]:
+    problems = []
+    for problem in error.errors(include_url=False):
+        if problem["type"] == "extra_forbidden" and len(problem["loc"]) <= 2:
+            continue  # already told by _unknown_keys, with the nearest name
+        where = ".".join(
+            str(part)
+            for part in problem["loc"]
+            if not str(part).startswith(("constrained-", "tuple[", "dict[", "function-"))
+        )
+        message = problem["msg"].removeprefix("Value error, ")
+        given = problem.get("input")
+        shown = (
+            f", not {given!r}" if problem["type"] != "missing" and isinstance(given, str | int | float | bool) else ""
+        )
+        if shown and repr(given) in message:
+            shown = ""
+        problems.append(f"{where}: {message}{shown}" if where else message)
+    return problems
