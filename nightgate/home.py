@@ -87,6 +87,6 @@ def open_home(root: str | Path | None = None) -> Home:
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{marker} is damaged: it must hold the home's id",
-                next_step="restore it from a backup; the id stands in the database: SELECT value FROM setting WHERE key = 'home_id'",
+                next_step="restore it; the database has the id: SELECT value FROM setting WHERE key = 'home_id'",
             ) from error
     return Home(root=path, id=home_id)

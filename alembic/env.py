@@ -1,0 +1,35 @@
+"""What Alembic runs for `alembic upgrade head` in the repository root, and for `nightgate db upgrade` anywhere.
+
+The database is the one of `NIGHTGATE_DATABASE_URL` and `NIGHTGATE_HOME`, unless `nightgate.database` names another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alembic import context
+from nightgate.connection import parse_url
+from nightgate.database import database_url, migrating
+from nightgate.home import open_home
+from nightgate.schema import Base
+
+
+def run_migrations() -> None:
+    given: dict[Any, Any] = context.config.attributes
+    url = given.get("url") or database_url(open_home())
+    options: dict[str, Any] = {"target_metadata": Base.metadata, "compare_type": True}
+    if context.is_offline_mode():
+        dialect = parse_url(url).get_backend_name()
+        context.configure(dialect_name=dialect, literal_binds=True, transactional_ddl=True, **options)
+        with context.begin_transaction():
+            context.run_migrations()
+        return
+    patience = {"patience": given["patience"]} if "patience" in given else {}
+    with migrating(url, **patience) as (connection, revision):
+        given["revision"] = revision
+        # SQLite alters a table by rebuilding it, inside the one transaction that `migrating` holds.
+        context.configure(connection=connection, render_as_batch=connection.dialect.name == "sqlite", **options)
+        context.run_migrations()
+
+
+run_migrations()

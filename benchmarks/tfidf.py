@@ -1,0 +1,90 @@
+"""A night's model against TF-IDF with logistic regression, on the same split of the same snapshot.
+
+    python -m benchmarks.tfidf PIPELINE        (after `nightgate run PIPELINE`; needs the extra `dev`)
+
+Takes the newest night of PIPELINE that was judged. The baseline is fitted on all training rows of that night's
+snapshot, also where `max_train_rows` gave the model fewer; its regularisation is picked on the validation rows. Both
+are compared on the test rows, with the paired 95 % bootstrap interval of the difference in F1.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from nightgate import metrics
+from nightgate.config import Pipeline
+from nightgate.database import Database
+from nightgate.errors import NightgateError, RegistryError
+from nightgate.home import open_home
+from nightgate.intervals import f1_difference_interval
+from nightgate.pipelines import load_pipeline
+from nightgate.refresh import training_rows
+from nightgate.snapshots import open_snapshot
+from nightgate.steps import read_predictions
+
+NEWEST = """
+SELECT r.run_id, r.night, r.duration_seconds, r.best_epoch, r.data_until, s.path
+FROM nightly_runs r JOIN snapshots s ON s.pipeline = r.pipeline AND s.snapshot_id = r.snapshot_id
+WHERE r.pipeline = :pipeline AND r.verdict IS NOT NULL ORDER BY r.night DESC, r.started_at DESC LIMIT 1
+"""
+
+
+def compare(pipeline: Pipeline) -> str:
+    """The table, as text.
+
+    Raises:
+        RegistryError: no night of this pipeline has been judged yet.
+    """
+    home = open_home()
+    with closing(Database.open(home)) as db:
+        found = db.frame(NEWEST, {"pipeline": pipeline.name})
+    if found.empty:
+        raise RegistryError(f"no night of {pipeline.name} has been judged", next_step=f"nightgate run {pipeline.name}")
+    run = found.iloc[0]
+    snapshot = open_snapshot(home.absolute(run["path"]))
+    train, validation, test = (snapshot.rows(split) for split in ("train", "validation", "test"))
+    num_labels = len(pipeline.data.label_names)
+    average = pipeline.gate.average
+
+    started = time.perf_counter()
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    features = vectorizer.fit_transform(train["text"])
+    known = vectorizer.transform(validation["text"])
+    truth = validation["label"].to_numpy()
+    fitted = [LogisticRegression(C=c, max_iter=2000).fit(features, train["label"]) for c in (0.3, 1.0, 3.0, 10.0)]
+    best = max(fitted, key=lambda model: metrics.score(truth, model.predict(known), num_labels).f1(average) or 0)
+    baseline = np.asarray(best.predict(vectorizer.transform(test["text"])), dtype=np.int64)
+    seconds = time.perf_counter() - started
+
+    references = test["label"].to_numpy()
+    ours = read_predictions(home.runs / run["run_id"] / "test" / "candidate.npz")
+    used = len(training_rows(snapshot, pipeline, run["data_until"]))
+    lines = [
+        f"{pipeline.name}, night {run['night']}, run {run['run_id']}, {len(test):,} test rows",
+        "",
+        "| model | training rows | accuracy | F1 | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for name, predicted, rows, took in (
+        (f"TF-IDF and logistic regression (C={best.C:g})", baseline, len(train), seconds),
+        (f"{pipeline.training.base_model}, {pipeline.training.epochs} epochs", ours, used, run["duration_seconds"]),
+    ):
+        scores = metrics.score(references, predicted, num_labels)
+        lines.append(f"| {name} | {rows:,} | {scores.accuracy:.4f} | {scores.f1(average):.4f} | {took:.0f} |")
+    interval = f1_difference_interval(references, baseline, ours, num_labels, average, resamples=10_000)
+    return "\n".join([*lines, "", f"Difference in {average} F1, paired 95 % interval: {interval}"])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m benchmarks.tfidf PIPELINE")
+    try:
+        print(compare(load_pipeline(sys.argv[1])))
+    except NightgateError as error:
+        sys.exit(f"error: {error}")

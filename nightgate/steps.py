@@ -1,0 +1,376 @@
+"""The steps of a night, each one call: what the Prefect tasks wrap and `nightgate run --no-prefect` calls bare.
+
+    with open_night(pipeline, night) as run:      # a row in SQL first, whatever comes
+        refresh_data(run)                         # source -> immutable snapshot
+        for epoch in fine_tune(run):              # a process of its own; yields after each epoch
+            record_epoch(run, epoch)              # metrics -> SQL, before the next epoch ends
+        score_on_test(run)                        # candidate and champion on the same rows
+        judge(run)                                # checks and verdict -> SQL
+        register_candidate(run)                   # a numbered version, held ones too
+        settle(run)                               # promoted or held
+
+A `NightRun` carries what the steps hand on. Leaving the block by an exception settles the run's row: failed with its
+reason, or cancelled when a person or a signal stopped it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from nightgate import gate, ledger, metrics, refresh, registry, supervisor
+from nightgate.config import Pipeline
+from nightgate.database import Database
+from nightgate.errors import NightgateError, PromotionLostError
+from nightgate.home import Home, open_home
+from nightgate.intervals import Interval, f1_difference_interval, f1_interval
+from nightgate.jobs import EpochReport, ScoreJob, TrainJob, TrainResult
+from nightgate.nights import Night
+from nightgate.snapshots import Snapshot, open_snapshot
+
+log = logging.getLogger(__name__)
+
+
+class NightRun:
+    """One run of one night: identity, places, and what each step found for the next one."""
+
+    def __init__(self, pipeline: Pipeline, night: Night, home: Home, db: Database, opened: ledger.OpenedRun) -> None:
+        self.pipeline = pipeline
+        self.night = night
+        self.home = home
+        self.db = db
+        self.run_id = opened.run_id
+        self.attempt = opened.attempt
+        self.status = opened.status
+        self.reason = opened.reason
+        self.is_open = not opened.ended
+        self.dry_run = opened.dry_run
+        self.data_until = opened.data_until
+        self.snapshot_path = opened.snapshot_path
+        """Of a resumed run, which keeps the snapshot that it began with."""
+        self.snapshot: Snapshot
+        self.started_from: int | None = None
+        """The champion's version that training went on from; None: the base model."""
+        self.trained: TrainResult
+        self.champion: ledger.VersionRow | None = None
+        self.test_rows: pd.DataFrame
+        self.predictions: dict[str, NDArray[np.int64]]
+        """Class indices of the test rows by `candidate` and, if one reigns, `champion`."""
+        self.test_scores: metrics.Scores
+        self.test_interval: Interval | None
+        self.decision: gate.Decision
+        self.version: int
+
+    def __str__(self) -> str:
+        return self.run_id
+
+    @property
+    def directory(self) -> Path:
+        """Checkpoints, logs and predictions of this run: home/runs/<run_id>/."""
+        return self.home.runs / self.run_id
+
+
+@contextmanager
+def open_night(
+    pipeline: Pipeline,
+    night: Night,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    prefect_flow_run_id: str | None = None,
+) -> Iterator[NightRun]:
+    """Claim the night: its row is in SQL before any work starts, and is settled whatever comes.
+
+    One process at a time works on a pipeline: the lock is the kernel's, so a dead owner never holds it. A second run
+    is recorded as superseded and handed out closed (`is_open` False), as is a night that has ended already.
+
+    Raises:
+        NightgateError: home or database cannot be used. Inside the block, whatever the steps raise.
+    """
+    home = open_home()
+    with closing(Database.open(home)) as db:
+        lock = FileLock(home.locks / f"{pipeline.name}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield _superseded(pipeline, night, home, db, prefect_flow_run_id)
+            return
+        try:
+            opened = ledger.open_run(
+                db, pipeline, night, force=force, dry_run=dry_run, prefect_flow_run_id=prefect_flow_run_id
+            )
+            run = NightRun(pipeline, night, home, db, opened)
+            with _settled(run):
+                yield run
+        finally:
+            lock.release()
+
+
+def run_night(pipeline: Pipeline, night: Night, *, force: bool = False, dry_run: bool = False) -> NightRun:
+    """One night without Prefect: the same calls as `flows.nightly`, bare."""
+    with open_night(pipeline, night, force=force, dry_run=dry_run) as run:
+        if run.is_open:
+            refresh_data(run)
+            with closing(fine_tune(run)) as epochs:
+                for epoch in epochs:
+                    record_epoch(run, epoch)
+            score_on_test(run)
+            judge(run)
+            register_candidate(run)
+            settle(run)
+    return run
+
+
+def refresh_data(run: NightRun) -> None:
+    """Read the source into an immutable snapshot. A resumed run keeps the snapshot that it began with."""
+    if run.snapshot_path is not None:
+        run.snapshot = open_snapshot(run.snapshot_path)
+        log.info("going on with snapshot %s", run.snapshot.id)
+        return
+    previous = ledger.previous_snapshot(run.db, run.pipeline.name, before=run.data_until)
+    night = replace(run.night, data_until=run.data_until)
+    refreshed = refresh.refresh(run.pipeline, night, run.home, previous)
+    ledger.record_snapshot(run.db, run.run_id, run.attempt, refreshed)
+    run.snapshot = refreshed.snapshot
+
+
+def fine_tune(run: NightRun) -> Generator[EpochReport]:
+    """Train in a process of its own; yield each epoch once its checkpoint is on disk.
+
+    Epochs that an earlier attempt finished come again first, so that a row that was lost in between is written after
+    all. Closing the iterator stops the training and keeps its last checkpoint.
+
+    Raises:
+        TrainingError: it ran out of memory, crashed, stalled, or a loss is not finite.
+        ModelError: the base model, or the champion to start from, cannot be used.
+    """
+    start_from = None
+    if run.pipeline.training.start_from == "champion":
+        champion = ledger.champion(run.db, run.pipeline.name)
+        if champion is None:
+            log.info("there is no champion to start from yet: starting from %s", run.pipeline.training.base_model)
+        else:
+            start_from = run.home.absolute(champion.path)
+            registry.verify_version(start_from)
+            run.started_from = champion.version
+    job = TrainJob(
+        run_dir=run.directory,
+        attempt=run.attempt,
+        snapshot=run.snapshot.path,
+        pipeline=run.pipeline.record(),
+        data_until=run.data_until.isoformat(),
+        start_from=start_from,
+    )
+    run.trained = yield from supervisor.train(job)
+    ledger.record_training(run.db, run.run_id, run.attempt, run.trained)
+
+
+def record_epoch(run: NightRun, report: EpochReport) -> None:
+    """Metrics of one epoch on the validation rows, in all and by class and slice: committed at once."""
+    rows = run.snapshot.rows("validation")
+    references = rows["label"].to_numpy(dtype=np.int64)
+    predictions = read_predictions(report.predictions)
+    names = run.pipeline.data.label_names
+    scores = metrics.score(references, predictions, len(names))
+    ledger.record_epoch(
+        run.db,
+        run.run_id,
+        run.attempt,
+        report,
+        scores,
+        metrics.slice_scores(rows, references, predictions, len(names), names),
+        metrics.confusion_counts(references, predictions, len(names)),
+    )
+    average = run.pipeline.gate.average
+    log.info(
+        "epoch %d: training loss %.4f, validation loss %.4f, accuracy %.4f, F1 %.4f",
+        report.epoch,
+        report.training_loss,
+        report.validation_loss,
+        scores.accuracy or 0.0,
+        scores.f1(average) or 0.0,
+    )
+
+
+def score_on_test(run: NightRun) -> None:
+    """Score the candidate and the reigning champion on tonight's test rows: the champion's old score is no evidence."""
+    models = {"candidate": run.trained.best_model}
+    run.champion = ledger.champion(run.db, run.pipeline.name)
+    if run.champion is not None:
+        models["champion"] = run.home.absolute(run.champion.path)
+        registry.verify_version(models["champion"])
+    job = ScoreJob(
+        pipeline=run.pipeline.record(), snapshot=run.snapshot.path, models=models, out=run.directory / "test"
+    )
+    found = supervisor.score_models(job)
+    rows = run.snapshot.rows("test")
+    run.predictions = {name: read_predictions(path) for name, path in found.items()}
+    run.test_rows = rows
+    references = rows["label"].to_numpy(dtype=np.int64)
+    names = run.pipeline.data.label_names
+    predictions = run.predictions["candidate"]
+    run.test_scores = metrics.score(references, predictions, len(names))
+    ledger.record_test(
+        run.db,
+        run.run_id,
+        run.attempt,
+        run.trained.best_epoch,
+        metrics.slice_scores(rows, references, predictions, len(names), names),
+        metrics.confusion_counts(references, predictions, len(names)),
+    )
+
+
+def judge(run: NightRun) -> None:
+    """Run the gate's checks and store them with the verdict."""
+    rows, names, average = run.test_rows, run.pipeline.data.label_names, run.pipeline.gate.average
+    references = rows["label"].to_numpy(dtype=np.int64)
+    groups = rows["group"].tolist() if "group" in rows else None
+    test_version = run.snapshot.manifest["test_version"]
+
+    def measured(name: str, version: int | None, data_until: datetime) -> gate.Measured:
+        return gate.Measured(
+            f1=metrics.score(references, run.predictions[name], len(names)).f1(average),
+            support=len(references),
+            test_version=test_version,
+            data_until=data_until,
+            interval=f1_interval(references, run.predictions[name], len(names), average, groups=groups),
+            version=version,
+        )
+
+    candidate = measured("candidate", None, run.data_until)
+    champion = difference = None
+    if run.champion is not None:
+        champion = measured("champion", run.champion.version, run.champion.data_until)
+        difference = f1_difference_interval(
+            references,
+            run.predictions["champion"],
+            run.predictions["candidate"],
+            len(names),
+            average,
+            groups=groups,
+        )
+    run.test_interval = candidate.interval
+    run.decision = gate.decide(candidate, champion, run.pipeline.gate, difference=difference)
+    ledger.record_decision(run.db, run.run_id, run.attempt, run.decision, run.test_scores, candidate, champion)
+    log.info("verdict: %s: %s", run.decision.verdict, run.decision.reason)
+
+
+def register_candidate(run: NightRun) -> None:
+    """Make the candidate a numbered version that plain transformers can open. Held ones are versions too."""
+    candidate = registry.Candidate(
+        pipeline=run.pipeline,
+        run_id=run.run_id,
+        attempt=run.attempt,
+        snapshot=run.snapshot,
+        best_model=run.trained.best_model,
+        best_epoch=run.trained.best_epoch,
+        test=run.test_scores,
+        test_interval=run.test_interval,
+        decision=run.decision,
+        started_from=run.started_from,
+    )
+    run.version = registry.register_candidate(run.db, run.home, candidate).version
+
+
+def settle(run: NightRun) -> None:
+    """Promote in one transaction that names the champion it expects, or hold; then drop the checkpoints."""
+    decision = run.decision
+    status: str = "held"
+    reason = decision.reason
+    next_step = ""
+    if decision.verdict == "promote" and run.dry_run:
+        reason = f"dry run, not promoted: {reason}"
+        next_step = f"nightgate promote {run.pipeline.name} {run.version} --reason TEXT"
+    elif decision.verdict == "promote":
+        try:
+            ledger.promote(
+                run.db,
+                run.pipeline.name,
+                run.version,
+                expected=run.champion.version if run.champion else None,
+                run_id=run.run_id,
+                attempt=run.attempt,
+                by="gate",
+                reason=reason,
+                kind="promote",
+            )
+            status = "promoted"
+        except PromotionLostError as error:
+            # Not a failure of this night: somebody moved the champion after it was scored.
+            reason, next_step = f"would have been promoted, but {error.reason}", error.next_step
+    if status == "held":
+        ledger.finish_run(run.db, run.run_id, run.attempt, status, reason=reason, next_step=next_step)
+    run.status, run.reason = status, reason
+    remove_checkpoints(run.directory)
+
+
+def read_predictions(path: Path) -> NDArray[np.int64]:
+    """Predicted class indices, shape [rows], of a file of logits."""
+    with np.load(path, allow_pickle=False) as stored:
+        predicted: NDArray[np.int64] = stored["logits"].argmax(axis=1)
+    return predicted
+
+
+def remove_checkpoints(run_dir: Path) -> None:
+    """What only a resume needs: the weights of a version live on under models/. Predictions and logs stay."""
+    for attempt in run_dir.glob("attempt-*"):
+        for folder in ("checkpoint", "best"):
+            shutil.rmtree(attempt / folder, ignore_errors=True)
+
+
+@contextmanager
+def _settled(run: NightRun) -> Iterator[None]:
+    """Write down how the run ended, whatever ended it."""
+    try:
+        yield
+    except NightgateError as error:
+        _finish(run, "failed", error.reason, error.error_type, error.next_step)
+        raise
+    except Exception as error:
+        _finish(
+            run,
+            "failed",
+            f"{type(error).__name__}: {error}",
+            "internal",
+            "this is a fault of Nightgate: report it with the log, then run the same command again",
+        )
+        raise
+    except BaseException as stop:
+        # Ctrl-C, SIGTERM, or a cancel from Prefect, which raises a BaseException too. Closing of generators is none.
+        reason = f"stopped by {type(stop).__name__}; the last checkpoint is kept"
+        _finish(run, "cancelled", reason, "cancelled", "run the same command again to go on from the last checkpoint")
+        raise
+
+
+def _finish(run: NightRun, status: str, reason: str, error_type: str, next_step: str) -> None:
+    if not run.is_open or run.status in {"promoted", "held"}:
+        return
+    run.status, run.reason = status, reason
+    try:
+        ledger.finish_run(
+            run.db, run.run_id, run.attempt, status, reason=reason, error_type=error_type, next_step=next_step
+        )
+    except NightgateError as error:
+        # The first error is the one to tell; the next run of this pipeline settles the row.
+        log.warning("could not write down that run %s %s: %s", run.run_id, status, error)
+
+
+def _superseded(
+    pipeline: Pipeline, night: Night, home: Home, db: Database, prefect_flow_run_id: str | None
+) -> NightRun:
+    first = ledger.running_run(db, pipeline.name)
+    named = f"run {first.run_id} (process {first.pid} on {first.host})" if first else "another run"
+    reason = f"{named} of {pipeline.name} is at work already; this one ended at once"
+    opened = ledger.record_superseded(db, pipeline, night, reason, prefect_flow_run_id=prefect_flow_run_id)
+    log.warning("superseded: %s", reason)
+    return NightRun(pipeline, night, home, db, opened)

@@ -1,0 +1,87 @@
+"""What the readers of sources share: a table of untouched values, the rows they reject, and the check of columns."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from nightgate.errors import DataError
+
+ORIGIN = "__origin"
+"""Column of a row's place in its source, such as `reviews.csv:17`; it never enters a snapshot."""
+GIVEN_SPLIT = "__given_split"
+"""Column of the split that the source gave, where `source.splits` names them."""
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that cannot be used, and why."""
+
+    origin: str
+    row_id: str | None
+    reason: str
+    """Short code: empty_text, bad_text, missing_label, unknown_label, missing_time, bad_time, bad_split, bad_row."""
+    detail: str
+    excerpt: str
+    """At most 200 characters."""
+
+
+@dataclass
+class Table:
+    """One file or split: a list of values per wanted column."""
+
+    columns: dict[str, list[Any]]
+    origins: list[str]
+    rejected: list[Quarantined] = field(default_factory=list)
+
+
+def from_arrow(table: pa.Table, columns: Sequence[str], name: str) -> Table:
+    values: dict[str, list[Any]] = {}
+    for column in columns:
+        array = table.column(column)
+        if pa.types.is_dictionary(array.type):
+            array = array.cast(array.type.value_type)
+        if pa.types.is_timestamp(array.type):
+            # Nanoseconds would come out as another type than microseconds do.
+            array = array.cast(pa.timestamp("us", tz=array.type.tz), safe=False)
+        elif pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
+            try:
+                array = array.cast(pa.large_string())
+            except pa.ArrowInvalid as error:
+                raise DataError(
+                    f"{name}: column {column!r} holds bytes that are not UTF-8 text",
+                    next_step="store it as text (a string column)",
+                ) from error
+        values[column] = array.to_pylist()
+    return Table(values, [f"{name}:{number}" for number in range(1, table.num_rows + 1)])
+
+
+def check_columns(wanted: Iterable[str], found: Sequence[str], place: str) -> None:
+    missing = [name for name in wanted if name not in found]
+    if not missing:
+        return
+    near = difflib.get_close_matches(missing[0], found, n=1, cutoff=0.5) or [
+        name for name in found if name.strip().casefold() == missing[0].strip().casefold()
+    ]
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    if len(found) == 1 and len(found[0].split(";")) > 1:
+        hint = "; it looks separated by semicolons: save it with commas"
+    raise DataError(
+        f"{place} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, found)) or 'none'}{hint}",
+        next_step="name the columns in [data] (id, text, label, time, slices, group) or [split] as the source does",
+    )
+
+
+def is_missing(value: Any) -> bool:
+    """None, NaN, NaT and blank text."""
+    if value is None or value is pd.NaT or value is pd.NA:
+        return True
+    if isinstance(value, float):
+        return math.isnan(value)
+    return isinstance(value, str) and not value.strip()

@@ -1,0 +1,169 @@
+"""The training process: `python -m nightgate.worker JOB.json`, started and watched by `nightgate.supervisor`.
+
+One JSON object per line on standard output (events), logs and stacks on standard error. On standard input the parent
+says `recorded N` when it has dealt with epoch N; the end of standard input means that the parent is gone, and this
+process ends with it. SIGINT is the parent's business; SIGTERM ends the process at once, which is safe at any moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from nightgate.errors import ERRORS_BY_TYPE, NightgateError, OutOfMemoryError, StorageError, storage_errors
+from nightgate.jobs import EpochReport, Progress, ScoreJob, TrainJob, read_job
+
+SECONDS_BETWEEN_PROGRESS = 1.0
+
+
+class _Parent:
+    """The other end of the pipes; also the `Listener` of the training loop."""
+
+    def __init__(self, events: int) -> None:
+        self._events = events
+        self._writing = threading.Lock()
+        self._dealt = threading.Condition()
+        self._recorded = 0
+        self._sent = 0
+        self._said = ("", "")
+        self._said_at = 0.0
+
+    def send(self, event: str, **facts: Any) -> None:
+        line = json.dumps({"event": event, **facts}).encode() + b"\n"
+        with self._writing:
+            try:
+                while line:
+                    line = line[os.write(self._events, line) :]
+            except BrokenPipeError:
+                os._exit(1)
+
+    def progress(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if (progress.phase, progress.detail) == self._said and now - self._said_at < SECONDS_BETWEEN_PROGRESS:
+            return
+        self._said, self._said_at = (progress.phase, progress.detail), now
+        self.send("progress", **progress.to_json())
+
+    def epoch_done(self, report: EpochReport) -> None:
+        # An epoch's row is to be committed before the next epoch ends: never run further ahead than that.
+        with self._dealt:
+            self._dealt.wait_for(lambda: self._recorded >= self._sent)
+        self._sent = report.epoch
+        self.send("epoch", **report.to_json())
+
+    def listen(self) -> None:
+        """Read what the parent says until it is gone, then end this process."""
+        buffer = b""
+        # os.read, not sys.stdin: a thread inside a buffered reader blocks the interpreter's end.
+        while chunk := os.read(0, 4096):
+            *lines, buffer = (buffer + chunk).split(b"\n")
+            for line in lines:
+                with self._dealt:
+                    self._recorded = int(line.removeprefix(b"recorded "))
+                    self._dealt.notify_all()
+        os._exit(1)
+
+
+class _ToParent(logging.Handler):
+    """Our own log records, for the parent's log."""
+
+    def __init__(self, parent: _Parent) -> None:
+        super().__init__(logging.INFO)
+        self.parent = parent
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.parent.send("log", level=record.levelno, name=record.name, message=record.getMessage())
+
+
+def main(arguments: list[str]) -> int:
+    """Do the job in the file that the only argument names; 0 when done, 1 when it failed in words."""
+    # Whatever a library prints must not mix with the events.
+    events = os.dup(1)
+    os.dup2(2, 1)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = _Parent(events)
+    threading.Thread(target=parent.listen, name="parent", daemon=True).start()
+    _log_to(parent)
+    try:
+        job = read_job(Path(arguments[0]))
+        parent.progress(Progress("load", detail="starting"))
+        if isinstance(job, TrainJob):
+            _train(job, parent)
+        else:
+            _score(job, parent)
+    except Exception as error:
+        told = in_words(error)
+        if not isinstance(error, NightgateError):
+            # The traceback is for log.txt; run as a module, __name__ would be __main__.
+            logging.getLogger("nightgate.worker").debug("failed", exc_info=error)
+        parent.send("error", error_type=told.error_type, message=told.reason, next_step=told.next_step)
+        return 1
+    return 0
+
+
+def in_words(error: Exception) -> NightgateError:
+    """The error as one that the parent can restore; its next step is empty when the log has to tell."""
+    if isinstance(error, NightgateError) and error.error_type in ERRORS_BY_TYPE:
+        return error
+    said = str(error).strip()
+    shortage = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or any(words in said for words in shortage)
+    ):
+        return OutOfMemoryError(
+            f"not enough memory: {(said.splitlines() or [type(error).__name__])[0]}",
+            next_step="free memory there, or lower training.eval_batch_size, max_length or batch_size",
+        )
+    try:
+        with storage_errors(Path(getattr(error, "filename", None) or ".")):
+            raise error
+    except StorageError as storage:
+        return storage
+    except Exception:  # noqa: BLE001 - not about the disk
+        first = (said.splitlines() or [""])[0]
+        return ERRORS_BY_TYPE["training"](f"{type(error).__name__}: {first}")
+
+
+def _train(job: TrainJob, parent: _Parent) -> None:
+    from nightgate.training import train
+
+    parent.send("result", **train(job, parent).to_json())
+
+
+def _score(job: ScoreJob, parent: _Parent) -> None:
+    from nightgate.scoring import score_models
+
+    written = score_models(job, parent.progress)
+    parent.send("result", written={name: str(path) for name, path in written.items()})
+
+
+def _log_to(parent: _Parent) -> None:
+    to_file = logging.StreamHandler(sys.stderr)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[to_file], force=True)
+    logging.captureWarnings(capture=True)
+    ours = logging.getLogger("nightgate")
+    ours.setLevel(logging.DEBUG)
+    ours.addHandler(_ToParent(parent))
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    logging.shutdown()
+    # Not sys.exit: tearing down torch and CUDA takes seconds and may crash after all is done.
+    os._exit(code)

@@ -1,0 +1,1 @@
+"""Prefect tasks: what the orchestrator manages (names, retries, artifacts) around one library call each."""

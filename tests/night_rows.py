@@ -1,0 +1,160 @@
+"""What database tests write down: a pipeline, its nights and the results of training, built by hand."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nightgate import gate, ledger
+from nightgate.config import Pipeline
+from nightgate.database import Database
+from nightgate.intervals import Interval
+from nightgate.jobs import EpochReport, TrainResult
+from nightgate.metrics import Scores, SliceScore
+from nightgate.nights import Night
+from nightgate.refresh import Refreshed
+from nightgate.snapshots import Snapshot
+from nightgate.tables import Quarantined
+
+FIRST_NIGHT = date(2026, 3, 1)
+
+# Training Loss, Epoch, Step, Validation Loss, Accuracy, F1, Precision, Recall: the published run.
+PUBLISHED = (
+    (1.0049, 1, 2500, 1.0616, 0.5352, 0.5268, 0.5347, 0.5352),
+    (0.9172, 2, 5000, 1.0763, 0.5432, 0.5412, 0.5444, 0.5432),
+    (0.8285, 3, 7500, 1.1077, 0.5408, 0.5428, 0.5494, 0.5408),
+    (0.7361, 4, 10000, 1.1743, 0.5342, 0.5399, 0.5531, 0.5342),
+    (0.6538, 5, 12500, 1.2436, 0.5422, 0.5435, 0.5452, 0.5422),
+)
+
+
+def pipeline(name: str = "reviews", average: str = "weighted", learning_rate: float = 5e-5) -> Pipeline:
+    return Pipeline.model_validate(
+        {
+            "name": name,
+            "data": {"source": {"kind": "sample"}, "labels": ["bad", "good"]},
+            "gate": {"average": average},
+            "training": {"learning_rate": learning_rate},
+        }
+    )
+
+
+def night(day: int = 0) -> Night:
+    """The scheduled night `day` days after the first."""
+    chosen = FIRST_NIGHT + timedelta(days=day)
+    instant = datetime(chosen.year, chosen.month, chosen.day, 3, 15, tzinfo=UTC)
+    return Night(chosen, "schedule", instant, instant)
+
+
+def scores(f1: float | None = 0.6, macro: float | None = None, support: int = 10, **other: Any) -> Scores:
+    """Weighted metrics around `f1`; the macro ones are `macro`, or 0.1 below."""
+    macro = macro if macro is not None or f1 is None else f1 - 0.1
+    values: dict[str, Any] = {
+        "accuracy": f1,
+        "f1_weighted": f1,
+        "f1_macro": macro,
+        "precision_weighted": f1,
+        "precision_macro": macro,
+        "recall_weighted": f1,
+        "recall_macro": macro,
+    }
+    return Scores(support=support, **(values | other))
+
+
+def report(epoch: int, attempt: int = 1, **other: Any) -> EpochReport:
+    values: dict[str, Any] = {
+        "step": 100 * epoch,
+        "training_loss": 1.0 / epoch,
+        "validation_loss": 1.1,
+        "learning_rate": 1e-5,
+        "examples_per_second": 50.0,
+        "predictions": Path("epoch.npz"),
+        "precision": "fp32",
+        "device": "cpu",
+        "is_best": True,
+        "stopped_early": False,
+    }
+    return EpochReport(attempt=attempt, epoch=epoch, **(values | other))
+
+
+def trained(best_epoch: int = 1, resumed_from: int = 0) -> TrainResult:
+    return TrainResult(
+        best_epoch=best_epoch,
+        best_model=Path("best"),
+        epochs_run=best_epoch,
+        stopped_early=False,
+        resumed_from=resumed_from,
+        device="cpu",
+        precision="fp32",
+        precision_reason="there is no GPU",
+        threads=2,
+    )
+
+
+def refreshed(db: Database, snapshot_id: str = "s-0011223344556677", bad_rows: int = 2) -> Refreshed:
+    folder = db.home.snapshots / "reviews" / snapshot_id
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {
+        "id": snapshot_id,
+        "pipeline": "reviews",
+        "test_version": "t-0011223344",
+        "rows": {"train": 80, "validation": 10, "test": 10},
+        "rows_total": 100,
+        "rows_duplicate": 3,
+        "rows_quarantined": bad_rows,
+        "data_until": "2026-03-01T03:15:00+00:00",
+        "first_time": None,
+        "last_time": None,
+    }
+    (folder / "manifest.json").write_text("{}", encoding="utf-8")
+    quarantined = tuple(
+        Quarantined(f"reviews.csv:{line}", None, "empty_text", "the text is blank", "a\0b \ud83d")
+        for line in range(1, bad_rows + 1)
+    )
+    return Refreshed(Snapshot(snapshot_id, folder, manifest), quarantined, 40, 100, 3)
+
+
+def slices(f1: float = 0.6) -> list[SliceScore]:
+    return [SliceScore("label", "bad", scores(f1)), SliceScore("label", "good", scores(f1, support=0))]
+
+
+def confusion() -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.array([[4, 1], [2, 3]], dtype=np.int64)
+
+
+def decision(verdict: gate.Verdict = "promote") -> gate.Decision:
+    passed = verdict == "promote"
+    check = gate.Check(
+        name="min_f1",
+        outcome="passed" if passed else "failed",
+        reason="F1 0.6000 reaches min_f1 0.5400" if passed else "F1 0.5000 is below min_f1 0.5400",
+        candidate_value=0.6 if passed else 0.5,
+        threshold=0.54,
+        ci_low=0.5,
+        ci_high=0.7,
+        rows_used=10,
+    )
+    first = gate.Check(name="beats_champion", outcome="not_run", reason="there is no champion yet")
+    return gate.Decision(verdict, check.reason, (check, first))
+
+
+def measured(f1: float | None = 0.6, version: int | None = None) -> gate.Measured:
+    return gate.Measured(f1, 10, "t-0011223344", night().data_until, Interval(0.5, 0.7), version)
+
+
+def judged_version(db: Database, day: int = 0, verdict: gate.Verdict = "promote") -> tuple[ledger.OpenedRun, int]:
+    """A run of that night up to its version, still running, and the version's number."""
+    opened = ledger.open_run(db, pipeline(), night(day))
+    ledger.record_decision(db, opened.run_id, opened.attempt, decision(verdict), scores(), measured())
+    version = ledger.add_version(db, opened.run_id, opened.attempt, lambda number: f"models/reviews/v{number:04d}")
+    return opened, version
+
+
+def held_version(db: Database, day: int = 0) -> int:
+    """A version of an ended run."""
+    opened, version = judged_version(db, day)
+    ledger.finish_run(db, opened.run_id, opened.attempt, "held")
+    return version

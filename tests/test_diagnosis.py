@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from nightgate.config import Training
+from nightgate.diagnosis import EpochFacts, Finding, diagnose
+from nightgate.pipelines import check_pipeline, parse_settings
+
+PUBLISHED = [
+    EpochFacts(1, 1.0049, 1.0616, 0.5268),
+    EpochFacts(2, 0.9172, 1.0763, 0.5412),
+    EpochFacts(3, 0.8285, 1.1077, 0.5428),
+    EpochFacts(4, 0.7361, 1.1743, 0.5399),
+    EpochFacts(5, 0.6538, 1.2436, 0.5435),
+]
+
+
+def run(training: list[float], validation: list[float], f1: list[float] | None = None) -> list[EpochFacts]:
+    scores = f1 or [0.6] * len(training)
+    return [EpochFacts(n + 1, *facts) for n, facts in enumerate(zip(training, validation, scores, strict=True))]
+
+
+def kinds(findings: list[Finding]) -> list[str]:
+    return [finding.kind for finding in findings]
+
+
+def test_the_published_run_overfits_from_epoch_2_on() -> None:
+    [finding] = diagnose(PUBLISHED, min_f1=0.54)
+    assert finding.kind == "overfitting"
+    assert finding.since_epoch == 2
+    for number in ("1.0616", "1.2436", "1.0049", "0.6538", "0.5268", "0.5435", "epoch 2"):
+        assert number in finding.text
+
+
+def test_the_order_of_the_epochs_does_not_matter() -> None:
+    assert diagnose(PUBLISHED[::-1], 0.54) == diagnose(PUBLISHED, 0.54)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "why"),
+    [
+        ([], "no epochs"),
+        (PUBLISHED[:1], "one epoch"),
+        (run([1.0, 0.9, 0.8], [1.0, 0.9, 0.85]), "both losses fall"),
+        (run([1.0, 1.1, 1.2], [1.0, 1.1, 1.2]), "training loss rises too"),
+        (run([1.0, 1.0, 1.0], [1.0, 1.1, 1.2]), "training loss stands still"),
+        (run([1.0, 0.9, 0.8], [1.0, 1.00000001, 1.00000002]), "a rise of float noise"),
+        (run([1.0, 0.99999999], [1.0, 1.1]), "a fall of float noise"),
+        (run([1.0, 0.9, 0.8], [1.0, 1.05, 0.95]), "the rise was made good"),
+        (run([1.0, 0.9, 0.95], [1.0, 0.9, 0.95]), "training loss rises with validation loss at the end"),
+    ],
+)
+def test_no_overfitting_is_claimed_without_it(epochs: list[EpochFacts], why: str) -> None:
+    assert diagnose(epochs, min_f1=0.5) == [], why
+
+
+def test_overfitting_begins_after_the_lowest_validation_loss() -> None:
+    [finding] = diagnose(run([1.0, 0.9, 0.8, 0.7], [1.0, 0.9, 0.95, 1.0]), 0.5)
+    assert finding.since_epoch == 3
+
+
+def test_losses_that_were_not_finite_are_passed_over() -> None:
+    epochs = [EpochFacts(1, 1.0, None, 0.6), EpochFacts(2, 0.9, 1.0, math.nan), EpochFacts(3, 0.8, 1.1, None)]
+    [finding] = diagnose(epochs, 0.5)
+    assert finding.since_epoch == 3
+    assert "nan" not in finding.text
+    assert "None" not in finding.text
+
+
+@pytest.mark.parametrize(
+    ("f1", "training", "remedy"),
+    [
+        ([0.60, 0.59, 0.58], {}, "training.epochs=1"),
+        ([0.60, 0.61, 0.62], {}, "training.dropout=0.2"),
+        ([0.60, 0.61, 0.62], {"dropout": 0.2}, "training.dropout=0.3"),
+        ([0.60, 0.61, 0.62], {"dropout": 0.5}, "training.weight_decay=0.01"),
+        ([0.60, 0.62, 0.61, 0.60], {}, "training.early_stopping_patience=1"),
+        ([0.60, 0.62, 0.61, 0.60], {"early_stopping_patience": 1}, "training.dropout=0.2"),
+    ],
+)
+def test_the_remedy_for_overfitting_depends_on_what_f1_gained(
+    f1: list[float], training: dict[str, object], remedy: str
+) -> None:
+    losses = [1.0, 0.9, 0.8, 0.7][: len(f1)]
+    [finding] = diagnose(run(losses, [1.0, 1.1, 1.2, 1.3][: len(f1)], f1), 0.5, Training(**training))  # type: ignore[arg-type]
+    assert finding.remedy.endswith(f"--set {remedy}")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "training", "words", "remedy"),
+    [
+        (run([1.0], [1.0], [0.4]), {}, "0.4000 (epoch 1), is below min_f1 0.5000 after one epoch", "training.epochs=2"),
+        (run([1.0, 0.9], [1.0, 0.9], [0.4, 0.45]), {}, "still rising at the last of 2 epochs", "training.epochs=4"),
+        (run([1.0, 1.2], [1.0, 1.2], [0.4, 0.3]), {}, "the steps are too large", "training.learning_rate=1e-05"),
+        (run([1.0, 1.0], [1.0, 1.0], [0.2, 0.2]), {}, "did not learn", "training.learning_rate=0.0001"),
+        (run([1.0, 0.9], [1.0, 0.9], [0.45, 0.4]), {}, "stopped rising", "training.learning_rate=2.5e-05"),
+        (
+            run([1.0, 0.9], [1.0, 0.9], [0.45, 0.4]),
+            {"max_train_rows": 1000},
+            "stopped rising",
+            "training.max_train_rows=0",
+        ),
+        ([EpochFacts(1, 1.0, 1.0, None)], {}, "No epoch has a finite F1", "training.learning_rate=1e-05"),
+    ],
+)
+def test_a_low_score_is_told_with_its_likely_cause(
+    epochs: list[EpochFacts], training: dict[str, object], words: str, remedy: str
+) -> None:
+    [finding] = diagnose(epochs, 0.5, Training(**training))  # type: ignore[arg-type]
+    assert finding.kind == "low_score"
+    assert words in finding.text
+    assert finding.remedy.endswith(f"--set {remedy}")
+
+
+def test_a_score_that_equals_the_threshold_is_not_low() -> None:
+    assert diagnose(run([1.0], [1.0], [0.54]), 0.54) == []
+
+
+def test_a_run_can_overfit_and_score_low() -> None:
+    findings = diagnose(PUBLISHED, min_f1=0.6)
+    assert kinds(findings) == ["overfitting", "low_score"]
+    assert "only overfit" in findings[1].text
+
+
+def test_every_remedy_is_a_setting_that_the_configuration_accepts() -> None:
+    runs = [
+        PUBLISHED,
+        run([1.0, 0.9, 0.8, 0.7], [1.0, 1.1, 1.2, 1.3], [0.4, 0.42, 0.41, 0.41]),
+        run([1.0, 0.9], [1.0, 1.1], [0.4, 0.3]),
+        run([1.0, 1.2], [1.0, 1.2], [0.4, 0.3]),
+        run([1.0, 1.0], [1.0, 1.0], [0.4, 0.3]),
+        run([1.0], [1.0], [0.4]),
+    ]
+    for training in (Training(), Training(epochs=1000, learning_rate=1.0, dropout=0.45)):
+        for epochs in runs:
+            findings = diagnose(epochs, 0.99, training)
+            assert findings
+            for finding in findings:
+                found = re.search(r"--set (\S+)$", finding.remedy)
+                assert found, finding.remedy
+                document = {"name": "x", "data": {"source": {"kind": "sample"}, "labels": [1, 2]}}
+                check_pipeline(document, "test", parse_settings([found.group(1)]))

@@ -1,0 +1,145 @@
+"""Who may import whom, read from the source and, where imports are indirect, from a fresh interpreter."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ["nightgate", "tasks", "flows", "deployments"]
+"""Each may import itself and those before it."""
+MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+DATABASE = ["schema", "database", "ledger", "query"]
+TRAINING = [
+    "training",
+    "worker",
+    "supervisor",
+    "checkpoints",
+    "devices",
+    "scoring",
+    "encoding",
+    "metrics",
+    "base_models",
+    "jobs",
+]
+PURE = ["gate", "intervals", "diagnosis", "cards"]
+HEAVY = {"torch", "transformers", "pandas", "numpy", "sqlalchemy", "datasets", "evaluate", "prefect", "alembic"}
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Top-level package of every import in a module, and whether it stands inside a function."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    inside = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0], id(node) in inside
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively: say the module's whole name"
+            yield (node.module or "").split(".")[0], id(node) in inside
+
+
+def loaded_by(module: str) -> set[str]:
+    """Top-level packages in a fresh interpreter after `import module`."""
+    code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.split())
+
+
+def present(names: list[str]) -> list[str]:
+    return [f"nightgate.{name}" for name in names if (ROOT / "nightgate" / f"{name}.py").exists()]
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for path in MODULES:
+        layer = path.relative_to(ROOT).parts[0]
+        above = set(LAYERS[LAYERS.index(layer) + 1 :])
+        is_edge = path == ROOT / "nightgate" / "cli.py"
+        for package, in_function in imports(path):
+            if package in above and not (is_edge and in_function):
+                wrong.append(f"{path.relative_to(ROOT)} imports {package}")
+    assert wrong == []
+
+
+def test_the_library_never_imports_prefect() -> None:
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "nightgate").rglob("*.py")
+        for package, in_function in imports(path)
+        if package == "prefect" and not (path.name == "cli.py" and in_function)
+    ]
+    assert wrong == []
+
+
+def test_migrations_import_nothing_of_ours_but_the_library() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {package}"
+        for path in (ROOT / "alembic").rglob("*.py")
+        for package, _ in imports(path)
+        if package in {"tasks", "flows", "deployments", "tests"}
+    ]
+    assert wrong == []
+    revisions = (ROOT / "alembic" / "versions").glob("*.py")
+    assert [str(path) for path in revisions for package, _ in imports(path) if package == "nightgate"] == [], (
+        "a migration describes the past: it must not change with the library's models"
+    )
+
+
+def test_the_folder_of_migrations_is_no_package() -> None:
+    # As a package it would shadow the installed alembic.
+    assert not (ROOT / "alembic" / "__init__.py").exists()
+
+
+def test_importing_nightgate_loads_nothing_heavy() -> None:
+    assert loaded_by("nightgate") & HEAVY == set()
+
+
+def test_reading_a_configuration_loads_nothing_heavy() -> None:
+    assert loaded_by("nightgate.pipelines") & HEAVY == set()
+
+
+@pytest.mark.parametrize("module", present(DATABASE))
+def test_a_database_module_loads_no_torch(module: str) -> None:
+    assert loaded_by(module) & {"torch", "transformers", "prefect"} == set()
+
+
+@pytest.mark.parametrize("module", present(TRAINING))
+def test_a_training_module_loads_no_sqlalchemy(module: str) -> None:
+    assert loaded_by(module) & {"sqlalchemy", "alembic", "prefect"} == set()
+
+
+@pytest.mark.parametrize("module", present(PURE))
+def test_the_gate_and_what_else_is_pure_load_neither_torch_nor_a_database(module: str) -> None:
+    assert loaded_by(module) & (HEAVY - {"numpy"}) == set()
+
+
+def test_the_registry_loads_torch_only_to_open_a_model() -> None:
+    assert loaded_by("nightgate.registry") & {"torch", "transformers", "prefect"} == set()
+
+
+def test_the_command_line_starts_without_anything_heavy() -> None:
+    assert loaded_by("nightgate.cli") & HEAVY == set()
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name != "__init__.py"], ids=lambda path: path.stem)
+def test_a_module_runs_nothing_at_import_but_definitions(path: Path) -> None:
+    """No bare calls at module level, where work at import hides: `configure()`, `mkdir()`, `engine.connect()`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = [
+        f"line {node.lineno}" for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ]
+    # `app.add_typer(...)` fills a Typer app: a definition in the form of a call.
+    allowed = {"cli"}
+    assert not calls or path.stem in allowed, calls
