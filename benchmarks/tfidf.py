@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import closing
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -42,7 +41,7 @@ def compare(pipeline: Pipeline) -> str:
         RegistryError: no night of this pipeline has been judged yet.
     """
     home = open_home()
-    with closing(Database.open(home)) as db:
+    with Database.open(home) as db:
         found = db.frame(NEWEST, {"pipeline": pipeline.name})
     if found.empty:
         raise RegistryError(f"no night of {pipeline.name} has been judged", next_step=f"nightgate run {pipeline.name}")

@@ -16,9 +16,9 @@ from pathlib import Path
 from prefect import serve
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
-from prefect.types.entrypoint import EntrypointType
 from prefect.schedules import Cron
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.types.entrypoint import EntrypointType
 
 from flows.nightly import nightly
 from flows.server import LOCAL_SERVER, answers, server_problem
@@ -45,7 +45,6 @@ def deployment_of(pipeline: Pipeline) -> RunnerDeployment:
 
 def serve_pipelines(pipelines: Sequence[Pipeline], on_ready: object = None) -> None:
     """Serve until interrupted. `on_ready(url)` is called once the server answers."""
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "nightgate")
     os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", "2")
     with _server() as url, temporary_settings({PREFECT_API_URL: f"{url}/api"}):
         if callable(on_ready):

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from contextlib import closing
 from datetime import date
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from pydantic import Field
 
 from flows.form import GateForm, TrainingForm, chosen_settings
-from flows.quiet import errors_in_words
+from flows.logs import readable_logs
 from nightgate.config import Pipeline
 from nightgate.errors import NightgateError
 from nightgate.nights import Night, chosen_night, scheduled_night, tonight
@@ -54,24 +53,30 @@ def run_night(pipeline: Pipeline, night: Night, *, force: bool = False, dry_run:
     return flow_message(run.run_id, run.status, run.reason)
 
 
-@flow(name="nightly", flow_run_name="{pipeline} {night}")
+def _run_name() -> str:
+    """Pipeline and night, as far as they are known before the file is read."""
+    parameters = runtime.flow_run.parameters
+    return f"{parameters['pipeline']} {parameters.get('night') or 'tonight'}"
+
+
+@flow(name="nightly", flow_run_name=_run_name)
 def nightly(
     pipeline: str,
-    night: Annotated[
-        date | None,
-        Field(
-            description="A past night; it sees data up to the instant that the cron gave. Empty: the scheduled one, or today."
-        ),
-    ] = None,
-    force: Annotated[bool, Field(description="Open a new run for a night that has ended.")] = False,
-    dry_run: Annotated[bool, Field(description="Do everything but promote.")] = False,
-    training: Annotated[TrainingForm | None, Field(description="For this run only; empty: as in the file.")] = None,
-    gate: Annotated[GateForm | None, Field(description="For this run only; empty: as in the file.")] = None,
+    night: date | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    training: TrainingForm | None = None,
+    gate: GateForm | None = None,
 ) -> State[Any]:
-    """Retrain PIPELINE for one night: the deployment's flow, with the form of the UI.
+    """One night of a pipeline: the deployment's flow, with the form of the UI.
 
     Args:
         pipeline: Name of the pipeline. A name, never a path: what can be named is set where the flow is served.
+        night: A past night; it sees data up to the instant that the cron gave. Empty: the scheduled one, or today.
+        force: Open a new run for a night that has ended.
+        dry_run: Do everything but promote.
+        training: How to fine-tune, for this run only. Empty fields: as in the pipeline file.
+        gate: What a candidate must show, for this run only. Empty fields: as in the pipeline file.
     """
     try:
         configuration = load_pipeline(find_by_name(pipeline), chosen_settings(training, gate))
@@ -90,7 +95,7 @@ def nightly_by_hand(pipeline: Pipeline, night: Night, force: bool = False, dry_r
 def _in_words(pipeline: Pipeline, night: Night, force: bool, dry_run: bool) -> State[Any]:
     """Held is a normal night: the flow completes. Red is for what broke, told in words and not as a traceback."""
     try:
-        with errors_in_words():
+        with readable_logs():
             told = run_night(pipeline, night, force=force, dry_run=dry_run)
     except NightgateError as error:
         return Failed(message=str(error))

@@ -155,8 +155,8 @@ def _gate(facts: CardFacts) -> str:
             "The gate spoke after this version was registered; its verdict stands in the metrics database: "
             f"`SELECT verdict, reason FROM nightly_runs WHERE run_id = '{facts.run_id}'`."
         )
-    checks = [f"- {check.name}: {check.outcome}. {check.reason}" for check in facts.decision.checks]
-    return "\n".join([f"Verdict: {facts.decision.verdict}. {facts.decision.reason}", "", *checks])
+    checks = [f"- {check.name}: {check.outcome}. {check.reason}." for check in facts.decision.checks]
+    return "\n".join([f"Verdict: {facts.decision.verdict}. {facts.decision.reason}.", "", *checks])
 
 
 def _data(facts: CardFacts) -> str:

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-from contextlib import closing
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
@@ -71,13 +70,31 @@ def run(
     schedule = configuration.schedule
     chosen = tonight(schedule) if night is None else chosen_night(schedule, _date(night))
     _prepare_database()
-    # A plain SIGTERM would end us without settling the run's row: treat it like Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    status = (_run_bare if no_prefect else _run_in_prefect)(configuration, chosen, force, dry_run)
+    status = None if force or dry_run else _tell_ended(configuration, chosen)
+    if status is None:
+        # A plain SIGTERM would end us without settling the run's row: treat it like Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        status = (_run_bare if no_prefect else _run_in_prefect)(configuration, chosen, force, dry_run)
     if status in {"failed", "cancelled"}:
         raise typer.Exit(1)
     if status == "held" and fail_on_held:
         raise typer.Exit(3)
+
+
+def _tell_ended(configuration: Pipeline, chosen: Night) -> str | None:
+    """The status of a night that has ended before, told with all there is; None when there is work to do."""
+    from nightgate import query, summary
+    from nightgate.home import open_home
+    from nightgate.runs import ENDED
+
+    nights = query.history(configuration.name, since=chosen.date)
+    found = nights[(nights["night"] == chosen.date) & nights["status"].isin(ENDED) & ~nights["dry_run"]]
+    if found.empty:
+        return None
+    run_id, status = str(found["run_id"].iloc[0]), str(found["status"].iloc[0])
+    typer.echo(summary.as_text(open_home(), run_id))
+    typer.echo(f"This night had ended before, in run {run_id}; nothing was done. --force opens a new run.", err=True)
+    return status
 
 
 def _run_bare(configuration: Pipeline, chosen: Night, force: bool, dry_run: bool) -> str:
@@ -91,8 +108,6 @@ def _run_bare(configuration: Pipeline, chosen: Night, force: bool, dry_run: bool
 
 
 def _run_in_prefect(configuration: Pipeline, chosen: Night, force: bool, dry_run: bool) -> str:
-    # Before Prefect is imported: it reads its logging settings then.
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "nightgate")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from flows.nightly import nightly_by_hand
     from flows.server import prefect_server
@@ -115,9 +130,7 @@ def history(
     pipeline: PipelineName,
     run_id: Annotated[str | None, typer.Option("--run", metavar="ID|latest", help="One run.")] = None,
     epochs: Annotated[bool, typer.Option(help="The epochs of one run, in the published table's shape.")] = False,
-    slices: Annotated[
-        bool, typer.Option(help="Metrics per class and slice of the run's best epoch.")
-    ] = False,
+    slices: Annotated[bool, typer.Option(help="Metrics per class and slice of the run's best epoch.")] = False,
     since: Annotated[str | None, typer.Option(metavar="DATE", help="Nights from this date on.")] = None,
     output: OutputFormat = Format.table,
 ) -> None:
@@ -157,7 +170,7 @@ def promote(pipeline: PipelineName, version: VersionName, reason: Reason) -> Non
     from nightgate.home import open_home
 
     home = open_home()
-    with closing(Database.open(home)) as db:
+    with Database.open(home) as db:
         typer.echo(registry.promote_by_hand(db, home, _name(pipeline), version, reason=reason, by=_person()))
 
 
@@ -169,7 +182,7 @@ def rollback(pipeline: PipelineName, reason: Reason) -> None:
     from nightgate.home import open_home
 
     home = open_home()
-    with closing(Database.open(home)) as db:
+    with Database.open(home) as db:
         typer.echo(registry.rollback(db, home, _name(pipeline), reason=reason, by=_person()))
 
 
@@ -202,7 +215,6 @@ def serve(
     pipelines: Annotated[list[str] | None, typer.Argument(metavar="[PIPELINE ...]", help="Default: `sample`.")] = None,
 ) -> None:
     """Serve pipelines on their schedules, with a local Prefect server and its UI if none runs."""
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "nightgate")
     os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", "2")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from nightgate.pipelines import find_pipeline, load_pipeline
@@ -217,7 +229,8 @@ def serve(
     def tell(url: str) -> None:
         names = ", ".join(f"{one.name} ({one.schedule.cron} {one.schedule.timezone})" for one in loaded)
         typer.echo(
-            f"UI at {url}\nserving {names}\nStart a night: Deployments > {loaded[0].name} > Run > Custom run. Ctrl-C ends."
+            f"UI at {url}\nserving {names}\n"
+            f"Start a night: Deployments > {loaded[0].name} > Run > Custom run. Ctrl-C ends."
         )
 
     serve_pipelines(loaded, tell)

@@ -8,7 +8,6 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
@@ -104,7 +103,7 @@ def _database() -> Iterator[Finding]:
 
     home = open_home()
     url = database_url(home)
-    with closing(Database.open(home, url)):
+    with Database.open(home, url):
         yield Finding("ok", "database", f"{safe_url(url)} answers, at this version's revision")
 
 

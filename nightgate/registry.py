@@ -1,8 +1,7 @@
 """The registry: numbered versions, the champion among them, and how it is moved by hand.
 
 Files lie under home/models/<pipeline>/v0001 (`nightgate.version_files`), rows in the metrics database
-(`nightgate.ledger`). A version counts when it has a row; its folder is renamed to its place inside the transaction
-that inserts the row, so that neither is ever there without the other for longer than a crash.
+(`nightgate.ledger`); a version counts when it has a row (`nightgate.registration`).
 
     classifier = load_champion("reviews")
     classifier.predict(["Fits well", "Broke at once"])
@@ -12,32 +11,22 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import sqlalchemy as sa
 
-from nightgate import ledger, query, schema
-from nightgate.cards import CardFacts, model_card
+from nightgate import ledger, schema
 from nightgate.classifier import Classifier, Prediction
-from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import RegistryError
-from nightgate.gate import Decision
 from nightgate.home import Home, open_home
-from nightgate.intervals import Interval
 from nightgate.ledger import VersionRow
-from nightgate.version_files import Staging, library_versions, verify_version
-
-if TYPE_CHECKING:
-    from nightgate.metrics import Scores
-    from nightgate.snapshots import Snapshot
+from nightgate.registration import Candidate, register_candidate
+from nightgate.version_files import verify_version
 
 __all__ = [
     "Candidate",
@@ -53,160 +42,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A completed fine-tuning that becomes a version. Epochs and settings of the run are read from the database."""
-
-    pipeline: Pipeline
-    run_id: str
-    attempt: int
-    snapshot: Snapshot
-    best_model: Path
-    """A complete stock Hugging Face folder; it is copied."""
-    best_epoch: int
-    test: Scores
-    test_interval: Interval | None = None
-    decision: Decision | None = None
-    """None while the gate has not spoken."""
-    started_from: int | None = None
-    """The champion's version that training went on from; None: the base model."""
-
-
-# --- registering ---
-
-
-def register_candidate(db: Database, home: Home, candidate: Candidate) -> VersionRow:
-    """Make the candidate a numbered version; the same run again gets the same version. Held ones are versions too.
-
-    The caller holds the pipeline's lock.
-
-    Raises:
-        ModelError: the trained folder is incomplete, or this run's version is there already and damaged.
-        StorageError: the disk is full, read-only or not ours; nothing that counts is left behind.
-        RegistryError: another attempt of the run has taken over.
-    """
-    pipeline = candidate.pipeline
-    existing = _version_of_run(db, pipeline.name, candidate.run_id)
-    if existing is not None:
-        verify_version(home.absolute(existing.path))
-        log.info("run %s is version %d already", candidate.run_id, existing.version)
-        return existing
-    run = _run_facts(db, candidate.run_id)
-    staging = Staging(home.models / pipeline.name, candidate.best_model, pipeline.data.label_names)
-
-    def place(version: int) -> str:
-        return home.relative(staging.place(version, _card(candidate, run, version), _manifest(candidate, run)))
-
-    try:
-        version = ledger.add_version(db, candidate.run_id, candidate.attempt, place)
-    finally:
-        staging.discard()
-    row = _row(db, pipeline.name, version)
-    log.info("version %d of %s: %s", version, pipeline.name, home.absolute(row.path))
-    return row
-
-
-@dataclass(frozen=True)
-class _RunFacts:
-    night: str
-    code_version: str
-    device: str | None
-    precision: str | None
-    epochs: list[dict[str, Any]]
-    """Columns of the published table, by epoch."""
-    results_table: str
-
-    def epoch(self, number: int) -> dict[str, Any]:
-        return next((epoch for epoch in self.epochs if epoch["epoch"] == number), {})
-
-
-_EPOCHS = (
-    "SELECT training_loss, epoch, step, validation_loss, accuracy, f1, precision, recall "
-    "FROM epoch_results WHERE run_id = :run_id ORDER BY epoch"
-)
-_RUN = "SELECT night, code_version, device, precision FROM nightly_runs WHERE run_id = :run_id"
-
-
-def _run_facts(db: Database, run_id: str) -> _RunFacts:
-    epochs = db.frame(_EPOCHS, {"run_id": run_id})
-    [run] = db.frame(_RUN, {"run_id": run_id}).to_dict("records")
-    return _RunFacts(
-        night=str(run["night"]),
-        code_version=str(run["code_version"]),
-        device=_plain(run["device"]),
-        precision=_plain(run["precision"]),
-        epochs=[{str(name): _plain(value) for name, value in row.items()} for row in epochs.to_dict("records")],
-        results_table=query.published_table(epochs),
-    )
-
-
-def _test_figures(candidate: Candidate) -> dict[str, float | None]:
-    average, test = candidate.pipeline.gate.average, candidate.test
-    return {
-        "accuracy": test.accuracy,
-        "f1": test.f1(average),
-        "precision": test.precision(average),
-        "recall": test.recall(average),
-    }
-
-
-def _card(candidate: Candidate, run: _RunFacts, version: int) -> str:
-    return model_card(
-        CardFacts(
-            pipeline=candidate.pipeline,
-            version=version,
-            run_id=candidate.run_id,
-            night=run.night,
-            best_epoch=candidate.best_epoch,
-            results_table=run.results_table,
-            test=_test_figures(candidate),
-            test_rows=candidate.test.support,
-            test_interval=candidate.test_interval,
-            snapshot=candidate.snapshot.manifest,
-            decision=candidate.decision,
-            started_from=candidate.started_from,
-            code_version=run.code_version,
-            libraries=library_versions(),
-        )
-    )
-
-
-def _manifest(candidate: Candidate, run: _RunFacts) -> dict[str, Any]:
-    """What `nightgate.json` holds besides version, files and seal."""
-    pipeline, snapshot = candidate.pipeline, candidate.snapshot.manifest
-    low, high = candidate.test_interval or (None, None)
-    kept = ("id", "test_version", "rows", "data_until", "first_time", "last_time")
-    return {
-        "pipeline": pipeline.name,
-        "run_id": candidate.run_id,
-        "attempt": candidate.attempt,
-        "night": run.night,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "label_names": list(pipeline.data.label_names),
-        "base_model": {
-            "name": pipeline.training.base_model,
-            "revision": pipeline.training.base_model_revision,
-            "started_from_version": candidate.started_from,
-        },
-        "snapshot": {name: snapshot.get(name) for name in kept},
-        "metrics": {
-            "average": pipeline.gate.average,
-            "best_epoch": candidate.best_epoch,
-            "validation": run.epoch(candidate.best_epoch),
-            "test": {"rows": candidate.test.support, **_test_figures(candidate), "f1_ci_low": low, "f1_ci_high": high},
-            "epochs": run.epochs,
-        },
-        "verdict": candidate.decision.verdict if candidate.decision else None,
-        "checks": [asdict(check) for check in candidate.decision.checks] if candidate.decision else None,
-        "configuration": pipeline.record(),
-        "config_hash": pipeline.config_hash,
-        "code_version": run.code_version,
-        "device": run.device,
-        "precision": run.precision,
-        "libraries": library_versions(),
-    }
 
 
 # --- finding ---
@@ -301,10 +136,6 @@ def previous_champion(db: Database, pipeline: str) -> int:
             next_step=f"choose a version by hand: `nightgate promote {pipeline} VERSION --reason TEXT`",
         )
     return stack[-2]
-
-
-def _version_of_run(db: Database, pipeline: str, run_id: str) -> VersionRow | None:
-    return next((row for row in ledger.versions(db, pipeline) if row.run_id == run_id), None)
 
 
 def _row(db: Database, pipeline: str, version: int) -> VersionRow:
@@ -417,10 +248,3 @@ def _check_reason(reason: str, by: str) -> None:
         )
     if not by.strip():
         raise RegistryError("nobody is named for this promotion", next_step="say who asks for it")
-
-
-def _plain(value: Any) -> Any:
-    """A value of a data frame as JSON can hold it: NaN and infinity become None."""
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

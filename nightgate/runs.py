@@ -28,7 +28,7 @@ from nightgate.schema import STATUSES, Attempt, Run, Snapshot
 
 log = logging.getLogger(__name__)
 
-_ENDED = ("promoted", "held", "skipped", "waiting")
+ENDED = ("promoted", "held", "skipped", "waiting")
 _RESUMABLE = ("running", "failed", "cancelled")
 
 
@@ -108,7 +108,7 @@ def open_run(
             return _opened(session, db, latest)  # an earlier try was committed, and its answer was lost
         _settle_running(session, pipeline.name, moment)
         if latest is not None and not force:
-            if latest.status in _ENDED:
+            if latest.status in ENDED:
                 return _opened(session, db, latest, ended=True)
             if latest.status in _RESUMABLE and latest.config_hash == pipeline.config_hash:
                 _take_up(session, latest, owner, moment, prefect_flow_run_id)

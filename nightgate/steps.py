@@ -98,7 +98,7 @@ def open_night(
         NightgateError: home or database cannot be used. Inside the block, whatever the steps raise.
     """
     home = open_home()
-    with closing(Database.open(home)) as db:
+    with Database.open(home) as db:
         lock = FileLock(home.locks / f"{pipeline.name}.lock", timeout=0)
         try:
             lock.acquire()

@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import sys
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def as_markdown(home: Home, run_id: str) -> str:
 
 
 def _facts(home: Home, run_id: str) -> NightFacts:
-    with closing(Database.open(home)) as db:
+    with Database.open(home) as db:
         run = db.frame("SELECT * FROM nightly_runs WHERE run_id = :run_id", {"run_id": run_id}).iloc[0].to_dict()
         epochs = db.frame("SELECT * FROM epoch_results WHERE run_id = :run_id ORDER BY epoch", {"run_id": run_id})
         checks = db.frame(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 
 from nightgate import steps, summary
 from nightgate.errors import DatabaseError
@@ -18,48 +20,47 @@ def _database_was_away(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(state.result(raise_on_failure=False), DatabaseError)
 
 
-@task(task_run_name="refresh {run}", retries=3, retry_delay_seconds=20, retry_condition_fn=_database_was_away)
+# A step is never answered from a cache: what may be reused (snapshots, checkpoints) the library knows by content.
+step = partial(task, cache_policy=NO_CACHE, retries=3, retry_delay_seconds=20, retry_condition_fn=_database_was_away)
+
+
+@step(task_run_name="refresh {run}")
 def refresh_data(run: steps.NightRun) -> None:
     steps.refresh_data(run)
 
 
-@task(task_run_name="fine-tune {run}")
+# Not retried by Prefect: a killed training goes on from its checkpoint as a new attempt of the run.
+@task(task_run_name="fine-tune {run}", cache_policy=NO_CACHE)
 def fine_tune(run: steps.NightRun) -> Generator[EpochReport]:
-    # Not retried by Prefect: a killed training goes on from its checkpoint as a new attempt of the run.
     yield from steps.fine_tune(run)
 
 
-@task(
-    task_run_name="evaluate epoch {report.epoch}",
-    retries=3,
-    retry_delay_seconds=20,
-    retry_condition_fn=_database_was_away,
-)
+@step(task_run_name="evaluate epoch {report.epoch}")
 def evaluate_epoch(run: steps.NightRun, report: EpochReport) -> None:
     steps.record_epoch(run, report)
 
 
-@task(task_run_name="score on test {run}", retries=3, retry_delay_seconds=20, retry_condition_fn=_database_was_away)
+@step(task_run_name="score on test {run}")
 def score_on_test(run: steps.NightRun) -> None:
     steps.score_on_test(run)
 
 
-@task(task_run_name="register {run}", retries=3, retry_delay_seconds=20, retry_condition_fn=_database_was_away)
-def register_candidate(run: steps.NightRun) -> None:
-    steps.register_candidate(run)
-
-
-@task(task_run_name="judge {run}", retries=3, retry_delay_seconds=20, retry_condition_fn=_database_was_away)
+@step(task_run_name="judge {run}")
 def judge(run: steps.NightRun) -> None:
     steps.judge(run)
 
 
-@task(task_run_name="settle {run}", retries=3, retry_delay_seconds=20, retry_condition_fn=_database_was_away)
+@step(task_run_name="register {run}")
+def register_candidate(run: steps.NightRun) -> None:
+    steps.register_candidate(run)
+
+
+@step(task_run_name="settle {run}")
 def settle(run: steps.NightRun) -> None:
     steps.settle(run)
 
 
-@task(task_run_name="report {run}")
+@task(task_run_name="report {run}", cache_policy=NO_CACHE)
 def report(run: steps.NightRun) -> None:
     """The epoch table and the verdict on the run's page in the UI."""
     create_markdown_artifact(

@@ -1,0 +1,590 @@
+"""The life of a run, what it writes, and the one champion, on both engines."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from nightgate import ledger, schema
+from nightgate.database import Database
+from nightgate.errors import PromotionLostError, RegistryError
+from nightgate.home import Home
+from tests import night_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def one(database: Database, query: str, **parameters: Any) -> dict[str, Any]:
+    [row] = database.frame(query, parameters).to_dict("records")
+    return {str(key): value for key, value in row.items()}
+
+
+def run_row(database: Database, run_id: str) -> dict[str, Any]:
+    return one(database, "SELECT * FROM nightly_runs WHERE run_id = :run_id", run_id=run_id)
+
+
+def opened_run(database: Database, day: int = 0, **options: Any) -> ledger.OpenedRun:
+    return ledger.open_run(database, night_rows.pipeline(), night_rows.night(day), **options)
+
+
+# --- opening ---
+
+
+def test_a_night_without_a_run_gets_one(database: Database) -> None:
+    opened = opened_run(database, prefect_flow_run_id="flow-1")
+    assert (opened.attempt, opened.ended, opened.status) == (1, False, "running")
+    assert opened.run_id.startswith("reviews-20260301-")
+    assert opened.data_until == night_rows.night().data_until
+    row = run_row(database, opened.run_id)
+    assert (row["trigger"], row["attempts"], row["prefect_flow_run_id"]) == ("schedule", 1, "flow-1")
+    assert row["config_hash"] == night_rows.pipeline().config_hash
+
+
+@pytest.mark.parametrize("status", ["held", "skipped", "waiting"])
+def test_a_night_that_has_ended_stays_as_it_is(database: Database, status: str) -> None:
+    first = opened_run(database)
+    ledger.finish_run(database, first.run_id, 1, status, reason="because")
+    again = opened_run(database)
+    assert again == replace(first, ended=True, status=status, reason="because")
+
+
+def test_force_opens_a_new_run_for_a_night_that_has_ended(database: Database) -> None:
+    first = opened_run(database)
+    ledger.finish_run(database, first.run_id, 1, "held")
+    forced = opened_run(database, force=True)
+    assert forced.run_id != first.run_id
+    assert not forced.ended
+
+
+def test_another_night_is_another_run(database: Database) -> None:
+    first = opened_run(database)
+    ledger.finish_run(database, first.run_id, 1, "held")
+    assert opened_run(database, day=1).run_id != first.run_id
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled", "running"])
+def test_what_failed_was_cancelled_or_died_is_taken_up_again(database: Database, status: str) -> None:
+    first = opened_run(database)
+    ledger.record_snapshot(database, first.run_id, 1, night_rows.refreshed(database))
+    if status != "running":
+        ledger.finish_run(database, first.run_id, 1, status, reason="no", error_type="crashed", next_step="again")
+    later = replace(night_rows.night(), data_until=night_rows.night().data_until + timedelta(hours=5))
+    second = ledger.open_run(database, night_rows.pipeline(), later)
+    assert (second.run_id, second.attempt, second.status) == (first.run_id, 2, "running")
+    assert second.data_until == first.data_until
+    assert second.snapshot_path == database.home.snapshots / "reviews" / "s-0011223344556677"
+    row = run_row(database, first.run_id)
+    assert (row["attempts"], row["trigger"], row["status"]) == (2, "retry", "running")
+    assert (row["reason"], row["error_type"], row["next_step"], row["duration_seconds"]) == (None, None, None, None)
+    attempts = database.frame("SELECT status, trigger, error_type FROM attempt ORDER BY attempt").to_dict("records")
+    assert [row["status"] for row in attempts] == ["failed" if status == "running" else status, "running"]
+    assert attempts[0]["error_type"] == "crashed"
+
+
+def test_rows_that_were_at_fault_are_read_again(database: Database) -> None:
+    first = opened_run(database)
+    ledger.record_snapshot(database, first.run_id, 1, night_rows.refreshed(database))
+    ledger.finish_run(database, first.run_id, 1, "failed", reason="one class only", error_type="data")
+    assert opened_run(database).snapshot_path is None
+
+
+def test_another_configuration_is_another_run_and_the_dead_one_is_settled(database: Database) -> None:
+    first = opened_run(database)
+    second = ledger.open_run(database, night_rows.pipeline(learning_rate=1e-5), night_rows.night())
+    assert (second.run_id == first.run_id, second.attempt) == (False, 1)
+    row = run_row(database, first.run_id)
+    assert (row["status"], row["error_type"]) == ("failed", "crashed")
+
+
+def test_dead_runs_of_other_nights_are_settled_by_the_next_night(database: Database) -> None:
+    owner = ledger.Owner("worker-7", 4711, datetime(2026, 3, 1, tzinfo=UTC))
+    dead = opened_run(database, owner=owner)
+    opened_run(database, day=1)
+    row = run_row(database, dead.run_id)
+    assert (row["status"], row["error_type"]) == ("failed", "crashed")
+    assert "pid 4711 on worker-7" in row["reason"]
+    assert row["next_step"] == "run that night again: nightgate run reviews --night 2026-03-01"
+    assert row["duration_seconds"] >= 0
+
+
+def test_settling_touches_only_the_pipeline_whose_lock_is_held(database: Database) -> None:
+    other = ledger.open_run(database, night_rows.pipeline("other"), night_rows.night())
+    dead = opened_run(database)
+    assert ledger.settle_dead(database, "reviews") == [dead.run_id]
+    assert ledger.settle_dead(database, "reviews") == []
+    assert run_row(database, other.run_id)["status"] == "running"
+
+
+def test_a_dry_run_does_not_keep_the_night_from_running(database: Database) -> None:
+    rehearsal = opened_run(database, dry_run=True)
+    ledger.finish_run(database, rehearsal.run_id, 1, "held")
+    real = opened_run(database)
+    assert (real.run_id == rehearsal.run_id, real.ended, real.dry_run) == (False, False, False)
+
+
+def test_a_run_that_came_second_is_written_down_with_the_first_one_named(database: Database) -> None:
+    owner = ledger.Owner("worker-7", 4711, datetime(2026, 3, 1, tzinfo=UTC))
+    first = opened_run(database, owner=owner)
+    running = ledger.running_run(database, "reviews")
+    assert running is not None
+    assert (running.run_id, running.host, running.pid, running.attempt) == (first.run_id, "worker-7", 4711, 1)
+    second = ledger.record_superseded(database, night_rows.pipeline(), night_rows.night(), f"{first.run_id} is at work")
+    assert (second.status, second.ended) == ("superseded", True)
+    assert run_row(database, second.run_id)["reason"] == f"{first.run_id} is at work"
+    assert run_row(database, first.run_id)["status"] == "running"
+    assert ledger.running_run(database, "other") is None
+
+
+def test_opening_again_after_a_lost_answer_changes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit took place, and the connection broke before its answer came: the work is done twice."""
+    first = opened_run(database)
+    ledger.finish_run(database, first.run_id, 1, "failed")
+    once = Database.write
+
+    def twice(self: Database, work: Callable[[Any], Any]) -> Any:
+        once(self, work)
+        return once(self, work)
+
+    monkeypatch.setattr(Database, "write", twice)
+    second = opened_run(database)
+    assert second.attempt == 2
+    ledger.record_snapshot(database, second.run_id, 2, night_rows.refreshed(database))
+    ledger.record_epoch(
+        database,
+        second.run_id,
+        2,
+        night_rows.report(1, 2),
+        night_rows.scores(),
+        night_rows.slices(),
+        night_rows.confusion(),
+    )
+    ledger.record_decision(database, second.run_id, 2, night_rows.decision(), night_rows.scores(), night_rows.measured())
+    version = ledger.add_version(database, second.run_id, 2, lambda number: f"models/{number}")
+    ledger.promote(database, "reviews", version, expected=None, run_id=second.run_id, attempt=2, by="gate", reason="fit")
+    assert run_row(database, second.run_id)["status"] == "promoted"
+    assert run_row(database, second.run_id)["attempts"] == 2
+    third = opened_run(database, day=1)
+    ledger.finish_run(database, third.run_id, 1, "held", reason="not fit")
+    counts = {table: len(database.frame(f"SELECT * FROM {table}")) for table in ("epoch", "gate_check", "promotion")}
+    assert counts == {"epoch": 1, "gate_check": 2, "promotion": 1}
+
+
+# --- fences ---
+
+
+def writes(database: Database, run_id: str) -> list[Callable[[], Any]]:
+    """Every way in which attempt 1 writes to its run."""
+    return [
+        lambda: ledger.record_attempt(database, run_id, 1, device="cpu"),
+        lambda: ledger.record_snapshot(database, run_id, 1, night_rows.refreshed(database)),
+        lambda: ledger.record_epoch(database, run_id, 1, night_rows.report(1), night_rows.scores()),
+        lambda: ledger.record_training(database, run_id, 1, night_rows.trained()),
+        lambda: ledger.record_test(database, run_id, 1, 1, night_rows.slices()),
+        lambda: ledger.record_decision(database, run_id, 1, night_rows.decision()),
+        lambda: ledger.add_version(database, run_id, 1, lambda number: f"models/{number}"),
+        lambda: ledger.finish_run(database, run_id, 1, "failed", reason="late"),
+        lambda: ledger.promote(
+            database, "reviews", 1, expected=None, run_id=run_id, attempt=1, by="gate", reason="late"
+        ),
+    ]
+
+
+def test_nothing_goes_through_once_another_attempt_has_taken_over(database: Database) -> None:
+    first = opened_run(database)
+    opened_run(database)
+    before = run_row(database, first.run_id)
+    for write in writes(database, first.run_id):
+        with pytest.raises(RegistryError, match="attempt 2 has taken over"):
+            write()
+    assert run_row(database, first.run_id) == before
+    assert database.frame("SELECT * FROM model_version").empty
+
+
+def test_nothing_goes_through_once_the_run_has_ended(database: Database) -> None:
+    first = opened_run(database)
+    ledger.finish_run(database, first.run_id, 1, "cancelled", reason="by hand")
+    before = run_row(database, first.run_id)
+    for write in writes(database, first.run_id):
+        with pytest.raises(RegistryError, match="the run has ended as cancelled"):
+            write()
+    assert run_row(database, first.run_id).items() >= {"status": "cancelled", "reason": "by hand"}.items()
+    assert database.frame("SELECT * FROM epoch").empty
+    assert run_row(database, first.run_id)["finished_at"] == before["finished_at"]
+
+
+def test_a_run_that_does_not_exist_is_named(database: Database) -> None:
+    with pytest.raises(RegistryError, match="there is no run nobody"):
+        ledger.record_attempt(database, "nobody", 1, device="cpu")
+
+
+# --- what a night writes ---
+
+
+def test_a_snapshot_and_its_quarantined_rows_are_written_once(database: Database) -> None:
+    opened = opened_run(database)
+    for _ in range(2):
+        ledger.record_snapshot(database, opened.run_id, 1, night_rows.refreshed(database))
+    row = run_row(database, opened.run_id)
+    assert (row["snapshot_id"], row["rows_new"], row["rows_total"]) == ("s-0011223344556677", 40, 100)
+    snapshot = one(database, "SELECT * FROM snapshots")
+    assert (snapshot["path"], snapshot["rows_train"], snapshot["runs"]) == ("snapshots/reviews/s-0011223344556677", 80, 1)
+    quarantined = database.frame("SELECT * FROM quarantined_rows ORDER BY position")
+    assert list(quarantined["origin"]) == ["reviews.csv:1", "reviews.csv:2"]
+    assert set(quarantined["reason"]) == {"empty_text"}
+
+
+def test_the_previous_snapshot_is_the_newest_that_is_still_there(database: Database) -> None:
+    assert ledger.previous_snapshot(database, "reviews") is None
+    for day, snapshot_id in enumerate(["s-00000000000000aa", "s-00000000000000bb"]):
+        opened = opened_run(database, day)
+        ledger.record_snapshot(database, opened.run_id, 1, night_rows.refreshed(database, snapshot_id))
+        ledger.finish_run(database, opened.run_id, 1, "held")
+    folder = database.home.snapshots / "reviews"
+    assert ledger.previous_snapshot(database, "reviews") == folder / "s-00000000000000bb"
+    before = night_rows.night(1).data_until
+    assert ledger.previous_snapshot(database, "reviews", before) == folder / "s-00000000000000aa"
+    (folder / "s-00000000000000bb" / "manifest.json").unlink()
+    assert ledger.previous_snapshot(database, "reviews") == folder / "s-00000000000000aa"
+
+
+def test_an_epoch_is_written_with_its_details_and_never_over(database: Database) -> None:
+    opened = opened_run(database)
+    for f1 in (0.6, 0.7):
+        ledger.record_epoch(
+            database,
+            opened.run_id,
+            1,
+            night_rows.report(1),
+            night_rows.scores(f1),
+            night_rows.slices(f1),
+            night_rows.confusion(),
+        )
+    epoch = one(database, "SELECT * FROM metric_history")
+    assert (epoch["f1"], epoch["precision"], epoch["nonfinite"]) == (0.6, 0.6, "")
+    slices = database.frame("SELECT * FROM slice_metrics ORDER BY slice_value")
+    assert list(slices["support"]) == [10, 0]
+    assert list(slices["f1"]) == [0.6, 0.6]
+    cells = database.frame("SELECT true_label, predicted_label, count FROM confusion ORDER BY count")
+    assert [tuple(row) for row in cells.to_numpy()] == [
+        ("bad", "good", 1),
+        ("good", "bad", 2),
+        ("good", "good", 3),
+        ("bad", "bad", 4),
+    ]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_null_and_named(database: Database, value: float) -> None:
+    opened = opened_run(database)
+    report = night_rows.report(1, validation_loss=value, learning_rate=value)
+    ledger.record_epoch(database, opened.run_id, 1, report, night_rows.scores(value, macro=0.5))
+    query = "SELECT * FROM metric_history WHERE validation_loss IS NULL AND learning_rate IS NULL AND f1 IS NULL"
+    found = one(database, query)
+    named = "validation_loss, accuracy, f1_weighted, precision_weighted, recall_weighted, learning_rate"
+    assert found["nonfinite"] == named
+    assert found["f1_macro"] == 0.5
+    ledger.record_decision(
+        database, opened.run_id, 1, night_rows.decision("hold"), night_rows.scores(), night_rows.measured(value)
+    )
+    row = one(database, "SELECT * FROM nightly_runs WHERE test_f1 IS NULL")
+    assert row["nonfinite"] == "test_f1"
+
+
+def test_a_missing_metric_is_null_and_not_called_non_finite(database: Database) -> None:
+    opened = opened_run(database)
+    ledger.record_epoch(database, opened.run_id, 1, night_rows.report(1), night_rows.scores(None, support=0))
+    assert one(database, "SELECT f1, nonfinite FROM metric_history") == {"f1": None, "nonfinite": ""}
+
+
+def test_an_epoch_whose_row_was_lost_is_written_under_the_attempt_that_trained_it(database: Database) -> None:
+    first = opened_run(database)
+    second = opened_run(database)
+    ledger.record_epoch(database, first.run_id, second.attempt, night_rows.report(1, attempt=1), night_rows.scores())
+    ledger.record_epoch(database, first.run_id, second.attempt, night_rows.report(2, attempt=2), night_rows.scores())
+    rows = database.frame("SELECT epoch, attempt FROM epoch_results ORDER BY epoch")
+    assert rows.to_numpy().tolist() == [[1, 1], [2, 2]]
+
+
+def test_how_an_attempt_trained_is_written_down(database: Database) -> None:
+    opened = opened_run(database)
+    ledger.record_attempt(database, opened.run_id, 1, threads=4, resumed_from_epoch=0)
+    ledger.record_training(database, opened.run_id, 1, night_rows.trained(best_epoch=3))
+    row = run_row(database, opened.run_id)
+    assert (row["device"], row["precision"], row["best_epoch"]) == ("cpu", "fp32", 3)
+    attempt = one(database, "SELECT threads, resumed_from_epoch, precision_reason FROM attempt")
+    assert attempt == {"threads": 2, "resumed_from_epoch": 0, "precision_reason": "there is no GPU"}
+
+
+def test_the_decision_comes_with_its_checks_and_both_sides(database: Database) -> None:
+    opened = opened_run(database)
+    champion = night_rows.measured(0.55, version=None)
+    ledger.record_test(database, opened.run_id, 1, 2, night_rows.slices(), night_rows.confusion())
+    ledger.record_decision(
+        database, opened.run_id, 1, night_rows.decision(), night_rows.scores(), night_rows.measured(0.6), champion
+    )
+    row = run_row(database, opened.run_id)
+    assert (row["verdict"], row["best_epoch"], row["test_f1"], row["champion_f1"]) == ("promote", 2, 0.6, 0.55)
+    assert row["f1_delta"] == pytest.approx(0.05)
+    assert (row["f1_ci_low"], row["f1_ci_high"], row["test_rows"]) == (0.5, 0.7, 10)
+    checks = database.frame("SELECT check_name, outcome, rows_used FROM gate_checks ORDER BY position")
+    assert list(checks["check_name"]) == ["min_f1", "beats_champion"]
+    assert list(checks["outcome"]) == ["passed", "not_run"]
+    assert set(database.frame("SELECT split FROM confusion")["split"]) == {"test"}
+
+
+# --- versions and the champion ---
+
+
+def test_versions_count_up_and_a_run_has_one(database: Database) -> None:
+    placed: list[int] = []
+
+    def place(number: int) -> str:
+        placed.append(number)
+        return f"models/reviews/v{number:04d}"
+
+    first = opened_run(database)
+    assert [ledger.add_version(database, first.run_id, 1, place) for _ in range(2)] == [1, 1]
+    ledger.finish_run(database, first.run_id, 1, "held")
+    second = opened_run(database, day=1)
+    assert ledger.add_version(database, second.run_id, 1, place) == 2
+    assert placed == [1, 2]
+    assert [(row.version, row.path, row.status) for row in ledger.versions(database, "reviews")] == [
+        (1, "models/reviews/v0001", "held"),
+        (2, "models/reviews/v0002", "held"),
+    ]
+
+
+def test_a_version_that_cannot_be_placed_takes_no_number(database: Database) -> None:
+    opened = opened_run(database)
+
+    def full(number: int) -> str:
+        raise OSError(f"no space for {number}")
+
+    with pytest.raises(OSError, match="no space for 1"):
+        ledger.add_version(database, opened.run_id, 1, full)
+    assert ledger.add_version(database, opened.run_id, 1, str) == 1
+
+
+def test_a_run_promotes_itself_in_one_transaction(database: Database) -> None:
+    opened, version = night_rows.judged_version(database)
+    ledger.promote(
+        database, "reviews", version, expected=None, run_id=opened.run_id, attempt=1, by="gate", reason="fit"
+    )
+    row = run_row(database, opened.run_id)
+    assert (row["status"], row["model_version"]) == ("promoted", 1)
+    champion = ledger.champion(database, "reviews")
+    assert champion is not None
+    assert (champion.version, champion.run_id, champion.status) == (1, opened.run_id, "champion")
+    assert (champion.f1, champion.promoted_by, champion.reason, champion.valid_to) == (0.6, "gate", "fit", None)
+    assert champion.data_until == night_rows.night().data_until
+
+
+def test_a_promotion_that_expects_another_champion_loses_and_changes_nothing(database: Database) -> None:
+    night_rows.held_version(database, 0)
+    opened, version = night_rows.judged_version(database, 1)
+    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    before = database.frame("SELECT * FROM promotion")
+    for expected in (None, 2):
+        with pytest.raises(PromotionLostError, match="but now there is version 1"):
+            ledger.promote(
+                database, "reviews", version, expected=expected, run_id=opened.run_id, attempt=1, by="gate", reason="fit"
+            )
+    assert database.frame("SELECT * FROM promotion").equals(before)
+    assert run_row(database, opened.run_id)["status"] == "running"
+
+
+def test_the_champion_of_every_instant_is_known(database: Database) -> None:
+    for day in range(3):
+        night_rows.held_version(database, day)
+    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    ledger.promote(database, "reviews", 2, expected=1, by="anna", reason="second")
+    ledger.promote(database, "reviews", 1, expected=2, by="ben", reason="back", kind="rollback")
+    reigns = ledger.reigns(database, "reviews")
+    assert [row.version for row in reigns] == [1, 2, 1]
+    for later, earlier in zip(reigns, reigns[1:], strict=False):
+        assert later.valid_from == earlier.valid_to
+    for row in reigns:
+        assert row.valid_from is not None
+        at = ledger.champion(database, "reviews", at=row.valid_from)
+        assert at is not None
+        assert at.version == row.version
+    assert reigns[-1].valid_from is not None
+    assert ledger.champion(database, "reviews", at=reigns[-1].valid_from - timedelta(microseconds=1)) is None
+    assert ledger.champion(database, "other") is None
+    statuses = {row.version: row.status for row in ledger.versions(database, "reviews")}
+    assert statuses == {1: "champion", 2: "former", 3: "held"}
+    audit = database.frame("SELECT kind, model_version, replaced_version FROM promotions ORDER BY promoted_at")
+    assert list(audit["kind"]) == ["promote", "promote", "rollback"]
+    assert list(audit["replaced_version"])[1:] == [1, 2]
+
+
+def test_a_version_that_does_not_exist_or_reigns_already_is_refused(database: Database) -> None:
+    night_rows.held_version(database)
+    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    with pytest.raises(RegistryError, match=r"no version 9(?s:.*)nightgate versions reviews"):
+        ledger.promote(database, "reviews", 9, expected=1, by="anna", reason="typo")
+    with pytest.raises(RegistryError, match="is the champion already"):
+        ledger.promote(database, "reviews", 1, expected=1, by="anna", reason="twice")
+
+
+def promote_itself(database: Database, opened: ledger.OpenedRun, version: int, expected: int | None) -> None:
+    ledger.promote(
+        database, "reviews", version, expected=expected, run_id=opened.run_id, attempt=1, by="gate", reason="fit"
+    )
+
+
+def test_an_older_model_than_the_champion_is_promoted_by_hand_only(database: Database) -> None:
+    night_rows.held_version(database, 5)
+    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    opened, version = night_rows.judged_version(database, 2)
+    with pytest.raises(PromotionLostError, match=r"an older model does not replace it(?s:.*)nightgate promote reviews 2"):
+        promote_itself(database, opened, version, 1)
+    ledger.finish_run(database, opened.run_id, 1, "held")
+    ledger.promote(database, "reviews", version, expected=1, by="anna", reason="I mean it")
+    champion = ledger.champion(database, "reviews")
+    assert champion is not None
+    assert champion.version == version
+
+
+def test_a_model_as_old_as_the_champion_may_replace_it(database: Database) -> None:
+    night_rows.held_version(database, 1)
+    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    forced = opened_run(database, day=1, force=True)
+    ledger.record_decision(database, forced.run_id, 1, night_rows.decision())
+    promote_itself(database, forced, ledger.add_version(database, forced.run_id, 1, str), 1)
+    assert run_row(database, forced.run_id)["status"] == "promoted"
+
+
+def test_a_run_that_was_not_judged_fit_may_not_promote_itself(database: Database) -> None:
+    opened, version = night_rows.judged_version(database, verdict="hold")
+    with pytest.raises(PromotionLostError, match="its verdict is hold"):
+        promote_itself(database, opened, version, None)
+
+
+def test_a_dry_run_may_not_promote_itself(database: Database) -> None:
+    opened = opened_run(database, dry_run=True)
+    ledger.record_decision(database, opened.run_id, 1, night_rows.decision())
+    version = ledger.add_version(database, opened.run_id, 1, str)
+    with pytest.raises(PromotionLostError, match="is a dry run"):
+        promote_itself(database, opened, version, None)
+
+
+def test_a_run_may_not_promote_the_version_of_another(database: Database) -> None:
+    night_rows.held_version(database)
+    opened, _ = night_rows.judged_version(database, 1)
+    with pytest.raises(PromotionLostError, match="may not promote version 1"):
+        promote_itself(database, opened, 1, None)
+
+
+def raw_reign(database: Database, version: int, **values: Any) -> None:
+    reign = schema.Promotion(
+        promotion_id=f"raw-{version}",
+        pipeline="reviews",
+        version=version,
+        kind="promote",
+        promoted_by="a script",
+        reason="raw",
+        valid_from=datetime.now(UTC),
+        **values,
+    )
+    database.write(lambda session: session.add(reign))
+
+
+def test_two_champions_at_once_are_against_a_constraint(database: Database) -> None:
+    for day in range(2):
+        night_rows.held_version(database, day)
+    raw_reign(database, 1)
+    with pytest.raises(IntegrityError):
+        raw_reign(database, 2)
+    with pytest.raises(IntegrityError):
+        database.write(lambda session: session.execute(sa.text("DELETE FROM run")))
+
+
+COMPETE = """
+import sys
+from nightgate import ledger
+from nightgate.database import Database
+from nightgate.errors import PromotionLostError
+from nightgate.home import open_home
+
+version = int(sys.argv[1])
+with Database.open(open_home()) as database:
+    print("ready", flush=True)
+    for line in sys.stdin:
+        expected = int(line) or None
+        try:
+            ledger.promote(database, "reviews", version, expected=expected, by=f"process {version}", reason="race")
+            print("won", flush=True)
+        except PromotionLostError:
+            print("lost", flush=True)
+"""
+
+
+def test_of_promotions_by_several_processes_at_once_exactly_one_wins(database: Database, home: Home) -> None:
+    del home  # the processes find it, and the database, by the environment
+    for day in range(8):
+        night_rows.held_version(database, day)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", COMPETE, str(version)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for version in range(1, 9)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for wins in range(1, 5):
+            champion = ledger.champion(database, "reviews")
+            reigning = champion.version if champion else 0
+            competitors = [process for version, process in enumerate(processes, 1) if version != reigning]
+            for process in competitors:
+                assert process.stdin is not None
+                process.stdin.write(f"{reigning}\n")
+                process.stdin.flush()
+            answers = [process.stdout.readline().strip() for process in competitors if process.stdout]
+            assert sorted(answers) == ["lost"] * (len(competitors) - 1) + ["won"]
+            timeline = database.frame("SELECT valid_to FROM champion_timeline")
+            assert len(timeline) == wins
+            assert int(timeline["valid_to"].isna().sum()) == 1
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_of_promotions_by_several_threads_at_once_exactly_one_wins(database: Database) -> None:
+    for day in range(8):
+        night_rows.held_version(database, day)
+    outcomes: list[str] = []
+    start = threading.Barrier(8)
+
+    def compete(version: int) -> None:
+        start.wait(30)
+        try:
+            ledger.promote(database, "reviews", version, expected=None, by=str(version), reason="race")
+            outcomes.append("won")
+        except PromotionLostError:
+            outcomes.append("lost")
+
+    threads = [threading.Thread(target=compete, args=(version,)) for version in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(outcomes) == ["lost"] * 7 + ["won"]
