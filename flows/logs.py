@@ -1,4 +1,4 @@
-"""Logs of a flow run: the library's progress reaches the terminal and the run's page, errors of ours are told in words."""
+"""Logs of a flow run: the library's progress reaches terminal and run page, errors of ours are told in words."""
 
 from __future__ import annotations
 

@@ -6,10 +6,12 @@ cancelled; 2: bad usage or configuration; 3: held, with --fail-on-held.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
@@ -43,6 +45,24 @@ class Format(StrEnum):
     json = "json"
     csv = "csv"
 
+
+NIGHT_COLUMNS = (
+    "night",
+    "status",
+    "rows_new",
+    "best_epoch",
+    "test_rows",
+    "test_f1",
+    "f1_ci_low",
+    "f1_ci_high",
+    "champion_version",
+    "f1_delta",
+    "model_version",
+    "duration_seconds",
+    "reason",
+)
+VERSION_COLUMNS = ("version", "status", "night", "test_f1", "f1_ci_low", "f1_ci_high", "test_rows", "run_id", "path")
+"""What a table shows; JSON and CSV hold every column of the view."""
 
 PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of a pipeline or path of a TOML file.")]
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A number, `champion` or `previous`.")]
@@ -143,7 +163,7 @@ def history(
     if epochs and output is Format.table:
         typer.echo(query.published_table(frame))
     else:
-        _show(frame, output)
+        _show(frame, output, columns=() if epochs or slices or run_id else NIGHT_COLUMNS)
 
 
 @app.command()
@@ -151,7 +171,7 @@ def champion(pipeline: PipelineName, output: OutputFormat = Format.table) -> Non
     """Show the version that reigns: metrics, path, lineage."""
     from nightgate import query
 
-    _show(query.champion(_name(pipeline)), output, vertical=True)
+    _show(_absolute(query.champion(_name(pipeline))), output, vertical=True)
 
 
 @app.command()
@@ -159,7 +179,7 @@ def versions(pipeline: PipelineName, output: OutputFormat = Format.table) -> Non
     """List every version: each completed candidate, held ones too."""
     from nightgate import query
 
-    _show(query.versions(_name(pipeline)), output)
+    _show(_absolute(query.versions(_name(pipeline))), output, columns=VERSION_COLUMNS)
 
 
 @app.command()
@@ -197,7 +217,7 @@ def predict(
 
     from nightgate.registry import load_champion
 
-    given = texts or [line.rstrip("\n") for line in sys.stdin]
+    given = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not given:
         raise ConfigurationError(
             "there is no text to classify", next_step="give texts as arguments or one a line on standard input"
@@ -297,6 +317,14 @@ def _name(pipeline: str) -> str:
     return pipeline
 
 
+def _absolute(frame: pd.DataFrame) -> pd.DataFrame:
+    """Paths as they are on this machine; the database stores them relative to the home."""
+    from nightgate.home import open_home
+
+    home = open_home()
+    return frame.assign(path=[str(home.absolute(path)) for path in frame["path"]])
+
+
 def _date(text: str) -> date:
     try:
         return date.fromisoformat(text)
@@ -331,21 +359,35 @@ def _log_to_stderr() -> None:
     logging.getLogger("nightgate").setLevel(logging.INFO)
 
 
-def _show(frame: pd.DataFrame, output: Format, *, vertical: bool = False) -> None:
-    """Print a frame; `vertical` shows a single row as a list of its fields."""
+def _show(frame: pd.DataFrame, output: Format, *, vertical: bool = False, columns: Sequence[str] = ()) -> None:
+    """Print a frame. A table shows `columns` only, where given; `vertical` lists the fields of a single row."""
     if output is Format.json:
-        typer.echo(frame.to_json(orient="records", date_format="iso", indent=2, force_ascii=False))
+        typer.echo(json.dumps(_plain(frame), indent=2, ensure_ascii=False))
     elif output is Format.csv:
-        typer.echo(frame.to_csv(index=False).rstrip("\n"))
+        typer.echo(frame.to_csv(index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ").rstrip("\n"))
     elif frame.empty:
         typer.echo("nothing to show", err=True)
     elif vertical:
         width = max(len(column) for column in frame.columns)
         for _, row in frame.iterrows():
             for column, value in row.items():
-                typer.echo(f"{column!s:<{width}}  {_cell(value)}")
+                typer.echo(f"{column!s:<{width}}  {_cell(value)}".rstrip())
     else:
-        _table(frame)
+        _table(frame[list(columns)] if columns else frame)
+
+
+def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as JSON may hold them: no NaN, times and dates as ISO text."""
+    import pandas as pd
+
+    def plain(value: Any) -> Any:
+        if pd.isna(value):
+            return None
+        if isinstance(value, date):
+            return value.isoformat()
+        return value.item() if hasattr(value, "item") else value
+
+    return [{str(key): plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _table(frame: pd.DataFrame) -> None:
@@ -358,16 +400,16 @@ def _table(frame: pd.DataFrame) -> None:
     for values in frame.itertuples(index=False):
         table.add_row(*(_cell(value) for value in values))
     # Into a file or pipe a table is as wide as it needs to be: lines are for tools there.
-    Console(width=None if sys.stdout.isatty() else 400, markup=False, highlight=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 2000, markup=False, highlight=False).print(table)
 
 
 def _cell(value: Any) -> str:
     import pandas as pd
 
-    if value is None or value is pd.NaT or (isinstance(value, float) and value != value):
+    if pd.isna(value):
         return ""
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e-3 else f"{value:.4f}"
+        return f"{value:.4g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
     if isinstance(value, pd.Timestamp):
         return f"{value:%Y-%m-%d %H:%M}"
     return str(value)

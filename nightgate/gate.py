@@ -95,11 +95,16 @@ def decide(
         _not_older(candidate, champion),
     )
     failed = [check for check in checks if check.outcome == "failed"]
-    told = failed or [check for check in checks if check.outcome != "not_run"]
-    reason = "; ".join(check.reason for check in told)
-    if champion is None and not failed:
-        reason += "; there is no champion yet, so it becomes the first"
-    return Decision("hold" if failed else "promote", reason, checks)
+    if failed:
+        return Decision("hold", "; ".join(check.reason for check in failed), checks)
+    assert candidate.f1 is not None
+    told = f"F1 {candidate.f1:.4f} on {candidate.support:,} test rows"
+    if champion is None:
+        return Decision("promote", f"{told}; the first champion", checks)
+    assert champion.f1 is not None
+    gap = candidate.f1 - champion.f1
+    against = f"{_signed(gap)} against" if gap else "a tie with"
+    return Decision("promote", f"{told}, {against} {_name(champion)}", checks)
 
 
 def _min_f1(candidate: Measured, policy: config.Gate) -> Check:

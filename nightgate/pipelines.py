@@ -91,7 +91,7 @@ def pipeline_files() -> dict[str, Path]:
     places += [Path("deployments/pipelines"), Path(str(files("deployments") / "pipelines"))]
     found: dict[str, Path] = {}
     for place in places:
-        for path in sorted(place.glob("*.toml")) if place.is_dir() else [place]:
+        for path in [place] if place.is_file() else sorted(place.glob("*.toml")):
             found.setdefault(path.stem, path)
     return found
 
@@ -117,7 +117,7 @@ def find_pipeline(reference: str | Path) -> Path:
 def find_by_name(name: str) -> Path:
     """The file of a name, never of a path: what a form may choose from."""
     known = pipeline_files()
-    if name in known and known[name].is_file():
+    if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""

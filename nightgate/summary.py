@@ -12,10 +12,12 @@ from typing import Any
 
 import pandas as pd
 
+from nightgate.config import Pipeline
 from nightgate.database import Database, database_url
 from nightgate.diagnosis import EpochFacts, diagnose
 from nightgate.home import Home
 from nightgate.query import published_table
+from nightgate.schema import Run
 
 EXAMPLE_QUERY = (
     "SELECT night, epoch, training_loss, validation_loss, f1 FROM epoch_results "
@@ -26,6 +28,7 @@ EXAMPLE_QUERY = (
 @dataclass(frozen=True)
 class NightFacts:
     run: dict[str, Any]
+    pipeline: Pipeline
     epochs: pd.DataFrame
     checks: pd.DataFrame
     champion: dict[str, Any] | None
@@ -83,6 +86,7 @@ def _facts(home: Home, run_id: str) -> NightFacts:
     with Database.open(home) as db:
         run = db.frame("SELECT * FROM nightly_runs WHERE run_id = :run_id", {"run_id": run_id}).iloc[0].to_dict()
         epochs = db.frame("SELECT * FROM epoch_results WHERE run_id = :run_id ORDER BY epoch", {"run_id": run_id})
+        settings = db.read(lambda session: session.get_one(Run, run_id).config)
         checks = db.frame(
             "SELECT check_name, outcome, reason FROM gate_checks WHERE run_id = :run_id", {"run_id": run_id}
         )
@@ -94,7 +98,7 @@ def _facts(home: Home, run_id: str) -> NightFacts:
         )
     present = {str(key): None if pd.isna(value) else value for key, value in run.items()}
     reigning = {str(key): value for key, value in champions.iloc[0].items()} if len(champions) else None
-    return NightFacts(present, epochs, checks, reigning)
+    return NightFacts(present, Pipeline.model_validate(settings), epochs, checks, reigning)
 
 
 def _best_epoch(run: dict[str, Any]) -> str:
@@ -114,11 +118,9 @@ def _aligned(checks: pd.DataFrame) -> list[str]:
 
 
 def _findings(facts: NightFacts) -> list[str]:
-    if facts.epochs.empty or facts.run["min_f1"] is None:
-        return []
     columns = facts.epochs[["epoch", "training_loss", "validation_loss", "f1"]]
     epochs = [EpochFacts(*values) for values in columns.itertuples(index=False, name=None)]
-    findings = diagnose(epochs, min_f1=facts.run["min_f1"])
+    findings = diagnose(epochs, facts.pipeline.gate.min_f1, facts.pipeline.training)
     return ["", "Diagnosis:", *(f"  {finding.text} Try: {finding.remedy}" for finding in findings)] if findings else []
 
 

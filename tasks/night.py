@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, ParamSpec, TypeVar
 
-from prefect import task
+from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
@@ -14,17 +13,31 @@ from nightgate import steps, summary
 from nightgate.errors import DatabaseError
 from nightgate.jobs import EpochReport
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 def _database_was_away(_task: Any, _run: Any, state: Any) -> bool:
     """Retry what another minute may mend. Bad data and a failed training stay failed: the same input fails again."""
     return isinstance(state.result(raise_on_failure=False), DatabaseError)
 
 
-# A step is never answered from a cache: what may be reused (snapshots, checkpoints) the library knows by content.
-step = partial(task, cache_policy=NO_CACHE, retries=3, retry_delay_seconds=20, retry_condition_fn=_database_was_away)
+def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """A task that is tried again while the database is away.
+
+    It is never answered from a cache: what may be reused (snapshots, checkpoints) the library knows by content.
+    """
+    decorate: Callable[[Callable[P, R]], Task[P, R]] = task(
+        task_run_name=name,
+        cache_policy=NO_CACHE,
+        retries=3,
+        retry_delay_seconds=20,
+        retry_condition_fn=_database_was_away,
+    )
+    return decorate
 
 
-@step(task_run_name="refresh {run}")
+@step("refresh {run}")
 def refresh_data(run: steps.NightRun) -> None:
     steps.refresh_data(run)
 
@@ -35,27 +48,27 @@ def fine_tune(run: steps.NightRun) -> Generator[EpochReport]:
     yield from steps.fine_tune(run)
 
 
-@step(task_run_name="evaluate epoch {report.epoch}")
+@step("evaluate epoch {report.epoch}")
 def evaluate_epoch(run: steps.NightRun, report: EpochReport) -> None:
     steps.record_epoch(run, report)
 
 
-@step(task_run_name="score on test {run}")
+@step("score on test {run}")
 def score_on_test(run: steps.NightRun) -> None:
     steps.score_on_test(run)
 
 
-@step(task_run_name="judge {run}")
+@step("judge {run}")
 def judge(run: steps.NightRun) -> None:
     steps.judge(run)
 
 
-@step(task_run_name="register {run}")
+@step("register {run}")
 def register_candidate(run: steps.NightRun) -> None:
     steps.register_candidate(run)
 
 
-@step(task_run_name="settle {run}")
+@step("settle {run}")
 def settle(run: steps.NightRun) -> None:
     steps.settle(run)
 

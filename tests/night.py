@@ -1,14 +1,13 @@
-"""A small real pipeline for tests that run whole nights: synthetic reviews and a tiny random model, seconds an epoch."""
+"""A small real pipeline for tests that run whole nights: synthetic reviews, a tiny random model, seconds an epoch."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
-
-import tomllib
 
 from tests.tiny import write_tiny_model
 
@@ -56,5 +55,12 @@ def nightgate(*arguments: object, cwd: Path, **options: Any) -> subprocess.Compl
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "200"}
     environment |= options.pop("env", {})
     return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False, **options
+        command(*arguments),
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        **options,
     )

@@ -120,7 +120,7 @@ def test_a_wrong_password_is_not_shown_and_not_tried_for_long(
     time.sleep(0.2)
     began = time.monotonic()
     url = postgres.url(user="locked_out").replace(":@", f":{QUOTED}@")
-    with pytest.raises(DatabaseError, match="refuses the connection(?s:.*)check user") as caught:
+    with pytest.raises(DatabaseError, match=r"refuses the connection(?s:.*)check user") as caught:
         Database.open(home, url)
     assert time.monotonic() - began < 5
     assert "s3cr3t" not in "".join(traceback.format_exception(caught.value))
@@ -140,7 +140,9 @@ def test_sqlite_keeps_its_children_writes_ahead_and_waits_for_locks(home: Home) 
 def test_a_row_without_its_parent_is_refused(database: Database) -> None:
     orphan = "INSERT INTO epoch (run_id, attempt, epoch, step, support, nonfinite, recorded_at) VALUES "
     with pytest.raises(IntegrityError):
-        database.write(lambda s: s.execute(sa.text(f"{orphan} ('none', 1, 1, 1, 1, '', '2026-03-01T00:00:00.000000Z')")))
+        database.write(
+            lambda s: s.execute(sa.text(f"{orphan} ('none', 1, 1, 1, 1, '', '2026-03-01T00:00:00.000000Z')"))
+        )
 
 
 def test_every_foreign_key_keeps_the_parent() -> None:
@@ -321,7 +323,7 @@ def test_a_folder_in_the_place_of_the_database_is_told_in_words(home: Home) -> N
 
 
 def test_a_folder_that_does_not_exist_is_told_in_words(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError, match="folder of .* does not exist"):
+    with pytest.raises(DatabaseError, match=r"folder of .* does not exist"):
         databases.upgrade(f"sqlite:///{tmp_path / 'nowhere' / 'metrics.db'}")
 
 

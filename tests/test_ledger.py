@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -169,9 +170,13 @@ def test_opening_again_after_a_lost_answer_changes_nothing(database: Database, m
         night_rows.slices(),
         night_rows.confusion(),
     )
-    ledger.record_decision(database, second.run_id, 2, night_rows.decision(), night_rows.scores(), night_rows.measured())
+    ledger.record_decision(
+        database, second.run_id, 2, night_rows.decision(), night_rows.scores(), night_rows.measured()
+    )
     version = ledger.add_version(database, second.run_id, 2, lambda number: f"models/{number}")
-    ledger.promote(database, "reviews", version, expected=None, run_id=second.run_id, attempt=2, by="gate", reason="fit")
+    ledger.promote(
+        database, "reviews", version, expected=None, run_id=second.run_id, attempt=2, by="gate", reason="fit"
+    )
     assert run_row(database, second.run_id)["status"] == "promoted"
     assert run_row(database, second.run_id)["attempts"] == 2
     third = opened_run(database, day=1)
@@ -238,7 +243,11 @@ def test_a_snapshot_and_its_quarantined_rows_are_written_once(database: Database
     row = run_row(database, opened.run_id)
     assert (row["snapshot_id"], row["rows_new"], row["rows_total"]) == ("s-0011223344556677", 40, 100)
     snapshot = one(database, "SELECT * FROM snapshots")
-    assert (snapshot["path"], snapshot["rows_train"], snapshot["runs"]) == ("snapshots/reviews/s-0011223344556677", 80, 1)
+    assert (snapshot["path"], snapshot["rows_train"], snapshot["runs"]) == (
+        "snapshots/reviews/s-0011223344556677",
+        80,
+        1,
+    )
     quarantined = database.frame("SELECT * FROM quarantined_rows ORDER BY position")
     assert list(quarantined["origin"]) == ["reviews.csv:1", "reviews.csv:2"]
     assert set(quarantined["reason"]) == {"empty_text"}
@@ -398,7 +407,14 @@ def test_a_promotion_that_expects_another_champion_loses_and_changes_nothing(dat
     for expected in (None, 2):
         with pytest.raises(PromotionLostError, match="but now there is version 1"):
             ledger.promote(
-                database, "reviews", version, expected=expected, run_id=opened.run_id, attempt=1, by="gate", reason="fit"
+                database,
+                "reviews",
+                version,
+                expected=expected,
+                run_id=opened.run_id,
+                attempt=1,
+                by="gate",
+                reason="fit",
             )
     assert database.frame("SELECT * FROM promotion").equals(before)
     assert run_row(database, opened.run_id)["status"] == "running"
@@ -412,7 +428,7 @@ def test_the_champion_of_every_instant_is_known(database: Database) -> None:
     ledger.promote(database, "reviews", 1, expected=2, by="ben", reason="back", kind="rollback")
     reigns = ledger.reigns(database, "reviews")
     assert [row.version for row in reigns] == [1, 2, 1]
-    for later, earlier in zip(reigns, reigns[1:], strict=False):
+    for later, earlier in itertools.pairwise(reigns):
         assert later.valid_from == earlier.valid_to
     for row in reigns:
         assert row.valid_from is not None
@@ -448,7 +464,9 @@ def test_an_older_model_than_the_champion_is_promoted_by_hand_only(database: Dat
     night_rows.held_version(database, 5)
     ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
     opened, version = night_rows.judged_version(database, 2)
-    with pytest.raises(PromotionLostError, match=r"an older model does not replace it(?s:.*)nightgate promote reviews 2"):
+    with pytest.raises(
+        PromotionLostError, match=r"an older model does not replace it(?s:.*)nightgate promote reviews 2"
+    ):
         promote_itself(database, opened, version, 1)
     ledger.finish_run(database, opened.run_id, 1, "held")
     ledger.promote(database, "reviews", version, expected=1, by="anna", reason="I mean it")

@@ -10,14 +10,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import alembic
 import pytest
 import sqlalchemy as sa
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+import alembic
+from alembic import command
 from nightgate import connection as connections
 from nightgate import database as databases
 from nightgate import ledger, schema
@@ -75,7 +75,10 @@ def test_constraints_of_models_and_migrations_do_not_drift(tmp_path: Path) -> No
             expected, found = (sorted(map(str, getattr(side, facts)(table))) for side in (models, migrations))
             assert found == expected, f"{facts} of {table}"
         conditions = [
-            {index["name"]: str(index.get("dialect_options", {}).get("sqlite_where")) for index in side.get_indexes(table)}
+            {
+                index["name"]: str(index.get("dialect_options", {}).get("sqlite_where"))
+                for index in side.get_indexes(table)
+            }
             for side in (models, migrations)
         ]
         assert conditions[0] == conditions[1], f"indexes of {table}"

@@ -118,11 +118,15 @@ def test_a_step_whose_fp16_gradients_overflow_is_skipped_and_no_error(tmp_path: 
     weights["embeddings.word_embeddings.weight"] *= 0.001
     weights["pooler.dense.weight"] *= 300
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    job = tiny_job(tmp_path, precision="fp16", epochs=2)
+    recipe: dict[str, Any] = {"precision": "fp16", "epochs": 2, "learning_rate": 1e-5}
+    whole, _ = run(tiny_job(tmp_path, run="whole", **recipe))
+    job = tiny_job(tmp_path, **recipe)
     run_and_die(job, 2)
     found = newest_checkpoint(job.run_dir, _recipe(job, _pipeline(job)))
     assert found is not None
     assert found.state.scaler["scale"] < 65536
+    # A resumed run that forgot its scale would skip its first steps again.
+    assert numbers(run(replace(job, attempt=2))[0]) == numbers(whole)
 
 
 def test_early_stopping_ends_the_run_when_patience_runs_out(tmp_path: Path) -> None:
