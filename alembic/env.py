@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from alembic import context
+
 from nightgate.connection import parse_url
 from nightgate.database import database_url, migrating
 from nightgate.home import open_home

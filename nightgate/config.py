@@ -54,7 +54,7 @@ def duration(text: str) -> timedelta | None:
 
 
 def canonical_label(value: object) -> str | None:
-    """A label value as the text that all formats agree on: `5`, `5.0`, `"5"` and `" 5 "` are all `"5"`.
+    """A label value as the text that all formats agree on: `5`, `5.0`, `"5"` and `" 5 "` are all `"5"`, `True` is `"true"`.
 
     None for a missing value (None, NaN, blank text).
     """
@@ -64,8 +64,8 @@ def canonical_label(value: object) -> str | None:
     if not text or text in {"<NA>", "NaT"}:
         return None
     if re.fullmatch(r"-?[0-9]+\.0+", text):
-        text = text.split(".")[0]
-    return text
+        return text.split(".")[0]
+    return text.lower() if text.lower() in {"true", "false"} else text
 
 
 class SampleSource(Section):
@@ -116,7 +116,8 @@ class HubSource(Section):
     data_files: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
     """Files inside the data set, by split if a table."""
     splits: dict[Literal["train", "validation", "test"], str] | None = None
-    """Which of the source's splits plays which part; given splits are honoured. Empty: hash all rows of `train`."""
+    """Which of the source's splits plays which part; given splits are honoured, one that is not given is cut from
+    `train` by hash. Empty: all rows of `train` are divided by hash."""
 
 
 Source = Annotated[SampleSource | FilesSource | HubSource, Field(discriminator="kind")]
@@ -299,6 +300,12 @@ class Pipeline(Section):
             raise ValueError(
                 f"split: validation ({self.split.validation}) and test ({self.split.test}) leave nothing to train on"
             )
+        if (
+            isinstance(self.data.source, HubSource)
+            and self.data.source.splits
+            and "train" not in self.data.source.splits
+        ):
+            raise ValueError("data.source.splits must name the source's `train` split")
         if self.split.column and isinstance(self.data.source, HubSource) and self.data.source.splits:
             raise ValueError("split.column and data.source.splits both name given splits; keep one")
         return self

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,13 +106,25 @@ def split_version(pipeline: Pipeline) -> str:
 def _rules(pipeline: Pipeline) -> dict[str, Any]:
     """What decides the side and the class number of a row: part of the snapshot id, and all of the test version."""
     data, split = pipeline.data, pipeline.split
-    by_hash = {"seed": split.seed, "validation": split.validation, "test": split.test, "by": data.group or "text"}
+    shares = _shares_by_hash(pipeline)
+    by_hash = {"seed": split.seed, **shares, "by": data.group or "text"}
     return {
         "normalisation": NORMALISATION_VERSION,
         "text": list(data.text_columns),
         "labels": list(data.label_names),
-        "split": "given" if _has_given_splits(pipeline) else by_hash,
+        "split": by_hash if any(shares.values()) else "given",
     }
+
+
+def _shares_by_hash(pipeline: Pipeline) -> dict[str, float]:
+    """Shares of the rows that are divided by hash: all rows, or a source's training rows for a part that it lacks."""
+    source = pipeline.data.source
+    given: Collection[str] = ()
+    if pipeline.split.column:
+        given = SPLITS
+    elif isinstance(source, config.HubSource) and source.splits:
+        given = source.splits
+    return {part: 0.0 if part in given else getattr(pipeline.split, part) for part in ("validation", "test")}
 
 
 def _has_given_splits(pipeline: Pipeline) -> bool:
@@ -123,9 +135,11 @@ def _has_given_splits(pipeline: Pipeline) -> bool:
 def _divided(rows: Sequence[Row], pipeline: Pipeline) -> pd.DataFrame:
     """The rows as a frame with the columns of a snapshot and `split`."""
     data, split = pipeline.data, pipeline.split
+    shares = _shares_by_hash(pipeline)
     sides = [
         row.given
-        or side_of(row.group or row.fingerprint, seed=split.seed, validation=split.validation, test=split.test)
+        if row.given in ("validation", "test")
+        else side_of(row.group or row.fingerprint, seed=split.seed, **shares)
         for row in rows
     ]
     columns: dict[str, Any] = {
@@ -230,8 +244,8 @@ def _require_splits(frame: pd.DataFrame, pipeline: Pipeline) -> None:
     if _has_given_splits(pipeline):
         raise DataError(
             message,
-            next_step="the source must give all three splits; leave split.column or data.source.splits out to "
-            "divide the rows by hash",
+            next_step="the source must give training rows and enough of the others; leave split.column or "
+            "data.source.splits out to divide all rows by hash",
         )
     if pipeline.data.group:
         groups = frame["group"].value_counts()

@@ -5,8 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import socket
 import sqlite3
+import subprocess
+import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -179,3 +184,47 @@ def database(migrated_url: str, home: Any, monkeypatch: pytest.MonkeyPatch) -> I
     opened = Database.open(home, migrated_url)
     yield opened
     opened.close()
+
+
+def free_port() -> int:
+    """A loopback port that nobody uses now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def prefect_server(session_root: Path) -> Iterator[str]:
+    """A real Prefect server of the session's own; gives its API's address. It starts when the first test asks."""
+    folder = session_root / "server"
+    folder.mkdir()
+    url = f"http://127.0.0.1:{free_port()}"
+    with (folder / "log.txt").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", url.split(":")[-1]],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PREFECT_HOME": str(folder)},
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not _is_healthy(url):
+            assert server.poll() is None, (folder / "log.txt").read_text()
+            assert time.monotonic() < deadline, (folder / "log.txt").read_text()
+            time.sleep(0.3)
+        yield f"{url}/api"
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/api/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nightgate.errors import DataError
+from nightgate.errors import ConfigurationError, DataError
 from nightgate.home import Home
 from nightgate.refresh import refresh
 from nightgate.snapshots import SPLITS
@@ -72,6 +72,20 @@ def test_without_splits_the_rows_of_train_are_divided_by_hash(
     assert refreshed.rows_total == 120
     assert all(refreshed.snapshot.manifest["rows"][split] > 5 for split in SPLITS)
     assert "split test, validation is not read" in caplog.text
+
+
+def test_a_split_that_the_source_lacks_is_cut_from_its_training_rows(folder: Path, home: Home) -> None:
+    given = hub(folder, splits={"train": "train", "test": "test"})
+    refreshed = refresh(reviews.pipeline(given), reviews.NIGHT, home)
+    rows = refreshed.snapshot.manifest["rows"]
+    assert rows["test"] == 40
+    assert rows["validation"] > 5
+    assert rows["train"] + rows["validation"] == 120
+
+
+def test_splits_without_training_rows_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="`train`"):
+        reviews.pipeline(hub(folder, splits={"test": "test"}))
 
 
 def test_data_files_are_read_by_format_and_split(folder: Path) -> None:

@@ -10,14 +10,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import alembic
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-import alembic
-from alembic import command
 from nightgate import connection as connections
 from nightgate import database as databases
 from nightgate import ledger, schema

@@ -103,7 +103,17 @@ def test_a_setting_without_an_equals_sign_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(5, "5"), (5.0, "5"), ("5", "5"), (" 5 ", "5"), ("5.0", "5"), ("good", "good"), ("1.5", "1.5")],
+    [
+        (5, "5"),
+        (5.0, "5"),
+        ("5", "5"),
+        (" 5 ", "5"),
+        ("5.0", "5"),
+        ("good", "good"),
+        ("1.5", "1.5"),
+        (True, "true"),
+        ("TRUE", "true"),
+    ],
 )
 def test_a_label_is_the_same_text_from_every_format(value: object, text: str) -> None:
     assert canonical_label(value) == text
@@ -131,7 +141,7 @@ def test_a_missing_file_is_told_with_where_it_was_looked_for(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(b"name = ", "is not TOML"), (b"name = \"caf\xe9\"", "not UTF-8"), (b"", "data")],
+    [(b"name = ", "is not TOML"), (b'name = "caf\xe9"', "not UTF-8"), (b"", "data")],
 )
 def test_a_file_that_is_no_pipeline_is_told_so(tmp_path: Path, content: bytes, told: str) -> None:
     path = tmp_path / "broken.toml"
@@ -140,9 +150,7 @@ def test_a_file_that_is_no_pipeline_is_told_so(tmp_path: Path, content: bytes, t
         load_pipeline(path)
 
 
-def test_names_are_looked_up_first_where_the_environment_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_are_looked_up_first_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = tmp_path / "sample.toml"
     mine.write_text(pipeline_files()["sample"].read_text().replace("rows_per_day = 60", "rows_per_day = 7"))
     monkeypatch.setenv("NIGHTGATE_PIPELINES", str(mine))

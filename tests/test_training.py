@@ -18,7 +18,7 @@ from nightgate import base_models, devices
 from nightgate.checkpoints import newest_checkpoint
 from nightgate.config import Training
 from nightgate.encoding import CHUNK, encode
-from nightgate.errors import DataError, ModelError, NonFiniteLossError
+from nightgate.errors import ModelError, NonFiniteLossError, SnapshotError
 from nightgate.jobs import EpochReport, Progress, TrainJob, TrainResult
 from nightgate.scoring import logits_of, mean_cross_entropy
 from nightgate.training import _Losses, _recipe, make_optimizer, make_scheduler, seed_epoch, train
@@ -187,7 +187,7 @@ def test_a_champion_with_other_labels_is_no_start(tmp_path: Path) -> None:
 
 
 def test_the_weights_of_the_best_epoch_are_kept_and_not_those_of_the_last(tmp_path: Path) -> None:
-    # With patience 2 and a rate of nearly 0, epoch 1 is the best and epoch 3 the last.
+    # At a rate of nearly 0 no epoch is better than the first.
     recorder, result = run(tiny_job(tmp_path, epochs=3, learning_rate=1e-12))
     assert result.best_epoch == 1
     assert [path.name for path in (result.best_model.parent).iterdir()] == ["epoch-0001"]
@@ -464,7 +464,7 @@ def test_every_architecture_names_dropout_its_own_way() -> None:
         assert any(value == 0.33 for value in config.to_dict().values()), name
 
 
-def test_a_snapshot_without_training_rows_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_snapshot_that_is_missing_is_told_in_words(tmp_path: Path) -> None:
     job = tiny_job(tmp_path)
-    with pytest.raises(DataError):
+    with pytest.raises(SnapshotError, match="nowhere"):
         run(replace(job, snapshot=tmp_path / "nowhere"))

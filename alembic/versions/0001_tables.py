@@ -6,7 +6,6 @@ A migration is frozen: it names its own types and never looks at the models, whi
 from __future__ import annotations
 
 import sqlalchemy as sa
-
 from alembic import op
 
 revision = "0001"
