@@ -54,7 +54,7 @@ def duration(text: str) -> timedelta | None:
 
 
 def canonical_label(value: object) -> str | None:
-    """A label value as the text that all formats agree on: `5`, `5.0`, `"5"` and `" 5 "` are all `"5"`, `True` is `"true"`.
+    """A label value as the text that all formats agree on: `5`, `5.0`, `"5"` and `" 5 "` are `"5"`, `True` is `"true"`.
 
     None for a missing value (None, NaN, blank text).
     """
