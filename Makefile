@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check test-real benchmark clean
+.PHONY: demo test test-faults check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/nightgate db upgrade
@@ -13,7 +13,11 @@ demo: $(VENV)/.demo
 	$(BIN)/nightgate run sample --night 2026-01-06
 
 test: $(VENV)/.dev check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not faults"
+
+# Slow: kills processes and waits for limits.
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -m faults
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

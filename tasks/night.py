@@ -37,13 +37,13 @@ def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     return decorate
 
 
-@step("refresh {run}")
+@step("refresh")
 def refresh_data(run: steps.NightRun) -> None:
     steps.refresh_data(run)
 
 
 # Not retried by Prefect: a killed training goes on from its checkpoint as a new attempt of the run.
-@task(task_run_name="fine-tune {run}", cache_policy=NO_CACHE)
+@task(task_run_name="fine-tune", cache_policy=NO_CACHE)
 def fine_tune(run: steps.NightRun) -> Generator[EpochReport]:
     yield from steps.fine_tune(run)
 
@@ -53,27 +53,27 @@ def evaluate_epoch(run: steps.NightRun, report: EpochReport) -> None:
     steps.record_epoch(run, report)
 
 
-@step("score on test {run}")
+@step("score on test")
 def score_on_test(run: steps.NightRun) -> None:
     steps.score_on_test(run)
 
 
-@step("judge {run}")
+@step("judge")
 def judge(run: steps.NightRun) -> None:
     steps.judge(run)
 
 
-@step("register {run}")
+@step("register")
 def register_candidate(run: steps.NightRun) -> None:
     steps.register_candidate(run)
 
 
-@step("settle {run}")
+@step("settle")
 def settle(run: steps.NightRun) -> None:
     steps.settle(run)
 
 
-@task(task_run_name="report {run}", cache_policy=NO_CACHE)
+@task(task_run_name="report", cache_policy=NO_CACHE)
 def report(run: steps.NightRun) -> None:
     """The epoch table and the verdict on the run's page in the UI."""
     create_markdown_artifact(
