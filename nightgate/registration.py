@@ -21,7 +21,8 @@ from nightgate.gate import Decision
 from nightgate.home import Home
 from nightgate.intervals import Interval
 from nightgate.ledger import VersionRow
-from nightgate.version_files import Staging, library_versions, verify_version
+from nightgate.lineage import library_versions
+from nightgate.version_files import Staging, verify_version
 
 if TYPE_CHECKING:
     from nightgate.metrics import Scores

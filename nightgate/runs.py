@@ -19,10 +19,10 @@ import psutil
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate import __version__
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import CrashedError, DataError, RegistryError, SnapshotError
+from nightgate.lineage import code_version
 from nightgate.nights import Night
 from nightgate.schema import STATUSES, Attempt, Run, Snapshot
 
@@ -315,7 +315,7 @@ def _take_up(session: Session, run: Run, owner: Owner, moment: datetime, prefect
     run.status, run.trigger = "running", "retry"
     run.reason = run.error_type = run.next_step = run.verdict = run.finished_at = None
     run.prefect_flow_run_id = prefect_flow_run_id
-    run.code_version = __version__
+    run.code_version = code_version()
     session.flush()
     session.add(_new_attempt(run, owner, moment))
 
@@ -373,7 +373,7 @@ def _new_run(
         base_model=pipeline.training.base_model,
         config=pipeline.record(),
         config_hash=pipeline.config_hash,
-        code_version=__version__,
+        code_version=code_version(),
         started_at=moment,
         prefect_flow_run_id=prefect_flow_run_id,
     )
@@ -388,7 +388,7 @@ def _new_attempt(run: Run, owner: Owner, moment: datetime) -> Attempt:
         host=owner.host,
         pid=owner.pid,
         owner_started=owner.started,
-        code_version=__version__,
+        code_version=code_version(),
         prefect_flow_run_id=run.prefect_flow_run_id,
         started_at=moment,
     )

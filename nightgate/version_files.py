@@ -13,7 +13,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ FORMAT = 1
 PICKLES = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
 """Suffixes of files that may hold pickled code or that no loader of ours reads."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy")
 RESTORE = "`nightgate rollback` to the champion before, or restore the folder from a backup"
 
 
@@ -147,11 +145,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
             next_step=RESTORE,
         )
     return manifest
-
-
-def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that a model's numbers may depend on."""
-    return {name: metadata.version(name) for name in LIBRARIES}
 
 
 def _model_files(folder: Path, label_names: Sequence[str]) -> list[str]:
