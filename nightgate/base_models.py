@@ -190,7 +190,7 @@ def load_classifier(
         config.problem_type = "single_label_classification"
         if dropout is not None:
             _set_dropout(config, dropout, named)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = _tokenizer_class(folder, transformers).from_pretrained(folder, trust_remote_code=False)
         model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
@@ -214,16 +214,29 @@ def load_classifier(
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    known = model.get_input_embeddings().num_embeddings
+    # Vocabularies are padded to round numbers, but never doubled: a tokenizer whose files were not found comes empty.
+    if not known / 2 <= len(tokenizer) <= known:
         raise ModelError(
-            f"{named}: its tokenizer knows {len(tokenizer)} tokens, the model only "
-            f"{model.get_input_embeddings().num_embeddings}",
-            next_step="choose a folder whose tokenizer and weights belong together",
+            f"{named}: its tokenizer ({type(tokenizer).__name__}) knows {len(tokenizer)} tokens, the model {known}",
+            next_step="choose a folder whose tokenizer and weights belong together, with all files of the tokenizer",
         )
     limit = max_tokens(model, tokenizer)
     if max_length > limit:
         log.warning("%s takes at most %d tokens: texts are cut there, not at max_length = %d", named, limit, max_length)
     return LoadedModel(model, tokenizer, min(max_length, limit))
+
+
+def _tokenizer_class(folder: Path, transformers: Any) -> Any:
+    """AutoTokenizer, but for a BERT body with XLM-R's tokenizer, as the base model of the published recipe has it.
+
+    AutoTokenizer goes by the body where config.json does not name the tokenizer, finds no vocab.txt, and gives an empty
+    BERT tokenizer without a word.
+    """
+    has_other = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    if (folder / "sentencepiece.bpe.model").is_file() and not has_other:
+        return transformers.XLMRobertaTokenizer
+    return transformers.AutoTokenizer
 
 
 def load_trained(folder: Path, *, named: str) -> LoadedModel:

@@ -1,0 +1,71 @@
+"""Base models whose body and tokenizer are of different kinds, as the published recipe's are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nightgate.base_models import load_classifier, save_model
+from nightgate.config import SampleSource
+from nightgate.errors import ModelError
+from nightgate.sample import sample_reviews
+from tests import reviews
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+LABELS = ["1", "2", "3", "4", "5"]
+TOKENS = 600
+
+
+@pytest.fixture(scope="module", params=["named", "unnamed"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As Multilingual-MiniLM lies on the hub: a BERT body, XLM-R's SentencePiece file, no tokenizer.json."""
+    import sentencepiece
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("minilm")
+    texts = sample_reviews(SampleSource(kind="sample", rows_per_day=50, days=4), reviews.NIGHT.data_until)["text"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(str(text) for text in texts),
+        model_prefix=str(folder / "sentencepiece.bpe"),
+        vocab_size=TOKENS,
+        model_type="unigram",
+        pad_id=-1,
+        minloglevel=2,
+    )
+    (folder / "sentencepiece.bpe.vocab").unlink()
+    body = BertConfig(
+        vocab_size=TOKENS + 2,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    BertModel(body).save_pretrained(folder)
+    if request.param == "named":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"tokenizer_class": "XLMRobertaTokenizer"}))
+    return folder
+
+
+def test_a_bert_body_with_a_sentencepiece_tokenizer_reads_words_and_survives_saving(
+    folder: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    loaded = load_classifier(folder, LABELS, named="base_model 'minilm'", max_length=32)
+    tokens = loaded.tokenizer("The battery died within a month.")["input_ids"]
+    assert len(tokens) > 6
+    assert loaded.tokenizer.unk_token_id not in tokens
+    save_model(loaded, tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again("The battery died within a month.")["input_ids"] == tokens
+
+
+def test_a_tokenizer_without_its_files_is_refused(folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(ModelError, match="token"):
+        load_classifier(tmp_path, LABELS, named="base_model 'minilm'", max_length=32)
