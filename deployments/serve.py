@@ -5,23 +5,26 @@ For production use a worker and a server of their own: on SIGTERM this process e
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from prefect import serve
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
+from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 
 from flows.nightly import nightly
-from flows.server import LOCAL_SERVER, answers, server_problem
+from flows.server import answers, local_server, server_problem
 from nightgate.config import Pipeline
 from nightgate.errors import NightgateError
 from nightgate.home import open_home
@@ -44,15 +47,46 @@ def deployment_of(pipeline: Pipeline) -> RunnerDeployment:
 
 
 def serve_pipelines(pipelines: Sequence[Pipeline], on_ready: object = None) -> None:
-    """Serve until interrupted. `on_ready(url)` is called once the server answers."""
+    """Serve until a signal ends it, which cancels the running night. `on_ready(url)` is called once the server answers.
+
+    Raises:
+        NightgateError: the configured server does not answer, or a local one does not start.
+    """
     os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", "2")
-    with _server() as url, temporary_settings({PREFECT_API_URL: f"{url}/api"}):
+    for ending in _endings():
+        signal.signal(ending, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), _server() as url, temporary_settings({PREFECT_API_URL: f"{url}/api"}):
         if callable(on_ready):
             on_ready(url)
-        # Schedules go on when this process ends: a night that nobody served is late, and not forgotten.
-        serve(
-            *[deployment_of(pipeline) for pipeline in pipelines], pause_on_shutdown=False, print_starting_message=False
-        )
+        asyncio.run(_serve([deployment_of(pipeline) for pipeline in pipelines]))
+
+
+def _endings() -> list[signal.Signals]:
+    # A shell that starts us in the background lets us ignore SIGINT, which is no wish; under nohup SIGHUP is one.
+    endings = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    return [ending for ending in endings if ending != signal.SIGHUP or signal.getsignal(ending) is not signal.SIG_IGN]
+
+
+async def _serve(deployments: Sequence[RunnerDeployment]) -> None:
+    # Schedules go on when this process ends: a night that nobody served is late, and not forgotten.
+    runner = _Runner(pause_on_shutdown=False)
+    for deployment in deployments:
+        await runner.aadd_deployment(deployment)
+    for ending in _endings():
+        asyncio.get_running_loop().add_signal_handler(ending, runner.end)
+    await runner.start()
+
+
+class _Runner(Runner):
+    """Cancels its runs when it ends and waits for them. As Prefect 3.8 ends, they are killed and stay Running."""
+
+    def end(self) -> None:
+        if not self.started:  # not yet, or no more: a second Ctrl-C does not wait for the runs
+            raise KeyboardInterrupt
+        self._ending = asyncio.get_running_loop().create_task(self.astop())
+
+    def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
+        """Prefect puts this in place of our handler of SIGTERM. The event loop is told of the signal all the same."""
 
 
 @contextmanager
@@ -68,28 +102,31 @@ def _server() -> Iterator[str]:
             f"the Prefect server at {configured} (PREFECT_API_URL) does not answer: {problem}",
             next_step="start it, or unset PREFECT_API_URL to let `nightgate serve` start a local one",
         )
-    if answers(LOCAL_SERVER):
-        yield LOCAL_SERVER
+    url = local_server()
+    if answers(url):
+        yield url
         return
     log_path = open_home().root / "prefect-server.log"
-    host, port = LOCAL_SERVER.removeprefix("http://").split(":")
     with Path(log_path).open("ab") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", port],
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", url.split(":")[-1]],
             stdout=log,
             stderr=log,
             env={**os.environ, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"},
+            # Ctrl-C in a terminal reaches a whole session: this one ends last, when the runs have told it their ends.
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + 120
-        while not answers(LOCAL_SERVER):
+        while not answers(url):
             if server.poll() is not None or time.monotonic() > deadline:
                 raise NightgateError(
-                    f"the local Prefect server did not come up at {LOCAL_SERVER}",
-                    next_step=f"read {log_path}; if the port is taken, set PREFECT_API_URL to a server of yours",
+                    f"the local Prefect server did not come up at {url}",
+                    next_step=f"read {log_path}; if the port is taken, set PREFECT_SERVER_API_PORT to another one, "
+                    "or PREFECT_API_URL to a server of yours",
                 )
             time.sleep(0.5)
-        yield LOCAL_SERVER
+        yield url
     finally:
         server.terminate()
         try:

@@ -18,7 +18,9 @@ from nightgate.errors import ConfigurationError
 def _all_optional(section: type[BaseModel], name: str) -> Any:
     fields: dict[str, Any] = {}
     for key, field in section.model_fields.items():
-        described: Any = Field(default=None, description=f"{field.description} Default: {field.default!r}.")
+        described: Any = Field(
+            default=None, description=f"{field.description} Empty: as in the file, else {field.default!r}."
+        )
         described.metadata = field.metadata
         fields[key] = (field.rebuild_annotation() | None, described)
     return create_model(name, __base__=Section, **fields)

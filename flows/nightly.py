@@ -6,7 +6,7 @@ Start it by hand with `nightgate run PIPELINE`, or serve it with its schedule by
 from __future__ import annotations
 
 from contextlib import closing
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 from prefect import flow, runtime
@@ -106,5 +106,8 @@ def _which_night(pipeline: Pipeline, night: date | None) -> Night:
     if night is not None:
         return chosen_night(pipeline.schedule, night)
     if "auto-scheduled" in (runtime.flow_run.tags or []):
-        return scheduled_night(pipeline.schedule, runtime.flow_run.scheduled_start_time)
+        # Prefect's times are pendulum's, which lose their timezone when a duration is taken from them in stdlib's UTC.
+        return scheduled_night(
+            pipeline.schedule, datetime.fromisoformat(runtime.flow_run.scheduled_start_time.isoformat())
+        )
     return tonight(pipeline.schedule)

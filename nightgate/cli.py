@@ -6,21 +6,21 @@ cancelled; 2: bad usage or configuration; 3: held, with --fail-on-held.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from datetime import date
-from enum import StrEnum
+from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from nightgate import __version__
 from nightgate.errors import ConfigurationError, NightgateError
+from nightgate.output import Format, formatted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +28,30 @@ if TYPE_CHECKING:
     from nightgate.config import Pipeline
     from nightgate.nights import Night
 
+
+class _InWords(TyperGroup):
+    """Errors of ours in words, with the exit code that belongs to them. Typer would take some for its own."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except NightgateError as error:
+            typer.echo(f"error: {error}", err=True)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            again = ": run the same command again to go on from the last checkpoint"
+            typer.echo(f"cancelled{again if ctx.invoked_subcommand == 'run' else ''}", err=True)
+            code = 1
+        except BrokenPipeError:
+            # The reader of a pipe (`| head`) has gone: no error of ours. Python would complain again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        raise typer.Exit(code)
+
+
 app = typer.Typer(
     name="nightgate",
+    cls=_InWords,
     help="Nightly retraining of text classifiers behind a promotion gate that can be trusted.",
     no_args_is_help=True,
     add_completion=False,
@@ -38,12 +60,6 @@ app = typer.Typer(
 )
 database_app = typer.Typer(help="The metrics database.", no_args_is_help=True)
 app.add_typer(database_app, name="db")
-
-
-class Format(StrEnum):
-    table = "table"
-    json = "json"
-    csv = "csv"
 
 
 NIGHT_COLUMNS = (
@@ -157,21 +173,27 @@ def history(
     """Show the nights of a pipeline, or the epochs or slices of one run."""
     from nightgate import query
 
-    frame = query.history(
-        _name(pipeline), run=run_id, epochs=epochs, slices=slices, since=_date(since) if since else None
-    )
-    if epochs and output is Format.table:
+    name = _name(pipeline)
+    frame = query.history(name, run=run_id, epochs=epochs, slices=slices, since=_date(since) if since else None)
+    if epochs and not slices and output is Format.table and not frame.empty:
         typer.echo(query.published_table(frame))
     else:
-        _show(frame, output, columns=() if epochs or slices or run_id else NIGHT_COLUMNS)
+        columns = () if epochs or slices or run_id else NIGHT_COLUMNS
+        _show(frame, output, f"the database holds nothing of that for {name}", columns=columns)
 
 
 @app.command()
-def champion(pipeline: PipelineName, output: OutputFormat = Format.table) -> None:
-    """Show the version that reigns: metrics, path, lineage."""
+def champion(
+    pipeline: PipelineName,
+    at: Annotated[str | None, typer.Option(metavar="TIME", help="Who reigned then; UTC unless it says so.")] = None,
+    output: OutputFormat = Format.table,
+) -> None:
+    """Show the version that reigns, or reigned at a time: metrics, path, lineage."""
     from nightgate import query
 
-    _show(_absolute(query.champion(_name(pipeline))), output, vertical=True)
+    name = _name(pipeline)
+    frame = query.champion(name, _moment(at) if at else None)
+    _show(_absolute(frame), output, f"{name} has no champion{f' at {at}' if at else ' yet'}", vertical=True)
 
 
 @app.command()
@@ -179,7 +201,8 @@ def versions(pipeline: PipelineName, output: OutputFormat = Format.table) -> Non
     """List every version: each completed candidate, held ones too."""
     from nightgate import query
 
-    _show(_absolute(query.versions(_name(pipeline))), output, columns=VERSION_COLUMNS)
+    name = _name(pipeline)
+    _show(_absolute(query.versions(name)), output, f"{name} has no versions yet", columns=VERSION_COLUMNS)
 
 
 @app.command()
@@ -217,7 +240,7 @@ def predict(
 
     from nightgate.registry import load_champion
 
-    given = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    given = texts or _lines_of_stdin()
     if not given:
         raise ConfigurationError(
             "there is no text to classify", next_step="give texts as arguments or one a line on standard input"
@@ -288,24 +311,9 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-def main() -> NoReturn:
-    """Entry point: errors of ours in words, with the exit code that belongs to them."""
-    try:
-        app(standalone_mode=True)
-    except NightgateError as error:
-        _fail(f"error: {error}", error.exit_code)
-    except KeyboardInterrupt:
-        _fail("cancelled: run the same command again to go on from the last checkpoint", 1)
-    except BrokenPipeError:
-        # The reader of a pipe (`| head`) has gone: no error of ours. Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    sys.exit(0)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
-    sys.exit(code)
+def main() -> None:
+    """Entry point."""
+    app()
 
 
 def _name(pipeline: str) -> str:
@@ -334,6 +342,27 @@ def _date(text: str) -> date:
         ) from error
 
 
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{text!r} is not a time", next_step="write it as 2026-01-05T03:15 or 2026-01-05T03:15+01:00"
+        ) from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _lines_of_stdin() -> list[str]:
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"standard input is not UTF-8 text: {error}",
+            next_step="convert it, such as with `iconv -f cp1252 -t utf-8`",
+        ) from error
+    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+
+
 def _person() -> str:
     import getpass
 
@@ -359,60 +388,15 @@ def _log_to_stderr() -> None:
     logging.getLogger("nightgate").setLevel(logging.INFO)
 
 
-def _show(frame: pd.DataFrame, output: Format, *, vertical: bool = False, columns: Sequence[str] = ()) -> None:
-    """Print a frame. A table shows `columns` only, where given; `vertical` lists the fields of a single row."""
-    if output is Format.json:
-        typer.echo(json.dumps(_plain(frame), indent=2, ensure_ascii=False))
-    elif output is Format.csv:
-        typer.echo(frame.to_csv(index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ").rstrip("\n"))
-    elif frame.empty:
-        typer.echo("nothing to show", err=True)
-    elif vertical:
-        width = max(len(column) for column in frame.columns)
-        for _, row in frame.iterrows():
-            for column, value in row.items():
-                typer.echo(f"{column!s:<{width}}  {_cell(value)}".rstrip())
+def _show(
+    frame: pd.DataFrame, output: Format, when_empty: str = "", *, columns: Sequence[str] = (), vertical: bool = False
+) -> None:
+    """Print a frame to stdout; say `when_empty` on stderr where a table would have no rows."""
+    text = formatted(frame, output, columns=columns, vertical=vertical)
+    if text:
+        typer.echo(text)
     else:
-        _table(frame[list(columns)] if columns else frame)
-
-
-def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as JSON may hold them: no NaN, times and dates as ISO text."""
-    import pandas as pd
-
-    def plain(value: Any) -> Any:
-        if pd.isna(value):
-            return None
-        if isinstance(value, date):
-            return value.isoformat()
-        return value.item() if hasattr(value, "item") else value
-
-    return [{str(key): plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def _table(frame: pd.DataFrame) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_edge=False, pad_edge=False, box=None)
-    for column in frame.columns:
-        table.add_column(str(column), overflow="fold")
-    for values in frame.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in values))
-    # Into a file or pipe a table is as wide as it needs to be: lines are for tools there.
-    Console(width=None if sys.stdout.isatty() else 2000, markup=False, highlight=False).print(table)
-
-
-def _cell(value: Any) -> str:
-    import pandas as pd
-
-    if pd.isna(value):
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
-    if isinstance(value, pd.Timestamp):
-        return f"{value:%Y-%m-%d %H:%M}"
-    return str(value)
+        typer.echo(when_empty, err=True)
 
 
 if __name__ == "__main__":

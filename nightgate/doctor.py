@@ -64,7 +64,8 @@ def _python() -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    for package, (works, otherwise) in KNOWN_BAD.items():
+    for package in (*KNOWN_BAD, "torch", "transformers", "datasets", "evaluate"):
+        works, otherwise = KNOWN_BAD.get(package, ("", ""))
         try:
             found = version(package)
         except PackageNotFoundError:
@@ -74,8 +75,6 @@ def _versions() -> Iterator[Finding]:
             yield Finding("ok", package, found)
         else:
             yield Finding("problem", package, f"{found}: {otherwise}", f"pip install '{package}{works}'")
-    for package in ("torch", "transformers", "datasets", "evaluate"):
-        yield Finding("ok", package, version(package))
 
 
 def _home() -> Iterator[Finding]:
@@ -103,7 +102,7 @@ def _database() -> Iterator[Finding]:
 
     home = open_home()
     url = database_url(home)
-    with Database.open(home, url):
+    with Database.open(home, url, patience=3):
         yield Finding("ok", "database", f"{safe_url(url)} answers, at this version's revision")
 
 

@@ -63,6 +63,8 @@ class NightRun:
         """The champion's version that training went on from; None: the base model."""
         self.trained: TrainResult
         self.champion: ledger.VersionRow | None = None
+        self.champion_labels: list[str] = []
+        """Of a champion that knows other labels than the pipeline has now, and so cannot be scored."""
         self.test_rows: pd.DataFrame
         self.predictions: dict[str, NDArray[np.int64]]
         """Class indices of the test rows by `candidate` and, if one reigns, `champion`."""
@@ -103,7 +105,7 @@ def open_night(
         try:
             lock.acquire()
         except Timeout:
-            yield _superseded(pipeline, night, home, db, prefect_flow_run_id)
+            yield _superseded(pipeline, night, home, db, dry_run, prefect_flow_run_id)
             return
         try:
             opened = ledger.open_run(
@@ -152,16 +154,18 @@ def fine_tune(run: NightRun) -> Generator[EpochReport]:
 
     Raises:
         TrainingError: it ran out of memory, crashed, stalled, or a loss is not finite.
-        ModelError: the base model, or the champion to start from, cannot be used.
+        ModelError: the base model or the champion cannot be used.
     """
     start_from = None
+    champion = ledger.champion(run.db, run.pipeline.name)
+    if champion is not None:
+        # Before the training and not only behind it: with a damaged champion the night cannot end.
+        registry.verify_version(run.home.absolute(champion.path))
     if run.pipeline.training.start_from == "champion":
-        champion = ledger.champion(run.db, run.pipeline.name)
         if champion is None:
             log.info("there is no champion to start from yet: starting from %s", run.pipeline.training.base_model)
         else:
             start_from = run.home.absolute(champion.path)
-            registry.verify_version(start_from)
             run.started_from = champion.version
     job = TrainJob(
         run_dir=run.directory,
@@ -207,8 +211,12 @@ def score_on_test(run: NightRun) -> None:
     models = {"candidate": run.trained.best_model}
     run.champion = ledger.champion(run.db, run.pipeline.name)
     if run.champion is not None:
-        models["champion"] = run.home.absolute(run.champion.path)
-        registry.verify_version(models["champion"])
+        folder = run.home.absolute(run.champion.path)
+        known = registry.verify_version(folder)["label_names"]
+        if sorted(known) == sorted(run.pipeline.data.label_names):
+            models["champion"] = folder
+        else:
+            run.champion_labels = known
     job = ScoreJob(
         pipeline=run.pipeline.record(), snapshot=run.snapshot.path, models=models, out=run.directory / "test"
     )
@@ -249,7 +257,15 @@ def judge(run: NightRun) -> None:
 
     candidate = measured("candidate", None, run.data_until)
     champion = difference = None
-    if run.champion is not None:
+    if run.champion is not None and run.champion_labels:
+        champion = gate.Measured(
+            f1=None,
+            support=len(references),
+            test_version=test_version,
+            data_until=run.champion.data_until,
+            version=run.champion.version,
+        )
+    elif run.champion is not None:
         champion = measured("champion", run.champion.version, run.champion.data_until)
         difference = f1_difference_interval(
             references,
@@ -261,6 +277,12 @@ def judge(run: NightRun) -> None:
         )
     run.test_interval = candidate.interval
     run.decision = gate.decide(candidate, champion, run.pipeline.gate, difference=difference)
+    if run.champion is not None and run.champion_labels:
+        why = (
+            f"the champion (version {run.champion.version}) knows the labels {', '.join(run.champion_labels)} and the "
+            f"pipeline has {', '.join(names)}, so it cannot be scored on tonight's rows"
+        )
+        run.decision = replace(run.decision, reason=f"{why}; {run.decision.reason}")
     ledger.record_decision(run.db, run.run_id, run.attempt, run.decision, run.test_scores, candidate, champion)
     log.info("verdict: %s: %s", run.decision.verdict, run.decision.reason)
 
@@ -287,10 +309,10 @@ def settle(run: NightRun) -> None:
     decision = run.decision
     status: str = "held"
     reason = decision.reason
-    next_step = ""
+    by_hand = f"nightgate promote {run.pipeline.name} {run.version} --reason TEXT"
+    next_step = f"if the new labels are meant: {by_hand}" if run.champion_labels else ""
     if decision.verdict == "promote" and run.dry_run:
-        reason = f"dry run, not promoted: {reason}"
-        next_step = f"nightgate promote {run.pipeline.name} {run.version} --reason TEXT"
+        reason, next_step = f"dry run, not promoted: {reason}", by_hand
     elif decision.verdict == "promote":
         try:
             ledger.promote(
@@ -366,11 +388,13 @@ def _finish(run: NightRun, status: str, reason: str, error_type: str, next_step:
 
 
 def _superseded(
-    pipeline: Pipeline, night: Night, home: Home, db: Database, prefect_flow_run_id: str | None
+    pipeline: Pipeline, night: Night, home: Home, db: Database, dry_run: bool, prefect_flow_run_id: str | None
 ) -> NightRun:
     first = ledger.running_run(db, pipeline.name)
     named = f"run {first.run_id} (process {first.pid} on {first.host})" if first else "another run"
     reason = f"{named} of {pipeline.name} is at work already; this one ended at once"
-    opened = ledger.record_superseded(db, pipeline, night, reason, prefect_flow_run_id=prefect_flow_run_id)
+    opened = ledger.record_superseded(
+        db, pipeline, night, reason, dry_run=dry_run, prefect_flow_run_id=prefect_flow_run_id
+    )
     log.warning("superseded: %s", reason)
     return NightRun(pipeline, night, home, db, opened)

@@ -16,6 +16,7 @@ from nightgate.config import Pipeline
 from nightgate.database import Database, database_url
 from nightgate.diagnosis import EpochFacts, diagnose
 from nightgate.home import Home
+from nightgate.pipelines import pipeline_files
 from nightgate.query import published_table
 from nightgate.schema import Run
 
@@ -54,7 +55,7 @@ def as_text(home: Home, run_id: str) -> str:
     if run["next_step"]:
         lines.append(f"  next: {run['next_step']}")
     if not facts.epochs.empty:
-        lines += ["", published_table(facts.epochs), _best_epoch(run)]
+        lines += ["", published_table(facts.epochs), "", _best_epoch(run)]
     if not facts.checks.empty:
         lines += ["", f"Verdict: {run['verdict']}", *_aligned(facts.checks)]
     lines += _findings(facts)
@@ -63,7 +64,7 @@ def as_text(home: Home, run_id: str) -> str:
         lines += ["", f"Champion: version {facts.champion['version']} at {_short(path)}"]
     pipeline = run["pipeline"]
     lines += ["", "Ask the database:", f"  {_sql_command(home, EXAMPLE_QUERY.format(pipeline=pipeline))}"]
-    lines += ["See it in the Prefect UI:", f"  {_program()} serve {pipeline}"]
+    lines += ["See it in the Prefect UI:", f"  {_program()} serve {_reference(pipeline)}"]
     return "\n".join(lines)
 
 
@@ -140,6 +141,11 @@ def _program() -> str:
     if shutil.which("nightgate"):
         return "nightgate"
     return _short(Path(sys.executable).parent / "nightgate")
+
+
+def _reference(pipeline: str) -> str:
+    """The pipeline as `serve` finds it: by its name, or by the path of a file that only its owner knows."""
+    return pipeline if pipeline in pipeline_files() else f"PATH/TO/{pipeline}.toml"
 
 
 def _short(path: Path) -> str:

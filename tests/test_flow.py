@@ -1,0 +1,289 @@
+"""The night as a Prefect flow, on a real server: what it leaves in SQL, on the server, and how it tells its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pandas as pd
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+)
+from prefect.client.schemas.objects import State
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_API_PORT,
+    temporary_settings,
+)
+
+from flows.nightly import nightly_by_hand
+from flows.server import prefect_server as server_for_a_run
+from nightgate import steps
+from nightgate.config import Pipeline
+from nightgate.database import Database, database_url, upgrade
+from nightgate.errors import DatabaseError, DataError, NightgateError
+from nightgate.home import Home, open_home
+from nightgate.nights import Night, chosen_night
+from nightgate.pipelines import load_pipeline
+from tasks.night import step
+from tests.conftest import free_port
+from tests.night import NIGHT, write_pipeline
+
+pytestmark = pytest.mark.flow
+
+PUBLISHED_HEADER = "| Training Loss | Epoch | Step | Validation Loss | Accuracy | F1 | Precision | Recall |"
+
+
+def migrated_home(path: Path) -> Home:
+    """The home at `path`, its database migrated; the environment names it from here on."""
+    os.environ["NIGHTGATE_HOME"] = str(path)
+    home = open_home()
+    upgrade(database_url(home))
+    return home
+
+
+def rows(home: Home, query: str, **parameters: Any) -> pd.DataFrame:
+    with Database.open(home) as db:
+        return db.frame(query, parameters)
+
+
+def that_night(pipeline: Pipeline) -> Night:
+    return chosen_night(pipeline.schedule, date.fromisoformat(NIGHT))
+
+
+def by_hand(pipeline: Pipeline, api_url: str, **options: Any) -> State[Any]:
+    with temporary_settings({PREFECT_API_URL: api_url}):
+        return nightly_by_hand(pipeline, that_night(pipeline), **options, return_state=True)
+
+
+def flow_run_id(state: State[Any]) -> UUID:
+    assert state.state_details.flow_run_id is not None
+    return state.state_details.flow_run_id
+
+
+def task_runs(api_url: str, run_id: UUID) -> dict[str, str]:
+    """Name and state name of each task run of a flow run."""
+    ours = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run_id]))
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        return {str(run.name): str(run.state_name) for run in client.read_task_runs(task_run_filter=ours)}
+
+
+def logs(api_url: str, run_id: UUID) -> str:
+    """What the run's page shows. The handler sends in batches: it is flushed first."""
+    from prefect.logging.handlers import APILogHandler
+
+    APILogHandler().flush()
+    ours = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        return "\n".join(line.message for line in client.read_logs(log_filter=ours))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return load_pipeline(write_pipeline(tmp_path_factory.mktemp("pipeline")))
+
+
+@dataclass
+class Twins:
+    state: State[Any]
+    """Of the flow run."""
+    in_flow: Home
+    bare: Home
+
+
+@pytest.fixture(scope="module")
+def twins(pipeline: Pipeline, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
+    """The same night twice, in homes of their own: through the flow, and by the bare calls."""
+    folder = tmp_path_factory.mktemp("twins")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NIGHTGATE_HOME", "")
+        in_flow = migrated_home(folder / "flow")
+        state = by_hand(pipeline, prefect_server)
+        bare = migrated_home(folder / "bare")
+        steps.run_night(pipeline, that_night(pipeline))
+        yield Twins(state, in_flow, bare)
+
+
+def test_a_night_that_promotes_completes_under_that_name_and_says_why(twins: Twins) -> None:
+    assert (twins.state.type.value, twins.state.name) == ("COMPLETED", "Promoted")
+    run = rows(twins.in_flow, "SELECT * FROM nightly_runs").iloc[0]
+    assert twins.state.message == f"promoted: {run['reason']} [{run['run_id']}]"
+    assert run["prefect_flow_run_id"] == str(flow_run_id(twins.state))
+
+
+@pytest.mark.parametrize(
+    ("view", "order"),
+    [
+        ("epoch_results", "epoch"),
+        ("gate_checks", "check_name"),
+        ("slice_metrics", "split, epoch, slice_name, slice_value"),
+    ],
+)
+def test_the_flow_and_its_bare_twin_leave_the_same_rows(twins: Twins, view: str, order: str) -> None:
+    in_flow, bare = (
+        rows(home, f"SELECT * FROM {view} ORDER BY {order}").drop(
+            columns=["run_id", "recorded_at", "examples_per_second"], errors="ignore"
+        )
+        for home in (twins.in_flow, twins.bare)
+    )
+    assert len(in_flow) >= 2
+    pd.testing.assert_frame_equal(in_flow, bare)
+
+
+def test_the_flow_and_its_bare_twin_end_alike(twins: Twins) -> None:
+    ends = [
+        rows(home, "SELECT status, reason, verdict, test_f1, best_epoch, model_version, snapshot_id FROM nightly_runs")
+        for home in (twins.in_flow, twins.bare)
+    ]
+    assert len(ends[0]) == 1
+    pd.testing.assert_frame_equal(*ends)
+
+
+def test_each_step_and_each_epoch_is_a_task_run_of_its_own(twins: Twins, prefect_server: str) -> None:
+    expected = ["refresh", "fine-tune", "evaluate epoch 1", "evaluate epoch 2"]
+    expected += ["score on test", "judge", "register", "settle", "report"]
+    assert task_runs(prefect_server, flow_run_id(twins.state)) == dict.fromkeys(expected, "Completed")
+
+
+def test_the_runs_page_shows_the_epoch_table_and_the_verdict(twins: Twins, prefect_server: str) -> None:
+    ours = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id(twins.state)]))
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+        (artifact,) = client.read_artifacts(artifact_filter=ours)
+    assert (artifact.type, artifact.key) == ("markdown", "small-night")
+    lines = str(artifact.data).splitlines()
+    at = lines.index(PUBLISHED_HEADER)
+    epochs = rows(twins.in_flow, "SELECT * FROM epoch_results ORDER BY epoch")
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[at + 2 : at + 4]]
+    assert [row[0] for row in shown] == [f"{loss:.4f}" for loss in epochs["training_loss"]]
+    assert any(line.startswith("| passed | min_f1 |") for line in lines)
+
+
+def test_the_logs_of_the_library_reach_the_runs_page(twins: Twins, prefect_server: str) -> None:
+    told = logs(prefect_server, flow_run_id(twins.state))
+    for line in ("epoch 1: training loss", "epoch 2: training loss", "verdict: promote"):
+        assert told.count(line) == 1, told
+
+
+def test_an_epochs_row_is_committed_before_the_next_epoch_ends(twins: Twins) -> None:
+    recorded = rows(twins.in_flow, "SELECT recorded_at FROM epoch_results ORDER BY epoch")["recorded_at"]
+    (run_id,) = rows(twins.in_flow, "SELECT run_id FROM nightly_runs")["run_id"]
+    # The child writes an epoch's predictions when it ends, before it saves the checkpoint.
+    ended = (twins.in_flow.runs / run_id / "attempt-1/epochs/epoch-0002.npz").stat().st_mtime
+    assert pd.Timestamp(recorded[0]).timestamp() < ended
+
+
+def test_a_held_night_completes_under_that_name(pipeline: Pipeline, prefect_server: str, environment: Path) -> None:
+    home = migrated_home(environment)
+    strict = pipeline.model_copy(update={"gate": pipeline.gate.model_copy(update={"min_f1": 1.0})})
+    state = by_hand(strict, prefect_server)
+    assert (state.type.value, state.name) == ("COMPLETED", "Held")
+    assert "min_f1" in str(state.message) or "below" in str(state.message)
+    assert list(rows(home, "SELECT status FROM nightly_runs")["status"]) == ["held"]
+    assert rows(home, "SELECT * FROM champion_timeline").empty
+
+
+def missing_file(pipeline: Pipeline, path: Path) -> Pipeline:
+    source = {"kind": "files", "paths": [str(path)]}
+    return Pipeline.model_validate_json(
+        pipeline.model_copy(
+            update={"data": type(pipeline.data)(**{**pipeline.data.model_dump(), "source": source})}
+        ).model_dump_json()
+    )
+
+
+def test_bad_data_ends_the_flow_failed_in_words(
+    pipeline: Pipeline,
+    prefect_server: str,
+    environment: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    home = migrated_home(environment)
+    gone = tmp_path / "gone.csv"
+    state = by_hand(missing_file(pipeline, gone), prefect_server)
+    assert (state.type.value, state.name) == ("FAILED", "Failed")
+    assert str(gone) in str(state.message)
+    assert "\n  next: " in str(state.message)
+    run = rows(home, "SELECT * FROM nightly_runs").iloc[0]
+    assert (run["status"], run["error_type"]) == ("failed", "data")
+    assert str(gone) in run["reason"]
+    assert run["next_step"]
+    assert task_runs(prefect_server, flow_run_id(state)) == {"refresh": "Failed"}
+    for text in (caplog.text, logs(prefect_server, flow_run_id(state))):
+        assert str(gone) in text
+        assert "Traceback" not in text
+
+
+def test_a_second_run_while_one_is_at_work_completes_as_superseded_and_names_the_first(
+    pipeline: Pipeline, prefect_server: str, environment: Path
+) -> None:
+    home = migrated_home(environment)
+    with steps.open_night(pipeline, that_night(pipeline)) as first:
+        state = by_hand(pipeline, prefect_server)
+        assert (state.type.value, state.name) == ("COMPLETED", "Superseded")
+        assert first.run_id in str(state.message)
+        assert str(os.getpid()) in str(state.message)
+        assert task_runs(prefect_server, flow_run_id(state)) == {}
+        found = rows(home, "SELECT run_id, status FROM nightly_runs ORDER BY started_at")
+        assert list(found["status"]) == ["running", "superseded"]
+        assert found["run_id"][0] == first.run_id
+
+
+@pytest.mark.parametrize(("error", "tries"), [(DatabaseError("away"), 4), (DataError("bad"), 1)])
+def test_a_step_is_tried_again_when_the_database_was_away_and_not_when_the_data_is_bad(
+    error: NightgateError, tries: int, prefect_server: str
+) -> None:
+    tried = []
+
+    @step("try")
+    def fails() -> None:
+        tried.append(error)
+        raise error
+
+    @flow
+    def one_step() -> None:
+        fails.with_options(retry_delay_seconds=0)()
+
+    with temporary_settings({PREFECT_API_URL: prefect_server}), pytest.raises(type(error)):
+        one_step()
+    assert len(tried) == tries
+
+
+def test_a_server_that_answers_is_used(prefect_server: str) -> None:
+    with temporary_settings({PREFECT_API_URL: prefect_server}), server_for_a_run() as told:
+        assert told == f"using the Prefect server at {prefect_server}"
+
+
+def test_without_a_server_that_answers_a_temporary_one_is_started_and_said_so(
+    environment: Path, tmp_path: Path, pipeline: Pipeline, prefect_server: str
+) -> None:
+    del prefect_server
+    home = migrated_home(environment)
+    nobody = f"http://127.0.0.1:{free_port()}/api"
+    settings = {PREFECT_API_URL: nobody, PREFECT_SERVER_API_PORT: free_port()}
+    try:
+        with temporary_settings(settings), server_for_a_run() as told:
+            state = nightly_by_hand(
+                missing_file(pipeline, tmp_path / "gone.csv"), that_night(pipeline), return_state=True
+            )
+    finally:
+        SubprocessASGIServer().stop()  # at the latest it ends with the process
+    assert nobody in told
+    assert "does not answer" in told
+    assert "starting a temporary one" in told
+    assert "gone.csv" in str(state.message)
+    assert list(rows(home, "SELECT status FROM nightly_runs")["status"]) == ["failed"]

@@ -1,0 +1,231 @@
+"""The steps of a night in process: what they hand on, and how a night that is disturbed between them is settled."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightgate import ledger, query, registry, steps
+from nightgate.config import Pipeline
+from nightgate.database import Database, database_url, upgrade
+from nightgate.errors import DataError, ModelError
+from nightgate.home import Home, open_home
+from nightgate.nights import Night, chosen_night
+from nightgate.pipelines import load_pipeline
+from nightgate.steps import NightRun, open_night, run_night
+from tests.first_night import FirstNight, copy_first_night, first_night
+from tests.night import nightgate
+
+SHORT = {"training.epochs": 1, "data.source.rows_per_day": 15}
+
+
+def night_of(pipeline: Pipeline, day: int) -> Night:
+    return chosen_night(pipeline.schedule, date(2026, 1, day))
+
+
+@pytest.fixture
+def site(session_root: Path, environment: Path) -> Path:
+    """A home in which version 1 reigns since the night of 5 January; gives the pipeline's file."""
+    return copy_first_night(session_root, environment).pipeline
+
+
+@pytest.fixture
+def empty_site(session_root: Path, home: Home) -> Path:
+    """The same pipeline in a new home."""
+    upgrade(database_url(home))
+    return first_night(session_root).pipeline
+
+
+@contextmanager
+def broken_by(kind: type[BaseException], said: str = "") -> Iterator[None]:
+    """The block must end with this error."""
+    with pytest.raises(kind) as raised:
+        yield
+    assert said in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def held_night(session_root: Path, tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
+    """A first night that is held: there is a version 1 and no champion."""
+    pipeline, home = first_night(session_root).pipeline, tmp_path_factory.mktemp("held") / "home"
+    settings = {**SHORT, "gate.min_f1": 1.0, "training.start_from": "champion"}
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    arguments = ("run", pipeline, "--night", "2026-01-05", "--no-prefect", *options)
+    done = nightgate(*arguments, cwd=home.parent, env={"NIGHTGATE_HOME": str(home)})
+    assert "HELD" in done.stdout, done.stderr
+    return FirstNight(pipeline, home, done)
+
+
+def the_row(run: NightRun) -> dict[str, Any]:
+    frame = query.history(run.pipeline.name)
+    [row] = frame[frame["run_id"] == run.run_id].to_dict("records")
+    return {str(name): value for name, value in row.items()}
+
+
+# --- the champion ---
+
+
+def test_training_that_starts_from_the_champion_uses_and_records_it(
+    site: Path, environment: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = load_pipeline(site, {**SHORT, "training.start_from": "champion"})
+    with caplog.at_level(logging.INFO, "nightgate"):
+        run = run_night(pipeline, night_of(pipeline, 6))
+    assert run.started_from == 1
+    job = json.loads((run.directory / "attempt-1" / "job.json").read_text())
+    assert job["start_from"] == str(environment / "models/small/v0001")
+    assert "the champion to start from: BertForSequenceClassification" in caplog.text
+    assert "a new head starts at random" not in caplog.text
+    manifest = registry.verify_version(environment / "models/small/v0002")
+    assert manifest["base_model"]["started_from_version"] == 1
+
+
+def test_a_first_night_that_should_start_from_the_champion_starts_from_the_base_model(held_night: FirstNight) -> None:
+    assert "there is no champion to start from yet" in held_night.done.stderr
+    assert "a new head starts at random" in held_night.done.stderr
+
+
+def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, environment: Path) -> None:
+    three = {"1": "bad", "2": "bad", "3": "fine", "4": "good", "5": "good"}
+    pipeline = load_pipeline(site, {**SHORT, "data.labels": three})
+    run = run_night(pipeline, night_of(pipeline, 6))
+    row = the_row(run)
+    assert (row["status"], row["verdict"], row["model_version"]) == ("held", "hold", 2)
+    assert (
+        "the champion (version 1) knows the labels 1, 2, 3, 4, 5 and the pipeline has bad, fine, good" in row["reason"]
+    )
+    assert row["next_step"] == "if the new labels are meant: nightgate promote small 2 --reason TEXT"
+    with Database.open(run.home) as db:
+        checks = db.frame(f"SELECT * FROM gate_checks WHERE run_id = '{run.run_id}'").set_index("check_name")
+        assert checks.loc["beats_champion", "outcome"] == "failed"
+        assert checks.loc["min_f1", "outcome"] == "passed"
+        registry.promote_by_hand(db, run.home, "small", 2, reason="three labels from now on", by="a test")
+    assert registry.load_champion("small").label_names == ("bad", "fine", "good")
+    assert environment.is_dir()
+
+
+def test_training_cannot_start_from_a_champion_with_other_labels_and_says_so(site: Path) -> None:
+    pipeline = load_pipeline(site, {**SHORT, "training.start_from": "champion", "data.labels": [5, 4, 3, 2, 1]})
+    with pytest.raises(ModelError, match=r"knows the labels .* the pipeline has") as raised:
+        run_night(pipeline, night_of(pipeline, 6))
+    assert "training.start_from = 'base'" in raised.value.next_step
+
+
+def test_a_damaged_champion_ends_the_night_before_it_trains(site: Path, environment: Path) -> None:
+    _flip_a_byte(environment / "models/small/v0001/model.safetensors")
+    pipeline = load_pipeline(site, SHORT)
+    with broken_by(ModelError, "model.safetensors is altered"), open_night(pipeline, night_of(pipeline, 6)) as run:
+        steps.refresh_data(run)
+        list(steps.fine_tune(run))
+    row = the_row(run)
+    assert (row["status"], row["error_type"]) == ("failed", "model")
+    assert "nightgate rollback" in row["next_step"]
+    assert not list(run.directory.glob("attempt-*/job.json"))
+
+
+# --- the end of a night ---
+
+
+def test_a_promotion_that_somebody_else_was_faster_with_leaves_the_night_held(
+    held_night: FirstNight, environment: Path
+) -> None:
+    shutil.copytree(held_night.home, environment)
+    pipeline = load_pipeline(held_night.pipeline, SHORT)
+    with open_night(pipeline, night_of(pipeline, 6)) as run:
+        steps.refresh_data(run)
+        with closing(steps.fine_tune(run)) as epochs:
+            for epoch in epochs:
+                steps.record_epoch(run, epoch)
+        steps.score_on_test(run)
+        steps.judge(run)
+        steps.register_candidate(run)
+        assert run.decision.verdict == "promote"
+        with Database.open(run.home) as another:
+            ledger.promote(another, "small", 1, expected=None, by="somebody", reason="in between")
+        steps.settle(run)
+    row = the_row(run)
+    assert (run.status, row["status"], row["verdict"]) == ("held", "held", "promote")
+    assert row["reason"].startswith("would have been promoted, but version 2 of pipeline small was not promoted")
+    assert "expected to replace no champion, but now there is version 1" in row["reason"]
+    assert row["error_type"] is None
+    assert query.champion("small")["version"].tolist() == [1]
+
+
+def test_after_a_night_predictions_and_logs_stay_and_checkpoints_go(session_root: Path) -> None:
+    [run_dir] = (first_night(session_root).home / "runs").iterdir()
+    kept = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    assert {"attempt-1/log.txt", "attempt-1/epochs/epoch-0001.npz", "attempt-1/epochs/epoch-0002.npz"} <= kept
+    assert "test/candidate.npz" in kept
+    assert not [name for name in kept if name.endswith(".safetensors")]
+
+
+def test_a_night_that_ended_is_handed_out_closed(site: Path) -> None:
+    pipeline = load_pipeline(site)
+    with open_night(pipeline, night_of(pipeline, 5)) as run:
+        assert (run.is_open, run.status, run.attempt) == (False, "promoted", 1)
+    assert run_night(pipeline, night_of(pipeline, 5)).run_id == run.run_id
+    assert the_row(run)["status"] == "promoted"
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_second_run_is_recorded_as_superseded_and_names_the_first(empty_site: Path, dry_run: bool) -> None:
+    pipeline = load_pipeline(empty_site)
+    night = night_of(pipeline, 5)
+    with broken_by(DataError), open_night(pipeline, night) as first:
+        with open_night(pipeline, night_of(pipeline, 6), dry_run=dry_run) as second:
+            assert (second.is_open, second.status, second.dry_run) == (False, "superseded", dry_run)
+            assert f"run {first.run_id} (process " in second.reason
+        assert first.is_open
+        raise DataError("the first goes on to fail on its own")
+    assert the_row(first)["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("thrown", "status", "error_type", "reason"),
+    [
+        (DataError("no rows", next_step="bring rows"), "failed", "data", "no rows"),
+        (ZeroDivisionError("division by zero"), "failed", "internal", "ZeroDivisionError: division by zero"),
+        (KeyboardInterrupt(), "cancelled", "cancelled", "stopped by KeyboardInterrupt; the last checkpoint is kept"),
+        (SystemExit(1), "cancelled", "cancelled", "stopped by SystemExit; the last checkpoint is kept"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_whatever_leaves_the_night_its_row_is_settled(
+    empty_site: Path, thrown: BaseException, status: str, error_type: str, reason: str
+) -> None:
+    pipeline = load_pipeline(empty_site)
+    with broken_by(type(thrown)), open_night(pipeline, night_of(pipeline, 5)) as run:
+        raise thrown
+    row = the_row(run)
+    assert (row["status"], row["error_type"], row["reason"]) == (status, error_type, reason)
+    assert row["next_step"]
+    with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as again:
+        assert (again.run_id, again.attempt, again.is_open) == (run.run_id, 2, True)
+        raise DataError("enough")
+
+
+def test_a_night_that_failed_with_another_recipe_is_not_taken_up_but_run_anew(empty_site: Path) -> None:
+    pipeline, other = load_pipeline(empty_site), load_pipeline(empty_site, {"training.seed": 7})
+    with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as first:
+        raise DataError("no rows")
+    with broken_by(DataError), open_night(other, night_of(other, 5)) as second:
+        assert second.run_id != first.run_id
+        raise DataError("no rows either")
+
+
+def _flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_home_of_these_tests_is_the_one_of_the_environment(environment: Path) -> None:
+    assert open_home().root == environment.resolve()

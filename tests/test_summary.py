@@ -1,0 +1,91 @@
+"""What a night says at its end, for a terminal and for the run's page."""
+
+from __future__ import annotations
+
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from nightgate import ledger, summary
+from nightgate.database import Database
+from nightgate.home import Home, open_home
+from nightgate.nights import Night
+from tests.first_night import copy_first_night
+from tests.reviews import files, pipeline
+
+NIGHT = Night(datetime(2026, 3, 2).date(), "manual", datetime(2026, 3, 2, 3, 15, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    "reason", ["F1 0.6 on 35 test rows", "a: b [c] (d)", "two\nlines", "", "[kettles-20260302-ffffff]"]
+)
+def test_a_flow_message_gives_back_status_and_run_whatever_the_reason(reason: str) -> None:
+    message = summary.flow_message("kettles-20260302-0a1b2c", "held", reason)
+    assert summary.run_of_flow_message(message) == ("held", "kettles-20260302-0a1b2c")
+
+
+def failed_run(db: Database) -> str:
+    opened = ledger.open_run(db, pipeline(files("kettles.csv")), NIGHT)
+    ledger.finish_run(
+        db, opened.run_id, 1, "failed", reason="no file matches", error_type="data", next_step="check the paths"
+    )
+    return opened.run_id
+
+
+def test_a_failed_night_tells_reason_and_next_step_and_no_table(database: Database, home: Home) -> None:
+    text = summary.as_text(home, failed_run(database))
+    assert "Night 2026-03-02 of kettles: FAILED\n  no file matches\n  next: check the paths\n" in text
+    assert "Training Loss" not in text
+    assert "Verdict" not in text
+    assert "Champion" not in text
+
+
+def test_a_database_on_a_server_is_asked_without_its_url_on_the_screen(
+    database: Database, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = failed_run(database)
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite has no password")
+    text = summary.as_text(home, run_id)
+    assert 'psql "$NIGHTGATE_DATABASE_URL" -c ' in text
+    assert "postgres:" not in text
+    monkeypatch.undo()
+
+
+def test_the_page_in_the_ui_holds_the_table_the_checks_and_a_query(session_root: Path, environment: Path) -> None:
+    copy_first_night(session_root, environment)
+    [run_dir] = (environment / "runs").iterdir()
+    page = summary.as_markdown(open_home(), run_dir.name)
+    assert page.startswith("# Night 2026-01-05 of small: promoted\n\n")
+    assert "| Training Loss | Epoch |" in page
+    assert "| passed | min_f1 | F1 " in page
+    assert "```sql\nSELECT night, epoch" in page
+
+
+@pytest.mark.parametrize("with_program", [True, False])
+def test_the_query_can_be_pasted_with_and_without_the_sqlite_program(
+    session_root: Path,
+    environment: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    with_program: bool,
+) -> None:
+    copy_first_night(session_root, environment)
+    [run_dir] = (environment / "runs").iterdir()
+    if not with_program:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    text = summary.as_text(open_home(), run_dir.name)
+    monkeypatch.undo()
+    line = text.partition("Ask the database:\n")[2].splitlines()[0].strip()
+    assert ("sqlite3 -header" in line) is (with_program and "-c " not in line)
+    found = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "2026-01-05" in found.stdout
+
+
+def test_a_pipeline_of_a_path_is_served_by_its_path(session_root: Path, environment: Path) -> None:
+    copy_first_night(session_root, environment)
+    [run_dir] = (environment / "runs").iterdir()
+    assert summary.as_text(open_home(), run_dir.name).endswith("serve PATH/TO/small.toml")
