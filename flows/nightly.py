@@ -18,7 +18,7 @@ from flows.logs import readable_logs
 from nightgate.config import Pipeline
 from nightgate.errors import NightgateError
 from nightgate.nights import Night, chosen_night, scheduled_night, tonight
-from nightgate.pipelines import find_by_name, load_pipeline
+from nightgate.pipelines import load_by_name
 from nightgate.steps import open_night
 from nightgate.summary import flow_message
 from tasks.night import (
@@ -79,7 +79,7 @@ def nightly(
         gate: What a candidate must show, for this run only. Empty fields: as in the pipeline file.
     """
     try:
-        configuration = load_pipeline(find_by_name(pipeline), chosen_settings(training, gate))
+        configuration = load_by_name(pipeline, chosen_settings(training, gate))
         chosen = _which_night(configuration, night)
     except NightgateError as error:
         return Failed(message=str(error))

@@ -7,6 +7,7 @@ microsoft/Multilingual-MiniLM-L12-H384   a name on the hub (with `base_model_rev
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import os
@@ -18,14 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from nightgate.errors import ModelError
+from nightgate.errors import ModelError, storage_errors, without_credentials
 
 log = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, and how much of how much is done (bytes)."""
 
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.codes", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,10 @@ def _in_package(base_model: str) -> Path:
 
 
 def _from_hub(base_model: str, revision: str, report: Report | None) -> Path:
-    import httpx
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -128,11 +125,20 @@ def _from_hub(base_model: str, revision: str, report: Report | None) -> Path:
             f"{named} does not exist: no such folder here, no such model on the hub (or it is private)",
             next_step="correct training.base_model, or set HF_TOKEN if the model is private",
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Whatever its HTTP client raises: which one that is changes between versions.
+        with storage_errors(Path(huggingface_hub.constants.HF_HUB_CACHE)):
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{named} is no folder here and is not in the local cache, and the hub ({endpoint}) gave no answer: "
-            f"{str(error).strip().splitlines()[0]}",
+            without_credentials(
+                f"{named} is no folder here and is not in the local cache, and the hub ({endpoint}) did not give it: "
+                f"{said}"
+            ),
             next_step="connect to the network, or name a folder or package:NAME/FOLDER in training.base_model",
         ) from error
     log.info("%s: %s", named, folder)
@@ -338,6 +344,11 @@ def _check_weights(model: Any, info: dict[str, Any], named: str) -> None:
     body = f"{model.base_model_prefix}."
     missing = {str(key) for key in info["missing_keys"]} | {str(key[0]) for key in info["mismatched_keys"]}
     expected = [key for key in model.state_dict() if key.startswith(body)]
+    if foreign := sorted(str(key[0]) for key in info["mismatched_keys"] if str(key[0]).startswith(body)):
+        raise ModelError(
+            f"{named}: weights of its body do not have the shape that config.json says, such as {foreign[0]}",
+            next_step="choose a base model whose weights belong to its configuration",
+        )
     absent = [key for key in expected if key in missing and ".pooler." not in key]
     if len(absent) > len(expected) / 2:
         raise ModelError(

@@ -42,7 +42,7 @@ def _duration(text: str) -> str:
 Timezone = Annotated[str, AfterValidator(_known_timezone)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
-Label = str | int
+Label = Annotated[str, Field(max_length=100)] | int
 
 
 def duration(text: str) -> timedelta | None:
@@ -165,8 +165,8 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _labels_make_sense(self) -> Data:
-        if not isinstance(self.labels, dict) and len(self.label_index) != len(self.labels):
-            raise ValueError(f"labels: {list(self.labels)} names a label twice")
+        if len(self.label_index) != len(self.labels):
+            raise ValueError(f"labels: {[str(label) for label in self.labels]} names a label twice")
         if any(not name for name in self.label_names):
             raise ValueError("labels: a label is blank")
         if len(self.label_names) < 2:
@@ -239,6 +239,12 @@ class Training(Section):
     keep: Literal["newest", "random"] = "newest"
     """Which rows stay when `max_train_rows` cuts."""
 
+    @model_validator(mode="after")
+    def _revision_has_a_hub(self) -> Training:
+        if self.base_model_revision and self.base_model.startswith(("package:", ".", "/", "~")):
+            raise ValueError(f"base_model_revision is for models of the hub, not for {self.base_model!r}")
+        return self
+
 
 class Gate(Section):
     """What a candidate must show to be promoted."""
@@ -300,13 +306,10 @@ class Pipeline(Section):
             raise ValueError(
                 f"split: validation ({self.split.validation}) and test ({self.split.test}) leave nothing to train on"
             )
-        if (
-            isinstance(self.data.source, HubSource)
-            and self.data.source.splits
-            and "train" not in self.data.source.splits
-        ):
+        given = self.data.source.splits if isinstance(self.data.source, HubSource) else None
+        if given and "train" not in given:
             raise ValueError("data.source.splits must name the source's `train` split")
-        if self.split.column and isinstance(self.data.source, HubSource) and self.data.source.splits:
+        if given and self.split.column:
             raise ValueError("split.column and data.source.splits both name given splits; keep one")
         return self
 

@@ -12,18 +12,18 @@ NightgateError                 anything that Nightgate reports in words instead 
 │   └── StalledError           the process lives but makes no step
 ├── StorageError               the disk is full, read-only or not ours
 ├── DatabaseError              the metrics database is unreachable, read-only or at another revision
-├── RegistryError              a version, champion or promotion that does not exist or is not allowed
-│   └── PromotionLostError     somebody else moved the champion, or this run may no longer promote
-└── RunInProgressError         another run of the same pipeline is at work
+└── RegistryError              a version, champion or promotion that does not exist or is not allowed
+    └── PromotionLostError     somebody else moved the champion, or this run may no longer promote
 """
 
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class NightgateError(Exception):
@@ -63,6 +63,8 @@ class ConfigurationError(NightgateError, ValueError):
 
 class DataError(NightgateError, ValueError):
     error_type = "data"
+    quarantined: Sequence[Any] = ()
+    """Rows that could not be used (`nightgate.tables.Quarantined`), where that is why nothing is left."""
 
 
 class SnapshotError(DataError):
@@ -109,10 +111,6 @@ class PromotionLostError(RegistryError):
     error_type = "promotion_lost"
 
 
-class RunInProgressError(NightgateError):
-    error_type = "run_in_progress"
-
-
 ERRORS_BY_TYPE: dict[str, type[NightgateError]] = {
     error.error_type: error
     for error in (
@@ -128,6 +126,11 @@ ERRORS_BY_TYPE: dict[str, type[NightgateError]] = {
     )
 }
 """The errors that the training process may report by name to the process that watches it."""
+
+
+def without_credentials(text: str) -> str:
+    """`text` with what stands before the @ of its addresses masked."""
+    return re.sub(r"//[^/@\s]+@", "//***@", text)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from nightgate import config
-from nightgate.errors import DataError
+from nightgate.config import canonical_label
+from nightgate.errors import DataError, without_credentials
 from nightgate.tables import GIVEN_SPLIT, Table, check_columns, from_arrow
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def _told(source: config.HubSource, read: Callable[[], Any]) -> Any:
         return read()
     except Exception as error:
         name = source.dataset + (f" (revision {source.revision})" if source.revision else "")
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        told = without_credentials((str(error).strip() or type(error).__name__).splitlines()[0])
         names = {kind.__name__ for kind in type(error).__mro__}
         if "scripts are no longer supported" in told or "trust_remote_code" in told:
             raise DataError(
@@ -95,9 +96,13 @@ def _told(source: config.HubSource, read: Callable[[], Any]) -> Any:
 
 
 def _name_classes(table: Table, data: config.Data, feature: Any) -> None:
-    """Class numbers become class names, where the pipeline's labels are the names and not the numbers."""
+    """Class numbers become class names, where the pipeline's labels are names and not numbers."""
     names = getattr(feature, "names", None)
-    if not names or any(str(number) in data.label_index for number in range(len(names))):
+    if not names:
+        return
+    # Star ratings are both: class 0 is named "1". Names are meant where they explain every label.
+    by_name = set(data.label_index) <= {canonical_label(name) for name in names}
+    if not by_name and any(str(number) in data.label_index for number in range(len(names))):
         return
     table.columns[data.label] = [
         names[value] if value is not None and 0 <= value < len(names) else value for value in table.columns[data.label]

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from nightgate.jobs import EpochReport, TrainResult
     from nightgate.metrics import Scores, SliceScore
     from nightgate.refresh import Refreshed
+    from nightgate.tables import Quarantined
 
 __all__ = [
     "OpenedRun",
@@ -64,6 +65,7 @@ __all__ = [
     "record_attempt",
     "record_decision",
     "record_epoch",
+    "record_quarantined",
     "record_snapshot",
     "record_superseded",
     "record_test",
@@ -107,24 +109,38 @@ def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshe
             session.flush()
         run.snapshot_id = snapshot.id
         run.rows_new, run.rows_total = refreshed.rows_new, refreshed.rows_total
-        known = session.get(QuarantinedRow, (run_id, attempt, 0)) is not None
-        if refreshed.quarantined and not known:
-            rows = [
-                {
-                    "run_id": run_id,
-                    "attempt": attempt,
-                    "position": position,
-                    "origin": row.origin,
-                    "row_id": row.row_id,
-                    "reason": row.reason,
-                    "detail": row.detail,
-                    "excerpt": row.excerpt,
-                }
-                for position, row in enumerate(refreshed.quarantined)
-            ]
-            session.execute(sa.insert(QuarantinedRow), rows)
+        _add_quarantined(session, run_id, attempt, refreshed.quarantined)
 
     db.write(work)
+
+
+def record_quarantined(db: Database, run_id: str, attempt: int, quarantined: Sequence[Quarantined]) -> None:
+    """Rows that could not be used, of a refresh that came to nothing."""
+
+    def work(session: Session) -> None:
+        fenced(session, run_id, attempt)
+        _add_quarantined(session, run_id, attempt, quarantined)
+
+    db.write(work)
+
+
+def _add_quarantined(session: Session, run_id: str, attempt: int, quarantined: Sequence[Quarantined]) -> None:
+    if not quarantined or session.get(QuarantinedRow, (run_id, attempt, 0)) is not None:
+        return
+    rows = [
+        {
+            "run_id": run_id,
+            "attempt": attempt,
+            "position": position,
+            "origin": row.origin,
+            "row_id": row.row_id,
+            "reason": row.reason,
+            "detail": row.detail,
+            "excerpt": row.excerpt,
+        }
+        for position, row in enumerate(quarantined)
+    ]
+    session.execute(sa.insert(QuarantinedRow), rows)
 
 
 def previous_snapshot(db: Database, pipeline_name: str, before: datetime | None = None) -> Path | None:

@@ -91,9 +91,19 @@ def pipeline_files() -> dict[str, Path]:
     places += [Path("deployments/pipelines"), Path(str(files("deployments") / "pipelines"))]
     found: dict[str, Path] = {}
     for place in places:
-        for path in [place] if place.is_file() else sorted(place.glob("*.toml")):
+        if place.is_file():
+            # Named one by one, a file goes by the name that it gives itself.
+            found.setdefault(_own_name(place), place)
+        for path in sorted(place.glob("*.toml")):
             found.setdefault(path.stem, path)
     return found
+
+
+def _own_name(path: Path) -> str:
+    try:
+        return str(tomllib.loads(path.read_text(encoding="utf-8"))["name"])
+    except (OSError, ValueError, KeyError):
+        return path.stem
 
 
 def find_pipeline(reference: str | Path) -> Path:
@@ -103,7 +113,7 @@ def find_pipeline(reference: str | Path) -> Path:
         ConfigurationError: there is no such pipeline; the nearest names are listed.
     """
     text = str(reference)
-    if text.endswith(".toml") or os.sep in text or "/" in text:
+    if _is_path(text):
         path = Path(text).expanduser()
         if path.is_file():
             return path
@@ -112,6 +122,10 @@ def find_pipeline(reference: str | Path) -> Path:
             next_step="check the path, or copy deployments/pipelines/template.toml there",
         )
     return find_by_name(text)
+
+
+def _is_path(reference: str) -> bool:
+    return reference.endswith(".toml") or os.sep in reference or "/" in reference
 
 
 def find_by_name(name: str) -> Path:
@@ -138,6 +152,16 @@ def load_pipeline(reference: str | Path, overrides: Mapping[str, Any] | None = N
         ConfigurationError: no such file, not TOML, or problems in it; all of them are in the message.
     """
     path = find_pipeline(reference)
+    pipeline = _read(path, overrides)
+    if not _is_path(str(reference)) and pipeline.name != str(reference):
+        raise ConfigurationError(
+            f"{path} calls itself {pipeline.name!r}: its nights would be recorded under that name",
+            next_step=f'write name = "{reference}" in it, or name the file {pipeline.name}.toml',
+        )
+    return pipeline
+
+
+def _read(path: Path, overrides: Mapping[str, Any] | None) -> Pipeline:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -151,6 +175,16 @@ def load_pipeline(reference: str | Path, overrides: Mapping[str, Any] | None = N
             f"cannot read {path}: {error.strerror}", next_step="give this user the right to read it"
         ) from error
     return check_pipeline(document, str(path), overrides)
+
+
+def load_by_name(name: str, overrides: Mapping[str, Any] | None = None) -> Pipeline:
+    """`load_pipeline` for a form: a name, never a path.
+
+    Raises:
+        ConfigurationError: as `load_pipeline`.
+    """
+    find_by_name(name)
+    return load_pipeline(name, overrides)
 
 
 def check_pipeline(document: dict[str, Any], origin: str, overrides: Mapping[str, Any] | None = None) -> Pipeline:

@@ -64,10 +64,14 @@ def refresh(pipeline: Pipeline, night: Night, home: Home, previous: Path | None 
     if unseen:
         log.info("%s rows at or after %s are not seen tonight", f"{unseen:,}", f"{night.data_until:%Y-%m-%d %H:%M} UTC")
     rows = deduplicate(usable, keep_oldest=data.group is not None)
-    _require_usable(rows, quarantined, unseen, pipeline)
-    frame = _divided(rows, pipeline)
-    _require_splits(frame, pipeline)
-    _require_trainable(_windowed(frame[frame["split"] == "train"], pipeline, night.data_until), pipeline)
+    try:
+        _require_usable(rows, quarantined, unseen, pipeline)
+        frame = _divided(rows, pipeline)
+        _require_splits(frame, pipeline)
+        _require_trainable(_windowed(frame[frame["split"] == "train"], pipeline, night.data_until), pipeline)
+    except DataError as error:
+        error.quarantined = tuple(quarantined)
+        raise
     facts = _facts(frame, pipeline, night, len(quarantined), len(usable) - len(rows))
     snapshot = write_snapshot(home.snapshots / pipeline.name, frame, _rules(pipeline), facts)
     rows_new = _count_new(frame, previous)

@@ -17,12 +17,13 @@ from nightgate import ledger, query
 from nightgate.cards import CardFacts, model_card
 from nightgate.config import Pipeline
 from nightgate.database import Database
+from nightgate.errors import RegistryError
 from nightgate.gate import Decision
 from nightgate.home import Home
 from nightgate.intervals import Interval
 from nightgate.ledger import VersionRow
 from nightgate.lineage import library_versions
-from nightgate.version_files import Staging, verify_version
+from nightgate.version_files import Staging, sha256_of, verify_version
 
 if TYPE_CHECKING:
     from nightgate.metrics import Scores
@@ -63,7 +64,7 @@ def register_candidate(db: Database, home: Home, candidate: Candidate) -> Versio
     pipeline = candidate.pipeline
     existing = _version_of(db, candidate)
     if existing is not None:
-        verify_version(home.absolute(existing.path))
+        _require_same_weights(verify_version(home.absolute(existing.path)), existing, candidate)
         log.info("run %s is version %d already", candidate.run_id, existing.version)
         return existing
     run = _run_facts(db, candidate.run_id)
@@ -80,6 +81,17 @@ def register_candidate(db: Database, home: Home, candidate: Candidate) -> Versio
     assert row is not None
     log.info("version %d of %s: %s", row.version, pipeline.name, home.absolute(row.path))
     return row
+
+
+def _require_same_weights(manifest: dict[str, Any], existing: VersionRow, candidate: Candidate) -> None:
+    """A version of an earlier attempt counts only with the weights that were scored tonight."""
+    stored = {name: facts["sha256"] for name, facts in manifest["files"].items() if name.endswith(".safetensors")}
+    if stored != {name: sha256_of(candidate.best_model / name) for name in stored}:
+        raise RegistryError(
+            f"run {candidate.run_id} is version {existing.version} already, with the weights of attempt "
+            f"{manifest['attempt']} and not with those that attempt {candidate.attempt} trained and scored",
+            next_step="run the night with --force: a new run gets a version of its own",
+        )
 
 
 @dataclass(frozen=True)

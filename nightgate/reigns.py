@@ -120,7 +120,8 @@ def promote(
 
     def work(session: Session) -> None:
         lock_pipeline(session, pipeline_name)
-        if session.get(Promotion, promotion_id) is not None:
+        own = Promotion.promotion_id == promotion_id if run_id is None else Promotion.run_id == run_id
+        if session.scalar(sa.select(Promotion.promotion_id).where(own, Promotion.version == version)):
             return  # an earlier try was committed, and its answer was lost
         run = fenced(session, run_id, attempt, PromotionLostError) if run_id and attempt else None
         candidate = session.get(ModelVersion, (pipeline_name, version))

@@ -111,7 +111,7 @@ def open_run(
             if latest.status in ENDED:
                 return _opened(session, db, latest, ended=True)
             if latest.status in _RESUMABLE and latest.config_hash == pipeline.config_hash:
-                _take_up(session, latest, owner, moment, prefect_flow_run_id)
+                _take_up(session, latest, night, owner, moment, prefect_flow_run_id)
                 return _opened(session, db, latest)
         run = _new_run(new_id, pipeline, night, moment, dry_run=dry_run, prefect_flow_run_id=prefect_flow_run_id)
         session.add(run)
@@ -256,7 +256,8 @@ def fenced(session: Session, run_id: str, attempt: int, error: type[RegistryErro
     Raises:
         RegistryError: it does not exist, another attempt has taken over, or it has ended.
     """
-    run = session.get(Run, run_id, with_for_update=True)
+    # Read anew under the lock: a row that the session holds already would be as old as its first look.
+    run = session.get(Run, run_id, with_for_update=True, populate_existing=True)
     if run is None:
         raise error(f"there is no run {run_id}")
     if run.attempt != attempt:
@@ -308,9 +309,13 @@ def _settle_running(session: Session, pipeline_name: str, moment: datetime) -> l
     return settled
 
 
-def _take_up(session: Session, run: Run, owner: Owner, moment: datetime, prefect_flow_run_id: str | None) -> None:
+def _take_up(
+    session: Session, run: Run, night: Night, owner: Owner, moment: datetime, prefect_flow_run_id: str | None
+) -> None:
     if run.error_type in {DataError.error_type, SnapshotError.error_type}:
         run.snapshot_id = None  # what was wrong with the rows may be mended: read them again
+    if run.snapshot_id is None:
+        run.data_until, run.scheduled_for = night.data_until, night.scheduled_for
     run.attempt += 1
     run.status, run.trigger = "running", "retry"
     run.reason = run.error_type = run.next_step = run.verdict = run.finished_at = None

@@ -18,8 +18,6 @@ HEAD = "0002"
 """The revision that this version reads and writes; a test holds it against the migrations."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
-UNFINISHED = ("running", "cancelled", "failed", "missed")
-"""A run that ended like this may be taken up again."""
 TRIGGERS = ("schedule", "manual", "backfill", "retry")
 VERDICTS = ("promote", "hold", "underpowered")
 OUTCOMES = ("passed", "failed", "underpowered", "warning", "not_run")

@@ -31,7 +31,14 @@ from numpy.typing import NDArray
 from nightgate import gate, ledger, metrics, refresh, registry, supervisor
 from nightgate.config import Pipeline
 from nightgate.database import Database
-from nightgate.errors import NightgateError, PromotionLostError
+from nightgate.errors import (
+    DataError,
+    NightgateError,
+    NonFiniteLossError,
+    PromotionLostError,
+    StorageError,
+    storage_errors,
+)
 from nightgate.home import Home, open_home
 from nightgate.intervals import Interval, f1_difference_interval, f1_interval
 from nightgate.jobs import EpochReport, ScoreJob, TrainJob, TrainResult
@@ -63,8 +70,8 @@ class NightRun:
         """The champion's version that training went on from; None: the base model."""
         self.trained: TrainResult
         self.champion: ledger.VersionRow | None = None
-        self.champion_labels: list[str] = []
-        """Of a champion that knows other labels than the pipeline has now, and so cannot be scored."""
+        self.champion_flaw = ""
+        """Why the champion's score tonight is no evidence; '' where it is."""
         self.test_rows: pd.DataFrame
         self.predictions: dict[str, NDArray[np.int64]]
         """Class indices of the test rows by `candidate` and, if one reigns, `champion`."""
@@ -101,12 +108,19 @@ def open_night(
     """
     home = open_home()
     with Database.open(home) as db:
-        lock = FileLock(home.locks / f"{pipeline.name}.lock", timeout=0)
+        # Never the soft kind, whose owner is a file: it would outlive a dead process.
+        lock = FileLock(home.locks / f"{pipeline.name}.lock", timeout=0, fallback_to_soft=False)
         try:
-            lock.acquire()
+            with storage_errors(home.locks):
+                lock.acquire()
         except Timeout:
             yield _superseded(pipeline, night, home, db, dry_run, prefect_flow_run_id)
             return
+        except (OSError, NotImplementedError) as error:
+            raise StorageError(
+                f"cannot lock {lock.lock_file}: {error}",
+                next_step="put NIGHTGATE_HOME on a file system with locks (flock), and leave that file alone",
+            ) from error
         try:
             opened = ledger.open_run(
                 db, pipeline, night, force=force, dry_run=dry_run, prefect_flow_run_id=prefect_flow_run_id
@@ -141,7 +155,12 @@ def refresh_data(run: NightRun) -> None:
         return
     previous = ledger.previous_snapshot(run.db, run.pipeline.name, before=run.data_until)
     night = replace(run.night, data_until=run.data_until)
-    refreshed = refresh.refresh(run.pipeline, night, run.home, previous)
+    try:
+        refreshed = refresh.refresh(run.pipeline, night, run.home, previous)
+    except DataError as error:
+        # The night on which one wants to see them.
+        ledger.record_quarantined(run.db, run.run_id, run.attempt, error.quarantined)
+        raise
     ledger.record_snapshot(run.db, run.run_id, run.attempt, refreshed)
     run.snapshot = refreshed.snapshot
 
@@ -210,19 +229,28 @@ def score_on_test(run: NightRun) -> None:
     """Score the candidate and the reigning champion on tonight's test rows: the champion's old score is no evidence."""
     models = {"candidate": run.trained.best_model}
     run.champion = ledger.champion(run.db, run.pipeline.name)
+    run.champion_flaw = ""
     if run.champion is not None:
         folder = run.home.absolute(run.champion.path)
-        known = registry.verify_version(folder)["label_names"]
-        if sorted(known) == sorted(run.pipeline.data.label_names):
+        known, wanted = registry.verify_version(folder)["label_names"], run.pipeline.data.label_names
+        if sorted(known) == sorted(wanted):
             models["champion"] = folder
         else:
-            run.champion_labels = known
+            run.champion_flaw = (
+                f"the champion (version {run.champion.version}) knows the labels {', '.join(known)} and the "
+                f"pipeline has {', '.join(wanted)}, so it cannot be scored on tonight's rows"
+            )
     job = ScoreJob(
         pipeline=run.pipeline.record(), snapshot=run.snapshot.path, models=models, out=run.directory / "test"
     )
     found = supervisor.score_models(job)
     rows = run.snapshot.rows("test")
-    run.predictions = {name: read_predictions(path) for name, path in found.items()}
+    run.predictions = {"candidate": read_predictions(found["candidate"])}
+    if run.champion is not None and "champion" in found:
+        try:
+            run.predictions["champion"] = read_predictions(found["champion"])
+        except NonFiniteLossError as error:
+            run.champion_flaw = f"the champion (version {run.champion.version}) cannot be compared: {error.reason}"
     run.test_rows = rows
     references = rows["label"].to_numpy(dtype=np.int64)
     names = run.pipeline.data.label_names
@@ -257,7 +285,7 @@ def judge(run: NightRun) -> None:
 
     candidate = measured("candidate", None, run.data_until)
     champion = difference = None
-    if run.champion is not None and run.champion_labels:
+    if run.champion is not None and run.champion_flaw:
         champion = gate.Measured(
             f1=None,
             support=len(references),
@@ -277,12 +305,8 @@ def judge(run: NightRun) -> None:
         )
     run.test_interval = candidate.interval
     run.decision = gate.decide(candidate, champion, run.pipeline.gate, difference=difference)
-    if run.champion is not None and run.champion_labels:
-        why = (
-            f"the champion (version {run.champion.version}) knows the labels {', '.join(run.champion_labels)} and the "
-            f"pipeline has {', '.join(names)}, so it cannot be scored on tonight's rows"
-        )
-        run.decision = replace(run.decision, reason=f"{why}; {run.decision.reason}")
+    if run.champion_flaw:
+        run.decision = replace(run.decision, reason=f"{run.champion_flaw}; {run.decision.reason}")
     ledger.record_decision(run.db, run.run_id, run.attempt, run.decision, run.test_scores, candidate, champion)
     log.info("verdict: %s: %s", run.decision.verdict, run.decision.reason)
 
@@ -310,7 +334,7 @@ def settle(run: NightRun) -> None:
     status: str = "held"
     reason = decision.reason
     by_hand = f"nightgate promote {run.pipeline.name} {run.version} --reason TEXT"
-    next_step = f"if the new labels are meant: {by_hand}" if run.champion_labels else ""
+    next_step = f"if this version should reign all the same: {by_hand}" if run.champion_flaw else ""
     if decision.verdict == "promote" and run.dry_run:
         reason, next_step = f"dry run, not promoted: {reason}", by_hand
     elif decision.verdict == "promote":
@@ -337,9 +361,20 @@ def settle(run: NightRun) -> None:
 
 
 def read_predictions(path: Path) -> NDArray[np.int64]:
-    """Predicted class indices, shape [rows], of a file of logits."""
+    """Predicted class indices, shape [rows], of a file of logits.
+
+    Raises:
+        NonFiniteLossError: a logit is NaN or infinite. It would count as a prediction like any other.
+    """
     with np.load(path, allow_pickle=False) as stored:
-        predicted: NDArray[np.int64] = stored["logits"].argmax(axis=1)
+        logits = stored["logits"]
+    broken = int((~np.isfinite(logits)).any(axis=1).sum())
+    if broken:
+        raise NonFiniteLossError(
+            f"the logits of {broken:,} of {len(logits):,} rows are NaN or infinite ({path})",
+            next_step="lower training.learning_rate, or set training.precision = 'fp32'",
+        )
+    predicted: NDArray[np.int64] = logits.argmax(axis=1)
     return predicted
 
 

@@ -26,7 +26,15 @@ CARD = "README.md"
 FORMAT = 1
 PICKLES = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
 """Suffixes of files that may hold pickled code or that no loader of ours reads."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
 RESTORE = "`nightgate rollback` to the champion before, or restore the folder from a backup"
 
 
@@ -193,6 +201,10 @@ def _copy(source: Path, target: Path) -> dict[str, Any]:
         writer.flush()
         os.fsync(writer.fileno())
     return {"sha256": digest.hexdigest(), "bytes": size}
+
+
+def sha256_of(file: Path) -> str:
+    return str(_hashed(file)["sha256"])
 
 
 def _hashed(file: Path) -> dict[str, Any]:

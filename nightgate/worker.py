@@ -118,7 +118,7 @@ def in_words(error: Exception) -> NightgateError:
     if isinstance(error, NightgateError) and error.error_type in ERRORS_BY_TYPE:
         return error
     said = str(error).strip()
-    shortage = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
+    shortage = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

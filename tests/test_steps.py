@@ -102,7 +102,7 @@ def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, enviro
     assert (
         "the champion (version 1) knows the labels 1, 2, 3, 4, 5 and the pipeline has bad, fine, good" in row["reason"]
     )
-    assert row["next_step"] == "if the new labels are meant: nightgate promote small 2 --reason TEXT"
+    assert row["next_step"] == "if this version should reign all the same: nightgate promote small 2 --reason TEXT"
     with Database.open(run.home) as db:
         checks = db.frame(f"SELECT * FROM gate_checks WHERE run_id = '{run.run_id}'").set_index("check_name")
         assert checks.loc["beats_champion", "outcome"] == "failed"
