@@ -106,6 +106,24 @@ def test_the_same_rows_from_the_hub_and_from_a_file_are_the_same_snapshot(folder
     assert from_hub.snapshot.id == from_file.snapshot.id
 
 
+def test_stars_that_are_class_names_are_not_taken_for_class_numbers(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {
+            "id": datasets.Value("int64"),
+            "text": datasets.Value("string"),
+            "stars": datasets.ClassLabel(names=[*"12345"]),
+        }
+    )
+    made = datasets.Dataset.from_dict({"id": [1, 2], "text": ["a", "b"], "stars": [0, 4]}, features=features)
+    (tmp_path / "stars").mkdir()
+    made.to_parquet(tmp_path / "stars" / "train.parquet")
+    pipeline = reviews.pipeline(hub(tmp_path / "stars"), data__labels=[1, 2, 3, 4, 5])
+    frame = read_source(pipeline.data, reviews.NIGHT).frame
+    assert [pipeline.data.label_index[str(label)] for label in frame["stars"]] == [0, 4]
+
+
 def test_parquet_with_class_labels_is_read_by_number_or_by_name(tmp_path: Path) -> None:
     import datasets
 

@@ -7,7 +7,9 @@ import math
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +23,7 @@ from nightgate import ledger, schema
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.home import Home
+from nightgate.tables import Quarantined
 from tests import night_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -606,3 +609,53 @@ def test_of_promotions_by_several_threads_at_once_exactly_one_wins(database: Dat
     for thread in threads:
         thread.join(60)
     assert sorted(outcomes) == ["lost"] * 7 + ["won"]
+
+
+def test_rows_of_a_refresh_that_came_to_nothing_are_written_too(database: Database) -> None:
+    opened = opened_run(database)
+    rows = [Quarantined("reviews.csv:2", "7", "unknown_label", "'6' is not one of the labels", "So so")]
+    ledger.record_quarantined(database, opened.run_id, opened.attempt, rows)
+    assert one(database, "SELECT reason, origin FROM quarantined_rows") == {
+        "reason": "unknown_label",
+        "origin": "reviews.csv:2",
+    }
+
+
+def test_a_run_without_a_snapshot_sees_what_its_night_sees_when_it_is_taken_up_again(database: Database) -> None:
+    night = night_rows.night()
+    early = replace(night, data_until=night.data_until - timedelta(hours=3), scheduled_for=None, trigger="manual")
+    first = ledger.open_run(database, night_rows.pipeline(), early)
+    ledger.finish_run(database, first.run_id, 1, "failed", reason="no rows", error_type="data")
+    again = ledger.open_run(database, night_rows.pipeline(), night)
+    assert (again.run_id, again.attempt) == (first.run_id, 2)
+    assert again.data_until == night.data_until
+
+
+def test_a_promotion_whose_answer_was_lost_is_not_lost_when_it_is_tried_again(database: Database) -> None:
+    opened, version = night_rows.judged_version(database)
+    for _ in range(2):
+        ledger.promote(
+            database,
+            "reviews",
+            version,
+            expected=None,
+            run_id=opened.run_id,
+            attempt=opened.attempt,
+            by="gate",
+            reason="fit",
+        )
+    assert run_row(database, opened.run_id)["status"] == "promoted"
+
+
+@pytest.mark.parametrize("dialect", [pytest.param("postgresql", marks=pytest.mark.database)])
+def test_a_fence_sees_a_takeover_that_was_committed_while_it_waited(database: Database, dialect: str) -> None:
+    del dialect
+    opened = opened_run(database)
+    with ThreadPoolExecutor() as pool, database._engine.connect() as other:
+        other.execute(sa.text("UPDATE run SET attempt = 2 WHERE run_id = :run"), {"run": opened.run_id})
+        zombie = pool.submit(ledger.finish_run, database, opened.run_id, 1, "failed", reason="zombie")
+        time.sleep(1)  # it waits for the row's lock now
+        other.commit()
+        with pytest.raises(RegistryError, match="attempt 2 has taken over"):
+            zombie.result()
+    assert run_row(database, opened.run_id)["status"] == "running"

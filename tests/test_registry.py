@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,17 @@ def test_the_same_run_again_gets_the_same_version_and_writes_nothing(
     before = {file: file.stat().st_mtime_ns for file in home.models.rglob("*")}
     assert registry.register_candidate(database, home, candidate) == first
     assert {file: file.stat().st_mtime_ns for file in home.models.rglob("*")} == before
+
+
+def test_a_version_holds_the_weights_that_were_scored_or_the_run_is_refused(
+    database: Database, home: Home, trained: Path, tmp_path: Path
+) -> None:
+    candidate = completed_run(database, home, trained)
+    registry.register_candidate(database, home, candidate)
+    other = write_trained_model(tmp_path / "other", LABELS, sharpness=3)
+    with pytest.raises(RegistryError, match="weights of attempt 1") as caught:
+        registry.register_candidate(database, home, replace(candidate, best_model=other))
+    assert "--force" in caught.value.next_step
 
 
 def test_a_damaged_version_is_told_not_repaired_when_its_run_registers_again(

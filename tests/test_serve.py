@@ -302,7 +302,7 @@ def epochs_of(served: Served, night: str, attempt: int) -> list[int]:
     return [row["epoch"] for row in served.rows(query, night, attempt)]
 
 
-def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_it_until_serve_itself_is_ended(served: Served) -> None:
+def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_it_until_ctrl_c_ends_serve_too(served: Served) -> None:
     night = "2026-01-08"
     long = {"night": night, "training": {"epochs": 1000}}
     first = served.start(long)
@@ -334,6 +334,7 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_it_until_serve_it
     assert again[0] <= max(done) + 2
 
     everybody = [psutil.Process(served.process.pid), *served.children()]
+    # As a terminal does it: every process in the foreground gets the signal.
     os.killpg(served.process.pid, signal.SIGINT)
     within(40, lambda: served.process.poll() is not None, "the end of serve")
     within(1, lambda: not any(one.is_running() for one in everybody), "the end of its children")
@@ -346,7 +347,7 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_it_until_serve_it
     assert schedule.active
 
 
-def test_without_a_server_serve_starts_one_of_its_own_and_ctrl_c_ends_both(tmp_path: Path, session_root: Path) -> None:
+def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both(tmp_path: Path, session_root: Path) -> None:
     port, log = free_port(), tmp_path / "serve.log"
     url = f"http://127.0.0.1:{port}"
     pipeline = write_served_pipeline(tmp_path, "alone")
@@ -369,7 +370,7 @@ def test_without_a_server_serve_starts_one_of_its_own_and_ctrl_c_ends_both(tmp_p
         within(30, deployed, "the deployment")
         everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         assert len(everybody) >= 2
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         within(30, lambda: process.poll() is not None, "the end of serve")
         within(5, lambda: not any(one.is_running() for one in everybody), "the end of its server")
         assert process.returncode == 0, log.read_text()
