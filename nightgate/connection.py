@@ -254,7 +254,10 @@ def _explain_sqlite(cause: sqlite3.Error, name: str) -> _Trouble | None:
     if code == sqlite3.SQLITE_FULL:
         return _Trouble(f"the disk of {name} is full", "free some space there, then run the same command again")
     if code == sqlite3.SQLITE_IOERR:
-        return _Trouble(f"{name} cannot be read or written: {cause}", "look at the disk that holds it")
+        return _Trouble(
+            f"{name} cannot be read or written: {cause}",
+            "look at the disk that holds it: where it is full, free some space there and run the same command again",
+        )
     if "no such table" in str(cause) or "no such column" in str(cause):
         return _Trouble(f"{name} lacks what this version needs: {cause}", UPGRADE)
     if "already exists" in str(cause):

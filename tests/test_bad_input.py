@@ -216,7 +216,7 @@ def test_a_base_model_of_the_hub_that_is_not_here_while_offline_says_so(upgraded
         run_night(*small(session_root, {"training.base_model": "nobody/no-such-model"}))
     row = the_row(upgraded.root)
     assert (row["status"], row["error_type"]) == ("failed", "model")
-    assert "offline" in row["reason"] + row["next_step"]
+    assert "HF_HUB_OFFLINE" in row["reason"]
 
 
 # --- databases ---
@@ -355,12 +355,12 @@ def _fill(disk: Path, left: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("left", "lost_at"),
-    [("900", "the checkpoint"), ("8", "the snapshot or the database")],
+    ("left", "said"),
+    [("300", "No space left on device"), ("8", "metrics.db cannot be read or written")],
     ids=lambda value: value if not value.isdigit() else f"{value} KiB left",
 )
 def test_a_full_disk_fails_the_night_in_words_and_the_same_command_ends_it_once_there_is_space(
-    session_root: Path, tmp_path: Path, left: str, lost_at: str
+    session_root: Path, tmp_path: Path, left: str, said: str
 ) -> None:
     """Lost is the work since the last checkpoint; whatever is complete is kept, and nothing half-written counts."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
@@ -376,10 +376,10 @@ def test_a_full_disk_fails_the_night_in_words_and_the_same_command_ends_it_once_
     )
     done = mounted(disk, "size=40m", script, NIGHTGATE_HOME=str(home))
     first, _, second = done.stdout.partition("first ")
-    assert second.startswith("1\n"), f"{lost_at}: {done.stdout} {done.stderr}"
+    assert second.startswith("1\n"), f"{done.stdout} {done.stderr}"
     assert "PROMOTED" not in first
     assert "Traceback" not in done.stderr
-    assert "No space left on device" in done.stderr or "is full" in done.stderr
+    assert said in done.stderr
     assert "free some space there" in done.stderr
     assert str(home) not in second.partition("Night ")[0], f"half-written files are left: {second}"
     assert second.rstrip().endswith("second 0"), done.stderr
