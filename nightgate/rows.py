@@ -25,6 +25,9 @@ from nightgate.text import fingerprint, join_texts
 MISSING = "(missing)"
 """The value of a slice column where the source has none."""
 
+SLICE_LENGTH = 200
+"""Characters of a slice value."""
+
 GIVEN_NAMES = {
     "train": "train",
     "training": "train",
@@ -94,7 +97,7 @@ def validate(raw: RawRows, pipeline: Pipeline, night: Night) -> tuple[list[Row],
                     time=instant,
                     # A row without a group is a group of its own.
                     group=(_plain(group) or mark) if data.group else None,
-                    slices=tuple(_plain(value) or MISSING for value in sliced),
+                    slices=tuple(_slice(value) for value in sliced),
                     given=_given_side(given) if given_column else None,
                 )
             )
@@ -141,6 +144,12 @@ def _plain(value: Any) -> str | None:
         value = int(value)
     text = " ".join(str(value).split())
     return text.encode("utf-8", "replace").decode().replace("\0", "")
+
+
+def _slice(value: Any) -> str:
+    """A slice value that a database can index: a long one is cut, with a hash so that two do not become one."""
+    text = _plain(value) or MISSING
+    return text if len(text) <= SLICE_LENGTH else f"{text[: SLICE_LENGTH - 13]}...{fingerprint(text)[:10]}"
 
 
 def _microseconds(moment: datetime) -> int:

@@ -10,7 +10,14 @@ import pytest
 
 from nightgate.config import Pipeline, canonical_label
 from nightgate.errors import ConfigurationError
-from nightgate.pipelines import check_pipeline, find_by_name, load_pipeline, parse_settings, pipeline_files
+from nightgate.pipelines import (
+    check_pipeline,
+    find_by_name,
+    load_by_name,
+    load_pipeline,
+    parse_settings,
+    pipeline_files,
+)
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -164,3 +171,29 @@ def test_a_form_finds_names_only_and_never_a_path(tmp_path: Path) -> None:
     path.write_text("name = 'mine'")
     with pytest.raises(ConfigurationError, match="there is no pipeline"):
         find_by_name(str(path))
+
+
+def test_a_file_that_calls_itself_otherwise_is_refused_by_name_and_taken_by_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "deployments" / "pipelines"
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text(pipeline_files()["template"].read_text())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match="calls itself 'template'"):
+        load_pipeline("mine")
+    assert load_pipeline("deployments/pipelines/mine.toml").name == "template"
+
+
+def test_a_served_file_is_found_by_the_name_that_it_gives_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text(pipeline_files()["sample"].read_text().replace('name = "sample"', 'name = "shop"'))
+    monkeypatch.setenv("NIGHTGATE_PIPELINES", str(path))
+    assert load_by_name("shop").name == "shop"
+
+
+def test_a_revision_is_refused_for_a_model_that_is_not_of_the_hub() -> None:
+    with pytest.raises(ConfigurationError, match="models of the hub"):
+        check({"training.base_model": "package:x/model", "training.base_model_revision": "main"})

@@ -495,3 +495,12 @@ def test_twenty_thousand_rows_take_seconds(taken: Any) -> None:
     started = time.perf_counter()
     assert taken(rows, data__time="created_at", data__slices=["shop"]).rows_total == 20_000
     assert time.perf_counter() - started < 20
+
+
+def test_long_slice_values_are_cut_and_stay_apart() -> None:
+    from nightgate.rows import SLICE_LENGTH, _slice
+
+    first, second = _slice("x" * 3000 + "a"), _slice("x" * 3000 + "b")
+    assert len(first) == len(second) == SLICE_LENGTH
+    assert first != second
+    assert _slice("short") == "short"

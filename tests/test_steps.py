@@ -11,12 +11,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nightgate import ledger, query, registry, steps
 from nightgate.config import Pipeline
 from nightgate.database import Database, database_url, upgrade
-from nightgate.errors import DataError, ModelError
+from nightgate.errors import DataError, ModelError, NonFiniteLossError
 from nightgate.home import Home, open_home
 from nightgate.nights import Night, chosen_night
 from nightgate.pipelines import load_pipeline
@@ -229,3 +230,12 @@ def _flip_a_byte(path: Path) -> None:
 
 def test_the_home_of_these_tests_is_the_one_of_the_environment(environment: Path) -> None:
     assert open_home().root == environment.resolve()
+
+
+def test_a_logit_that_is_not_finite_is_no_prediction(tmp_path: Path) -> None:
+    np.savez(tmp_path / "sound.npz", logits=np.array([[0.0, 2.0], [1.0, 0.0]], np.float32))
+    assert steps.read_predictions(tmp_path / "sound.npz").tolist() == [1, 0]
+    for value in (np.nan, np.inf):
+        np.savez(tmp_path / "broken.npz", logits=np.array([[0.0, value], [1.0, 0.0]], np.float32))
+        with pytest.raises(NonFiniteLossError, match="1 of 2 rows"):
+            steps.read_predictions(tmp_path / "broken.npz")
