@@ -37,7 +37,6 @@ from nightgate.runs import (
     record_attempt,
     record_superseded,
     running_run,
-    settle_dead,
 )
 from nightgate.schema import ConfusionCell, Epoch, GateCheck, QuarantinedRow, Run, SliceMetric, Snapshot
 
@@ -72,7 +71,6 @@ __all__ = [
     "record_training",
     "reigns",
     "running_run",
-    "settle_dead",
     "versions",
 ]
 

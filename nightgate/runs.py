@@ -170,16 +170,6 @@ def running_run(db: Database, pipeline_name: str) -> RunningRun | None:
     return db.read(work)
 
 
-def settle_dead(db: Database, pipeline_name: str) -> list[str]:
-    """End what dead processes left running. The caller holds the pipeline's file lock. Gives the run ids."""
-
-    def work(session: Session) -> list[str]:
-        lock_pipeline(session, pipeline_name)
-        return _settle_running(session, pipeline_name, datetime.now(UTC))
-
-    return db.write(work)
-
-
 def record_attempt(
     db: Database,
     run_id: str,
