@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nightgate.errors import storage_errors
-from nightgate.jobs import EpochReport, sync_folder
+from nightgate.files import sha256_of, sync_folder
+from nightgate.jobs import EpochReport
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +122,8 @@ def save_checkpoint(
         body = {
             "format": FORMAT,
             "state": _state_record(state, run_dir),
-            "files": {file.name: _fingerprint(file) for file in sorted(folder.iterdir())},
-            "named_files": {name: _fingerprint(file) for name, file in named.items()},
+            "files": {file.name: sha256_of(file) for file in sorted(folder.iterdir())},
+            "named_files": {name: sha256_of(file) for name, file in named.items()},
         }
         # Written last: a folder without it is no checkpoint.
         (folder / "state.json").write_text(json.dumps({"sha256": _digest(body), "body": body}, indent=1))
@@ -211,7 +212,7 @@ def _read_state(run_dir: Path, path: Path) -> RunState:
         for name, expected in files.items():
             if not (folder / name).is_file():
                 raise ValueError(f"{folder / name} is missing")
-            if _fingerprint(folder / name) != expected:
+            if sha256_of(folder / name) != expected:
                 raise ValueError(f"{folder / name} is not as it was written")
     record = body["state"]
     reports = [
@@ -236,11 +237,6 @@ def _relative(path: Path, run_dir: Path) -> str:
 def _attempt_number(attempt_dir: Path) -> int:
     digits = attempt_dir.name.removeprefix("attempt-")
     return int(digits) if digits.isdigit() else 0
-
-
-def _fingerprint(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(body: dict[str, Any]) -> str:

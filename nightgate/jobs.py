@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from nightgate.errors import storage_errors
+from nightgate.files import write_whole
 
 Phase = Literal["load", "train", "evaluate", "save"]
 
@@ -147,36 +145,6 @@ def read_job(path: Path) -> TrainJob | ScoreJob:
     record = json.loads(path.read_text(encoding="utf-8"))
     kind = record.pop("kind")
     return TrainJob.from_json(record) if kind == "train" else ScoreJob.from_json(record)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there completely or not at all, also after a power cut.
-
-    Raises:
-        StorageError: the disk is full or read-only.
-    """
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with draft.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable: a rename lives in the folder, not in the file."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _plain(value: Any) -> Any:

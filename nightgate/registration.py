@@ -18,12 +18,13 @@ from nightgate.cards import CardFacts, model_card
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import RegistryError
+from nightgate.files import sha256_of
 from nightgate.gate import Decision
 from nightgate.home import Home
 from nightgate.intervals import Interval
 from nightgate.ledger import VersionRow
 from nightgate.lineage import library_versions
-from nightgate.version_files import Staging, sha256_of, verify_version
+from nightgate.version_files import Staging, verify_version
 
 if TYPE_CHECKING:
     from nightgate.metrics import Scores

@@ -21,7 +21,8 @@ from nightgate.config import Pipeline
 from nightgate.devices import pick, pick_threads
 from nightgate.encoding import Encoded, encode
 from nightgate.errors import ModelError
-from nightgate.jobs import Progress, ScoreJob, write_whole
+from nightgate.files import write_whole
+from nightgate.jobs import Progress, ScoreJob
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nightgate.errors import SnapshotError, storage_errors
+from nightgate.files import sha256_of, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
                 f"snapshot {path} is damaged: {name} has {size} bytes where its manifest says {expected['bytes']}",
                 next_step=_AGAIN,
             )
-        if verify and _sha256(file) != expected["sha256"]:
+        if verify and sha256_of(file) != expected["sha256"]:
             raise SnapshotError(
                 f"snapshot {path} is damaged: {name} differs from its manifest (SHA-256)", next_step=_AGAIN
             )
@@ -118,13 +119,13 @@ def write_snapshot(folder: Path, rows: pd.DataFrame, rules: Mapping[str, Any], f
                 "rules": dict(rules),
                 "created_at": datetime.now(UTC).isoformat(),
                 "files": {
-                    ROWS_FILE: {"sha256": _sha256(draft / ROWS_FILE), "bytes": (draft / ROWS_FILE).stat().st_size}
+                    ROWS_FILE: {"sha256": sha256_of(draft / ROWS_FILE), "bytes": (draft / ROWS_FILE).stat().st_size}
                 },
             }
             _write_manifest(manifest, draft / MANIFEST_FILE)
             for file in draft.iterdir():
                 file.chmod(0o444)
-            _sync_folder(draft)
+            sync_folder(draft)
             try:
                 draft.rename(final)
             except OSError:
@@ -133,7 +134,7 @@ def write_snapshot(folder: Path, rows: pd.DataFrame, rules: Mapping[str, Any], f
                 if kept:
                     return kept
                 draft.rename(final)
-            _sync_folder(folder)
+            sync_folder(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return open_snapshot(final)
@@ -223,19 +224,6 @@ def _remove_abandoned(folder: Path) -> None:
     for draft in folder.glob(".*.draft"):
         if time.time() - draft.stat().st_mtime > _ABANDONED_AFTER:
             shutil.rmtree(draft, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _canonical(value: Any) -> bytes:

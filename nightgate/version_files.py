@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nightgate.errors import ModelError, storage_errors
-from nightgate.jobs import sync_folder, write_whole
+from nightgate.files import sync_folder, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -201,10 +201,6 @@ def _copy(source: Path, target: Path) -> dict[str, Any]:
         writer.flush()
         os.fsync(writer.fileno())
     return {"sha256": digest.hexdigest(), "bytes": size}
-
-
-def sha256_of(file: Path) -> str:
-    return str(_hashed(file)["sha256"])
 
 
 def _hashed(file: Path) -> dict[str, Any]:
