@@ -12,8 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
@@ -107,16 +106,28 @@ def _server() -> Iterator[str]:
         yield url
         return
     log_path = open_home().root / "prefect-server.log"
-    with Path(log_path).open("ab") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", url.split(":")[-1]],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"},
-            # Ctrl-C in a terminal reaches a whole session: this one ends last, when the runs have told it their ends.
-            start_new_session=True,
-        )
-    try:
+    with ExitStack() as started:
+        with _endings_wait(), log_path.open("ab") as log:
+            server = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "prefect",
+                    "server",
+                    "start",
+                    "--host",
+                    "127.0.0.1",
+                    "--port",
+                    url.split(":")[-1],
+                ],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"},
+                # Ctrl-C in a terminal reaches a whole session: this one ends last, when the runs have told it their
+                # ends.
+                start_new_session=True,
+            )
+            started.callback(_stop, server)
         deadline = time.monotonic() + 120
         while not answers(url):
             if server.poll() is not None or time.monotonic() > deadline:
@@ -127,9 +138,25 @@ def _server() -> Iterator[str]:
                 )
             time.sleep(0.5)
         yield url
+
+
+@contextmanager
+def _endings_wait() -> Iterator[None]:
+    """A signal that comes within the block counts when it is left: a process that starts in it is known by then."""
+    came: list[int] = []
+    handlers = {ending: signal.signal(ending, lambda number, _: came.append(number)) for ending in _endings()}
+    try:
+        yield
     finally:
-        server.terminate()
-        try:
-            server.wait(15)
-        except subprocess.TimeoutExpired:
-            server.kill()
+        for ending, handler in handlers.items():
+            signal.signal(ending, handler)
+    for number in came:
+        signal.raise_signal(number)
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(15)
+    except subprocess.TimeoutExpired:
+        server.kill()

@@ -89,7 +89,8 @@ def _facts(home: Home, run_id: str) -> NightFacts:
         epochs = db.frame("SELECT * FROM epoch_results WHERE run_id = :run_id ORDER BY epoch", {"run_id": run_id})
         settings = db.read(lambda session: session.get_one(Run, run_id).config)
         checks = db.frame(
-            "SELECT check_name, outcome, reason FROM gate_checks WHERE run_id = :run_id", {"run_id": run_id}
+            "SELECT check_name, outcome, reason FROM gate_checks WHERE run_id = :run_id ORDER BY position",
+            {"run_id": run_id},
         )
         champions = db.frame(
             "SELECT v.version, v.path FROM champion_timeline c JOIN model_versions v "
@@ -128,7 +129,8 @@ def _findings(facts: NightFacts) -> list[str]:
 def _sql_command(home: Home, query: str) -> str:
     url = database_url(home)
     if not url.startswith("sqlite"):
-        return f'psql "$NIGHTGATE_DATABASE_URL" -c {shlex.quote(query)}'
+        # psql does not know SQLAlchemy's name of the driver.
+        return f'psql "${{NIGHTGATE_DATABASE_URL/+psycopg/}}" -c {shlex.quote(query)}'
     path = _short(Path(url.removeprefix("sqlite:///")))
     if shutil.which("sqlite3"):
         return f'sqlite3 -header -column {path} "{query}"'

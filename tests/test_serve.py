@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -390,6 +390,7 @@ def test_serve_ends_its_server_when_it_is_stopped_before_that_one_answers(tmp_pa
         PREFECT_SERVER_API_PORT=str(free_port()),
         PREFECT_HOME=str(session_root / "early-server"),
     )
+    children: list[psutil.Process] = []
     try:
         parent = psutil.Process(process.pid)
         children = within(60, lambda: parent.children(recursive=True), "the start of its server")
@@ -398,10 +399,22 @@ def test_serve_ends_its_server_when_it_is_stopped_before_that_one_answers(tmp_pa
         within(5, lambda: not any(one.is_running() for one in children), "the end of its server")
         assert "Traceback" not in log.read_text()
     finally:
-        process.kill()
+        for one in (process, *children):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()
 
 
+@pytest.fixture
+def handlers_of_signals() -> Iterator[None]:
+    """Whoever serves in this process takes over its signals; they are given back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers_of_signals")
 def test_a_configured_server_that_does_not_answer_is_told_and_not_replaced() -> None:
     nobody = f"http://127.0.0.1:{free_port()}/api"
     with (

@@ -49,7 +49,7 @@ def test_a_database_on_a_server_is_asked_without_its_url_on_the_screen(
     if database.dialect == "sqlite":
         pytest.skip("SQLite has no password")
     text = summary.as_text(home, run_id)
-    assert 'psql "$NIGHTGATE_DATABASE_URL" -c ' in text
+    assert 'psql "${NIGHTGATE_DATABASE_URL/+psycopg/}" -c ' in text
     assert "postgres:" not in text
     monkeypatch.undo()
 
@@ -80,7 +80,7 @@ def test_the_query_can_be_pasted_with_and_without_the_sqlite_program(
     monkeypatch.undo()
     line = text.partition("Ask the database:\n")[2].splitlines()[0].strip()
     assert ("sqlite3 -header" in line) is (with_program and "-c " not in line)
-    found = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert "2026-01-05" in found.stdout
 

@@ -400,7 +400,7 @@ def test_folders_that_are_no_usable_model_are_told_in_words(tmp_path: Path) -> N
             "needs Python code of its own",
         ),
         "form": (lambda folder: _settings(folder, model_type="vit"), "has no form for sequence classification"),
-        "foreign": (lambda folder: _settings(folder, hidden_size=48), "do not fit its config.json"),
+        "foreign": (lambda folder: _settings(folder, hidden_size=48), "do not have the shape that config.json says"),
     }
     for name, (spoil, said) in cases.items():
         folder = write_tiny_model(tmp_path / name)
