@@ -66,9 +66,9 @@ def open_home(root: str | Path | None = None) -> Home:
         try:
             for folder in ("snapshots", "runs", "models", "locks"):
                 (path / folder).mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
+        except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
             raise StorageError(
-                f"{path} cannot be the home: a file is in the way",
+                f"{path} cannot be the home: a file is in the way, or a link that leads nowhere",
                 next_step="set NIGHTGATE_HOME to a folder",
             ) from error
         marker = path / "home.json"
