@@ -13,8 +13,9 @@ from typing import Literal
 
 from nightgate.config import Training
 
-NOISE = 1e-4
-"""Relative change of a loss below which it has not moved: what four decimals of a loss near 1 can show."""
+NOISE = 5e-3
+"""Relative change of a loss below which it has not moved. The loss on some hundred rows wobbles by as much; the published
+run's first rise, which must be told, is 1.4 %."""
 
 F1_NOISE = 1e-4
 

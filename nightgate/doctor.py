@@ -108,7 +108,8 @@ def _database() -> Iterator[Finding]:
 
 def _server() -> Iterator[Finding]:
     configured = os.environ.get("PREFECT_API_URL")
-    url = configured or "http://127.0.0.1:4200/api"
+    # The same setting of Prefect's by which `nightgate serve` chooses its port.
+    url = configured or f"http://127.0.0.1:{os.environ.get('PREFECT_SERVER_API_PORT', '4200')}/api"
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=3):
             yield Finding("ok", "prefect server", f"{url} answers")
