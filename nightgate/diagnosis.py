@@ -14,8 +14,8 @@ from typing import Literal
 from nightgate.config import Training
 
 NOISE = 5e-3
-"""Relative change of a loss below which it has not moved. The loss on some hundred rows wobbles by as much; the published
-run's first rise, which must be told, is 1.4 %."""
+"""Relative change of a loss below which it has not moved. The loss on some hundred rows wobbles by as much; the first
+rise of the published run, which must be told, is 1.4 %."""
 
 F1_NOISE = 1e-4
 
