@@ -346,9 +346,9 @@ def test_a_database_that_the_server_does_not_have_is_told_at_once(postgres: Any,
     assert time.monotonic() - began < 5
 
 
-def test_a_missing_driver_names_the_extra(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_named_with_its_package(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(DatabaseError, match=r"next: pip install 'nightgate\[postgres\]'"):
+    with pytest.raises(DatabaseError, match=r"next: pip install 'psycopg\[binary\]'"):
         Database.open(home, "postgresql://me@host/db")
 
 
