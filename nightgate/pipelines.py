@@ -151,14 +151,9 @@ def load_pipeline(reference: str | Path, overrides: Mapping[str, Any] | None = N
     Raises:
         ConfigurationError: no such file, not TOML, or problems in it; all of them are in the message.
     """
-    path = find_pipeline(reference)
-    pipeline = _read(path, overrides)
-    if not _is_path(str(reference)) and pipeline.name != str(reference):
-        raise ConfigurationError(
-            f"{path} calls itself {pipeline.name!r}: its nights would be recorded under that name",
-            next_step=f'write name = "{reference}" in it, or name the file {pipeline.name}.toml',
-        )
-    return pipeline
+    if _is_path(str(reference)):
+        return _read(find_pipeline(reference), overrides)
+    return load_by_name(str(reference), overrides)
 
 
 def _read(path: Path, overrides: Mapping[str, Any] | None) -> Pipeline:
@@ -183,8 +178,14 @@ def load_by_name(name: str, overrides: Mapping[str, Any] | None = None) -> Pipel
     Raises:
         ConfigurationError: as `load_pipeline`.
     """
-    find_by_name(name)
-    return load_pipeline(name, overrides)
+    path = find_by_name(name)
+    pipeline = _read(path, overrides)
+    if pipeline.name != name:
+        raise ConfigurationError(
+            f"{path} calls itself {pipeline.name!r}: its nights would be recorded under that name",
+            next_step=f'write name = "{name}" in it, or name the file {pipeline.name}.toml',
+        )
+    return pipeline
 
 
 def check_pipeline(document: dict[str, Any], origin: str, overrides: Mapping[str, Any] | None = None) -> Pipeline:
