@@ -1,14 +1,18 @@
-"""Texts as token ids, tokenised once, and batches of them padded to their own longest text."""
+"""Texts as token ids, tokenised once, and batches of them: packed, or padded to their own longest text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from nightgate.attention import Layout
+from nightgate.packing import PackedBatch
 
 CHUNK = 2000
 """Texts per call of the tokenizer: about 0.2 s of work, so that progress keeps coming."""
@@ -25,19 +29,42 @@ class Encoded:
     pad_id: int
     pad_type_id: int
     pad_left: bool
+    max_length: int
+    """No row is longer."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row."""
         return np.diff(self.offsets)
 
-    def batch(self, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        """The model's inputs for `rows`, each [rows, longest of these rows], int64."""
+    def select(self, rows: NDArray[np.int64]) -> Encoded:
+        """Some rows, in the order given."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        token = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        types = None if self.type_ids is None else self.type_ids[token]
+        return replace(self, ids=self.ids[token], type_ids=types, offsets=offsets)
+
+    def packed(self, rows: NDArray[np.int64], device: torch.device) -> PackedBatch:
+        """`rows` one after the other, in the order given."""
+        lengths = self.lengths[rows]
+        layout = Layout(lengths, device)
+        token = np.arange(layout.tokens) + np.repeat(self.offsets[rows] - layout.starts[:-1], lengths)
+        ids = torch.from_numpy(self.ids[token].astype(np.int64)).to(device)
+        types = None if self.type_ids is None else torch.from_numpy(self.type_ids[token].astype(np.int64)).to(device)
+        return PackedBatch(ids, types, layout)
+
+    def batch(self, rows: NDArray[np.int64], width_step: int = 1) -> dict[str, torch.Tensor]:
+        """The model's inputs for `rows`, each [rows, longest of these rows], int64.
+
+        The width is rounded up to a multiple of `width_step`, but not beyond `max_length`.
+        """
         starts, lengths = self.offsets[rows], self.lengths[rows]
         width = int(lengths.max())
+        width = max(width, min(-(-width // width_step) * width_step, self.max_length))
         column = np.arange(width)[None, :]
         if self.pad_left:
             column = column - (width - lengths[:, None])
@@ -91,4 +118,5 @@ def encode(
         pad_id=int(tokenizer.pad_token_id),
         pad_type_id=int(getattr(tokenizer, "pad_token_type_id", 0) or 0),
         pad_left=tokenizer.padding_side == "left",
+        max_length=max_length,
     )

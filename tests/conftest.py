@@ -37,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "HF_DATASETS_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # Threads that spin while they wait make small models many times slower beside a busy neighbour.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
