@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from nightgate.threads import pick_threads as pick_threads
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
@@ -42,34 +42,3 @@ def pick(precision: str) -> Picked:
 def describe(device: torch.device) -> str:
     """The device as the database stores it: 'cpu' or the GPU's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def pick_threads() -> tuple[int, str]:
-    """Threads for PyTorch on the CPU: the physical cores that this process may use."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked) > 0:
-        return int(asked), f"{asked} threads: OMP_NUM_THREADS says so"
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    # Hyper-threads share one floating point unit: a second thread there slows matrix products down.
-    cores = len({_core(cpu) for cpu in usable})
-    quota = _cpu_quota()
-    if quota is not None and quota < cores:
-        return max(1, int(quota)), f"{max(1, int(quota))} threads: the container's quota is {quota:g} CPUs"
-    return cores, f"{cores} threads: the physical cores that this process may use"
-
-
-def _core(cpu: int) -> tuple[str, ...]:
-    folder = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-    try:
-        return tuple((folder / name).read_text().strip() for name in ("physical_package_id", "core_id"))
-    except OSError:
-        return (str(cpu),)
-
-
-def _cpu_quota() -> float | None:
-    """CPUs that the cgroup grants; None without a limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None

@@ -44,6 +44,8 @@ class TrainJob(_Message):
     """ISO time with an offset: what `train_window` counts back from."""
     start_from: Path | None = None
     """Folder of the champion to go on from; None starts from `training.base_model`."""
+    cache: Path | None = None
+    """Folder of what one night may leave to the next (token ids); None keeps nothing."""
 
     @property
     def attempt_dir(self) -> Path:
@@ -61,6 +63,8 @@ class ScoreJob(_Message):
     out: Path
     """Folder that gets `<name>.npz` of every model, `score.json` and `score.log`."""
     split: str = "test"
+    cache: Path | None = None
+    """Folder of what one night may leave to the next (token ids, logits of rows); None keeps nothing."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,15 @@ class EpochReport(_Message):
     """Of the epoch's last step."""
     examples_per_second: float
     """In training; evaluation and saving are not counted."""
+    tokens_per_second: float
+    """Likewise; padding is not counted."""
     predictions: Path
     """npz: `logits` float32 [rows, labels] and `labels` int64 [rows], in the order of `snapshot.rows("validation")`."""
     precision: str
     device: str
+    engine: str
+    """'packed' or 'padded'."""
+    engine_reason: str
     is_best: bool
     """Better validation F1 than every epoch before."""
     stopped_early: bool
@@ -104,6 +113,25 @@ class TrainResult(_Message):
     precision: str
     precision_reason: str
     threads: int
+    engine: str
+    """'packed' or 'padded': how texts were laid out in memory."""
+    engine_reason: str
+    micro_batches: int
+    """Parts that one batch was computed in, for lack of memory; 1 when it fitted whole. The step is the same."""
+
+
+@dataclass(frozen=True)
+class ScoreResult(_Message):
+    """What came of a `ScoreJob`, each by the name of the model."""
+
+    written: dict[str, Path]
+    """npz: `logits` float32 [rows, labels] and `labels` int64 [rows], in the order of `snapshot.rows(job.split)`."""
+    reused: dict[str, int]
+    """Rows whose logits were not computed now but taken from the cache; 0 when a recomputed one differed."""
+    recomputed: dict[str, int]
+    """Rows of the cache that were computed again to be compared."""
+    differing: dict[str, int]
+    """Recomputed rows that differed from the cache: the model's were dropped then, and all rows computed."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +147,12 @@ class Progress(_Message):
     loss: float | None = None
     """Mean of the examples since the last report."""
     examples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    """Without padding."""
     eta_seconds: float | None = None
     """Until the end of the whole training, or of the scoring."""
     step_seconds: float | None = None
-    """How long one step (or batch) took lately."""
+    """Median of what a step (or batch) took lately."""
     detail: str = ""
     """What is being done, such as `tokenising` or `candidate`."""
     done: int = 0

@@ -26,11 +26,15 @@ SECONDS_BETWEEN_PROGRESS = 1.0
 
 
 class _Parent:
-    """The other end of the pipes; also the `Listener` of the training loop."""
+    """The other end of the pipes; also the `Listener` of the training loop, whose threads may all speak at once.
+
+    Of several processes at one training only the first one talks to it.
+    """
 
     def __init__(self, events: int) -> None:
         self._events = events
-        self._writing = threading.Lock()
+        self._silent = os.environ.get("RANK", "0") != "0"
+        self._writing, self._saying = threading.Lock(), threading.Lock()
         self._dealt = threading.Condition()
         self._recorded = 0
         self._sent = 0
@@ -38,6 +42,8 @@ class _Parent:
         self._said_at = 0.0
 
     def send(self, event: str, **facts: Any) -> None:
+        if self._silent:
+            return
         line = json.dumps({"event": event, **facts}).encode() + b"\n"
         with self._writing:
             try:
@@ -47,21 +53,26 @@ class _Parent:
                 os._exit(1)
 
     def progress(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if (progress.phase, progress.detail) == self._said and now - self._said_at < SECONDS_BETWEEN_PROGRESS:
-            return
-        self._said, self._said_at = (progress.phase, progress.detail), now
+        now, what = time.monotonic(), (progress.phase, progress.detail)
+        with self._saying:
+            if what == self._said and now - self._said_at < SECONDS_BETWEEN_PROGRESS:
+                return
+            self._said, self._said_at = what, now
         self.send("progress", **progress.to_json())
 
     def epoch_done(self, report: EpochReport) -> None:
         # An epoch's row is to be committed before the next epoch ends: never run further ahead than that.
+        if self._silent:
+            return
         with self._dealt:
             self._dealt.wait_for(lambda: self._recorded >= self._sent)
-        self._sent = report.epoch
+            self._sent = report.epoch
         self.send("epoch", **report.to_json())
 
     def listen(self) -> None:
         """Read what the parent says until it is gone, then end this process."""
+        if self._silent:
+            return
         buffer = b""
         # os.read, not sys.stdin: a thread inside a buffered reader blocks the interpreter's end.
         while chunk := os.read(0, 4096):
@@ -140,16 +151,18 @@ def in_words(error: Exception) -> NightgateError:
 
 
 def _train(job: TrainJob, parent: _Parent) -> None:
+    from nightgate import distributed
     from nightgate.training import train
 
-    parent.send("result", **train(job, parent).to_json())
+    world = distributed.connect()
+    parent.send("result", **train(job, parent, world).to_json())
+    world.close()
 
 
 def _score(job: ScoreJob, parent: _Parent) -> None:
     from nightgate.scoring import score_models
 
-    written = score_models(job, parent.progress)
-    parent.send("result", written={name: str(path) for name, path in written.items()})
+    parent.send("result", **score_models(job, parent.progress).to_json())
 
 
 def _log_to(parent: _Parent) -> None:

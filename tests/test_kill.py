@@ -228,7 +228,7 @@ def test_a_killed_night_ends_with_the_weights_of_an_undisturbed_one(killed: Stor
 def test_a_killed_night_leaves_no_checkpoints_behind_once_it_has_ended(killed: Story) -> None:
     left = {path.name for path in killed.site.home.glob("runs/*/attempt-*/*")}
     assert "log.txt" in left
-    assert not left & {"checkpoint", "best"}
+    assert not left & {"checkpoint", "weights", "best"}
 
 
 # --- signals, and the training alone ---

@@ -19,10 +19,11 @@ import numpy as np
 import psutil
 import pytest
 
-from nightgate.errors import CrashedError, ModelError, NonFiniteLossError, OutOfMemoryError, StalledError
+from nightgate.errors import CrashedError, ModelError, NonFiniteLossError, OutOfMemoryError
 from nightgate.jobs import EpochReport, Progress, ScoreJob, TrainJob, TrainResult
 from nightgate.metrics import score
-from nightgate.supervisor import progress_line, score_models, train
+from nightgate.supervisor import score_models, train
+from tests.stand_in import stand_in
 from tests.tiny import tiny_job, write_tiny_model
 
 SLOW_EPOCHS: dict[str, Any] = {"rows": 700, "batch_size": 2}
@@ -170,8 +171,8 @@ def test_a_run_killed_in_its_second_epoch_ends_with_the_numbers_of_an_uninterrup
         next(running)
     assert {name for name in files(job.attempt_dir) if "epoch-" in name} == {
         "epochs/epoch-0001.npz",
-        *(f"best/epoch-0001/{name}" for name in STOCK),
-        *(f"checkpoint/epoch-0001/{name}" for name in ("model.safetensors", "optimizer.safetensors", "state.json")),
+        "weights/epoch-0001.safetensors",
+        *(f"checkpoint/epoch-0001/{name}" for name in ("moments.safetensors", "state.json")),
     }
     second = replace(job, attempt=2)
     resumed = finish(train(second))
@@ -253,22 +254,39 @@ def test_an_exception_while_an_epoch_is_dealt_with_stops_the_child(tmp_path: Pat
     assert workers() == []
 
 
-def test_a_child_that_hangs_is_killed_and_called_stalled(tmp_path: Path) -> None:
-    running = train(tiny_job(tmp_path, **SLOW_EPOCHS), stall_seconds=1.5, start_seconds=60)
-    next(running)
-    workers()[0].send_signal(signal.SIGSTOP)
-    began = time.monotonic()
-    with pytest.raises(StalledError, match="made no step for"):
-        next(running)
-    assert time.monotonic() - began < 15
+def test_a_child_that_hangs_goes_on_from_its_checkpoint_once_and_each_epoch_comes_once(
+    uninterrupted: tuple[TrainJob, Ended], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole_job, whole = uninterrupted
+    job = replace(whole_job, run_dir=whole_job.run_dir.with_name("hung"))
+    told: list[str] = []
+    running = train(job, on_restart=told.append, stall_seconds=3, start_seconds=60)
+    first = next(running)
+    hung = workers()[0]
+    hung.send_signal(signal.SIGSTOP)
+    resumed = finish(running)
+    resumed.reports.insert(0, first)
+    assert not hung.is_running()
+    assert resumed.numbers() == whole.numbers()
+    assert [report.attempt for report in resumed.reports] == [1, 1, 1]
+    assert resumed.result.resumed_from == 0
+    assert len(told) == 1
+    assert "made no step for" in told[0]
+    assert f"see where its threads stood in {job.attempt_dir / 'log.txt'}; starting it again, once" in caplog.text
+    stacks = (job.attempt_dir / "log.txt").read_text().partition("it made no step for")[2]
+    assert "most recent call first" in stacks
+    assert 'nightgate/training.py", line' in stacks
     assert workers() == []
 
 
-def test_a_child_that_never_gets_to_work_is_called_stalled(tmp_path: Path) -> None:
-    running = train(tiny_job(tmp_path), start_seconds=0.0)
-    with pytest.raises(StalledError):
-        next(running)
-    assert workers() == []
+def test_scoring_that_hangs_is_started_anew(uninterrupted: tuple[TrainJob, Ended], tmp_path: Path) -> None:
+    job, ended = uninterrupted
+    scores = ScoreJob(job.pipeline, job.snapshot, {"candidate": ended.result.best_model}, tmp_path / "scores")
+    python = stand_in(tmp_path / "python", hangs=1)
+    told: list[str] = []
+    scored = score_models(scores, python=python, on_restart=told.append, stall_seconds=1)
+    assert len(told) == 1
+    assert scored.written["candidate"].is_file()
 
 
 def test_a_crash_names_the_signal_and_shows_the_last_lines_of_the_log(tmp_path: Path) -> None:
@@ -335,24 +353,6 @@ def test_progress_comes_during_loading_training_evaluation_and_saving(tmp_path: 
     assert all(p.loss and p.examples_per_second and p.eta_seconds is not None and p.total_steps for p in steps)
 
 
-@pytest.mark.parametrize(
-    ("progress", "line"),
-    [
-        (
-            Progress("train", 1, 3, 40, 75, loss=1.2149, examples_per_second=53.04, eta_seconds=20.3),
-            "epoch 1/3, step 40/75, loss 1.215, 53 examples/s, 0:20 left",
-        ),
-        (
-            Progress("evaluate", 2, 3, 50, 75, examples_per_second=160, eta_seconds=3725, done=320, total=500),
-            "epoch 2/3, evaluating, 320/500, 160 examples/s, 1:02:05 left",
-        ),
-        (Progress("load", detail="tokenising", done=2000, total=9000), "tokenising, 2000/9000"),
-    ],
-)
-def test_a_line_of_progress_reads_well(progress: Progress, line: str) -> None:
-    assert progress_line(progress) == line
-
-
 def test_candidate_and_champion_are_scored_on_the_same_rows(
     uninterrupted: tuple[TrainJob, Ended], tmp_path: Path
 ) -> None:
@@ -365,10 +365,10 @@ def test_candidate_and_champion_are_scored_on_the_same_rows(
         out=tmp_path / "scores",
         split="validation",
     )
-    written = score_models(job_of_scores)
+    scored = score_models(job_of_scores)
     assert files(tmp_path / "scores") == {"candidate.npz", "champion.npz", "score.json", "score.log"}
     stored = np.load(ended.reports[ended.result.best_epoch - 1].predictions)
-    for path in written.values():
+    for path in scored.written.values():
         found = np.load(path, allow_pickle=False)
         assert (found["labels"] == stored["labels"]).all()
         assert np.abs(found["logits"] - stored["logits"]).max() < 1e-5
@@ -387,7 +387,7 @@ def test_scoring_orders_logits_by_the_labels_of_the_pipeline_and_refuses_other_l
     (turned / "config.json").write_text(json.dumps(settings))
     models = {"candidate": ended.result.best_model, "champion": turned}
     scores = ScoreJob(job.pipeline, job.snapshot, models, tmp_path / "scores")
-    found = {name: np.load(path)["logits"] for name, path in score_models(scores).items()}
+    found = {name: np.load(path)["logits"] for name, path in score_models(scores).written.items()}
     assert (found["champion"][:, [2, 0, 1]] == found["candidate"]).all()
     settings["id2label"] = {"0": "good", "1": "bad", "2": "ugly"}
     (turned / "config.json").write_text(json.dumps({**settings, "label2id": {"good": 0, "bad": 1, "ugly": 2}}))

@@ -20,8 +20,10 @@ from nightgate.config import Training
 from nightgate.encoding import CHUNK, encode
 from nightgate.errors import ModelError, NonFiniteLossError, SnapshotError
 from nightgate.jobs import EpochReport, Progress, TrainJob, TrainResult
+from nightgate.optimizer import learning_rates, make_optimizer
+from nightgate.preparation import seed_epoch
 from nightgate.scoring import logits_of, mean_cross_entropy
-from nightgate.training import _Losses, _recipe, make_optimizer, make_scheduler, seed_epoch, train
+from nightgate.training import _Losses, _recipe, train
 from tests.tiny import tiny_job, write_tiny_model
 
 # transformers 5 leaves the tokenizer's files to the garbage collector.
@@ -129,6 +131,20 @@ def test_a_step_whose_fp16_gradients_overflow_is_skipped_and_no_error(tmp_path: 
     assert numbers(run(replace(job, attempt=2))[0]) == numbers(whole)
 
 
+def test_an_epoch_whose_every_fp16_step_overflows_is_an_error_in_words(tmp_path: Path) -> None:
+    base = write_tiny_model(tmp_path / "base")
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(base / "model.safetensors")
+    # What the layer computes stays as it was; what comes back through it does not fit into fp16.
+    weights["encoder.layer.1.intermediate.dense.weight"] *= 1e-4
+    weights["encoder.layer.1.output.dense.weight"] *= 1e4
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NonFiniteLossError, match=r"all \d+ steps of epoch 1 overflowed in fp16") as told:
+        run(tiny_job(tmp_path, precision="fp16", epochs=1, rows=60))
+    assert "bf16" in told.value.next_step
+
+
 def test_early_stopping_ends_the_run_when_patience_runs_out(tmp_path: Path) -> None:
     recorder, result = run(tiny_job(tmp_path, epochs=9, learning_rate=1e-12, early_stopping_patience=2))
     assert [report.is_best for report in recorder.reports] == [True, False, False]
@@ -142,7 +158,7 @@ def test_patience_survives_a_kill(tmp_path: Path) -> None:
     recorder, result = run(replace(job, attempt=2))
     assert [(r.attempt, r.epoch) for r in recorder.reports] == [(1, 1), (1, 2), (2, 3)]
     assert (result.resumed_from, result.epochs_run, result.stopped_early) == (2, 3, True)
-    assert result.best_model == job.run_dir / "attempt-1" / "best" / "epoch-0001"
+    assert result.best_model == job.run_dir / "attempt-2" / "best" / "epoch-0001"
     assert (result.best_model / "model.safetensors").is_file()
 
 
@@ -220,26 +236,9 @@ def test_weight_decay_spares_biases_and_norms() -> None:
     assert (decayed["betas"], decayed["eps"], decayed["lr"]) == ((0.8, 0.999), 1e-6, 5e-5)
 
 
-@pytest.mark.parametrize("shape", ["linear", "cosine", "constant"])
-@pytest.mark.parametrize("warmup", [0.0, 0.25])
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
-def test_a_resumed_schedule_goes_on_with_the_very_same_rates(shape: str, warmup: float) -> None:
-    recipe = Training(lr_scheduler_type=shape, warmup_ratio=warmup)  # type: ignore[arg-type]
-    scheduler = make_scheduler(make_optimizer(Small(), recipe), recipe, 20)
-    rates = []
-    for _ in range(20):
-        rates.append(scheduler.get_last_lr()[0])
-        scheduler.step()
-    for step in (1, 3, 5, 19):
-        assert make_scheduler(make_optimizer(Small(), recipe), recipe, 20, step).get_last_lr()[0] == rates[step]
-    assert max(rates) == 5e-5
-    assert (rates[0] == 0) == (warmup > 0)
-
-
 def test_the_schedule_falls_linearly_to_zero_by_default() -> None:
-    recipe = Training()
-    rates = [make_scheduler(make_optimizer(Small(), recipe), recipe, 10, k).get_last_lr()[0] for k in range(11)]
-    assert rates == pytest.approx([5e-5 * (10 - k) / 10 for k in range(11)])
+    rate = learning_rates(Training(), 10)
+    assert [rate(step) for step in range(1, 12)] == pytest.approx([5e-5 * (10 - k) / 10 for k in range(11)])
 
 
 def test_order_and_masks_depend_on_seed_and_epoch_alone() -> None:
@@ -251,6 +250,8 @@ def test_order_and_masks_depend_on_seed_and_epoch_alone() -> None:
     assert torch.equal(first[1], second[1])
     assert (seed_epoch(42, 4).permutation(50) != first[0]).any()
     assert (seed_epoch(43, 3).permutation(50) != first[0]).any()
+    assert (seed_epoch(42, 3, rank=1).permutation(50) == first[0]).all()
+    assert not torch.equal(torch.rand(5), first[1])
 
 
 def test_losses_read_in_groups_still_name_the_step_that_was_not_finite() -> None:
@@ -335,12 +336,10 @@ def test_tokenising_tells_how_far_it_is(loaded: base_models.LoadedModel) -> None
 def test_logits_come_in_the_order_of_the_rows_whatever_the_batches(loaded: base_models.LoadedModel) -> None:
     texts = ["good", "bad " * 12, "it is fine", "no", "the dress fits so well"]
     encoded = encode(loaded.tokenizer, texts, 16)
-    found = [logits_of(loaded.model, encoded, batch_size=size, device=torch.device("cpu")) for size in (1, 2, 5)]
+    found = [logits_of(loaded.model, encoded, batch_size=size) for size in (1, 2, 5)]
     assert np.abs(found[0] - found[1]).max() < 1e-5
     assert np.abs(found[0] - found[2]).max() < 1e-5
-    assert logits_of(
-        loaded.model, encode(loaded.tokenizer, [], 16), batch_size=2, device=torch.device("cpu")
-    ).shape == (
+    assert logits_of(loaded.model, encode(loaded.tokenizer, [], 16), batch_size=2).shape == (
         0,
         2,
     )

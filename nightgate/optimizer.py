@@ -1,0 +1,44 @@
+"""AdamW and the learning rate's schedule, as the recipe has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nightgate.config import Training
+
+
+def make_optimizer(model: nn.Module, recipe: Training) -> torch.optim.AdamW:
+    """AdamW, fused; weight decay on all weights but biases and norms."""
+    decayed: list[Tensor] = []
+    plain: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim >= 2 and "bias" not in name else plain).append(parameter)
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        # A CUDA graph reads the rate from memory.
+        lr=torch.tensor(recipe.learning_rate, device=next(model.parameters()).device)
+        if on_gpu
+        else recipe.learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+        fused=True,
+        capturable=on_gpu,
+    )
+
+
+def learning_rates(recipe: Training, total_steps: int) -> Callable[[int], float]:
+    """The learning rate of step k, from 1, by transformers' own schedules."""
+    from transformers import get_scheduler
+
+    warmup = math.ceil(recipe.warmup_ratio * total_steps)
+    shape = recipe.lr_scheduler_type
+    name = "constant_with_warmup" if shape == "constant" and warmup else shape
+    unused = torch.optim.SGD([torch.zeros(1)], lr=recipe.learning_rate)
+    factor = get_scheduler(name, unused, num_warmup_steps=warmup, num_training_steps=total_steps).lr_lambdas[0]
+    return lambda step: recipe.learning_rate * float(factor(step - 1))

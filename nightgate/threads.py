@@ -1,0 +1,96 @@
+"""How many threads PyTorch gets on the CPU and how idle ones wait, each with the reason that the log shows.
+
+Free of torch: OpenMP reads its settings when it is loaded, so they are chosen for a process before it starts.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+
+MOST_USE_BY_OTHERS = 0.15
+"""Share of the CPUs that others may use on a machine that still counts as idle."""
+SPINS = 10_000
+"""Rounds that an idle thread looks for work before it sleeps."""
+
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+_REASON = "NIGHTGATE_WAITING_REASON"
+"""From the parent, which chose, to the child, whose log says so."""
+
+
+def pick_threads() -> tuple[int, str]:
+    """Threads for PyTorch on the CPU: the physical cores that this process may use, however busy they are.
+
+    Not fewer beside a busy neighbour, although that would cost no time: the last digits depend on the number of
+    threads, and a night would not repeat.
+    """
+    count, why = _count()
+    waiting = os.environ.get(_REASON, "")
+    return count, f"{why}; {waiting}" if waiting and count > 1 else why
+
+
+def openmp_settings() -> dict[str, str]:
+    """What to add to the environment of a process that will compute; what the user set stays. Measures for 0.3 s."""
+    if _count()[0] == 1:
+        return {}
+    own = [name for name in _WAITING if name in os.environ]
+    settings, reason = ({}, f"idle ones wait as {own[0]} says") if own else choose_waiting(use_by_others())
+    return {**settings, _REASON: reason}
+
+
+def choose_waiting(others: float | None) -> tuple[dict[str, str], str]:
+    """How idle OpenMP threads wait, given what others use of the CPUs (0 to 1; None: unknown), and why.
+
+    Milliseconds a step on two cores, alone and beside one busy process: OpenMP's default 458 and 6,313, sleeping at
+    once 666 and 865, `SPINS` rounds 470 and 1,354.
+    """
+    if others is None:
+        return {"OMP_WAIT_POLICY": "PASSIVE"}, "idle ones sleep: how busy the machine is cannot be read"
+    if others > MOST_USE_BY_OTHERS:
+        return {"OMP_WAIT_POLICY": "PASSIVE"}, f"idle ones sleep: others use {others:.0%} of these CPUs"
+    return {"GOMP_SPINCOUNT": str(SPINS)}, f"idle ones spin briefly: others use {others:.0%} of these CPUs"
+
+
+def use_by_others(seconds: float = 0.3) -> float | None:
+    """What share of the CPUs that we may use is in use while this process sleeps; None where nobody knows."""
+    try:
+        shares = psutil.cpu_percent(interval=seconds, percpu=True)
+    except (OSError, NotImplementedError, psutil.Error):
+        return None
+    ours = [shares[cpu] for cpu in _usable() if cpu < len(shares)]
+    return sum(ours) / len(ours) / 100 if ours else None
+
+
+def _count() -> tuple[int, str]:
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked), f"{asked} threads: OMP_NUM_THREADS says so"
+    # Hyper-threads share one floating point unit: a second thread there slows matrix products down.
+    cores = len({_core(cpu) for cpu in _usable()})
+    quota = _cpu_quota()
+    if quota is not None and quota < cores:
+        return max(1, int(quota)), f"{max(1, int(quota))} threads: the container's quota is {quota:g} CPUs"
+    return cores, f"{cores} threads: the physical cores that this process may use"
+
+
+def _usable() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _core(cpu: int) -> tuple[str, ...]:
+    folder = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+    try:
+        return tuple((folder / name).read_text().strip() for name in ("physical_package_id", "core_id"))
+    except OSError:
+        return (str(cpu),)
+
+
+def _cpu_quota() -> float | None:
+    """CPUs that the cgroup grants; None without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,71 @@
+"""How idle threads wait, and who decides it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from nightgate import threads
+
+OWN = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OWN:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("others", "settings", "reason"),
+    [
+        (0.0, {"GOMP_SPINCOUNT": "10000"}, "idle ones spin briefly: others use 0% of these CPUs"),
+        (0.15, {"GOMP_SPINCOUNT": "10000"}, "idle ones spin briefly: others use 15% of these CPUs"),
+        (0.16, {"OMP_WAIT_POLICY": "PASSIVE"}, "idle ones sleep: others use 16% of these CPUs"),
+        (1.0, {"OMP_WAIT_POLICY": "PASSIVE"}, "idle ones sleep: others use 100% of these CPUs"),
+        (None, {"OMP_WAIT_POLICY": "PASSIVE"}, "idle ones sleep: how busy the machine is cannot be read"),
+    ],
+)
+def test_idle_threads_spin_only_where_nobody_else_computes(
+    others: float | None, settings: dict[str, str], reason: str
+) -> None:
+    assert threads.choose_waiting(others) == (settings, reason)
+
+
+@pytest.mark.parametrize(("name", "value"), [("OMP_WAIT_POLICY", "ACTIVE"), ("KMP_BLOCKTIME", "0")])
+def test_a_setting_of_the_users_own_wins(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv(name, value)
+    for setting, reason in threads.openmp_settings().items():
+        monkeypatch.setenv(setting, reason)
+    assert threads.pick_threads() == (3, f"3 threads: OMP_NUM_THREADS says so; idle ones wait as {name} says")
+
+
+def test_one_thread_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads.openmp_settings() == {}
+    assert threads.pick_threads() == (1, "1 threads: OMP_NUM_THREADS says so")
+
+
+@pytest.fixture
+def busy_neighbours() -> Iterator[None]:
+    """One on each CPU."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+    yield
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.usefixtures("busy_neighbours")
+def test_busy_neighbours_are_seen_and_the_reason_reaches_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    settings = threads.openmp_settings()
+    assert settings["OMP_WAIT_POLICY"] == "PASSIVE"
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert "idle ones sleep: others use" in threads.pick_threads()[1]
