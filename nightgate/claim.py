@@ -47,10 +47,14 @@ class NightRun:
         self.snapshot: Snapshot
         self.started_from: int | None = None
         """The champion's version that training went on from; None: the base model."""
+        self.restarts = 0
+        """How often a process of this attempt stood still and was started again."""
         self.trained: TrainResult
         self.champion: ledger.VersionRow | None = None
         self.champion_flaw = ""
         """Why the champion's score tonight is no evidence; '' where it is."""
+        self.champion_reuse: gate.Reuse | None = None
+        """How much of the champion's score tonight is of an earlier night."""
         self.test_rows: pd.DataFrame
         self.predictions: dict[str, NDArray[np.int64]]
         """Class indices of the test rows by `candidate` and, if one reigns, `champion`."""

@@ -17,6 +17,22 @@ from nightgate.intervals import Interval
 Outcome = Literal["passed", "failed", "underpowered", "warning", "not_run"]
 Verdict = Literal["promote", "hold"]
 
+LOGIT_TOLERANCE = 1e-4
+"""Largest difference between a logit of an earlier night and the same one computed again."""
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """How many of a model's `rows` were not scored tonight but on an earlier night."""
+
+    rows: int
+    reused: int = 0
+    """Rows whose logits of an earlier night stand; 0 when one that was recomputed differed."""
+    recomputed: int = 0
+    """Of the rows that were stored, those that were scored again tonight, drawn at random."""
+    differing: int = 0
+    """Of the recomputed rows: a logit further off than the tolerance, or another predicted label."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -32,6 +48,8 @@ class Measured:
     interval: Interval | None = None
     """The F1's 95 % interval; informative."""
     version: int | None = None
+    reuse: Reuse | None = None
+    """None: all rows were scored tonight."""
 
     def __post_init__(self) -> None:
         assert self.data_until is None or self.data_until.tzinfo is not None, "data_until must be aware"
@@ -93,6 +111,7 @@ def decide(
         _min_f1(candidate, policy),
         _beats_champion(candidate, champion, difference),
         _not_older(candidate, champion),
+        _reused_predictions(champion),
     )
     failed = [check for check in checks if check.outcome == "failed"]
     if failed:
@@ -203,6 +222,38 @@ def _not_older(candidate: Measured, champion: Measured | None) -> Check:
         than = f"as did {who}" if ours == theirs else f"newer than {_instant(theirs)} of {who}"
         reason = f"the candidate saw data up to {_instant(ours)}, {than}"
     return Check("not_older", "passed" if passed else "failed", reason, metric="data_until")
+
+
+def _reused_predictions(champion: Measured | None) -> Check:
+    reuse = champion.reuse if champion else None
+    outcome: Outcome
+    if champion is None:
+        outcome, reason = "not_run", "no champion yet"
+    elif reuse is None or not reuse.recomputed:
+        outcome, reason = "not_run", f"all test rows of {_name(champion)} were scored tonight, none was reused"
+    elif reuse.differing:
+        outcome = "failed"
+        reason = (
+            f"{reuse.differing:,} of {reuse.recomputed:,} recomputed rows of {_name(champion)} differ from what an "
+            f"earlier night stored, by more than {LOGIT_TOLERANCE:g} in a logit or in the label: the stored rows were "
+            f"dropped and all {reuse.rows:,} scored afresh; see what changed on this machine since then (processor or "
+            "GPU, threads, libraries, memory errors), then run the night again with --force"
+        )
+    else:
+        outcome = "passed"
+        reason = (
+            f"{reuse.reused:,} of {reuse.rows:,} test rows of {_name(champion)} were scored on an earlier night; of "
+            f"these {reuse.recomputed:,}, drawn at random, were scored again tonight, and none differs by more than "
+            f"{LOGIT_TOLERANCE:g} in a logit or in the label"
+        )
+    return Check(
+        name="reused_predictions",
+        outcome=outcome,
+        reason=reason,
+        metric="logit",
+        threshold=LOGIT_TOLERANCE,
+        rows_used=reuse.recomputed if reuse else None,
+    )
 
 
 def told_apart(first: float, second: float) -> tuple[str, str]:

@@ -42,7 +42,7 @@ class Candidate:
     attempt: int
     snapshot: Snapshot
     best_model: Path
-    """A complete stock Hugging Face folder; it is copied."""
+    """A complete stock Hugging Face folder, whose files are never rewritten in place: the version links to them."""
     best_epoch: int
     test: Scores
     test_interval: Interval | None = None

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nightgate import devices, forward, prediction_cache
 from nightgate.base_models import labels_of, load_trained
 from nightgate.config import Pipeline
-from nightgate.devices import pick, pick_threads
-from nightgate.encoding import Encoded, encode
+from nightgate.encoding import Encoded
 from nightgate.errors import ModelError
 from nightgate.files import write_whole
-from nightgate.jobs import Progress, ScoreJob
+from nightgate.gate import Reuse
+from nightgate.jobs import Progress, ScoreJob, ScoreResult
+from nightgate.token_cache import encode_cached, tokenizer_hash
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,29 +39,15 @@ def logits_of(
     encoded: Encoded,
     *,
     batch_size: int,
-    device: torch.device,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Logits:
     """Logits [rows, labels] in the order of `encoded`; `on_batch(rows done, rows)` is called after each batch.
 
-    Rows are taken by length, longest first: little padding, and a lack of memory shows at once.
+    The path, packed or padded, is chosen as for training; rows are taken longest first.
     """
-    if not len(encoded):
-        return np.zeros((0, int(model.config.num_labels)), np.float32)
-    order = np.argsort(-encoded.lengths, kind="stable")
-    parts: list[torch.Tensor] = []
-    model.eval()
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            inputs = {name: values.to(device, non_blocking=True) for name, values in encoded.batch(rows).items()}
-            parts.append(model(**inputs).logits.float())
-            if on_batch is not None:
-                on_batch(start + len(rows), len(order))
-        found = torch.cat(parts).cpu().numpy()
-    logits = np.empty_like(found)
-    logits[order] = found
-    return logits
+    chosen = forward.choose(model, encoded)
+    log.info("%s", chosen.reason)
+    return forward.run(chosen, encoded, batch_size, on_batch)
 
 
 def mean_cross_entropy(logits: Logits, labels: NDArray[np.int64]) -> float:
@@ -88,7 +76,7 @@ def columns(frame: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
     return frame["text"].astype(str).tolist(), frame["label"].to_numpy(dtype=np.int64)
 
 
-def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> dict[str, Path]:
+def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> ScoreResult:
     """Write `<out>/<name>.npz` for each model of the job, in the order of `snapshot.rows(job.split)`.
 
     Columns of `logits` are the pipeline's labels in its order, whatever order a model's own configuration has.
@@ -100,22 +88,54 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> dict
     from nightgate.snapshots import open_snapshot
 
     pipeline = Pipeline.model_validate(job.pipeline)
-    threads, why = pick_threads()
+    threads, why = devices.pick_threads()
     torch.set_num_threads(threads)
-    device, _, _ = pick("fp32")
+    device, _, _ = devices.pick("fp32")
     log.info("scoring in fp32 on %s with %s", device, why)
     on_progress(Progress("load", detail="reading the snapshot"))
     texts, labels = columns(open_snapshot(job.snapshot).rows(job.split, ["text", "label"]))
     written: dict[str, Path] = {}
+    reuse: dict[str, Reuse] = {}
     for name, folder in job.models.items():
-        on_progress(Progress("load", detail=f"loading the {name}"))
-        loaded = load_trained(folder, named=f"the {name}")
-        own_columns = _columns_for(pipeline.data.label_names, labels_of(loaded.model), name, folder)
-        encoded = encode(loaded.tokenizer, texts, loaded.max_length, _tokenising(on_progress))
-        model = loaded.model.to(device)
+        logits, reuse[name] = _score(job, pipeline, name, folder, texts, device, on_progress)
+        written[name] = write_predictions(job.out / f"{name}.npz", logits, labels)
+    return ScoreResult(
+        written=written,
+        reused={name: of_model.reused for name, of_model in reuse.items()},
+        recomputed={name: of_model.recomputed for name, of_model in reuse.items()},
+        differing={name: of_model.differing for name, of_model in reuse.items()},
+    )
+
+
+def _score(
+    job: ScoreJob,
+    pipeline: Pipeline,
+    name: str,
+    folder: Path,
+    texts: list[str],
+    device: torch.device,
+    on_progress: Callable[[Progress], None],
+) -> tuple[Logits, Reuse]:
+    """Logits [rows, labels], columns as the pipeline has its labels."""
+    on_progress(Progress("load", detail=f"loading the {name}"))
+    loaded = load_trained(folder, named=f"the {name}")
+    own_columns = _columns_for(pipeline.data.label_names, labels_of(loaded.model), name, folder)
+    encoded = encode_cached(
+        loaded.tokenizer,
+        texts,
+        loaded.max_length,
+        _tokenising(on_progress),
+        cache=job.cache,
+        name=f"{pipeline.name}-{job.split}",
+    )
+    tokenizer = None if job.cache is None else tokenizer_hash(loaded.tokenizer)
+    model = loaded.model.to(device)
+    batch_size = pipeline.training.eval_batch_size
+
+    def compute(rows: NDArray[np.int64]) -> Logits:
         began = time.monotonic()
 
-        def on_batch(done: int, total: int, name: str = name, began: float = began) -> None:
+        def on_batch(done: int, total: int) -> None:
             rate = done / max(time.monotonic() - began, 1e-9)
             on_progress(
                 Progress(
@@ -125,16 +145,26 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> dict
                     total=total,
                     examples_per_second=rate,
                     eta_seconds=(total - done) / rate,
-                    step_seconds=pipeline.training.eval_batch_size / rate,
+                    step_seconds=batch_size / rate,
                 )
             )
 
-        logits = logits_of(
-            model, encoded, batch_size=pipeline.training.eval_batch_size, device=device, on_batch=on_batch
-        )
-        written[name] = write_predictions(job.out / f"{name}.npz", logits[:, own_columns], labels)
-        del model, loaded
-    return written
+        some = encoded.select(rows) if len(rows) < len(encoded) else encoded
+        return logits_of(model, some, batch_size=batch_size, on_batch=on_batch)[:, own_columns]
+
+    if job.cache is None or tokenizer is None:
+        return compute(np.arange(len(texts))), Reuse(rows=len(texts))
+    scored = prediction_cache.Scored(
+        folder, tokenizer, loaded.max_length, pipeline.data.label_names, devices.describe(device)
+    )
+    cache = prediction_cache.PredictionCache(job.cache, pipeline.name, scored.key())
+    if name == "champion":
+        logits, reuse = cache.complete(texts, compute)
+    else:
+        # The candidate's own evidence is computed in full; what is kept of it serves the nights in which it reigns.
+        logits, reuse = compute(np.arange(len(texts))), Reuse(rows=len(texts))
+    cache.keep(texts, logits)
+    return logits, reuse
 
 
 def _tokenising(on_progress: Callable[[Progress], None]) -> Callable[[int, int], None]:

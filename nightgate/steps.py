@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
@@ -36,7 +36,7 @@ from nightgate.errors import (
     PromotionLostError,
 )
 from nightgate.intervals import f1_difference_interval, f1_interval
-from nightgate.jobs import EpochReport, ScoreJob, TrainJob
+from nightgate.jobs import EpochReport, Progress, ScoreJob, TrainJob
 from nightgate.nights import Night
 from nightgate.snapshots import open_snapshot
 
@@ -76,11 +76,15 @@ def refresh_data(run: NightRun) -> None:
     run.snapshot = refreshed.snapshot
 
 
-def fine_tune(run: NightRun) -> Generator[EpochReport]:
+def fine_tune(run: NightRun, on_progress: Callable[[Progress], None] | None = None) -> Generator[EpochReport]:
     """Train in a process of its own; yield each epoch once its checkpoint is on disk.
 
     Epochs that an earlier attempt finished come again first, so that a row that was lost in between is written after
-    all. Closing the iterator stops the training and keeps its last checkpoint.
+    all. Closing the iterator stops the training and keeps its last checkpoint. A process that stands still is started
+    again once, and the attempt's row says so.
+
+    Args:
+        on_progress: told about once a second where the training stands; it must not take long.
 
     Raises:
         TrainingError: it ran out of memory, crashed, stalled, or a loss is not finite.
@@ -104,9 +108,18 @@ def fine_tune(run: NightRun) -> Generator[EpochReport]:
         pipeline=run.pipeline.record(),
         data_until=run.data_until.isoformat(),
         start_from=start_from,
+        cache=run.home.cache,
     )
-    run.trained = yield from supervisor.train(job)
+    run.trained = yield from supervisor.train(job, on_progress=on_progress, on_restart=_count_restarts(run))
     ledger.record_training(run.db, run.run_id, run.attempt, run.trained)
+
+
+def _count_restarts(run: NightRun) -> Callable[[str], None]:
+    def count(_why: str) -> None:
+        run.restarts += 1
+        ledger.record_attempt(run.db, run.run_id, run.attempt, restarts=run.restarts)
+
+    return count
 
 
 def record_epoch(run: NightRun, report: EpochReport) -> None:
@@ -127,7 +140,15 @@ def record_epoch(run: NightRun, report: EpochReport) -> None:
     )
     if report.attempt == run.attempt:
         # Now, and not when the training has ended: a night that fails is asked first what it ran on.
-        ledger.record_attempt(run.db, run.run_id, run.attempt, device=report.device, precision=report.precision)
+        ledger.record_attempt(
+            run.db,
+            run.run_id,
+            run.attempt,
+            device=report.device,
+            precision=report.precision,
+            engine=report.engine,
+            engine_reason=report.engine_reason,
+        )
     average = run.pipeline.gate.average
     log.info(
         "epoch %d: training loss %.4f, validation loss %.4f, accuracy %.4f, F1 %.4f",
@@ -144,6 +165,7 @@ def score_on_test(run: NightRun) -> None:
     models = {"candidate": run.trained.best_model}
     run.champion = ledger.champion(run.db, run.pipeline.name)
     run.champion_flaw = ""
+    run.champion_reuse = None
     if run.champion is not None:
         folder = run.home.absolute(run.champion.path)
         known, wanted = registry.verify_version(folder)["label_names"], run.pipeline.data.label_names
@@ -155,12 +177,21 @@ def score_on_test(run: NightRun) -> None:
                 f"pipeline has {', '.join(wanted)}, so it cannot be scored on tonight's rows"
             )
     job = ScoreJob(
-        pipeline=run.pipeline.record(), snapshot=run.snapshot.path, models=models, out=run.directory / "test"
+        pipeline=run.pipeline.record(),
+        snapshot=run.snapshot.path,
+        models=models,
+        out=run.directory / "test",
+        cache=run.home.cache,
     )
-    found = supervisor.score_models(job)
+    scored = supervisor.score_models(job, on_restart=_count_restarts(run))
+    found = scored.written
     rows = run.snapshot.rows("test")
     run.predictions = {"candidate": read_predictions(found["candidate"])}
     if run.champion is not None and "champion" in found:
+        run.champion_reuse = reuse = gate.Reuse(
+            len(rows), scored.reused["champion"], scored.recomputed["champion"], scored.differing["champion"]
+        )
+        log.info("champion: %s", f"{reuse.reused:,} of {len(rows):,} rows reused, {reuse.recomputed:,} recomputed")
         try:
             run.predictions["champion"] = read_predictions(found["champion"])
         except NonFiniteLossError as error:
@@ -195,6 +226,7 @@ def judge(run: NightRun) -> None:
             data_until=data_until,
             interval=f1_interval(references, run.predictions[name], len(names), average, groups=groups),
             version=version,
+            reuse=run.champion_reuse if name == "champion" else None,
         )
 
     candidate = measured("candidate", None, run.data_until)
@@ -206,6 +238,7 @@ def judge(run: NightRun) -> None:
             test_version=test_version,
             data_until=run.champion.data_until,
             version=run.champion.version,
+            reuse=run.champion_reuse,
         )
     elif run.champion is not None:
         champion = measured("champion", run.champion.version, run.champion.data_until)
@@ -295,5 +328,5 @@ def read_predictions(path: Path) -> NDArray[np.int64]:
 def remove_checkpoints(run_dir: Path) -> None:
     """What only a resume needs: the weights of a version live on under models/. Predictions and logs stay."""
     for attempt in run_dir.glob("attempt-*"):
-        for folder in ("checkpoint", "best"):
+        for folder in ("checkpoint", "weights", "best"):
             shutil.rmtree(attempt / folder, ignore_errors=True)

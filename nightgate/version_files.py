@@ -39,13 +39,13 @@ RESTORE = "`nightgate rollback` to the champion before, or restore the folder fr
 
 
 class Staging:
-    """A version on its way: model files copied, number not known yet.
+    """A version on its way: model files in place, number not known yet.
 
     `place` may be called again with the same or another number, because a database transaction may be repeated.
     """
 
     def __init__(self, models: Path, best_model: Path, label_names: Sequence[str]) -> None:
-        """Copy and hash the model.
+        """Link (or copy) and hash the model.
 
         Args:
             models: folder of the pipeline's versions, home/models/<pipeline>/; the caller holds the pipeline's lock.
@@ -66,7 +66,7 @@ class Staging:
                     shutil.rmtree(left, ignore_errors=True)
                 self.folder.mkdir()
                 for name in names:
-                    self.files[name] = _copy(best_model / name, self.folder / name)
+                    self.files[name] = _take(best_model / name, self.folder / name)
             except BaseException:
                 self.discard()
                 raise
@@ -189,18 +189,26 @@ def _model_files(folder: Path, label_names: Sequence[str]) -> list[str]:
     return names
 
 
-def _copy(source: Path, target: Path) -> dict[str, Any]:
-    """Copy, hash and flush in one pass. A copy, not a link: a later attempt may write to the same inode."""
+def _take(source: Path, target: Path) -> dict[str, Any]:
+    """Link, or copy to another file system; hash and flush.
+
+    A link is as safe as a copy: files of a trained folder come to their names by rename, whole, and are only ever
+    replaced or removed, which leaves the other name alone. What a symbolic link leads to keeps no such promise.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
-    with source.open("rb") as reader, target.open("wb") as writer:
-        while chunk := reader.read(1 << 20):
-            digest.update(chunk)
-            size += len(chunk)
-            writer.write(chunk)
-        writer.flush()
-        os.fsync(writer.fileno())
-    return {"sha256": digest.hexdigest(), "bytes": size}
+    if source.is_symlink() or not _linked(source, target):
+        shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+    return _hashed(target)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
 
 
 def _hashed(file: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from nightgate.config import Gate
-from nightgate.gate import Check, Decision, Measured, decide, told_apart
+from nightgate.gate import Check, Decision, Measured, Reuse, decide, told_apart
 from nightgate.intervals import Interval
 
 POLICY = Gate(min_f1=0.54)
@@ -108,9 +108,11 @@ def test_without_a_champion_nothing_is_compared_and_the_candidate_becomes_the_fi
         ("min_f1", "passed"),
         ("beats_champion", "not_run"),
         ("not_older", "not_run"),
+        ("reused_predictions", "not_run"),
     ]
     assert check(decision, "beats_champion").reason == "no champion yet"
     assert check(decision, "not_older").reason == "no champion yet"
+    assert check(decision, "reused_predictions").reason == "no champion yet"
     assert "the first champion" in decision.reason
 
 
@@ -173,6 +175,37 @@ def test_a_candidate_that_saw_older_data_than_the_champion_is_held(
     assert decision.verdict == ("promote" if outcome == "passed" else "hold")
 
 
+@pytest.mark.parametrize(
+    ("reuse", "outcome", "words"),
+    [
+        (None, "not_run", "all test rows of the champion (version 3) were scored tonight, none was reused"),
+        (Reuse(rows=500), "not_run", "all test rows of the champion (version 3) were scored tonight"),
+        (
+            Reuse(rows=5000, reused=4512, recomputed=46),
+            "passed",
+            "4,512 of 5,000 test rows of the champion (version 3) were scored on an earlier night; of these 46, drawn "
+            "at random, were scored again tonight, and none differs by more than 0.0001",
+        ),
+        (
+            Reuse(rows=5000, recomputed=46, differing=1),
+            "failed",
+            "1 of 46 recomputed rows of the champion (version 3) differ from what an earlier night stored, by more "
+            "than 0.0001 in a logit or in the label: the stored rows were dropped and all 5,000 scored afresh; see what"
+            " changed on this machine",
+        ),
+    ],
+)
+def test_reused_predictions_count_only_while_recomputed_ones_agree(
+    reuse: Reuse | None, outcome: str, words: str
+) -> None:
+    decision = decide(measured(0.9), measured(0.6, version=3, reuse=reuse), POLICY)
+    found = check(decision, "reused_predictions")
+    assert found.outcome == outcome
+    assert words in found.reason
+    assert found.rows_used == (reuse.recomputed if reuse else None)
+    assert decision.verdict == ("hold" if outcome == "failed" else "promote")
+
+
 def test_instants_are_compared_across_timezones() -> None:
     berlin = timezone(timedelta(hours=1))
     same = measured(data_until=datetime(2026, 3, 2, 4, 15, tzinfo=berlin))
@@ -187,7 +220,7 @@ def test_a_naive_instant_is_a_mistake_of_the_caller() -> None:
 def test_every_check_runs_and_all_failures_are_in_the_reason() -> None:
     candidate = measured(0.3, data_until=MONDAY - timedelta(days=1))
     decision = decide(candidate, measured(0.6), POLICY)
-    assert [c.outcome for c in decision.checks] == ["failed", "failed", "failed"]
+    assert [c.outcome for c in decision.checks] == ["failed", "failed", "failed", "not_run"]
     for found in decision.failed:
         assert found.reason in decision.reason
 
@@ -200,7 +233,7 @@ def test_the_reason_of_a_hold_names_failures_only() -> None:
 def test_intervals_are_reported_and_decide_nothing() -> None:
     candidate = measured(0.6, interval=Interval(0.55, 0.65))
     decision = decide(candidate, measured(0.599), POLICY, difference=Interval(-0.02, 0.022))
-    threshold, comparison, _ = decision.checks
+    threshold, comparison, *_ = decision.checks
     assert (threshold.ci_low, threshold.ci_high) == (0.55, 0.65)
     assert "95 % interval 0.5500 to 0.6500" in threshold.reason
     assert (comparison.ci_low, comparison.ci_high) == (-0.02, 0.022)

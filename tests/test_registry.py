@@ -185,6 +185,8 @@ def test_a_damaged_version_is_told_not_repaired_when_its_run_registers_again(
 ) -> None:
     candidate = completed_run(database, home, trained)
     path = home.absolute(registry.register_candidate(database, home, candidate).path)
+    # A new file each time in these tests: versions of one trained folder share theirs.
+    (path / "config.json").unlink()
     (path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"config\.json is altered"):
         registry.register_candidate(database, home, candidate)
@@ -320,6 +322,7 @@ def test_an_altered_version_is_not_promoted(database: Database, home: Home, trai
     weights = home.models / "reviews" / "v0002" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-3] ^= 1
+    weights.unlink()
     weights.write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.safetensors is altered"):
         promote(database, home, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nightgate import ledger, query, registry, steps
+from nightgate import cache_files, ledger, query, registry, steps
 from nightgate.config import Pipeline
 from nightgate.database import Database, database_url, upgrade
 from nightgate.errors import DataError, ModelError, NonFiniteLossError
 from nightgate.home import Home, open_home
+from nightgate.jobs import TrainResult
 from nightgate.nights import Night, chosen_night
 from nightgate.pipelines import load_pipeline
 from nightgate.steps import NightRun, open_night, run_night
@@ -85,6 +87,7 @@ def test_training_that_starts_from_the_champion_uses_and_records_it(
     assert job["start_from"] == str(environment / "models/small/v0001")
     assert "the champion to start from: BertForSequenceClassification" in caplog.text
     assert "a new head starts at random" not in caplog.text
+    assert re.search(r"small-train: tokens of [1-9]\d+ of \d+ texts from the cache, \d\d? tokenised", caplog.text)
     manifest = registry.verify_version(environment / "models/small/v0002")
     assert manifest["base_model"]["started_from_version"] == 1
 
@@ -130,6 +133,38 @@ def test_a_damaged_champion_ends_the_night_before_it_trains(site: Path, environm
     assert (row["status"], row["error_type"]) == ("failed", "model")
     assert "nightgate rollback" in row["next_step"]
     assert not list(run.directory.glob("attempt-*/job.json"))
+
+
+def test_the_champion_s_stored_predictions_serve_again_and_one_that_is_wrong_holds_the_night(
+    site: Path, environment: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = load_pipeline(site, {"gate.min_f1": 0.0})
+    caplog.set_level(logging.INFO, "nightgate")
+    # Nothing was learnt: a candidate like the champion, but a model of its own.
+    candidate = shutil.copytree(environment / "models/small/v0001", environment / "candidate")
+    (candidate / "config.json").write_text((candidate / "config.json").read_text() + "\n")
+    with broken_by(DataError), open_night(pipeline, night_of(pipeline, 6)) as run:
+        steps.refresh_data(run)
+        run.trained = TrainResult(1, candidate, 1, False, 0, "cpu", "fp32", "", 1, "packed", "", 1)
+        steps.score_on_test(run)
+        steps.judge(run)
+        reuse, rows = run.champion_reuse, len(run.test_rows)
+        assert reuse is not None
+        assert 0 < reuse.recomputed <= reuse.reused <= rows == reuse.rows
+        assert f"champion: {reuse.reused} of {rows} rows reused, {reuse.recomputed} recomputed" in caplog.text
+        first = run.decision
+        assert (first.verdict, first.checks[-1].outcome) == ("promote", "passed")
+        for stored in (environment / "cache/predictions/small").iterdir():
+            arrays = cache_files.read(stored, {"keys", "logits"})
+            assert arrays is not None
+            cache_files.write(stored, {**arrays, "logits": arrays["logits"] + np.float32(1e-3)})
+        right = run.predictions["champion"]
+        steps.score_on_test(run)
+        steps.judge(run)
+        assert run.decision.verdict == "hold"
+        assert f"the stored rows were dropped and all {rows} scored afresh" in run.decision.reason
+        assert (run.predictions["champion"] == right).all()
+        raise DataError("enough")
 
 
 # --- the end of a night ---

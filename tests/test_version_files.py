@@ -30,6 +30,8 @@ def place(models: Path, trained: Path, version: int = 1) -> Path:
 def flip_a_byte(file: Path, at: int = -20) -> None:
     content = bytearray(file.read_bytes())
     content[at] ^= 0x01
+    # A new file: the one of the trained folder is the same until then.
+    file.unlink()
     file.write_bytes(content)
 
 
@@ -235,11 +237,36 @@ def test_a_disk_that_fills_up_while_the_manifest_is_written_leaves_no_version(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_trained_folder_is_copied_not_linked(trained: Path, tmp_path: Path) -> None:
+def test_a_version_takes_no_room_beside_the_trained_folder_and_outlives_it(trained: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(trained, tmp_path / "best")
     version = place(tmp_path / "models", mine)
+    assert (version / "model.safetensors").samefile(mine / "model.safetensors")
     flip_a_byte(mine / "model.safetensors")
     verify_version(version)
+    shutil.rmtree(mine)
+    verify_version(version)
+
+
+def test_on_another_file_system_and_behind_symbolic_links_files_are_copied(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "links"
+    mine.mkdir()
+    for file in trained.iterdir():
+        (mine / file.name).symlink_to(file)
+    linked = place(tmp_path / "models", mine)
+
+    def refuse(*_: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    copied = place(tmp_path / "models", trained, version=2)
+    for version in (linked, copied):
+        verify_version(version)
+        weights = version / "model.safetensors"
+        assert not weights.is_symlink()
+        assert not weights.samefile(trained / "model.safetensors")
+        assert weights.read_bytes() == (trained / "model.safetensors").read_bytes()
 
 
 def test_the_manifest_is_plain_json(trained: Path, tmp_path: Path) -> None:
