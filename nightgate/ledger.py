@@ -192,6 +192,7 @@ def record_epoch(
         "recall_macro": scores.recall_macro,
         "learning_rate": report.learning_rate,
         "examples_per_second": report.examples_per_second,
+        "tokens_per_second": report.tokens_per_second,
     }
     key = {"run_id": run_id, "attempt": report.attempt, "epoch": report.epoch}
 
@@ -223,6 +224,7 @@ def record_training(db: Database, run_id: str, attempt: int, trained: TrainResul
         row = attempt_of(session, run)
         row.device, row.precision, row.threads = trained.device, trained.precision, trained.threads
         row.precision_reason, row.resumed_from_epoch = trained.precision_reason, trained.resumed_from
+        row.engine, row.engine_reason, row.micro_batches = trained.engine, trained.engine_reason, trained.micro_batches
 
     db.write(work)
 

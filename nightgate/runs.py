@@ -182,6 +182,9 @@ def record_attempt(
     host: str | None = None,
     pid: int | None = None,
     resumed_from_epoch: int | None = None,
+    restarts: int | None = None,
+    engine: str | None = None,
+    engine_reason: str | None = None,
 ) -> None:
     """What is known of an attempt by now; None leaves what stands there. `resumed_from_epoch` 0: from the start."""
     facts = {
@@ -192,6 +195,9 @@ def record_attempt(
         "host": host,
         "pid": pid,
         "resumed_from_epoch": resumed_from_epoch,
+        "restarts": restarts,
+        "engine": engine,
+        "engine_reason": engine_reason,
     }
 
     def work(session: Session) -> None:

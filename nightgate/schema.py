@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy models. Users query the views of migration 0002: tables may change, views only grow.
+"""The tables, as SQLAlchemy models. Users query the views of the migrations: tables may change, views only grow.
 
 Nothing is ever deleted through a foreign key: all of them restrict. Times are aware and UTC.
 """
@@ -14,7 +14,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-HEAD = "0002"
+HEAD = "0003"
 """The revision that this version reads and writes; a test holds it against the migrations."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -211,6 +211,13 @@ class Attempt(Base):
     threads: Mapped[int | None]
     resumed_from_epoch: Mapped[int | None]
     """0: from the start. NULL: it never came to training."""
+    engine: Mapped[str | None]
+    """'packed' or 'padded'."""
+    engine_reason: Mapped[str | None]
+    micro_batches: Mapped[int | None]
+    """Parts that one batch was computed in, for lack of memory."""
+    restarts: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How often its training process stood still and was started again."""
     code_version: Mapped[str]
     prefect_flow_run_id: Mapped[str | None]
     started_at: Mapped[datetime]
@@ -239,6 +246,7 @@ class Epoch(Base):
     recall_macro: Mapped[float | None]
     learning_rate: Mapped[float | None]
     examples_per_second: Mapped[float | None]
+    tokens_per_second: Mapped[float | None]
     nonfinite: Mapped[str]
     recorded_at: Mapped[datetime]
 

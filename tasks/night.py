@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from nightgate import steps, summary
 from nightgate.errors import DatabaseError
 from nightgate.jobs import EpochReport
+from tasks.progress import LiveProgress
 
 log = logging.getLogger("nightgate.tasks")
 
@@ -48,7 +49,9 @@ def refresh_data(run: steps.NightRun) -> None:
 # Not retried by Prefect: a killed training goes on from its checkpoint as a new attempt of the run.
 @task(task_run_name="fine-tune", cache_policy=NO_CACHE)
 def fine_tune(run: steps.NightRun) -> Generator[EpochReport]:
-    yield from steps.fine_tune(run)
+    with LiveProgress(_key(run, "progress")) as live:
+        yield from steps.fine_tune(run, live.show)
+        live.end(f"{run.trained.epochs_run} epochs, the best one is epoch {run.trained.best_epoch}")
 
 
 @step("evaluate epoch {report.epoch}")
@@ -81,9 +84,14 @@ def report(run: steps.NightRun) -> None:
     """The epoch table and the verdict on the run's page in the UI."""
     try:
         create_markdown_artifact(
-            key=f"{run.pipeline.name.replace('_', '-')}-night",
+            key=_key(run, "night"),
             markdown=summary.as_markdown(run.home, run.run_id),
             description=f"Night of {run.night.date}: {run.status}",
         )
     except Exception as error:  # noqa: BLE001 - the night has ended well: a page that is missing must not make it red
         log.warning("the run's page has no report: %s; nightgate history has all of it", error)
+
+
+def _key(run: steps.NightRun, what: str) -> str:
+    """An artifact's key: lowercase letters, digits and dashes."""
+    return f"{run.pipeline.name.replace('_', '-')}-{what}"

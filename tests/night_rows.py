@@ -71,9 +71,12 @@ def report(epoch: int, attempt: int = 1, **other: Any) -> EpochReport:
         "validation_loss": 1.1,
         "learning_rate": 1e-5,
         "examples_per_second": 50.0,
+        "tokens_per_second": 2000.0,
         "predictions": Path("epoch.npz"),
         "precision": "fp32",
         "device": "cpu",
+        "engine": "packed",
+        "engine_reason": "bert takes packed texts",
         "is_best": True,
         "stopped_early": False,
     }
@@ -91,6 +94,9 @@ def trained(best_epoch: int = 1, resumed_from: int = 0) -> TrainResult:
         precision="fp32",
         precision_reason="there is no GPU",
         threads=2,
+        engine="packed",
+        engine_reason="packed: the model takes an attention of our own",
+        micro_batches=1,
     )
 
 

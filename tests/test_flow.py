@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -12,17 +13,18 @@ from uuid import UUID
 
 import pandas as pd
 import pytest
-from prefect import flow
+from prefect import flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
     LogFilter,
     LogFilterFlowRunId,
     TaskRunFilter,
     TaskRunFilterFlowRunId,
 )
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import Artifact, State
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import (
     PREFECT_API_URL,
@@ -37,9 +39,11 @@ from nightgate.config import Pipeline
 from nightgate.database import Database, database_url, upgrade
 from nightgate.errors import DatabaseError, DataError, NightgateError
 from nightgate.home import Home, open_home
+from nightgate.jobs import Progress
 from nightgate.nights import Night, chosen_night
 from nightgate.pipelines import load_pipeline
 from tasks.night import step
+from tasks.progress import LiveProgress
 from tests.conftest import free_port
 from tests.night import NIGHT, write_pipeline
 
@@ -80,6 +84,13 @@ def task_runs(api_url: str, run_id: UUID) -> dict[str, str]:
     ours = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run_id]))
     with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
         return {str(run.name): str(run.state_name) for run in client.read_task_runs(task_run_filter=ours)}
+
+
+def artifacts(api_url: str, run_id: UUID, key: str) -> list[Artifact]:
+    """Those of a flow run that have this key."""
+    ours = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]), key=ArtifactFilterKey(any_=[key]))
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        return client.read_artifacts(artifact_filter=ours)
 
 
 def logs(api_url: str, run_id: UUID) -> str:
@@ -136,7 +147,7 @@ def test_a_night_that_promotes_completes_under_that_name_and_says_why(twins: Twi
 def test_the_flow_and_its_bare_twin_leave_the_same_rows(twins: Twins, view: str, order: str) -> None:
     in_flow, bare = (
         rows(home, f"SELECT * FROM {view} ORDER BY {order}").drop(
-            columns=["run_id", "recorded_at", "examples_per_second"], errors="ignore"
+            columns=["run_id", "recorded_at", "examples_per_second", "tokens_per_second"], errors="ignore"
         )
         for home in (twins.in_flow, twins.bare)
     )
@@ -160,16 +171,45 @@ def test_each_step_and_each_epoch_is_a_task_run_of_its_own(twins: Twins, prefect
 
 
 def test_the_runs_page_shows_the_epoch_table_and_the_verdict(twins: Twins, prefect_server: str) -> None:
-    ours = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id(twins.state)]))
-    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
-        (artifact,) = client.read_artifacts(artifact_filter=ours)
-    assert (artifact.type, artifact.key) == ("markdown", "small-night")
+    (artifact,) = artifacts(prefect_server, flow_run_id(twins.state), "small-night")
+    assert artifact.type == "markdown"
     lines = str(artifact.data).splitlines()
     at = lines.index(PUBLISHED_HEADER)
     epochs = rows(twins.in_flow, "SELECT * FROM epoch_results ORDER BY epoch")
     shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[at + 2 : at + 4]]
     assert [row[0] for row in shown] == [f"{loss:.4f}" for loss in epochs["training_loss"]]
     assert any(line.startswith("| passed | min_f1 |") for line in lines)
+
+
+def test_the_runs_page_shows_the_progress_up_to_its_end(twins: Twins, prefect_server: str) -> None:
+    (artifact,) = artifacts(prefect_server, flow_run_id(twins.state), "small-progress")
+    assert (artifact.type, artifact.data) == ("progress", 100.0)
+    assert artifact.task_run_id is not None
+    best = rows(twins.in_flow, "SELECT best_epoch FROM nightly_runs")["best_epoch"][0]
+    assert artifact.description == f"2 epochs, the best one is epoch {best}"
+
+
+def test_progress_is_told_while_the_training_runs_and_a_server_that_is_away_does_no_harm(prefect_server: str) -> None:
+    half = Progress("train", 1, 1, 10, 20, loss=0.5, eta_seconds=60)
+
+    @flow
+    def trains() -> None:
+        with LiveProgress("live") as live:
+            live.show(half)
+            run_id = UUID(str(runtime.flow_run.id))
+            deadline = time.monotonic() + 30
+            while not (found := artifacts(prefect_server, run_id, "live")) or not found[0].data:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            assert found[0].data == pytest.approx(47.5)
+            assert found[0].description == "epoch 1/1, step 10/20, loss 0.5, 1:00 left"
+        began = time.monotonic()
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}), LiveProgress("away") as live:
+            live.end("all")
+        assert time.monotonic() - began < 10
+
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        trains()
 
 
 def test_the_logs_of_the_library_reach_the_runs_page(twins: Twins, prefect_server: str) -> None:

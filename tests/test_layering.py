@@ -22,6 +22,8 @@ TRAINING = [
     "supervisor",
     "checkpoints",
     "devices",
+    "threads",
+    "progress",
     "scoring",
     "encoding",
     "metrics",

@@ -330,12 +330,20 @@ def test_an_epoch_whose_row_was_lost_is_written_under_the_attempt_that_trained_i
 
 def test_how_an_attempt_trained_is_written_down(database: Database) -> None:
     opened = opened_run(database)
-    ledger.record_attempt(database, opened.run_id, 1, threads=4, resumed_from_epoch=0)
+    ledger.record_attempt(database, opened.run_id, 1, threads=4, resumed_from_epoch=0, restarts=1)
     ledger.record_training(database, opened.run_id, 1, night_rows.trained(best_epoch=3))
     row = run_row(database, opened.run_id)
     assert (row["device"], row["precision"], row["best_epoch"]) == ("cpu", "fp32", 3)
-    attempt = one(database, "SELECT threads, resumed_from_epoch, precision_reason FROM attempt")
-    assert attempt == {"threads": 2, "resumed_from_epoch": 0, "precision_reason": "there is no GPU"}
+    columns = "threads, resumed_from_epoch, precision_reason, engine, engine_reason, micro_batches, restarts"
+    assert one(database, f"SELECT {columns} FROM attempt") == {
+        "threads": 2,
+        "resumed_from_epoch": 0,
+        "precision_reason": "there is no GPU",
+        "engine": "packed",
+        "engine_reason": "packed: the model takes an attention of our own",
+        "micro_batches": 1,
+        "restarts": 1,
+    }
 
 
 def test_the_decision_comes_with_its_checks_and_both_sides(database: Database) -> None:

@@ -91,15 +91,37 @@ def test_every_older_revision_reaches_head(database_url: str, revision: str | No
     assert databases.upgrade(database_url) == (revision, schema.HEAD)
 
 
-def test_down_and_up_again_keeps_rows(database: Database, migrated_url: str) -> None:
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+def test_down_and_up_again_keeps_rows(database: Database, migrated_url: str, revision: str) -> None:
+    """All but the columns that the older revision does not have."""
     opened = ledger.open_run(database, night_rows.pipeline(), night_rows.night())
     ledger.record_epoch(database, opened.run_id, 1, night_rows.report(1), night_rows.scores())
-    before = database.frame("SELECT * FROM epoch_results")
-    command.downgrade(databases.alembic_config(migrated_url), "0001")
-    assert "epoch_results" not in views_and_tables(migrated_url)
+    ledger.record_training(database, opened.run_id, 1, night_rows.trained())
+    newer = {"epoch_results": ["tokens_per_second"], "nightly_runs": ["engine", "micro_batches"]}
+    before = {view: database.frame(f"SELECT * FROM {view}") for view in newer}
+    command.downgrade(databases.alembic_config(migrated_url), revision)
+    assert ("epoch_results" in views_and_tables(migrated_url)) == (revision != "0001")
     command.upgrade(databases.alembic_config(migrated_url), "head")
-    assert database.frame("SELECT * FROM epoch_results").equals(before)
-    assert len(before) == 1
+    for view, columns in newer.items():
+        after = database.frame(f"SELECT * FROM {view}")
+        assert len(after) == 1
+        assert after.drop(columns=columns).equals(before[view].drop(columns=columns))
+        assert before[view][columns].notna().all(axis=None)
+        assert after[columns].isna().all(axis=None)
+    assert list(database.frame("SELECT restarts FROM attempt")["restarts"]) == [0]
+
+
+@pytest.mark.database
+def test_an_upgrade_leaves_the_rights_and_the_views_of_others(postgres: Any) -> None:
+    """What stands on a view of ours must not keep a database from its upgrade, nor lose its right to read."""
+    name = postgres.create()
+    command.upgrade(databases.alembic_config(postgres.url(name)), "0002")
+    postgres.execute("CREATE VIEW of_others AS SELECT f1 FROM epoch_results JOIN nights USING (run_id)", name)
+    postgres.execute("GRANT SELECT ON nightly_runs TO PUBLIC", name)
+    databases.upgrade(postgres.url(name))
+    assert postgres.execute("SELECT has_table_privilege('public', 'nightly_runs', 'SELECT')", name) == [(True,)]
+    assert postgres.execute("SELECT COUNT(*) FROM of_others", name) == [(0,)]
+    postgres.drop(name)
 
 
 def test_down_to_base_and_up_again_works(migrated_url: str) -> None:
@@ -135,7 +157,7 @@ def test_plain_alembic_upgrades_from_the_root_of_the_repository(
     monkeypatch.setenv("NIGHTGATE_DATABASE_URL", database_url)
     run_alembic("upgrade", "head")
     assert databases.upgrade(database_url) == (schema.HEAD, schema.HEAD)
-    assert "0002 (head)" in run_alembic("current")
+    assert "0003 (head)" in run_alembic("current")
     assert "No new upgrade operations" in run_alembic("check")
     monkeypatch.delenv("NIGHTGATE_DATABASE_URL")
     run_alembic("upgrade", "head")

@@ -14,13 +14,13 @@ from tests import night_rows
 
 COLUMNS = {
     "metric_history": "pipeline night run_id attempt epoch step training_loss validation_loss accuracy f1 precision "
-    "recall average f1_weighted f1_macro learning_rate examples_per_second nonfinite recorded_at",
+    "recall average f1_weighted f1_macro learning_rate examples_per_second nonfinite recorded_at tokens_per_second",
     "epoch_results": "pipeline night run_id attempt epoch step training_loss validation_loss accuracy f1 precision "
-    "recall average f1_weighted f1_macro learning_rate examples_per_second nonfinite recorded_at",
+    "recall average f1_weighted f1_macro learning_rate examples_per_second nonfinite recorded_at tokens_per_second",
     "nightly_runs": "pipeline night run_id status reason error_type next_step verdict trigger attempts scheduled_for "
     "data_until snapshot_id rows_new rows_total best_epoch test_version test_rows test_f1 f1_ci_low f1_ci_high "
     "champion_version champion_f1 f1_delta model_version base_model config_hash code_version device precision "
-    "started_at finished_at duration_seconds prefect_flow_run_id",
+    "started_at finished_at duration_seconds prefect_flow_run_id engine micro_batches",
     "gate_checks": "pipeline night run_id check_name slice_name slice_value metric candidate_value champion_value "
     "threshold ci_low ci_high rows_used outcome reason",
     "slice_metrics": "pipeline night run_id attempt epoch split slice_name slice_value support accuracy f1 precision "
@@ -203,9 +203,19 @@ def test_the_length_of_a_run_is_in_seconds(database: Database) -> None:
     assert seconds == pytest.approx(3601.75, abs=0.002)
 
 
-def test_the_device_is_the_one_of_the_last_attempt_that_had_one(database: Database) -> None:
+def test_device_and_engine_are_those_of_the_last_attempt_that_had_one(database: Database) -> None:
     first = ledger.open_run(database, night_rows.pipeline(), night_rows.night())
     ledger.record_training(database, first.run_id, 1, night_rows.trained())
     ledger.open_run(database, night_rows.pipeline(), night_rows.night())
-    [row] = database.frame("SELECT device, precision, attempts FROM nights").to_dict("records")
-    assert row == {"device": "cpu", "precision": "fp32", "attempts": 2}
+    query = "SELECT device, precision, engine, micro_batches, attempts FROM nights"
+    [row] = database.frame(query).to_dict("records")
+    assert row == {"device": "cpu", "precision": "fp32", "engine": "packed", "micro_batches": 1, "attempts": 2}
+
+
+@pytest.mark.parametrize("view", ["metric_history", "epoch_results", "nightly_runs", "nights"])
+def test_columns_that_came_later_stand_at_the_end(database: Database, view: str) -> None:
+    later = ["engine", "micro_batches"] if view.startswith("night") else ["tokens_per_second"]
+    assert list(database.frame(f"SELECT * FROM {view}").columns)[-len(later) - 1 :] == [
+        "nonfinite" if view.startswith("night") else "support",
+        *later,
+    ]

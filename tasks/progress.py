@@ -1,0 +1,78 @@
+"""The progress of a training on its run's page in the UI."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+from types import TracebackType
+from typing import Self, cast
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from nightgate.jobs import Progress
+from nightgate.progress import done_share, progress_line
+
+log = logging.getLogger("nightgate.tasks")
+
+SECONDS_BETWEEN_UPDATES = 5.0
+SECONDS_TO_END = 5.0
+"""For the last update, when the training has ended."""
+
+
+class LiveProgress:
+    """A progress artifact that a thread of its own keeps up to date.
+
+    A server that is slow or away costs the training nothing: the page lags behind, or stays as it was.
+
+        with LiveProgress("progress-reviews") as live:
+            for ... : live.show(progress)
+            live.end("2 epochs")
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._latest = (0.0, "starting")
+        self._ended = threading.Event()
+        # The thread writes in the name of this task run.
+        keep_up = contextvars.copy_context().run
+        self._thread = threading.Thread(target=keep_up, args=(self._keep_up,), name="nightgate-progress", daemon=True)
+
+    def show(self, progress: Progress) -> None:
+        self._latest = (100 * done_share(progress), progress_line(progress))
+
+    def end(self, told: str) -> None:
+        """All is done, also where the training stopped early."""
+        self._latest = (100.0, told)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(SECONDS_TO_END)
+
+    def _keep_up(self) -> None:
+        artifact: UUID | None = None
+        shown: tuple[float, str] | None = None
+        ended = False
+        while not ended:
+            ended = self._ended.is_set()
+            latest = self._latest
+            if latest != shown:
+                try:
+                    artifact = self._write(artifact, *latest)
+                    shown = latest
+                except Exception as error:  # noqa: BLE001 - a page that lags behind must not harm the training
+                    log.debug("the run's page does not show the progress: %s", error)
+            if not ended:
+                self._ended.wait(SECONDS_BETWEEN_UPDATES)
+
+    def _write(self, artifact: UUID | None, percent: float, told: str) -> UUID:
+        if artifact is None:
+            return cast("UUID", create_progress_artifact(percent, key=self._key, description=told))
+        return cast("UUID", update_progress_artifact(artifact, percent, description=told))
