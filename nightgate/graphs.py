@@ -69,6 +69,8 @@ class StepGraphs:
         self.granularity = min(BUCKET, train.max_length)
         self.texts = engine.recipe.batch_size + 1
         self.records = self.device.type == "cuda"
+        # A graph is recorded off the default stream, and gradients stay on the stream on which they first came to be.
+        self.stream = torch.cuda.Stream(self.device) if self.records else None  # type: ignore[no-untyped-call]
         self._buckets: dict[int, _Bucket] = {}
         self._pool: Any = None
         self._staging: list[tuple[Tensor, Any]] = []
@@ -76,6 +78,16 @@ class StepGraphs:
 
     def step(self, rows: Rows, labels: NDArray[np.int64]) -> Tensor:
         """One whole step; the learning rate is the optimiser's. The mean loss, a scalar on the device."""
+        if self.stream is None:
+            return self._step(rows, labels)
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            loss = self._step(rows, labels)
+        current.wait_stream(self.stream)
+        return loss
+
+    def _step(self, rows: Rows, labels: NDArray[np.int64]) -> Tensor:
         bucket = self._fill(rows, labels)
         if bucket.graph is None and bucket.seen and self.records:
             self._record(bucket)
@@ -180,7 +192,7 @@ class StepGraphs:
     def _record(self, bucket: _Bucket) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self.stream):
                 bucket.loss = self._whole_step(bucket)
         except torch.OutOfMemoryError:
             raise
