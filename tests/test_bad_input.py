@@ -356,7 +356,7 @@ def _fill(disk: Path, left: str) -> str:
 
 @pytest.mark.parametrize(
     ("left", "said"),
-    [("300", "No space left on device"), ("8", "metrics.db cannot be read or written")],
+    [("120", "No space left on device"), ("8", "metrics.db cannot be read or written")],
     ids=lambda value: value if not value.isdigit() else f"{value} KiB left",
 )
 def test_a_full_disk_fails_the_night_in_words_and_the_same_command_ends_it_once_there_is_space(

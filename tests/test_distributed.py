@@ -43,6 +43,7 @@ def ranks(above: int) -> list[psutil.Process]:
 
 
 def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     # 13 leaves a last batch that is smaller, and odd shares.
     recipe = {"dropout": 0.0, "batch_size": 13, "epochs": 2, "learning_rate": 1e-3}
     alone, result = finish(tiny_job(tmp_path, run="alone", **recipe))
@@ -61,7 +62,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path, monkey
             # Softmax takes no notice of it: its gradient is rounding alone, which Adam scales up to whole steps.
             continue
         np.testing.assert_allclose(weights[1][name], tensor, atol=1e-4, err_msg=name)
-    assert other.threads == 1
+    assert other.threads == max(1, result.threads // 2)
 
 
 @pytest.mark.faults

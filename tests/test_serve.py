@@ -331,7 +331,8 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_it_until_ctrl_c_e
     assert (run["status"], run["attempts"], run["prefect_flow_run_id"]) == ("running", 2, str(second.id))
     assert again[0] > 1
     assert epochs_of(served, night, 1) == list(range(1, again[0]))
-    assert again[0] <= max(done) + 2
+    # Saved, and on their way to the database: one epoch that was sent, one that waits for its row.
+    assert again[0] <= max(done) + 3
 
     everybody = [psutil.Process(served.process.pid), *served.children()]
     # As a terminal does it: every process in the foreground gets the signal.
