@@ -17,6 +17,7 @@ from torch import Tensor
 from nightgate import packing
 from nightgate.distributed import World
 from nightgate.encoding import Encoded
+from nightgate.partition import cut
 
 TOLERANCE = 1e-4
 """Largest difference between packed and stock logits, of weights in float32."""
@@ -78,10 +79,16 @@ class Padded:
         device = self.model.device
         order = np.argsort(encoded.lengths[rows], kind="stable")
         parts = []
-        for part in _parts(encoded.lengths[rows][order], TOKENS_PER_PART_ON_CPU if device.type == "cpu" else None):
+        for part in self._parts(encoded.lengths[rows][order]):
             inputs = encoded.batch(rows[order[part]], WIDTH_STEP)
             parts.append(self.model(**{name: x.to(device, non_blocking=True) for name, x in inputs.items()}).logits)
         return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(device)]
+
+    def _parts(self, lengths: NDArray[np.int64]) -> list[slice]:
+        """Of ascending lengths."""
+        if self.model.device.type != "cpu":
+            return [slice(0, len(lengths))]
+        return cut(-(-lengths // WIDTH_STEP) * WIDTH_STEP, 1, TOKENS_PER_PART_ON_CPU)
 
     def batches(self, encoded: Encoded, batch_size: int) -> Iterator[Rows]:
         """All rows, longest first: little padding, and a lack of memory shows at once."""
@@ -161,31 +168,3 @@ def _difference(packed: Packed, padded: Padded, encoded: Encoded) -> float:
             return float((ours - stock).abs().max())
     finally:
         packed.model.train(was_training)
-
-
-def _parts(lengths: NDArray[np.int64], tokens_per_part: int | None) -> list[slice]:
-    """Cut ascending `lengths` so that padded tokens plus the cost of parts are least; None: one part."""
-    if tokens_per_part is None or not len(lengths):
-        return [slice(0, len(lengths))]
-    widths = -(-lengths // WIDTH_STEP) * WIDTH_STEP
-    # Rows of one width stay together: the cuts lie between widths.
-    ends = [*np.flatnonzero(np.diff(widths)) + 1, len(lengths)]
-    best: list[tuple[int, int]] = []
-    for number, end in enumerate(ends):
-        choices = [
-            (
-                (best[at - 1][0] if at else 0)
-                + (end - (ends[at - 1] if at else 0)) * widths[end - 1]
-                + tokens_per_part,
-                at,
-            )
-            for at in range(number + 1)
-        ]
-        best.append(min(choices))
-    parts: list[slice] = []
-    number = len(ends) - 1
-    while number >= 0:
-        at = best[number][1]
-        parts.append(slice(int(ends[at - 1]) if at else 0, int(ends[number])))
-        number = at - 1
-    return parts[::-1]

@@ -49,8 +49,8 @@ class _Bucket:
     """Cumulative lengths, [texts + 1]."""
     target: Tensor
     """Class of each text, [texts]."""
-    real_texts: Tensor
-    """How many of the texts are no fillers, [1]."""
+    real: Tensor
+    """1 for each text of the batch, 0 for fillers, [texts]."""
     loss: Tensor | None = None
     graph: Any = None
     seen: bool = False
@@ -108,20 +108,21 @@ class StepGraphs:
         tokens = -(-(real + fillers) // self.granularity) * self.granularity
         spare, more = divmod(tokens - real, fillers)
         filling = np.full(fillers, spare) + (np.arange(fillers) < more)
-        # Fillers last: their tokens are copies of the first training token.
         lengths = np.concatenate([lengths, filling])
+        order = np.argsort(lengths, kind="stable")
+        lengths, real_text = lengths[order], order < len(rows)
         starts = np.concatenate([[0], np.cumsum(lengths)])
         place = np.arange(tokens) - np.repeat(starts[:-1], lengths)
-        token = np.repeat(np.concatenate([train.offsets[rows], np.zeros(fillers, np.int64)]), lengths)
-        token[:real] += place[:real]
+        # A filler repeats the first of all training tokens.
+        begin = np.concatenate([train.offsets[rows], np.zeros(fillers, np.int64)])[order]
         parts = {
-            "token": token,
+            "token": np.repeat(begin, lengths) + place * np.repeat(real_text, lengths),
             "text_of_token": np.repeat(np.arange(self.texts), lengths),
             "place_in_text": place,
             "first": starts[:-1],
             "bounds": starts,
-            "target": np.concatenate([labels, np.zeros(fillers, np.int64)]),
-            "real_texts": np.array([len(rows)]),
+            "target": np.concatenate([labels, np.zeros(fillers, np.int64)])[order],
+            "real": real_text,
         }
         if tokens not in self._buckets:
             self._buckets[tokens] = self._allocate(parts, tokens)
@@ -145,7 +146,7 @@ class StepGraphs:
         )
         unset = torch.zeros(tokens, dtype=torch.int64, device=self.device)
         batch = PackedBatch(unset, None, layout)
-        return _Bucket(whole, views["token"], batch, views["bounds"], views["target"], views["real_texts"])
+        return _Bucket(whole, views["token"], batch, views["bounds"], views["target"], views["real"])
 
     def _copy(self, values: NDArray[np.int64], target: Tensor) -> None:
         if self.device.type == "cpu":
@@ -179,8 +180,7 @@ class StepGraphs:
         losses = functional.cross_entropy(
             wide, bucket.target, label_smoothing=engine.recipe.label_smoothing, reduction="none"
         )
-        real = torch.arange(self.texts, device=device) < bucket.real_texts
-        loss = torch.where(real, losses, 0.0).sum() / bucket.real_texts[0]
+        loss = (losses * bucket.real).sum() / bucket.real.sum()
         engine.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if engine.recipe.max_grad_norm > 0:
             engine.scaler.unscale_(engine.optimizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from nightgate import forward
 from nightgate.attention import LEVELS, Dropout, Layout, attend, attend_from_first
 from nightgate.encoding import Encoded
 from nightgate.forward import Packed, Padded
+from nightgate.partition import cut
 
 LABELS, VOCABULARY, LONGEST = 5, 200, 60
 SHAPE = {
@@ -140,7 +142,7 @@ def test_a_padded_batch_in_parts_by_length_is_the_same_batch() -> None:
     encoded = texts(1)
     rows = np.arange(16)
     lengths = np.sort(encoded.lengths[rows])
-    parts = forward._parts(lengths, 16)
+    parts = cut(lengths, 1, 16)
     assert len(parts) > 1
     assert np.concatenate([np.arange(16)[part] for part in parts]).tolist() == list(range(16))
     padded = sum((part.stop - part.start) * int(lengths[part].max()) for part in parts)
@@ -157,7 +159,7 @@ def stock_attention(qkv: Tensor, lengths: Any, heads: int) -> Tensor:
     return torch.cat(out)
 
 
-@pytest.mark.parametrize("lengths", [[3, 3, 7, 7, 7, 12], [5], [1, 1], [9, 4, 9]])
+@pytest.mark.parametrize("lengths", [[3, 3, 7, 7, 7, 12], [5], [1, 1], [4, 9, 9, 90]])
 def test_attention_stays_within_each_text(lengths: list[int]) -> None:
     torch.manual_seed(0)
     layout = Layout(np.array(lengths), torch.device("cpu"))
@@ -184,6 +186,8 @@ def test_attention_with_dropout_has_the_gradient_of_what_it_computed() -> None:
         return attend(values, layout, 2, dropout, 0.4)
 
     assert torch.autograd.gradcheck(attended, qkv)
+    # Both texts in one group: the shorter one ends before the group's width.
+    assert [group.count for group in layout.groups] == [2]
 
 
 def test_dropout_keeps_the_share_and_the_mean_and_repeats_by_seed() -> None:
@@ -210,3 +214,21 @@ def test_dropout_masks_of_neighbours_do_not_depend_on_each_other() -> None:
     for lag in (1, 2, 3, 4, 5, 8, 16):
         # Five standard errors of a correlation over 400,000 pairs.
         assert abs(float((values[:-lag] * values[lag:]).mean()) / 0.25) < 0.008
+
+
+def test_texts_are_cut_into_groups_where_the_sum_of_padding_and_groups_is_least() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        widths = np.sort(rng.integers(1, 9, 7))
+        inner = np.flatnonzero(np.diff(widths)) + 1
+
+        def cost(ends: Any, widths: Any = widths) -> int:
+            bounds = [0, *ends, len(widths)]
+            return sum((b - a) * int(widths[b - 1]) ** 2 + 20 for a, b in itertools.pairwise(bounds))
+
+        choices = itertools.chain.from_iterable(itertools.combinations(inner, k) for k in range(len(inner) + 1))
+        found = cut(widths, 2, 20)
+        assert [part.stop for part in found[:-1]] == [part.start for part in found[1:]]
+        assert (found[0].start, found[-1].stop) == (0, 7)
+        assert cost([part.stop for part in found[:-1]]) == min(cost(ends) for ends in choices)
+    assert cut(np.zeros(0, np.int64), 2, 1) == []
