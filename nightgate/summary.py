@@ -116,7 +116,7 @@ def _best_epoch(run: dict[str, Any]) -> str:
 
 
 def _aligned(checks: pd.DataFrame) -> list[str]:
-    return [f"  {row.outcome:<12} {row.check_name:<15} {row.reason}" for row in checks.itertuples()]
+    return [f"  {row.outcome:<12} {row.check_name:<18} {row.reason}" for row in checks.itertuples()]
 
 
 def _findings(facts: NightFacts) -> list[str]:
