@@ -177,11 +177,13 @@ def attend_from_first(query: Tensor, key: Tensor, value: Tensor, layout: Layout,
     tokens, of = key.shape[0], layout.text_of_token
     # Half precision is for matrix products; sums over a text are taken in float32.
     query, key, value = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (query, key, value))
-    scores = (query.view(texts, heads, -1)[of] * key.view(tokens, heads, -1)).sum(-1) * (width // heads) ** -0.5
+    # index_select and not [of]: the gradient of the latter is summed by threads in whatever order they come.
+    of_token = query.index_select(0, of).view(tokens, heads, -1)
+    scores = (of_token * key.view(tokens, heads, -1)).sum(-1) * (width // heads) ** -0.5
     cells = of * layout.longest + layout.place_in_text
     table = scores.new_full((texts * layout.longest, heads), -torch.inf).index_copy(0, cells, scores)
     weights = functional.dropout(table.view(texts, layout.longest, heads).softmax(1), rate)
-    weights = weights.view(-1, heads)[cells]
+    weights = weights.view(-1, heads).index_select(0, cells)
     weighted = weights[..., None] * value.view(tokens, heads, -1)
     return weighted.new_zeros(texts, heads, width // heads).index_add(0, of, weighted).view(texts, width)
 

@@ -59,7 +59,7 @@ class Layer:
 
     def first_tokens(self, hidden: Tensor, layout: Layout, dropout: Dropout, *, training: bool) -> Tensor:
         """[tokens, width] to [texts, width]: the same, for the first token of each text."""
-        first = hidden[layout.first]
+        first = hidden.index_select(0, layout.first)
         attended = attend_from_first(
             self.query(first),
             self.key(hidden),
