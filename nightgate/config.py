@@ -253,6 +253,10 @@ class Gate(Section):
     """What f1, precision and recall mean everywhere in this pipeline."""
     min_f1: float = Field(default=0.54, ge=0, le=1)
     """Lowest F1 on the test split with which a candidate may be promoted."""
+    approval: bool = False
+    """A candidate that passed the gate waits until a person approves or rejects it."""
+    approval_timeout: Annotated[Duration, Field(min_length=1)] = "18h"
+    """For how long it waits, such as '18h'; then it is held."""
 
 
 class Schedule(Section):
@@ -262,6 +266,9 @@ class Schedule(Section):
     """Five fields: minute, hour, day of month, month, day of week."""
     timezone: Timezone = "UTC"
     """Timezone of the cron; a night is a date in it."""
+    max_skips: int = Field(default=6, ge=0, le=1000)
+    """Scheduled nights without news (data, code, configuration) in a row that are skipped before one is run all the
+    same; 0: none is ever skipped."""
 
     @field_validator("cron")
     @classmethod
@@ -284,6 +291,15 @@ class Schedule(Section):
         return value
 
 
+class Resources(Section):
+    """What runs that are due together share."""
+
+    slot: str = Field(default="default", pattern=r"^[a-z0-9-]{0,63}$")
+    """Runs with the same slot queue for it, one at a time unless NIGHTGATE_SLOT_LIMITS allows more; '': no queue."""
+    priority: int = Field(default=0, ge=-1000, le=1000)
+    """Who goes first when several wait for a slot: the highest; among equals, the one that came first."""
+
+
 class Pipeline(Section):
     """A whole pipeline file."""
 
@@ -299,6 +315,8 @@ class Pipeline(Section):
     """What a candidate must show."""
     schedule: Schedule = Schedule()
     """When the night comes."""
+    resources: Resources = Resources()
+    """What it shares with others."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Pipeline:
@@ -319,8 +337,10 @@ class Pipeline(Section):
 
     @cached_property
     def config_hash(self) -> str:
-        """12 hex digits over all that can change a night's result: everything but the schedule."""
-        record = {key: value for key, value in self.record().items() if key != "schedule"}
+        """12 hex digits over all that can change a night's result: everything but the schedule and the queue."""
+        record = {key: value for key, value in self.record().items() if key not in {"schedule", "resources"}}
+        # How long a person may take changes no result either, and runs of before these keys keep their hash.
+        record["gate"] = {key: value for key, value in record["gate"].items() if not key.startswith("approval")}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
 
     def next_night(self, after: datetime) -> datetime:

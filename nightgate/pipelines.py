@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from nightgate.config import Data, Gate, Pipeline, Schedule, Split, Training
+from nightgate.config import Data, Gate, Pipeline, Resources, Schedule, Split, Training
 from nightgate.errors import ConfigurationError
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -26,6 +26,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "training": Training,
     "gate": Gate,
     "schedule": Schedule,
+    "resources": Resources,
 }
 
 NOT_YET = {
@@ -41,9 +42,6 @@ NOT_YET = {
     "gate.min_test_rows",
     "gate.slice_floor",
     "gate.slice_margin",
-    "gate.approval",
-    "gate.approval_timeout",
-    "resources",
     "retention",
 }
 """Keys that are planned; this version does not act on them, so it refuses them rather than ignore them."""
