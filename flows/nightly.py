@@ -8,49 +8,88 @@ from __future__ import annotations
 from contextlib import closing
 from datetime import date, datetime
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, runtime
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.approval import decide_when_resumed
+from flows.events import announce_ends, announce_stall
 from flows.form import GateForm, TrainingForm, chosen_settings
 from flows.logs import readable_logs
+from flows.reconcile import newer_is_due, settle_after_crash
+from nightgate import ledger, summary
 from nightgate.config import Pipeline
+from nightgate.database import Database
 from nightgate.errors import NightgateError
+from nightgate.home import open_home
 from nightgate.nights import Night, chosen_night, scheduled_night, tonight
 from nightgate.pipelines import load_by_name
-from nightgate.steps import open_night
-from nightgate.summary import flow_message
+from nightgate.steps import NightRun, open_night, score_epoch
 from tasks.night import (
-    evaluate_epoch,
     fine_tune,
     judge,
+    record_epoch,
     refresh_data,
     register_candidate,
     report,
     score_on_test,
     settle,
+    skip_without_news,
+    take_slot,
 )
 
 
-def run_night(pipeline: Pipeline, night: Night, *, force: bool = False, dry_run: bool = False) -> str:
+def run_night(
+    pipeline: Pipeline, night: Night, *, force: bool = False, dry_run: bool = False, overtaken: str = ""
+) -> str:
     """One night from data to verdict. Returns what the UI shows: its status, reason and run id.
 
     Raises:
         NightgateError: what broke; the run's row says so already.
     """
-    with open_night(pipeline, night, force=force, dry_run=dry_run, prefect_flow_run_id=runtime.flow_run.id) as run:
-        if run.is_open:
-            refresh_data(run)
-            with closing(fine_tune(run)) as epochs:
-                for epoch in epochs:
-                    evaluate_epoch(run, epoch)
-            score_on_test(run)
-            judge(run)
-            register_candidate(run)
-            settle(run)
-            report(run)
-    return flow_message(run.run_id, run.status, run.reason)
+    flow_run_id = runtime.flow_run.id
+    try:
+        with open_night(
+            pipeline, night, force=force, dry_run=dry_run, prefect_flow_run_id=flow_run_id, overtaken=overtaken
+        ) as run:
+            if run.is_open:
+                run.on_stall = lambda why: announce_stall(pipeline.name, run.run_id, why, flow_run_id)
+                take_slot(run)
+                refresh_data(run)
+                if not skip_without_news(run, force=force):
+                    with closing(fine_tune(run)) as epochs:
+                        for epoch in epochs:
+                            record_epoch(run, score_epoch(run, epoch))
+                    score_on_test(run)
+                    judge(run)
+                    register_candidate(run)
+                    settle(run)
+                report(run)
+    finally:
+        _announce()
+    return _after_approval(run, flow_run_id) if run.status == "waiting" else _told(run)
+
+
+def _after_approval(run: NightRun, flow_run_id: str) -> str:
+    """Suspend a run that waits for a person until somebody decides.
+
+    Without a deployment nothing could resume it: it ends here, and `nightgate approve` decides.
+    """
+    with Database.open(run.home) as db:
+        waits_for_us = ledger.outcome(db, run.run_id).prefect_flow_run_id == flow_run_id
+    if runtime.deployment.id is None or not waits_for_us:
+        return _told(run)
+    _told(run)
+    decide_when_resumed(run.run_id)
+    with Database.open(run.home) as db:
+        decided = ledger.outcome(db, run.run_id)
+    run.status, run.reason = decided.status, decided.reason
+    report(run)
+    _announce()
+    return _told(run)
 
 
 def _run_name() -> str:
@@ -59,7 +98,12 @@ def _run_name() -> str:
     return f"{parameters['pipeline']} {parameters.get('night') or 'tonight'}"
 
 
-@flow(name="nightly", flow_run_name=_run_name)
+@flow(
+    name="nightly",
+    flow_run_name=_run_name,
+    on_crashed=[settle_after_crash],
+    on_cancellation=[settle_after_crash],
+)
 def nightly(
     pipeline: str,
     night: date | None = None,
@@ -83,7 +127,7 @@ def nightly(
         chosen = _which_night(configuration, night)
     except NightgateError as error:
         return Failed(message=str(error))
-    return _in_words(configuration, chosen, force, dry_run)
+    return _in_words(configuration, chosen, force, dry_run, _newer(chosen))
 
 
 @flow(name="nightly", flow_run_name="{pipeline.name} {night.date}")
@@ -92,22 +136,60 @@ def nightly_by_hand(pipeline: Pipeline, night: Night, force: bool = False, dry_r
     return _in_words(pipeline, night, force, dry_run)
 
 
-def _in_words(pipeline: Pipeline, night: Night, force: bool, dry_run: bool) -> State[Any]:
+def _in_words(pipeline: Pipeline, night: Night, force: bool, dry_run: bool, overtaken: str = "") -> State[Any]:
     """Held is a normal night: the flow completes. Red is for what broke, told in words and not as a traceback."""
+    _rename(f"{pipeline.name} {night.date}")
     try:
         with readable_logs():
-            told = run_night(pipeline, night, force=force, dry_run=dry_run)
+            told = run_night(pipeline, night, force=force, dry_run=dry_run, overtaken=overtaken)
     except NightgateError as error:
         return Failed(message=str(error))
     return Completed(name=told.partition(":")[0].capitalize(), message=told)
 
 
 def _which_night(pipeline: Pipeline, night: date | None) -> Night:
+    """A run that is tried again belongs to the night that it began with."""
+    with Database.open(open_home()) as db:
+        begun = ledger.night_of(db, runtime.flow_run.id)
+    if begun is not None:
+        return begun
     if night is not None:
         return chosen_night(pipeline.schedule, night)
-    if "auto-scheduled" in (runtime.flow_run.tags or []):
+    if _is_scheduled():
         # Prefect's times are pendulum's, which lose their timezone when a duration is taken from them in stdlib's UTC.
         return scheduled_night(
             pipeline.schedule, datetime.fromisoformat(runtime.flow_run.scheduled_start_time.isoformat())
         )
     return tonight(pipeline.schedule)
+
+
+def _is_scheduled() -> bool:
+    return "auto-scheduled" in (runtime.flow_run.tags or [])
+
+
+def _newer(night: Night) -> str:
+    """Late runs start oldest first when a worker comes back: all but the newest step back."""
+    if not _is_scheduled() or night.scheduled_for is None or runtime.deployment.id is None:
+        return ""
+    return newer_is_due(UUID(runtime.deployment.id), night.scheduled_for)
+
+
+def _told(run: NightRun) -> str:
+    """The end of the night as the UI shows it; the run's name says it too."""
+    verdict = run.status
+    if run.status in {"promoted", "held", "waiting"}:
+        with Database.open(run.home) as db:
+            f1 = ledger.outcome(db, run.run_id).test_f1
+        verdict += f", F1 {f1:.4f}" if f1 is not None else ""
+    _rename(f"{run.pipeline.name} {run.night.date}: {verdict}")
+    return summary.flow_message(run.run_id, run.status, run.reason)
+
+
+def _rename(name: str) -> None:
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(runtime.flow_run.id), name=name)
+
+
+def _announce() -> None:
+    with Database.open(open_home()) as db:
+        announce_ends(db)

@@ -1,26 +1,26 @@
-"""A run of a night from its claim to its end: a row in SQL before any work, one process a pipeline, and a settled row
-whatever ends it. What is done in between is in `nightgate.steps`.
+"""A run of a night from its claim to its end: a row in SQL before any work, signs of life while it works, and a settled
+row whatever ends it. What is done in between is in `nightgate.steps`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from nightgate import gate, ledger, metrics
+from nightgate import gate, ledger, metrics, settling
 from nightgate.config import Pipeline
 from nightgate.database import Database
-from nightgate.errors import NightgateError, StorageError, storage_errors
+from nightgate.errors import NightgateError
+from nightgate.heartbeat import Heartbeat
 from nightgate.home import Home, open_home
 from nightgate.intervals import Interval
-from nightgate.jobs import TrainResult
+from nightgate.jobs import Progress, TrainResult
 from nightgate.nights import Night
 from nightgate.snapshots import Snapshot
 
@@ -44,11 +44,14 @@ class NightRun:
         self.data_until = opened.data_until
         self.snapshot_path = opened.snapshot_path
         """Of a resumed run, which keeps the snapshot that it began with."""
+        self.heartbeat: Heartbeat
         self.snapshot: Snapshot
         self.started_from: int | None = None
         """The champion's version that training went on from; None: the base model."""
         self.restarts = 0
         """How often a process of this attempt stood still and was started again."""
+        self.on_stall: Callable[[str], None] = log.debug
+        """Told whenever that happens."""
         self.trained: TrainResult
         self.champion: ledger.VersionRow | None = None
         self.champion_flaw = ""
@@ -66,6 +69,26 @@ class NightRun:
     def __str__(self) -> str:
         return self.run_id
 
+    def while_ours(self, on_progress: Callable[[Progress], None] | None = None) -> Callable[[Progress], None]:
+        """Told where the work stands, it raises once the run was given to another attempt: the machine is that one's.
+
+        Args:
+            on_progress: told as well, while the run is ours.
+        """
+
+        def tell(progress: Progress) -> None:
+            self.heartbeat.check()
+            if on_progress is not None:
+                on_progress(progress)
+
+        return tell
+
+    def count_restart(self, why: str) -> None:
+        """A process of this attempt stood still and is started again."""
+        self.restarts += 1
+        ledger.record_attempt(self.db, self.run_id, self.attempt, restarts=self.restarts)
+        self.on_stall(why)
+
     @property
     def directory(self) -> Path:
         """Checkpoints, logs and predictions of this run: home/runs/<run_id>/."""
@@ -80,39 +103,38 @@ def open_night(
     force: bool = False,
     dry_run: bool = False,
     prefect_flow_run_id: str | None = None,
+    overtaken: str = "",
 ) -> Iterator[NightRun]:
     """Claim the night: its row is in SQL before any work starts, and is settled whatever comes.
 
-    One process at a time works on a pipeline: the lock is the kernel's, so a dead owner never holds it. A second run
-    is recorded as superseded and handed out closed (`is_open` False), as is a night that has ended already.
+    One run at a time works on a pipeline. A second one, and one that comes too late, is recorded as superseded and
+    handed out closed (`is_open` False), as is a night that has ended already or waits for a person.
+
+    Args:
+        overtaken: why a scheduled run is not worth starting, as the scheduler knows it; '' where it is.
 
     Raises:
         NightgateError: home or database cannot be used. Inside the block, whatever the steps raise.
     """
     home = open_home()
     with Database.open(home) as db:
-        # Never the soft kind, whose owner is a file: it would outlive a dead process.
-        lock = FileLock(home.locks / f"{pipeline.name}.lock", timeout=0, fallback_to_soft=False)
-        try:
-            with storage_errors(home.locks):
-                lock.acquire()
-        except Timeout:
-            yield _superseded(pipeline, night, home, db, dry_run, prefect_flow_run_id)
+        opened = ledger.open_run(
+            db,
+            pipeline,
+            night,
+            force=force,
+            dry_run=dry_run,
+            prefect_flow_run_id=prefect_flow_run_id,
+            overtaken=overtaken,
+        )
+        run = NightRun(pipeline, night, home, db, opened)
+        if not run.is_open:
+            yield run
             return
-        except (OSError, NotImplementedError) as error:
-            raise StorageError(
-                f"cannot lock {lock.lock_file}: {error}",
-                next_step="put NIGHTGATE_HOME on a file system with locks (flock), and leave that file alone",
-            ) from error
-        try:
-            opened = ledger.open_run(
-                db, pipeline, night, force=force, dry_run=dry_run, prefect_flow_run_id=prefect_flow_run_id
-            )
-            run = NightRun(pipeline, night, home, db, opened)
-            with _settled(run):
-                yield run
-        finally:
-            lock.release()
+        with _settled(run), Heartbeat(db, run.run_id, run.attempt) as run.heartbeat:
+            if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
+                settling.record_missed(db, pipeline, night.scheduled_for)
+            yield run
 
 
 @contextmanager
@@ -140,8 +162,8 @@ def _settled(run: NightRun) -> Iterator[None]:
 
 
 def _finish(run: NightRun, status: str, reason: str, error_type: str, next_step: str) -> None:
-    if not run.is_open or run.status in {"promoted", "held"}:
-        return
+    if run.status != "running":
+        return  # it had come to its end
     run.status, run.reason = status, reason
     try:
         ledger.finish_run(
@@ -150,16 +172,3 @@ def _finish(run: NightRun, status: str, reason: str, error_type: str, next_step:
     except NightgateError as error:
         # The first error is the one to tell; the next run of this pipeline settles the row.
         log.warning("could not write down that run %s %s: %s", run.run_id, status, error)
-
-
-def _superseded(
-    pipeline: Pipeline, night: Night, home: Home, db: Database, dry_run: bool, prefect_flow_run_id: str | None
-) -> NightRun:
-    first = ledger.running_run(db, pipeline.name)
-    named = f"run {first.run_id} (process {first.pid} on {first.host})" if first else "another run"
-    reason = f"{named} of {pipeline.name} is at work already; this one ended at once"
-    opened = ledger.record_superseded(
-        db, pipeline, night, reason, dry_run=dry_run, prefect_flow_run_id=prefect_flow_run_id
-    )
-    log.warning("superseded: %s", reason)
-    return NightRun(pipeline, night, home, db, opened)

@@ -9,8 +9,9 @@
     version = add_version(db, run_id, attempt, place)
     promote(db, ...) or finish_run(db, ...)
 
-Every one may be repeated: what is recorded already stays as it is. The life of a run is in `nightgate.runs`, versions
-and champions are in `nightgate.reigns`; all of it is meant to be called as `ledger.<name>`.
+Every one may be repeated: what is recorded already stays as it is. How a run begins is in `nightgate.opening`, how it
+lives and ends in `nightgate.runs`; versions and champions are in `nightgate.reigns`. All of it is meant to be called as
+`ledger.<name>`.
 """
 
 from __future__ import annotations
@@ -25,19 +26,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.database import Database
+from nightgate.opening import OpenedRun, night_of, open_run
+from nightgate.owners import Owner
 from nightgate.reigns import VersionRow, add_version, champion, promote, reigns, versions
-from nightgate.runs import (
-    OpenedRun,
-    Owner,
-    RunningRun,
-    attempt_of,
-    fenced,
-    finish_run,
-    open_run,
-    record_attempt,
-    record_superseded,
-    running_run,
-)
+from nightgate.runs import attempt_of, fenced, finish_run, outcome, record_attempt
 from nightgate.schema import ConfusionCell, Epoch, GateCheck, QuarantinedRow, Run, SliceMetric, Snapshot
 
 if TYPE_CHECKING:
@@ -53,12 +45,13 @@ if TYPE_CHECKING:
 __all__ = [
     "OpenedRun",
     "Owner",
-    "RunningRun",
     "VersionRow",
     "add_version",
     "champion",
     "finish_run",
+    "night_of",
     "open_run",
+    "outcome",
     "previous_snapshot",
     "promote",
     "record_attempt",
@@ -66,11 +59,9 @@ __all__ = [
     "record_epoch",
     "record_quarantined",
     "record_snapshot",
-    "record_superseded",
     "record_test",
     "record_training",
     "reigns",
-    "running_run",
     "versions",
 ]
 

@@ -105,11 +105,13 @@ def promote(
     by: str,
     reason: str,
     kind: Literal["promote", "rollback"] = "promote",
+    approval: Callable[[Session], None] | None = None,
 ) -> None:
     """Make `version` the champion in place of `expected` (None: there is no champion), in one transaction.
 
     With `run_id` and `attempt` a run promotes its own version: its row moves from running to promoted with it, and what
     only a person may do is refused: an older model than the champion, a run that was not judged fit, a dry run.
+    With `approval` the run waits for a person: it writes down in the same transaction what that person said.
 
     Raises:
         PromotionLostError: somebody else moved the champion, or the run may no longer promote.
@@ -123,7 +125,10 @@ def promote(
         own = Promotion.promotion_id == promotion_id if run_id is None else Promotion.run_id == run_id
         if session.scalar(sa.select(Promotion.promotion_id).where(own, Promotion.version == version)):
             return  # an earlier try was committed, and its answer was lost
-        run = fenced(session, run_id, attempt, PromotionLostError) if run_id and attempt else None
+        run = None
+        if run_id is not None and attempt is not None:
+            state: Literal["running", "waiting"] = "waiting" if approval else "running"
+            run = fenced(session, run_id, attempt, PromotionLostError, status=state)
         candidate = session.get(ModelVersion, (pipeline_name, version))
         if candidate is None:
             raise RegistryError(
@@ -167,6 +172,8 @@ def promote(
         )
         if run is not None:
             end(session, run, "promoted", moment, reason)
+        if approval is not None:
+            approval(session)
         session.flush()
 
     try:

@@ -1,173 +1,26 @@
 """The life of a run in the database: opened, taken up again, settled, ended.
 
-Whoever opens a run holds the pipeline's file lock, which the kernel frees when a process dies. So a row that still says
-`running` belongs to a dead process, and is settled by the next one that comes. Every write carries its attempt: once
-another attempt exists or the run has ended, it is refused.
+One run of a pipeline is at work at a time: whoever opens one settles the rows of dead processes first, and steps back
+from a living one. Every write carries its attempt: once another attempt exists or the run has ended, it is refused, so
+a process that was given up and still lives does no harm.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import socket
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from pathlib import Path
+from datetime import UTC, datetime
+from typing import Literal
 
-import psutil
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.config import Pipeline
 from nightgate.database import Database
-from nightgate.errors import CrashedError, DataError, RegistryError, SnapshotError
-from nightgate.lineage import code_version
-from nightgate.nights import Night
-from nightgate.schema import STATUSES, Attempt, Run, Snapshot
+from nightgate.errors import CrashedError, RegistryError
+from nightgate.owners import cause_of_death, now
+from nightgate.schema import STATUSES, Attempt, Run, SlotRequest
 
 log = logging.getLogger(__name__)
-
-ENDED = ("promoted", "held", "skipped", "waiting")
-_RESUMABLE = ("running", "failed", "cancelled")
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The process that works on a run."""
-
-    host: str
-    pid: int
-    started: datetime
-    """Aware. A pid alone may belong to another process by now."""
-
-    @classmethod
-    def here(cls) -> Owner:
-        started = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
-        return cls(socket.gethostname(), os.getpid(), started)
-
-
-@dataclass(frozen=True)
-class OpenedRun:
-    run_id: str
-    attempt: int
-    ended: bool
-    """The night has ended already: there is nothing to do."""
-    status: str
-    reason: str
-    dry_run: bool
-    data_until: datetime
-    """Of the first attempt: a run that is taken up again sees the same rows."""
-    snapshot_path: Path | None
-    """The snapshot that an earlier attempt stored; None: make one."""
-
-
-@dataclass(frozen=True)
-class RunningRun:
-    """The run that is at work, and whose."""
-
-    run_id: str
-    night: date
-    attempt: int
-    host: str
-    pid: int
-    started_at: datetime
-    """Of the attempt."""
-
-
-def open_run(
-    db: Database,
-    pipeline: Pipeline,
-    night: Night,
-    *,
-    owner: Owner | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    prefect_flow_run_id: str | None = None,
-) -> OpenedRun:
-    """Claim a night. The caller holds the pipeline's file lock.
-
-    A night without a run gets one. A run that failed, was cancelled or died is taken up again with the next attempt,
-    if its configuration is this one; else a new run is opened. A night that has ended stays as it is, unless `force`.
-    Dry runs and real ones do not see each other: a rehearsal must not keep the night from running.
-    """
-    owner = owner or Owner.here()
-    moment = datetime.now(UTC)
-    new_id = _new_id(pipeline, night)
-
-    def work(session: Session) -> OpenedRun:
-        lock_pipeline(session, pipeline.name)
-        latest = session.scalars(
-            sa.select(Run)
-            .where(Run.pipeline == pipeline.name, Run.night == night.date, Run.dry_run == dry_run)
-            .where(Run.status != "superseded")
-            .order_by(Run.started_at.desc(), Run.run_id.desc())
-            .limit(1)
-        ).first()
-        if latest is not None and _is_ours(session, latest, owner, moment):
-            return _opened(session, db, latest)  # an earlier try was committed, and its answer was lost
-        _settle_running(session, pipeline.name, moment)
-        if latest is not None and not force:
-            if latest.status in ENDED:
-                return _opened(session, db, latest, ended=True)
-            if latest.status in _RESUMABLE and latest.config_hash == pipeline.config_hash:
-                _take_up(session, latest, night, owner, moment, prefect_flow_run_id)
-                return _opened(session, db, latest)
-        run = _new_run(new_id, pipeline, night, moment, dry_run=dry_run, prefect_flow_run_id=prefect_flow_run_id)
-        session.add(run)
-        session.flush()
-        session.add(_new_attempt(run, owner, moment))
-        return _opened(session, db, run)
-
-    return db.write(work)
-
-
-def record_superseded(
-    db: Database,
-    pipeline: Pipeline,
-    night: Night,
-    reason: str,
-    *,
-    next_step: str | None = None,
-    owner: Owner | None = None,
-    dry_run: bool = False,
-    prefect_flow_run_id: str | None = None,
-) -> OpenedRun:
-    """The row of a run that ended at once because another one is at work."""
-    owner = owner or Owner.here()
-    moment = datetime.now(UTC)
-    run_id = _new_id(pipeline, night)
-
-    def work(session: Session) -> OpenedRun:
-        run = session.get(Run, run_id)
-        if run is None:
-            run = _new_run(run_id, pipeline, night, moment, dry_run=dry_run, prefect_flow_run_id=prefect_flow_run_id)
-            attempt = _new_attempt(run, owner, moment)
-            for row in (run, attempt):
-                row.status, row.reason, row.finished_at = "superseded", reason, moment
-            run.next_step = next_step
-            session.add(run)
-            session.flush()
-            session.add(attempt)
-        return _opened(session, db, run, ended=True)
-
-    return db.write(work)
-
-
-def running_run(db: Database, pipeline_name: str) -> RunningRun | None:
-    """The run that is at work, or was when its process died: only the pipeline's file lock knows which."""
-
-    def work(session: Session) -> RunningRun | None:
-        row = session.execute(
-            sa.select(Run.run_id, Run.night, Run.attempt, Attempt.host, Attempt.pid, Attempt.started_at)
-            .join(Attempt, (Attempt.run_id == Run.run_id) & (Attempt.attempt == Run.attempt))
-            .where(Run.pipeline == pipeline_name, Run.status == "running")
-            .order_by(Attempt.started_at.desc())
-            .limit(1)
-        ).first()
-        return RunningRun(*row) if row else None
-
-    return db.read(work)
 
 
 def record_attempt(
@@ -236,6 +89,22 @@ def finish_run(
     db.write(work)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run so far."""
+
+    status: str
+    reason: str
+    test_f1: float | None
+    prefect_flow_run_id: str | None
+
+
+def outcome(db: Database, run_id: str) -> Outcome:
+    """What became of a run that exists."""
+    query = sa.select(Run.status, sa.func.coalesce(Run.reason, ""), Run.test_f1, Run.prefect_flow_run_id)
+    return db.read(lambda session: Outcome(*session.execute(query.where(Run.run_id == run_id)).one()))
+
+
 # --- inside a transaction ---
 
 
@@ -246,7 +115,14 @@ def lock_pipeline(session: Session, pipeline_name: str) -> None:
     # On SQLite a writing transaction is alone from its BEGIN IMMEDIATE on.
 
 
-def fenced(session: Session, run_id: str, attempt: int, error: type[RegistryError] = RegistryError) -> Run:
+def fenced(
+    session: Session,
+    run_id: str,
+    attempt: int,
+    error: type[RegistryError] = RegistryError,
+    *,
+    status: Literal["running", "waiting"] = "running",
+) -> Run:
     """The run, if `attempt` may still write to it.
 
     Raises:
@@ -261,7 +137,7 @@ def fenced(session: Session, run_id: str, attempt: int, error: type[RegistryErro
             f"attempt {attempt} of run {run_id} may no longer write: attempt {run.attempt} has taken over",
             next_step="leave the run to that attempt",
         )
-    if run.status != "running":
+    if run.status != status:
         raise error(
             f"attempt {attempt} of run {run_id} may no longer write: the run has ended as {run.status}",
             next_step=f"run the night again: nightgate run {run.pipeline} --night {run.night}",
@@ -283,113 +159,36 @@ def end(
     error_type: str | None = None,
     next_step: str | None = None,
 ) -> None:
-    """End a run together with its attempt. A reason that is not given leaves the one of the decision."""
+    """End a run together with its attempt, or let it wait; what it held is free. No reason leaves the decision's."""
     run.next_step = next_step or None
+    run.announced_at = None
     for row in (run, attempt_of(session, run)):
-        row.status, row.error_type, row.finished_at = status, error_type, moment
+        row.status, row.error_type = status, error_type
+        row.finished_at = None if status == "waiting" else moment
         row.reason = reason if reason is not None else row.reason
+    held = sa.update(SlotRequest).where(SlotRequest.run_id == run.run_id, SlotRequest.released_at.is_(None))
+    session.execute(held.values(released_at=now(session)).execution_options(synchronize_session=False))
 
 
-def _settle_running(session: Session, pipeline_name: str, moment: datetime) -> list[str]:
+def settle_dead(session: Session, pipeline_name: str, moment: datetime, *, given_up: str | None = None) -> list[Run]:
+    """End the runs of a pipeline whose process is dead. The caller holds `lock_pipeline`.
+
+    Args:
+        given_up: id of a Prefect run whose earlier process counts as dead, whatever it still does.
+    """
     running = session.scalars(
         sa.select(Run).where(Run.pipeline == pipeline_name, Run.status == "running").with_for_update()
     )
     settled = []
+    clock = now(session)
     for run in running:
-        owner = attempt_of(session, run)
-        reason = f"its process (pid {owner.pid} on {owner.host}) ended without a word in attempt {run.attempt}"
+        reason = cause_of_death(attempt_of(session, run), clock)
+        if not reason and given_up is not None and run.prefect_flow_run_id == given_up:
+            reason = f"a retry took over from attempt {run.attempt}, which Prefect had given up"
+        if not reason:
+            continue
         step = f"run that night again: nightgate run {run.pipeline} --night {run.night}"
         end(session, run, "failed", moment, reason, CrashedError.error_type, step)
         log.warning("run %s is settled as failed: %s", run.run_id, reason)
-        settled.append(run.run_id)
+        settled.append(run)
     return settled
-
-
-def _take_up(
-    session: Session, run: Run, night: Night, owner: Owner, moment: datetime, prefect_flow_run_id: str | None
-) -> None:
-    if run.error_type in {DataError.error_type, SnapshotError.error_type}:
-        run.snapshot_id = None  # what was wrong with the rows may be mended: read them again
-    if run.snapshot_id is None:
-        run.data_until, run.scheduled_for = night.data_until, night.scheduled_for
-    run.attempt += 1
-    run.status, run.trigger = "running", "retry"
-    run.reason = run.error_type = run.next_step = run.verdict = run.finished_at = None
-    run.prefect_flow_run_id = prefect_flow_run_id
-    run.code_version = code_version()
-    session.flush()
-    session.add(_new_attempt(run, owner, moment))
-
-
-def _is_ours(session: Session, run: Run, owner: Owner, moment: datetime) -> bool:
-    current = attempt_of(session, run)
-    return run.status == "running" and (current.host, current.pid, current.started_at) == (
-        owner.host,
-        owner.pid,
-        moment,
-    )
-
-
-def _opened(session: Session, db: Database, run: Run, *, ended: bool = False) -> OpenedRun:
-    stored = session.get(Snapshot, (run.pipeline, run.snapshot_id)) if run.snapshot_id else None
-    return OpenedRun(
-        run_id=run.run_id,
-        attempt=run.attempt,
-        ended=ended,
-        status=run.status,
-        reason=run.reason or "",
-        dry_run=run.dry_run,
-        data_until=run.data_until,
-        snapshot_path=db.home.absolute(stored.path) if stored else None,
-    )
-
-
-def _new_id(pipeline: Pipeline, night: Night) -> str:
-    return f"{pipeline.name}-{night.date:%Y%m%d}-{secrets.token_hex(3)}"
-
-
-def _new_run(
-    run_id: str,
-    pipeline: Pipeline,
-    night: Night,
-    moment: datetime,
-    *,
-    dry_run: bool,
-    prefect_flow_run_id: str | None,
-) -> Run:
-    return Run(
-        run_id=run_id,
-        pipeline=pipeline.name,
-        night=night.date,
-        status="running",
-        attempt=1,
-        trigger=night.trigger,
-        dry_run=dry_run,
-        scheduled_for=night.scheduled_for,
-        data_until=night.data_until,
-        nonfinite="",
-        average=pipeline.gate.average,
-        min_f1=pipeline.gate.min_f1,
-        label_names=list(pipeline.data.label_names),
-        base_model=pipeline.training.base_model,
-        config=pipeline.record(),
-        config_hash=pipeline.config_hash,
-        code_version=code_version(),
-        started_at=moment,
-        prefect_flow_run_id=prefect_flow_run_id,
-    )
-
-
-def _new_attempt(run: Run, owner: Owner, moment: datetime) -> Attempt:
-    return Attempt(
-        run_id=run.run_id,
-        attempt=run.attempt,
-        status="running",
-        trigger=run.trigger,
-        host=owner.host,
-        pid=owner.pid,
-        owner_started=owner.started,
-        code_version=code_version(),
-        prefect_flow_run_id=run.prefect_flow_run_id,
-        started_at=moment,
-    )

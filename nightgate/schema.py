@@ -14,12 +14,14 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-HEAD = "0003"
+HEAD = "0004"
 """The revision that this version reads and writes; a test holds it against the migrations."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
 TRIGGERS = ("schedule", "manual", "backfill", "retry")
 VERDICTS = ("promote", "hold", "underpowered")
+DECISIONS = ("approved", "rejected", "timed_out", "superseded")
+"""How the wait for a person ended."""
 OUTCOMES = ("passed", "failed", "underpowered", "warning", "not_run")
 
 
@@ -188,6 +190,8 @@ class Run(Base):
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
     prefect_flow_run_id: Mapped[str | None]
+    announced_at: Mapped[datetime | None]
+    """When the event of how it ended was sent; NULL while it is still to be sent."""
 
 
 class Attempt(Base):
@@ -205,6 +209,10 @@ class Attempt(Base):
     host: Mapped[str]
     pid: Mapped[int]
     owner_started: Mapped[datetime | None]
+    process_space: Mapped[str | None]
+    """Within which the pid means something: boot and pid namespace."""
+    heartbeat_at: Mapped[datetime | None]
+    """The last sign of life of its process, by the database's clock."""
     device: Mapped[str | None]
     precision: Mapped[str | None]
     precision_reason: Mapped[str | None]
@@ -222,6 +230,42 @@ class Attempt(Base):
     prefect_flow_run_id: Mapped[str | None]
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
+
+
+class SlotRequest(Base):
+    """An attempt's place in the queue for a slot: waiting, then holding it, then done."""
+
+    __tablename__ = "slot_request"
+    __table_args__ = (
+        _of("run_id attempt", "attempt: run_id attempt"),
+        sa.Index(None, "slot", "released_at"),
+    )
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    slot: Mapped[str]
+    priority: Mapped[int]
+    requested_at: Mapped[datetime]
+    granted_at: Mapped[datetime | None]
+    released_at: Mapped[datetime | None]
+    """Also of a request that was given up while it waited."""
+
+
+class Approval(Base):
+    """A candidate that passed the gate and waits for a person, and what that person said."""
+
+    __tablename__ = "approval"
+    __table_args__ = (_one_of("decision", DECISIONS), _of("run_id", "run: run_id"))
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    requested_at: Mapped[datetime]
+    deadline: Mapped[datetime]
+    expected_version: Mapped[int | None]
+    """The champion that it was compared with; NULL: there was none."""
+    decision: Mapped[str | None]
+    decided_by: Mapped[str | None]
+    reason: Mapped[str | None]
+    decided_at: Mapped[datetime | None]
 
 
 class Epoch(Base):

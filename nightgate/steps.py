@@ -1,13 +1,15 @@
 """The steps of a night, each one call: what the Prefect tasks wrap and `nightgate run --no-prefect` calls bare.
 
     with open_night(pipeline, night) as run:      # a row in SQL first, whatever comes
+        take_slot(run)                            # pipelines that are due together take turns
         refresh_data(run)                         # source -> immutable snapshot
-        for epoch in fine_tune(run):              # a process of its own; yields after each epoch
-            record_epoch(run, epoch)              # metrics -> SQL, before the next epoch ends
-        score_on_test(run)                        # candidate and champion on the same rows
-        judge(run)                                # checks and verdict -> SQL
-        register_candidate(run)                   # a numbered version, held ones too
-        settle(run)                               # promoted or held
+        if not skip_without_news(run):
+            for epoch in fine_tune(run):          # a process of its own; yields after each epoch
+                record_epoch(run, score_epoch(run, epoch))      # metrics -> SQL, before the next epoch ends
+            score_on_test(run)                    # candidate and champion on the same rows
+            judge(run)                            # checks and verdict -> SQL
+            register_candidate(run)               # a numbered version, held ones too
+            settle(run)                           # promoted, held, or waiting for a person
 
 A `NightRun` carries what the steps hand on. Leaving the block by an exception settles the run's row: failed with its
 reason, or cancelled when a person or a signal stopped it.
@@ -19,25 +21,26 @@ import logging
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate import gate, ledger, metrics, refresh, registry, supervisor
+from nightgate import approvals, ledger, metrics, refresh, registry, slots, supervisor
 from nightgate.claim import NightRun as NightRun
 from nightgate.claim import open_night as open_night
-from nightgate.config import Pipeline
+from nightgate.config import Pipeline, duration
 from nightgate.errors import (
     DataError,
-    NonFiniteLossError,
     PromotionLostError,
 )
-from nightgate.intervals import f1_difference_interval, f1_interval
-from nightgate.jobs import EpochReport, Progress, ScoreJob, TrainJob
+from nightgate.jobs import EpochReport, Progress, TrainJob
+from nightgate.judging import judge as judge
+from nightgate.judging import read_predictions as read_predictions
+from nightgate.judging import score_on_test as score_on_test
 from nightgate.nights import Night
+from nightgate.skips import skip_reason
 from nightgate.snapshots import open_snapshot
 
 log = logging.getLogger(__name__)
@@ -47,15 +50,34 @@ def run_night(pipeline: Pipeline, night: Night, *, force: bool = False, dry_run:
     """One night without Prefect: the same calls as `flows.nightly`, bare."""
     with open_night(pipeline, night, force=force, dry_run=dry_run) as run:
         if run.is_open:
+            take_slot(run)
             refresh_data(run)
-            with closing(fine_tune(run)) as epochs:
-                for epoch in epochs:
-                    record_epoch(run, epoch)
-            score_on_test(run)
-            judge(run)
-            register_candidate(run)
-            settle(run)
+            if not skip_without_news(run, force=force):
+                with closing(fine_tune(run)) as epochs:
+                    for epoch in epochs:
+                        record_epoch(run, score_epoch(run, epoch))
+                score_on_test(run)
+                judge(run)
+                register_candidate(run)
+                settle(run)
     return run
+
+
+def take_slot(run: NightRun, on_wait: Callable[[str], None] | None = None) -> None:
+    """Wait until the pipeline's slot is free; it is let go of with the end of the run.
+
+    Args:
+        on_wait: told in a sentence what it waits for, whenever that changes.
+    """
+    resources = run.pipeline.resources
+
+    def tell(why: str) -> None:
+        log.info("%s", why)
+        if on_wait is not None:
+            on_wait(why)
+
+    if resources.slot:
+        slots.take(run.db, run.run_id, run.attempt, resources.slot, resources.priority, on_wait=tell)
 
 
 def refresh_data(run: NightRun) -> None:
@@ -74,6 +96,23 @@ def refresh_data(run: NightRun) -> None:
         raise
     ledger.record_snapshot(run.db, run.run_id, run.attempt, refreshed)
     run.snapshot = refreshed.snapshot
+
+
+def skip_without_news(run: NightRun, *, force: bool = False) -> bool:
+    """End a scheduled night as skipped if it would only repeat the last one; else the run goes to work.
+
+    What a person starts is run. An approval that nobody gave until now is superseded by the night that goes to work.
+    """
+    if run.night.trigger == "schedule" and not (force or run.dry_run or run.attempt > 1):
+        reason = skip_reason(run.db, run.run_id, run.pipeline.schedule.max_skips)
+        if reason:
+            ledger.finish_run(run.db, run.run_id, run.attempt, "skipped", reason=reason)
+            run.status, run.reason = "skipped", reason
+            log.info("skipped: %s", reason)
+            return True
+    if not run.dry_run:
+        approvals.supersede_before(run.db, run.run_id, run.attempt)
+    return False
 
 
 def fine_tune(run: NightRun, on_progress: Callable[[Progress], None] | None = None) -> Generator[EpochReport]:
@@ -110,31 +149,47 @@ def fine_tune(run: NightRun, on_progress: Callable[[Progress], None] | None = No
         start_from=start_from,
         cache=run.home.cache,
     )
-    run.trained = yield from supervisor.train(job, on_progress=on_progress, on_restart=_count_restarts(run))
+    run.trained = yield from supervisor.train(
+        job, on_progress=run.while_ours(on_progress), on_restart=run.count_restart
+    )
     ledger.record_training(run.db, run.run_id, run.attempt, run.trained)
 
 
-def _count_restarts(run: NightRun) -> Callable[[str], None]:
-    def count(_why: str) -> None:
-        run.restarts += 1
-        ledger.record_attempt(run.db, run.run_id, run.attempt, restarts=run.restarts)
+@dataclass(frozen=True)
+class ScoredEpoch:
+    """An epoch with its metrics on the validation rows."""
 
-    return count
+    report: EpochReport
+    scores: metrics.Scores
+    f1: float | None
+    """By the pipeline's average."""
+    predictions: NDArray[np.int64]
+
+    def __str__(self) -> str:
+        f1 = "no F1" if self.f1 is None else f"F1 {self.f1:.4f}"
+        return f"epoch {self.report.epoch}: {f1}, validation loss {self.report.validation_loss:.4f}"
 
 
-def record_epoch(run: NightRun, report: EpochReport) -> None:
-    """Metrics of one epoch on the validation rows, in all and by class and slice: committed at once."""
+def score_epoch(run: NightRun, report: EpochReport) -> ScoredEpoch:
+    """Metrics of one epoch on the validation rows."""
+    references = run.snapshot.rows("validation")["label"].to_numpy(dtype=np.int64)
+    predictions = read_predictions(report.predictions)
+    scores = metrics.score(references, predictions, len(run.pipeline.data.label_names))
+    return ScoredEpoch(report, scores, scores.f1(run.pipeline.gate.average), predictions)
+
+
+def record_epoch(run: NightRun, scored: ScoredEpoch) -> None:
+    """Store what one epoch showed, in all and by class and slice: committed at once."""
     rows = run.snapshot.rows("validation")
     references = rows["label"].to_numpy(dtype=np.int64)
-    predictions = read_predictions(report.predictions)
     names = run.pipeline.data.label_names
-    scores = metrics.score(references, predictions, len(names))
+    report, predictions = scored.report, scored.predictions
     ledger.record_epoch(
         run.db,
         run.run_id,
         run.attempt,
         report,
-        scores,
+        scored.scores,
         metrics.slice_scores(rows, references, predictions, len(names), names),
         metrics.confusion_counts(references, predictions, len(names)),
     )
@@ -149,113 +204,7 @@ def record_epoch(run: NightRun, report: EpochReport) -> None:
             engine=report.engine,
             engine_reason=report.engine_reason,
         )
-    average = run.pipeline.gate.average
-    log.info(
-        "epoch %d: training loss %.4f, validation loss %.4f, accuracy %.4f, F1 %.4f",
-        report.epoch,
-        report.training_loss,
-        report.validation_loss,
-        scores.accuracy or 0.0,
-        scores.f1(average) or 0.0,
-    )
-
-
-def score_on_test(run: NightRun) -> None:
-    """Score the candidate and the reigning champion on tonight's test rows: the champion's old score is no evidence."""
-    models = {"candidate": run.trained.best_model}
-    run.champion = ledger.champion(run.db, run.pipeline.name)
-    run.champion_flaw = ""
-    run.champion_reuse = None
-    if run.champion is not None:
-        folder = run.home.absolute(run.champion.path)
-        known, wanted = registry.verify_version(folder)["label_names"], run.pipeline.data.label_names
-        if sorted(known) == sorted(wanted):
-            models["champion"] = folder
-        else:
-            run.champion_flaw = (
-                f"the champion (version {run.champion.version}) knows the labels {', '.join(known)} and the "
-                f"pipeline has {', '.join(wanted)}, so it cannot be scored on tonight's rows"
-            )
-    job = ScoreJob(
-        pipeline=run.pipeline.record(),
-        snapshot=run.snapshot.path,
-        models=models,
-        out=run.directory / "test",
-        cache=run.home.cache,
-    )
-    scored = supervisor.score_models(job, on_restart=_count_restarts(run))
-    found = scored.written
-    rows = run.snapshot.rows("test")
-    run.predictions = {"candidate": read_predictions(found["candidate"])}
-    if run.champion is not None and "champion" in found:
-        run.champion_reuse = reuse = gate.Reuse(
-            len(rows), scored.reused["champion"], scored.recomputed["champion"], scored.differing["champion"]
-        )
-        log.info("champion: %s", f"{reuse.reused:,} of {len(rows):,} rows reused, {reuse.recomputed:,} recomputed")
-        try:
-            run.predictions["champion"] = read_predictions(found["champion"])
-        except NonFiniteLossError as error:
-            run.champion_flaw = f"the champion (version {run.champion.version}) cannot be compared: {error.reason}"
-    run.test_rows = rows
-    references = rows["label"].to_numpy(dtype=np.int64)
-    names = run.pipeline.data.label_names
-    predictions = run.predictions["candidate"]
-    run.test_scores = metrics.score(references, predictions, len(names))
-    ledger.record_test(
-        run.db,
-        run.run_id,
-        run.attempt,
-        run.trained.best_epoch,
-        metrics.slice_scores(rows, references, predictions, len(names), names),
-        metrics.confusion_counts(references, predictions, len(names)),
-    )
-
-
-def judge(run: NightRun) -> None:
-    """Run the gate's checks and store them with the verdict."""
-    rows, names, average = run.test_rows, run.pipeline.data.label_names, run.pipeline.gate.average
-    references = rows["label"].to_numpy(dtype=np.int64)
-    groups = rows["group"].tolist() if "group" in rows else None
-    test_version = run.snapshot.manifest["test_version"]
-
-    def measured(name: str, version: int | None, data_until: datetime) -> gate.Measured:
-        return gate.Measured(
-            f1=metrics.score(references, run.predictions[name], len(names)).f1(average),
-            support=len(references),
-            test_version=test_version,
-            data_until=data_until,
-            interval=f1_interval(references, run.predictions[name], len(names), average, groups=groups),
-            version=version,
-            reuse=run.champion_reuse if name == "champion" else None,
-        )
-
-    candidate = measured("candidate", None, run.data_until)
-    champion = difference = None
-    if run.champion is not None and run.champion_flaw:
-        champion = gate.Measured(
-            f1=None,
-            support=len(references),
-            test_version=test_version,
-            data_until=run.champion.data_until,
-            version=run.champion.version,
-            reuse=run.champion_reuse,
-        )
-    elif run.champion is not None:
-        champion = measured("champion", run.champion.version, run.champion.data_until)
-        difference = f1_difference_interval(
-            references,
-            run.predictions["champion"],
-            run.predictions["candidate"],
-            len(names),
-            average,
-            groups=groups,
-        )
-    run.test_interval = candidate.interval
-    run.decision = gate.decide(candidate, champion, run.pipeline.gate, difference=difference)
-    if run.champion_flaw:
-        run.decision = replace(run.decision, reason=f"{run.champion_flaw}; {run.decision.reason}")
-    ledger.record_decision(run.db, run.run_id, run.attempt, run.decision, run.test_scores, candidate, champion)
-    log.info("verdict: %s: %s", run.decision.verdict, run.decision.reason)
+    log.info("%s, accuracy %.4f, training loss %.4f", scored, scored.scores.accuracy or 0.0, report.training_loss)
 
 
 def register_candidate(run: NightRun) -> None:
@@ -276,53 +225,51 @@ def register_candidate(run: NightRun) -> None:
 
 
 def settle(run: NightRun) -> None:
-    """Promote in one transaction that names the champion it expects, or hold; then drop the checkpoints."""
+    """Promote in one transaction that names the champion it expects, hold, or wait for a person; drop checkpoints."""
     decision = run.decision
-    status: str = "held"
-    reason = decision.reason
+    expected = run.champion.version if run.champion else None
     by_hand = f"nightgate promote {run.pipeline.name} {run.version} --reason TEXT"
-    next_step = f"if this version should reign all the same: {by_hand}" if run.champion_flaw else ""
-    if decision.verdict == "promote" and run.dry_run:
-        reason, next_step = f"dry run, not promoted: {reason}", by_hand
-    elif decision.verdict == "promote":
+    if decision.verdict != "promote":
+        next_step = f"if this version should reign all the same: {by_hand}" if run.champion_flaw else ""
+        _hold(run, decision.reason, next_step)
+    elif run.dry_run:
+        _hold(run, f"dry run, not promoted: {decision.reason}", by_hand)
+    elif run.pipeline.gate.approval:
+        _wait_for_approval(run, expected)
+    else:
         try:
             ledger.promote(
                 run.db,
                 run.pipeline.name,
                 run.version,
-                expected=run.champion.version if run.champion else None,
+                expected=expected,
                 run_id=run.run_id,
                 attempt=run.attempt,
                 by="gate",
-                reason=reason,
-                kind="promote",
+                reason=decision.reason,
             )
-            status = "promoted"
+            run.status, run.reason = "promoted", decision.reason
         except PromotionLostError as error:
             # Not a failure of this night: somebody moved the champion after it was scored.
-            reason, next_step = f"would have been promoted, but {error.reason}", error.next_step
-    if status == "held":
-        ledger.finish_run(run.db, run.run_id, run.attempt, status, reason=reason, next_step=next_step)
-    run.status, run.reason = status, reason
+            _hold(run, f"would have been promoted, but {error.reason}", error.next_step)
     remove_checkpoints(run.directory)
 
 
-def read_predictions(path: Path) -> NDArray[np.int64]:
-    """Predicted class indices, shape [rows], of a file of logits.
+def _hold(run: NightRun, reason: str, next_step: str) -> None:
+    ledger.finish_run(run.db, run.run_id, run.attempt, "held", reason=reason, next_step=next_step)
+    run.status, run.reason = "held", reason
 
-    Raises:
-        NonFiniteLossError: a logit is NaN or infinite. It would count as a prediction like any other.
-    """
-    with np.load(path, allow_pickle=False) as stored:
-        logits = stored["logits"]
-    broken = int((~np.isfinite(logits)).any(axis=1).sum())
-    if broken:
-        raise NonFiniteLossError(
-            f"the logits of {broken:,} of {len(logits):,} rows are NaN or infinite ({path})",
-            next_step="lower training.learning_rate, or set training.precision = 'fp32'",
-        )
-    predicted: NDArray[np.int64] = logits.argmax(axis=1)
-    return predicted
+
+def _wait_for_approval(run: NightRun, expected: int | None) -> None:
+    patience = duration(run.pipeline.gate.approval_timeout)
+    assert patience is not None, "a duration that may not be empty"
+    name = run.pipeline.name
+    reason = f"waits for approval: {run.decision.reason}"
+    next_step = f"nightgate approve {name} --reason TEXT, or nightgate reject {name} --reason TEXT"
+    approvals.request(
+        run.db, run.run_id, run.attempt, expected=expected, patience=patience, reason=reason, next_step=next_step
+    )
+    run.status, run.reason = "waiting", reason
 
 
 def remove_checkpoints(run_dir: Path) -> None:

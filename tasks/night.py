@@ -41,9 +41,19 @@ def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     return decorate
 
 
+@step("wait for slot {run.pipeline.resources.slot}")
+def take_slot(run: steps.NightRun) -> None:
+    steps.take_slot(run)
+
+
 @step("refresh")
 def refresh_data(run: steps.NightRun) -> None:
     steps.refresh_data(run)
+
+
+@step("look for news")
+def skip_without_news(run: steps.NightRun, *, force: bool = False) -> bool:
+    return steps.skip_without_news(run, force=force)
 
 
 # Not retried by Prefect: a killed training goes on from its checkpoint as a new attempt of the run.
@@ -54,9 +64,9 @@ def fine_tune(run: steps.NightRun) -> Generator[EpochReport]:
         live.end(f"{run.trained.epochs_run} epochs, the best one is epoch {run.trained.best_epoch}")
 
 
-@step("evaluate epoch {report.epoch}")
-def evaluate_epoch(run: steps.NightRun, report: EpochReport) -> None:
-    steps.record_epoch(run, report)
+@step("{scored}")
+def record_epoch(run: steps.NightRun, scored: steps.ScoredEpoch) -> None:
+    steps.record_epoch(run, scored)
 
 
 @step("score on test")

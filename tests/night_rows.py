@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,13 @@ from nightgate.intervals import Interval
 from nightgate.jobs import EpochReport, TrainResult
 from nightgate.metrics import Scores, SliceScore
 from nightgate.nights import Night
+from nightgate.owners import Owner
 from nightgate.refresh import Refreshed
 from nightgate.snapshots import Snapshot
 from nightgate.tables import Quarantined
 
 FIRST_NIGHT = date(2026, 3, 1)
+ONE_DAY = timedelta(days=1)
 
 # Training Loss, Epoch, Step, Validation Loss, Accuracy, F1, Precision, Recall: the published run.
 PUBLISHED = (
@@ -47,6 +52,31 @@ def night(day: int = 0) -> Night:
     chosen = FIRST_NIGHT + timedelta(days=day)
     instant = datetime(chosen.year, chosen.month, chosen.day, 3, 15, tzinfo=UTC)
     return Night(chosen, "schedule", instant, instant)
+
+
+def dead_owner() -> Owner:
+    """A process of this machine that has ended: the kernel has no such pid."""
+    return replace(Owner.here(), pid=2**22 + 1)
+
+
+def open_run(db: Database, pipeline: Pipeline, night: Night, **options: Any) -> ledger.OpenedRun:
+    """Of a process that is dead by now, unless `owner` says otherwise: the next one settles it."""
+    options.setdefault("owner", dead_owner())
+    return ledger.open_run(db, pipeline, night, **options)
+
+
+def superseded(db: Database, pipeline: Pipeline, night: Night) -> ledger.OpenedRun:
+    """A run that ended at once, for a reason that its caller knew."""
+    return open_run(db, pipeline, night, overtaken="another is at work")
+
+
+def within(seconds: float, what: Callable[[], Any]) -> Any:
+    """What `what` gives once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.01)
+    return found
 
 
 def scores(f1: float | None = 0.6, macro: float | None = None, support: int = 10, **other: Any) -> Scores:
@@ -153,7 +183,8 @@ def measured(f1: float | None = 0.6, version: int | None = None) -> gate.Measure
 
 def judged_version(db: Database, day: int = 0, verdict: gate.Verdict = "promote") -> tuple[ledger.OpenedRun, int]:
     """A run of that night up to its version, still running, and the version's number."""
-    opened = ledger.open_run(db, pipeline(), night(day))
+    # As a backfill: tests bring nights in any order.
+    opened = open_run(db, pipeline(), replace(night(day), trigger="backfill"))
     ledger.record_decision(db, opened.run_id, opened.attempt, decision(verdict), scores(), measured())
     version = ledger.add_version(db, opened.run_id, opened.attempt, lambda number: f"models/reviews/v{number:04d}")
     return opened, version

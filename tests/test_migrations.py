@@ -48,7 +48,7 @@ def test_the_folder_of_the_migrations_does_not_shadow_alembic() -> None:
 def test_blank_to_head_makes_every_table_and_view(database_url: str) -> None:
     assert databases.upgrade(database_url) == (None, schema.HEAD)
     views = {"metric_history", "epoch_results", "nightly_runs", "nights", "gate_checks", "slice_metrics", "confusion"}
-    views |= {"champion_timeline", "model_versions", "promotions", "snapshots", "quarantined_rows"}
+    views |= {"champion_timeline", "model_versions", "promotions", "snapshots", "quarantined_rows", "approvals"}
     assert views_and_tables(database_url) == {*schema.Base.metadata.tables, *views, "alembic_version"}
 
 
@@ -94,7 +94,7 @@ def test_every_older_revision_reaches_head(database_url: str, revision: str | No
 @pytest.mark.parametrize("revision", ["0001", "0002"])
 def test_down_and_up_again_keeps_rows(database: Database, migrated_url: str, revision: str) -> None:
     """All but the columns that the older revision does not have."""
-    opened = ledger.open_run(database, night_rows.pipeline(), night_rows.night())
+    opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     ledger.record_epoch(database, opened.run_id, 1, night_rows.report(1), night_rows.scores())
     ledger.record_training(database, opened.run_id, 1, night_rows.trained())
     newer = {"epoch_results": ["tokens_per_second"], "nightly_runs": ["engine", "micro_batches"]}
@@ -157,7 +157,7 @@ def test_plain_alembic_upgrades_from_the_root_of_the_repository(
     monkeypatch.setenv("NIGHTGATE_DATABASE_URL", database_url)
     run_alembic("upgrade", "head")
     assert databases.upgrade(database_url) == (schema.HEAD, schema.HEAD)
-    assert "0003 (head)" in run_alembic("current")
+    assert f"{schema.HEAD} (head)" in run_alembic("current")
     assert "No new upgrade operations" in run_alembic("check")
     monkeypatch.delenv("NIGHTGATE_DATABASE_URL")
     run_alembic("upgrade", "head")

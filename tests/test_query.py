@@ -31,7 +31,7 @@ PUBLISHED_QUERY = (
 
 
 def published_run(database: Database, day: int = 0) -> str:
-    opened = ledger.open_run(database, night_rows.pipeline(), night_rows.night(day))
+    opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night(day))
     for training_loss, epoch, step, validation_loss, accuracy, f1, precision, recall in night_rows.PUBLISHED:
         ledger.record_epoch(
             database,
@@ -69,7 +69,7 @@ def test_what_is_missing_is_printed_as_such(missing: Any) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_printed_as_missing(database: Database) -> None:
-    opened = ledger.open_run(database, night_rows.pipeline(), night_rows.night())
+    opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     report = night_rows.report(1, training_loss=math.nan)
     ledger.record_epoch(database, opened.run_id, 1, report, night_rows.scores(None, support=0))
     table = query.published_table(nightgate.history("reviews", epochs=True))

@@ -23,6 +23,7 @@ from nightgate.nights import Night
 from nightgate.pipelines import check_pipeline
 from nightgate.registry import Candidate
 from nightgate.snapshots import Snapshot
+from tests import night_rows
 from tests.trained import write_trained_model
 
 LABELS = ("bad", "fine", "good")
@@ -48,7 +49,7 @@ def completed_run(
     """A run that has trained two epochs; registered next."""
     pipeline = pipeline_of(name)
     moment = MONDAY + timedelta(days=night)
-    run = ledger.open_run(db, pipeline, Night(moment.date(), "schedule", moment, moment))
+    run = night_rows.open_run(db, pipeline, Night(moment.date(), "backfill", moment, moment))
     for epoch in (1, 2):
         _record_epoch(db, run, epoch)
     candidate = Measured(0.6 if verdict else 0.1, 1200, "t-0123456789", moment)

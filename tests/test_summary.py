@@ -12,6 +12,7 @@ from nightgate import ledger, summary
 from nightgate.database import Database
 from nightgate.home import Home, open_home
 from nightgate.nights import Night
+from tests import night_rows
 from tests.first_night import copy_first_night
 from tests.reviews import files, pipeline
 
@@ -27,7 +28,7 @@ def test_a_flow_message_gives_back_status_and_run_whatever_the_reason(reason: st
 
 
 def failed_run(db: Database) -> str:
-    opened = ledger.open_run(db, pipeline(files("kettles.csv")), NIGHT)
+    opened = night_rows.open_run(db, pipeline(files("kettles.csv")), NIGHT)
     ledger.finish_run(
         db, opened.run_id, 1, "failed", reason="no file matches", error_type="data", next_step="check the paths"
     )

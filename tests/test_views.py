@@ -20,7 +20,8 @@ COLUMNS = {
     "nightly_runs": "pipeline night run_id status reason error_type next_step verdict trigger attempts scheduled_for "
     "data_until snapshot_id rows_new rows_total best_epoch test_version test_rows test_f1 f1_ci_low f1_ci_high "
     "champion_version champion_f1 f1_delta model_version base_model config_hash code_version device precision "
-    "started_at finished_at duration_seconds prefect_flow_run_id engine micro_batches",
+    "started_at finished_at duration_seconds prefect_flow_run_id engine micro_batches slot slot_wait_seconds",
+    "approvals": "pipeline night run_id model_version requested_at deadline decision decided_by reason decided_at",
     "gate_checks": "pipeline night run_id check_name slice_name slice_value metric candidate_value champion_value "
     "threshold ci_low ci_high rows_used outcome reason",
     "slice_metrics": "pipeline night run_id attempt epoch split slice_name slice_value support accuracy f1 precision "
@@ -44,7 +45,7 @@ def test_a_view_has_its_columns_by_name_without_quotes(database: Database, view:
 
 
 def test_times_are_timestamptz_on_postgresql_and_sortable_text_on_sqlite(database: Database) -> None:
-    ledger.open_run(database, night_rows.pipeline(), night_rows.night())
+    night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     query = "SELECT night, data_until FROM nightly_runs"
     night, data_until = database.read(lambda session: session.execute(sa.text(query)).one())
     if database.dialect == "sqlite":
@@ -59,7 +60,7 @@ def test_times_are_timestamptz_on_postgresql_and_sortable_text_on_sqlite(databas
 def test_f1_precision_and_recall_are_the_averages_of_the_pipeline(
     database: Database, average: str, expected: float
 ) -> None:
-    opened = ledger.open_run(database, night_rows.pipeline(average=average), night_rows.night())
+    opened = night_rows.open_run(database, night_rows.pipeline(average=average), night_rows.night())
     ledger.record_epoch(database, opened.run_id, 1, night_rows.report(1), night_rows.scores(0.6), night_rows.slices())
     for view in ("metric_history", "epoch_results"):
         [row] = database.frame(f"SELECT * FROM {view}").to_dict("records")
@@ -101,7 +102,7 @@ def test_epoch_results_are_the_line_that_counts(database: Database, line: str) -
     attempts, expected = LINES[line]
     opened = None
     for number, (resumed_from, epochs, status) in enumerate(attempts, 1):
-        opened = ledger.open_run(database, night_rows.pipeline(), night_rows.night())
+        opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
         assert opened.attempt == number
         ledger.record_attempt(database, opened.run_id, number, resumed_from_epoch=resumed_from)
         for epoch in epochs:
@@ -135,7 +136,7 @@ def test_epoch_results_are_the_line_that_counts(database: Database, line: str) -
 
 def test_what_is_written_once_per_run_is_that_of_the_last_attempt(database: Database) -> None:
     for attempt, snapshot in ((1, "s-00000000000000aa"), (2, "s-00000000000000bb")):
-        opened = ledger.open_run(database, night_rows.pipeline(), night_rows.night())
+        opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
         ledger.record_snapshot(
             database, opened.run_id, attempt, night_rows.refreshed(database, snapshot, bad_rows=attempt)
         )
@@ -157,32 +158,32 @@ def counting_run(database: Database) -> str:
 
 def test_of_the_runs_of_a_night_the_newest_that_was_not_superseded_counts(database: Database) -> None:
     pipeline, night = night_rows.pipeline(), night_rows.night()
-    only = ledger.record_superseded(database, pipeline, night, "another is at work")
-    later = ledger.record_superseded(database, pipeline, night, "another is at work")
+    only = night_rows.superseded(database, pipeline, night)
+    later = night_rows.superseded(database, pipeline, night)
     assert counting_run(database) == later.run_id != only.run_id
-    first = ledger.open_run(database, pipeline, night)
+    first = night_rows.open_run(database, pipeline, night)
     assert counting_run(database) == first.run_id
     ledger.finish_run(database, first.run_id, 1, "held")
-    ledger.record_superseded(database, pipeline, night, "another is at work")
+    night_rows.superseded(database, pipeline, night)
     assert counting_run(database) == first.run_id
-    rehearsal = ledger.open_run(database, pipeline, night, dry_run=True)
+    rehearsal = night_rows.open_run(database, pipeline, night, dry_run=True)
     ledger.finish_run(database, rehearsal.run_id, 1, "held")
     assert counting_run(database) == first.run_id
-    forced = ledger.open_run(database, pipeline, night, force=True)
+    forced = night_rows.open_run(database, pipeline, night, force=True)
     assert counting_run(database) == forced.run_id
     assert len(database.frame("SELECT * FROM nightly_runs")) == 6
 
 
 def test_a_dry_run_counts_for_a_night_that_nothing_else_has_run(database: Database) -> None:
-    rehearsal = ledger.open_run(database, night_rows.pipeline(), night_rows.night(), dry_run=True)
-    ledger.record_superseded(database, night_rows.pipeline(), night_rows.night(), "another is at work")
+    rehearsal = night_rows.open_run(database, night_rows.pipeline(), night_rows.night(), dry_run=True)
+    night_rows.superseded(database, night_rows.pipeline(), night_rows.night())
     assert counting_run(database) == rehearsal.run_id
 
 
 def test_each_pipeline_and_night_has_one_row(database: Database) -> None:
     for name in ("reviews", "other"):
         for day in range(3):
-            opened = ledger.open_run(database, night_rows.pipeline(name), night_rows.night(day))
+            opened = night_rows.open_run(database, night_rows.pipeline(name), night_rows.night(day))
             ledger.finish_run(database, opened.run_id, 1, "held")
     found = database.frame("SELECT pipeline, night FROM nights ORDER BY pipeline, night")
     assert len(found) == 6
@@ -190,7 +191,7 @@ def test_each_pipeline_and_night_has_one_row(database: Database) -> None:
 
 
 def test_the_length_of_a_run_is_in_seconds(database: Database) -> None:
-    opened = ledger.open_run(database, night_rows.pipeline(), night_rows.night())
+    opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     assert database.frame("SELECT duration_seconds FROM nightly_runs").iloc[0, 0] is None
     ledger.finish_run(database, opened.run_id, 1, "held")
     times = {
@@ -204,9 +205,9 @@ def test_the_length_of_a_run_is_in_seconds(database: Database) -> None:
 
 
 def test_device_and_engine_are_those_of_the_last_attempt_that_had_one(database: Database) -> None:
-    first = ledger.open_run(database, night_rows.pipeline(), night_rows.night())
+    first = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     ledger.record_training(database, first.run_id, 1, night_rows.trained())
-    ledger.open_run(database, night_rows.pipeline(), night_rows.night())
+    night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     query = "SELECT device, precision, engine, micro_batches, attempts FROM nights"
     [row] = database.frame(query).to_dict("records")
     assert row == {"device": "cpu", "precision": "fp32", "engine": "packed", "micro_batches": 1, "attempts": 2}
@@ -214,7 +215,8 @@ def test_device_and_engine_are_those_of_the_last_attempt_that_had_one(database: 
 
 @pytest.mark.parametrize("view", ["metric_history", "epoch_results", "nightly_runs", "nights"])
 def test_columns_that_came_later_stand_at_the_end(database: Database, view: str) -> None:
-    later = ["engine", "micro_batches"] if view.startswith("night") else ["tokens_per_second"]
+    of_run = ["engine", "micro_batches", "slot", "slot_wait_seconds", "announced_at"]
+    later = of_run if view.startswith("night") else ["tokens_per_second"]
     assert list(database.frame(f"SELECT * FROM {view}").columns)[-len(later) - 1 :] == [
         "nonfinite" if view.startswith("night") else "support",
         *later,

@@ -1,0 +1,83 @@
+"""Every end of a night as a Prefect event `nightgate.<status>`, on which automations and other deployments key.
+
+An end is announced from its row and marked there once the server has taken the event: what a dying process could not
+tell, the next run or `reconcile` tells.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from prefect.client.orchestration import get_client
+from prefect.events.schemas.events import Event, RelatedResource, Resource
+
+from nightgate.database import Database
+from nightgate.settling import End, mark_announced, unannounced
+
+log = logging.getLogger("nightgate.flows")
+
+
+def announce_ends(db: Database) -> None:
+    """Send the event of every end that was not announced yet. A server that is away loses none: they stay marked so."""
+    for end in unannounced(db):
+        try:
+            send(_event_of(end))
+        except Exception as error:  # noqa: BLE001 - whatever keeps it from being sent, the night itself has ended well
+            log.warning("the end of run %s was not announced, the next run tries again: %s", end.run_id, error)
+            return
+        mark_announced(db, end)
+
+
+def announce_stall(pipeline: str, run_id: str, reason: str, flow_run_id: str | None) -> None:
+    """A training stood still and was started again: the night goes on, and somebody may want to look."""
+    payload = {"pipeline": pipeline, "run_id": run_id, "reason": reason, "next_step": "look at the machine's load"}
+    try:
+        send(make_event("stalled", pipeline, payload, flow_run_id))
+    except Exception as error:  # noqa: BLE001 - as above
+        log.warning("the stall of run %s was not announced: %s", run_id, error)
+
+
+def make_event(name: str, pipeline: str, payload: dict[str, Any], flow_run_id: str | None) -> Event:
+    """`nightgate.<name>` about a pipeline, with what belongs to it."""
+    related = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in ("nightgate",)]
+    if flow_run_id:
+        related.append(
+            {"prefect.resource.id": f"prefect.flow-run.{UUID(flow_run_id)}", "prefect.resource.role": "flow-run"}
+        )
+    return Event(
+        occurred=datetime.now(UTC),
+        event=f"nightgate.{name}",
+        resource=Resource(
+            root={"prefect.resource.id": f"nightgate.pipeline.{pipeline}", "prefect.resource.name": pipeline}
+        ),
+        related=[RelatedResource(root=one) for one in related],
+        payload=payload,
+        id=uuid4(),
+    )
+
+
+def send(event: Event) -> None:
+    """Hand an event to the server, and know that it was taken: Prefect's own client sends in the background."""
+    with get_client(sync_client=True) as client:
+        answer = client.request("POST", "/events", json=[event.model_dump(mode="json")])
+        answer.raise_for_status()
+
+
+def _event_of(end: End) -> Event:
+    payload = {
+        "pipeline": end.pipeline,
+        "night": end.night.isoformat(),
+        "run_id": end.run_id,
+        "status": end.status,
+        "reason": end.reason,
+        "error_type": end.error_type,
+        "next_step": end.next_step,
+        "dry_run": end.dry_run,
+        "test_f1": end.test_f1,
+        "model_version": end.model_version,
+        "champion_version": end.champion_version,
+    }
+    return make_event(end.status, end.pipeline, payload, end.prefect_flow_run_id)

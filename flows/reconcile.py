@@ -1,0 +1,181 @@
+"""Put right what no run can put right itself: rows of dead processes, approvals that nobody gave, nights that never
+started, Prefect's states that say something else than the ledger, and ends that were not announced.
+
+It is scheduled every few minutes (deployment `reconcile/nightgate`); `nightgate reconcile` does the same by hand.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow, flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Cancelled, Completed, Crashed, Failed
+
+from flows.events import announce_ends
+from flows.logs import readable_logs
+from nightgate import approvals, settling
+from nightgate.approvals import Ended
+from nightgate.database import Database
+from nightgate.errors import NightgateError
+from nightgate.home import open_home
+from nightgate.pipelines import load_pipeline, pipeline_files
+
+log = logging.getLogger("nightgate.flows")
+
+LATE = timedelta(hours=1)
+"""After which a night that has no run counts as missed, unless Prefect still means to start it."""
+UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
+PAGE = 200
+"""Runs that Prefect gives in one answer."""
+SETTLED_LONG_AGO = timedelta(minutes=5)
+"""A run writes its report and ends its flow after its row has ended: so long it may take."""
+
+
+@flow(name="reconcile", flow_run_name="reconcile")
+def reconcile() -> State[Any]:
+    """Settle rows, approvals and Prefect's states against each other. Safe at any time, and as often as one likes."""
+    try:
+        with readable_logs():
+            settled = reconcile_now()
+    except NightgateError as error:
+        return Failed(message=str(error))
+    told = "; ".join(f"{one.pipeline} {one.night}: {one.status}" for one in settled)
+    return Completed(message=told or "nothing to settle")
+
+
+def reconcile_now() -> list[Ended]:
+    """Put everything right that can be; gives what was settled. Without a server the ledger alone is put right."""
+    with Database.open(open_home()) as db:
+        settled = settling.settle_running(db) + approvals.hold_overdue(db)
+        with get_client(sync_client=True) as client:
+            reachable = client.api_healthcheck() is None
+            for pipeline in _pipelines():
+                due = _still_due(client, pipeline.name) if reachable else frozenset()
+                settled += settling.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
+            if reachable:
+                agree(db, client)
+        if reachable:
+            announce_ends(db)
+    for one in settled:
+        log.info("settled: %s %s is %s: %s", one.pipeline, one.night, one.status, one.reason)
+    return settled
+
+
+def agree(db: Database, client: SyncPrefectClient) -> None:
+    """Bring the states of Prefect's runs in line with the ledger, which is the truth about nights that have ended."""
+    ends = {UUID(end.prefect_flow_run_id): end for end in settling.ended_lately(db)}
+    ids = list(ends)
+    for first in range(0, len(ids), PAGE):
+        runs = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                id=FlowRunFilterId(any_=ids[first : first + PAGE]),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=[StateType.COMPLETED])),
+            )
+        )
+        for run in runs:
+            end = ends[run.id]
+            if run.state is not None and _contradicts(run.state, end):
+                client.set_flow_run_state(run.id, _state_of(end), force=True)
+                log.info("%s: Prefect said %s, the ledger says %s", run.name, run.state.name, end.status)
+
+
+def newer_is_due(deployment_id: UUID, scheduled_for: datetime) -> str:
+    """Why a scheduled run is not worth starting: a later one of its deployment is due by now. '' where none is."""
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment_id]}}),
+            flow_run_filter=_unfinished(after=scheduled_for + timedelta(seconds=1), before=datetime.now(UTC)),
+        )
+    scheduled = [run for run in runs if run.auto_scheduled and run.expected_start_time]
+    if not scheduled:
+        return ""
+    newest = max(run.expected_start_time for run in scheduled if run.expected_start_time)
+    return f"a newer night is due since {newest:%Y-%m-%d %H:%M} UTC and runs instead"
+
+
+def settle_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Hook of Prefect's in the runner or worker, once a process of ours has died: its row is settled within seconds."""
+    del flow, state
+    try:
+        with Database.open(open_home()) as db:
+            settling.settle_running(db, str(flow_run.parameters.get("pipeline")))
+            announce_ends(db)
+    except Exception as error:  # noqa: BLE001 - a worker elsewhere may not reach the ledger: the next reconcile does it
+        log.warning("run %s is not settled yet, reconcile does it: %s", flow_run.name, error)
+
+
+def _pipelines() -> Iterator[Any]:
+    for path in pipeline_files().values():
+        try:
+            yield load_pipeline(path)
+        except NightgateError as error:
+            log.debug("%s: %s", path, error.reason)
+
+
+def _still_due(client: SyncPrefectClient, pipeline: str) -> frozenset[datetime]:
+    runs = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=["nightly"])),
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[pipeline])),
+        flow_run_filter=_unfinished(before=datetime.now(UTC)),
+    )
+    return frozenset(
+        datetime.fromisoformat(run.expected_start_time.isoformat()).astimezone(UTC)
+        for run in runs
+        if run.expected_start_time
+    )
+
+
+def _unfinished(*, before: datetime, after: datetime | None = None) -> FlowRunFilter:
+    return FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
+        expected_start_time=FlowRunFilterExpectedStartTime.model_validate({"before_": before, "after_": after}),
+    )
+
+
+def _contradicts(state: State[Any], end: settling.EndedLately) -> bool:
+    if state.is_scheduled() or state.is_pending():
+        return False  # somebody has asked for a retry
+    if state.is_final():
+        # Given up by Prefect while it lived, and it came to its end all the same.
+        return state.is_crashed() and end.status in {"promoted", "held", "skipped"}
+    is_old = datetime.now(UTC) - end.finished_at > SETTLED_LONG_AGO
+    return state.is_paused() or is_old or end.error_type == "crashed"
+
+
+def _state_of(end: settling.EndedLately) -> State[Any]:
+    message = f"{end.status}: {end.reason} [{end.run_id}]"
+    if end.status == "cancelled":
+        return Cancelled(message=message)
+    if end.status == "failed":
+        return Crashed(message=message) if end.error_type == "crashed" else Failed(message=message)
+    return Completed(name=end.status.capitalize(), message=message)
+
+
+def settle_flow_runs(ended: Sequence[Ended]) -> str:
+    """After a decision by hand: end the suspended runs of these nights. A sentence where the server cannot be told."""
+    if not any(one.prefect_flow_run_id for one in ended):
+        return ""
+    with get_client(sync_client=True) as client:
+        if client.api_healthcheck() is not None:
+            return "the Prefect server does not answer: its run is ended by the next `nightgate reconcile`"
+        with Database.open(open_home()) as db:
+            agree(db, client)
+            announce_ends(db)
+    return ""

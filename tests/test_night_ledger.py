@@ -1,0 +1,376 @@
+"""Which night is worked on: duplicates, late runs, nights without news, missed ones; approvals; what is announced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from nightgate import approvals, heartbeat, ledger, settling, skips
+from nightgate.database import Database
+from nightgate.errors import RegistryError
+from tests import night_rows
+
+
+def opened(database: Database, day: int = 0, trigger: str = "schedule", **options: Any) -> ledger.OpenedRun:
+    night = replace(night_rows.night(day), trigger=trigger)
+    return night_rows.open_run(database, night_rows.pipeline(), night, **options)
+
+
+def one(database: Database, run_id: str) -> dict[str, Any]:
+    [row] = database.frame("SELECT * FROM nightly_runs WHERE run_id = :id", {"id": run_id}).to_dict("records")
+    return {str(key): value for key, value in row.items()}
+
+
+def statuses(database: Database) -> list[tuple[str, str]]:
+    rows = database.frame("SELECT night, status FROM nightly_runs ORDER BY night, started_at")
+    return [(str(night)[-2:], status) for night, status in zip(rows["night"], rows["status"], strict=True)]
+
+
+# --- claims ---
+
+
+def test_a_living_process_is_not_given_up(database: Database) -> None:
+    first = opened(database, owner=ledger.Owner.here())
+    second = opened(database, day=1)
+    assert (second.status, one(database, first.run_id)["status"]) == ("superseded", "running")
+
+
+def test_a_process_elsewhere_lives_as_long_as_its_heart_beats(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = replace(ledger.Owner.here(), host="worker-7")
+    first = opened(database, owner=elsewhere)
+    assert opened(database).status == "superseded"
+    monkeypatch.setattr("nightgate.owners.LEASE", timedelta(seconds=-1))
+    again = opened(database)
+    assert (again.run_id, again.attempt) == (first.run_id, 2)
+
+
+def test_a_heartbeat_is_written_down_and_learns_that_the_run_was_lost(database: Database) -> None:
+    first = opened(database, prefect_flow_run_id="flow-1", owner=ledger.Owner.here())
+    with heartbeat.Heartbeat(database, first.run_id, 1, seconds=0.02) as beats:
+        beat = night_rows.within(5, lambda: database.frame("SELECT heartbeat_at FROM attempt").iloc[0, 0])
+        assert beat is not None
+        beats.check()
+        opened(database, prefect_flow_run_id="flow-1", owner=ledger.Owner.here())
+
+        def lost() -> str:
+            try:
+                beats.check()
+            except RegistryError as error:
+                return error.reason
+            return ""
+
+        assert "attempt 2 has taken over" in night_rows.within(5, lost)
+
+
+def test_a_retry_of_the_same_prefect_run_takes_over_from_the_process_that_prefect_gave_up(database: Database) -> None:
+    first = opened(database, prefect_flow_run_id="flow-1", owner=ledger.Owner.here())
+    again = opened(database, prefect_flow_run_id="flow-1", owner=ledger.Owner.here())
+    assert (again.run_id, again.attempt, again.ended) == (first.run_id, 2, False)
+    with pytest.raises(RegistryError, match="attempt 2 has taken over"):
+        ledger.finish_run(database, first.run_id, 1, "held")
+
+
+def test_a_second_prefect_run_of_a_night_that_has_ended_is_superseded(database: Database) -> None:
+    first = opened(database, prefect_flow_run_id="flow-1")
+    ledger.finish_run(database, first.run_id, 1, "held", reason="not better")
+    second = opened(database, prefect_flow_run_id="flow-2")
+    assert (second.status, second.ended) == ("superseded", True)
+    assert f"run {first.run_id} ended held" in second.reason
+    # The retry of the one that ended is handed what it came to.
+    again = opened(database, prefect_flow_run_id="flow-1")
+    assert (again.run_id, again.status, again.ended) == (first.run_id, "held", True)
+
+
+def test_a_late_run_that_a_newer_night_has_overtaken_is_superseded_and_a_backfill_is_not(database: Database) -> None:
+    newer = opened(database, day=2)
+    ledger.finish_run(database, newer.run_id, 1, "held")
+    late = opened(database, day=1)
+    assert (late.status, late.ended) == ("superseded", True)
+    assert "a newer night, 2026-03-03, has overtaken it" in late.reason
+    assert opened(database, day=1, trigger="backfill").status == "running"
+
+
+def test_after_a_week_without_a_worker_one_night_is_worked_on(database: Database) -> None:
+    """Prefect starts the late runs oldest first, and each is told of a newer one until there is none."""
+    before = opened(database)
+    ledger.finish_run(database, before.run_id, 1, "held")
+    for day in range(1, 8):
+        run = opened(database, day=day, overtaken="a newer night is due" if day < 7 else "")
+        if not run.ended:
+            ledger.finish_run(database, run.run_id, 1, "held")
+    assert [status for _, status in statuses(database)] == ["held", *["superseded"] * 6, "held"]
+
+
+def test_the_night_of_a_prefect_run_is_the_one_that_it_began_with(database: Database) -> None:
+    first = opened(database, prefect_flow_run_id="flow-1")
+    ledger.finish_run(database, first.run_id, 1, "failed")
+    opened(database, prefect_flow_run_id="flow-1")
+    assert ledger.night_of(database, "flow-1") == night_rows.night()
+    assert ledger.night_of(database, "flow-2") is None
+
+
+# --- nights without news ---
+
+
+def with_snapshot(database: Database, day: int, rows: int = 1, **options: Any) -> ledger.OpenedRun:
+    run = opened(database, day=day, **options)
+    ledger.record_snapshot(database, run.run_id, run.attempt, night_rows.refreshed(database, f"s-{rows}"))
+    return run
+
+
+def ended_night(database: Database, day: int, status: str, rows: int = 1) -> None:
+    run = with_snapshot(database, day, rows)
+    ledger.finish_run(database, run.run_id, run.attempt, status)
+
+
+def reason_to_skip(database: Database, day: int, rows: int = 1, max_skips: int = 6) -> str:
+    run = with_snapshot(database, day, rows)
+    return skips.skip_reason(database, run.run_id, max_skips)
+
+
+def test_a_night_that_would_repeat_the_last_one_may_be_skipped(database: Database) -> None:
+    ended_night(database, 0, "held")
+    assert "nothing is new since the night of 2026-03-01" in reason_to_skip(database, 1)
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_a_night_after_one_that_broke_is_run(database: Database, status: str) -> None:
+    ended_night(database, 0, status)
+    assert reason_to_skip(database, 1) == ""
+
+
+def test_a_night_with_new_rows_is_run(database: Database) -> None:
+    ended_night(database, 0, "held")
+    assert reason_to_skip(database, 1, rows=2) == ""
+
+
+def test_the_first_night_is_run(database: Database) -> None:
+    assert reason_to_skip(database, 0) == ""
+
+
+def test_after_so_many_skipped_nights_one_is_run_all_the_same(database: Database) -> None:
+    ended_night(database, 0, "held")
+    for day in (1, 2):
+        ended_night(database, day, "skipped")
+    assert reason_to_skip(database, 3, max_skips=3) != ""
+    assert skips.skip_reason(database, opened(database, 4).run_id, 2) == ""
+
+
+def test_a_limit_of_zero_skips_nothing(database: Database) -> None:
+    ended_night(database, 0, "held")
+    assert reason_to_skip(database, 1, max_skips=0) == ""
+
+
+def test_a_champion_that_was_moved_by_hand_since_is_news(database: Database) -> None:
+    night_rows.held_version(database, 0)
+    run = with_snapshot(database, 1)
+    ledger.finish_run(database, run.run_id, 1, "held")
+    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="it is better")
+    assert reason_to_skip(database, 2) == ""
+
+
+# --- missed nights ---
+
+
+def missed(database: Database, day: int, **options: Any) -> list[str]:
+    until = night_rows.night(day).data_until
+    return [str(one.night) for one in settling.record_missed(database, night_rows.pipeline(), until, **options)]
+
+
+def test_nights_between_two_runs_of_the_schedule_are_written_down_as_missed_once(database: Database) -> None:
+    opened(database, day=0)
+    assert missed(database, 4) == ["2026-03-02", "2026-03-03", "2026-03-04"]
+    assert missed(database, 4) == []
+    assert missed(database, 5) == ["2026-03-05"]
+    assert statuses(database)[1] == ("02", "missed")
+    row = database.frame("SELECT * FROM nights WHERE status = 'missed'").iloc[0]
+    assert (row["reason"], row["attempts"]) == ("due at 2026-03-02 03:15 UTC, and no run started", 0)
+    assert "nightgate run reviews --night 2026-03-02" in row["next_step"]
+
+
+def test_a_pipeline_that_is_only_run_by_hand_misses_nothing(database: Database) -> None:
+    opened(database, trigger="backfill")
+    assert missed(database, 4) == []
+
+
+def test_a_night_that_the_scheduler_has_yet_to_start_is_not_missed(database: Database) -> None:
+    opened(database)
+    still = frozenset({night_rows.night(1).data_until})
+    assert missed(database, 3, still_due=still) == ["2026-03-03"]
+
+
+def test_a_missed_night_can_be_run_after_all(database: Database) -> None:
+    opened(database)
+    missed(database, 2)
+    run = opened(database, day=1, trigger="backfill")
+    assert (run.attempt, run.ended) == (1, False)
+    assert statuses(database)[-1] == ("02", "running")
+    [counting] = database.frame("SELECT status FROM nights WHERE night = '2026-03-02'")["status"]
+    assert counting == "running"
+
+
+# --- approvals ---
+
+
+def waiting_run(database: Database, day: int = 0, champion: int | None = None) -> tuple[str, int]:
+    run, version = night_rows.judged_version(database, day)
+    approvals.request(
+        database,
+        run.run_id,
+        run.attempt,
+        expected=champion,
+        patience=timedelta(hours=18),
+        reason="waits for approval: better",
+        next_step="nightgate approve reviews",
+    )
+    return run.run_id, version
+
+
+def test_a_run_that_waits_is_not_at_work_and_holds_nothing(database: Database) -> None:
+    run_id, version = waiting_run(database)
+    row = one(database, run_id)
+    assert (row["status"], row["finished_at"]) == ("waiting", None)
+    [waits] = approvals.open_approvals(database)
+    assert (waits.run_id, waits.version, waits.champion_version) == (run_id, version, None)
+    assert settling.settle_running(database) == []
+
+
+def test_an_approval_promotes_and_says_who_when_and_why(database: Database) -> None:
+    run_id, version = waiting_run(database)
+    ended = approvals.approve(database, run_id, by="anna", reason="looked at the slices")
+    assert (ended.status, ended.reason) == ("promoted", "approved by anna: looked at the slices")
+    champion = ledger.champion(database, "reviews")
+    assert champion is not None
+    assert (champion.version, champion.promoted_by) == (version, "anna")
+    [row] = database.frame("SELECT * FROM approvals").to_dict("records")
+    assert (row["decision"], row["decided_by"], row["reason"]) == ("approved", "anna", "looked at the slices")
+    assert row["decided_at"] is not None
+    assert one(database, run_id)["status"] == "promoted"
+
+
+def test_a_late_approval_loses_to_a_champion_that_came_meanwhile_and_says_so(database: Database) -> None:
+    run_id, _ = waiting_run(database, 1)
+    night_rows.held_version(database, 0)
+    ledger.promote(database, "reviews", 2, expected=None, by="ben", reason="by hand")
+    ended = approvals.approve(database, run_id, by="anna", reason="fine")
+    assert ended.status == "held"
+    assert "not promoted all the same" in ended.reason
+    assert "now there is version 2" in ended.reason
+    champion = ledger.champion(database, "reviews")
+    assert champion is not None
+    assert champion.version == 2
+    assert database.frame("SELECT decision FROM approvals")["decision"].tolist() == ["approved"]
+
+
+def test_a_rejection_holds(database: Database) -> None:
+    run_id, _ = waiting_run(database)
+    ended = approvals.reject(database, run_id, by="anna", reason="a slice got worse")
+    assert (ended.status, ended.reason) == ("held", "rejected by anna: a slice got worse")
+    assert ledger.champion(database, "reviews") is None
+    assert "nightgate promote reviews" in one(database, run_id)["next_step"]
+
+
+def test_nobody_in_time_holds(database: Database) -> None:
+    run_id, _ = waiting_run(database)
+    now = datetime.now(UTC)
+    assert approvals.hold_overdue(database, now + timedelta(hours=17)) == []
+    [ended] = approvals.hold_overdue(database, now + timedelta(hours=19))
+    assert (ended.run_id, ended.status) == (run_id, "held")
+    assert database.frame("SELECT decision FROM approvals")["decision"].tolist() == ["timed_out"]
+
+
+def test_an_approval_after_the_deadline_is_too_late(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id, _ = waiting_run(database)
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(hours=19)
+
+    monkeypatch.setattr(approvals, "datetime", Later)
+    ended = approvals.approve(database, run_id, by="anna", reason="fine")
+    assert (ended.status, ledger.champion(database, "reviews")) == ("held", None)
+    assert "nobody approved it by" in ended.reason
+
+
+def test_a_decision_can_be_made_once(database: Database) -> None:
+    run_id, _ = waiting_run(database)
+    approvals.reject(database, run_id, by="anna", reason="no")
+    for decide in (approvals.approve, approvals.reject):
+        with pytest.raises(RegistryError, match=r"does not wait for an approval: it is held: rejected by anna: no"):
+            decide(database, run_id, by="ben", reason="yes")
+
+
+@pytest.mark.parametrize(("by", "reason"), [(" ", "fine"), ("anna", " ")])
+def test_a_decision_needs_a_name_and_a_reason(database: Database, by: str, reason: str) -> None:
+    run_id, _ = waiting_run(database)
+    with pytest.raises(RegistryError, match=r"nobody is named|the reason is blank"):
+        approvals.approve(database, run_id, by=by, reason=reason)
+    assert one(database, run_id)["status"] == "waiting"
+
+
+def test_the_next_night_that_goes_to_work_supersedes_one_that_waits(database: Database) -> None:
+    run_id, _ = waiting_run(database)
+    newer = opened(database, day=1)
+    approvals.supersede_before(database, newer.run_id, newer.attempt)
+    assert one(database, run_id)["status"] == "superseded"
+    assert database.frame("SELECT decision FROM approvals")["decision"].tolist() == ["superseded"]
+    with pytest.raises(RegistryError, match="it is superseded"):
+        approvals.approve(database, run_id, by="anna", reason="late")
+
+
+def test_a_backfill_of_an_older_night_leaves_one_that_waits(database: Database) -> None:
+    run_id, _ = waiting_run(database, 3)
+    older = opened(database, day=1, trigger="backfill")
+    approvals.supersede_before(database, older.run_id, older.attempt)
+    assert one(database, run_id)["status"] == "waiting"
+
+
+# --- what is announced ---
+
+
+def test_every_end_is_announced_once_and_a_wait_before_its_end(database: Database) -> None:
+    run_id, _ = waiting_run(database)
+    [waits] = settling.unannounced(database)
+    assert (waits.run_id, waits.status, waits.model_version) == (run_id, "waiting", 1)
+    settling.mark_announced(database, waits)
+    assert settling.unannounced(database) == []
+    approvals.approve(database, run_id, by="anna", reason="fine")
+    [promoted] = settling.unannounced(database)
+    assert promoted.status == "promoted"
+    # What was told of an earlier state does not hide the later one.
+    settling.mark_announced(database, waits)
+    assert len(settling.unannounced(database)) == 1
+    settling.mark_announced(database, promoted)
+    assert settling.unannounced(database) == []
+
+
+def test_a_run_that_is_taken_up_again_is_announced_again_when_it_ends(database: Database) -> None:
+    run = opened(database)
+    ledger.finish_run(database, run.run_id, 1, "failed", reason="no disk", next_step="free some")
+    [end] = settling.unannounced(database)
+    assert (end.status, end.reason, end.next_step) == ("failed", "no disk", "free some")
+    settling.mark_announced(database, end)
+    again = opened(database)
+    assert settling.unannounced(database) == []
+    ledger.finish_run(database, again.run_id, again.attempt, "held")
+    assert [end.status for end in settling.unannounced(database)] == ["held"]
+
+
+def test_what_ended_long_ago_is_no_news(database: Database) -> None:
+    run = opened(database)
+    ledger.finish_run(database, run.run_id, 1, "failed")
+    assert settling.unannounced(database, datetime.now(UTC) + timedelta(days=8)) == []
+
+
+def test_dead_runs_of_all_pipelines_are_settled_at_once(database: Database) -> None:
+    dead = [night_rows.open_run(database, night_rows.pipeline(name), night_rows.night()) for name in ("one", "two")]
+    living = night_rows.open_run(database, night_rows.pipeline("three"), night_rows.night(), owner=ledger.Owner.here())
+    settled = settling.settle_running(database)
+    assert {ended.run_id for ended in settled} == {run.run_id for run in dead}
+    assert one(database, living.run_id)["status"] == "running"
