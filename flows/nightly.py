@@ -53,7 +53,13 @@ def run_night(
     flow_run_id = runtime.flow_run.id
     try:
         with open_night(
-            pipeline, night, force=force, dry_run=dry_run, prefect_flow_run_id=flow_run_id, overtaken=overtaken
+            pipeline,
+            night,
+            force=force,
+            dry_run=dry_run,
+            prefect_flow_run_id=flow_run_id,
+            overtaken=overtaken,
+            on_end=report,
         ) as run:
             if run.is_open:
                 run.on_stall = lambda why: announce_stall(pipeline.name, run.run_id, why, flow_run_id)
@@ -67,7 +73,6 @@ def run_night(
                     judge(run)
                     register_candidate(run)
                     settle(run)
-                report(run)
     finally:
         _announce()
     return _after_approval(run, flow_run_id) if run.status == "waiting" else _told(run)
@@ -143,6 +148,7 @@ def _in_words(pipeline: Pipeline, night: Night, force: bool, dry_run: bool, over
         with readable_logs():
             told = run_night(pipeline, night, force=force, dry_run=dry_run, overtaken=overtaken)
     except NightgateError as error:
+        _rename(f"{pipeline.name} {night.date}: failed")
         return Failed(message=str(error))
     return Completed(name=told.partition(":")[0].capitalize(), message=told)
 

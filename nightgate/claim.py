@@ -22,6 +22,7 @@ from nightgate.home import Home, open_home
 from nightgate.intervals import Interval
 from nightgate.jobs import Progress, TrainResult
 from nightgate.nights import Night
+from nightgate.progress import record_progress
 from nightgate.snapshots import Snapshot
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class NightRun:
 
         def tell(progress: Progress) -> None:
             self.heartbeat.check()
+            record_progress(self.directory, self.attempt, progress)
             if on_progress is not None:
                 on_progress(progress)
 
@@ -104,6 +106,7 @@ def open_night(
     dry_run: bool = False,
     prefect_flow_run_id: str | None = None,
     overtaken: str = "",
+    on_end: Callable[[NightRun], object] | None = None,
 ) -> Iterator[NightRun]:
     """Claim the night: its row is in SQL before any work starts, and is settled whatever comes.
 
@@ -112,6 +115,8 @@ def open_night(
 
     Args:
         overtaken: why a scheduled run is not worth starting, as the scheduler knows it; '' where it is.
+        on_end: called with a run that did something, once its row says how it ended; not when it was cancelled, which
+            has to be quick.
 
     Raises:
         NightgateError: home or database cannot be used. Inside the block, whatever the steps raise.
@@ -131,10 +136,17 @@ def open_night(
         if not run.is_open:
             yield run
             return
-        with _settled(run), Heartbeat(db, run.run_id, run.attempt) as run.heartbeat:
-            if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
-                settling.record_missed(db, pipeline, night.scheduled_for)
-            yield run
+        try:
+            with _settled(run), Heartbeat(db, run.run_id, run.attempt) as run.heartbeat:
+                if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
+                    settling.record_missed(db, pipeline, night.scheduled_for)
+                yield run
+        except NightgateError:
+            if on_end is not None:
+                on_end(run)
+            raise
+        if on_end is not None:
+            on_end(run)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate import approvals, ledger, metrics, refresh, registry, slots, supervisor
+from nightgate import approvals, ledger, metrics, refresh, registry, report, slots, supervisor
 from nightgate.claim import NightRun as NightRun
 from nightgate.claim import open_night as open_night
 from nightgate.config import Pipeline, duration
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 def run_night(pipeline: Pipeline, night: Night, *, force: bool = False, dry_run: bool = False) -> NightRun:
     """One night without Prefect: the same calls as `flows.nightly`, bare."""
-    with open_night(pipeline, night, force=force, dry_run=dry_run) as run:
+    with open_night(pipeline, night, force=force, dry_run=dry_run, on_end=write_report) as run:
         if run.is_open:
             take_slot(run)
             refresh_data(run)
@@ -270,6 +270,15 @@ def _wait_for_approval(run: NightRun, expected: int | None) -> None:
         run.db, run.run_id, run.attempt, expected=expected, patience=patience, reason=reason, next_step=next_step
     )
     run.status, run.reason = "waiting", reason
+
+
+def write_report(run: NightRun) -> str:
+    """Save the report beside the run; gives it as markdown. '' where it could not be made: the night has ended well."""
+    try:
+        return report.publish(run.home, run.run_id)[1]
+    except Exception as error:  # noqa: BLE001 - nothing of a night may depend on its picture
+        log.warning("run %s has no report: %s; nightgate history has all of it", run.run_id, error)
+        return ""
 
 
 def remove_checkpoints(run_dir: Path) -> None:

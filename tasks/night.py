@@ -10,7 +10,7 @@ from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from nightgate import steps, summary
+from nightgate import steps
 from nightgate.errors import DatabaseError
 from nightgate.jobs import EpochReport
 from tasks.progress import LiveProgress
@@ -91,15 +91,16 @@ def settle(run: steps.NightRun) -> None:
 
 @task(task_run_name="report", cache_policy=NO_CACHE)
 def report(run: steps.NightRun) -> None:
-    """The epoch table and the verdict on the run's page in the UI."""
+    """The night in words and pictures: on the run's page in the UI, and as an HTML file beside the run."""
+    markdown = steps.write_report(run)
+    if not markdown:
+        return
     try:
         create_markdown_artifact(
-            key=_key(run, "night"),
-            markdown=summary.as_markdown(run.home, run.run_id),
-            description=f"Night of {run.night.date}: {run.status}",
+            key=_key(run, "night"), markdown=markdown, description=f"Night of {run.night.date}: {run.status}"
         )
-    except Exception as error:  # noqa: BLE001 - the night has ended well: a page that is missing must not make it red
-        log.warning("the run's page has no report: %s; nightgate history has all of it", error)
+    except Exception as error:  # noqa: BLE001 - a page that is missing must not make the night red
+        log.warning("the run's page has no report: %s; it is at %s", error, run.directory / "report.html")
 
 
 def _key(run: steps.NightRun, what: str) -> str:

@@ -165,20 +165,43 @@ def test_the_flow_and_its_bare_twin_end_alike(twins: Twins) -> None:
 
 
 def test_each_step_and_each_epoch_is_a_task_run_of_its_own(twins: Twins, prefect_server: str) -> None:
-    expected = ["refresh", "fine-tune", "evaluate epoch 1", "evaluate epoch 2"]
+    epochs = rows(twins.in_flow, "SELECT * FROM epoch_results ORDER BY epoch").itertuples()
+    expected = ["wait for slot default", "refresh", "look for news", "fine-tune"]
+    expected += [f"epoch {one.epoch}: F1 {one.f1:.4f}, validation loss {one.validation_loss:.4f}" for one in epochs]
     expected += ["score on test", "judge", "register", "settle", "report"]
     assert task_runs(prefect_server, flow_run_id(twins.state)) == dict.fromkeys(expected, "Completed")
 
 
-def test_the_runs_page_shows_the_epoch_table_and_the_verdict(twins: Twins, prefect_server: str) -> None:
+def test_the_runs_page_shows_the_report_with_its_pictures(twins: Twins, prefect_server: str) -> None:
     (artifact,) = artifacts(prefect_server, flow_run_id(twins.state), "small-night")
     assert artifact.type == "markdown"
-    lines = str(artifact.data).splitlines()
+    page = str(artifact.data)
+    lines = page.splitlines()
     at = lines.index(PUBLISHED_HEADER)
     epochs = rows(twins.in_flow, "SELECT * FROM epoch_results ORDER BY epoch")
     shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[at + 2 : at + 4]]
     assert [row[0] for row in shown] == [f"{loss:.4f}" for loss in epochs["training_loss"]]
-    assert any(line.startswith("| passed | min_f1 |") for line in lines)
+    assert "](data:image/svg+xml;base64," in page
+    assert len(page) < 400_000
+    run_id = rows(twins.in_flow, "SELECT run_id FROM nightly_runs")["run_id"][0]
+    assert (twins.in_flow.runs / run_id / "report.html").is_file()
+
+
+def test_the_runs_name_says_pipeline_night_and_verdict(twins: Twins, prefect_server: str) -> None:
+    f1 = rows(twins.in_flow, "SELECT test_f1 FROM nightly_runs")["test_f1"][0]
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+        assert client.read_flow_run(flow_run_id(twins.state)).name == f"small {NIGHT}: promoted, F1 {f1:.4f}"
+
+
+def test_the_end_of_a_night_is_an_event_that_carries_the_reason(twins: Twins, prefect_server: str) -> None:
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+        wanted = {"filter": {"event": {"name": ["nightgate.promoted"]}}}
+        events = client.request("POST", "/events/filter", json=wanted).json()["events"]
+    (event,) = [one for one in events if str(flow_run_id(twins.state)) in str(one["related"])]
+    assert event["resource"]["prefect.resource.id"] == "nightgate.pipeline.small"
+    assert event["payload"]["night"] == NIGHT
+    assert event["payload"]["reason"] in str(twins.state.message)
+    assert rows(twins.in_flow, "SELECT announced_at FROM nightly_runs")["announced_at"].notna().all()
 
 
 def test_the_runs_page_shows_the_progress_up_to_its_end(twins: Twins, prefect_server: str) -> None:
@@ -214,7 +237,7 @@ def test_progress_is_told_while_the_training_runs_and_a_server_that_is_away_does
 
 def test_the_logs_of_the_library_reach_the_runs_page(twins: Twins, prefect_server: str) -> None:
     told = logs(prefect_server, flow_run_id(twins.state))
-    for line in ("epoch 1: training loss", "epoch 2: training loss", "verdict: promote"):
+    for line in ("epoch 1: F1 ", "epoch 2: F1 ", "verdict: promote"):
         assert told.count(line) == 1, told
 
 
@@ -262,7 +285,7 @@ def test_bad_data_ends_the_flow_failed_in_words(
     assert (run["status"], run["error_type"]) == ("failed", "data")
     assert str(gone) in run["reason"]
     assert run["next_step"]
-    assert task_runs(prefect_server, flow_run_id(state)) == {"refresh": "Failed"}
+    assert task_runs(prefect_server, flow_run_id(state)) == {"wait for slot default": "Completed", "refresh": "Failed"}
     for text in (caplog.text, logs(prefect_server, flow_run_id(state))):
         assert str(gone) in text
         assert "Traceback" not in text

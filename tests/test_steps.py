@@ -179,7 +179,7 @@ def test_a_promotion_that_somebody_else_was_faster_with_leaves_the_night_held(
         steps.refresh_data(run)
         with closing(steps.fine_tune(run)) as epochs:
             for epoch in epochs:
-                steps.record_epoch(run, epoch)
+                steps.record_epoch(run, steps.score_epoch(run, epoch))
         steps.score_on_test(run)
         steps.judge(run)
         steps.register_candidate(run)
