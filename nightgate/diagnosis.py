@@ -1,4 +1,4 @@
-"""What a run's epochs say about its training, in words, each with the `--set` that tries a remedy.
+"""What a run's epochs and its machine say about it, in words, each with the `--set` that tries a remedy.
 
 Pure: numbers in, findings out. Losses and F1 are those of training and validation, so a finding is a hint for the
 next experiment and never part of the gate's verdict.
@@ -7,6 +7,7 @@ next experiment and never part of the gate's verdict.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,13 @@ rise of the published run, which must be told, is 1.4 %."""
 
 F1_NOISE = 1e-4
 
+FAR_BELOW = 0.5
+"""Share of the usual speed below which a machine is called starved. A neighbour on one of two cores takes less than
+that, and texts of another night differ by a few per cent."""
+
+NIGHTS_TO_COMPARE = 3
+"""Earlier nights without which nothing is usual yet."""
+
 
 @dataclass(frozen=True)
 class EpochFacts:
@@ -27,11 +35,41 @@ class EpochFacts:
     validation_loss: float | None
     f1: float | None
     """On validation. None, here and above, where the number was not finite."""
+    examples_per_second: float | None = None
+    """In training."""
+
+
+@dataclass(frozen=True)
+class EarlierNight:
+    """How fast another night of the pipeline was, with the same base model, max_length and batch size."""
+
+    device: str
+    precision: str
+    examples_per_second: float
+    """Median of its epochs."""
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """What a run was computed on."""
+
+    device: str | None = None
+    """'cpu' or the GPU's name; None where it never came to training."""
+    precision: str | None = None
+    restarts: int = 0
+    """How often its training stood still and was started again, in all attempts."""
+    micro_batches: int | None = None
+    slot: str = ""
+    """The queue that it waited in; '': none."""
+    train_rows: int | None = None
+    """Rows of one epoch."""
+    earlier: tuple[EarlierNight, ...] = ()
+    """Nights before this one, in any order."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    kind: Literal["overfitting", "low_score"]
+    kind: Literal["overfitting", "low_score", "stalled", "short_of_memory", "starved", "other_device"]
     since_epoch: int
     text: str
     """What was seen, with the numbers."""
@@ -39,20 +77,28 @@ class Finding:
     """What to try; ends with the `--set` that tries it."""
 
 
-def diagnose(epochs: Sequence[EpochFacts], min_f1: float, training: Training | None = None) -> list[Finding]:
-    """Findings about one run, the most telling first; none for a healthy run or one without epochs.
+def diagnose(
+    epochs: Sequence[EpochFacts],
+    min_f1: float,
+    training: Training | None = None,
+    machine: MachineFacts | None = None,
+) -> list[Finding]:
+    """Findings about one run, the most telling first; none for a healthy run.
 
     Args:
         min_f1: the gate's threshold; compared with validation F1, which is optimistic.
         training: the run's settings, so that a remedy goes on from them; None: the defaults.
+        machine: None: nothing is said about it.
     """
     seen = sorted((epoch for epoch in epochs), key=lambda epoch: epoch.epoch)
-    if not seen:
-        return []
     settings = training or Training()
-    overfitting = _overfitting(seen, settings)
-    low_score = _low_score(seen, min_f1, settings, overfits=overfitting is not None)
-    return [finding for finding in (overfitting, low_score) if finding]
+    found: list[Finding | None] = []
+    if seen:
+        overfitting = _overfitting(seen, settings)
+        found += [overfitting, _low_score(seen, min_f1, settings, overfits=overfitting is not None)]
+    if machine:
+        found += _machine(seen, settings, machine)
+    return [finding for finding in found if finding]
 
 
 def _overfitting(epochs: list[EpochFacts], training: Training) -> Finding | None:
@@ -137,6 +183,119 @@ def _more_data(training: Training) -> str:
         "Bring more rows, look at the labels of those that it gets wrong, or take smaller steps: "
         f"--set training.learning_rate={training.learning_rate / 2:g}"
     )
+
+
+def _machine(epochs: list[EpochFacts], training: Training, machine: MachineFacts) -> list[Finding | None]:
+    return [
+        _stalled(machine),
+        _starved(epochs, machine),
+        _other_device(epochs, training, machine),
+        _short_of_memory(training, machine),
+    ]
+
+
+def _stalled(machine: MachineFacts) -> Finding | None:
+    if not machine.restarts:
+        return None
+    often = "once" if machine.restarts == 1 else f"{machine.restarts} times"
+    text = (
+        f"Stalled: training stood still on {_place(machine)} and was started again {often}; the stacks of that moment "
+        "are in the attempt's log."
+    )
+    return Finding("stalled", 1, text, _queue(machine))
+
+
+def _starved(epochs: list[EpochFacts], machine: MachineFacts) -> Finding | None:
+    """A night, or an epoch of it, at less than half the speed that the same work has on the same device."""
+    told = [epoch for epoch in epochs if _speed(epoch) is not None]
+    if not told:
+        return None
+    speeds = [_speed(epoch) or 0.0 for epoch in told]
+    tonight = statistics.median(speeds)
+    earlier = [
+        night.examples_per_second
+        for night in machine.earlier
+        if (night.device, night.precision) == (machine.device, machine.precision)
+    ]
+    usual = statistics.median(earlier) if len(earlier) >= NIGHTS_TO_COMPARE else 0.0
+    if tonight < FAR_BELOW * usual:
+        text = (
+            f"Starved: {_rate(tonight)} where the median of {len(earlier)} earlier nights on {_place(machine)} is "
+            f"{_rate(usual)}: something else took the machine."
+        )
+        return Finding("starved", told[0].epoch, text, _queue(machine))
+    slow = []
+    for place, epoch in enumerate(told):
+        others = speeds[:place] + speeds[place + 1 :]
+        # On a GPU the first epoch also records graphs and warms up caches.
+        warming_up = place == 0 and machine.device not in (None, "cpu")
+        if len(others) >= 2 and not warming_up and speeds[place] < FAR_BELOW * statistics.median(others):
+            slow.append((epoch.epoch, speeds[place]))
+    if not slow:
+        return None
+    number, speed = min(slow, key=lambda found: found[1])
+    often = "" if len(slow) == 1 else f", and {len(slow) - 1} more like it"
+    text = (
+        f"Starved in epoch {number}{often}: {_rate(speed)} where the run's median is {_rate(tonight)}: something else "
+        f"took {_place(machine)} for a while."
+    )
+    return Finding("starved", slow[0][0], text, _queue(machine))
+
+
+def _other_device(epochs: list[EpochFacts], training: Training, machine: MachineFacts) -> Finding | None:
+    """On the CPU, where the nights before had a GPU."""
+    before = [night for night in machine.earlier if night.device != "cpu"]
+    if machine.device != "cpu" or len(before) < NIGHTS_TO_COMPARE or 2 * len(before) <= len(machine.earlier):
+        return None
+    gpu = statistics.mode(night.device for night in before)
+    text = f"It ran on the CPU, where {len(before)} of the {len(machine.earlier)} nights before had {gpu}"
+    told = [speed for speed in map(_speed, epochs) if speed is not None]
+    share = 0.1
+    if told:
+        tonight = statistics.median(told)
+        usual = statistics.median(night.examples_per_second for night in before)
+        text += f": {_rate(tonight)} instead of {_rate(usual)}"
+        share = min(1.0, tonight / usual)
+    # So many rows that the night takes about as long as it did.
+    rows = 100 * max(1, round(share * (machine.train_rows or training.max_train_rows or 10_000) / 100))
+    remedy = "`nightgate doctor` tells what it finds of a GPU. Until there is one again, train on fewer rows"
+    return Finding("other_device", 1, f"{text}.", f"{remedy}: --set training.max_train_rows={rows}")
+
+
+def _short_of_memory(training: Training, machine: MachineFacts) -> Finding | None:
+    parts = machine.micro_batches or 1
+    if parts < 2:
+        return None
+    text = (
+        f"Short of memory: a batch of {training.batch_size} did not fit into that of {_place(machine)} and was "
+        f"computed in {parts} parts. The steps are those of the recipe, only slower."
+    )
+    if training.max_length > 128:
+        return Finding("short_of_memory", 1, text, "Cut texts sooner: --set training.max_length=128")
+    batch = max(1, training.batch_size // parts)
+    return Finding("short_of_memory", 1, text, f"Take smaller batches: --set training.batch_size={batch}")
+
+
+def _queue(machine: MachineFacts) -> str:
+    if not machine.slot:
+        return "Queue with what shares the machine, instead of beside it: --set resources.slot=default"
+    return (
+        f"Give all that runs on this machine the slot that this run held, and let one run at a time hold it: "
+        f"--set resources.slot={machine.slot}"
+    )
+
+
+def _place(machine: MachineFacts) -> str:
+    return "the CPU" if machine.device == "cpu" else machine.device or "its machine"
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f} examples/s" if speed >= 10 else f"{speed:.1f} examples/s"
+
+
+def _speed(epoch: EpochFacts) -> float | None:
+    speed = epoch.examples_per_second
+    return speed if speed is not None and math.isfinite(speed) and speed > 0 else None
 
 
 def _finite(value: float | None) -> bool:

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate import approvals, ledger, metrics, refresh, registry, report, slots, supervisor
+from nightgate import approvals, ledger, metrics, refresh, registry, slots, supervisor
 from nightgate.claim import NightRun as NightRun
 from nightgate.claim import open_night as open_night
 from nightgate.config import Pipeline, duration
@@ -40,6 +40,7 @@ from nightgate.judging import judge as judge
 from nightgate.judging import read_predictions as read_predictions
 from nightgate.judging import score_on_test as score_on_test
 from nightgate.nights import Night
+from nightgate.reports import report
 from nightgate.skips import skip_reason
 from nightgate.snapshots import open_snapshot
 

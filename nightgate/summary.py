@@ -1,4 +1,7 @@
-"""What a night ends with: the epoch table, the verdict and its reasons, where the champion lies, where to look next."""
+"""What a night ends with in a terminal: the epoch table, the verdict and its reasons, where to look next.
+
+The facts are those of the report (`nightgate.reports.report`), which shows them in full.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,21 @@ import re
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from nightgate.config import Pipeline
-from nightgate.database import Database, database_url
-from nightgate.diagnosis import EpochFacts, diagnose
+from nightgate.database import database_url
 from nightgate.home import Home
 from nightgate.pipelines import pipeline_files
 from nightgate.query import published_table
-from nightgate.schema import Run
+from nightgate.reports.facts import ReportFacts, Row, gather
 
 EXAMPLE_QUERY = (
     "SELECT night, epoch, training_loss, validation_loss, f1 FROM epoch_results "
     "WHERE pipeline = '{pipeline}' ORDER BY night, epoch"
 )
-
-
-@dataclass(frozen=True)
-class NightFacts:
-    run: dict[str, Any]
-    pipeline: Pipeline
-    epochs: pd.DataFrame
-    checks: pd.DataFrame
-    champion: dict[str, Any] | None
 
 
 def flow_message(run_id: str, status: str, reason: str) -> str:
@@ -49,81 +40,45 @@ def run_of_flow_message(message: str) -> tuple[str, str]:
 
 def as_text(home: Home, run_id: str) -> str:
     """The end of a night for a terminal."""
-    facts = _facts(home, run_id)
+    facts = gather(home, run_id, snapshots=False)
     run = facts.run
     lines = ["", f"Night {run['night']} of {run['pipeline']}: {run['status'].upper()}", f"  {run['reason']}"]
     if run["next_step"]:
         lines.append(f"  next: {run['next_step']}")
-    if not facts.epochs.empty:
-        lines += ["", published_table(facts.epochs), "", _best_epoch(run)]
-    if not facts.checks.empty:
+    if facts.epochs:
+        lines += ["", published_table(pd.DataFrame(list(facts.epochs))), "", _best_epoch(run)]
+    if facts.checks:
         lines += ["", f"Verdict: {run['verdict']}", *_aligned(facts.checks)]
-    lines += _findings(facts)
-    if facts.champion:
-        path = home.absolute(facts.champion["path"])
-        lines += ["", f"Champion: version {facts.champion['version']} at {_short(path)}"]
+    if facts.findings:
+        lines += ["", "Diagnosis:", *(f"  {finding.text} Try: {finding.remedy}" for finding in facts.findings)]
+    if facts.reigning:
+        lines += ["", f"Champion: version {facts.reigning.version} at {_short(facts.reigning.path)}"]
     pipeline = run["pipeline"]
-    lines += ["", "Ask the database:", f"  {_sql_command(home, EXAMPLE_QUERY.format(pipeline=pipeline))}"]
+    lines += ["", *_report(facts)]
+    lines += ["Ask the database:", f"  {_sql_command(home, EXAMPLE_QUERY.format(pipeline=pipeline))}"]
     lines += ["See it in the Prefect UI:", f"  {_program()} serve {_reference(pipeline)}"]
     return "\n".join(lines)
 
 
-def as_markdown(home: Home, run_id: str) -> str:
-    """The same for the run's page in the UI."""
-    facts = _facts(home, run_id)
-    run = facts.run
-    parts = [f"# Night {run['night']} of {run['pipeline']}: {run['status']}", run["reason"]]
-    if not facts.epochs.empty:
-        parts += [published_table(facts.epochs), _best_epoch(run)]
-    if not facts.checks.empty:
-        rows = [f"| {row.outcome} | {row.check_name} | {row.reason} |" for row in facts.checks.itertuples()]
-        parts.append("\n".join(["| outcome | check | reason |", "|---|---|---|", *rows]))
-    parts += [line.strip() for line in _findings(facts) if line]
-    parts.append(f"```sql\n{EXAMPLE_QUERY.format(pipeline=run['pipeline'])}\n```")
-    return "\n\n".join(parts)
-
-
-def _facts(home: Home, run_id: str) -> NightFacts:
-    with Database.open(home) as db:
-        run = db.frame("SELECT * FROM nightly_runs WHERE run_id = :run_id", {"run_id": run_id}).iloc[0].to_dict()
-        epochs = db.frame("SELECT * FROM epoch_results WHERE run_id = :run_id ORDER BY epoch", {"run_id": run_id})
-        settings = db.read(lambda session: session.get_one(Run, run_id).config)
-        checks = db.frame(
-            "SELECT check_name, outcome, reason FROM gate_checks WHERE run_id = :run_id ORDER BY position",
-            {"run_id": run_id},
-        )
-        champions = db.frame(
-            "SELECT v.version, v.path FROM champion_timeline c JOIN model_versions v "
-            "ON v.pipeline = c.pipeline AND v.version = c.model_version "
-            "WHERE c.pipeline = :pipeline AND c.valid_to IS NULL",
-            {"pipeline": run["pipeline"]},
-        )
-    present = {str(key): None if pd.isna(value) else value for key, value in run.items()}
-    reigning = {str(key): value for key, value in champions.iloc[0].items()} if len(champions) else None
-    return NightFacts(present, Pipeline.model_validate(settings), epochs, checks, reigning)
-
-
-def _best_epoch(run: dict[str, Any]) -> str:
+def _best_epoch(run: Row) -> str:
     if run["best_epoch"] is None:
         return ""
-    told = f"Best epoch by validation F1: {int(run['best_epoch'])}."
+    told = f"Best epoch by validation F1: {run['best_epoch']}."
     if run["test_f1"] is None:
         return told
     interval = ""
     if run["f1_ci_low"] is not None:
         interval = f" (95 % interval {run['f1_ci_low']:.4f} to {run['f1_ci_high']:.4f})"
-    return f"{told} F1 on {int(run['test_rows'])} test rows: {run['test_f1']:.4f}{interval}."
+    return f"{told} F1 on {run['test_rows']} test rows: {run['test_f1']:.4f}{interval}."
 
 
-def _aligned(checks: pd.DataFrame) -> list[str]:
-    return [f"  {row.outcome:<12} {row.check_name:<18} {row.reason}" for row in checks.itertuples()]
+def _aligned(checks: Iterable[Row]) -> list[str]:
+    return [f"  {check['outcome']:<12} {check['check_name']:<18} {check['reason']}" for check in checks]
 
 
-def _findings(facts: NightFacts) -> list[str]:
-    columns = facts.epochs[["epoch", "training_loss", "validation_loss", "f1"]]
-    epochs = [EpochFacts(*values) for values in columns.itertuples(index=False, name=None)]
-    findings = diagnose(epochs, facts.pipeline.gate.min_f1, facts.pipeline.training)
-    return ["", "Diagnosis:", *(f"  {finding.text} Try: {finding.remedy}" for finding in findings)] if findings else []
+def _report(facts: ReportFacts) -> list[str]:
+    path = facts.report_path
+    return ["The report, with pictures:", f"  {_short(path)}"] if path and path.is_file() else []
 
 
 def _sql_command(home: Home, query: str) -> str:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from nightgate.config import Training
-from nightgate.diagnosis import EpochFacts, Finding, diagnose
+from nightgate.diagnosis import EarlierNight, EpochFacts, Finding, MachineFacts, diagnose
 from nightgate.pipelines import check_pipeline, parse_settings
 
 PUBLISHED = [
@@ -125,6 +127,107 @@ def test_a_run_can_overfit_and_score_low() -> None:
     assert "only overfit" in findings[1].text
 
 
+def at_speeds(*speeds: float | None) -> list[EpochFacts]:
+    """A healthy run whose epochs ran at these examples per second."""
+    return [EpochFacts(n + 1, 1.0 / (n + 1), 1.0 / (n + 1), 0.6, speed) for n, speed in enumerate(speeds)]
+
+
+def earlier(*speeds: float, device: str = "cpu", precision: str = "fp32") -> tuple[EarlierNight, ...]:
+    return tuple(EarlierNight(device, precision, speed) for speed in speeds)
+
+
+CPU = {"device": "cpu", "precision": "fp32"}
+
+
+def test_nothing_is_said_about_a_machine_that_is_not_known() -> None:
+    assert diagnose(at_speeds(50, 1, 50), 0.5) == []
+
+
+@pytest.mark.parametrize(
+    ("speeds", "machine", "why"),
+    [
+        ((50.0, 48.0, 51.0), {}, "even epochs"),
+        ((50.0, 26.0, 50.0), {}, "a little more than half"),
+        ((50.0, 10.0), {}, "one other epoch says nothing about what is usual"),
+        ((50.0, None, math.nan, 0.0, 51.0), {}, "speeds that are not known"),
+        ((), {}, "no epochs"),
+        ((1.0, 50.0, 50.0), {"device": "NVIDIA H200"}, "a GPU's first epoch warms up"),
+        ((50.0, 50.0), {"earlier": earlier(100.0, 100.0, 100.0)}, "exactly half of what is usual"),
+        ((50.0, 50.0), {"earlier": earlier(500.0, 500.0)}, "two nights make no usual speed"),
+        ((50.0, 50.0), {"earlier": earlier(*[500.0] * 5, precision="bf16")}, "nights of another precision"),
+        ((50.0,), {"device": "NVIDIA H200", "earlier": earlier(*[9.0] * 5)}, "a GPU where there was none"),
+        ((50.0,), {"earlier": earlier(60, 60, 60) + earlier(900, 900, 900, device="H200")}, "as often CPU as GPU"),
+        ((50.0,), {"micro_batches": 1}, "a whole batch"),
+    ],
+)
+def test_a_sound_machine_is_not_found_fault_with(
+    speeds: tuple[float | None, ...], machine: dict[str, Any], why: str
+) -> None:
+    assert diagnose(at_speeds(*speeds), 0.5, machine=MachineFacts(**{**CPU, **machine})) == [], why
+
+
+@pytest.mark.parametrize(
+    ("speeds", "machine", "kind", "words", "remedy"),
+    [
+        ((), {"restarts": 1}, "stalled", "started again once", "resources.slot=default"),
+        ((), {"restarts": 2, "slot": "gpu1"}, "stalled", "started again 2 times", "resources.slot=gpu1"),
+        (
+            (50, 20, 52),
+            {},
+            "starved",
+            "in epoch 2: 20 examples/s where the run's median is 50",
+            "resources.slot=default",
+        ),
+        ((9, 50, 52, 8), {}, "starved", "in epoch 4, and 1 more like it: 8.0 examples/s", "resources.slot=default"),
+        (
+            (20, 19),
+            {"slot": "default", "earlier": earlier(50, 52, 40)},
+            "starved",
+            "20 examples/s where the median of 3 earlier nights on the CPU is 50 examples/s",
+            "resources.slot=default",
+        ),
+        (
+            (50, 48),
+            {"train_rows": 100_000, "earlier": earlier(500, 480, 490, device="H200", precision="bf16")},
+            "other_device",
+            "on the CPU, where 3 of the 3 nights before had H200: 49 examples/s instead of 490 examples/s",
+            "training.max_train_rows=10000",
+        ),
+        (
+            (),
+            {"earlier": earlier(500, 480, 490, device="H200")},
+            "other_device",
+            "where 3 of the 3 nights before had H200.",
+            "training.max_train_rows=1000",
+        ),
+        (
+            (50,),
+            {"micro_batches": 4},
+            "short_of_memory",
+            "a batch of 16 did not fit into that of the CPU",
+            "training.batch_size=4",
+        ),
+    ],
+)
+def test_a_stalled_starved_or_small_machine_is_told_with_its_remedy(
+    speeds: tuple[float, ...], machine: dict[str, Any], kind: str, words: str, remedy: str
+) -> None:
+    [finding] = diagnose(at_speeds(*speeds), 0.5, machine=MachineFacts(**{**CPU, **machine}))
+    assert finding.kind == kind
+    assert words in finding.text
+    assert finding.remedy.endswith(f"--set {remedy}")
+
+
+def test_long_texts_are_cut_before_batches_are_made_smaller() -> None:
+    [finding] = diagnose(at_speeds(50), 0.5, Training(max_length=512), MachineFacts(**CPU, micro_batches=2))
+    assert finding.remedy.endswith("--set training.max_length=128")
+
+
+def test_what_the_training_shows_comes_before_the_machine() -> None:
+    found = diagnose(PUBLISHED, 0.6, machine=MachineFacts(**CPU, restarts=1, micro_batches=2))
+    assert kinds(found) == ["overfitting", "low_score", "stalled", "short_of_memory"]
+
+
 def test_every_remedy_is_a_setting_that_the_configuration_accepts() -> None:
     runs = [
         PUBLISHED,
@@ -138,6 +241,14 @@ def test_every_remedy_is_a_setting_that_the_configuration_accepts() -> None:
         for epochs in runs:
             findings = diagnose(epochs, 0.99, training)
             assert findings
+            machines = [
+                MachineFacts(**CPU, restarts=1, slot=slot, micro_batches=64, earlier=before)
+                for slot in ("", "gpu-1")
+                for before in (earlier(900, 900, 900), earlier(900, 900, 900, device="H200"))
+            ]
+            slow = [replace(epoch, examples_per_second=1.0) for epoch in epochs]
+            findings += [finding for machine in machines for finding in diagnose(slow, 0.0, training, machine)]
+            assert {"stalled", "starved", "other_device", "short_of_memory"} <= set(kinds(findings))
             for finding in findings:
                 found = re.search(r"--set (\S+)$", finding.remedy)
                 assert found, finding.remedy

@@ -1,4 +1,4 @@
-"""What a night says at its end, for a terminal and for the run's page."""
+"""What a night says at its end in a terminal."""
 
 from __future__ import annotations
 
@@ -53,16 +53,6 @@ def test_a_database_on_a_server_is_asked_without_its_url_on_the_screen(
     assert 'psql "${NIGHTGATE_DATABASE_URL/+psycopg/}" -c ' in text
     assert "postgres:" not in text
     monkeypatch.undo()
-
-
-def test_the_page_in_the_ui_holds_the_table_the_checks_and_a_query(session_root: Path, environment: Path) -> None:
-    copy_first_night(session_root, environment)
-    [run_dir] = (environment / "runs").iterdir()
-    page = summary.as_markdown(open_home(), run_dir.name)
-    assert page.startswith("# Night 2026-01-05 of small: promoted\n\n")
-    assert "| Training Loss | Epoch |" in page
-    assert "| passed | min_f1 | F1 " in page
-    assert "```sql\nSELECT night, epoch" in page
 
 
 @pytest.mark.parametrize("with_program", [True, False])

@@ -1,0 +1,308 @@
+"""All there is to show of one night, gathered from the database and the snapshots, as it was recorded.
+
+Nothing is computed again: no model is loaded, no score is taken anew. What is gone is named in words, never an error:
+a report must come of every night, however it ended.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from nightgate.config import Pipeline
+from nightgate.database import Database
+from nightgate.diagnosis import EarlierNight, EpochFacts, Finding, MachineFacts, diagnose
+from nightgate.errors import SnapshotError
+from nightgate.home import Home
+from nightgate.query import read_history, tidy
+from nightgate.reports.shares import SnapshotShares, read_shares
+from nightgate.schema import Attempt, ModelVersion, Promotion, Run, Snapshot
+
+REPORT_FILE = "report.html"
+EARLIER_NIGHTS = 14
+"""How many earlier nights say what speed is usual."""
+
+Row = Mapping[str, Any]
+"""A row of a view; what is missing is None, never NaN."""
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A version that reigned or reigns."""
+
+    version: int
+    path: Path
+    run_id: str
+    night: date
+    snapshot_id: str | None
+    since: datetime
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    run: Row
+    """Of `nightly_runs`."""
+    pipeline: Pipeline
+    """As it was configured for this run."""
+    label_names: tuple[str, ...]
+    epochs: tuple[Row, ...] = ()
+    """Of `epoch_results`, by epoch."""
+    checks: tuple[Row, ...] = ()
+    """Of `gate_checks`, in their order."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Test rows by true and predicted label, as `label_names` are ordered; empty where nothing was scored on test."""
+    slices: tuple[Row, ...] = ()
+    """Of `slice_metrics` on the test rows; classes are slices named `label`."""
+    attempts: tuple[Row, ...] = ()
+    """Of the table `attempt`, by number."""
+    approval: Row | None = None
+    """Of `approvals`."""
+    quarantined: Mapping[str, int] | None = None
+    """Rows that could not be used, by reason."""
+    champion: Champion | None = None
+    """The one that reigned when the night was judged, or when it began if it never was."""
+    reigning: Champion | None = None
+    """The one that reigns now."""
+    tonight: SnapshotShares | None = None
+    before: SnapshotShares | None = None
+    """Of the champion's snapshot."""
+    shares_note: str = ""
+    """Why one of the two is missing."""
+    findings: tuple[Finding, ...] = ()
+    model_path: Path | None = None
+    """Of the version that this night made."""
+    report_path: Path | None = None
+    """Where the page is saved, or will be."""
+
+
+def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
+    """The facts of one run, of any status.
+
+    Args:
+        snapshots: False leaves the rows of the snapshots unread, which are all that takes long.
+
+    Raises:
+        DatabaseError: the database cannot be used.
+    """
+    with Database.open(home) as db:
+        run = _one(db, "SELECT * FROM nightly_runs WHERE run_id = :run", run_id)
+        assert run is not None, f"there is no run {run_id}"
+        stored = db.read(lambda session: _stored(session, run_id))
+        pipeline = Pipeline.model_validate(stored["config"])
+        epochs = _rows(db, "SELECT * FROM epoch_results WHERE run_id = :run ORDER BY epoch", run_id)
+        scored = read_history(db, run["pipeline"], run=run_id, slices=True)
+        cells = _rows(db, "SELECT * FROM confusion WHERE run_id = :run AND split = 'test'", run_id)
+        quarantined = _rows(
+            db,
+            "SELECT reason, COUNT(*) AS count FROM quarantined_rows WHERE run_id = :run GROUP BY reason "
+            "ORDER BY COUNT(*) DESC, reason",
+            run_id,
+        )
+        champion = _champion(home, stored["champion"])
+        tonight = before = None
+        note = ""
+        if snapshots:
+            tonight, before, note = _shares(home, db, run, champion)
+        made = stored["model_path"]
+        return ReportFacts(
+            run=run,
+            pipeline=pipeline,
+            label_names=tuple(stored["label_names"]),
+            epochs=epochs,
+            checks=_rows(db, "SELECT * FROM gate_checks WHERE run_id = :run ORDER BY position", run_id),
+            confusion=_matrix(stored["label_names"], cells),
+            slices=_records(scored[scored["split"] == "test"]),
+            attempts=stored["attempts"],
+            approval=_one(db, "SELECT * FROM approvals WHERE run_id = :run", run_id),
+            quarantined={str(row["reason"]): int(row["count"]) for row in quarantined},
+            champion=champion,
+            reigning=_champion(home, stored["reigning"]),
+            tonight=tonight,
+            before=before,
+            shares_note=note,
+            findings=_findings(
+                run, pipeline, epochs, stored["attempts"], stored["train_rows"], _earlier(db, run, pipeline)
+            ),
+            model_path=home.absolute(made) if made else None,
+            report_path=home.runs / run_id / REPORT_FILE,
+        )
+
+
+def epoch_facts(epochs: Iterable[Row]) -> list[EpochFacts]:
+    """What the diagnosis and the curves want of `epoch_results`."""
+    names = ("epoch", "training_loss", "validation_loss", "f1", "examples_per_second")
+    return [EpochFacts(*(epoch.get(name) for name in names)) for epoch in epochs]  # type: ignore[arg-type]
+
+
+def _findings(
+    run: Row,
+    pipeline: Pipeline,
+    epochs: Iterable[Row],
+    attempts: Iterable[Row],
+    train_rows: int | None,
+    earlier: tuple[EarlierNight, ...],
+) -> tuple[Finding, ...]:
+    limit = pipeline.training.max_train_rows
+    machine = MachineFacts(
+        device=run["device"],
+        precision=run["precision"],
+        restarts=sum(attempt["restarts"] for attempt in attempts),
+        micro_batches=run["micro_batches"],
+        slot=run.get("slot") or "",
+        train_rows=min(train_rows, limit) if train_rows and limit else train_rows,
+        earlier=earlier,
+    )
+    return tuple(diagnose(epoch_facts(epochs), run["min_f1"], pipeline.training, machine))
+
+
+def _stored(session: Session, run_id: str) -> dict[str, Any]:
+    """What no view shows."""
+    run = session.get_one(Run, run_id)
+    attempts = session.scalars(sa.select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.attempt))
+    snapshot = session.get(Snapshot, (run.pipeline, run.snapshot_id)) if run.snapshot_id else None
+    reigns = (
+        sa.select(Promotion, ModelVersion, Run.night, Run.snapshot_id)
+        .join(
+            ModelVersion,
+            (ModelVersion.pipeline == Promotion.pipeline) & (ModelVersion.version == Promotion.version),
+        )
+        .join(Run, Run.run_id == ModelVersion.run_id)
+        .where(Promotion.pipeline == run.pipeline)
+        .order_by(Promotion.valid_from.desc())
+    )
+    # A night that was judged says whom it met; one that was not met, if anyone, who reigned when it began.
+    if run.champion_version is not None:
+        met = reigns.where(Promotion.version == run.champion_version)
+    else:
+        met = reigns.where(
+            Promotion.valid_from <= run.started_at,
+            sa.or_(Promotion.valid_to.is_(None), Promotion.valid_to > run.started_at),
+        )
+    return {
+        "config": run.config,
+        "label_names": [str(name) for name in run.label_names],
+        "attempts": tuple({name.key: getattr(row, name.key) for name in sa.inspect(Attempt).attrs} for row in attempts),
+        "train_rows": snapshot.rows_train if snapshot else None,
+        "model_path": session.scalar(sa.select(ModelVersion.path).where(ModelVersion.run_id == run_id)),
+        "champion": session.execute(met.limit(1)).first(),
+        "reigning": session.execute(reigns.where(Promotion.valid_to.is_(None)).limit(1)).first(),
+    }
+
+
+def _champion(home: Home, found: Any) -> Champion | None:
+    if found is None:
+        return None
+    reign, version, night, snapshot_id = found
+    path = home.absolute(version.path)
+    return Champion(version.version, path, version.run_id, night, snapshot_id, reign.valid_from)
+
+
+def _shares(
+    home: Home, db: Database, run: Row, champion: Champion | None
+) -> tuple[SnapshotShares | None, SnapshotShares | None, str]:
+    """Tonight's snapshot, the champion's, and why one of them is missing."""
+    if run["snapshot_id"] is None:
+        return None, None, "The night came to no snapshot."
+    tonight = _read(home, db, run["pipeline"], run["snapshot_id"])
+    if tonight is None:
+        return None, None, f"Tonight's snapshot {run['snapshot_id']} is gone or cannot be read."
+    if champion is None:
+        return tonight, None, "There was no champion to compare with."
+    of = f"the champion (version {champion.version})"
+    if champion.snapshot_id == run["snapshot_id"]:
+        return tonight, None, f"It is the snapshot that {of} was trained on: there is nothing to compare."
+    before = _read(home, db, run["pipeline"], champion.snapshot_id)
+    if before is None:
+        return tonight, None, f"The snapshot of {of}, {champion.snapshot_id}, is gone or cannot be read."
+    return tonight, before, ""
+
+
+def _read(home: Home, db: Database, pipeline: str, snapshot_id: str | None) -> SnapshotShares | None:
+    query = "SELECT path FROM snapshots WHERE pipeline = :pipeline AND snapshot_id = :snapshot"
+    found = db.frame(query, {"pipeline": pipeline, "snapshot": snapshot_id})
+    if found.empty:
+        return None
+    try:
+        return read_shares(home.absolute(str(found["path"].iloc[0])))
+    except SnapshotError:
+        return None
+
+
+def _earlier(db: Database, run: Row, pipeline: Pipeline) -> tuple[EarlierNight, ...]:
+    """The nights before with the same amount of work per example."""
+
+    def alike(session: Session) -> list[str]:
+        query = (
+            sa.select(Run.run_id, Run.config)
+            .where(Run.pipeline == run["pipeline"], Run.night < run["night"], Run.best_epoch.is_not(None))
+            .order_by(Run.night.desc(), Run.started_at.desc())
+            .limit(EARLIER_NIGHTS)
+        )
+        same = {name: getattr(pipeline.training, name) for name in ("base_model", "max_length", "batch_size")}
+        return [
+            run_id
+            for run_id, config in session.execute(query)
+            if {name: config["training"].get(name) for name in same} == same
+        ]
+
+    runs = db.read(alike)
+    if not runs:
+        return ()
+    names = {f"run_{place}": run_id for place, run_id in enumerate(runs)}
+    query = (
+        "SELECT e.run_id, r.device, r.precision, e.examples_per_second FROM epoch_results AS e "
+        "JOIN nightly_runs AS r ON r.run_id = e.run_id "
+        f"WHERE e.run_id IN ({', '.join(f':{name}' for name in names)}) AND e.examples_per_second > 0"
+    )
+    speeds: dict[tuple[str, str, str], list[float]] = {}
+    for row in _records(db.frame(query, names)):
+        if row["device"] and row["precision"]:
+            key = (row["run_id"], row["device"], row["precision"])
+            speeds.setdefault(key, []).append(float(row["examples_per_second"]))
+    return tuple(
+        EarlierNight(device, precision, statistics.median(found)) for (_, device, precision), found in speeds.items()
+    )
+
+
+def _matrix(labels: list[str], cells: Iterable[Row]) -> tuple[tuple[int, ...], ...]:
+    place = {label: at for at, label in enumerate(labels)}
+    counts = [[0] * len(labels) for _ in labels]
+    seen = False
+    for cell in cells:
+        if cell["true_label"] in place and cell["predicted_label"] in place:
+            counts[place[cell["true_label"]]][place[cell["predicted_label"]]] = int(cell["count"])
+            seen = True
+    return tuple(tuple(row) for row in counts) if seen else ()
+
+
+def _one(db: Database, query: str, run_id: str) -> Row | None:
+    found = _rows(db, query, run_id)
+    return found[0] if found else None
+
+
+def _rows(db: Database, query: str, run_id: str) -> tuple[Row, ...]:
+    return _records(tidy(db.frame(query, {"run": run_id})))
+
+
+def _records(frame: pd.DataFrame) -> tuple[Row, ...]:
+    return tuple({str(name): _plain(value) for name, value in row.items()} for row in frame.to_dict("records"))
+
+
+def _plain(value: Any) -> Any:
+    """As Python has it: None for what is missing or not finite, no NumPy and no pandas."""
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, pd.Timestamp):
+        return value.to_pydatetime(warn=False)
+    return value.item() if hasattr(value, "item") else value
