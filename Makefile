@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-faults check clean
+.PHONY: demo test test-browser test-faults check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/nightgate db upgrade
@@ -13,7 +13,12 @@ demo: $(VENV)/.demo
 	$(BIN)/nightgate run sample --night 2026-01-06
 
 test: $(VENV)/.dev check
-	$(BIN)/python -m pytest -m "not faults"
+	$(BIN)/python -m pytest -m "not faults and not browser"
+
+# Prefect's UI in headless Chromium, the system's own: says how to install one where there is none. Minutes.
+test-browser: $(VENV)/.dev
+	@$(BIN)/python -m tests.prefect_ui
+	$(BIN)/python -m pytest -m browser
 
 # Slow: kills processes and waits for limits.
 test-faults: $(VENV)/.dev

@@ -1,6 +1,6 @@
-"""Medians of paired ratios, with an interval that assumes nothing but independent rounds.
+"""Medians of paired ratios and differences, with an interval that assumes nothing but independent rounds.
 
-The interval of a median by order statistics (the sign test turned round): of n ratios, the k-th smallest and the k-th
+The interval of a median by order statistics (the sign test turned round): of n values, the k-th smallest and the k-th
 largest enclose the true median with probability 1 - 2 P(Binomial(n, 1/2) < k). Nine rounds give 96.1 % with k = 2, six
 give 96.9 % with k = 1; fewer than six rounds cannot give 95 %, and say so.
 """
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Ratio:
+class Median:
     median: float
     low: float
     high: float
@@ -30,15 +30,24 @@ class Ratio:
         return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f}{short})"
 
 
-def ratio(reference: Sequence[float], other: Sequence[float]) -> Ratio:
+def ratio(reference: Sequence[float], other: Sequence[float]) -> Median:
     """How many times faster `other` is than `reference`: seconds of the same rounds, in the same order."""
-    ratios = sorted(slower / faster for slower, faster in zip(reference, other, strict=True))
-    count = len(ratios)
+    return _median(slower / faster for slower, faster in zip(reference, other, strict=True))
+
+
+def difference(reference: Sequence[float], other: Sequence[float]) -> Median:
+    """By how much `other` is above `reference`: values of the same rounds, in the same order."""
+    return _median(above - below for below, above in zip(reference, other, strict=True))
+
+
+def _median(values: Iterable[float]) -> Median:
+    found = sorted(values)
+    count = len(found)
     place, covered = 1, coverage(count, 1)
     while coverage(count, place + 1) >= CONFIDENCE:
         place += 1
         covered = coverage(count, place)
-    return Ratio(statistics.median(ratios), ratios[place - 1], ratios[count - place], covered)
+    return Median(statistics.median(found), found[place - 1], found[count - place], covered)
 
 
 def coverage(count: int, place: int) -> float:

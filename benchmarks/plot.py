@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from benchmarks.pairing import Ratio
+from benchmarks.pairing import Median
 
 WIDTH, LEFT, RIGHT, TOP, ROW = 920, 250, 110, 74, 40
 
@@ -14,7 +14,7 @@ WIDTH, LEFT, RIGHT, TOP, ROW = 920, 250, 110, 74, 40
 @dataclass(frozen=True)
 class Bar:
     title: str
-    ratio: Ratio
+    ratio: Median
     is_ours: bool
 
 

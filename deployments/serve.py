@@ -1,6 +1,7 @@
 """`nightgate serve`: one process for a laptop, with a local Prefect server if none runs and every pipeline's schedule.
 
-For production use a worker and a server of their own: on SIGTERM this process ends its running night with it.
+It serves what the catalog holds: the nights, and `reconcile`, `promote` and `rollback`. For production use a worker
+and a server of their own (`nightgate deploy`): on SIGTERM this process ends its running night with it.
 """
 
 from __future__ import annotations
@@ -11,53 +12,72 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
-from prefect.schedules import Cron
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.types.entrypoint import EntrypointType
+from prefect.settings import (
+    PREFECT_API_URL,
+    get_current_settings,
+    temporary_settings,
+)
 
-from flows.nightly import nightly
+from deployments import automations
+from deployments.catalog import Deployment, catalog
+from deployments.deploy import FLOW_ENVIRONMENT, existing, prefect_deployment
 from flows.server import answers, local_server, server_problem
 from nightgate.config import Pipeline
-from nightgate.errors import NightgateError
+from nightgate.errors import NightgateError, without_credentials
 from nightgate.home import open_home
 
+POLL_SECONDS = 2
+"""Between a click on Run and its start; Prefect's own 10 s are for hundreds of machines."""
 
-def deployment_of(pipeline: Pipeline) -> RunnerDeployment:
-    """The deployment of a pipeline: its cron in its timezone, one run at a time."""
-    deployment = nightly.to_deployment(
-        name=pipeline.name,
-        description=f"Nightly retraining of {pipeline.name}. Custom run shows what can be changed for one run.",
-        schedule=Cron(pipeline.schedule.cron, timezone=pipeline.schedule.timezone),
-        parameters={"pipeline": pipeline.name},
-        tags=["nightgate", pipeline.name],
-        concurrency_limit=ConcurrencyLimitConfig(limit=1),
-        # By path, flows/ would lie on sys.path and its modules could hide libraries.
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )
-    assert isinstance(deployment, RunnerDeployment)  # a coroutine only inside an event loop
-    return deployment
+SERVER_ENVIRONMENT = {
+    # In memory, its own choice, a restart forgets who is at work on a deployment, and lets a second run start beside it.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+}
+"""What a server of ours is started with, unless the environment says otherwise."""
 
 
 def serve_pipelines(pipelines: Sequence[Pipeline], on_ready: object = None) -> None:
     """Serve until a signal ends it, which cancels the running night. `on_ready(url)` is called once the server answers.
 
     Raises:
-        NightgateError: the configured server does not answer, or a local one does not start.
+        NightgateError: the configured server does not answer or refuses us, or a local one does not start.
     """
-    os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", "2")
     for ending in _endings():
         signal.signal(ending, signal.default_int_handler)
+    configured = PREFECT_API_URL.value()
+    for name, value in FLOW_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     with suppress(KeyboardInterrupt), _server() as url, temporary_settings({PREFECT_API_URL: f"{url}/api"}):
+        if not configured:
+            # A server that others share has an owner, who gives `python -m deployments.automations`.
+            automations.install()
         if callable(on_ready):
             on_ready(url)
-        asyncio.run(_serve([deployment_of(pipeline) for pipeline in pipelines]))
+        asyncio.run(_serve(deployments_of(pipelines)))
+
+
+def deployments_of(pipelines: Iterable[Pipeline]) -> list[RunnerDeployment]:
+    """What is served for these pipelines; a schedule that a person paused stays paused."""
+    with get_client(sync_client=True) as client:
+        return [_served(one, existing(client, one.full_name)) for one in catalog(pipelines)]
+
+
+def _served(one: Deployment, before: DeploymentResponse | None) -> RunnerDeployment:
+    deployment = prefect_deployment(one, before)
+    # Said, and not only left out: one that was deployed to a work pool before is taken from there.
+    deployment.work_pool_name = None
+    deployment.work_queue_name = None
+    return deployment
 
 
 def _endings() -> list[signal.Signals]:
@@ -67,13 +87,22 @@ def _endings() -> list[signal.Signals]:
 
 
 async def _serve(deployments: Sequence[RunnerDeployment]) -> None:
-    # Schedules go on when this process ends: a night that nobody served is late, and not forgotten.
-    runner = _Runner(pause_on_shutdown=False)
+    runner = make_runner()
     for deployment in deployments:
         await runner.aadd_deployment(deployment)
     for ending in _endings():
         asyncio.get_running_loop().add_signal_handler(ending, runner.end)
     await runner.start()
+
+
+def make_runner() -> _Runner:
+    """What starts the runs, as often as somebody has set or else every two seconds."""
+    # Not by the environment: Prefect reads it when it is imported, and a default set now would come too late.
+    chosen = get_current_settings().runner
+    seconds = chosen.poll_frequency if "poll_frequency" in chosen.model_fields_set else POLL_SECONDS
+    # Schedules go on when this process ends: a night that nobody served is late, and not forgotten. Each deployment
+    # runs once at a time, and nights that train queue for a slot: one more limit would only keep `reconcile` waiting.
+    return _Runner(pause_on_shutdown=False, limit=None, query_seconds=seconds)
 
 
 class _Runner(Runner):
@@ -92,17 +121,17 @@ class _Runner(Runner):
 def _server() -> Iterator[str]:
     """The address of the configured server, or of a local one, started here if none runs."""
     configured = PREFECT_API_URL.value()
-    if configured:
-        problem = server_problem(configured)
-        if problem is None:
-            yield configured.removesuffix("/api")
-            return
-        raise NightgateError(
-            f"the Prefect server at {configured} (PREFECT_API_URL) does not answer: {problem}",
-            next_step="start it, or unset PREFECT_API_URL to let `nightgate serve` start a local one",
-        )
-    url = local_server()
-    if answers(url):
+    url = (configured or f"{local_server()}/api").removesuffix("/api")
+    if configured or answers(url):
+        problem = server_problem(f"{url}/api")
+        if problem is not None:
+            raise NightgateError(
+                f"the Prefect server at {without_credentials(url)}{'/api (PREFECT_API_URL)' if configured else ''} "
+                f"{problem}",
+                next_step="start it, or unset PREFECT_API_URL to let `nightgate serve` start a local one"
+                if configured
+                else "set it, or stop that server: `nightgate serve` starts one",
+            )
         yield url
         return
     log_path = open_home().root / "prefect-server.log"
@@ -122,7 +151,7 @@ def _server() -> Iterator[str]:
                 ],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"},
+                env={**SERVER_ENVIRONMENT, **os.environ},
                 # Ctrl-C in a terminal reaches a whole session: this one ends last, when the runs have told it their
                 # ends.
                 start_new_session=True,
@@ -137,6 +166,9 @@ def _server() -> Iterator[str]:
                     "or PREFECT_API_URL to a server of yours",
                 )
             time.sleep(0.5)
+        problem = server_problem(f"{url}/api")
+        if problem is not None:
+            raise NightgateError(f"the local Prefect server at {url} {problem}", next_step="set it, and serve again")
         yield url
 
 

@@ -1,40 +1,144 @@
 """The form of a custom run: `[training]` and `[gate]` of the pipeline file, every field optional.
 
-Made from the file's own models, so that descriptions, bounds and choices are the same in both.
+Made from the file's own models, so that descriptions, bounds and choices are the same in both. What Prefect's UI does
+with a schema shapes it: a field that may be null shows as tabs, one of them `Property is type "None"`; a default is
+sent back as if it had been chosen; a switch that nobody touched looks like a no. So no field shows null or a default,
+and a yes or no is a list to choose from: what is left empty is not sent, and what was not sent is as in the file.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Callable
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import (
+    BaseModel,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    WithJsonSchema,
+    create_model,
+    model_serializer,
+)
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from nightgate.config import Gate, Section, Training
 from nightgate.errors import ConfigurationError
 
+# Slashes and dots stand between other characters, one at a time: no `..`, no `//`, no address, no backslash, nothing
+# that a terminal would obey. The UI shows a pattern to whom it refuses: short, and nothing in it that must be escaped.
+_PARTS = "[A-Za-z0-9_](/?[.]?[A-Za-z0-9_@+-])*"
+
+FREE_TEXT = {
+    "base_model": (f"^(package:|/)?{_PARTS}/?$", 300),
+    "base_model_revision": (f"^{_PARTS}$", 100),
+    "approval_timeout": ("^[1-9][0-9]{0,4}[dwh]$", None),
+}
+"""Pattern, and longest length where the pattern sets none, of the fields that are neither a choice nor a number."""
+
+_SAID_HERE = {
+    "base_model": "Name on the hub, `package:NAME/FOLDER` inside an installed Python package, or `/path` of a folder "
+    "under NIGHTGATE_MODEL_ROOTS."
+}
+"""What differs from the file's description."""
+
+_LAST = [
+    *("base_model", "base_model_revision", "precision", "seed", "eval_batch_size"),
+    *("weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon"),
+]
+"""What is seldom turned stands below the rest, which keeps the file's order."""
+
+
+class _WithoutNull:
+    """The field may be None, and its schema does not say so."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        shown = handler(schema)
+        kinds = [kind for kind in shown.pop("anyOf") if kind.get("type") != "null"]
+        for kind in kinds:
+            if kind.get("type") == "number" and len(kinds) > 1:
+                kind["title"] = "a number"
+            if kind.get("type") == "boolean":
+                kind["enum"] = [True, False]
+            if "const" in kind:
+                kind |= {"enum": [kind["const"]], "title": f"{kind['const']}"}
+        # The first of several is a tab that is open while nothing is chosen: a number, whose input may stay empty.
+        kinds.sort(key=lambda kind: "const" in kind)
+        return shown | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
+
+
+class Form(Section):
+    """A part of the form. What was left empty is in no dump of it, and so not in the default that the UI is shown."""
+
+    @model_serializer(mode="wrap")
+    def _chosen(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
 
 def _all_optional(section: type[BaseModel], name: str) -> Any:
+    order = sorted(section.model_fields, key=lambda key: _LAST.index(key) + 1 if key in _LAST else 0)
     fields: dict[str, Any] = {}
     for key, field in section.model_fields.items():
+        kind: Any = field.rebuild_annotation()
+        if key in FREE_TEXT:
+            pattern, longest = FREE_TEXT[key]
+            # A line break at the end is what Enter leaves in the UI's input.
+            kind = Annotated[str, StringConstraints(strip_whitespace=True, pattern=pattern, max_length=longest)]
         described: Any = Field(
-            default=None, description=f"{field.description} Empty: as in the file, else {field.default!r}."
+            default=None,
+            title=key,
+            description=f"{_SAID_HERE.get(key, field.description)} {_when_empty(field)}",
+            json_schema_extra=_without_default(order.index(key)),
         )
-        described.metadata = field.metadata
-        fields[key] = (field.rebuild_annotation() | None, described)
-    return create_model(name, __base__=Section, **fields)
+        fields[key] = (Annotated[kind | None, _WithoutNull()], described)
+    return create_model(name, __base__=Form, **fields)
+
+
+def _when_empty(field: FieldInfo) -> str:
+    default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    return f"Empty: as in the pipeline file, else {default}." if default else "Empty: as in the pipeline file."
+
+
+def _without_default(position: int) -> Callable[[JsonSchemaValue], None]:
+    def change(schema: JsonSchemaValue) -> None:
+        schema.pop("default", None)
+        # PostgreSQL gives the keys of a document back in an order of its own.
+        schema["position"] = position
+
+    return change
 
 
 TrainingForm = _all_optional(Training, "TrainingForm")
 GateForm = _all_optional(Gate, "GateForm")
+
+AS_IN_FILE_TRAINING = TrainingForm()
+AS_IN_FILE_GATE = GateForm()
+"""Defaults of the flow's parameters: with None the UI would hide the fields behind a tab."""
+
+PipelineName = Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")]
+"""A name, never a path."""
+
+ChosenNight = Annotated[
+    date | None,
+    WithJsonSchema(
+        {"anyOf": [{"type": "null", "title": "tonight"}, {"type": "string", "format": "date", "title": "a past night"}]}
+    ),
+]
+"""The titles are those of the two tabs in the UI."""
 
 
 def chosen_settings(training: BaseModel | None, gate: BaseModel | None) -> dict[str, Any]:
     """What was filled in, as overrides by dotted key.
 
     Raises:
-        ConfigurationError: a base model that is a path outside `NIGHTGATE_MODEL_ROOTS`.
+        ConfigurationError: a base model that is a path outside `NIGHTGATE_MODEL_ROOTS`, or in no installed package.
     """
     chosen: dict[str, Any] = {}
     for section, form in (("training", training), ("gate", gate)):
@@ -52,6 +156,9 @@ def refuse_foreign_path(base_model: str) -> None:
     Raises:
         ConfigurationError: a path elsewhere.
     """
+    if base_model.startswith("package:"):
+        _refuse_bare_folder(base_model)
+        return
     is_path = base_model.startswith((".", "~", "/", os.sep)) or ".." in base_model or Path(base_model).exists()
     if not is_path:
         return
@@ -62,4 +169,15 @@ def refuse_foreign_path(base_model: str) -> None:
             f"training.base_model: {base_model!r} is a folder outside the model roots "
             f"({', '.join(roots) or 'none set'})",
             next_step="name a model of the hub, or have NIGHTGATE_MODEL_ROOTS set where the flow is served",
+        )
+
+
+def _refuse_bare_folder(base_model: str) -> None:
+    """Python takes any folder of the working directory for a package; one that was installed has an `__init__.py`."""
+    name = base_model.removeprefix("package:").partition("/")[0]
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is not None and spec.origin is None:
+        raise ConfigurationError(
+            f"training.base_model: {base_model!r} is a folder outside the model roots, and no installed package",
+            next_step="name a model of the hub or of an installed package",
         )

@@ -1,4 +1,9 @@
-"""Logs of a flow run: the library's progress reaches terminal and run page, errors of ours are told in words."""
+"""Logs of a flow run: what the libraries say reaches terminal and run page, and errors of ours are told in words.
+
+On the page stand the library from INFO on, and transformers, datasets and Python's warnings from WARNING on; what the
+training process says among it. Each line once, also where PREFECT_LOGGING_EXTRA_LOGGERS names one of them; without
+secrets. Pipeline and night are in the run's name; the epoch goes before lines that do not tell it themselves.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +11,67 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prefect.context import get_run_context
+from prefect.exceptions import MissingContextError
 from prefect.logging.handlers import APILogHandler
 
+from nightgate import logs
 from nightgate.errors import NightgateError
 
 
 @contextmanager
 def readable_logs() -> Iterator[None]:
-    """Within the block the library logs into the flow run, and a NightgateError shows without Prefect's traceback."""
-    library = logging.getLogger("nightgate")
-    level = library.level
-    # PREFECT_LOGGING_EXTRA_LOGGERS may have added one already: each line once.
-    handler = None if any(isinstance(one, APILogHandler) for one in library.handlers) else APILogHandler()
+    """Within the block the libraries log into the flow run, and a NightgateError shows without Prefect's traceback.
+
+    What masks secrets stays when the block is left: Prefect tells the end of the run behind it.
+    """
+    logs.protect_all()
+    others = [one for one in logs.all_handlers() if isinstance(one, APILogHandler)]
     runs = [logging.getLogger("prefect.task_runs"), logging.getLogger("prefect.flow_runs")]
-    library.setLevel(logging.INFO)
-    if handler:
-        library.addHandler(handler)
+    for other in others:
+        other.addFilter(_is_not_told_by_us)
     for logger in runs:
         logger.addFilter(_without_traceback)
     try:
-        yield
+        with logs.captured_warnings(), logs.listening(_Page()):
+            yield
     finally:
         for logger in runs:
             logger.removeFilter(_without_traceback)
-        if handler:
-            library.removeHandler(handler)
-        library.setLevel(level)
+        for other in others:
+            other.removeFilter(_is_not_told_by_us)
+
+
+class _Page(APILogHandler):
+    """The run's page; lines of threads that belong to no run have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(_PageFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Two flows of one process have a handler each, and both see the record.
+        if getattr(record, "is_on_page", False):
+            return
+        try:
+            get_run_context()
+        except MissingContextError:
+            return
+        record.is_on_page = True
+        super().emit(record)
+
+
+class _PageFormatter(logging.Formatter):
+    """`[epoch 2] message`; the logger's name before lines of other libraries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        epoch = logs.epoch_of(record)
+        name = "" if logs.is_ours(record.name) or record.name == "py.warnings" else f"{record.name}: "
+        return (f"[{epoch}] " if epoch else "") + name + super().format(record)
+
+
+def _is_not_told_by_us(record: logging.LogRecord) -> bool:
+    return not (logs.is_of_a_library(record.name) and logs.is_worth_telling(record))
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -5,6 +5,7 @@ Start it by hand with `nightgate run PIPELINE`, or serve it with its schedule by
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from datetime import date, datetime
 from typing import Any
@@ -13,12 +14,14 @@ from uuid import UUID
 from prefect import flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort
 from prefect.states import Completed, Failed
 
 from flows.approval import decide_when_resumed
 from flows.events import announce_ends, announce_stall
 from flows.form import GateForm, TrainingForm, chosen_settings
 from flows.logs import readable_logs
+from flows.outages import outlived
 from flows.reconcile import newer_is_due, settle_after_crash
 from nightgate import ledger, summary
 from nightgate.config import Pipeline
@@ -41,6 +44,8 @@ from tasks.night import (
     take_slot,
 )
 
+log = logging.getLogger("nightgate.flows")
+
 
 def run_night(
     pipeline: Pipeline, night: Night, *, force: bool = False, dry_run: bool = False, overtaken: str = ""
@@ -51,6 +56,7 @@ def run_night(
         NightgateError: what broke; the run's row says so already.
     """
     flow_run_id = runtime.flow_run.id
+    run = None
     try:
         with open_night(
             pipeline,
@@ -73,9 +79,22 @@ def run_night(
                     judge(run)
                     register_candidate(run)
                     settle(run)
+    except NightgateError:
+        if run is not None and _given_up(run, flow_run_id):
+            # Name and state of the Prefect run are no longer ours to set.
+            raise Abort(f"attempt {run.attempt} of run {run.run_id} was given up") from None
+        raise
     finally:
         _announce()
     return _after_approval(run, flow_run_id) if run.status == "waiting" else _told(run)
+
+
+def _given_up(run: NightRun, flow_run_id: str) -> bool:
+    """Whether this process was taken for dead, or cancelled, and the same Prefect run was started again or ended."""
+    with Database.open(run.home) as db:
+        now = ledger.outcome(db, run.run_id)
+    moved_on = now.attempt > run.attempt or (now.status != "running" and now.reason != run.reason)
+    return moved_on and now.prefect_flow_run_id == flow_run_id
 
 
 def _after_approval(run: NightRun, flow_run_id: str) -> str:
@@ -145,7 +164,7 @@ def _in_words(pipeline: Pipeline, night: Night, force: bool, dry_run: bool, over
     """Held is a normal night: the flow completes. Red is for what broke, told in words and not as a traceback."""
     _rename(f"{pipeline.name} {night.date}")
     try:
-        with readable_logs():
+        with readable_logs(), outlived():
             told = run_night(pipeline, night, force=force, dry_run=dry_run, overtaken=overtaken)
     except NightgateError as error:
         _rename(f"{pipeline.name} {night.date}: failed")
@@ -192,8 +211,11 @@ def _told(run: NightRun) -> str:
 
 
 def _rename(name: str) -> None:
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(UUID(runtime.flow_run.id), name=name)
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(runtime.flow_run.id), name=name)
+    except Exception as error:  # noqa: BLE001 - a server that is away must not cost a night for the sake of its name
+        log.warning("the run could not be named %r: %s", name, error)
 
 
 def _announce() -> None:

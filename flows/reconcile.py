@@ -44,6 +44,8 @@ LATE = timedelta(hours=1)
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
 PAGE = 200
 """Runs that Prefect gives in one answer."""
+TO_BE_HEARD = timedelta(minutes=1)
+"""A worker hears of a cancel within seconds, and kills the run 30 s later if that does not end by itself."""
 SETTLED_LONG_AGO = timedelta(minutes=5)
 """A run writes its report and ends its flow after its row has ended: so long it may take."""
 
@@ -70,6 +72,7 @@ def reconcile_now() -> list[Ended]:
                 due = _still_due(client, pipeline.name) if reachable else frozenset()
                 settled += settling.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
             if reachable:
+                settled += obey_cancels(db, client)
                 agree(db, client)
         if reachable:
             announce_ends(db)
@@ -94,6 +97,25 @@ def agree(db: Database, client: SyncPrefectClient) -> None:
             if run.state is not None and _contradicts(run.state, end):
                 client.set_flow_run_state(run.id, _state_of(end), force=True)
                 log.info("%s: Prefect said %s, the ledger says %s", run.name, run.state.name, end.status)
+
+
+def obey_cancels(db: Database, client: SyncPrefectClient) -> list[Ended]:
+    """End the runs that a person cancelled and that nobody told so: their worker is gone, or they wait for a person.
+
+    Their process, if it lives, learns it from the ledger at its next sign of life.
+    """
+    known = {UUID(one.prefect_flow_run_id): one for one in settling.unfinished(db) if one.prefect_flow_run_id}
+    if not known:
+        return []
+    runs = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            id=FlowRunFilterId(any_=list(known)),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])),
+        )
+    )
+    unheard = [run for run in runs if run.state and datetime.now(UTC) - run.state.timestamp > TO_BE_HEARD]
+    ended = [settling.cancel(db, known[run.id], "its run was cancelled in Prefect") for run in unheard]
+    return [one for one in ended if one is not None]
 
 
 def newer_is_due(deployment_id: UUID, scheduled_for: datetime) -> str:
@@ -153,10 +175,11 @@ def _contradicts(state: State[Any], end: settling.EndedLately) -> bool:
     if state.is_scheduled() or state.is_pending():
         return False  # somebody has asked for a retry
     if state.is_final():
-        # Given up by Prefect while it lived, and it came to its end all the same.
-        return state.is_crashed() and end.status in {"promoted", "held", "skipped"}
+        # Given up by Prefect while it lived, and it came to its end all the same; or it ended, and could not say so.
+        return (state.is_crashed() or state.is_failed()) and end.status not in {"failed", "cancelled"}
     is_old = datetime.now(UTC) - end.finished_at > SETTLED_LONG_AGO
-    return state.is_paused() or is_old or end.error_type == "crashed"
+    was_cancelled = state.is_cancelling() and end.status == "cancelled"
+    return state.is_paused() or is_old or was_cancelled or end.error_type == "crashed"
 
 
 def _state_of(end: settling.EndedLately) -> State[Any]:

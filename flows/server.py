@@ -1,4 +1,4 @@
-"""Which Prefect server a run by hand talks to."""
+"""Which Prefect server a run by hand, or a command about deployments, talks to, and whether it lets us in."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from nightgate.errors import ConfigurationError, without_credentials
+
 
 def local_server() -> str:
     """The server that `nightgate serve` starts on this machine; its port is Prefect's own setting, 4200 unless set."""
@@ -24,10 +26,23 @@ def local_server() -> str:
 
 
 def server_problem(api_url: str) -> str | None:
-    """Why the server at `api_url` cannot be used; None when it answers."""
+    """Why the server at `api_url` cannot be used, as `does not answer: ...`; None when it answers and lets us in."""
     with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
-    return None if problem is None else f"{type(problem).__name__}: {problem}"
+        if problem is not None:
+            return f"does not answer: {type(problem).__name__}: {problem}"
+        # Its health it tells to anybody, whatever authentication it asks for.
+        try:
+            client.hello()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in {401, 403}:
+                return f"{REFUSES} ({error.response.status_code}): {_CREDENTIALS}"
+            return f"does not answer: {type(error).__name__}: {error}"
+    return None
+
+
+REFUSES = "refuses us"
+_CREDENTIALS = "set PREFECT_API_AUTH_STRING here to the PREFECT_SERVER_API_AUTH_STRING with which it was started"
 
 
 @contextmanager
@@ -45,10 +60,10 @@ def prefect_server() -> Iterator[str]:
         problem = server_problem(api_url)
         if problem is None:
             with temporary_settings({PREFECT_API_URL: api_url}):
-                yield f"using the Prefect server at {api_url}"
+                yield f"using the Prefect server at {without_credentials(api_url)}"
             return
-        if api_url == configured:
-            why = f"the Prefect server at {api_url} does not answer ({problem})"
+        if api_url == configured or problem.startswith(REFUSES):
+            why = f"the Prefect server at {without_credentials(api_url)} {problem}"
     # 20 s, Prefect's own limit, is too short for the first start in a fresh home.
     temporary = {
         PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True,
@@ -66,3 +81,26 @@ def answers(url: str) -> bool:
         return httpx.get(f"{url}/api/health", timeout=2).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+@contextmanager
+def running_server() -> Iterator[str]:
+    """Settings for a command about a server that stays: the one at `PREFECT_API_URL`, else that of `nightgate serve`.
+
+    Gives its API's address.
+
+    Raises:
+        ConfigurationError: there is none, or it does not let us in.
+    """
+    configured = PREFECT_API_URL.value()
+    api_url = configured or f"{local_server()}/api"
+    problem = server_problem(api_url)
+    if problem is not None:
+        which = "PREFECT_API_URL" if configured else "PREFECT_API_URL is not set, so the one of this machine"
+        raise ConfigurationError(
+            f"the Prefect server at {without_credentials(api_url)} ({which}) {problem}",
+            next_step="start it with `prefect server start`, or set PREFECT_API_URL to the address of yours, such as "
+            "http://127.0.0.1:4200/api",
+        )
+    with temporary_settings({PREFECT_API_URL: api_url}):
+        yield api_url

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nightgate import logs
 from nightgate.errors import ModelError, storage_errors, without_credentials
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ Report = Callable[[str, int, int], None]
 """Called with what is being done, and how much of how much is done (bytes)."""
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.codes", "*.jinja"]
+_CHATTER = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
+"""Loggers that warn at every load: of a new head, which every classifier has, and of layers that are not sharded."""
 
 
 @dataclass(frozen=True)
@@ -304,11 +307,18 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
 
 
 def quiet_transformers() -> Any:
-    """The transformers module without bars and without its report on newly initialised heads."""
+    """The transformers module without bars and without its report on newly initialised heads, which we tell in words.
+
+    What else it warns of is in the log of a night; where Nightgate does not log, it keeps to errors.
+    """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    if logs.adopt_libraries():
+        for name in _CHATTER:
+            logging.getLogger(name).setLevel(logging.ERROR)
+    else:
+        transformers.utils.logging.set_verbosity_error()
     return transformers
 
 

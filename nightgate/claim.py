@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nightgate import gate, ledger, metrics, settling
+from nightgate import gate, ledger, logs, metrics, settling
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import NightgateError
@@ -136,17 +136,24 @@ def open_night(
         if not run.is_open:
             yield run
             return
-        try:
-            with _settled(run), Heartbeat(db, run.run_id, run.attempt) as run.heartbeat:
-                if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
-                    settling.record_missed(db, pipeline, night.scheduled_for)
-                yield run
-        except NightgateError:
+        with logs.night_context(
+            pipeline=pipeline.name,
+            night=night.date,
+            run_id=run.run_id,
+            attempt=run.attempt,
+            directory=run.directory,
+        ):
+            try:
+                with _settled(run), Heartbeat(db, run.run_id, run.attempt) as run.heartbeat:
+                    if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
+                        settling.record_missed(db, pipeline, night.scheduled_for)
+                    yield run
+            except NightgateError:
+                if on_end is not None:
+                    on_end(run)
+                raise
             if on_end is not None:
                 on_end(run)
-            raise
-        if on_end is not None:
-            on_end(run)
 
 
 @contextmanager

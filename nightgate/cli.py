@@ -1,17 +1,18 @@
 """The command line: `nightgate --help`. Heavy imports stand inside the functions, so that help is quick.
 
+Here: the app, and what runs nights and looks after the place; `cli_read` holds the commands that read, `cli_decide`
+those that decide, `cli_options` what they share. COMMANDS is the order in which help lists them.
+
 Results go to stdout, progress and logs to stderr. Exit 0: promoted, held, skipped, superseded or waiting; 1: failed or
 cancelled; 2: bad usage or configuration; 3: held, with --fail-on-held.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,13 +20,15 @@ import typer
 from typer.core import TyperGroup
 
 from nightgate import __version__
-from nightgate.errors import ConfigurationError, NightgateError
-from nightgate.output import Format, formatted
+from nightgate.cli_decide import approve, promote, reconcile, reject, rollback
+from nightgate.cli_options import OutputFormat, PipelineName, date_of, show
+from nightgate.cli_read import champion, history, predict, status, versions
+from nightgate.errors import NightgateError
+from nightgate.output import Format
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from nightgate.config import Pipeline
+    from nightgate.doctor import Seen
     from nightgate.nights import Night
 
 
@@ -59,34 +62,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 database_app = typer.Typer(help="The metrics database.", no_args_is_help=True)
-app.add_typer(database_app, name="db")
 
 
-NIGHT_COLUMNS = (
-    "night",
-    "status",
-    "rows_new",
-    "best_epoch",
-    "test_rows",
-    "test_f1",
-    "f1_ci_low",
-    "f1_ci_high",
-    "champion_version",
-    "f1_delta",
-    "model_version",
-    "duration_seconds",
-    "reason",
-)
-VERSION_COLUMNS = ("version", "status", "night", "test_f1", "f1_ci_low", "f1_ci_high", "test_rows", "run_id", "path")
-"""What a table shows; JSON and CSV hold every column of the view."""
-
-PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of a pipeline or path of a TOML file.")]
-VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A number, `champion` or `previous`.")]
-OutputFormat = Annotated[Format, typer.Option("--format", help="How to print.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; it is stored with who and when.")]
-
-
-@app.command()
 def run(
     pipeline: PipelineName,
     night: Annotated[str | None, typer.Option(metavar="DATE", help="A past night, such as 2026-01-05.")] = None,
@@ -104,7 +81,7 @@ def run(
 
     configuration = load_pipeline(pipeline, parse_settings(settings or ()))
     schedule = configuration.schedule
-    chosen = tonight(schedule) if night is None else chosen_night(schedule, _date(night))
+    chosen = tonight(schedule) if night is None else chosen_night(schedule, date_of(night))
     _prepare_database()
     status = None if force or dry_run else _tell_ended(configuration, chosen)
     if status is None:
@@ -121,7 +98,7 @@ def _tell_ended(configuration: Pipeline, chosen: Night) -> str | None:
     """The status of a night that has ended before, told with all there is; None when there is work to do."""
     from nightgate import query, summary
     from nightgate.home import open_home
-    from nightgate.runs import ENDED
+    from nightgate.opening import ENDED
 
     nights = query.history(configuration.name, since=chosen.date)
     found = nights[(nights["night"] == chosen.date) & nights["status"].isin(ENDED) & ~nights["dry_run"]]
@@ -134,10 +111,10 @@ def _tell_ended(configuration: Pipeline, chosen: Night) -> str | None:
 
 
 def _run_bare(configuration: Pipeline, chosen: Night, force: bool, dry_run: bool) -> str:
-    from nightgate import summary
+    from nightgate import logs, summary
     from nightgate.steps import run_night
 
-    _log_to_stderr()
+    logs.to_stderr()
     finished = run_night(configuration, chosen, force=force, dry_run=dry_run)
     typer.echo(summary.as_text(finished.home, finished.run_id))
     return finished.status
@@ -161,99 +138,6 @@ def _run_in_prefect(configuration: Pipeline, chosen: Night, force: bool, dry_run
     return "cancelled" if state.is_cancelled() else "failed"
 
 
-@app.command()
-def history(
-    pipeline: PipelineName,
-    run_id: Annotated[str | None, typer.Option("--run", metavar="ID|latest", help="One run.")] = None,
-    epochs: Annotated[bool, typer.Option(help="The epochs of one run, in the published table's shape.")] = False,
-    slices: Annotated[bool, typer.Option(help="Metrics per class and slice of the run's best epoch.")] = False,
-    since: Annotated[str | None, typer.Option(metavar="DATE", help="Nights from this date on.")] = None,
-    output: OutputFormat = Format.table,
-) -> None:
-    """Show the nights of a pipeline, or the epochs or slices of one run."""
-    from nightgate import query
-
-    name = _name(pipeline)
-    frame = query.history(name, run=run_id, epochs=epochs, slices=slices, since=_date(since) if since else None)
-    if epochs and not slices and output is Format.table and not frame.empty:
-        typer.echo(query.published_table(frame))
-    else:
-        columns = () if epochs or slices or run_id else NIGHT_COLUMNS
-        _show(frame, output, f"the database holds nothing of that for {name}", columns=columns)
-
-
-@app.command()
-def champion(
-    pipeline: PipelineName,
-    at: Annotated[str | None, typer.Option(metavar="TIME", help="Who reigned then; UTC unless it says so.")] = None,
-    output: OutputFormat = Format.table,
-) -> None:
-    """Show the version that reigns, or reigned at a time: metrics, path, lineage."""
-    from nightgate import query
-
-    name = _name(pipeline)
-    frame = query.champion(name, _moment(at) if at else None)
-    _show(_absolute(frame), output, f"{name} has no champion{f' at {at}' if at else ' yet'}", vertical=True)
-
-
-@app.command()
-def versions(pipeline: PipelineName, output: OutputFormat = Format.table) -> None:
-    """List every version: each completed candidate, held ones too."""
-    from nightgate import query
-
-    name = _name(pipeline)
-    _show(_absolute(query.versions(name)), output, f"{name} has no versions yet", columns=VERSION_COLUMNS)
-
-
-@app.command()
-def promote(pipeline: PipelineName, version: VersionName, reason: Reason) -> None:
-    """Make a version the champion by hand."""
-    from nightgate import registry
-    from nightgate.database import Database
-    from nightgate.home import open_home
-
-    home = open_home()
-    with Database.open(home) as db:
-        typer.echo(registry.promote_by_hand(db, home, _name(pipeline), version, reason=reason, by=_person()))
-
-
-@app.command()
-def rollback(pipeline: PipelineName, reason: Reason) -> None:
-    """Bring back the champion before the current one."""
-    from nightgate import registry
-    from nightgate.database import Database
-    from nightgate.home import open_home
-
-    home = open_home()
-    with Database.open(home) as db:
-        typer.echo(registry.rollback(db, home, _name(pipeline), reason=reason, by=_person()))
-
-
-@app.command()
-def predict(
-    pipeline: PipelineName,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Else one a line from stdin.")] = None,
-    output: OutputFormat = Format.table,
-) -> None:
-    """Classify texts with the champion, from arguments or standard input."""
-    import pandas as pd
-
-    from nightgate.registry import load_champion
-
-    given = texts or _lines_of_stdin()
-    if not given:
-        raise ConfigurationError(
-            "there is no text to classify", next_step="give texts as arguments or one a line on standard input"
-        )
-    predictions = load_champion(_name(pipeline)).predict(given)
-    rows = [
-        {"label": found.label, "probability": round(found.probability, 4), "text": text}
-        for found, text in zip(predictions, given, strict=True)
-    ]
-    _show(pd.DataFrame(rows), output)
-
-
-@app.command()
 def serve(
     pipelines: Annotated[list[str] | None, typer.Argument(metavar="[PIPELINE ...]", help="Default: `sample`.")] = None,
 ) -> None:
@@ -279,17 +163,60 @@ def serve(
     serve_pipelines(loaded, tell)
 
 
-@app.command()
+def deploy(
+    pipelines: Annotated[
+        list[str] | None, typer.Argument(metavar="[PIPELINE ...]", help="Names. Default: all of this place.")
+    ] = None,
+    pool: Annotated[str, typer.Option(metavar="NAME", help="Work pool; one of processes is made if missing.")] = "",
+    prune: Annotated[bool, typer.Option("--prune", help="Remove deployments of pipelines that are gone.")] = False,
+    work_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where runs work. Default: here, for a pool of processes.")
+    ] = None,
+    output: OutputFormat = Format.table,
+) -> None:
+    """Register pipelines at a Prefect server, for the workers of a work pool; repeat it at any time."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    import pandas as pd
+
+    from deployments.catalog import POOL
+    from deployments.deploy import deploy, problems
+
+    outcomes = deploy(pipelines or (), pool=pool or POOL, prune=prune, work_dir=work_dir)
+    show(pd.DataFrame([vars(outcome) for outcome in outcomes]), output)
+    if broken := problems(outcomes):
+        raise broken
+
+
 def doctor(output: OutputFormat = Format.table) -> None:
-    """Check versions, home, database, server, disk and device; say how to mend what is wrong."""
+    """Check this place and all that its nights need; say how to mend what is wrong."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")
     import pandas as pd
 
     from nightgate.doctor import examine
 
-    findings = examine()
-    _show(pd.DataFrame([vars(finding) for finding in findings]), output)
-    if any(finding.status == "problem" for finding in findings):
+    findings = examine(_server_check())
+    show(pd.DataFrame([vars(finding) for finding in findings]), output)
+    counts = {status: sum(finding.status == status for finding in findings) for status in ("problem", "warning")}
+    told = (f"{count} {status}{'' if count == 1 else 's'}" for status, count in counts.items())
+    typer.echo(", ".join(told), err=True)
+    if counts["problem"]:
         raise typer.Exit(1)
+
+
+def _server_check() -> Callable[[], Seen]:
+    """What asks the Prefect server. Imported first: a Prefect that cannot be is among what a doctor finds."""
+    try:
+        from flows.health import examine
+    except Exception as error:  # noqa: BLE001 - a wrong version fails in any way
+        told = f"Prefect cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
+        return lambda: _nothing_but(told)
+    return examine
+
+
+def _nothing_but(told: str) -> Seen:
+    from nightgate.doctor import Finding, Seen
+
+    return Seen([Finding("problem", "prefect server", told, "install with the versions of constraints.txt")])
 
 
 @database_app.command("upgrade")
@@ -311,65 +238,30 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+COMMANDS = (
+    run,
+    status,
+    history,
+    champion,
+    versions,
+    predict,
+    promote,
+    rollback,
+    approve,
+    reject,
+    reconcile,
+    serve,
+    deploy,
+    doctor,
+)
+for _command in COMMANDS:
+    app.command()(_command)
+app.add_typer(database_app, name="db")
+
+
 def main() -> None:
     """Entry point."""
     app()
-
-
-def _name(pipeline: str) -> str:
-    """The pipeline's name in the database: of its file if there is one, else as given (its file may be gone)."""
-    from nightgate.pipelines import load_pipeline, pipeline_files
-
-    if pipeline in pipeline_files() or pipeline.endswith(".toml"):
-        return load_pipeline(pipeline).name
-    return pipeline
-
-
-def _absolute(frame: pd.DataFrame) -> pd.DataFrame:
-    """Paths as they are on this machine; the database stores them relative to the home."""
-    from nightgate.home import open_home
-
-    home = open_home()
-    return frame.assign(path=[str(home.absolute(path)) for path in frame["path"]])
-
-
-def _date(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{text!r} is not a date", next_step="write it as YYYY-MM-DD, such as 2026-01-05"
-        ) from error
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{text!r} is not a time", next_step="write it as 2026-01-05T03:15 or 2026-01-05T03:15+01:00"
-        ) from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _lines_of_stdin() -> list[str]:
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(
-            f"standard input is not UTF-8 text: {error}",
-            next_step="convert it, such as with `iconv -f cp1252 -t utf-8`",
-        ) from error
-    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
-
-
-def _person() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
 
 
 def _prepare_database() -> None:
@@ -381,22 +273,6 @@ def _prepare_database() -> None:
     path = Path(url.removeprefix("sqlite:///"))
     if url.startswith("sqlite") and not path.exists():
         upgrade(url)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("nightgate").setLevel(logging.INFO)
-
-
-def _show(
-    frame: pd.DataFrame, output: Format, when_empty: str = "", *, columns: Sequence[str] = (), vertical: bool = False
-) -> None:
-    """Print a frame to stdout; say `when_empty` on stderr where a table would have no rows."""
-    text = formatted(frame, output, columns=columns, vertical=vertical)
-    if text:
-        typer.echo(text)
-    else:
-        typer.echo(when_empty, err=True)
 
 
 if __name__ == "__main__":

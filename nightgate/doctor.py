@@ -1,31 +1,84 @@
-"""`nightgate doctor`: what could keep a night from running, each line with its remedy."""
+"""`nightgate doctor`: what could keep a night from running, each line with its remedy.
+
+Here: the findings, and what this machine is like. `doctor_database` asks the metrics database, `doctor_pipelines` the
+pipeline files and what they need; what a Prefect server says is handed in, because the library does not talk to one.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import Literal
 
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from nightgate.errors import NightgateError
-from nightgate.home import open_home
+from nightgate.home import Home, home_path, open_home
 
+Status = Literal["ok", "warning", "problem"]
 GIB = 2**30
+HANG_SECONDS = 20.0
+"""Everything that asks a network has a limit of some 3 s of its own: this is for what none can be set for, such as a
+file server that is gone."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    status: Literal["ok", "warning", "problem"]
+    status: Status
     check: str
     found: str
     remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a check found, and what others make use of."""
+
+    findings: Sequence[Finding] = ()
+    used: frozenset[str] = frozenset()
+    """Pipelines that have run here, or are deployed: what is wrong with others stops no night."""
+    ahead: timedelta | None = None
+    """By how much the clock on the other side is ahead of this machine's."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One group of checks: its name, should it break, and what does it."""
+
+    name: str
+    run: Callable[[], Seen | Iterable[Finding]]
+    clock: str = ""
+    """Whose clock `ahead` speaks of."""
+
+
+@dataclass
+class _Pending:
+    """A check in a thread of its own: those that wait for a network do so side by side."""
+
+    check: Check
+    seen: Seen | None = None
+    thread: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._run, name=f"doctor-{self.check.name}", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        self.seen = _carried_out(self.check)
+
+    def result(self, seconds: float) -> Seen:
+        self.thread.join(seconds)
+        stuck = f"no word of this check within {seconds:.0f} s"
+        remedy = "look at the network, and at file systems of other machines (df, mount)"
+        return self.seen or Seen([Finding("problem", self.check.name, stuck, remedy)])
 
 
 KNOWN_BAD = {
@@ -35,28 +88,65 @@ KNOWN_BAD = {
     ),
     "fastapi": ("<0.151,>=0.139", "Prefect 3.8's server fails at import with another version"),
     "prefect": ("<3.9,>=3.8", "the flows are written and tested for 3.8"),
+    "torch": (">=2.8", "the training is tested with that and newer ones"),
+    "transformers": (">=5.0", "the training is written for the models and tokenizers of 5"),
+    "datasets": (
+        ">=4.5",
+        "the sources are tested with that and newer ones; before 4.0 it runs the scripts of data sets",
+    ),
+    "evaluate": (">=0.4.5", "the metrics are tested with that and newer ones"),
 }
-"""Package: the versions that work, and what happens otherwise. `pip check` sees none of these."""
+"""Package: the versions that work, and what happens otherwise. Of the first two `pip check` sees nothing."""
 
 
-def examine() -> list[Finding]:
-    """All checks, in the order in which they depend on each other. A check that breaks is a finding, never an error."""
-    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python,
-        _versions,
-        _home,
-        _database,
-        _server,
-        _device,
-        _pipelines,
-    )
-    findings: list[Finding] = []
-    for check in checks:
-        try:
-            findings += check()
-        except NightgateError as error:
-            findings.append(Finding("problem", check.__name__.strip("_"), error.reason, error.next_step))
+def examine(server: Callable[[], Seen] | None = None) -> list[Finding]:
+    """All findings, in the order in which they depend on each other. A check that breaks is a finding, never an error.
+
+    Args:
+        server: asks the Prefect server.
+    """
+    pending = [_Pending(Check("prefect server", server, clock="the Prefect server"))] if server else []
+    # Imports here, and not within the threads: there they would count as a network that is slow.
+    from nightgate import doctor_pipelines
+
+    pending.append(_Pending(Check("pipelines", doctor_pipelines.examine)))
+    from nightgate import doctor_database
+
+    pending.append(_Pending(Check("database", doctor_database.examine, clock="the database")))
+    local = [Check("python", _python), Check("versions", _versions), Check("home", _home), Check("device", _device)]
+    seen = [_carried_out(check) for check in local]
+    asked = [one.result(HANG_SECONDS) for one in pending]
+    used = frozenset(name for one in asked for name in one.used)
+    clocks = [(one.check.clock, answer.ahead) for one, answer in zip(pending, asked, strict=True)]
+    by_name = {one.check.name: answer for one, answer in zip(pending, asked, strict=True)}
+    findings = [finding for one in seen for finding in one.findings]
+    for name in ("database", "prefect server"):
+        findings += by_name[name].findings if name in by_name else ()
+    findings += (_softened(finding, used) for finding in by_name["pipelines"].findings)
+    findings += (clock_finding(whose, ahead) for whose, ahead in clocks if ahead is not None)
     return findings
+
+
+def _carried_out(check: Check) -> Seen:
+    try:
+        answer = check.run()
+        return answer if isinstance(answer, Seen) else Seen(tuple(answer))
+    except NightgateError as error:
+        return Seen([Finding("problem", check.name, error.reason, error.next_step)])
+    except Exception as error:  # noqa: BLE001 - who is ill wants to hear all that is wrong, and not the first of it
+        told = f"the check broke: {type(error).__name__}: {error}".splitlines()[0]
+        return Seen([Finding("problem", check.name, told, "report it: this is a fault of Nightgate")])
+
+
+def _softened(finding: Finding, used: frozenset[str]) -> Finding:
+    """What a pipeline lacks that nobody runs, such as an example's base model, is no problem yet."""
+    about, _, name = finding.check.partition(" ")
+    if finding.status != "problem" or about not in {"model", "data"} or name in used:
+        return finding
+    return replace(finding, status="warning", found=f"{finding.found} ({name} has not run here)")
+
+
+# --- this machine ---
 
 
 def _python() -> Iterator[Finding]:
@@ -64,8 +154,7 @@ def _python() -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    for package in (*KNOWN_BAD, "torch", "transformers", "datasets", "evaluate"):
-        works, otherwise = KNOWN_BAD.get(package, ("", ""))
+    for package, (works, otherwise) in KNOWN_BAD.items():
         try:
             found = version(package)
         except PackageNotFoundError:
@@ -75,10 +164,52 @@ def _versions() -> Iterator[Finding]:
             yield Finding("ok", package, found)
         else:
             yield Finding("problem", package, f"{found}: {otherwise}", f"pip install '{package}{works}'")
+    wrong = [told for package in ("nightgate", *KNOWN_BAD) for told in _unmet(package)]
+    if wrong:
+        yield Finding("problem", "dependencies", "; ".join(wrong), "install with the versions of constraints.txt")
+    else:
+        yield Finding("ok", "dependencies", "all that these packages ask of each other is met")
+
+
+def _unmet(package: str) -> Iterator[str]:
+    """What an installed package asks for and does not find."""
+    try:
+        asked = requires(package) or ()
+    except PackageNotFoundError:
+        return  # told already, or a checkout that is run without being installed
+    for text in asked:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            yield f"{package} needs {requirement.name}, which is not installed"
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            yield f"{package} needs {requirement.name}{requirement.specifier}, not {found}"
+
+
+def here() -> Home | None:
+    """The home, if there is one: the doctor makes none."""
+    path = home_path()
+    return open_home(path) if (path / "home.json").is_file() else None
 
 
 def _home() -> Iterator[Finding]:
-    home = open_home()
+    path = home_path()
+    home = here()
+    if home is None:
+        if path.exists() and not path.is_dir():
+            open_home(path)  # says what is in the way
+        told = f"there is none at {path} yet"
+        if os.environ.get("NIGHTGATE_HOME"):
+            remedy = "mount it if other workers have one; else `nightgate db upgrade` makes it"
+            yield Finding("problem", "home", told, remedy)
+        else:
+            remedy = "go to the folder that holds .nightgate/, or set NIGHTGATE_HOME; `nightgate db upgrade` makes one"
+            yield Finding("warning", "home", told, remedy)
+        return
     probe = home.root / f".doctor-{os.getpid()}"
     try:
         probe.write_bytes(b"x")
@@ -86,59 +217,71 @@ def _home() -> Iterator[Finding]:
     except OSError as error:
         yield Finding("problem", "home", f"{home.root}: {error.strerror}", "give this user the right to write there")
         return
-    yield Finding("ok", "home", f"{home.root} (id {home.id[:8]})")
-    free = shutil.disk_usage(home.root).free
-    status: Literal["ok", "warning", "problem"] = "ok" if free > 5 * GIB else "warning" if free > GIB else "problem"
-    remedy = (
-        ""
-        if status == "ok"
-        else "free some space, or set NIGHTGATE_HOME to a larger disk: a night writes its model thrice"
-    )
-    yield Finding(status, "disk", f"{free / GIB:.1f} GiB free under the home", remedy)
+    kind = file_system_of(home.root, mounts())
+    where = f", on {kind}, a network file system" if is_network(kind) else ""
+    yield Finding("ok", "home", f"{home.root} (id {home.id[:8]}{where})")
+    yield disk_finding(shutil.disk_usage(home.root).free)
 
 
-def _database() -> Iterator[Finding]:
-    from nightgate.database import Database, database_url, safe_url
+def disk_finding(free: int) -> Finding:
+    """Of the bytes that are free under the home."""
+    told = f"{free / GIB:.1f} GiB free under the home"
+    if free > 5 * GIB:
+        return Finding("ok", "disk", told)
+    remedy = "free some space, or set NIGHTGATE_HOME to a larger disk: a night writes its model thrice"
+    return Finding("warning" if free > GIB else "problem", "disk", told, remedy)
 
-    home = open_home()
-    url = database_url(home)
-    with Database.open(home, url, patience=3):
-        yield Finding("ok", "database", f"{safe_url(url)} answers, at this version's revision")
+
+def mounts() -> list[tuple[str, str]]:
+    """Mount point and kind of every file system of this machine."""
+    import psutil
+
+    return [(one.mountpoint, one.fstype) for one in psutil.disk_partitions(all=True)]
 
 
-def _server() -> Iterator[Finding]:
-    configured = os.environ.get("PREFECT_API_URL")
-    # The same setting of Prefect's by which `nightgate serve` chooses its port.
-    url = configured or f"http://127.0.0.1:{os.environ.get('PREFECT_SERVER_API_PORT', '4200')}/api"
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=3):
-            yield Finding("ok", "prefect server", f"{url} answers")
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        if configured:
-            yield Finding("problem", "prefect server", f"{url}: {error}", "start it, or unset PREFECT_API_URL")
-        else:
-            yield Finding(
-                "warning",
-                "prefect server",
-                f"none at {url}: runs by hand start a temporary one, and nothing is scheduled",
-                "nightgate serve",
-            )
+def file_system_of(path: Path, known: Iterable[tuple[str, str]]) -> str:
+    """The kind of file system that `path` lies on, such as `ext4` or `nfs4`; '' where that is unknown."""
+    inside = [(point, kind) for point, kind in known if path.is_relative_to(point)]
+    # Of two on the same mount point the later one counts, which `max` would not give.
+    return max(reversed(inside), key=lambda one: len(one[0]), default=("", ""))[1]
+
+
+def is_network(kind: str) -> bool:
+    """Whether several machines may share a file system of this kind: SQLite's locks do not hold there."""
+    known = ("nfs", "cifs", "smb", "ceph", "gluster", "lustre", "beegfs", "gpfs", "afs", "9p", "fuse.sshfs")
+    return kind.lower().removeprefix("fuse.").startswith(known) or kind == "fuse.sshfs"
 
 
 def _device() -> Iterator[Finding]:
+    import torch
+
     from nightgate.devices import pick
 
     choice = pick("auto")
-    yield Finding("ok", "device", f"{choice.device}, {choice.precision}: {choice.reason}")
-
-
-def _pipelines() -> Iterator[Finding]:
-    from nightgate.pipelines import load_pipeline, pipeline_files
-
-    for name, path in pipeline_files().items():
-        try:
-            load_pipeline(path)
-        except NightgateError as error:
-            yield Finding("problem", f"pipeline {name}", error.reason, error.next_step)
+    told = f"{choice.device}, {choice.precision}: {choice.reason}"
+    if choice.device.type != "cuda":
+        if Path("/proc/driver/nvidia/version").exists():
+            told += "; the machine has an NVIDIA driver all the same"
+            remedy = (
+                "install a build of PyTorch for this driver (pytorch.org), or give this user the right to /dev/nvidia*"
+            )
+            yield Finding("warning", "device", told, remedy)
         else:
-            yield Finding("ok", f"pipeline {name}", str(path))
+            yield Finding("ok", "device", told)
+        return
+    free, total = torch.cuda.mem_get_info(choice.device)
+    told += f"; {free / GIB:.1f} of {total / GIB:.1f} GiB are free"
+    if free < total / 4:
+        yield Finding("warning", "device", told, "see who uses it (nvidia-smi): a batch that does not fit is split")
+    else:
+        yield Finding("ok", "device", told)
+
+
+def clock_finding(whose: str, ahead: timedelta) -> Finding:
+    """This machine's clock beside another one's. Nights, deadlines and leases are compared across machines."""
+    seconds = ahead.total_seconds()
+    told = f"{abs(seconds):.1f} s {'behind' if seconds > 0 else 'ahead of'} that of {whose}"
+    if abs(seconds) <= 30:
+        return Finding("ok", "clock", told)
+    remedy = "let all machines set their clocks by NTP (timedatectl set-ntp true)"
+    return Finding("warning" if abs(seconds) <= 120 else "problem", "clock", told, remedy)

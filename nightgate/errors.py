@@ -129,8 +129,8 @@ ERRORS_BY_TYPE: dict[str, type[NightgateError]] = {
 
 
 def without_credentials(text: str) -> str:
-    """`text` with what stands before the @ of its addresses masked."""
-    return re.sub(r"//[^/@\s]+@", "//***@", text)
+    """`text` with what stands before the @ of its addresses masked; a password may hold an @ of its own."""
+    return re.sub(r"//[^/\s\"'<>]+@", "//***@", text)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from nightgate.errors import StorageError, storage_errors
+from nightgate.errors import RegistryError, StorageError, storage_errors
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,49 @@ class Home:
         return path
 
 
+def home_path(root: str | Path | None = None) -> Path:
+    """Where the home is or would be: `root`, `NIGHTGATE_HOME`, or `.nightgate/` in the working directory."""
+    return Path(root or os.environ.get("NIGHTGATE_HOME") or ".nightgate").expanduser().resolve()
+
+
+def existing_home(root: str | Path | None = None) -> Home:
+    """As `open_home`, but a reader in the wrong folder gets an error instead of a new, empty home.
+
+    Raises:
+        RegistryError: there is no home.
+        StorageError: as `open_home`.
+    """
+    path = home_path(root)
+    with storage_errors(path):
+        is_missing = not (path / "home.json").is_file()
+        is_in_the_way = path.exists() and not path.is_dir()
+    if is_missing and not is_in_the_way:
+        raise RegistryError(
+            f"there is no home of Nightgate at {path}",
+            next_step="go to the folder that holds .nightgate/, or set NIGHTGATE_HOME; `nightgate run` makes a home",
+        )
+    return open_home(path)
+
+
+def home_for_reading() -> Home:
+    """The home for those who read metrics: with a database elsewhere they need none, and get one that is not made.
+
+    Raises:
+        RegistryError, StorageError: as `existing_home`.
+    """
+    path = home_path()
+    if os.environ.get("NIGHTGATE_DATABASE_URL", "").strip() and not path.exists():
+        return Home(root=path, id="")
+    return existing_home(path)
+
+
 def open_home(root: str | Path | None = None) -> Home:
     """The home at `root`, at `NIGHTGATE_HOME` or at `.nightgate/`; made on first use.
 
     Raises:
         StorageError: the folder cannot be made, read or written, or its `home.json` is damaged.
     """
-    path = Path(root or os.environ.get("NIGHTGATE_HOME") or ".nightgate").expanduser().resolve()
+    path = home_path(root)
     with storage_errors(path):
         try:
             for folder in ("snapshots", "runs", "models", "locks"):

@@ -24,7 +24,7 @@ _ALWAYS = {
     # Seconds of silence after which the hub counts as unreachable.
     "HF_HUB_ETAG_TIMEOUT": "10",
     "HF_HUB_DOWNLOAD_TIMEOUT": "30",
-    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "warning",
     "PYTHONUNBUFFERED": "1",
 }
 

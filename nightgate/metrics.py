@@ -1,18 +1,14 @@
-"""Classification metrics: a metric module of our own for `evaluate`, per class, per slice, and the confusion matrix.
+"""Classification metrics through the library `evaluate`, per class, per slice, and the confusion matrix.
 
-`evaluate.load("f1")` would fetch a script from the hub and fail on a machine without a network; this module needs
-neither network nor cache. `nightgate.counts` says how averages, absent classes and empty input are defined.
+`nightgate.metric_module` is the module of our own for it; `nightgate.counts` says how averages, absent classes and
+empty input are defined.
 """
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import datasets
-import evaluate
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,33 +32,6 @@ class SliceScore:
     scores: Scores
 
 
-class ClassificationScores(evaluate.Metric):  # type: ignore[misc]
-    """`compute(predictions=[...], references=[...], num_labels=5)`: class indices in, the fields of `Scores` out."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"keep_in_memory": True, **options})
-
-    def _info(self) -> Any:
-        return evaluate.MetricInfo(
-            description="Accuracy, and F1, precision and recall with weighted and macro averages.",
-            citation="",
-            inputs_description="predictions, references: class indices (int64); num_labels: how many there are.",
-            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
-        )
-
-    def _build_data_dir(self) -> str:
-        # The base class makes a folder in the user's cache, which may be read-only; in memory none is needed.
-        return super()._build_data_dir() if not self.keep_in_memory else str(Path(tempfile.gettempdir()))
-
-    def _compute(
-        self, predictions: Sequence[int], references: Sequence[int], num_labels: int | None = None
-    ) -> dict[str, Any]:
-        true = np.asarray(references, dtype=np.int64)
-        predicted = np.asarray(predictions, dtype=np.int64)
-        size = num_labels or int(max(true.max(initial=-1), predicted.max(initial=-1))) + 1
-        return asdict(overall_scores(confusion_counts(true, predicted, size)))
-
-
 def score(references: NDArray[np.int64], predictions: NDArray[np.int64], num_labels: int) -> Scores:
     """Scores of predicted against true class indices, both of shape [rows].
 
@@ -74,6 +43,9 @@ def score(references: NDArray[np.int64], predictions: NDArray[np.int64], num_lab
     if not len(references):
         # `evaluate` cannot hold an empty batch: Arrow's stream stays without a schema.
         return NOTHING
+    # Here and not above: it takes a second to import, and most commands score nothing.
+    from nightgate.metric_module import ClassificationScores
+
     values = ClassificationScores().compute(predictions=predictions, references=references, num_labels=num_labels)
     return Scores(**values)
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from nightgate.database import Database
 from nightgate.errors import RegistryError
-from nightgate.home import open_home
+from nightgate.home import home_for_reading
 from nightgate.schema import Base, UtcTime
 
 _PUBLISHED = {
@@ -49,10 +49,10 @@ def history(
         since: only nights from this date on.
 
     Raises:
-        RegistryError: there is no such run.
+        RegistryError: there is no home here, or no such run.
         DatabaseError: the database cannot be used.
     """
-    with Database.open(open_home(), any_home=True) as db:
+    with Database.open(home_for_reading(), any_home=True) as db:
         return read_history(db, pipeline, run=run, epochs=epochs, slices=slices, since=since)
 
 
@@ -102,7 +102,7 @@ def read_history(
 
 def champion(pipeline: str, at: datetime | None = None) -> pd.DataFrame:
     """The reign of now, or of the instant `at` (aware): one row, or none where nobody reigned."""
-    with Database.open(open_home(), any_home=True) as db:
+    with Database.open(home_for_reading(), any_home=True) as db:
         moment = "c.valid_to IS NULL"
         parameters: dict[str, Any] = {"pipeline": pipeline}
         if at is not None:
@@ -120,18 +120,27 @@ def champion(pipeline: str, at: datetime | None = None) -> pd.DataFrame:
 
 def versions(pipeline: str) -> pd.DataFrame:
     """Every version of the pipeline, oldest first."""
-    with Database.open(open_home(), any_home=True) as db:
+    with Database.open(home_for_reading(), any_home=True) as db:
         query = "SELECT * FROM model_versions WHERE pipeline = :pipeline ORDER BY version"
         return tidy(db.frame(query, {"pipeline": pipeline}))
 
 
+def published_rows(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the epochs in the shape in which fine-tuned models are published, as text.
+
+    Four decimals, `n/a` for no value.
+    """
+    columns = list(_PUBLISHED.values())
+    found = rows[columns].itertuples(index=False)
+    cells = [[_cell(column, value) for column, value in zip(columns, values, strict=True)] for values in found]
+    return list(_PUBLISHED), cells
+
+
 def published_table(rows: pd.DataFrame) -> str:
-    """Epochs as markdown in the shape in which fine-tuned models are published: four decimals, `n/a` for no value."""
-    lines = [f"| {' | '.join(_PUBLISHED)} |", f"|{'|'.join(':-:' for _ in _PUBLISHED)}|"]
-    for values in rows[list(_PUBLISHED.values())].itertuples(index=False):
-        cells = (_cell(column, value) for column, value in zip(_PUBLISHED.values(), values, strict=True))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """The same as markdown."""
+    header, cells = published_rows(rows)
+    lines = [f"| {' | '.join(header)} |", f"|{'|'.join(':-:' for _ in header)}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
 
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:

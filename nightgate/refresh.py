@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from nightgate import config
+from nightgate import config, threads
 from nightgate.config import Pipeline, duration
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home
@@ -33,6 +34,9 @@ from nightgate.tables import Quarantined as Quarantined
 from nightgate.text import NORMALISATION_VERSION, hashed_fraction, side_of
 
 log = logging.getLogger(__name__)
+
+READ = "snapshot %s: %s; read in %.2f s"
+"""What `benchmarks.orchestration` reads."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ def refresh(pipeline: Pipeline, night: Night, home: Home, previous: Path | None 
             written then.
         StorageError: the snapshot cannot be written.
     """
+    began = time.monotonic()
+    # How busy the machine is decides how the training process waits: it is found out while the source is read.
+    threads.look()
     data = pipeline.data
     raw = read_source(data, night, split_column=pipeline.split.column)
     usable, quarantined, unseen = validate(raw, pipeline, night)
@@ -75,6 +82,8 @@ def refresh(pipeline: Pipeline, night: Night, home: Home, previous: Path | None 
     facts = _facts(frame, pipeline, night, len(quarantined), len(usable) - len(rows))
     snapshot = write_snapshot(home.snapshots / pipeline.name, frame, _rules(pipeline), facts)
     rows_new = _count_new(frame, previous)
+    counts = f"{len(frame):,} rows, {rows_new:,} of them new, {len(quarantined):,} quarantined"
+    log.info(READ, snapshot.id, counts, time.monotonic() - began)
     return Refreshed(snapshot, tuple(quarantined), rows_new, len(frame), len(usable) - len(rows))
 
 

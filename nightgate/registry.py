@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from nightgate import ledger, schema
 from nightgate.classifier import Classifier, Prediction
 from nightgate.database import Database
 from nightgate.errors import RegistryError
-from nightgate.home import Home, open_home
+from nightgate.home import Home, existing_home
 from nightgate.ledger import VersionRow
 from nightgate.registration import Candidate, register_candidate
 from nightgate.version_files import verify_version
@@ -59,23 +58,12 @@ def load_champion(pipeline: str, *, home: str | Path | None = None, device: str 
         ModelError: the champion's folder is missing, incomplete or altered.
         DatabaseError: the metrics database cannot be read.
     """
-    opened = _existing_home(home)
+    opened = existing_home(home)
     with Database.open(opened) as db:
         champion = ledger.champion(db, pipeline)
         if champion is None:
             raise _no_champion(db, pipeline)
     return Classifier.open(opened.absolute(champion.path), device=device)
-
-
-def _existing_home(root: str | Path | None) -> Home:
-    """As `open_home`, but a reader in the wrong folder gets an error instead of a new, empty home."""
-    path = Path(root or os.environ.get("NIGHTGATE_HOME") or ".nightgate").expanduser().resolve()
-    if not (path / "home.json").is_file():
-        raise RegistryError(
-            f"there is no home of Nightgate at {path}",
-            next_step="go to the folder that holds .nightgate/, or set NIGHTGATE_HOME; `nightgate run` makes a home",
-        )
-    return open_home(path)
 
 
 def resolve_version(db: Database, pipeline: str, text: str | int) -> VersionRow:

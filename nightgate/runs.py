@@ -97,11 +97,12 @@ class Outcome:
     reason: str
     test_f1: float | None
     prefect_flow_run_id: str | None
+    attempt: int
 
 
 def outcome(db: Database, run_id: str) -> Outcome:
     """What became of a run that exists."""
-    query = sa.select(Run.status, sa.func.coalesce(Run.reason, ""), Run.test_f1, Run.prefect_flow_run_id)
+    query = sa.select(Run.status, sa.func.coalesce(Run.reason, ""), Run.test_f1, Run.prefect_flow_run_id, Run.attempt)
     return db.read(lambda session: Outcome(*session.execute(query.where(Run.run_id == run_id)).one()))
 
 

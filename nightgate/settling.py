@@ -16,12 +16,13 @@ import sqlalchemy as sa
 from cronsim import CronSim
 from sqlalchemy.orm import Session
 
-from nightgate.approvals import Ended
+from nightgate.approvals import Ended, reject
 from nightgate.config import Pipeline
 from nightgate.database import Database
+from nightgate.errors import RegistryError
 from nightgate.nights import scheduled_night
 from nightgate.opening import new_run, new_run_id
-from nightgate.runs import lock_pipeline, settle_dead
+from nightgate.runs import finish_run, lock_pipeline, settle_dead
 from nightgate.schema import Attempt, ModelVersion, Run
 
 LONGEST_GAP = timedelta(days=60)
@@ -61,6 +62,42 @@ def settle_running(db: Database, pipeline: str | None = None) -> list[Ended]:
         ]
 
     return [ended for name in names for ended in db.write(partial(settle, name=name))]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that is at work or waits for a person, as its row says."""
+
+    run_id: str
+    attempt: int
+    status: str
+    pipeline: str
+    night: date
+    prefect_flow_run_id: str | None
+
+
+def unfinished(db: Database) -> list[Unfinished]:
+    """Runs that are at work or wait for a person; the processes of those at work may be dead."""
+    query = sa.select(Run.run_id, Run.attempt, Run.status, Run.pipeline, Run.night, Run.prefect_flow_run_id)
+    query = query.where(Run.status.in_(("running", "waiting")))
+    return db.read(lambda session: [Unfinished(*row) for row in session.execute(query)])
+
+
+def cancel(db: Database, run: Unfinished, by: str) -> Ended | None:
+    """End a run from outside: what waits is held, what is at work may write nothing more. None: it has moved on.
+
+    Args:
+        by: who cancelled it, such as 'its run was cancelled in Prefect'.
+    """
+    step = f"run that night again, it goes on from its last epoch: nightgate run {run.pipeline} --night {run.night}"
+    reason = f"{by}, and nobody told its process"
+    try:
+        if run.status == "waiting":
+            return reject(db, run.run_id, by="cancel", reason=by)
+        finish_run(db, run.run_id, run.attempt, "cancelled", reason=reason, error_type="cancelled", next_step=step)
+    except RegistryError:
+        return None
+    return Ended(run.run_id, run.pipeline, run.night, "cancelled", reason, run.prefect_flow_run_id)
 
 
 def record_missed(

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 import psutil
 
-from nightgate import launch
+from nightgate import launch, logs
 from nightgate.errors import (
     ERRORS_BY_TYPE,
     CrashedError,
@@ -49,6 +49,9 @@ SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_DUMP = 1.0
 """For the stacks of a process that stands still."""
 STEPS_BEFORE_STALLED = 10
+LIFE = "the %s process ended after %.2f s%s"
+DEALT = ", in %.2f s of which its epochs were scored and stored"
+"""What `benchmarks.orchestration` reads: the rest of a night is ours."""
 
 
 def train(
@@ -197,16 +200,19 @@ class _Child:
             job_file, self.log_file = job.attempt_dir / "job.json", job.attempt_dir / "log.txt"
         else:
             job_file, self.log_file = job.out / "score.json", job.out / "score.log"
+        self._name = "training" if isinstance(job, TrainJob) else "scoring"
         # Scoring is for one.
         self.count = launch.processes() if isinstance(job, TrainJob) else 1
         write_job(job, job_file)
+        environment = launch.environment(self.count)
+        self._began, self._dealing = time.monotonic(), 0.0
         with storage_errors(self.log_file), self.log_file.open("ab") as stderr:
             self.process = subprocess.Popen(
                 launch.command(python, job_file, self.count),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=launch.environment(self.count),
+                env=environment,
             )
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="nightgate-worker-events", daemon=True)
@@ -247,11 +253,12 @@ class _Child:
                 continue
             match event["event"]:
                 case "log":
-                    logging.getLogger(event["name"]).log(event["level"], "%s", event["message"])
+                    _repeat(event["name"], event["level"], event["message"])
                 case "error":
                     raise self._failed(event)
                 case "progress":
                     progress = Progress.from_json(_facts(event))
+                    logs.set_epoch(progress.epoch or None)
                     patience.saw(progress)
                     if time.monotonic() - printed_at >= SECONDS_BETWEEN_LINES:
                         printed_at = time.monotonic()
@@ -259,7 +266,10 @@ class _Child:
                     if on_progress is not None:
                         on_progress(progress)
                 case _:
+                    logs.set_epoch(event.get("epoch"))
+                    handed_on = time.monotonic()
                     yield event
+                    self._dealing += time.monotonic() - handed_on
                     patience.saw_epoch(event.get("epoch", 0))
 
     def end_with_stacks(self, why: str) -> None:
@@ -312,6 +322,8 @@ class _Child:
             # In a driver or a network file system that does not answer: waiting on would hang the night as well.
             log.error("the training process %d does not even end when it is killed", process.pid)
             return
+        dealt = DEALT % self._dealing if self._dealing else ""
+        log.info(LIFE, self._name, time.monotonic() - self._began, dealt)
         self._reader.join()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
@@ -348,6 +360,14 @@ class _Child:
             f"{who} {how} without a word" + (f"; its last log lines: {last}" if last else ""),
             next_step=f"see {self.log_file}, {again}",
         )
+
+
+def _repeat(name: str, level: int, message: str) -> None:
+    """Log what the child said under the name that it was said under, if that is one that the log of a night has."""
+    if logs.is_of_a_library(name):
+        logging.getLogger(name).log(level, "%s", message)
+    else:
+        log.log(level, "%s: %s", name, message)
 
 
 def _facts(event: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,9 @@ Free of torch: OpenMP reads its settings when it is loaded, so they are chosen f
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -14,6 +17,9 @@ MOST_USE_BY_OTHERS = 0.15
 """Share of the CPUs that others may use on a machine that still counts as idle."""
 SPINS = 10_000
 """Rounds that an idle thread looks for work before it sleeps."""
+SECONDS_TO_LOOK = 0.3
+"""How long the CPUs are watched at least: they count in hundredths of a second."""
+STALE_SECONDS = 60.0
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _REASON = "NIGHTGATE_WAITING_REASON"
@@ -32,7 +38,10 @@ def pick_threads() -> tuple[int, str]:
 
 
 def openmp_settings() -> dict[str, str]:
-    """What to add to the environment of a process that will compute; what the user set stays. Measures for 0.3 s."""
+    """What to add to the environment of a process that will compute; what the user set stays.
+
+    Takes 0.3 s, less what has gone by since the last `look`.
+    """
     if _count()[0] == 1:
         return {}
     own = [name for name in _WAITING if name in os.environ]
@@ -53,14 +62,54 @@ def choose_waiting(others: float | None) -> tuple[dict[str, str], str]:
     return {"GOMP_SPINCOUNT": str(SPINS)}, f"idle ones spin briefly: others use {others:.0%} of these CPUs"
 
 
-def use_by_others(seconds: float = 0.3) -> float | None:
-    """What share of the CPUs that we may use is in use while this process sleeps; None where nobody knows."""
+@dataclass(frozen=True)
+class _Look:
+    """Seconds, of which only differences mean anything."""
+
+    at: float
+    busy: float
+    """Of the CPUs that this process may use."""
+    own: float
+    """CPU time of this process and of its children that have ended."""
+
+
+_looks: list[_Look] = []
+"""The last one of this process."""
+
+
+def look() -> None:
+    """Begin to watch the CPUs: `use_by_others` need not wait then. Where nobody knows how busy they are, do nothing."""
+    with suppress(OSError, NotImplementedError, psutil.Error):
+        _looks[:] = [_look()]
+
+
+def use_by_others(seconds: float = SECONDS_TO_LOOK) -> float | None:
+    """What share of the CPUs that we may use others used since the last look, 0 to 1; None where nobody knows.
+
+    Waits until that was `seconds` ago. One of more than `STALE_SECONDS` ago does not count: others come and go.
+    """
     try:
-        shares = psutil.cpu_percent(interval=seconds, percpu=True)
+        if not _looks or time.monotonic() - _looks[0].at > STALE_SECONDS:
+            _looks[:] = [_look()]
+        then = _looks[0]
+        time.sleep(max(0.0, then.at + seconds - time.monotonic()))
+        now = _look()
     except (OSError, NotImplementedError, psutil.Error):
         return None
-    ours = [shares[cpu] for cpu in _usable() if cpu < len(shares)]
-    return sum(ours) / len(ours) / 100 if ours else None
+    _looks[:] = [now]
+    others = (now.busy - then.busy) - (now.own - then.own)
+    return min(1.0, max(0.0, others / ((now.at - then.at) * len(_usable()))))
+
+
+def _look() -> _Look:
+    shares = psutil.cpu_times(percpu=True)
+    ours = [shares[cpu]._asdict() for cpu in _usable() if cpu < len(shares)]
+    # Guests are in the user's time already.
+    idle = ("idle", "iowait", "guest", "guest_nice")
+    busy = sum(seconds for times in ours for name, seconds in times.items() if name not in idle)
+    used = os.times()
+    own = used.user + used.system + used.children_user + used.children_system
+    return _Look(time.monotonic(), busy, own)
 
 
 def _count() -> tuple[int, str]:

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nightgate import logs
 from nightgate.errors import ERRORS_BY_TYPE, NightgateError, OutOfMemoryError, StorageError, storage_errors
 from nightgate.jobs import EpochReport, Progress, ScoreJob, TrainJob, read_job
 
@@ -85,14 +86,25 @@ class _Parent:
 
 
 class _ToParent(logging.Handler):
-    """Our own log records, for the parent's log."""
+    """What belongs into the log of the night: our own records from INFO on, those of libraries from WARNING on.
+
+    A library that repeats itself at every step is quoted once; all of it is in this process's own file.
+    """
 
     def __init__(self, parent: _Parent) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
         self.parent = parent
+        self._quoted: set[tuple[str, str]] = set()
+        self.addFilter(logs.is_worth_telling)
+        logs.protect(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.parent.send("log", level=record.levelno, name=record.name, message=record.getMessage())
+        name, message = record.name, record.getMessage().rstrip()
+        if not logs.is_ours(name):
+            if (name, message) in self._quoted:
+                return
+            self._quoted.add((name, message))
+        self.parent.send("log", level=record.levelno, name=name, message=message)
 
 
 def main(arguments: list[str]) -> int:
@@ -119,7 +131,9 @@ def main(arguments: list[str]) -> int:
         if not isinstance(error, NightgateError):
             # The traceback is for log.txt; run as a module, __name__ would be __main__.
             logging.getLogger("nightgate.worker").debug("failed", exc_info=error)
-        parent.send("error", error_type=told.error_type, message=told.reason, next_step=told.next_step)
+        # It is stored and shown: the message of a library may quote an address with its password.
+        message = logs.without_secrets(told.reason)
+        parent.send("error", error_type=told.error_type, message=message, next_step=told.next_step)
         return 1
     return 0
 
@@ -168,11 +182,10 @@ def _score(job: ScoreJob, parent: _Parent) -> None:
 def _log_to(parent: _Parent) -> None:
     to_file = logging.StreamHandler(sys.stderr)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[to_file], force=True)
+    logs.protect(to_file)
+    logging.basicConfig(level=logging.WARNING, handlers=[to_file, _ToParent(parent)], force=True)
     logging.captureWarnings(capture=True)
-    ours = logging.getLogger("nightgate")
-    ours.setLevel(logging.DEBUG)
-    ours.addHandler(_ToParent(parent))
+    logging.getLogger("nightgate").setLevel(logging.DEBUG)
 
 
 if __name__ == "__main__":

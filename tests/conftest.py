@@ -24,7 +24,7 @@ _names = itertools.count(1)
 def pytest_configure(config: pytest.Config) -> None:
     """Scrub the environment before any test module imports a library that reads it at import."""
     for name in list(os.environ):
-        if name.startswith(("NIGHTGATE_", "PREFECT_")):
+        if name.startswith(("NIGHTGATE_", "PREFECT_")) and name != "NIGHTGATE_TEST_BROWSER":
             del os.environ[name]
     # Short and outside pytest's own folder: a Unix socket's path may have 107 characters at most.
     root = Path(tempfile.mkdtemp(prefix="nightgate-tests-"))

@@ -71,8 +71,9 @@ def commands() -> list[tuple[str, Any]]:
 
 
 def test_every_command_of_this_step_is_there() -> None:
-    expected = {"run", "history", "champion", "versions", "promote", "rollback", "predict", "serve", "doctor"}
-    assert {name for name, _ in commands()} == expected | {"db upgrade"}
+    reading = {"status", "history", "champion", "versions", "predict", "doctor"}
+    deciding = {"promote", "rollback", "approve", "reject", "reconcile"}
+    assert {name for name, _ in commands()} == reading | deciding | {"run", "serve", "deploy", "db upgrade"}
 
 
 @pytest.mark.parametrize(("name", "command"), commands(), ids=[name for name, _ in commands()])

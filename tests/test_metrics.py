@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from nightgate.metrics import ClassificationScores, Scores, confusion_counts, score, slice_scores
+from nightgate.metric_module import ClassificationScores
+from nightgate.metrics import Scores, confusion_counts, score, slice_scores
 
 
 def _random_case(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -80,10 +81,13 @@ def test_the_metric_takes_batches_as_any_metric_of_evaluate() -> None:
     assert result["accuracy"] == pytest.approx(2 / 3)
 
 
-def test_the_metric_needs_no_network_and_leaves_no_cache(tmp_path: Path) -> None:
+def test_the_metric_needs_no_network_leaves_no_cache_and_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    # The process that keeps a night's books holds no torch: thirty of them may be alive at once.
     code = (
-        "import numpy as np; from nightgate.metrics import score;"
-        "print(score(np.array([0, 1]), np.array([0, 1]), 2).f1_macro)"
+        "import sys; import numpy as np; from nightgate.metrics import score;"
+        "print(score(np.array([0, 1]), np.array([0, 1]), 2).f1_macro);"
+        "print({'torch', 'transformers', 'scipy'} & set(sys.modules), 'evaluate' in sys.modules);"
+        "import scipy.stats, evaluate; print(evaluate.Metric.__name__)"
     )
     hidden = {"HF_HOME": str(tmp_path / "hf"), "HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run(
@@ -93,7 +97,7 @@ def test_the_metric_needs_no_network_and_leaves_no_cache(tmp_path: Path) -> None
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == "1.0"
+    assert done.stdout.split() == ["1.0", "set()", "True", "Metric"]
     assert not (tmp_path / "hf" / "metrics").exists()
 
 

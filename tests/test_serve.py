@@ -24,10 +24,13 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymen
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_RUNNER_POLL_FREQUENCY, temporary_settings
 from prefect.states import Cancelling, Scheduled
 
-from deployments.serve import deployment_of, serve_pipelines
+from deployments.automations import UNCANCELLED, ZOMBIES
+from deployments.catalog import night_of
+from deployments.deploy import prefect_deployment
+from deployments.serve import make_runner, serve_pipelines
 from flows.nightly import nightly
 from flows.server import answers
 from nightgate.errors import NightgateError
@@ -109,8 +112,12 @@ def client(api_url: str) -> Iterator[Any]:
 
 
 def deployment(api_url: str, name: str) -> DeploymentResponse:
+    return by_name(api_url, f"nightly/{name}")
+
+
+def by_name(api_url: str, full_name: str) -> DeploymentResponse:
     with client(api_url) as prefect:
-        found: DeploymentResponse = prefect.read_deployment_by_name(f"nightly/{name}")
+        found: DeploymentResponse = prefect.read_deployment_by_name(full_name)
     return found
 
 
@@ -150,9 +157,9 @@ def served(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
             process.kill()
 
 
-def _exists(served: Served) -> bool:
+def _exists(served: Served, full_name: str = "") -> bool:
     try:
-        return bool(served.deployment())
+        return bool(by_name(served.api_url, full_name or f"nightly/{served.name}"))
     except ObjectNotFound:
         return False
 
@@ -165,7 +172,7 @@ def test_a_deployment_with_a_cron_has_scheduled_runs_within_a_minute(prefect_ser
     with path.open("a", encoding="utf-8") as file:
         file.write('\n[schedule]\ncron = "45 4 * * *"\ntimezone = "Europe/Berlin"\n')
     with temporary_settings({PREFECT_API_URL: prefect_server}):
-        deployment_id: UUID = deployment_of(load_pipeline(path)).apply()
+        deployment_id: UUID = prefect_deployment(night_of(load_pipeline(path))).apply()
     found = deployment(prefect_server, "scheduled")
     (schedule,) = found.schedules
     assert (schedule.schedule.cron, schedule.schedule.timezone, schedule.active) == (
@@ -189,6 +196,19 @@ def test_a_deployment_with_a_cron_has_scheduled_runs_within_a_minute(prefect_ser
     assert all("auto-scheduled" in run.tags for run in runs)
     starts = [run.expected_start_time.astimezone(ZoneInfo("Europe/Berlin")) for run in runs]
     assert {(start.hour, start.minute) for start in starts} == {(4, 45)}
+
+
+def test_the_operations_are_served_beside_the_nights(served: Served) -> None:
+    names = ("reconcile/nightgate", "promote/nightgate", "rollback/nightgate")
+    within(30, lambda: all(_exists(served, name) for name in names), "the deployments")
+    assert {by_name(served.api_url, name).work_pool_name for name in names} == {None}
+    assert [one.schedule.cron for one in by_name(served.api_url, names[0]).schedules] == ["*/5 * * * *"]
+
+
+def test_a_click_is_answered_soon_unless_somebody_has_chosen_otherwise() -> None:
+    assert make_runner().query_seconds == 2
+    with temporary_settings({PREFECT_RUNNER_POLL_FREQUENCY: 7}):
+        assert make_runner().query_seconds == 7
 
 
 # --- runs ---
@@ -369,6 +389,11 @@ def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both(tmp_
             return httpx.get(f"{url}/api/deployments/name/nightly/alone", timeout=5).status_code == 200
 
         within(30, deployed, "the deployment")
+        settings = httpx.get(f"{url}/api/admin/settings", timeout=5).json()["server"]
+        assert settings["concurrency"]["lease_storage"].endswith(".filesystem")
+        assert settings["analytics_enabled"] is False
+        automations = httpx.post(f"{url}/api/automations/filter", json={}, timeout=5).json()
+        assert {one["name"] for one in automations} == {ZOMBIES, UNCANCELLED}
         everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         assert len(everybody) >= 2
         process.terminate()

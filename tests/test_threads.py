@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import namedtuple
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 
 from nightgate import threads
@@ -69,3 +73,37 @@ def test_busy_neighbours_are_seen_and_the_reason_reaches_the_log(monkeypatch: py
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     assert "idle ones sleep: others use" in threads.pick_threads()[1]
+
+
+@pytest.mark.parametrize(
+    ("since_the_look", "slept", "share"),
+    [(10.0, 0.0, 0.2), (0.1, 0.2, 1.0), (61.0, 0.3, 1.0)],
+    ids=["long enough ago", "waits until it was", "of another hour: anew"],
+)
+def test_what_others_use_is_what_we_and_our_children_do_not(
+    since_the_look: float, slept: float, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine of two CPUs that are both busy; in the ten seconds we used four, a child that has ended twelve."""
+    clock = [1000.0]
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        clock[0] += seconds
+
+    def cpu_times(percpu: bool) -> list[Any]:
+        assert percpu
+        return [namedtuple("times", ["user", "idle"])(clock[0], 7.0)] * 2
+
+    long_ago = since_the_look == 10.0
+    monkeypatch.setattr(threads, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    monkeypatch.setattr(psutil, "cpu_times", cpu_times)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    used = [SimpleNamespace(user=1.0, system=0.0, children_user=0.0, children_system=0.0)]
+    monkeypatch.setattr(os, "times", lambda: used[0])
+    threads.look()
+    clock[0] += since_the_look
+    if long_ago:
+        used[0] = SimpleNamespace(user=4.0, system=1.0, children_user=10.0, children_system=2.0)
+    assert threads.use_by_others() == pytest.approx(share)
+    assert sum(waited) == pytest.approx(slept)

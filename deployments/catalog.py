@@ -1,0 +1,163 @@
+"""What is deployed: the one list from which `serve`, `deploy` and prefect.yaml are made.
+
+    python -m deployments.catalog > deployments/prefect.yaml    # after a pipeline file or a flow has changed
+
+A night belongs to a pipeline file, and its deployment bears the pipeline's name; what looks after all of them is there
+once, under the name `nightgate`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml  # type: ignore[import-untyped]  # it comes with Prefect, its types do not
+
+from nightgate.config import Pipeline
+from nightgate.pipelines import load_by_name, pipeline_files
+
+POOL = "nightgate"
+"""The work pool of production, of type process unless its owner has made another one."""
+TAG = "nightgate"
+"""Every deployment of ours, and with it every run, bears it: what automations and `deploy --prune` go by."""
+SLUG = "nightgate"
+"""Name of a deployment's one schedule, by which it is changed in place and stays paused when a person paused it."""
+NIGHTLY = "nightly"
+GRACE_SECONDS = 600
+"""How long Prefect keeps a deployment's slot for a run that was taken up and has not begun: a container may pull its
+image meanwhile. A run at work renews its slot itself, every 225 s for 300 s."""
+RECONCILE_CRON = "*/5 * * * *"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One deployment, as far as it does not depend on where it runs."""
+
+    flow: str
+    name: str
+    entrypoint: str
+    """As a module: by path, flows/ would lie on sys.path and its modules could hide libraries."""
+    description: str
+    collision: Literal["ENQUEUE", "CANCEL_NEW"]
+    """What becomes of a run while another one of this deployment is at work; the limit is one."""
+    tags: tuple[str, ...] = (TAG,)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    cron: str = ""
+    timezone: str = "UTC"
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.flow}/{self.name}"
+
+
+def night_of(pipeline: Pipeline) -> Deployment:
+    """The deployment of a pipeline: its cron in its timezone, one run at a time."""
+    return Deployment(
+        flow=NIGHTLY,
+        name=pipeline.name,
+        entrypoint="flows.nightly.nightly",
+        description=f"Nightly retraining of {pipeline.name}. Custom run shows what can be changed for one run.",
+        # A late run waits for the one at work and is settled by the ledger: cancelled, it would leave no reason.
+        collision="ENQUEUE",
+        # A pipeline may well be called nightgate: each tag once.
+        tags=tuple(dict.fromkeys((TAG, pipeline.name))),
+        parameters={"pipeline": pipeline.name},
+        cron=pipeline.schedule.cron,
+        timezone=pipeline.schedule.timezone,
+    )
+
+
+def operations() -> tuple[Deployment, ...]:
+    """What looks after all pipelines, and can be run from the UI."""
+    return (
+        Deployment(
+            flow="reconcile",
+            name="nightgate",
+            entrypoint="flows.reconcile.reconcile",
+            description="Settles what died, waits too long or never started, in the database and here.",
+            # After an outage of the worker dozens are due at once; one does the work of all.
+            collision="CANCEL_NEW",
+            cron=RECONCILE_CRON,
+        ),
+        Deployment(
+            flow="promote",
+            name="nightgate",
+            entrypoint="flows.steering.promote",
+            description="Makes a version the champion of its pipeline by hand, whatever the gate said; it is audited.",
+            collision="ENQUEUE",
+        ),
+        Deployment(
+            flow="rollback",
+            name="nightgate",
+            entrypoint="flows.steering.rollback",
+            description="Brings back the champion before the current one; it is audited.",
+            collision="ENQUEUE",
+        ),
+    )
+
+
+def catalog(pipelines: Iterable[Pipeline]) -> list[Deployment]:
+    """All deployments of these pipelines: a night for each, then the operations."""
+    return [*(night_of(pipeline) for pipeline in pipelines), *operations()]
+
+
+def deployable() -> list[str]:
+    """Names of the pipelines that are deployed when none is named: those of this place, not the template.
+
+    The examples that come with the package belong to it only where it is worked on, or where there is nothing else.
+    """
+    packaged = Path(str(files("deployments") / "pipelines")).resolve()
+    known = {name: path for name, path in pipeline_files().items() if path.stem != "template"}
+    here = Path("deployments/pipelines").resolve()
+    own = [name for name, path in known.items() if path.resolve().parent != packaged or packaged == here]
+    return own or list(known)
+
+
+def as_yaml(deployments: Iterable[Deployment]) -> str:
+    """The file that `prefect deploy --all` reads."""
+    document = {"name": "nightgate", "deployments": [_entry(one) for one in deployments]}
+    return _HEADER + str(yaml.safe_dump(document, sort_keys=False, width=118, allow_unicode=True))
+
+
+_HEADER = """\
+# Made by `python -m deployments.catalog > deployments/prefect.yaml`; `nightgate deploy` registers the same without it.
+#
+#   prefect work-pool create nightgate --type process
+#   prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml     # from the folder that runs work in
+#
+# There is no pull step on purpose: Prefect then adds the one that sets the folder in which this command was given, and
+# relative paths of pipeline files mean the same in every run. Without one, a process worker runs in a temporary folder.
+"""
+
+
+def _entry(one: Deployment) -> dict[str, Any]:
+    schedules = [{"slug": SLUG, "cron": one.cron, "timezone": one.timezone}] if one.cron else []
+    return {
+        "name": one.name,
+        "description": one.description,
+        "entrypoint": one.entrypoint,
+        "tags": list(one.tags),
+        "parameters": dict(one.parameters),
+        "enforce_parameter_schema": True,
+        "schedules": schedules,
+        "concurrency_limit": {
+            "limit": 1,
+            "collision_strategy": one.collision,
+            "grace_period_seconds": GRACE_SECONDS,
+        },
+        "work_pool": {"name": POOL},
+    }
+
+
+def packaged_pipelines() -> list[Pipeline]:
+    """What deployments/prefect.yaml is made of: the pipelines beside it."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("pipelines/*.toml") if path.stem != "template")
+    return [load_by_name(name) for name in names]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(as_yaml(catalog(packaged_pipelines())))

@@ -1,0 +1,85 @@
+"""`promote` and `rollback` as flows: the champion is moved by hand from the UI, audited as from the command line.
+
+In the UI: Deployments > promote/nightgate > Run > Custom run. Prefect knows no persons: the form asks who it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from prefect import flow, runtime
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from flows.events import make_event, send
+from flows.logs import readable_logs
+from nightgate import registry
+from nightgate.database import Database
+from nightgate.errors import NightgateError
+from nightgate.home import Home, existing_home
+
+log = logging.getLogger("nightgate.flows")
+
+PipelineName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+VersionName = Annotated[str, Field(pattern=r"^([1-9][0-9]{0,8}|previous)$")]
+Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=r"\S")]
+Person = Annotated[str, Field(min_length=1, max_length=100, pattern=r"\S")]
+
+
+@flow(name="promote", flow_run_name="promote {pipeline} {version}")
+def promote(pipeline: PipelineName, version: VersionName, reason: Reason, requested_by: Person) -> State[Any]:
+    """Make a version the champion by hand, whatever the gate said.
+
+    Args:
+        pipeline: Name of the pipeline.
+        version: A number as `nightgate versions` lists them, or `previous`.
+        reason: Why. It is stored with who and when.
+        requested_by: Who asks for it.
+    """
+
+    def move(db: Database, home: Home) -> str:
+        return registry.promote_by_hand(db, home, pipeline, version, reason=reason, by=requested_by)
+
+    return _moved("promoted", pipeline, move, reason, requested_by)
+
+
+@flow(name="rollback", flow_run_name="roll back {pipeline}")
+def rollback(pipeline: PipelineName, reason: Reason, requested_by: Person) -> State[Any]:
+    """Bring back the champion before the current one.
+
+    Args:
+        pipeline: Name of the pipeline.
+        reason: Why. It is stored with who and when.
+        requested_by: Who asks for it.
+    """
+
+    def move(db: Database, home: Home) -> str:
+        return registry.rollback(db, home, pipeline, reason=reason, by=requested_by)
+
+    return _moved("rolled_back", pipeline, move, reason, requested_by)
+
+
+def _moved(
+    what: str, pipeline: str, move: Callable[[Database, Home], str], reason: str, requested_by: str
+) -> State[Any]:
+    """Move the champion and tell it; a refusal is told in words and not as a traceback."""
+    try:
+        with readable_logs():
+            home = existing_home()
+            with Database.open(home) as db:
+                told = move(db, home)
+    except NightgateError as error:
+        return Failed(message=str(error))
+    _announce(what, pipeline, f"{told} ({requested_by.strip()}: {reason.strip()})")
+    return Completed(name=what.replace("_", " ").capitalize(), message=told)
+
+
+def _announce(what: str, pipeline: str, reason: str) -> None:
+    payload = {"pipeline": pipeline, "status": what, "reason": reason}
+    try:
+        send(make_event(what, pipeline, payload, runtime.flow_run.id))
+    except Exception as error:  # noqa: BLE001 - the champion has moved, whether or not somebody is told
+        log.warning("that %s was %s could not be announced: %s", pipeline, what.replace("_", " "), error)

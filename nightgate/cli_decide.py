@@ -1,0 +1,89 @@
+"""The commands that decide: who reigns, and what becomes of a candidate that waits for a person."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import typer
+
+from nightgate.cli_options import PipelineName, Reason, RunId, VersionName, name_of, person
+
+if TYPE_CHECKING:
+    from nightgate.approvals import Ended
+
+
+def promote(pipeline: PipelineName, version: VersionName, reason: Reason) -> None:
+    """Make a version the champion by hand."""
+    from nightgate import registry
+    from nightgate.database import Database
+    from nightgate.home import existing_home
+
+    home = existing_home()
+    with Database.open(home) as db:
+        typer.echo(registry.promote_by_hand(db, home, name_of(pipeline), version, reason=reason, by=person()))
+
+
+def rollback(pipeline: PipelineName, reason: Reason) -> None:
+    """Bring back the champion before the current one."""
+    from nightgate import registry
+    from nightgate.database import Database
+    from nightgate.home import existing_home
+
+    home = existing_home()
+    with Database.open(home) as db:
+        typer.echo(registry.rollback(db, home, name_of(pipeline), reason=reason, by=person()))
+
+
+def approve(pipeline: PipelineName, reason: Reason, run_id: RunId = None) -> None:
+    """Promote the candidate that waits for an approval."""
+    _decide(pipeline, run_id, reason, approved=True)
+
+
+def reject(pipeline: PipelineName, reason: Reason, run_id: RunId = None) -> None:
+    """Hold the candidate that waits for an approval."""
+    _decide(pipeline, run_id, reason, approved=False)
+
+
+def reconcile() -> None:
+    """Settle what died, waits too long or never started, in the database and on the Prefect server."""
+    from nightgate.home import existing_home
+
+    existing_home()
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from flows.health import usual_server
+    from flows.reconcile import reconcile_now
+
+    with usual_server() as silence:
+        settled = reconcile_now()
+    for one in settled:
+        typer.echo(_told(one))
+    if not settled:
+        typer.echo("nothing to settle")
+    if silence:
+        typer.echo(f"{silence}: only the database was put right", err=True)
+
+
+def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -> None:
+    from nightgate import approvals
+    from nightgate.database import Database
+    from nightgate.home import existing_home
+
+    with Database.open(existing_home()) as db:
+        waiting = approvals.find(db, name_of(pipeline), run_id)
+        decide = approvals.approve if approved else approvals.reject
+        ended = decide(db, waiting.run_id, by=person(), reason=reason)
+    typer.echo(_told(ended))
+    if ended.prefect_flow_run_id:
+        # It is suspended: without a word it would stay so.
+        os.environ.setdefault("DO_NOT_TRACK", "1")
+        from flows.health import usual_server
+        from flows.reconcile import settle_flow_runs
+
+        with usual_server():
+            if unsaid := settle_flow_runs([ended]):
+                typer.echo(unsaid, err=True)
+
+
+def _told(ended: Ended) -> str:
+    return f"{ended.pipeline}, night {ended.night}: {ended.status}: {ended.reason}"

@@ -1,0 +1,372 @@
+"""Logs of a night: who speaks (pipeline, night, run, epoch), where it is written, and that no secret comes with it.
+
+    to_stderr()                                    # a process that logs to its terminal
+    with night_context(pipeline="sample", night=date, run_id=run_id, attempt=1, directory=folder):
+        set_epoch(2)                               # what is logged from here on belongs to epoch 2
+
+Context and redaction are filters on handlers, so that they hold for lines of other libraries too. Of a night, what the
+library says from INFO on and what the libraries below it say from WARNING on goes to `runs/<run_id>/log.jsonl`, one
+JSON object a line. The training process hands its lines to the process that watches it (`nightgate.supervisor`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote, quote_plus, unquote
+
+from nightgate.errors import without_credentials
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = (
+    "nightgate",
+    "transformers",
+    "datasets",
+    "evaluate",
+    "huggingface_hub",
+    "torch",
+    "py.warnings",
+)
+"""Loggers whose lines belong to a night; `py.warnings` is that of `warnings.warn`, where it is captured."""
+_WITH_HANDLERS_OF_THEIR_OWN = ("transformers", "datasets", "huggingface_hub")
+
+FILE = "log.jsonl"
+FIELDS = ("pipeline", "night", "run_id", "attempt", "epoch")
+"""What the context adds to a record."""
+
+MASK = "***"
+SHORTEST = 6
+"""Characters of a secret that is masked wherever it stands: shorter ones are words of other meaning too."""
+LONG = 12
+"""From here on a secret is masked inside a longer word as well."""
+
+_SECRET_ENDINGS = ("TOKEN", "PASSWORD", "SECRET", "KEY", "AUTH_STRING")
+_SHAPES = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}"  # Hugging Face
+    r"|\bpn[ub]_[A-Za-z0-9]{16,}"  # Prefect Cloud
+    r"|(?i:(?<=\bbearer )|(?<=\bbasic ))[A-Za-z0-9+/._~=-]{8,}"  # an Authorization header
+    r"|(?i:(?<=\bpassword=)|(?<=\bsslpassword=)|(?<=\btoken=)|(?<=\bapi_key=))[^\s&'\",;]+"
+)
+_ADDRESS = re.compile(r"//[^/\s:@]*:(?P<password>\S+)@[^@\s]*")
+
+
+@dataclass
+class NightContext:
+    """What a record of a night carries. One object for a night, shared by the threads and tasks that work on it."""
+
+    pipeline: str
+    night: str
+    run_id: str
+    attempt: int
+    epoch: int | None = None
+
+
+_current: ContextVar[NightContext | None] = ContextVar("nightgate_night", default=None)
+
+
+def current() -> NightContext | None:
+    """The night that this thread or task works on."""
+    return _current.get()
+
+
+def set_epoch(epoch: int | None) -> None:
+    """What is logged from here on belongs to this epoch (from 1), None: to none. Without a night: nothing happens."""
+    context = _current.get()
+    if context is not None:
+        context.epoch = epoch
+
+
+@contextmanager
+def night_context(
+    *, pipeline: str, night: date | str, run_id: str, attempt: int = 1, directory: Path | None = None
+) -> Iterator[NightContext]:
+    """Within the block records carry the night, and those of `LIBRARIES` are lines of `directory/log.jsonl` as well.
+
+    A file that cannot be written costs the file, never the night.
+    """
+    context = NightContext(pipeline, str(night), run_id, attempt)
+    before = _current.get()
+    _current.set(context)
+    try:
+        with ExitStack() as stack:
+            if directory is not None:
+                _write_lines(context, directory, stack)
+            yield context
+    finally:
+        # Not reset(token): a generator may be closed in another context than it was started in.
+        _current.set(before)
+
+
+def _write_lines(context: NightContext, directory: Path, stack: ExitStack) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handler = _NightFile(context, directory / FILE)
+    except OSError as error:
+        log.warning("the night goes without its file of logs, %s: %s", directory / FILE, error)
+        return
+    stack.callback(handler.close)
+    stack.enter_context(listening(handler))
+
+
+@contextmanager
+def listening(handler: logging.Handler) -> Iterator[None]:
+    """Within the block `handler` gets what `LIBRARIES` say: the library from INFO on, the others from WARNING on."""
+    protect(handler)
+    handler.addFilter(is_worth_telling)
+    loggers = [logging.getLogger(name) for name in LIBRARIES]
+    library = loggers[0]
+    level = library.level
+    if not library.isEnabledFor(logging.INFO):
+        library.setLevel(logging.INFO)
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        library.setLevel(level)
+
+
+def is_worth_telling(record: logging.LogRecord) -> bool:
+    """Whether a record belongs into the log of a night."""
+    return record.levelno >= (logging.INFO if is_ours(record.name) else logging.WARNING)
+
+
+def is_ours(name: str) -> bool:
+    return name == "nightgate" or name.startswith("nightgate.")
+
+
+def is_of_a_library(name: str) -> bool:
+    """Whether a logger is one of `LIBRARIES`, or below one."""
+    return any(name == one or name.startswith(f"{one}.") for one in LIBRARIES)
+
+
+def to_stderr() -> None:
+    """Log this process to its terminal: the library from INFO on, all others from WARNING on, each line once."""
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(TerminalFormatter())
+        root.addHandler(handler)
+        root.setLevel(logging.WARNING)
+    logging.getLogger("nightgate").setLevel(logging.INFO)
+    logging.captureWarnings(capture=True)
+    protect_all()
+
+
+@contextmanager
+def captured_warnings() -> Iterator[None]:
+    """Within the block `warnings.warn` logs; what captured them before goes on doing so."""
+    already = warnings.showwarning.__module__ == logging.__name__
+    logging.captureWarnings(capture=True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(capture=already)
+
+
+def protect(handler: logging.Handler) -> None:
+    """Have `handler` add the context and mask secrets."""
+    for kind in (WithContext, WithoutSecrets):
+        if not any(isinstance(one, kind) for one in handler.filters):
+            handler.addFilter(kind())
+
+
+def protect_all() -> None:
+    """`protect` every handler that this process has by now, and `adopt_libraries`."""
+    for handler in all_handlers():
+        protect(handler)
+    adopt_libraries()
+
+
+def adopt_libraries() -> bool:
+    """Take off the handlers that libraries put on their own loggers, where the root's is ours: each line once, masked.
+
+    They do so when they are imported. False where Nightgate does not log: then the process stays as its owner has it.
+    """
+    if not any(isinstance(one, WithoutSecrets) for handler in logging.getLogger().handlers for one in handler.filters):
+        return False
+    for name in _WITH_HANDLERS_OF_THEIR_OWN:
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if type(handler) is logging.StreamHandler:
+                logger.removeHandler(handler)
+                logger.propagate = True
+    return True
+
+
+def all_handlers() -> list[logging.Handler]:
+    """Every handler on every logger of this process, each once."""
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    found = [handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers]
+    return list(dict.fromkeys(found))
+
+
+class WithContext(logging.Filter):
+    """Gives records the night's `FIELDS`; None where there is no night."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not hasattr(record, "run_id"):
+            context = _current.get()
+            for field in FIELDS:
+                setattr(record, field, getattr(context, field, None))
+        return True
+
+
+class WithoutSecrets(logging.Filter):
+    """Masks secrets in messages and tracebacks."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 - placeholders and values that do not match: the handler tells of it
+            return True
+        masked = without_secrets(message)
+        if masked != message:
+            record.msg, record.args = masked, ()
+        if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        if record.exc_text:
+            told = without_secrets(record.exc_text)
+            if told != record.exc_text:
+                # Whoever formats tracebacks in a way of his own must not get at it any more.
+                record.exc_text, record.exc_info = told, None
+        if record.stack_info:
+            record.stack_info = without_secrets(record.stack_info)
+        return True
+
+
+def without_secrets(text: str) -> str:
+    """`text` with passwords in addresses, tokens, and the values of secret environment variables masked.
+
+    Secret are variables whose name ends in TOKEN, PASSWORD, SECRET, KEY or AUTH_STRING, and the password in an address
+    that any variable holds; also as they look when quoted for an address or a literal.
+    """
+    known = _pattern(frozenset(_secrets(os.environ)))
+    if known is not None:
+        text = known.sub(MASK, text)
+    return _SHAPES.sub(MASK, without_credentials(text))
+
+
+def _secrets(environment: Mapping[str, str]) -> Iterator[str]:
+    for name, value in environment.items():
+        if name.upper().endswith(_SECRET_ENDINGS):
+            yield value
+            if name.upper().endswith("AUTH_STRING"):
+                yield value.partition(":")[2]
+        if "://" in value:
+            if found := _ADDRESS.search(value):
+                yield found["password"]
+            query = parse_qsl(value.partition("?")[2])
+            yield from (given for key, given in query if key.lower().endswith(("password", "token")))
+
+
+@lru_cache(maxsize=8)
+def _pattern(secrets: frozenset[str]) -> re.Pattern[str] | None:
+    looks = {look for secret in secrets for look in _looks(secret.strip()) if len(look) >= SHORTEST}
+    if not looks:
+        return None
+    # The longest first: one may hold another.
+    return re.compile("|".join(_as_word(look) for look in sorted(looks, key=len, reverse=True)))
+
+
+def _looks(secret: str) -> Iterator[str]:
+    """A secret as it is, and as it stands in an address or a literal."""
+    for plain in (secret, unquote(secret)):
+        yield from (plain, quote(plain, safe=""), quote_plus(plain), repr(plain)[1:-1], json.dumps(plain)[1:-1])
+
+
+def _as_word(secret: str) -> str:
+    if len(secret) >= LONG:
+        return re.escape(secret)
+    before = r"(?<!\w)" if re.match(r"\w", secret[0]) else ""
+    after = r"(?!\w)" if re.match(r"\w", secret[-1]) else ""
+    return f"{before}{re.escape(secret)}{after}"
+
+
+class TerminalFormatter(logging.Formatter):
+    """`03:15:07 [sample 2026-01-05, epoch 2] message`, with the level in front of it from WARNING on."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(context)s%(message)s", datefmt="%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        night = " ".join(str(getattr(record, field)) for field in ("pipeline", "night") if getattr(record, field, None))
+        told = ", ".join(part for part in (night, epoch_of(record)) if part)
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        record.context = (f"[{told}] " if told else "") + level
+        return super().formatMessage(record)
+
+
+def epoch_of(record: logging.LogRecord) -> str:
+    """`epoch 2` of a record that does not begin with it anyway; '' where there is none."""
+    epoch = getattr(record, "epoch", None)
+    return f"epoch {epoch}" if epoch is not None and not record.getMessage().startswith("epoch ") else ""
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, the context, and the traceback of an exception.
+
+    `context` is that of records which carry none, such as those of a thread of some library.
+    """
+
+    def __init__(self, context: NightContext | None = None) -> None:
+        super().__init__()
+        self._context = context
+
+    def format(self, record: logging.LogRecord) -> str:
+        context = record if getattr(record, "run_id", None) else self._context
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **{field: getattr(context, field, None) for field in FIELDS},
+        }
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
+        if record.exc_text:
+            line["exception"] = record.exc_text
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class _NightFile(logging.FileHandler):
+    """The file of one night; a disk that is full is told once, on the other handlers."""
+
+    def __init__(self, context: NightContext, path: Path) -> None:
+        super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
+        self.setFormatter(JsonLines(context))
+        self._context = context
+        self._failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Another night of this process has a file of its own; threads that know of no night belong to each.
+        if not self._failed and _current.get() in (None, self._context):
+            super().emit(record)
+
+    def close(self) -> None:
+        # What a full disk has not taken is tried again here.
+        with suppress(OSError):
+            super().close()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._failed = True
+        log.warning("the night goes on without its file of logs, %s: %s", self.baseFilename, error)

@@ -1,0 +1,157 @@
+"""Nights that wait for a person on a real server: the process is gone, and the word comes from anywhere, or never."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psutil
+import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Running
+
+from tests.production import Production, as_sqlite, is_gone, kill, within
+
+pytestmark = [pytest.mark.flow, pytest.mark.faults, pytest.mark.timeout(900)]
+
+NAME = "asked"
+SECONDS = 30
+"""Within which a run that waits holds nothing any more, and one that was decided has ended."""
+
+
+@pytest.fixture(scope="module")
+def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
+    with Production(tmp_path_factory.mktemp("approvals"), {NAME: "approval = true\n"}) as running:
+        yield running
+
+
+def waiting(production: Production, night: str) -> FlowRun:
+    """A run of that night that has come to wait for a person."""
+    run = production.start(NAME, night=night, training={"epochs": 1})
+    flow: list[psutil.Process] = []
+
+    def suspended() -> bool:
+        state = production.state(run)
+        assert not state.is_final(), state
+        if not flow and production.night(run).get("status") == "running":
+            flow.append(production.process(run))
+        return bool(state.name == "Suspended")
+
+    within(120, suspended, f"the wait of {run.name}: {production.log('worker.log')[-5000:]}")
+    within(SECONDS, lambda: is_gone(flow[0]), "the end of its process")
+    within(SECONDS, lambda: not production.held(NAME), "its slots")
+    assert production.night(run)["status"] == "waiting"
+    return run
+
+
+def say(production: Production, run: FlowRun, decision: str, reason: str) -> None:
+    """What the form behind Resume sends."""
+    with production.client() as client:
+        client.resume_flow_run(run.id, run_input={"decision": decision, "name": "anna", "reason": reason})
+
+
+def approval(production: Production, run: FlowRun) -> dict[str, Any]:
+    [row] = production.rows("SELECT * FROM approvals WHERE run_id = :id", id=production.night(run)["run_id"])
+    return row
+
+
+def test_a_form_that_is_filled_in_promotes_and_nothing_is_trained_again(production: Production) -> None:
+    run = waiting(production, "2026-01-05")
+    kill(production.worker)
+    production.start_worker()
+    say(production, run, "approve", "looked at the slices")
+    assert production.ended(run).name == "Promoted"
+    night = production.night(run)
+    assert (night["status"], night["attempts"]) == ("promoted", 1)
+    assert night["reason"] == "approved by anna: looked at the slices"
+    said = approval(production, run)
+    assert (said["decision"], said["decided_by"], said["reason"]) == ("approved", "anna", "looked at the slices")
+    assert production.champion(NAME) == 1
+    assert production.epochs(run) == [(1, 1)]
+    assert [len(production.announced(name)) for name in ("waiting", "promoted")] == [1, 1]
+
+
+def test_an_approval_on_the_command_line_while_the_server_is_away_ends_its_run_once_it_is_back(
+    production: Production,
+) -> None:
+    run = waiting(production, "2026-01-06")
+    kill(production.server)
+    done = production.nightgate("approve", NAME, "--reason", "fine")
+    assert done.returncode == 0, done.stderr
+    assert "promoted: approved by" in done.stdout
+    assert "its run is ended by the next `nightgate reconcile`" in done.stderr
+    assert production.champion(NAME) == 2
+    production.start_server()
+    assert production.state(run).name == "Suspended"
+    assert production.nightgate("reconcile").returncode == 0
+    assert production.state(run).name == "Promoted"
+    assert [one["night"] for one in production.announced("promoted", 2)] == ["2026-01-05", "2026-01-06"]
+
+
+@pytest.fixture(scope="module")
+def passed_by(production: Production) -> tuple[FlowRun, FlowRun]:
+    """A night that waited when the next one began, and that next one, which waits now."""
+    return waiting(production, "2026-01-07"), waiting(production, "2026-01-08")
+
+
+def test_a_night_that_waits_is_superseded_by_the_next_and_a_late_approval_says_so(
+    production: Production, passed_by: tuple[FlowRun, FlowRun]
+) -> None:
+    run, following = passed_by
+    night = production.night(run)
+    assert night["status"] == "superseded"
+    assert (
+        f"nobody approved it before the night of 2026-01-08 began (run {production.night(following)['run_id']})"
+        in (night["reason"])
+    )
+    champion = production.champion(NAME)
+    say(production, run, "approve", "late")
+    state = production.ended(run)
+    assert state.name == "Superseded"
+    assert night["reason"] in state.message
+    assert production.champion(NAME) == champion
+    assert approval(production, run)["decision"] == "superseded"
+
+
+def test_a_night_that_nobody_approved_in_time_is_held_by_reconcile(
+    production: Production, passed_by: tuple[FlowRun, FlowRun]
+) -> None:
+    _, run = passed_by
+    champion = production.champion(NAME)
+    production.execute(
+        "UPDATE approval SET deadline = :past WHERE run_id = :id",
+        past=as_sqlite(datetime.now(UTC) - timedelta(minutes=1)),
+        id=production.night(run)["run_id"],
+    )
+    settled = production.reconcile()
+    assert settled.message == f"{NAME} 2026-01-08: held"
+    state = production.state(run)
+    assert (state.type.value, state.name) == ("COMPLETED", "Held")
+    night = production.night(run)
+    assert night["status"] == "held"
+    assert "nobody approved it by" in night["reason"]
+    assert production.champion(NAME) == champion
+    assert approval(production, run)["decision"] == "timed_out"
+    [event] = production.announced("held")
+    assert event["next_step"]
+    assert production.reconcile().message == "nothing to settle"
+    assert len(production.announced("held")) == 1
+
+
+def test_a_run_that_has_ended_in_the_ledger_and_runs_for_ever_in_prefect_is_completed_by_reconcile(
+    production: Production, passed_by: tuple[FlowRun, FlowRun]
+) -> None:
+    """As a process leaves it that dies between its last row and its last word to the server."""
+    run, _ = passed_by
+    with production.client() as client:
+        client.set_flow_run_state(run.id, Running(), force=True)
+    production.nightgate("reconcile")
+    assert production.state(run).name == "Running"  # it may still be about to say so
+    production.execute(
+        "UPDATE run SET finished_at = :past WHERE run_id = :id",
+        past=as_sqlite(datetime.now(UTC) - timedelta(minutes=6)),
+        id=production.night(run)["run_id"],
+    )
+    production.nightgate("reconcile")
+    assert production.state(run).name == "Superseded"
