@@ -13,7 +13,7 @@ Queries, keys and values are read where the linear layers left them, and gradien
 a head is computed by one thread, always in the same order: the result does not depend on threads.
 
 Plain C with the vector extensions of GCC and clang. The file includes itself once for every type and instruction set; the
-instruction set is chosen when the kernel runs. No OpenMP is linked: the caller hands in the function that starts torch's own
+instruction set is chosen when it is loaded. No OpenMP is linked: the caller hands in the function that starts torch's own
 threads, since a second pool beside them would wait for cores that theirs spin on.
 */
 
@@ -52,6 +52,7 @@ typedef struct {
     const int64_t *cells, *head_step, *step; /* Of each text: its first cell; from head to head, from query to query. */
     int64_t first_only;                      /* One query a text, in a row of its own. */
     int64_t double_precision;
+    int64_t instructions; /* At most what `attention_instructions` gives. */
     int64_t threads;
     Start start; /* GOMP_parallel; NULL: this thread computes alone. */
     int64_t next_task, next_thread;
@@ -107,7 +108,7 @@ typedef void Task(const Attention *, int64_t text, int64_t head, char *scratch);
 #undef BYTES
 #endif
 
-/* 0: base, 1: avx2, 2: avx512. */
+/* The best that this processor has. 0: base, 1: avx2, 2: avx512. */
 int attention_instructions(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -136,7 +137,7 @@ static void work(void *data) {
         {task_float_avx512, task_double_avx512},
 #endif
     };
-    Task *task = tasks[attention_instructions()][call->double_precision];
+    Task *task = tasks[call->instructions][call->double_precision];
     int64_t thread = __atomic_fetch_add(&call->next_thread, 1, __ATOMIC_RELAXED);
     char *scratch = (char *)call->scratch + thread * attention_scratch(call->longest, call->dim, call->double_precision);
     scratch += -(uintptr_t)scratch % ALIGNED;

@@ -41,7 +41,7 @@ class _Call(ctypes.Structure):
         ("kept_scale", ctypes.c_double),
         *((name, ctypes.c_int64) for name in ("texts", "heads", "dim", "longest", "query_stride", "key_stride")),
         *((name, ctypes.c_void_p) for name in ("starts", "lengths", "cells", "head_step", "step")),
-        *((name, ctypes.c_int64) for name in ("first_only", "double_precision", "threads")),
+        *((name, ctypes.c_int64) for name in ("first_only", "double_precision", "instructions", "threads")),
         ("start", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("next_task", "next_thread")),
     )
@@ -55,6 +55,7 @@ class Kernel:
         self._run.argtypes, self._run.restype = [ctypes.POINTER(_Call)], None
         self._scratch.argtypes, self._scratch.restype = [ctypes.c_int64] * 3, ctypes.c_int64
         self._start_threads = start_threads
+        self.instructions = int(library.attention_instructions())
 
     def takes(self, projected: Tensor) -> bool:
         return projected.device.type == "cpu" and projected.dtype in (torch.float32, torch.float64)
@@ -117,6 +118,7 @@ class Kernel:
             lengths=lengths.ctypes.data,
             first_only=len(query) != len(key),
             double_precision=double,
+            instructions=self.instructions,
             threads=threads,
             start=self._start_threads,
             **{name: tensor.data_ptr() for name, tensor in more.items()},
@@ -144,7 +146,8 @@ def load() -> tuple[Kernel | None, str]:
     start_threads = _start_of_torch_threads()
     if start_threads is None:
         return None, f"{in_torch}: its kernel cannot reach this PyTorch's threads"
-    return Kernel(library, start_threads), f"attention compiled for {_INSTRUCTIONS[library.attention_instructions()]}"
+    kernel = Kernel(library, start_threads)
+    return kernel, f"attention compiled for {_INSTRUCTIONS[kernel.instructions]}"
 
 
 def _start_of_torch_threads() -> int | None:

@@ -59,6 +59,20 @@ def test_the_kernel_and_plain_torch_agree(kernel: Kernel, lengths: list[int], di
             torch.testing.assert_close(found, expected, rtol=allowed, atol=allowed)
 
 
+@pytest.mark.parametrize("instructions", range(3))
+def test_every_instruction_set_gives_the_same(
+    kernel: Kernel, instructions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if instructions > kernel.instructions:
+        pytest.skip("this processor does not have these instructions")
+    monkeypatch.setattr(kernel, "instructions", instructions)
+    for dtype, allowed in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+        for dim, rate in ((5, 0.0), (24, 0.1), (32, 0.1)):
+            ours, plain = (both(chosen, [1, 2, 17, 17, 70], dim, rate, dtype) for chosen in (kernel, None))
+            for found, expected in zip(ours, plain, strict=True):
+                torch.testing.assert_close(found, expected, rtol=allowed, atol=allowed)
+
+
 def test_single_precision_is_as_close_to_the_truth_as_plain_torch_is(kernel: Kernel) -> None:
     lengths, dim = [3, 41, 41, 128], 32
     exact = both(None, lengths, dim, 0.1, torch.float64)
