@@ -80,6 +80,6 @@ VARIANTS = (
         wins=_wins(4),
         evaluated=False,
     ),
-    Variant(OURS, "+ compiled attention (ours)", "in C where it was built", "engine", wins=_wins(5)),
+    Variant(OURS, "+ compiled attention and norms (ours)", "in C where it was built", "engine", wins=_wins(5)),
 )
 BY_NAME = {variant.name: variant for variant in VARIANTS}

@@ -1,4 +1,4 @@
-"""Attention within each text of a packed row of tokens, and the dropout that belongs to it.
+"""Attention within each text of a packed row of tokens.
 
 Packed: the texts of a batch lie one after the other in one row of T tokens, without padding. Attention is the only part
 of an encoder in which tokens meet, so it alone has to know where a text ends.
@@ -11,7 +11,6 @@ another gather: the same result, with the same dropout masks. On a GPU one kerne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,13 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nightgate.kernels import BITS_BEHIND, Kernel
+from nightgate.dropout import Dropout, Kept
+from nightgate.kernels import Kernel
 from nightgate.partition import cut
 
 CELLS_PER_GROUP = 4200
 """What a further group costs in calls, in cells of a text's square of probabilities: 0.4 ms and 90 ns on two cores."""
-LEVELS = 1 << 16
-"""Dropout rates on the CPU are multiples of 1/65536: 0.1 becomes 0.100006. The scale is that of the rate in use."""
 
 
 class Layout:
@@ -127,73 +125,6 @@ class Group:
         self.tokens = starts[:, None] + np.where(self.valid, place, 0)
         self.behind = None if self.valid.all() else torch.from_numpy(~self.valid)
         """Where a text has ended, bool [count, width]; None where all are of one length."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Which cells dropout keeps: those whose random bits are not below the threshold."""
-
-    bits: Tensor
-    """int16, a few more than there are cells."""
-    threshold: int
-    scale: float
-    """What kept cells are multiplied by."""
-    cells: tuple[NDArray[np.int64], ...]
-    """Of each text: its first cell; the step from head to head, and from query to query."""
-
-    def mask(self, count: int, dtype: torch.dtype) -> Tensor:
-        """Ones and zeros, [count]."""
-        return torch.ge(self.bits[:count], self.threshold, out=torch.empty(count, dtype=dtype))
-
-
-class Dropout:
-    """Dropout with masks of sixteen random bits an element on the CPU, where torch's own take longer than GELU.
-
-    Elsewhere, and under autocast, it is torch's. `seed` starts the sequence of masks.
-    """
-
-    def __init__(self) -> None:
-        self._generator = np.random.Generator(np.random.SFC64(0))
-
-    def seed(self, *entropy: int) -> None:
-        self._generator = np.random.Generator(np.random.SFC64(list(entropy)))
-
-    def mask(self, count: int, rate: float, like: Tensor) -> tuple[Tensor | None, float]:
-        """Ones and zeros, [count], in `like`'s dtype, and what the kept are multiplied by; None keeps everything."""
-        kept = self.kept(count, rate)
-        return (None, 1.0) if kept is None else (kept.mask(count, like.dtype), kept.scale)
-
-    def kept(self, count: int, rate: float, *cells: NDArray[np.int64]) -> Kept | None:
-        """Which of `count` cells are kept; None keeps everything."""
-        threshold = round(rate * LEVELS)
-        if not threshold:
-            return None
-        raw = self._generator.integers(0, 1 << 64, -(-(count + BITS_BEHIND) // 4), dtype=np.uint64)
-        bits = torch.from_numpy(raw.view(np.int16))
-        return Kept(bits, threshold - LEVELS // 2, LEVELS / (LEVELS - threshold), cells)
-
-    def add(self, residual: Tensor, values: Tensor, rate: float) -> Tensor:
-        """`residual + dropout(values)`."""
-        if not rate or values.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return residual + (functional.dropout(values, rate) if rate else values)
-        mask, scale = self.mask(values.numel(), rate, values)
-        if mask is None:
-            return residual + values
-        added: Tensor = _AddKept.apply(residual, values, mask.view_as(values), scale)  # type: ignore[no-untyped-call]
-        return added
-
-
-class _AddKept(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, residual: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(mask)
-        ctx.scale = scale
-        return torch.addcmul(residual, values, mask, value=scale)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (mask,) = ctx.saved_tensors
-        return gradient, torch.mul(gradient, mask).mul_(ctx.scale), None, None
 
 
 def attend(

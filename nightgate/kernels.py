@@ -1,9 +1,9 @@
-"""The compiled attention of `_attention.c`, where it was built: a C compiler at installation is all that it takes.
+"""The compiled kernels of `_kernels.c`, where they were built: a C compiler at installation is all that it takes.
 
-    kernel, why = load()        # (None, "attention in plain torch: ...") where it cannot be used
+    kernel, why = load()        # (None, "attention and norms in plain torch: ...") where it cannot be used
 
-It reads queries, keys and values where the linear layers left them, without gathers, and runs on torch's own OpenMP
-threads. What it computes is what `attention` computes in plain torch, with the same dropout masks.
+They run on torch's own OpenMP threads. What they compute is what `attention` and `dropout` compute in plain torch, with
+the same dropout masks.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from nightgate.attention import Kept
+    from nightgate.dropout import Kept
 
 INTERFACE = 1
 """Of the C file that this module is written for."""
+VECTOR = 16
+"""Widths of layer norm are multiples of this."""
 BITS_BEHIND = 64
 """Random numbers behind the last cell that the kernel reads and does not use: it takes whole vectors."""
 _INSTRUCTIONS = ("the base instruction set", "AVX2", "AVX-512")
@@ -47,18 +49,40 @@ class _Call(ctypes.Structure):
     )
 
 
+class _NormCall(ctypes.Structure):
+    """`Norm` in the C file."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("residual", "values", "weight", "bias", "sum", "out", "moments")),
+        *((name, ctypes.c_void_p) for name in ("d_out", "d_sum", "d_values", "d_parameters", "bits")),
+        ("threshold", ctypes.c_int64),
+        *((name, ctypes.c_double) for name in ("kept_scale", "epsilon")),
+        *((name, ctypes.c_int64) for name in ("rows", "width", "double_precision", "instructions", "threads")),
+        ("start", ctypes.c_void_p),
+        ("next_task", ctypes.c_int64),
+    )
+
+
 class Kernel:
-    """Attention within each text, on the CPU, in float32 and float64."""
+    """Attention within each text, and residual sum with layer norm, on the CPU, in float32 and float64."""
 
     def __init__(self, library: ctypes.CDLL, start_threads: int | None) -> None:
         self._run, self._scratch = library.attention_run, library.attention_scratch
         self._run.argtypes, self._run.restype = [ctypes.POINTER(_Call)], None
         self._scratch.argtypes, self._scratch.restype = [ctypes.c_int64] * 3, ctypes.c_int64
+        self._run_norm, self._norm_blocks = library.norm_run, library.norm_blocks
+        self._run_norm.argtypes, self._run_norm.restype = [ctypes.POINTER(_NormCall)], None
+        self._norm_blocks.argtypes, self._norm_blocks.restype = [ctypes.c_int64], ctypes.c_int64
         self._start_threads = start_threads
-        self.instructions = int(library.attention_instructions())
+        self.instructions = int(library.kernel_instructions())
 
-    def takes(self, projected: Tensor) -> bool:
-        return projected.device.type == "cpu" and projected.dtype in (torch.float32, torch.float64)
+    def takes(self, values: Tensor) -> bool:
+        return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
+
+    def takes_norm(self, values: Tensor, norm: nn.LayerNorm) -> bool:
+        whole_vectors = norm.normalized_shape == (values.shape[-1],) and values.shape[-1] % VECTOR == 0
+        affine = norm.weight is not None and norm.bias is not None
+        return self.takes(values) and whole_vectors and affine and norm.weight.dtype == values.dtype
 
     def forward(
         self, parts: tuple[Tensor, ...], starts: Sizes, lengths: Sizes, heads: int, kept: Kept | None
@@ -92,6 +116,45 @@ class Kernel:
         d_query, d_key, d_value = going
         gradients = {"d_out": coming.contiguous(), "d_query": d_query, "d_key": d_key, "d_value": d_value}
         self._call(parts, starts, lengths, heads, kept, log_sum=log_sum, **gradients)
+
+    def norm(
+        self, residual: Tensor, values: Tensor, weight: Tensor, bias: Tensor, epsilon: float, kept: Kept | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Norm of `residual` and what is kept of `values`, [.., width], their sum, and the moments of its rows."""
+        out, total = torch.empty_like(values), torch.empty_like(values)
+        rows = values.numel() // values.shape[-1]
+        moments = values.new_empty(rows, 2)
+        given = {"residual": residual, "values": values, "weight": weight, "bias": bias}
+        self._call_norm(kept, epsilon, **given, sum=total, out=out, moments=moments)
+        return out, total, moments
+
+    def norm_backward(
+        self, coming: Tensor, total: Tensor, moments: Tensor, weight: Tensor, kept: Kept | None
+    ) -> tuple[Tensor, ...]:
+        """Gradients of residual, values, weight and bias."""
+        going = torch.empty_like(total)
+        d_values = going if kept is None else torch.empty_like(total)
+        sums = total.new_empty(self._norm_blocks(len(moments)), 2, len(weight))
+        given = {"sum": total, "moments": moments, "weight": weight, "d_out": coming}
+        self._call_norm(kept, 0.0, **given, d_sum=going, d_values=d_values, d_parameters=sums)
+        return going, d_values, *sums.sum(0)
+
+    def _call_norm(self, kept: Kept | None, epsilon: float, **tensors: Tensor) -> None:
+        total = tensors["sum"]
+        assert all(tensor.is_contiguous() and tensor.dtype == total.dtype for tensor in tensors.values())
+        call = _NormCall(
+            epsilon=epsilon,
+            rows=len(tensors["moments"]),
+            width=total.shape[-1],
+            double_precision=total.dtype == torch.float64,
+            instructions=self.instructions,
+            threads=torch.get_num_threads(),
+            start=self._start_threads,
+            **{name: tensor.data_ptr() for name, tensor in tensors.items()},
+        )
+        if kept is not None:
+            call.bits, call.threshold, call.kept_scale = kept.bits.data_ptr(), kept.threshold, kept.scale
+        self._run_norm(ctypes.byref(call))
 
     def _call(
         self, parts: tuple[Tensor, ...], starts: Sizes, lengths: Sizes, heads: int, kept: Kept | None, **more: Tensor
@@ -133,21 +196,21 @@ class Kernel:
 @cache
 def load() -> tuple[Kernel | None, str]:
     """The kernel, or None, and why."""
-    in_torch = "attention in plain torch"
-    found = importlib.util.find_spec("nightgate._attention")
+    in_torch = "attention and norms in plain torch"
+    found = importlib.util.find_spec("nightgate._kernels")
     if found is None or found.origin is None:
-        return None, f"{in_torch}: no compiler built its kernel when Nightgate was installed"
+        return None, f"{in_torch}: no compiler built their kernels when Nightgate was installed"
     try:
         library = ctypes.CDLL(found.origin)
-        if library.attention_interface() != INTERFACE:
-            return None, f"{in_torch}: its kernel was built from another version, install Nightgate again"
+        if library.kernel_interface() != INTERFACE:
+            return None, f"{in_torch}: their kernels were built from another version, install Nightgate again"
     except (OSError, AttributeError) as error:
-        return None, f"{in_torch}: its kernel cannot be loaded ({error})"
+        return None, f"{in_torch}: their kernels cannot be loaded ({error})"
     start_threads = _start_of_torch_threads()
     if start_threads is None:
-        return None, f"{in_torch}: its kernel cannot reach this PyTorch's threads"
+        return None, f"{in_torch}: their kernels cannot reach this PyTorch's threads"
     kernel = Kernel(library, start_threads)
-    return kernel, f"attention compiled for {_INSTRUCTIONS[kernel.instructions]}"
+    return kernel, f"attention and norms compiled for {_INSTRUCTIONS[kernel.instructions]}"
 
 
 def _start_of_torch_threads() -> int | None:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nightgate import kernels
-from nightgate.attention import Dropout, Layout, attend, attend_from_first
+from nightgate.attention import Layout, attend, attend_from_first
+from nightgate.dropout import Dropout, add_and_norm
 from nightgate.kernels import Kernel
 
 
@@ -57,7 +58,8 @@ class Layer:
         """[tokens, width] to [tokens, width]."""
         qkv = _together(hidden, self.query, self.key, self.value)
         rate = self.attention_dropout if training else 0.0
-        return self._above_attention(hidden, attend(qkv, layout, self.heads, dropout, rate, kernel), dropout, training)
+        attended = attend(qkv, layout, self.heads, dropout, rate, kernel)
+        return self._above_attention(hidden, attended, dropout, kernel, training)
 
     def first_tokens(
         self, hidden: Tensor, layout: Layout, dropout: Dropout, kernel: Kernel | None, *, training: bool
@@ -67,12 +69,16 @@ class Layer:
         key_value = _together(hidden, self.key, self.value)
         rate = self.attention_dropout if training else 0.0
         attended = attend_from_first(self.query(first), key_value, layout, self.heads, dropout, rate, kernel)
-        return self._above_attention(first, attended, dropout, training)
+        return self._above_attention(first, attended, dropout, kernel, training)
 
-    def _above_attention(self, hidden: Tensor, attended: Tensor, dropout: Dropout, training: bool) -> Tensor:
+    def _above_attention(
+        self, hidden: Tensor, attended: Tensor, dropout: Dropout, kernel: Kernel | None, training: bool
+    ) -> Tensor:
         after_attention, after_down = (self.output_dropout, self.down_dropout) if training else (0.0, 0.0)
-        hidden = self.attention_norm(dropout.add(hidden, self.output(attended), after_attention))
-        return self.norm(dropout.add(hidden, self.down(self.activation(self.up(hidden))), after_down))  # type: ignore[no-any-return]
+        attended = self.output(attended)
+        hidden = add_and_norm(hidden, attended, self.attention_norm, dropout, after_attention, kernel)
+        inner = self.down(self.activation(self.up(hidden)))
+        return add_and_norm(hidden, inner, self.norm, dropout, after_down, kernel)
 
 
 class PackedClassifier:
@@ -154,7 +160,7 @@ def packed(model: Any, *, cls_only: bool = True, compiled: bool = True) -> tuple
 def _kernel(model: Any, compiled: bool) -> tuple[Kernel | None, str]:
     if model.device.type != "cpu":
         return None, ""
-    kernel, why = kernels.load() if compiled else (None, "attention in plain torch, as asked for")
+    kernel, why = kernels.load() if compiled else (None, "attention and norms in plain torch, as asked for")
     return kernel, f", {why}"
 
 

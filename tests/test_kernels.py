@@ -1,4 +1,4 @@
-"""The compiled attention gives what plain torch gives, with the same dropout masks; skipped where it was not built."""
+"""The compiled kernels give what plain torch gives, with the same dropout masks; skipped where they were not built."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from nightgate import forward, kernels, packing
-from nightgate.attention import Dropout, Layout, attend, attend_from_first
+from nightgate.attention import Layout, attend, attend_from_first
+from nightgate.dropout import Dropout, add_and_norm
 from nightgate.kernels import Kernel
 from tests.test_packing import LABELS, build, gradients, texts
 
@@ -83,6 +84,46 @@ def test_single_precision_is_as_close_to_the_truth_as_plain_torch_is(kernel: Ker
         assert float(error) < 1.5 * float(others)
 
 
+def both_norms(kernel: Kernel | None, rows: int, width: int, rate: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    torch.manual_seed(rows + width)
+    norm = torch.nn.LayerNorm(width, eps=1e-12, dtype=dtype)
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(width) + 0.5)
+        norm.bias.copy_(torch.randn(width))
+    residual, values, weights = (torch.randn(rows, width, dtype=torch.float64).to(dtype) for _ in range(3))
+    inputs = (residual.requires_grad_(), values.requires_grad_(), *norm.parameters())
+    dropout = Dropout()
+    dropout.seed(9)
+    out = add_and_norm(residual, values, norm, dropout, rate, kernel)
+    return out.detach(), *torch.autograd.grad((out * weights).sum(), inputs)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (31, 48), (32, 384), (97, 384), (640, 32)])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.6])
+@pytest.mark.parametrize("instructions", range(3))
+def test_residual_dropout_and_norm_are_those_of_plain_torch(
+    kernel: Kernel, rows: int, width: int, rate: float, instructions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if instructions > kernel.instructions:
+        pytest.skip("this processor does not have these instructions")
+    monkeypatch.setattr(kernel, "instructions", instructions)
+    assert kernel.takes_norm(torch.zeros(rows, width), torch.nn.LayerNorm(width))
+    for dtype, allowed in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+        ours, plain = (both_norms(chosen, rows, width, rate, dtype) for chosen in (kernel, None))
+        for found, expected in zip(ours, plain, strict=True):
+            torch.testing.assert_close(found, expected, rtol=allowed, atol=allowed)
+
+
+def test_a_norm_that_the_kernel_does_not_know_is_left_to_torch(kernel: Kernel) -> None:
+    assert not kernel.takes_norm(torch.zeros(3, 20), torch.nn.LayerNorm(20))
+    assert not kernel.takes_norm(torch.zeros(3, 32), torch.nn.LayerNorm(32, bias=False))
+    assert not kernel.takes_norm(torch.zeros(3, 32, dtype=torch.bfloat16), torch.nn.LayerNorm(32))
+    for found, expected in zip(
+        both_norms(kernel, 5, 20, 0.1, torch.float64), both_norms(None, 5, 20, 0.1, torch.float64), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
 def test_the_kernel_has_the_gradient_of_what_it_computed(kernel: Kernel) -> None:
     layout = Layout(np.array([2, 4]), torch.device("cpu"))
     qkv = torch.randn(6, 3 * 8, dtype=torch.float64, requires_grad=True)
@@ -116,7 +157,8 @@ def test_the_result_is_the_same_bits_in_every_call_and_with_any_number_of_thread
         found = []
         for number in (1, 2, 2, 3, 2):
             torch.set_num_threads(number)
-            found.append(both(kernel, [1, 7, 30, 41, 41, 128], 32, 0.1, torch.float32, heads=12))
+            attended = both(kernel, [1, 7, 30, 41, 41, 128], 32, 0.1, torch.float32, heads=12)
+            found.append((*attended, *both_norms(kernel, 248, 384, 0.1, torch.float32)))
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
@@ -128,8 +170,8 @@ def test_a_model_gives_the_same_logits_and_gradients_either_way_and_says_which(k
     rows = np.arange(16)
     labels = torch.from_numpy(rows % LABELS)
     compiled, plain = forward.choose(model, encoded), forward.choose(model, encoded, compiled=False)
-    assert "attention compiled for" in compiled.reason
-    assert "attention in plain torch, as asked for" in plain.reason
+    assert "attention and norms compiled for" in compiled.reason
+    assert "attention and norms in plain torch, as asked for" in plain.reason
     assert isinstance(compiled, forward.Packed)
     assert isinstance(plain, forward.Packed)
     assert compiled.classifier.kernel is kernel
@@ -178,7 +220,7 @@ def test_without_a_compiler_at_installation_attention_stays_in_plain_torch(loade
     loaded_anew.setattr(kernels.importlib.util, "find_spec", lambda _: None)
     kernel, why = kernels.load()
     assert kernel is None
-    assert "no compiler built its kernel" in why
+    assert "no compiler built their kernels" in why
     chosen = forward.choose(build("bert", {}), texts(0))
     assert isinstance(chosen, forward.Packed)
     assert why in chosen.reason

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from nightgate import forward
-from nightgate.attention import LEVELS, Dropout, Layout, attend, attend_from_first
+from nightgate.attention import Layout, attend, attend_from_first
+from nightgate.dropout import LEVELS, Dropout
 from nightgate.encoding import Encoded
 from nightgate.forward import Packed, Padded
 from nightgate.partition import cut

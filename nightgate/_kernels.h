@@ -1,163 +1,4 @@
-/*
-Attention within each text of a packed row of tokens, forward and backward, in float and double.
-
-Of each text and head, with queries Q [M, D], keys K and values V [L, D], and R a mask of ones and zeros over the rate of ones:
-
-    S = Q K' / sqrt(D),  P = softmax(S),  O = (P * R) V                      (Vaswani et al. 2017, equation 1)
-    G = (dO V') * R,  dS = P * (G - rowsum(P * G))
-    dV = (P * R)' dO,  dQ = dS K / sqrt(D),  dK = dS' Q / sqrt(D)
-
-P is not kept: the backward pass takes it from the logarithm of each row's sum of exponentials (Dao et al. 2022).
-
-Queries, keys and values are read where the linear layers left them, and gradients are written there. A pair of a text and
-a head is computed by one thread, always in the same order: the result does not depend on threads.
-
-Plain C with the vector extensions of GCC and clang. The file includes itself once for every type and instruction set; the
-instruction set is chosen when it is loaded. No OpenMP is linked: the caller hands in the function that starts torch's own
-threads, since a second pool beside them would wait for cores that theirs spin on.
-*/
-
-#ifndef REAL
-
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#define INTERFACE 1 /* Raised with every change that the Python side must know of. */
-#define ROWS 6      /* Of a tile: with two vectors a row, accumulators and operands fit into 16 registers. */
-#define ALIGNED 64
-#define PADDED (-1e30) /* A score behind the end of a text: its exponential is 0. */
-#define INLINE static inline __attribute__((always_inline))
-#define UP(count, step) (((count) + (step)-1) / (step) * (step))
-#define JOIN(name, type, set) name##_##type##_##set
-#define NAMED(name, type, set) JOIN(name, type, set)
-#define NAME(name) NAMED(name, REAL, SET)
-
-typedef void (*Start)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
-
-/* One call. Strides are in elements; gradients have the strides of what they are gradients of. */
-typedef struct {
-    const void *query, *key, *value; /* Rows of all heads. */
-    void *out;                       /* Forward: [queries, heads x dim]. */
-    void *log_sum;                   /* [queries, heads]: forward writes it, backward reads it. */
-    const void *d_out;               /* NULL: forward. */
-    void *d_query, *d_key, *d_value;
-    void *scratch;       /* `attention_scratch` bytes for each thread. */
-    const int16_t *bits; /* Random; NULL: no dropout. Up to 64 behind the last cell are read and not used. */
-    int64_t threshold;   /* Cells whose bits are below it are dropped. */
-    double kept_scale;   /* What kept cells are multiplied by. */
-    int64_t texts, heads, dim, longest;
-    int64_t query_stride, key_stride;
-    const int64_t *starts, *lengths;         /* Of each text, in tokens. */
-    const int64_t *cells, *head_step, *step; /* Of each text: its first cell; from head to head, from query to query. */
-    int64_t first_only;                      /* One query a text, in a row of its own. */
-    int64_t double_precision;
-    int64_t instructions; /* At most what `attention_instructions` gives. */
-    int64_t threads;
-    Start start; /* GOMP_parallel; NULL: this thread computes alone. */
-    int64_t next_task, next_thread;
-} Attention;
-
-typedef void Task(const Attention *, int64_t text, int64_t head, char *scratch);
-
-#if defined(__clang__)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Order){__VA_ARGS__})
-#endif
-
-/* Instruction sets, best last. */
-#define SET base
-#define TARGET
-#define BYTES 16
-#define REAL float
-#include "_attention.c"
-#undef REAL
-#define REAL double
-#include "_attention.c"
-#undef REAL
-#undef SET
-#undef TARGET
-#undef BYTES
-
-#if defined(__x86_64__)
-#define SET avx2
-#define TARGET __attribute__((target("avx2,fma")))
-#define BYTES 32
-#define REAL float
-#include "_attention.c"
-#undef REAL
-#define REAL double
-#include "_attention.c"
-#undef REAL
-#undef SET
-#undef TARGET
-#undef BYTES
-
-#define SET avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
-#define BYTES 64
-#define REAL float
-#include "_attention.c"
-#undef REAL
-#define REAL double
-#include "_attention.c"
-#undef REAL
-#undef SET
-#undef TARGET
-#undef BYTES
-#endif
-
-/* The best that this processor has. 0: base, 1: avx2, 2: avx512. */
-int attention_instructions(void) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        return 2;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
-#endif
-    return 0;
-}
-
-int attention_interface(void) { return INTERFACE; }
-
-/* Bytes of one thread: room for two squares and for eight matrices of a head's rows, each padded. */
-int64_t attention_scratch(int64_t longest, int64_t dim, int64_t double_precision) {
-    const int64_t rows = UP(longest, 16), columns = UP(dim, 16);
-    return (rows * (2 * rows + 8 * columns + 1)) * (double_precision ? 8 : 4) + 16 * ALIGNED;
-}
-
-static void work(void *data) {
-    Attention *call = data;
-    static Task *const tasks[][2] = {
-        {task_float_base, task_double_base},
-#if defined(__x86_64__)
-        {task_float_avx2, task_double_avx2},
-        {task_float_avx512, task_double_avx512},
-#endif
-    };
-    Task *task = tasks[call->instructions][call->double_precision];
-    int64_t thread = __atomic_fetch_add(&call->next_thread, 1, __ATOMIC_RELAXED);
-    char *scratch = (char *)call->scratch + thread * attention_scratch(call->longest, call->dim, call->double_precision);
-    scratch += -(uintptr_t)scratch % ALIGNED;
-    for (;;) {
-        int64_t number = __atomic_fetch_add(&call->next_task, 1, __ATOMIC_RELAXED);
-        if (number >= call->texts * call->heads) return;
-        /* The longest texts come last and are begun first: no thread is left alone with one. */
-        task(call, call->texts - 1 - number / call->heads, number % call->heads, scratch);
-    }
-}
-
-void attention_run(Attention *call) {
-    call->next_task = call->next_thread = 0;
-    if (call->start && call->threads > 1)
-        call->start(work, call, (unsigned)call->threads, 0);
-    else
-        work(call);
-}
-
-#else /* Once for every type and instruction set. */
+/* What `_kernels.c` computes, for one type (REAL) and one instruction set (SET, TARGET, vectors of BYTES). */
 
 #define LANES ((int)(BYTES / sizeof(REAL)))
 #define Vector NAME(Vector)
@@ -375,6 +216,62 @@ static TARGET void NAME(task)(const Attention *call, int64_t text, int64_t head,
 #undef MATRIX
 }
 
+#define AT(pointer, place) (*(Vector *)((REAL *)(pointer) + (place)))
+
+static TARGET void NAME(norm)(const Norm *call, int64_t block) {
+    const int64_t width = call->width, first = block * ROWS_OF_BLOCK;
+    const int64_t last = first + ROWS_OF_BLOCK < call->rows ? first + ROWS_OF_BLOCK : call->rows;
+    const int16_t threshold = (int16_t)call->threshold, *bits = call->bits;
+    const REAL kept_scale = (REAL)call->kept_scale;
+
+    for (int64_t row = first; !call->d_out && row < last; row++) {
+        const int64_t at = row * width;
+        Vector total = {0}, squares = {0};
+        for (int64_t j = 0; j < width; j += LANES) {
+            Vector x = AT(call->values, at + j);
+            if (bits) x = NAME(kept)(x, bits + at + j, threshold) * kept_scale;
+            AT(call->sum, at + j) = x = x + AT(call->residual, at + j);
+            total += x;
+        }
+        const REAL mean = NAME(total)(total) / (REAL)width;
+        for (int64_t j = 0; j < width; j += LANES) {
+            const Vector x = AT(call->sum, at + j) - mean;
+            squares += x * x;
+        }
+        const REAL scale = (REAL)(1 / sqrt((double)(NAME(total)(squares) / (REAL)width) + call->epsilon));
+        for (int64_t j = 0; j < width; j += LANES)
+            AT(call->out, at + j) = (AT(call->sum, at + j) - mean) * scale * AT(call->weight, j) + AT(call->bias, j);
+        ((REAL *)call->moments)[2 * row] = mean;
+        ((REAL *)call->moments)[2 * row + 1] = scale;
+    }
+    if (!call->d_out) return;
+
+    REAL *d_weight = (REAL *)call->d_parameters + 2 * block * width, *d_bias = d_weight + width;
+    memset(d_weight, 0, sizeof(REAL) * 2 * (size_t)width);
+    for (int64_t row = first; row < last; row++) {
+        const int64_t at = row * width;
+        const REAL mean = ((REAL *)call->moments)[2 * row], scale = ((REAL *)call->moments)[2 * row + 1];
+        Vector total = {0}, along = {0};
+        for (int64_t j = 0; j < width; j += LANES) {
+            const Vector d = AT(call->d_out, at + j), normal = (AT(call->sum, at + j) - mean) * scale;
+            const Vector g = d * AT(call->weight, j);
+            total += g;
+            along += g * normal;
+            AT(d_weight, j) += d * normal;
+            AT(d_bias, j) += d;
+        }
+        const REAL mean_g = NAME(total)(total) / (REAL)width, mean_along = NAME(total)(along) / (REAL)width;
+        for (int64_t j = 0; j < width; j += LANES) {
+            const Vector normal = (AT(call->sum, at + j) - mean) * scale;
+            const Vector x = (AT(call->d_out, at + j) * AT(call->weight, j) - mean_g - normal * mean_along) * scale;
+            AT(call->d_sum, at + j) = x;
+            if (bits) AT(call->d_values, at + j) = NAME(kept)(x, bits + at + j, threshold) * kept_scale;
+        }
+    }
+}
+
+#undef AT
+
 #undef Vector
 #undef Mask
 #undef Four
@@ -382,5 +279,3 @@ static TARGET void NAME(task)(const Attention *call, int64_t text, int64_t head,
 #undef Order
 #undef Bits
 #undef LANES
-
-#endif
