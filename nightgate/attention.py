@@ -1,14 +1,16 @@
-"""Attention within each text of a packed row of tokens, and the dropout that belongs to it.
+"""Attention within each text of a packed row of tokens.
 
 Packed: the texts of a batch lie one after the other in one row of T tokens, without padding. Attention is the only part
 of an encoder in which tokens meet, so it alone has to know where a text ends.
 
-On the CPU the small matrices of each text and head are brought side by side by one gather, multiplied as batches of
-texts of similar length, and brought back by another gather. On a GPU one kernel takes all texts of the row.
+On the CPU a compiled kernel (`kernels`) takes the whole row. Where it was not built, the small matrices of each text
+and head are brought side by side by one gather, multiplied as batches of texts of similar length, and brought back by
+another gather: the same result, with the same dropout masks. On a GPU one kernel takes all texts of the row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from nightgate.dropout import Dropout, Kept
+from nightgate.kernels import Kernel
 from nightgate.partition import cut
 
 CELLS_PER_GROUP = 4200
 """What a further group costs in calls, in cells of a text's square of probabilities: 0.4 ms and 90 ns on two cores."""
-LEVELS = 1 << 16
-"""Dropout rates on the CPU are multiples of 1/65536: 0.1 becomes 0.100006. The scale is that of the rate in use."""
 
 
 class Layout:
@@ -35,7 +37,7 @@ class Layout:
 
     def __init__(self, lengths: NDArray[np.int64], device: torch.device) -> None:
         self.device = device
-        self.lengths = lengths
+        self.lengths = np.ascontiguousarray(lengths, np.int64)
         self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self.tokens = int(self.starts[-1])
         self.longest = int(lengths.max())
@@ -73,12 +75,24 @@ class Layout:
     @cached_property
     def groups(self) -> list[Group]:
         """Neighbours that are multiplied together, in order."""
-        rising = np.sort(self.lengths)
-        assert (rising == self.lengths).all(), "texts come in order of length"
+        assert (np.diff(self.lengths) >= 0).all(), "texts come in order of length"
         return [
             Group(int(self.lengths[part].max()), self.lengths[part], self.starts[:-1][part])
             for part in cut(self.lengths, 2, CELLS_PER_GROUP)
         ]
+
+    @cached_property
+    def squares(self) -> tuple[NDArray[np.int64], ...]:
+        """Where the probabilities of each text lie among those of one head: first cell, cells in all, cells a query."""
+        width = np.concatenate([np.full(group.count, group.width) for group in self.groups])
+        ends = np.cumsum(width**2)
+        return ends - width**2, width**2, width
+
+    @cached_property
+    def rows_of_first(self) -> tuple[NDArray[np.int64], ...]:
+        """The same for those of the first tokens alone: a row of all tokens for each head."""
+        texts = len(self.lengths)
+        return self.starts[:-1], np.full(texts, self.tokens), np.zeros(texts, np.int64)
 
     def gathers(self, heads: int) -> tuple[Tensor, ...]:
         """Indices into rows of one head's width: of qkv by text and head, back; the same for one of three.
@@ -113,79 +127,92 @@ class Group:
         """Where a text has ended, bool [count, width]; None where all are of one length."""
 
 
-class Dropout:
-    """Dropout with masks of sixteen random bits an element on the CPU, where torch's own take longer than GELU.
-
-    Elsewhere, and under autocast, it is torch's. `seed` starts the sequence of masks.
-    """
-
-    def __init__(self) -> None:
-        self._generator = np.random.Generator(np.random.SFC64(0))
-
-    def seed(self, *entropy: int) -> None:
-        self._generator = np.random.Generator(np.random.SFC64(list(entropy)))
-
-    def mask(self, count: int, rate: float, like: Tensor) -> tuple[Tensor | None, float]:
-        """Ones and zeros, [count], in `like`'s dtype, and what the kept are multiplied by; None keeps everything."""
-        threshold = round(rate * LEVELS)
-        if not threshold:
-            return None, 1.0
-        raw = self._generator.integers(0, 1 << 64, -(-count // 4), dtype=np.uint64)
-        bits = torch.from_numpy(raw.view(np.int16))[:count]
-        kept = torch.ge(bits, threshold - LEVELS // 2, out=torch.empty(count, dtype=like.dtype))
-        return kept, LEVELS / (LEVELS - threshold)
-
-    def add(self, residual: Tensor, values: Tensor, rate: float) -> Tensor:
-        """`residual + dropout(values)`."""
-        if not rate or values.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return residual + (functional.dropout(values, rate) if rate else values)
-        mask, scale = self.mask(values.numel(), rate, values)
-        if mask is None:
-            return residual + values
-        added: Tensor = _AddKept.apply(residual, values, mask.view_as(values), scale)  # type: ignore[no-untyped-call]
-        return added
-
-
-class _AddKept(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, residual: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(mask)
-        ctx.scale = scale
-        return torch.addcmul(residual, values, mask, value=scale)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (mask,) = ctx.saved_tensors
-        return gradient, torch.mul(gradient, mask).mul_(ctx.scale), None, None
-
-
-def attend(qkv: Tensor, layout: Layout, heads: int, dropout: Dropout, rate: float) -> Tensor:
+def attend(
+    qkv: Tensor, layout: Layout, heads: int, dropout: Dropout, rate: float, kernel: Kernel | None = None
+) -> Tensor:
     """Self-attention of every token within its text: [tokens, 3 x width] to [tokens, width]."""
     if qkv.device.type == "cuda":
         return _attend_on_gpu(qkv, layout, heads, rate)
-    mask, scale = dropout.mask(_num_cells(layout, heads), rate, qkv)
+    kept = None
+    if rate:
+        first, square, row = layout.squares
+        kept = dropout.kept(_num_cells(layout, heads), rate, heads * first, square, row)
+    if kernel is not None and kernel.takes(qkv):
+        return _compiled(kernel, layout, heads, kept, qkv)
+    mask = None if kept is None else kept.mask(_num_cells(layout, heads), qkv.dtype)
+    scale = 1.0 if kept is None else kept.scale
     attended: Tensor = _Attention.apply(qkv, layout, heads, mask, scale)  # type: ignore[no-untyped-call]
     return attended
 
 
-def attend_from_first(query: Tensor, key: Tensor, value: Tensor, layout: Layout, heads: int, rate: float) -> Tensor:
-    """What each text's first token attends to: query [texts, width], key and value [tokens, width] to [texts, width].
+def attend_from_first(
+    query: Tensor,
+    key_value: Tensor,
+    layout: Layout,
+    heads: int,
+    dropout: Dropout,
+    rate: float,
+    kernel: Kernel | None = None,
+) -> Tensor:
+    """What each text's first token attends to: query [texts, width], [tokens, 2 x width] to [texts, width].
 
-    Plain operations of fixed shape, so that autograd, every device and a CUDA graph take them as they are.
+    But for the kernel, plain operations of fixed shape: autograd, every device and a CUDA graph take them as they are.
     """
     texts, width = query.shape
-    tokens, of = key.shape[0], layout.text_of_token
+    tokens, of = key_value.shape[0], layout.text_of_token
+    on_cpu = query.device.type == "cpu"
+    kept = dropout.kept(heads * tokens, rate, *layout.rows_of_first) if on_cpu and rate else None
+    if kernel is not None and kernel.takes(query):
+        return _compiled(kernel, layout, heads, kept, query, key_value)
     # Half precision is for matrix products; sums over a text are taken in float32.
-    query, key, value = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (query, key, value))
+    query, key_value = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (query, key_value))
+    key, value = key_value.view(tokens, 2, heads, -1).unbind(1)
     # index_select and not [of]: the gradient of the latter is summed by threads in whatever order they come.
     of_token = query.index_select(0, of).view(tokens, heads, -1)
-    scores = (of_token * key.view(tokens, heads, -1)).sum(-1) * (width // heads) ** -0.5
+    scores = (of_token * key).sum(-1) * (width // heads) ** -0.5
     cells = of * layout.longest + layout.place_in_text
     table = scores.new_full((texts * layout.longest, heads), -torch.inf).index_copy(0, cells, scores)
-    weights = functional.dropout(table.view(texts, layout.longest, heads).softmax(1), rate)
-    weights = weights.view(-1, heads).index_select(0, cells)
-    weighted = weights[..., None] * value.view(tokens, heads, -1)
+    weights = table.view(texts, layout.longest, heads).softmax(1).view(-1, heads).index_select(0, cells)
+    if not on_cpu:
+        weights = functional.dropout(weights, rate)
+    elif kept is not None:
+        weights = weights * kept.mask(heads * tokens, weights.dtype).view(heads, tokens).t() * kept.scale
+    weighted: Tensor = weights[..., None] * value
     return weighted.new_zeros(texts, heads, width // heads).index_add(0, of, weighted).view(texts, width)
+
+
+def _compiled(kernel: Kernel, layout: Layout, heads: int, kept: Kept | None, *projected: Tensor) -> Tensor:
+    attended: Tensor = _Compiled.apply(kernel, layout, heads, kept, *projected)  # type: ignore[no-untyped-call]
+    return attended
+
+
+class _Compiled(torch.autograd.Function):
+    """Attention by the kernel, of queries, keys and values of all tokens, or of queries apart from the others."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, layout: Layout, heads: int, kept: Kept | None, *projected: Tensor) -> Tensor:
+        projected = tuple(x.contiguous() for x in projected)
+        where = (layout.starts, layout.lengths, heads, kept)
+        out, log_sum = kernel.forward(_parts(projected), *where)
+        ctx.save_for_backward(log_sum, *projected)
+        ctx.kernel, ctx.where = kernel, where
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        log_sum, *projected = ctx.saved_tensors
+        going = tuple(torch.empty_like(x) for x in projected)
+        ctx.kernel.backward(_parts(projected), *ctx.where, log_sum, gradient, _parts(going))
+        return None, None, None, None, *going
+
+
+def _parts(projected: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Queries, keys and values."""
+    if len(projected) == 1:
+        query, key, value = projected[0].chunk(3, 1)
+    else:
+        query, (key, value) = projected[0], projected[1].chunk(2, 1)
+    return query, key, value
 
 
 class _Attention(torch.autograd.Function):

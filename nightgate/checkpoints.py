@@ -34,12 +34,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nightgate.errors import StorageError, storage_errors
-from nightgate.files import sha256_of, sync_folder
+from nightgate.files import replacing, sha256_of
 from nightgate.jobs import EpochReport
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,6 @@ class RunState:
     micro_batches: int = 1
     base_digest: str = ""
     """Of the word table that the training began with: what was cut away is taken from there again."""
-    vocabulary: str = ""
-    """Digest of the token ids that were kept."""
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the named files, by path. Saving fills it in; the states that follow by `replace` share it, so that
     no file is hashed twice."""
@@ -180,29 +178,17 @@ def epoch_folder(parent: Path, epoch: int) -> Path:
 
 
 def write_folder(final: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder beside `final`, make it durable, then give it its name.
+    """Fill a folder, make it durable, then give it its name.
 
     Raises:
         StorageError: the disk is full or read-only; nothing is left behind.
     """
-    draft = final.with_name(f".{final.name}.tmp")
-    with _disk_errors(final):
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        try:
-            fill(draft)
-            for path in sorted(draft.rglob("*")):
-                if path.is_file():
-                    _make_durable(path)
-            sync_folder(draft)
-            if final.exists():
-                # Only what a killed attempt of the same number left: never the newest checkpoint of the run.
-                shutil.rmtree(final)
-            draft.rename(final)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        sync_folder(final.parent)
+    with _disk_errors(final), replacing(final) as draft:
+        draft.mkdir()
+        fill(draft)
+        for path in draft.rglob("*"):
+            if path.is_file():
+                _open_to_all(path)
 
 
 def save_epoch(
@@ -303,27 +289,14 @@ def _named(run_dir: Path, state: RunState) -> set[str]:
 
 
 def _write_weights(final: Path, weights: dict[str, Tensor]) -> None:
-    draft = final.with_name(f".{final.name}.tmp")
-    with _disk_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(weights, draft)
-            _make_durable(draft)
-            draft.replace(final)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-        sync_folder(final.parent)
+    with _disk_errors(final), replacing(final) as draft:
+        save_file(weights, draft)
+        _open_to_all(draft)
 
 
-def _make_durable(path: Path) -> None:
-    # safetensors writes for the owner alone; the home is shared by all workers.
+def _open_to_all(path: Path) -> None:
+    """safetensors writes for the owner alone; the home is shared by all workers."""
     path.chmod(path.parent.stat().st_mode & 0o666)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _state_record(state: RunState, run_dir: Path) -> dict[str, Any]:

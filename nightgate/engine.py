@@ -32,6 +32,7 @@ from nightgate.config import Training
 from nightgate.devices import Picked
 from nightgate.distributed import World, share
 from nightgate.encoding import Encoded
+from nightgate.errors import is_out_of_memory
 from nightgate.forward import Rows
 from nightgate.graphs import StepGraphs
 from nightgate.optimizer import learning_rates, make_optimizer
@@ -50,6 +51,7 @@ class Wins:
     cls_only: bool = True
     trimmed: bool = True
     deferred: bool = True
+    compiled: bool = True
 
 
 class Engine:
@@ -77,7 +79,9 @@ class Engine:
         self.steps_done = 0
         self.micro_batches = 1
         self.rate = learning_rates(recipe, total_steps)
-        self.forward = forward.choose(self.model, train, pack=wins.packed, cls_only=wins.cls_only)
+        self.forward = forward.choose(
+            self.model, train, pack=wins.packed, cls_only=wins.cls_only, compiled=wins.compiled
+        )
         log.info("%s", self.forward.reason)
         self.vocabulary = self._trim([train, *others]) if wins.trimmed else None
         self.train = self._own_ids(train)
@@ -301,21 +305,27 @@ class Engine:
             target = torch.from_numpy(labels[part]).to(device, non_blocking=True)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = self.forward.logits(self.train, rows[part], embed)
-            wide = logits if logits.dtype == torch.float64 else logits.float()
-            loss = functional.cross_entropy(
-                wide, target, label_smoothing=self.recipe.label_smoothing, reduction="sum"
-            ) / len(rows)
+            loss = self.cross_entropy(logits, target, "sum") / len(rows)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return sum(losses[1:], losses[0])
 
-    def _update(self, leaves: list[Tensor], table: Tensor | None) -> None:
+    def cross_entropy(self, logits: Tensor, target: Tensor, reduction: str) -> Tensor:
+        """The recipe's loss, in float32 at least."""
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return functional.cross_entropy(wide, target, label_smoothing=self.recipe.label_smoothing, reduction=reduction)
+
+    def clip_and_step(self, leaves: list[Tensor]) -> None:
+        """AdamW on the gradients of `leaves`, clipped together."""
         if self.recipe.max_grad_norm > 0:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(leaves, self.recipe.max_grad_norm)
         # Under fp16 the scaler skips a step whose gradients overflowed and lowers its scale: no error.
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def _update(self, leaves: list[Tensor], table: Tensor | None) -> None:
+        self.clip_and_step(leaves)
         self.optimizer.zero_grad(set_to_none=True)
         if self.rows_later is not None and table is not None:
             self.rows_later.update(table)
@@ -337,9 +347,3 @@ class Engine:
     def _table_name(self) -> str:
         names = {id(tensor): str(name) for name, tensor in self.model.named_parameters()}
         return names[id(self._word_table)]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the CPU's allocator ran out of memory."""
-    words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)

@@ -128,6 +128,18 @@ ERRORS_BY_TYPE: dict[str, type[NightgateError]] = {
 """The errors that the training process may report by name to the process that watches it."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the CPU's allocator ran out of memory, as torch, Python and the kernel say it."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
+    return (
+        isinstance(error, MemoryError)
+        # torch's, which nothing here imports.
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or any(word in str(error) for word in words)
+    )
+
+
 def without_credentials(text: str) -> str:
     """`text` with what stands before the @ of its addresses masked; a password may hold an @ of its own."""
     return re.sub(r"//[^/\s\"'<>]+@", "//***@", text)

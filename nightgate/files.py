@@ -4,10 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from nightgate.errors import storage_errors
+
+
+@contextmanager
+def replacing(final: Path) -> Iterator[Path]:
+    """A name beside `final` to write a file or a folder to; it becomes durable, then `final`, when the block ends well.
+
+    A file takes the place of another at once. A folder of that name is removed first: it may not be one that is still
+    needed, only what a killed attempt left.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    draft = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield draft
+        is_folder = draft.is_dir()
+        for path in (*sorted(draft.rglob("*")), draft) if is_folder else (draft,):
+            sync(path)
+        if is_folder and final.exists():
+            shutil.rmtree(final)
+        draft.replace(final)
+    except BaseException:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+        raise
+    sync(final.parent)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -16,24 +45,13 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         StorageError: the disk is full or read-only.
     """
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with draft.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    with storage_errors(path), replacing(path) as draft:
+        draft.write_bytes(content)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable: a rename lives in the folder, not in the file."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content durable, or the names in a folder: a rename lives in the folder, not in the file."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

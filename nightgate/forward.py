@@ -100,11 +100,11 @@ class Padded:
 Forward = Packed | Padded
 
 
-def choose(model: Any, encoded: Encoded, *, pack: bool = True, cls_only: bool = True) -> Forward:
+def choose(model: Any, encoded: Encoded, *, pack: bool = True, cls_only: bool = True, compiled: bool = True) -> Forward:
     """The faster path that gives the stock model's logits on rows of `encoded`."""
     if not pack:
         return Padded(model, "padded texts, as asked for")
-    classifier, why = packing.packed(model, cls_only=cls_only)
+    classifier, why = packing.packed(model, cls_only=cls_only, compiled=compiled)
     if classifier is None:
         return Padded(model, f"padded texts: {why}")
     if not len(encoded):

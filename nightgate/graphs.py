@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from nightgate.attention import Layout
 from nightgate.forward import Packed, Rows
@@ -176,17 +175,10 @@ class StepGraphs:
         batch = PackedBatch(self.ids[bucket.token].long(), types, layout)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = self.classifier(batch)
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        losses = functional.cross_entropy(
-            wide, bucket.target, label_smoothing=engine.recipe.label_smoothing, reduction="none"
-        )
+        losses = engine.cross_entropy(logits, bucket.target, "none")
         loss = (losses * bucket.real).sum() / bucket.real.sum()
         engine.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if engine.recipe.max_grad_norm > 0:
-            engine.scaler.unscale_(engine.optimizer)
-            nn.utils.clip_grad_norm_(engine.parameters, engine.recipe.max_grad_norm)
-        engine.scaler.step(engine.optimizer)
-        engine.scaler.update()
+        engine.clip_and_step(engine.parameters)
         return loss.detach()
 
     def _record(self, bucket: _Bucket) -> None:

@@ -24,7 +24,7 @@ from nightgate import cache_files
 from nightgate.files import sha256_of
 from nightgate.gate import LOGIT_TOLERANCE, Reuse
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Raised with every change of forward passes that may change a logit."""
 SHARE_RECOMPUTED = 0.01
 LEAST_RECOMPUTED = 8

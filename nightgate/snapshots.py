@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nightgate.errors import SnapshotError, storage_errors
-from nightgate.files import sha256_of, sync_folder
+from nightgate.files import sha256_of, sync
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def write_snapshot(folder: Path, rows: pd.DataFrame, rules: Mapping[str, Any], f
             _write_manifest(manifest, draft / MANIFEST_FILE)
             for file in draft.iterdir():
                 file.chmod(0o444)
-            sync_folder(draft)
+            sync(draft)
             try:
                 draft.rename(final)
             except OSError:
@@ -134,7 +134,7 @@ def write_snapshot(folder: Path, rows: pd.DataFrame, rules: Mapping[str, Any], f
                 if kept:
                     return kept
                 draft.rename(final)
-            sync_folder(folder)
+            sync(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return open_snapshot(final)

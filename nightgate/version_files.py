@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nightgate.errors import ModelError, storage_errors
-from nightgate.files import sync_folder, write_whole
+from nightgate.files import sync, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Staging:
             write_whole(self.folder / MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
             _clear_the_way(target)
             self.folder.rename(target)
-            sync_folder(self.models)
+            sync(self.models)
         self.folder = target
         return target
 

@@ -7,7 +7,6 @@ process ends with it. SIGINT is the parent's business; SIGTERM ends the process 
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import json
 import logging
@@ -20,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from nightgate import logs
-from nightgate.errors import ERRORS_BY_TYPE, NightgateError, OutOfMemoryError, StorageError, storage_errors
+from nightgate.errors import (
+    ERRORS_BY_TYPE,
+    NightgateError,
+    OutOfMemoryError,
+    StorageError,
+    is_out_of_memory,
+    storage_errors,
+)
 from nightgate.jobs import EpochReport, Progress, ScoreJob, TrainJob, read_job
 
 SECONDS_BETWEEN_PROGRESS = 1.0
@@ -143,13 +149,7 @@ def in_words(error: Exception) -> NightgateError:
     if isinstance(error, NightgateError) and error.error_type in ERRORS_BY_TYPE:
         return error
     said = str(error).strip()
-    shortage = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or any(words in said for words in shortage)
-    ):
+    if is_out_of_memory(error):
         return OutOfMemoryError(
             f"not enough memory: {(said.splitlines() or [type(error).__name__])[0]}",
             next_step="free memory there, or lower training.eval_batch_size, max_length or batch_size",

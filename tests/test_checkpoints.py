@@ -114,9 +114,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_weights_moments_and_state_come_back_bit_for_bit(tmp_path: Path) -> None:
     state = next_state(tmp_path, 1, 1, None, best=True)
-    state = replace(
-        state, scaler={"scale": 1024.0, "_growth_tracker": 3}, micro_batches=4, base_digest="b", vocabulary="v"
-    )
+    state = replace(state, scaler={"scale": 1024.0, "_growth_tracker": 3}, micro_batches=4, base_digest="b")
     weights = {"a": torch.randn(3, 4), "b": torch.randn(7).to(torch.bfloat16), "c": torch.tensor(3.0)}
     saved = save_epoch(tmp_path, tmp_path / "attempt-1", state, weights, moments_of(1))
     found = newest(tmp_path)
@@ -390,7 +388,7 @@ def test_a_kill_at_any_moment_leaves_the_former_checkpoint_or_the_new_one_whole(
     assert set(epochs) == {2, 3}
     assert len(epochs) > 20
     removals = [number for number, (name, path) in enumerate(events) if name == "unlink" and path.suffix != ".tmp"]
-    assert min(removals) > max(number for number, (name, _) in enumerate(events) if name == "rename")
+    assert min(removals) > max(number for number, (name, _) in enumerate(events) if name == "replace")
 
 
 def test_a_folder_that_fails_half_way_is_not_there_and_the_former_stays(tmp_path: Path) -> None:
