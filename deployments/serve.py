@@ -38,7 +38,7 @@ POLL_SECONDS = 2
 """Between a click on Run and its start; Prefect's own 10 s are for hundreds of machines."""
 
 SERVER_ENVIRONMENT = {
-    # In memory, its own choice, a restart forgets who is at work on a deployment, and lets a second run start beside it.
+    # In memory, its own choice, a restart forgets who is at work on a deployment and lets a second run start beside it.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",

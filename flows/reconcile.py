@@ -44,7 +44,7 @@ LATE = timedelta(hours=1)
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
 PAGE = 200
 """Runs that Prefect gives in one answer."""
-TO_BE_HEARD = timedelta(minutes=1)
+TO_BE_HEARD = timedelta(seconds=30)
 """A worker hears of a cancel within seconds, and kills the run 30 s later if that does not end by itself."""
 SETTLED_LONG_AGO = timedelta(minutes=5)
 """A run writes its report and ends its flow after its row has ended: so long it may take."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,20 +16,24 @@ from tests.production import Production, as_sqlite, is_gone, kill, within
 
 pytestmark = [pytest.mark.flow, pytest.mark.faults, pytest.mark.timeout(900)]
 
-NAME = "asked"
 SECONDS = 30
 """Within which a run that waits holds nothing any more, and one that was decided has ended."""
+
+SECONDS_TO_BE_HEARD = 31
+"""For so long `reconcile` leaves a cancel to the worker."""
 
 
 @pytest.fixture(scope="module")
 def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
-    with Production(tmp_path_factory.mktemp("approvals"), {NAME: "approval = true\n"}) as running:
+    # One each: the first candidate of a pipeline always passes the gate.
+    pipelines = dict.fromkeys(("form", "command", "passed", "cancelled"), "approval = true\n")
+    with Production(tmp_path_factory.mktemp("approvals"), pipelines) as running:
         yield running
 
 
-def waiting(production: Production, night: str) -> FlowRun:
+def waiting(production: Production, name: str, night: str = "2026-01-05") -> FlowRun:
     """A run of that night that has come to wait for a person."""
-    run = production.start(NAME, night=night, training={"epochs": 1})
+    run = production.start(name, night=night, training={"epochs": 1})
     flow: list[psutil.Process] = []
 
     def suspended() -> bool:
@@ -40,7 +45,7 @@ def waiting(production: Production, night: str) -> FlowRun:
 
     within(120, suspended, f"the wait of {run.name}: {production.log('worker.log')[-5000:]}")
     within(SECONDS, lambda: is_gone(flow[0]), "the end of its process")
-    within(SECONDS, lambda: not production.held(NAME), "its slots")
+    within(SECONDS, lambda: not production.held(name), "its slots")
     assert production.night(run)["status"] == "waiting"
     return run
 
@@ -57,7 +62,7 @@ def approval(production: Production, run: FlowRun) -> dict[str, Any]:
 
 
 def test_a_form_that_is_filled_in_promotes_and_nothing_is_trained_again(production: Production) -> None:
-    run = waiting(production, "2026-01-05")
+    run = waiting(production, "form")
     kill(production.worker)
     production.start_worker()
     say(production, run, "approve", "looked at the slices")
@@ -67,7 +72,7 @@ def test_a_form_that_is_filled_in_promotes_and_nothing_is_trained_again(producti
     assert night["reason"] == "approved by anna: looked at the slices"
     said = approval(production, run)
     assert (said["decision"], said["decided_by"], said["reason"]) == ("approved", "anna", "looked at the slices")
-    assert production.champion(NAME) == 1
+    assert production.champion("form") == 1
     assert production.epochs(run) == [(1, 1)]
     assert [len(production.announced(name)) for name in ("waiting", "promoted")] == [1, 1]
 
@@ -75,24 +80,24 @@ def test_a_form_that_is_filled_in_promotes_and_nothing_is_trained_again(producti
 def test_an_approval_on_the_command_line_while_the_server_is_away_ends_its_run_once_it_is_back(
     production: Production,
 ) -> None:
-    run = waiting(production, "2026-01-06")
+    run = waiting(production, "command")
     kill(production.server)
-    done = production.nightgate("approve", NAME, "--reason", "fine")
+    done = production.nightgate("approve", "command", "--reason", "fine")
     assert done.returncode == 0, done.stderr
     assert "promoted: approved by" in done.stdout
     assert "its run is ended by the next `nightgate reconcile`" in done.stderr
-    assert production.champion(NAME) == 2
+    assert production.champion("command") == 1
     production.start_server()
     assert production.state(run).name == "Suspended"
     assert production.nightgate("reconcile").returncode == 0
     assert production.state(run).name == "Promoted"
-    assert [one["night"] for one in production.announced("promoted", 2)] == ["2026-01-05", "2026-01-06"]
+    assert [one["pipeline"] for one in production.announced("promoted", 2)] == ["form", "command"]
 
 
 @pytest.fixture(scope="module")
 def passed_by(production: Production) -> tuple[FlowRun, FlowRun]:
     """A night that waited when the next one began, and that next one, which waits now."""
-    return waiting(production, "2026-01-07"), waiting(production, "2026-01-08")
+    return waiting(production, "passed"), waiting(production, "passed", "2026-01-06")
 
 
 def test_a_night_that_waits_is_superseded_by_the_next_and_a_late_approval_says_so(
@@ -102,15 +107,14 @@ def test_a_night_that_waits_is_superseded_by_the_next_and_a_late_approval_says_s
     night = production.night(run)
     assert night["status"] == "superseded"
     assert (
-        f"nobody approved it before the night of 2026-01-08 began (run {production.night(following)['run_id']})"
+        f"nobody approved it before the night of 2026-01-06 began (run {production.night(following)['run_id']})"
         in (night["reason"])
     )
-    champion = production.champion(NAME)
     say(production, run, "approve", "late")
     state = production.ended(run)
     assert state.name == "Superseded"
     assert night["reason"] in state.message
-    assert production.champion(NAME) == champion
+    assert production.champion("passed") is None
     assert approval(production, run)["decision"] == "superseded"
 
 
@@ -118,20 +122,19 @@ def test_a_night_that_nobody_approved_in_time_is_held_by_reconcile(
     production: Production, passed_by: tuple[FlowRun, FlowRun]
 ) -> None:
     _, run = passed_by
-    champion = production.champion(NAME)
     production.execute(
         "UPDATE approval SET deadline = :past WHERE run_id = :id",
         past=as_sqlite(datetime.now(UTC) - timedelta(minutes=1)),
         id=production.night(run)["run_id"],
     )
     settled = production.reconcile()
-    assert settled.message == f"{NAME} 2026-01-08: held"
+    assert settled.message == "passed 2026-01-06: held"
     state = production.state(run)
     assert (state.type.value, state.name) == ("COMPLETED", "Held")
     night = production.night(run)
     assert night["status"] == "held"
     assert "nobody approved it by" in night["reason"]
-    assert production.champion(NAME) == champion
+    assert production.champion("passed") is None
     assert approval(production, run)["decision"] == "timed_out"
     [event] = production.announced("held")
     assert event["next_step"]
@@ -155,3 +158,15 @@ def test_a_run_that_has_ended_in_the_ledger_and_runs_for_ever_in_prefect_is_comp
     )
     production.nightgate("reconcile")
     assert production.state(run).name == "Superseded"
+
+
+def test_a_night_that_waits_is_held_by_reconcile_once_its_run_was_cancelled(production: Production) -> None:
+    run = waiting(production, "cancelled")
+    production.cancel(run)
+    assert production.ended(run).name == "Cancelled"
+    time.sleep(SECONDS_TO_BE_HEARD)
+    assert production.nightgate("reconcile").returncode == 0
+    night = production.night(run)
+    assert (night["status"], night["reason"]) == ("held", "rejected by cancel: its run was cancelled in Prefect")
+    assert production.state(run).name == "Cancelled"
+    assert production.champion("cancelled") is None

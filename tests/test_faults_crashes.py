@@ -216,7 +216,7 @@ def test_every_end_was_announced_and_so_was_the_last(story: Story) -> None:
     told += story.production.announced("cancelled", len(STRIKES) - len(failed))
     assert [one["run_id"] for one in told] == [row["run_id"]] * len(STRIKES)
     assert all(one["next_step"] for one in told)
-    assert story.production.announced(row["status"])[-1]["reason"] == row["reason"]
+    assert row["reason"] in [one["reason"] for one in story.production.announced(row["status"])]
 
 
 # --- what a night outlives ---
@@ -283,8 +283,8 @@ def test_a_run_whose_worker_is_gone_hears_of_its_cancel_by_reconcile(production:
     production.cancel(run)
     production.start_worker()
     assert production.state(run).name == "Cancelling"
-    # Nobody who could tell it sooner is left: reconcile waits for a minute, in case that somebody is.
-    time.sleep(61)
+    # Nobody who could tell it sooner is left: reconcile waits for half a minute, in case that somebody is.
+    time.sleep(31)
     done = production.nightgate("reconcile")
     assert "its run was cancelled in Prefect, and nobody told its process" in done.stdout, done.stderr
     assert production.state(run).name == "Cancelled"
