@@ -15,7 +15,7 @@ P is not kept: the backward pass takes it from the logarithm of each row's sum o
 Queries, keys and values are read where the linear layers left them, and gradients are written there. A pair of a text and
 a head is computed by one thread, always in the same order: the result does not depend on threads.
 
-Normalisation. Of each row X = A + B * R of n elements, with weight w and bias b                  (Ba et al. 2016, equation 4)
+Normalisation. Of each row X = A + B * R of n elements, with weight w and bias b              (Ba et al. 2016, equation 4)
 
     N = (X - mean(X)) / sqrt(var(X) + epsilon),  Y = N * w + b
     G = dY * w,  dX = (G - mean(G) - N * mean(G * N)) / sqrt(var(X) + epsilon)
@@ -24,7 +24,7 @@ Normalisation. Of each row X = A + B * R of n elements, with weight w and bias b
 Sums over rows are given back for each block of rows, whatever the number of threads, and added up by the caller.
 
 Plain C with the vector extensions of GCC and clang. `_kernels.h` is included once for every type and instruction set; the
-instruction set is chosen when it is loaded. No OpenMP is linked: the caller hands in the function that starts torch's own
+instruction set is chosen when the kernels are loaded. No OpenMP is linked: the caller hands in the function that starts torch's own
 threads, since a second pool beside them would wait for cores that theirs spin on.
 */
 

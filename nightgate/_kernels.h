@@ -96,7 +96,7 @@ INLINE TARGET REAL NAME(total)(Vector of) {
     return sum;
 }
 
-/* exp(x) for x up to about 0; NaN stays NaN. Single precision: the polynomial of Cephes' expf, within 2 units in the last place. */
+/* exp(x) for x up to about 0; NaN stays NaN. Single precision: the polynomial of Cephes' expf. */
 INLINE TARGET Vector NAME(exponential)(Vector x) {
     if (sizeof(REAL) == sizeof(double)) {
         for (int lane = 0; lane < LANES; lane++) x[lane] = (REAL)exp(x[lane]);
