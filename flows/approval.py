@@ -17,9 +17,23 @@ from nightgate.home import open_home
 class Approval(RunInput):
     """The form behind Resume."""
 
-    decision: Literal["approve", "reject"] = Field(description="Approve promotes the candidate, reject holds it.")
-    name: str = Field(min_length=1, max_length=100, description="Who decides. It is stored with the promotion.")
-    reason: str = Field(min_length=1, max_length=1000, description="Why. It is stored with the promotion.")
+    decision: Literal["approve", "reject"] = Field(
+        description="Approve promotes the candidate, reject holds it.", json_schema_extra={"position": 0}
+    )
+    name: str = Field(
+        min_length=1,
+        max_length=100,
+        pattern=r"\S",
+        description="Who decides. It is stored with the promotion.",
+        json_schema_extra={"position": 1},
+    )
+    reason: str = Field(
+        min_length=1,
+        max_length=1000,
+        pattern=r"\S",
+        description="Why. It is stored with the promotion.",
+        json_schema_extra={"position": 2},
+    )
 
 
 def decide_when_resumed(run_id: str) -> None:
@@ -56,7 +70,7 @@ def evidence(waiting: approvals.Waiting) -> str:
                 f"the champion, version {waiting.champion_version}, has {waiting.champion_f1:.4f} on the same rows"
             )
         lines.append(f"F1 on tonight's test rows: **{waiting.test_f1:.4f}**; {against}.")
-    lines.append(f"The gate: {waiting.reason}")
+    lines.append(f"The gate: {waiting.reason.removeprefix(approvals.WAITS)}")
     lines.append(f"Unless somebody decides by {waiting.deadline:%Y-%m-%d %H:%M} UTC it is held.")
     lines.append("The whole report is among the run's artifacts.")
     return "\n\n".join(lines)

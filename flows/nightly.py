@@ -14,18 +14,26 @@ from uuid import UUID
 from prefect import flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, TerminationSignal
 from prefect.states import Completed, Failed
 
 from flows.approval import decide_when_resumed
 from flows.events import announce_ends, announce_stall
-from flows.form import GateForm, TrainingForm, chosen_settings
+from flows.form import (
+    AS_IN_FILE_GATE,
+    AS_IN_FILE_TRAINING,
+    ChosenNight,
+    GateForm,
+    PipelineName,
+    TrainingForm,
+    chosen_settings,
+)
 from flows.logs import readable_logs
 from flows.outages import outlived
 from flows.reconcile import newer_is_due, settle_after_crash
 from nightgate import ledger, summary
 from nightgate.config import Pipeline
-from nightgate.database import Database
+from nightgate.database import Database, prepare
 from nightgate.errors import NightgateError
 from nightgate.home import open_home
 from nightgate.nights import Night, chosen_night, scheduled_night, tonight
@@ -129,12 +137,13 @@ def _run_name() -> str:
     on_cancellation=[settle_after_crash],
 )
 def nightly(
-    pipeline: str,
-    night: date | None = None,
+    # Without a default, Quick run in the UI would ask for all parameters.
+    pipeline: PipelineName = "",
+    night: ChosenNight = None,
     force: bool = False,
     dry_run: bool = False,
-    training: TrainingForm | None = None,
-    gate: GateForm | None = None,
+    training: TrainingForm = AS_IN_FILE_TRAINING,
+    gate: GateForm = AS_IN_FILE_GATE,
 ) -> State[Any]:
     """One night of a pipeline: the deployment's flow, with the form of the UI.
 
@@ -169,12 +178,17 @@ def _in_words(pipeline: Pipeline, night: Night, force: bool, dry_run: bool, over
     except NightgateError as error:
         _rename(f"{pipeline.name} {night.date}: failed")
         return Failed(message=str(error))
+    except TerminationSignal:
+        _rename(f"{pipeline.name} {night.date}: cancelled")
+        raise
     return Completed(name=told.partition(":")[0].capitalize(), message=told)
 
 
 def _which_night(pipeline: Pipeline, night: date | None) -> Night:
     """A run that is tried again belongs to the night that it began with."""
-    with Database.open(open_home()) as db:
+    home = open_home()
+    prepare(home)
+    with Database.open(home) as db:
         begun = ledger.night_of(db, runtime.flow_run.id)
     if begun is not None:
         return begun

@@ -177,6 +177,8 @@ def _contradicts(state: State[Any], end: settling.EndedLately) -> bool:
     if state.is_final():
         # Given up by Prefect while it lived, and it came to its end all the same; or it ended, and could not say so.
         return (state.is_crashed() or state.is_failed()) and end.status not in {"failed", "cancelled"}
+    if state.is_paused() and end.status == "cancelled":
+        return False  # a person paused it, and may resume it
     is_old = datetime.now(UTC) - end.finished_at > SETTLED_LONG_AGO
     was_cancelled = state.is_cancelling() and end.status == "cancelled"
     return state.is_paused() or is_old or was_cancelled or end.error_type == "crashed"

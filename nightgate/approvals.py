@@ -18,6 +18,9 @@ from nightgate.reigns import promote
 from nightgate.runs import end, fenced, lock_pipeline
 from nightgate.schema import Approval, ModelVersion, Run
 
+WAITS = "waits for approval: "
+"""What the reason of a run that waits begins with; the gate's follows."""
+
 
 @dataclass(frozen=True)
 class Ended:

@@ -156,6 +156,14 @@ def open_night(
                 on_end(run)
 
 
+_WORDS = {
+    "KeyboardInterrupt": "Ctrl-C or SIGTERM",
+    "TerminationSignal": "Cancel in the UI or SIGTERM",
+    "Pause": "Pause",
+}
+"""What stopped a run, by the name of its exception; two are Prefect's, which the library does not import."""
+
+
 @contextmanager
 def _settled(run: NightRun) -> Iterator[None]:
     """Write down how the run ended, whatever ended it."""
@@ -175,7 +183,7 @@ def _settled(run: NightRun) -> Iterator[None]:
         raise
     except BaseException as stop:
         # Ctrl-C, SIGTERM, or a cancel from Prefect, which raises a BaseException too. Closing of generators is none.
-        reason = f"stopped by {type(stop).__name__}; the last checkpoint is kept"
+        reason = f"stopped by {_WORDS.get(type(stop).__name__, type(stop).__name__)}; the last checkpoint is kept"
         _finish(run, "cancelled", reason, "cancelled", "run the same command again to go on from the last checkpoint")
         raise
 

@@ -76,13 +76,15 @@ def run(
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="The same steps without Prefect.")] = False,
 ) -> None:
     """Run one night, now: refresh, fine-tune, evaluate, judge, promote or hold."""
+    from nightgate.database import prepare
+    from nightgate.home import open_home
     from nightgate.nights import chosen_night, tonight
     from nightgate.pipelines import load_pipeline, parse_settings
 
     configuration = load_pipeline(pipeline, parse_settings(settings or ()))
     schedule = configuration.schedule
     chosen = tonight(schedule) if night is None else chosen_night(schedule, date_of(night))
-    _prepare_database()
+    prepare(open_home())
     status = None if force or dry_run else _tell_ended(configuration, chosen)
     if status is None:
         # A plain SIGTERM would end us without settling the run's row: treat it like Ctrl-C.
@@ -144,13 +146,15 @@ def serve(
     """Serve pipelines on their schedules, with a local Prefect server and its UI if none runs."""
     os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", "2")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    from nightgate.database import prepare
+    from nightgate.home import open_home
     from nightgate.pipelines import find_pipeline, load_pipeline
 
     paths = [find_pipeline(reference).resolve() for reference in pipelines or ["sample"]]
     loaded = [load_pipeline(path) for path in paths]
     # A run is started by name, in a process of its own: this is where it looks names up first.
     os.environ["NIGHTGATE_PIPELINES"] = os.pathsep.join(str(path) for path in paths)
-    _prepare_database()
+    prepare(open_home())
     from deployments.serve import serve_pipelines
 
     def tell(url: str) -> None:
@@ -262,17 +266,6 @@ app.add_typer(database_app, name="db")
 def main() -> None:
     """Entry point."""
     app()
-
-
-def _prepare_database() -> None:
-    """The embedded SQLite database is made on first use; one on a server is migrated by its owner, on purpose."""
-    from nightgate.database import database_url, upgrade
-    from nightgate.home import open_home
-
-    url = database_url(open_home())
-    path = Path(url.removeprefix("sqlite:///"))
-    if url.startswith("sqlite") and not path.exists():
-        upgrade(url)
 
 
 if __name__ == "__main__":

@@ -185,6 +185,14 @@ def upgrade(url: str, *, patience: float = PATIENCE) -> tuple[str | None, str]:
     return config.attributes.get("revision"), schema.HEAD
 
 
+def prepare(home: Home) -> None:
+    """Make the embedded SQLite database on first use; one on a server is migrated by its owner, on purpose."""
+    url = database_url(home)
+    path = sqlite_path(parse_url(url))
+    if path is not None and not path.exists():
+        upgrade(url)
+
+
 def alembic_config(url: str, *, patience: float = PATIENCE) -> Any:
     """Alembic's configuration for the database at `url`, in a checkout and in an installed package alike."""
     from alembic.config import Config

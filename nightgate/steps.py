@@ -265,7 +265,7 @@ def _wait_for_approval(run: NightRun, expected: int | None) -> None:
     patience = duration(run.pipeline.gate.approval_timeout)
     assert patience is not None, "a duration that may not be empty"
     name = run.pipeline.name
-    reason = f"waits for approval: {run.decision.reason}"
+    reason = f"{approvals.WAITS}{run.decision.reason}"
     next_step = f"nightgate approve {name} --reason TEXT, or nightgate reject {name} --reason TEXT"
     approvals.request(
         run.db, run.run_id, run.attempt, expected=expected, patience=patience, reason=reason, next_step=next_step

@@ -37,6 +37,7 @@ BROWSER = browser_path()
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not BROWSER, reason=f"no Chromium to drive: {INSTALL}"),
     pytest.mark.skipif(
         importlib.util.find_spec("playwright") is None, reason="no Playwright: pip install 'nightgate[dev]'"
@@ -119,7 +120,7 @@ def served(session_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         )
     one = Served(process, url, folder / "home", log)
     try:
-        within(150, lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, "nightgate serve")
+        within(240, lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, "nightgate serve")
         assert process.poll() is None, log.read_text()
         within(60, lambda: _has(one, "careful") and _has(one, "endless"), "the deployments")
         yield one

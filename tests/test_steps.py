@@ -229,7 +229,7 @@ def test_a_second_run_is_recorded_as_superseded_and_names_the_first(empty_site: 
     [
         (DataError("no rows", next_step="bring rows"), "failed", "data", "no rows"),
         (ZeroDivisionError("division by zero"), "failed", "internal", "ZeroDivisionError: division by zero"),
-        (KeyboardInterrupt(), "cancelled", "cancelled", "stopped by KeyboardInterrupt; the last checkpoint is kept"),
+        (KeyboardInterrupt(), "cancelled", "cancelled", "stopped by Ctrl-C or SIGTERM; the last checkpoint is kept"),
         (SystemExit(1), "cancelled", "cancelled", "stopped by SystemExit; the last checkpoint is kept"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
