@@ -36,6 +36,7 @@ from nightgate.config import Pipeline
 from nightgate.database import Database, prepare
 from nightgate.errors import NightgateError
 from nightgate.home import open_home
+from nightgate.logs import without_secrets
 from nightgate.nights import Night, chosen_night, scheduled_night, tonight
 from nightgate.pipelines import load_by_name
 from nightgate.steps import NightRun, open_night, score_epoch
@@ -159,7 +160,7 @@ def nightly(
         configuration = load_by_name(pipeline, chosen_settings(training, gate))
         chosen = _which_night(configuration, night)
     except NightgateError as error:
-        return Failed(message=str(error))
+        return Failed(message=without_secrets(str(error)))
     return _in_words(configuration, chosen, force, dry_run, _newer(chosen))
 
 
@@ -177,7 +178,7 @@ def _in_words(pipeline: Pipeline, night: Night, force: bool, dry_run: bool, over
             told = run_night(pipeline, night, force=force, dry_run=dry_run, overtaken=overtaken)
     except NightgateError as error:
         _rename(f"{pipeline.name} {night.date}: failed")
-        return Failed(message=str(error))
+        return Failed(message=without_secrets(str(error)))
     except TerminationSignal:
         _rename(f"{pipeline.name} {night.date}: cancelled")
         raise

@@ -191,6 +191,7 @@ def _settled(run: NightRun) -> Iterator[None]:
 def _finish(run: NightRun, status: str, reason: str, error_type: str, next_step: str) -> None:
     if run.status != "running":
         return  # it had come to its end
+    reason = logs.without_secrets(reason)
     run.status, run.reason = status, reason
     try:
         ledger.finish_run(

@@ -24,7 +24,9 @@ from nightgate.cli_decide import approve, promote, reconcile, reject, rollback
 from nightgate.cli_options import OutputFormat, PipelineName, date_of, show
 from nightgate.cli_read import champion, history, predict, status, versions
 from nightgate.errors import NightgateError
+from nightgate.logs import without_secrets
 from nightgate.output import Format
+from nightgate.startup import spare_the_collector
 
 if TYPE_CHECKING:
     from nightgate.config import Pipeline
@@ -39,7 +41,7 @@ class _InWords(TyperGroup):
         try:
             return super().invoke(ctx)
         except NightgateError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {without_secrets(str(error))}", err=True)
             code = error.exit_code
         except KeyboardInterrupt:
             again = ": run the same command again to go on from the last checkpoint"
@@ -265,6 +267,7 @@ app.add_typer(database_app, name="db")
 
 def main() -> None:
     """Entry point."""
+    spare_the_collector()
     app()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 from types import TracebackType
@@ -30,7 +31,11 @@ class Heartbeat:
         self._db, self._run_id, self._attempt, self._seconds = db, run_id, attempt, seconds
         self._lost: RegistryError | None = None
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep_beating, name="nightgate-heartbeat", daemon=True)
+        # What it logs belongs to this night, as what is logged here does.
+        in_context = contextvars.copy_context().run
+        self._thread = threading.Thread(
+            target=in_context, args=(self._keep_beating,), name="nightgate-heartbeat", daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()

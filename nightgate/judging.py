@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate import gate, ledger, metrics, registry, supervisor
+from nightgate import gate, ledger, metrics, registry, startup, supervisor
 from nightgate.claim import NightRun
 from nightgate.errors import NonFiniteLossError
 from nightgate.intervals import f1_difference_interval, f1_interval
@@ -42,6 +42,8 @@ def score_on_test(run: NightRun) -> None:
         out=run.directory / "test",
         cache=run.home.cache,
     )
+    # The report would wait for it.
+    startup.load_early("matplotlib.figure", "matplotlib.backends.backend_svg")
     scored = supervisor.score_models(job, on_progress=run.while_ours(), on_restart=run.count_restart)
     found = scored.written
     rows = run.snapshot.rows("test")

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate import approvals, ledger, metrics, refresh, registry, slots, supervisor
+from nightgate import approvals, ledger, metrics, refresh, registry, slots, startup, supervisor
 from nightgate.claim import NightRun as NightRun
 from nightgate.claim import open_night as open_night
 from nightgate.config import Pipeline, duration
@@ -150,6 +150,8 @@ def fine_tune(run: NightRun, on_progress: Callable[[Progress], None] | None = No
         start_from=start_from,
         cache=run.home.cache,
     )
+    # The metrics of the first epoch would wait for it.
+    startup.load_early("nightgate.metric_module")
     run.trained = yield from supervisor.train(
         job, on_progress=run.while_ours(on_progress), on_restart=run.count_restart
     )
