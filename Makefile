@@ -12,8 +12,9 @@ demo: $(VENV)/.demo
 	$(BIN)/nightgate run sample --night 2026-01-05
 	$(BIN)/nightgate run sample --night 2026-01-06
 
+# A file's tests stay together: they share what is slow to make.
 test: $(VENV)/.dev check
-	$(BIN)/python -m pytest -m "not faults and not browser"
+	$(BIN)/python -m pytest -m "not faults and not browser" --numprocesses 2 --dist loadfile
 
 # Prefect's UI in headless Chromium, the system's own: says how to install one where there is none. Minutes.
 test-browser: $(VENV)/.dev

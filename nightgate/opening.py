@@ -18,7 +18,7 @@ from nightgate.lineage import code_version
 from nightgate.nights import Night
 from nightgate.owners import Owner
 from nightgate.runs import attempt_of, end, lock_pipeline, settle_dead
-from nightgate.schema import Attempt, Run, Snapshot
+from nightgate.schema import Approval, Attempt, Run, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def open_run(
       run of Prefect gets a row of its own that says `superseded`.
     - A run that is not the only one of its pipeline, or that a newer night has overtaken, is `superseded`.
     - A retry of the same Prefect run takes over at once: Prefect has given the process before it up.
+    - A Prefect run that is resumed when its night no longer waits is handed out as it ended.
 
     Dry runs and real ones do not see each other's nights: a rehearsal must not keep the night from running.
 
@@ -82,6 +83,9 @@ def open_run(
         own = session.get(Run, new_id)
         if own is not None:
             return _opened(session, db, own, ended=own.status != "running")
+        passed = _passed_by(session, prefect_flow_run_id)
+        if passed is not None:
+            return _opened(session, db, passed, ended=True)
         if latest is not None and _is_ours(session, latest, owner, moment):
             return _opened(session, db, latest)  # an earlier try was committed, and its answer was lost
         settle_dead(session, pipeline.name, moment, given_up=prefect_flow_run_id)
@@ -151,6 +155,17 @@ def _overtaken(session: Session, pipeline_name: str, night: Night) -> str:
         .limit(1)
     ).first()
     return f"a newer night, {newer.night}, has overtaken it (run {newer.run_id})" if newer else ""
+
+
+def _passed_by(session: Session, prefect_flow_run_id: str | None) -> Run | None:
+    """The run of a Prefect run that waited for a person until a newer night went to work."""
+    if prefect_flow_run_id is None:
+        return None
+    return session.scalars(
+        sa.select(Run)
+        .join(Approval, Approval.run_id == Run.run_id)
+        .where(Run.prefect_flow_run_id == prefect_flow_run_id, Run.status == "superseded")
+    ).first()
 
 
 def _take_up(

@@ -363,11 +363,14 @@ class _Child:
 
 
 def _repeat(name: str, level: int, message: str) -> None:
-    """Log what the child said under the name that it was said under, if that is one that the log of a night has."""
-    if logs.is_of_a_library(name):
-        logging.getLogger(name).log(level, "%s", message)
-    else:
-        log.log(level, "%s: %s", name, message)
+    """Log what the child said under the name that it was said under, if that is one that the log of a night has.
+
+    Past the logger's own level: the child has chosen what is worth telling, and transformers may be silenced here.
+    """
+    if not logs.is_of_a_library(name):
+        name, message = log.name, f"{name}: {message}"
+    logger = logging.getLogger(name)
+    logger.handle(logger.makeRecord(name, level, __file__, 0, message, (), None))
 
 
 def _facts(event: dict[str, Any]) -> dict[str, Any]:

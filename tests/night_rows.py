@@ -181,10 +181,12 @@ def measured(f1: float | None = 0.6, version: int | None = None) -> gate.Measure
     return gate.Measured(f1, 10, "t-0011223344", night().data_until, Interval(0.5, 0.7), version)
 
 
-def judged_version(db: Database, day: int = 0, verdict: gate.Verdict = "promote") -> tuple[ledger.OpenedRun, int]:
+def judged_version(
+    db: Database, day: int = 0, verdict: gate.Verdict = "promote", **options: Any
+) -> tuple[ledger.OpenedRun, int]:
     """A run of that night up to its version, still running, and the version's number."""
     # As a backfill: tests bring nights in any order.
-    opened = open_run(db, pipeline(), replace(night(day), trigger="backfill"))
+    opened = open_run(db, pipeline(), replace(night(day), trigger="backfill"), **options)
     ledger.record_decision(db, opened.run_id, opened.attempt, decision(verdict), scores(), measured())
     version = ledger.add_version(db, opened.run_id, opened.attempt, lambda number: f"models/reviews/v{number:04d}")
     return opened, version

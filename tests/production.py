@@ -304,27 +304,25 @@ class Production:
         )
         return psutil.Process(int(row["pid"]))
 
-    def training(
-        self, run: FlowRun, *, after_epoch: int = 0, seconds: float = 120
-    ) -> tuple[psutil.Process, psutil.Process]:
-        """Flow process and training process of a run, once the current attempt has added an epoch after that one."""
+    def training(self, run: FlowRun, *, attempt: int = 1) -> tuple[psutil.Process, psutil.Process]:
+        """Flow process and training process of a run, once that attempt or a later one has added an epoch."""
 
         def trains() -> Any:
             state = self.state(run)
             assert not state.is_final(), f"{state}: {self.log('worker.log')[-5000:]}"
             night = self.night(run)
-            if not night or night["status"] != "running":
+            if not night or night["status"] != "running" or night["attempts"] < attempt:
                 return None
-            if not any(attempt == night["attempts"] and epoch > after_epoch for attempt, epoch in self.epochs(run)):
+            if night["attempts"] not in {attempt for attempt, _ in self.epochs(run)}:
                 return None
             with suppress(psutil.NoSuchProcess):
                 flow = self.process(run)
                 for child in flow.children():
-                    if "nightgate.worker" in child.cmdline():
+                    if child.cmdline()[-1].endswith("job.json"):
                         return flow, child
             return None
 
-        found: tuple[psutil.Process, psutil.Process] = within(seconds, trains, f"an epoch of {run.name}")
+        found: tuple[psutil.Process, psutil.Process] = within(120, trains, f"an epoch of {run.name}")
         return found
 
 

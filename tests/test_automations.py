@@ -28,8 +28,11 @@ from deployments.automations import SILENCE, TELL, TELL_LATE, UNCANCELLED, WEBHO
 from deployments.catalog import RECONCILE_CRON
 from deployments.deploy import FLOW_ENVIRONMENT
 from flows.events import make_event, send
-from flows.signs import SIGN_OF_LIFE, sign_of_life
+from flows.signs import SIGN_OF_LIFE, sign_of_life, vouch_for_waiting
+from nightgate import approvals, ledger
+from nightgate.database import Database
 from nightgate.errors import ConfigurationError
+from tests.night_rows import judged_version
 
 pytestmark = pytest.mark.flow
 
@@ -204,6 +207,30 @@ def test_an_end_of_a_night_reaches_the_webhook_with_reason_and_next_step(
     assert sent["text"] == "told: rolled back. By hand."
     assert (sent["night"], sent["run_url"]) == (None, None)
     assert receiver.sent(pipeline="told", status="skipped") is None
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_run_that_waits_for_a_person_is_vouched_for_and_one_that_ended_is_not(
+    api: SyncPrefectClient, database: Database
+) -> None:
+    waits, ended = uuid4(), uuid4()
+    for day, flow_run_id in enumerate((ended, waits)):
+        run, _ = judged_version(database, day, prefect_flow_run_id=str(flow_run_id))
+        if flow_run_id == ended:
+            ledger.finish_run(database, run.run_id, run.attempt, "held")
+        else:
+            words = {"reason": "it passed", "next_step": "-"}
+            approvals.request(database, run.run_id, run.attempt, expected=None, patience=timedelta(hours=18), **words)
+    vouch_for_waiting(database)
+
+    def signs() -> list[dict[str, Any]]:
+        asked = {"filter": {"event": {"name": [SIGN_OF_LIFE]}}, "limit": 50}
+        return list(api.request("POST", "/events/filter", json=asked).json()["events"])
+
+    [sign] = within(20, signs, "the sign of life")
+    assert sign["resource"]["prefect.resource.id"] == f"prefect.flow-run.{waits}"
+    # What the automation goes by.
+    assert [one["prefect.resource.id"] for one in sign["related"]] == ["prefect.tag.nightgate"]
 
 
 # --- slow: silence has to be waited for ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -81,26 +82,23 @@ def untouched(production: Production, name: str) -> dict[str, list[dict[str, Any
         "runs": "SELECT * FROM nightly_runs WHERE pipeline = :name ORDER BY run_id",
         "epochs": "SELECT attempt, epoch, recorded_at FROM metric_history WHERE pipeline = :name ORDER BY epoch",
         "reigns": "SELECT * FROM champion_timeline WHERE pipeline = :name ORDER BY model_version",
-        "versions": "SELECT * FROM model_versions WHERE pipeline = :name ORDER BY model_version",
+        "versions": "SELECT * FROM model_versions WHERE pipeline = :name ORDER BY version",
     }
     return {what: production.rows(query, name=name) for what, query in queries.items()}
 
 
 def scoring(production: Production, run: FlowRun) -> tuple[psutil.Process, psutil.Process]:
     """Flow process and scoring process of a run, once it has trained."""
+    flow, _ = production.training(run)
 
-    def scores() -> Any:
-        flow = production.process(run)
-        return next(((flow, one) for one in flow.children() if one.cmdline()[-1:] == [_score_file(one)]), None)
+    def scores() -> psutil.Process | None:
+        for child in flow.children():
+            with suppress(psutil.NoSuchProcess):
+                if child.cmdline()[-1].endswith("score.json"):
+                    return child
+        return None
 
-    production.training(run)
-    found: tuple[psutil.Process, psutil.Process] = within(60, scores, "scoring")
-    return found
-
-
-def _score_file(process: psutil.Process) -> str:
-    last = process.cmdline()[-1]
-    return last if last.endswith("score.json") else ""
+    return flow, within(120, scores, "the scoring")
 
 
 @pytest.mark.parametrize("name", ["training", "scoring"])
@@ -140,7 +138,7 @@ def test_a_process_that_prefect_gave_up_and_retried_ends_without_a_word_on_its_s
     with production.client() as client:
         client.set_flow_run_state(run.id, Crashed(message="no sign of life"), force=True)
     production.retry(run)
-    later, _ = production.training(run)
+    later, _ = production.training(run, attempt=2)
     assert later.pid != flow.pid
     kill(flow, number=signal.SIGCONT)
     within(SECONDS_TO_LEARN, lambda: is_gone(flow) and is_gone(child), "the end of a process that was given up")

@@ -217,8 +217,8 @@ def test_a_missed_night_can_be_run_after_all(database: Database) -> None:
 # --- approvals ---
 
 
-def waiting_run(database: Database, day: int = 0, champion: int | None = None) -> tuple[str, int]:
-    run, version = night_rows.judged_version(database, day)
+def waiting_run(database: Database, day: int = 0, champion: int | None = None, **options: Any) -> tuple[str, int]:
+    run, version = night_rows.judged_version(database, day, **options)
     approvals.request(
         database,
         run.run_id,
@@ -322,6 +322,15 @@ def test_the_next_night_that_goes_to_work_supersedes_one_that_waits(database: Da
     assert database.frame("SELECT decision FROM approvals")["decision"].tolist() == ["superseded"]
     with pytest.raises(RegistryError, match="it is superseded"):
         approvals.approve(database, run_id, by="anna", reason="late")
+
+
+def test_a_prefect_run_that_is_resumed_after_its_night_was_superseded_trains_nothing(database: Database) -> None:
+    run_id, _ = waiting_run(database, prefect_flow_run_id="flow-1")
+    newer = opened(database, day=1)
+    approvals.supersede_before(database, newer.run_id, newer.attempt)
+    ledger.finish_run(database, newer.run_id, newer.attempt, "held")
+    resumed = opened(database, trigger="backfill", prefect_flow_run_id="flow-1")
+    assert (resumed.run_id, resumed.status, resumed.ended) == (run_id, "superseded", True)
 
 
 def test_a_backfill_of_an_older_night_leaves_one_that_waits(database: Database) -> None:

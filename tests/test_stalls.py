@@ -59,7 +59,7 @@ def test_a_restart_is_counted_with_the_attempt(home: Home, tmp_path: Path, monke
     with steps.open_night(pipeline, chosen_night(pipeline.schedule, date(2026, 1, 5))) as run:
         steps.refresh_data(run)
         for epoch in steps.fine_tune(run):
-            steps.record_epoch(run, epoch)
+            steps.record_epoch(run, steps.score_epoch(run, epoch))
         [row] = run.db.frame("SELECT restarts, resumed_from_epoch, engine FROM attempt").to_dict("records")
         tokens = run.db.frame("SELECT tokens_per_second FROM epoch_results")["tokens_per_second"]
     assert row == {"restarts": 1, "resumed_from_epoch": 0, "engine": "packed"}

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prefect.client.schemas.objects import State
 from prefect.logging.handlers import APILogHandler
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.steering import promote, rollback
 from nightgate import ledger
@@ -37,7 +37,8 @@ def two_versions(
     best = write_trained_model(tmp_path_factory.mktemp("trained"), ("bad", "fine", "good"))
     with Database.open(home) as db:
         assert register(db, home, best, count=2) == [1, 2]
-    with temporary_settings({PREFECT_API_URL: prefect_server}):
+    # Without heartbeats: Prefect waits a second for their thread when a run ends.
+    with temporary_settings({PREFECT_API_URL: prefect_server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield home
         APILogHandler().flush()
 

@@ -133,9 +133,7 @@ def _replace_by_a_folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize(
-    "damage", [_cut_short, _flip, lambda path: path.write_bytes(b""), _replace_by_a_folder], ids=str
-)
+@pytest.mark.parametrize("damage", [_cut_short, _flip, lambda path: path.write_bytes(b""), _replace_by_a_folder])
 def test_a_damaged_file_is_a_warning_and_a_fresh_start(
     tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any
 ) -> None:
