@@ -30,6 +30,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows.events import announce_ends
 from flows.logs import readable_logs
+from flows.signs import vouch_for_waiting
 from nightgate import approvals, settling
 from nightgate.approvals import Ended
 from nightgate.database import Database
@@ -76,6 +77,7 @@ def reconcile_now() -> list[Ended]:
                 agree(db, client)
         if reachable:
             announce_ends(db)
+            vouch_for_waiting(db)
     for one in settled:
         log.info("settled: %s %s is %s: %s", one.pipeline, one.night, one.status, one.reason)
     return settled
