@@ -32,6 +32,9 @@ T = TypeVar("T")
 
 LOCK_SECONDS = 5
 """Seconds that one try waits for a lock before it is repeated."""
+SILENT_SECONDS = 60
+"""After which a PostgreSQL server takes the locks of a transaction from a client that is gone without a word: a machine
+that is lost, or stands still. Without it they would stay for as long as TCP believes in it, which is hours."""
 UPGRADE = "run `nightgate db upgrade`"
 
 
@@ -177,7 +180,8 @@ def _prepare_postgresql(engine: Engine) -> None:
     def began(connection: Connection) -> None:
         # For this transaction only, so that a pooler in between hands on nothing of ours.
         connection.exec_driver_sql(
-            f"SELECT set_config('TimeZone', 'UTC', true), set_config('lock_timeout', '{LOCK_SECONDS}s', true)"
+            f"SELECT set_config('TimeZone', 'UTC', true), set_config('lock_timeout', '{LOCK_SECONDS}s', true), "
+            f"set_config('idle_in_transaction_session_timeout', '{SILENT_SECONDS}s', true)"
         )
 
     sa.event.listen(engine, "begin", began)
@@ -192,6 +196,10 @@ class _Trouble:
     next_step: str
     passing: bool = False
     """It may be gone in a moment: worth another try."""
+
+
+_PASSING = {"25P03", "57P01", "57P02", "57P03", "57P05", "55P03", "53300", "55006"}
+"""States of PostgreSQL that another try may not meet."""
 
 
 def _explain(error: BaseException, url: URL) -> _Trouble | None:
@@ -217,7 +225,7 @@ def _explain(error: BaseException, url: URL) -> _Trouble | None:
         )
     if state == "53100":
         return _Trouble(f"the disk of {name} is full", "free some space there, then run the same command again")
-    if lost or state[:2] in {"08", "40"} or state in {"57P01", "57P02", "57P03", "57P05", "55P03", "53300", "55006"}:
+    if lost or state[:2] in {"08", "40"} or state in _PASSING:
         return _Trouble(
             f"{name} is not available: {words}", "look at its server, then run the same command again", True
         )

@@ -209,6 +209,38 @@ def test_a_lock_that_stays_is_told_in_words(lock_holder: Any, home: Home, monkey
             remember(database, "never")
 
 
+@pytest.mark.parametrize("dialect", [pytest.param("postgresql", marks=pytest.mark.database)])
+def test_a_client_that_falls_silent_in_a_transaction_loses_its_locks_and_tries_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is lost or stands still while it writes must not stop all others."""
+    monkeypatch.setattr(connections, "SILENT_SECONDS", 1)
+    remember(database, "shared", "0")
+    began = threading.Event()
+    tries: list[int] = []
+
+    def add(by: str, *, silent: float) -> None:
+        def work(session: Any) -> None:
+            row = session.get(schema.Setting, "shared", with_for_update=True)
+            if by == "first":
+                tries.append(1)
+                began.set()
+                time.sleep(silent if len(tries) == 1 else 0)
+            row.value += by[0]
+
+        database.write(work)
+
+    silent = threading.Thread(target=add, args=("first",), kwargs={"silent": 1.6})
+    silent.start()
+    assert began.wait(10)
+    since = time.monotonic()
+    add("second", silent=0)
+    assert time.monotonic() - since < 1.5
+    silent.join(20)
+    assert database.frame("SELECT value FROM setting WHERE key = 'shared'").iloc[0, 0] == "0sf"
+    assert len(tries) == 2
+
+
 def test_writers_that_read_first_take_turns(database: Database) -> None:
     """A transaction that reads, then writes: none fails, to be repeated, because another wrote in between."""
     remember(database, "counter", "0")
