@@ -105,16 +105,17 @@ class Production:
 
     def close(self) -> None:
         """End everything, whatever state the tests left it in."""
-        left = self.rows("SELECT pid FROM attempt WHERE status = 'running' AND pid IS NOT NULL")
+        kill(*self._processes())
         for started in (self.worker, self.server):
             if started is not None:
-                started.kill()
                 started.wait()
-        for row in left:
-            with suppress(psutil.NoSuchProcess):
-                process = psutil.Process(int(row["pid"]))
-                if "prefect.engine" in process.cmdline():
-                    process.kill()
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        """Every process of this production; runs of a worker that was killed have another parent by now."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("NIGHTGATE_HOME") == self.environment["NIGHTGATE_HOME"]:
+                    yield process
 
     # --- processes ---
 
@@ -287,7 +288,7 @@ class Production:
         """Change the ledger behind everybody's back."""
         import sqlalchemy as sa
 
-        with Database.open(self.home, self.url) as db:
+        with Database.open(self.home, self.url, patience=5) as db:
             db.write(lambda session: session.execute(sa.text(statement), parameters))
 
     def nightgate(self, *arguments: object) -> subprocess.CompletedProcess[str]:

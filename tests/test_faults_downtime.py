@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Crashed
 
+from nightgate.errors import DatabaseError
 from tests.production import Production, as_sqlite, is_gone, kill, within
 
 pytestmark = [pytest.mark.flow, pytest.mark.faults, pytest.mark.timeout(900)]
@@ -101,13 +103,26 @@ def scoring(production: Production, run: FlowRun) -> tuple[psutil.Process, psuti
     return flow, within(120, scores, "the scoring")
 
 
+def stop(production: Production, process: psutil.Process) -> None:
+    """Stop a process, but not while it holds SQLite's lock: nobody could write until it is killed."""
+    while True:
+        kill(process, number=signal.SIGSTOP)
+        try:
+            production.execute("UPDATE setting SET value = value")
+        except DatabaseError:
+            kill(process, number=signal.SIGCONT)
+            time.sleep(0.05)
+        else:
+            return
+
+
 @pytest.mark.parametrize("name", ["training", "scoring"])
 def test_a_process_that_was_stopped_and_given_up_neither_promotes_nor_writes_when_it_goes_on(
     production: Production, name: str
 ) -> None:
     run = production.start(name, night=NIGHT, training={"epochs": 12})
     flow, child = production.training(run) if name == "training" else scoring(production, run)
-    kill(flow, number=signal.SIGSTOP)
+    stop(production, flow)
     # As if nothing had been heard of it for longer than the lease of 120 s.
     production.execute(
         "UPDATE attempt SET heartbeat_at = :past, started_at = :past WHERE run_id = :id",
@@ -134,7 +149,7 @@ def test_a_process_that_prefect_gave_up_and_retried_ends_without_a_word_on_its_s
 ) -> None:
     run = production.start("retried", night=NIGHT, training={"epochs": 40})
     flow, child = production.training(run)
-    kill(flow, number=signal.SIGSTOP)
+    stop(production, flow)
     with production.client() as client:
         client.set_flow_run_state(run.id, Crashed(message="no sign of life"), force=True)
     production.retry(run)

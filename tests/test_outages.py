@@ -42,6 +42,7 @@ def test_a_night_outlives_the_loss_of_its_lease(prefect_server: str, caplog: pyt
         work(0.5)
 
 
+@pytest.mark.faults
 def test_prefect_would_end_it(prefect_server: str) -> None:
     """The day on which this fails is the day on which `flows.outages` may forget the lease."""
     with pytest.raises(CancelledError), forgotten_lease(prefect_server):
