@@ -146,6 +146,10 @@ class Data(Section):
     """Rows of one group share a side of the split; intervals resample groups."""
     train_window: Duration = ""
     """Rows older than this before the night are not trained on, such as '365d'; '' for all."""
+    golden: str = ""
+    """File with the source's columns: rows that no candidate should unlearn. '' freezes test rows of the first one."""
+    golden_rows: int = Field(default=500, ge=64, le=100_000)
+    """At most so many rows are frozen, or taken from the file."""
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -252,11 +256,54 @@ class Gate(Section):
     average: Literal["weighted", "macro"] = "weighted"
     """What f1, precision and recall mean everywhere in this pipeline."""
     min_f1: float = Field(default=0.54, ge=0, le=1)
-    """Lowest F1 on the test split with which a candidate may be promoted."""
+    """Lowest F1 on the test window with which a candidate may be promoted."""
+    min_f1_on: Literal["estimate", "lower"] = "estimate"
+    """What has to reach `min_f1`: the F1 itself, or the lower end of its interval."""
+    policy: Literal["superior", "non_inferior", "threshold_only"] = "superior"
+    """How the candidate has to compare with the champion: better at `confidence`; not worse by more than `margin`; or
+    not at all."""
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    """Of every interval, two-sided: 0.95 calls one candidate in 40 better that is exactly as good."""
+    margin: float = Field(default=0.01, ge=0, le=10)
+    """By how much a candidate may be worse where it has to be non-inferior, in units of `margin_unit`."""
+    margin_unit: Literal["f1", "seed_spread"] = "f1"
+    """`f1`: 0.01 is a point. `seed_spread`: standard deviations between seeds, as `nightgate seeds` found them."""
+    refresh_after: int = Field(default=30, ge=0, le=10_000)
+    """Nights after which a candidate that is not below the champion and non-inferior, at half the error, may replace it
+    too; 0: never."""
+    test_window: Duration = "90d"
+    """Test rows that decide: those that are no older than this before the night; '' for all."""
+    min_test_rows: int = Field(default=2000, ge=1, le=10_000_000)
+    """The window is widened backwards until it holds as many rows, where there are as many."""
+    golden_margin: float = Field(default=0.05, ge=0, le=1)
+    """How much F1 a candidate may lose against the champion on the golden rows."""
+    golden_blocks: bool = False
+    """Losing more than that holds the candidate, and does not only warn."""
+    slice_floor: float = Field(default=0.0, ge=0, le=1)
+    """Lowest F1 of every class and slice; 0: none."""
+    slice_margin: float = Field(default=0.05, ge=0, le=1)
+    """How much F1 a class or slice may lose against the champion."""
+    min_slice_rows: int = Field(default=50, ge=2, le=1_000_000)
+    """Classes and slices with fewer test rows are underpowered: neither passed nor failed."""
+    max_share_gap: float = Field(default=0.3, ge=0, le=1)
+    """Largest difference between the share of a class in the predictions and in the test rows. 1: nothing is asked, not
+    even that more than one class is predicted."""
+    max_calibration_error: float = Field(default=0.3, ge=0, le=1)
+    """Largest expected calibration error on the test rows."""
+    max_latency_ratio: float = Field(default=2.0, gt=0, le=1000)
+    """How many times the champion's time a candidate may take for a text."""
+    max_size_ratio: float = Field(default=1.5, gt=0, le=1000)
+    """How many times the champion's size the candidate's files may have."""
     approval: bool = False
     """A candidate that passed the gate waits until a person approves or rejects it."""
     approval_timeout: Annotated[Duration, Field(min_length=1)] = "18h"
     """For how long it waits, such as '18h'; then it is held."""
+
+    @model_validator(mode="after")
+    def _margin_has_a_sane_unit(self) -> Gate:
+        if self.margin_unit == "f1" and self.margin > 1:
+            raise ValueError(f"margin: {self.margin} is more than F1 can differ; 0.01 is a point")
+        return self
 
 
 class Schedule(Section):
@@ -300,6 +347,24 @@ class Resources(Section):
     """Who goes first when several wait for a slot: the highest; among equals, the one that came first."""
 
 
+_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def num_bytes(text: str) -> int | None:
+    """The number of bytes of a validated size text; None for the empty one."""
+    return int(text[:-2]) * _BYTES[text[-2:]] if text else None
+
+
+class Retention(Section):
+    """What is kept on disk. Champions, anchors and candidates under review always are, and no row is ever removed."""
+
+    models: int = Field(default=20, ge=1, le=100_000)
+    """The newest versions whose files stay."""
+    disk: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,5}[MGT]B)?$")] = ""
+    """Bytes that the versions of a pipeline may take, such as '20GB': the oldest of what may go goes first; '' for no
+    limit."""
+
+
 class Pipeline(Section):
     """A whole pipeline file."""
 
@@ -317,6 +382,8 @@ class Pipeline(Section):
     """When the night comes."""
     resources: Resources = Resources()
     """What it shares with others."""
+    retention: Retention = Retention()
+    """What stays on disk."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Pipeline:
@@ -337,8 +404,9 @@ class Pipeline(Section):
 
     @cached_property
     def config_hash(self) -> str:
-        """12 hex digits over all that can change a night's result: everything but the schedule and the queue."""
-        record = {key: value for key, value in self.record().items() if key not in {"schedule", "resources"}}
+        """12 hex digits over all that can change a night's result: everything but schedule, queue and retention."""
+        outside = {"schedule", "resources", "retention"}
+        record = {key: value for key, value in self.record().items() if key not in outside}
         # How long a person may take changes no result either, and runs of before these keys keep their hash.
         record["gate"] = {key: value for key, value in record["gate"].items() if not key.startswith("approval")}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]

@@ -33,6 +33,11 @@ class Home:
         return self.root / "models"
 
     @property
+    def golden(self) -> Path:
+        """Rows that no candidate should unlearn, by pipeline; made when first written to."""
+        return self.root / "golden"
+
+    @property
     def locks(self) -> Path:
         return self.root / "locks"
 

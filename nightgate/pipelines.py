@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from nightgate.config import Data, Gate, Pipeline, Resources, Schedule, Split, Training
+from nightgate.config import Data, Gate, Pipeline, Resources, Retention, Schedule, Split, Training
 from nightgate.errors import ConfigurationError
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -27,22 +27,15 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "gate": Gate,
     "schedule": Schedule,
     "resources": Resources,
+    "retention": Retention,
 }
 
 NOT_YET = {
     "data.updated",
     "data.deleted",
     "data.sweep",
-    "gate.min_f1_on",
-    "gate.policy",
-    "gate.confidence",
-    "gate.margin",
-    "gate.refresh_after",
-    "gate.test_window",
-    "gate.min_test_rows",
-    "gate.slice_floor",
-    "gate.slice_margin",
-    "retention",
+    "retention.snapshots",
+    "retention.runs",
 }
 """Keys that are planned; this version does not act on them, so it refuses them rather than ignore them."""
 

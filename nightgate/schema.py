@@ -5,16 +5,28 @@ Nothing is ever deleted through a foreign key: all of them restrict. Times are a
 
 from __future__ import annotations
 
-import math
-from datetime import UTC, date, datetime
-from typing import Any, ClassVar
+from datetime import date, datetime
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.orm import Mapped, mapped_column
 
-HEAD = "0004"
+from nightgate.columns import Base as Base
+from nightgate.columns import Finite as Finite
+from nightgate.columns import UtcTime as UtcTime
+from nightgate.columns import Words as Words
+from nightgate.columns import of, one_of
+from nightgate.schema_gate import SIDES as SIDES
+from nightgate.schema_gate import Anchor as Anchor
+from nightgate.schema_gate import Freeze as Freeze
+from nightgate.schema_gate import GateSide as GateSide
+from nightgate.schema_gate import JointOutcome as JointOutcome
+from nightgate.schema_gate import SeedRun as SeedRun
+from nightgate.schema_gate import SeedStudy as SeedStudy
+from nightgate.schema_gate import TestPrediction as TestPrediction
+from nightgate.schema_gate import TestSet as TestSet
+
+HEAD = "0005"
 """The revision that this version reads and writes; a test holds it against the migrations."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -23,87 +35,6 @@ VERDICTS = ("promote", "hold", "underpowered")
 DECISIONS = ("approved", "rejected", "timed_out", "superseded")
 """How the wait for a person ended."""
 OUTCOMES = ("passed", "failed", "underpowered", "warning", "not_run")
-
-
-class UtcTime(TypeDecorator[datetime]):
-    """An aware time: `timestamptz` on PostgreSQL, text such as `2026-03-01T02:15:00.000000Z` on SQLite: it sorts."""
-
-    impl = sa.String(27)
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name == "postgresql":
-            return dialect.type_descriptor(sa.DateTime(timezone=True))
-        return dialect.type_descriptor(sa.String(27))
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        if value is None:
-            return None
-        assert value.tzinfo is not None, f"{value} has no timezone"
-        moment = value.astimezone(UTC)
-        return moment if dialect.name == "postgresql" else moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        del dialect
-        if value is None:
-            return None
-        return (value if isinstance(value, datetime) else datetime.fromisoformat(value)).astimezone(UTC)
-
-
-class Finite(TypeDecorator[float]):
-    """A float that is finite or NULL: NaN and infinity never reach the database as numbers."""
-
-    impl = sa.Double
-    cache_ok = True
-
-    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:
-        del dialect
-        return float(value) if value is not None and math.isfinite(value) else None
-
-
-class Words(TypeDecorator[str]):
-    """Text that both engines store: PostgreSQL has no NUL, and neither has halves of surrogate pairs."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        del dialect
-        if value is None:
-            return None
-        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
-
-
-class Base(DeclarativeBase):
-    metadata = sa.MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map: ClassVar[dict[Any, Any]] = {
-        datetime: UtcTime,
-        float: Finite,
-        str: Words,
-        dict[str, Any]: sa.JSON,
-        list[str]: sa.JSON,
-    }
-
-
-def _one_of(column: str, values: tuple[str, ...]) -> sa.CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in values)
-    return sa.CheckConstraint(f"{column} IN ({listed})", name=column)
-
-
-def _of(columns: str, target: str) -> sa.ForeignKeyConstraint:
-    """A foreign key from `columns` to `target` ("table: column column") that never lets a parent go."""
-    table, _, names = target.partition(": ")
-    return sa.ForeignKeyConstraint(
-        columns.split(), [f"{table}.{name}" for name in names.split()], ondelete="RESTRICT", onupdate="RESTRICT"
-    )
 
 
 class Setting(Base):
@@ -142,11 +73,11 @@ class Run(Base):
 
     __tablename__ = "run"
     __table_args__ = (
-        _one_of("status", STATUSES),
-        _one_of("trigger", TRIGGERS),
-        _one_of("verdict", VERDICTS),
-        _one_of("average", ("weighted", "macro")),
-        _of("pipeline snapshot_id", "snapshot: pipeline snapshot_id"),
+        one_of("status", STATUSES),
+        one_of("trigger", TRIGGERS),
+        one_of("verdict", VERDICTS),
+        one_of("average", ("weighted", "macro")),
+        of("pipeline snapshot_id", "snapshot: pipeline snapshot_id"),
         sa.Index(None, "pipeline", "night"),
     )
 
@@ -179,6 +110,24 @@ class Run(Base):
     champion_version: Mapped[int | None]
     champion_f1: Mapped[float | None]
     f1_delta: Mapped[float | None]
+    window_start: Mapped[datetime | None]
+    """Test rows from here on decided; NULL: all of them."""
+    test_rows_all: Mapped[int | None]
+    """Test rows of the snapshot, in the window or not."""
+    test_f1_all: Mapped[float | None]
+    rows_left_out: Mapped[int | None]
+    """Test rows that a side was trained on: they count nowhere."""
+    detectable_gain: Mapped[float | None]
+    """The gain in F1 over the champion that the window shows with 80 % power."""
+    champion_fresh_f1: Mapped[float | None]
+    """The champion's F1 on rows that came after all that it was chosen by: the one number without selection."""
+    champion_fresh_rows: Mapped[int | None]
+    fresh_ci_low: Mapped[float | None]
+    fresh_ci_high: Mapped[float | None]
+    anchor_version: Mapped[int | None]
+    anchor_f1: Mapped[float | None]
+    metric_key: Mapped[str | None]
+    """Scores may be compared where it is the same: test version, labels, average and definition of the metrics."""
     nonfinite: Mapped[str]
     average: Mapped[str]
     min_f1: Mapped[float]
@@ -198,7 +147,7 @@ class Attempt(Base):
     """One process's try at a run. A run that is taken up again gets another."""
 
     __tablename__ = "attempt"
-    __table_args__ = (_one_of("status", STATUSES), _of("run_id", "run: run_id"))
+    __table_args__ = (one_of("status", STATUSES), of("run_id", "run: run_id"))
 
     run_id: Mapped[str] = mapped_column(primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -237,7 +186,7 @@ class SlotRequest(Base):
 
     __tablename__ = "slot_request"
     __table_args__ = (
-        _of("run_id attempt", "attempt: run_id attempt"),
+        of("run_id attempt", "attempt: run_id attempt"),
         sa.Index(None, "slot", "released_at"),
     )
 
@@ -255,7 +204,7 @@ class Approval(Base):
     """A candidate that passed the gate and waits for a person, and what that person said."""
 
     __tablename__ = "approval"
-    __table_args__ = (_one_of("decision", DECISIONS), _of("run_id", "run: run_id"))
+    __table_args__ = (one_of("decision", DECISIONS), of("run_id", "run: run_id"))
 
     run_id: Mapped[str] = mapped_column(primary_key=True)
     requested_at: Mapped[datetime]
@@ -272,7 +221,7 @@ class Epoch(Base):
     """What one epoch showed on the validation rows."""
 
     __tablename__ = "epoch"
-    __table_args__ = (_of("run_id attempt", "attempt: run_id attempt"),)
+    __table_args__ = (of("run_id attempt", "attempt: run_id attempt"),)
 
     run_id: Mapped[str] = mapped_column(primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -300,8 +249,8 @@ class SliceMetric(Base):
 
     __tablename__ = "slice_metric"
     __table_args__ = (
-        _one_of("split", ("validation", "test")),
-        _of("run_id attempt", "attempt: run_id attempt"),
+        one_of("split", ("validation", "test")),
+        of("run_id attempt", "attempt: run_id attempt"),
     )
 
     run_id: Mapped[str] = mapped_column(primary_key=True)
@@ -322,8 +271,8 @@ class ConfusionCell(Base):
 
     __tablename__ = "confusion_cell"
     __table_args__ = (
-        _one_of("split", ("validation", "test")),
-        _of("run_id attempt", "attempt: run_id attempt"),
+        one_of("split", ("validation", "test")),
+        of("run_id attempt", "attempt: run_id attempt"),
     )
 
     run_id: Mapped[str] = mapped_column(primary_key=True)
@@ -339,7 +288,7 @@ class GateCheck(Base):
     """One check of the gate, with the numbers that it saw. `slice_name` is '' where all test rows are meant."""
 
     __tablename__ = "gate_check"
-    __table_args__ = (_one_of("outcome", OUTCOMES), _of("run_id attempt", "attempt: run_id attempt"))
+    __table_args__ = (one_of("outcome", OUTCOMES), of("run_id attempt", "attempt: run_id attempt"))
 
     run_id: Mapped[str] = mapped_column(primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -362,7 +311,7 @@ class QuarantinedRow(Base):
     """A source row that could not be used, and why."""
 
     __tablename__ = "quarantined_row"
-    __table_args__ = (_of("run_id attempt", "attempt: run_id attempt"),)
+    __table_args__ = (of("run_id attempt", "attempt: run_id attempt"),)
 
     run_id: Mapped[str] = mapped_column(primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -378,7 +327,7 @@ class ModelVersion(Base):
     """A completed candidate, numbered per pipeline; held ones too."""
 
     __tablename__ = "model_version"
-    __table_args__ = (sa.UniqueConstraint("run_id"), _of("run_id attempt", "attempt: run_id attempt"))
+    __table_args__ = (sa.UniqueConstraint("run_id"), of("run_id attempt", "attempt: run_id attempt"))
 
     pipeline: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -386,6 +335,19 @@ class ModelVersion(Base):
     attempt: Mapped[int]
     path: Mapped[str]
     created_at: Mapped[datetime]
+    started_from: Mapped[int | None]
+    """The version that its training went on from; NULL: the base model."""
+    base_model_revision: Mapped[str | None]
+    """The commit of the base model, or a hash of its weights where it has none."""
+    environment: Mapped[dict[str, Any] | None]
+    """Python, libraries, machine and device that trained it."""
+    size_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
+    quarantined_at: Mapped[datetime | None]
+    quarantined_by: Mapped[str | None]
+    quarantine_reason: Mapped[str | None]
+    """Why nothing may promote it; a person may release it."""
+    files_removed_at: Mapped[datetime | None]
+    """Retention has taken its files."""
 
 
 class Promotion(Base):
@@ -393,11 +355,11 @@ class Promotion(Base):
 
     __tablename__ = "promotion"
     __table_args__ = (
-        _one_of("kind", ("promote", "rollback")),
+        one_of("kind", ("promote", "rollback")),
         sa.CheckConstraint("valid_to > valid_from", name="order"),
-        _of("pipeline version", "model_version: pipeline version"),
-        _of("pipeline replaced_version", "model_version: pipeline version"),
-        _of("run_id", "run: run_id"),
+        of("pipeline version", "model_version: pipeline version"),
+        of("pipeline replaced_version", "model_version: pipeline version"),
+        of("run_id", "run: run_id"),
         # The constraint that two processes cannot argue with: one open reign per pipeline.
         sa.Index(
             "uq_promotion_champion",

@@ -63,7 +63,7 @@ def test_the_published_recipe_is_written_out_and_agrees_with_the_defaults() -> N
         ({"training.learning_rate": 0}, "greater than 0"),
         ({"training.precision": "int8"}, "'auto', 'bf16', 'fp16' or 'fp32'"),
         ({"training.dropout": 1.0}, "less than 1"),
-        ({"gate.policy": "superior"}, "does not act on it yet"),
+        ({"retention.snapshots": 5}, "does not act on it yet"),
         ({"resources.slot": "GPU 1"}, "resources.slot"),
         ({"data.labels": [1]}, "at least 2"),
         ({"data.labels": [1, 1]}, "names a label twice"),

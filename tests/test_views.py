@@ -216,6 +216,16 @@ def test_device_and_engine_are_those_of_the_last_attempt_that_had_one(database: 
 @pytest.mark.parametrize("view", ["metric_history", "epoch_results", "nightly_runs", "nights"])
 def test_columns_that_came_later_stand_at_the_end(database: Database, view: str) -> None:
     of_run = ["engine", "micro_batches", "slot", "slot_wait_seconds", "announced_at"]
+    of_run += ["window_start", "test_rows_all", "test_f1_all", "rows_left_out", "detectable_gain"]
+    of_run += [
+        "champion_fresh_f1",
+        "champion_fresh_rows",
+        "fresh_ci_low",
+        "fresh_ci_high",
+        "anchor_version",
+        "anchor_f1",
+    ]
+    of_run += ["metric_key"]
     later = of_run if view.startswith("night") else ["tokens_per_second"]
     assert list(database.frame(f"SELECT * FROM {view}").columns)[-len(later) - 1 :] == [
         "nonfinite" if view.startswith("night") else "support",
