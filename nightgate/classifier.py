@@ -91,7 +91,7 @@ class Classifier:
         clean = [_normalised(text, position) for position, text in enumerate(texts)]
         if not clean:
             return []
-        logits = self._logits(clean, batch_size)
+        logits = self.logits(clean, batch_size)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
         if not np.isfinite(shares).all():
@@ -103,8 +103,8 @@ class Classifier:
         by_label = dict(zip(self.label_names, map(float, shares), strict=True))
         return Prediction(self.label_names[best], float(shares[best]), by_label)
 
-    def _logits(self, texts: list[str], batch_size: int) -> NDArray[np.float64]:
-        """Shape [texts, labels]."""
+    def logits(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float64]:
+        """Of texts that are normalised already: shape [texts, labels], in their order and that of `label_names`."""
         import torch
 
         from nightgate.encoding import encode

@@ -59,12 +59,15 @@ class ScoreJob(_Message):
     pipeline: dict[str, Any]
     snapshot: Path
     models: dict[str, Path]
-    """Name to model folder: {"candidate": ..., "champion": ...}."""
+    """Name to model folder: {"candidate": ..., "champion": ..., "anchor": ...}. The candidate is scored in full, the
+    others where the cache does not know them."""
     out: Path
     """Folder that gets `<name>.npz` of every model, `score.json` and `score.log`."""
     split: str = "test"
     cache: Path | None = None
     """Folder of what one night may leave to the next (token ids, logits of rows); None keeps nothing."""
+    golden: Path | None = None
+    """Folder of golden rows (`nightgate.golden`), which are scored too: `<name>.golden.npz`."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +128,16 @@ class ScoreResult(_Message):
     """What came of a `ScoreJob`, each by the name of the model."""
 
     written: dict[str, Path]
-    """npz: `logits` float32 [rows, labels] and `labels` int64 [rows], in the order of `snapshot.rows(job.split)`."""
+    """npz: `logits` float32 [rows, labels] and `labels` int64 [rows], in the order of `snapshot.rows(job.split)`.
+    Logits that are not finite are written like others: they are evidence."""
+    golden: dict[str, Path]
+    """The same of the golden rows, in their order; empty without them."""
+    rows: int
+    """Different texts that every model was scored on; golden rows may be test rows."""
+    max_length: dict[str, int]
+    """Tokens that texts were cut at."""
     reused: dict[str, int]
-    """Rows whose logits were not computed now but taken from the cache; 0 when a recomputed one differed."""
+    """Of `rows`: logits that were not computed now but taken from the cache; 0 when a recomputed one differed."""
     recomputed: dict[str, int]
     """Rows of the cache that were computed again to be compared."""
     differing: dict[str, int]

@@ -29,8 +29,8 @@ ENGINE_VERSION = 2
 SHARE_RECOMPUTED = 0.01
 LEAST_RECOMPUTED = 8
 _NOTHING = {"keys": np.zeros((0, cache_files.KEY_BYTES), np.uint8)}
-FILES_KEPT = 4
-"""Of a pipeline: the candidate's and the champion's, and two more for other seeds and nights that are run again."""
+FILES_KEPT = 6
+"""Of a pipeline: the candidate's, the champion's and the anchor's, and three more for nights that are run again."""
 
 Logits = NDArray[np.float32]
 Compute = Callable[[NDArray[np.int64]], Logits]

@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,10 +26,11 @@ from nightgate.config import Pipeline, duration
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home
 from nightgate.nights import Night
-from nightgate.rows import Row, deduplicate, validate
+from nightgate.rows import Row, as_frame, deduplicate, validate
 from nightgate.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
 from nightgate.sources import read_source
 from nightgate.tables import Quarantined as Quarantined
+from nightgate.tables import told_quarantine
 from nightgate.text import NORMALISATION_VERSION, hashed_fraction, side_of
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def _has_given_splits(pipeline: Pipeline) -> bool:
 
 def _divided(rows: Sequence[Row], pipeline: Pipeline) -> pd.DataFrame:
     """The rows as a frame with the columns of a snapshot and `split`."""
-    data, split = pipeline.data, pipeline.split
+    split = pipeline.split
     shares = _shares_by_hash(pipeline)
     sides = [
         row.given
@@ -155,21 +155,7 @@ def _divided(rows: Sequence[Row], pipeline: Pipeline) -> pd.DataFrame:
         else side_of(row.group or row.fingerprint, seed=split.seed, **shares)
         for row in rows
     ]
-    columns: dict[str, Any] = {
-        "split": sides,
-        "row_id": [row.row_id for row in rows],
-        "fingerprint": [row.fingerprint for row in rows],
-        "text": [row.text for row in rows],
-        "label": pd.Series([row.label for row in rows], dtype="int64"),
-    }
-    if data.time:
-        times = pd.Series([row.time for row in rows], dtype="int64")
-        columns["time"] = times.astype("datetime64[us]").dt.tz_localize("UTC")
-    if data.group:
-        columns["group"] = [row.group for row in rows]
-    for place, name in enumerate(data.slices):
-        columns[f"slice_{name}"] = [row.slices[place] for row in rows]
-    return pd.DataFrame(columns)
+    return as_frame(rows, pipeline.data, sides)
 
 
 def _windowed(train: pd.DataFrame, pipeline: Pipeline, data_until: datetime) -> pd.DataFrame:
@@ -218,13 +204,13 @@ def _require_usable(rows: Sequence[Row], quarantined: Sequence[Quarantined], uns
         if len(rows) < num_classes:
             raise DataError(
                 f"pipeline {pipeline.name}: {len(rows)} usable rows with different texts for {num_classes} labels"
-                f"{_told_quarantine(quarantined)}",
+                f"{told_quarantine(quarantined)}",
                 next_step="bring more rows, or name fewer labels in data.labels",
             )
         return
     if quarantined:
         raise DataError(
-            f"pipeline {pipeline.name}: none of {len(quarantined):,} rows is usable{_told_quarantine(quarantined)}",
+            f"pipeline {pipeline.name}: none of {len(quarantined):,} rows is usable{told_quarantine(quarantined)}",
             next_step="check text, label, labels, time and split in the pipeline file against the source",
         )
     if unseen:
@@ -236,15 +222,6 @@ def _require_usable(rows: Sequence[Row], quarantined: Sequence[Quarantined], uns
         f"pipeline {pipeline.name}: the source holds no rows",
         next_step="check data.source: files may hold a header and nothing else",
     )
-
-
-def _told_quarantine(quarantined: Sequence[Quarantined]) -> str:
-    """Such as `; quarantined: 3 unknown_label (reviews.csv:2: '6' is not one of the labels 1, 2)`."""
-    told = []
-    for reason, count in Counter(row.reason for row in quarantined).most_common(4):
-        first = next(row for row in quarantined if row.reason == reason)
-        told.append(f"{count:,} {reason} ({first.origin}: {first.detail})")
-    return f"; quarantined: {', '.join(told)}" if told else ""
 
 
 def _require_splits(frame: pd.DataFrame, pipeline: Pipeline) -> None:

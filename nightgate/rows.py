@@ -205,3 +205,22 @@ def deduplicate(rows: Iterable[Row], *, keep_oldest: bool) -> list[Row]:
         if other is None or rank(row) < rank(other):
             best[row.fingerprint] = row
     return [best[mark] for mark in sorted(best)]
+
+
+def as_frame(rows: Sequence[Row], data: config.Data, sides: Sequence[str]) -> pd.DataFrame:
+    """The rows in their order, with the columns of a snapshot and `split`."""
+    columns: dict[str, Any] = {
+        "split": list(sides),
+        "row_id": [row.row_id for row in rows],
+        "fingerprint": [row.fingerprint for row in rows],
+        "text": [row.text for row in rows],
+        "label": pd.Series([row.label for row in rows], dtype="int64"),
+    }
+    if data.time:
+        times = pd.Series([row.time for row in rows], dtype="int64")
+        columns["time"] = times.astype("datetime64[us]").dt.tz_localize("UTC")
+    if data.group:
+        columns["group"] = [row.group for row in rows]
+    for place, name in enumerate(data.slices):
+        columns[f"slice_{name}"] = [row.slices[place] for row in rows]
+    return pd.DataFrame(columns)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from nightgate.errors import ModelError
 from nightgate.files import write_whole
 from nightgate.gate import Reuse
 from nightgate.jobs import Progress, ScoreJob, ScoreResult
+from nightgate.serving import columns_by_name
 from nightgate.token_cache import encode_cached, tokenizer_hash
 
 if TYPE_CHECKING:
@@ -79,12 +80,14 @@ def columns(frame: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
 def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> ScoreResult:
     """Write `<out>/<name>.npz` for each model of the job, in the order of `snapshot.rows(job.split)`.
 
-    Columns of `logits` are the pipeline's labels in its order, whatever order a model's own configuration has.
+    With golden rows `<out>/<name>.golden.npz` too, in theirs. Columns of `logits` are the pipeline's labels in its
+    order, whatever order a model's own configuration has. Logits that are not finite are written like others.
 
     Raises:
         ModelError: a model is missing, damaged, or knows other labels.
-        SnapshotError: the snapshot is missing or altered.
+        SnapshotError: the snapshot or the golden rows are missing or altered.
     """
+    from nightgate.golden import golden_rows
     from nightgate.snapshots import open_snapshot
 
     pipeline = Pipeline.model_validate(job.pipeline)
@@ -93,18 +96,35 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
     device, _, _ = devices.pick("fp32")
     log.info("scoring in fp32 on %s with %s", device, why)
     on_progress(Progress("load", detail="reading the snapshot"))
-    texts, labels = columns(open_snapshot(job.snapshot).rows(job.split, ["text", "label"]))
-    written: dict[str, Path] = {}
-    reuse: dict[str, Reuse] = {}
+    sets = {"": columns(open_snapshot(job.snapshot).rows(job.split, ["text", "label"]))}
+    if job.golden is not None:
+        sets[".golden"] = columns(golden_rows(job.golden, pipeline.data.label_names, ["text", "label"]))
+    # A golden row may be a test row as well.
+    different = list(dict.fromkeys(text for texts, _ in sets.values() for text in texts))
+    place = {text: row for row, text in enumerate(different)}
+    written: dict[str, dict[str, Path]] = {kind: {} for kind in ("", ".golden")}
+    scored: dict[str, _Scored] = {}
     for name, folder in job.models.items():
-        logits, reuse[name] = _score(job, pipeline, name, folder, texts, device, on_progress)
-        written[name] = write_predictions(job.out / f"{name}.npz", logits, labels)
+        scored[name] = _score(job, pipeline, name, folder, different, device, on_progress)
+        for kind, (texts, labels) in sets.items():
+            logits = scored[name].logits[[place[text] for text in texts]]
+            written[kind][name] = write_predictions(job.out / f"{name}{kind}.npz", logits, labels)
     return ScoreResult(
-        written=written,
-        reused={name: of_model.reused for name, of_model in reuse.items()},
-        recomputed={name: of_model.recomputed for name, of_model in reuse.items()},
-        differing={name: of_model.differing for name, of_model in reuse.items()},
+        written=written[""],
+        golden=written[".golden"],
+        rows=len(different),
+        max_length={name: of_model.max_length for name, of_model in scored.items()},
+        reused={name: of_model.reuse.reused for name, of_model in scored.items()},
+        recomputed={name: of_model.reuse.recomputed for name, of_model in scored.items()},
+        differing={name: of_model.reuse.differing for name, of_model in scored.items()},
     )
+
+
+class _Scored(NamedTuple):
+    logits: Logits
+    """[rows, labels], columns as the pipeline has its labels."""
+    max_length: int
+    reuse: Reuse
 
 
 def _score(
@@ -115,8 +135,7 @@ def _score(
     texts: list[str],
     device: torch.device,
     on_progress: Callable[[Progress], None],
-) -> tuple[Logits, Reuse]:
-    """Logits [rows, labels], columns as the pipeline has its labels."""
+) -> _Scored:
     on_progress(Progress("load", detail=f"loading the {name}"))
     loaded = load_trained(folder, named=f"the {name}")
     own_columns = _columns_for(pipeline.data.label_names, labels_of(loaded.model), name, folder)
@@ -153,18 +172,18 @@ def _score(
         return logits_of(model, some, batch_size=batch_size, on_batch=on_batch)[:, own_columns]
 
     if job.cache is None or tokenizer is None:
-        return compute(np.arange(len(texts))), Reuse(rows=len(texts))
+        return _Scored(compute(np.arange(len(texts))), loaded.max_length, Reuse(rows=len(texts)))
     scored = prediction_cache.Scored(
         folder, tokenizer, loaded.max_length, pipeline.data.label_names, devices.describe(device)
     )
     cache = prediction_cache.PredictionCache(job.cache, pipeline.name, scored.key())
-    if name == "champion":
-        logits, reuse = cache.complete(texts, compute)
-    else:
-        # The candidate's own evidence is computed in full; what is kept of it serves the nights in which it reigns.
+    if name == "candidate":
+        # Its own evidence is computed in full; what is kept of it serves the nights in which it reigns.
         logits, reuse = compute(np.arange(len(texts))), Reuse(rows=len(texts))
+    else:
+        logits, reuse = cache.complete(texts, compute)
     cache.keep(texts, logits)
-    return logits, reuse
+    return _Scored(logits, loaded.max_length, reuse)
 
 
 def _tokenising(on_progress: Callable[[Progress], None]) -> Callable[[int, int], None]:
@@ -172,12 +191,10 @@ def _tokenising(on_progress: Callable[[Progress], None]) -> Callable[[int, int],
 
 
 def _columns_for(label_names: Sequence[str], own: list[str], name: str, folder: Path) -> list[int]:
-    if own == [f"LABEL_{index}" for index in range(len(label_names))]:
-        # A folder that carries no names: by position.
-        return list(range(len(label_names)))
-    if sorted(own) != sorted(label_names):
+    columns = columns_by_name(own, label_names)
+    if columns is None:
         raise ModelError(
             f"the {name} in {folder} knows the labels {own}, the pipeline has {list(label_names)}",
             next_step="train a new version for the new labels, and promote it by hand",
         )
-    return [own.index(label) for label in label_names]
+    return columns

@@ -88,7 +88,9 @@ def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
     return Snapshot(manifest["id"], path, manifest)
 
 
-def write_snapshot(folder: Path, rows: pd.DataFrame, rules: Mapping[str, Any], facts: Mapping[str, Any]) -> Snapshot:
+def write_snapshot(
+    folder: Path, rows: pd.DataFrame, rules: Mapping[str, Any], facts: Mapping[str, Any], *, name: str = ""
+) -> Snapshot:
     """Write `rows` under `folder`/<id>, or reuse what stands there intact; a damaged one is moved aside.
 
     Args:
@@ -96,12 +98,13 @@ def write_snapshot(folder: Path, rows: pd.DataFrame, rules: Mapping[str, Any], f
         rows: the columns of `Snapshot.rows` and `split`, sorted by fingerprint.
         rules: what made the rows; part of the id, as JSON.
         facts: what else the manifest says; no part of the id. A reused snapshot keeps the facts of its first night.
+        name: of the folder, instead of the id: whatever was written there first is what stays.
 
     Raises:
         StorageError: the disk is full, read-only or forbidden; what was begun is removed.
     """
     identity = snapshot_id(rows, rules)
-    final = folder / identity
+    final = folder / (name or identity)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,3 +86,12 @@ def is_missing(value: Any) -> bool:
     if isinstance(value, float):
         return math.isnan(value)
     return isinstance(value, str) and not value.strip()
+
+
+def told_quarantine(quarantined: Sequence[Quarantined]) -> str:
+    """Such as `; quarantined: 3 unknown_label (reviews.csv:2: '6' is not one of the labels 1, 2)`."""
+    told = []
+    for reason, count in Counter(row.reason for row in quarantined).most_common(4):
+        first = next(row for row in quarantined if row.reason == reason)
+        told.append(f"{count:,} {reason} ({first.origin}: {first.detail})")
+    return f"; quarantined: {', '.join(told)}" if told else ""

@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
 from nightgate import cache_files, prediction_cache
+from nightgate.calibration import nonfinite_rows
 from nightgate.gate import Reuse
+from nightgate.golden import golden_rows
 from nightgate.jobs import ScoreJob, ScoreResult
 from nightgate.prediction_cache import PredictionCache, Scored
 from nightgate.scoring import score_models
+from nightgate.snapshots import open_snapshot, write_snapshot
 from tests.tiny import tiny_job
 from tests.trained import write_trained_model
 
@@ -105,11 +109,11 @@ def test_logits_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_models_of_four_nights_are_kept(tmp_path: Path) -> None:
-    caches = [PredictionCache(tmp_path, "small", str(number) * 64) for number in range(6)]
+def test_the_six_models_that_were_scored_last_are_kept(tmp_path: Path) -> None:
+    caches = [PredictionCache(tmp_path, "small", str(number) * 64) for number in range(8)]
     for cache in caches:
         cache.keep(["a"], np.zeros((1, 2), np.float32))
-    assert [cache.path.exists() for cache in caches] == [False, False, True, True, True, True]
+    assert [cache.path.exists() for cache in caches] == [False] * 2 + [True] * 6
 
 
 def test_whatever_decides_a_logit_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +177,56 @@ def test_the_champion_of_the_next_night_is_scored_on_new_rows_only(job: ScoreJob
     assert fresh.reused == {"candidate": 0, "champion": 0}
     assert np.abs(without["champion"] - after["champion"]).max() < 1e-5
     assert (without["champion"].argmax(axis=1) == after["champion"].argmax(axis=1)).all()
+
+
+def test_the_anchor_is_scored_on_new_rows_only_as_the_champion_is(job: ScoreJob, tmp_path: Path) -> None:
+    scored(job)
+    anchor = shutil.copytree(job.models["candidate"], tmp_path / "v0001")
+    found, _ = scored(replace(job, models={**job.models, "anchor": anchor}, out=tmp_path / "out"))
+    assert found.reused == {"candidate": 0, "anchor": found.rows}
+
+
+def test_golden_rows_are_scored_with_the_others_and_each_text_once(job: ScoreJob, tmp_path: Path) -> None:
+    golden = golden_of(job, tmp_path / "golden")
+    result, logits = scored(replace(job, golden=golden, out=tmp_path / "out"))
+    rows = open_snapshot(job.snapshot).rows("validation")
+    assert result.rows == len(rows) + 8, "5 of the 13 golden rows are validation rows"
+    assert result.golden == {"candidate": tmp_path / "out" / "candidate.golden.npz"}
+    with np.load(result.golden["candidate"]) as stored:
+        assert (stored["logits"].shape, stored["logits"].dtype) == ((13, 3), np.float32)
+        kept = golden_rows(golden, LABELS)
+        assert stored["labels"].tolist() == kept["label"].tolist()
+        by_text = dict(zip(kept["text"], stored["logits"], strict=True))
+    both = [row for row, text in enumerate(rows["text"]) if text in by_text]
+    assert len(both) == 5
+    assert all((logits["candidate"][row] == by_text[rows["text"][row]]).all() for row in both)
+    alone, _ = scored(replace(job, golden=None, cache=None, out=tmp_path / "alone"))
+    assert (alone.golden, alone.rows, alone.max_length) == ({}, len(rows), {"candidate": 32})
+
+
+def golden_of(job: ScoreJob, folder: Path) -> Path:
+    """5 validation rows and 8 training rows."""
+    snapshot = open_snapshot(job.snapshot)
+    rows = pd.concat([snapshot.rows("validation").head(5), snapshot.rows("train").head(8)]).sort_values("fingerprint")
+    facts = {"label_names": list(LABELS)}
+    return write_snapshot(folder, rows.assign(split="test").reset_index(drop=True), {}, facts).path
+
+
+def test_logits_that_are_not_finite_are_evidence_and_no_error(job: ScoreJob, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    broken = shutil.copytree(job.models["candidate"], tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["classifier.bias"] = np.float32([np.nan, 0, np.inf])
+    (broken / "model.safetensors").unlink()
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    models = {"candidate": broken, "champion": broken}
+    for cache in (None, tmp_path / "cache"):
+        result, logits = scored(replace(job, models=models, cache=cache, out=tmp_path / "out"))
+        assert result.reused == {"candidate": 0, "champion": 0}
+        for found in logits.values():
+            assert nonfinite_rows(found) == len(found) == result.rows
+            assert np.isfinite(found[:, 1]).all()
 
 
 def test_stored_logits_that_are_wrong_are_found_dropped_and_replaced(job: ScoreJob, tmp_path: Path) -> None:
