@@ -94,7 +94,21 @@ def operations() -> tuple[Deployment, ...]:
             flow="rollback",
             name="nightgate",
             entrypoint="flows.steering.rollback",
-            description="Brings back the champion before the current one; it is audited.",
+            description="Brings back the champion before the current one and freezes the pipeline; it is audited.",
+            collision="ENQUEUE",
+        ),
+        Deployment(
+            flow="freeze",
+            name="nightgate",
+            entrypoint="flows.steering.freeze",
+            description="Keeps a pipeline's runs from promoting themselves: its nights are held; it is audited.",
+            collision="ENQUEUE",
+        ),
+        Deployment(
+            flow="unfreeze",
+            name="nightgate",
+            entrypoint="flows.steering.unfreeze",
+            description="Lets a pipeline's runs promote themselves again; it is audited.",
             collision="ENQUEUE",
         ),
     )

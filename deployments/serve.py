@@ -1,7 +1,7 @@
 """`nightgate serve`: one process for a laptop, with a local Prefect server if none runs and every pipeline's schedule.
 
-It serves what the catalog holds: the nights, and `reconcile`, `promote` and `rollback`. For production use a worker
-and a server of their own (`nightgate deploy`): on SIGTERM this process ends its running night with it.
+It serves what the catalog holds: the nights and the operations, such as `reconcile`. For production use a worker and a
+server of their own (`nightgate deploy`): on SIGTERM this process ends its running night with it.
 """
 
 from __future__ import annotations

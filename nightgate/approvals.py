@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from nightgate import anchors
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.reigns import promote
@@ -140,6 +141,7 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
     def said(session: Session) -> None:
         _record(session, run_id, "approved", by, reason)
 
+    attempt = _attempt(db, run_id)
     try:
         promote(
             db,
@@ -147,10 +149,11 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
             row.version,
             expected=row.champion_version,
             run_id=run_id,
-            attempt=_attempt(db, run_id),
+            attempt=attempt,
             by=by,
             reason=why,
             approval=said,
+            moves_anchor=anchors.deserved(db, run_id, attempt),
         )
     except PromotionLostError as error:
         return _end(db, run_id, "approved", by, reason, f"{why}; not promoted all the same: {error.reason}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,28 +12,57 @@ from nightgate.cli_options import PipelineName, Reason, RunId, VersionName, name
 
 if TYPE_CHECKING:
     from nightgate.approvals import Ended
+    from nightgate.database import Database
+    from nightgate.home import Home
 
 
-def promote(pipeline: PipelineName, version: VersionName, reason: Reason) -> None:
+def promote(
+    pipeline: PipelineName,
+    version: VersionName,
+    reason: Reason,
+    anchor: Annotated[
+        bool, typer.Option("--anchor", help="No candidate may fall behind it from now on: it is the anchor too.")
+    ] = False,
+    despite_quarantine: Annotated[
+        bool, typer.Option("--despite-quarantine", help="Release a version that a rollback took down.")
+    ] = False,
+) -> None:
     """Make a version the champion by hand."""
     from nightgate import registry
-    from nightgate.database import Database
-    from nightgate.home import existing_home
 
-    home = existing_home()
-    with Database.open(home) as db:
-        typer.echo(registry.promote_by_hand(db, home, name_of(pipeline), version, reason=reason, by=person()))
+    _say(
+        lambda db, home: registry.promote_by_hand(
+            db,
+            home,
+            name_of(pipeline),
+            version,
+            reason=reason,
+            by=person(),
+            move_anchor=anchor,
+            despite_quarantine=despite_quarantine,
+        )
+    )
 
 
 def rollback(pipeline: PipelineName, reason: Reason) -> None:
-    """Bring back the champion before the current one."""
+    """Bring back the champion before the current one, quarantine that one, and freeze."""
     from nightgate import registry
-    from nightgate.database import Database
-    from nightgate.home import existing_home
 
-    home = existing_home()
-    with Database.open(home) as db:
-        typer.echo(registry.rollback(db, home, name_of(pipeline), reason=reason, by=person()))
+    _say(lambda db, home: registry.rollback(db, home, name_of(pipeline), reason=reason, by=person()))
+
+
+def freeze(pipeline: PipelineName, reason: Reason) -> None:
+    """Keep runs from promoting themselves: nights go on and are held."""
+    from nightgate import registry
+
+    _say(lambda db, _: registry.freeze(db, name_of(pipeline), reason=reason, by=person()))
+
+
+def unfreeze(pipeline: PipelineName, reason: Reason) -> None:
+    """Let runs promote themselves again, after `freeze` or `rollback`."""
+    from nightgate import registry
+
+    _say(lambda db, _: registry.unfreeze(db, name_of(pipeline), reason=reason, by=person()))
 
 
 def approve(pipeline: PipelineName, reason: Reason, run_id: RunId = None) -> None:
@@ -62,6 +92,15 @@ def reconcile() -> None:
         typer.echo("nothing to settle")
     if silence:
         typer.echo(f"{silence}: only the database was put right", err=True)
+
+
+def _say(what: Callable[[Database, Home], str]) -> None:
+    from nightgate.database import Database
+    from nightgate.home import existing_home
+
+    home = existing_home()
+    with Database.open(home) as db:
+        typer.echo(what(db, home))
 
 
 def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -> None:

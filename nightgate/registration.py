@@ -50,6 +50,10 @@ class Candidate:
     """None while the gate has not spoken."""
     started_from: int | None = None
     """The champion's version that training went on from; None: the base model."""
+    base_model_revision: str | None = None
+    """The commit of the base model, or a hash of its weights where it has none; None: what the pipeline file says."""
+    environment: dict[str, Any] | None = None
+    """Python, libraries, machine and device that trained it, as JSON can hold them."""
 
 
 def register_candidate(db: Database, home: Home, candidate: Candidate) -> VersionRow:
@@ -60,12 +64,12 @@ def register_candidate(db: Database, home: Home, candidate: Candidate) -> Versio
     Raises:
         ModelError: the trained folder is incomplete, or this run's version is there already and damaged.
         StorageError: the disk is full, read-only or not ours; nothing that counts is left behind.
-        RegistryError: another attempt of the run has taken over.
+        RegistryError: another attempt of the run has taken over, or retention removed the files of its version.
     """
     pipeline = candidate.pipeline
     existing = _version_of(db, candidate)
     if existing is not None:
-        _require_same_weights(verify_version(home.absolute(existing.path)), existing, candidate)
+        _require_same_weights(verify_version(existing.folder(home)), existing, candidate)
         log.info("run %s is version %d already", candidate.run_id, existing.version)
         return existing
     run = _run_facts(db, candidate.run_id)
@@ -75,7 +79,16 @@ def register_candidate(db: Database, home: Home, candidate: Candidate) -> Versio
         return home.relative(staging.place(version, _card(candidate, run, version), _manifest(candidate, run)))
 
     try:
-        ledger.add_version(db, candidate.run_id, candidate.attempt, place)
+        ledger.add_version(
+            db,
+            candidate.run_id,
+            candidate.attempt,
+            place,
+            started_from=candidate.started_from,
+            base_model_revision=_revision(candidate) or None,
+            environment=candidate.environment,
+            size_bytes=staging.size_bytes,
+        )
     finally:
         staging.discard()
     row = _version_of(db, candidate)
@@ -174,7 +187,7 @@ def _manifest(candidate: Candidate, run: _RunFacts) -> dict[str, Any]:
         "label_names": list(pipeline.data.label_names),
         "base_model": {
             "name": pipeline.training.base_model,
-            "revision": pipeline.training.base_model_revision,
+            "revision": _revision(candidate),
             "started_from_version": candidate.started_from,
         },
         "snapshot": {name: snapshot.get(name) for name in kept},
@@ -193,7 +206,12 @@ def _manifest(candidate: Candidate, run: _RunFacts) -> dict[str, Any]:
         "device": run.device,
         "precision": run.precision,
         "libraries": library_versions(),
+        "environment": candidate.environment,
     }
+
+
+def _revision(candidate: Candidate) -> str:
+    return candidate.base_model_revision or candidate.pipeline.training.base_model_revision
 
 
 def _version_of(db: Database, candidate: Candidate) -> VersionRow | None:

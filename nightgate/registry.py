@@ -9,34 +9,33 @@ Files lie under home/models/<pipeline>/v0001 (`nightgate.version_files`), rows i
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-import sqlalchemy as sa
-
-from nightgate import ledger, schema
+from nightgate import freezes, gate, ledger, serving
 from nightgate.classifier import Classifier, Prediction
 from nightgate.database import Database
-from nightgate.errors import RegistryError
+from nightgate.errors import ModelError, RegistryError
 from nightgate.home import Home, existing_home
 from nightgate.ledger import VersionRow
 from nightgate.registration import Candidate, register_candidate
 from nightgate.version_files import verify_version
+from nightgate.version_rows import champions_before, require_pipeline
 
 __all__ = [
     "Candidate",
     "Classifier",
     "Prediction",
+    "freeze",
     "load_champion",
     "previous_champion",
     "promote_by_hand",
     "register_candidate",
     "resolve_version",
     "rollback",
+    "unfreeze",
     "verify_version",
 ]
 
@@ -63,7 +62,7 @@ def load_champion(pipeline: str, *, home: str | Path | None = None, device: str 
         champion = ledger.champion(db, pipeline)
         if champion is None:
             raise _no_champion(db, pipeline)
-    return Classifier.open(opened.absolute(champion.path), device=device)
+    return Classifier.open(champion.folder(opened), device=device)
 
 
 def resolve_version(db: Database, pipeline: str, text: str | int) -> VersionRow:
@@ -99,31 +98,24 @@ def resolve_version(db: Database, pipeline: str, text: str | int) -> VersionRow:
 
 
 def previous_champion(db: Database, pipeline: str) -> int:
-    """The version that reigned before the current champion, as a rollback sees it.
-
-    A rollback undoes a promotion: after promotions of 1, 2 and 3 and a rollback to 2, the one before is 1, not 3.
+    """The version that a rollback brings back: the last champion before this one that can be.
 
     Raises:
         RegistryError: there is none.
     """
-
-    table = schema.Promotion
-    reigns = sa.select(table.version, table.kind).where(table.pipeline == pipeline).order_by(table.valid_from)
-    stack: list[int] = []
-    for version, kind in db.read(lambda session: session.execute(reigns).all()):
-        if kind == "rollback":
-            while stack and stack[-1] != version:
-                stack.pop()
-        if not stack or stack[-1] != version:
-            stack.append(version)
-    if not stack:
+    champion = ledger.champion(db, pipeline)
+    if champion is None:
         raise _no_champion(db, pipeline)
-    if len(stack) < 2:
-        raise RegistryError(
-            f"there is nothing to roll back to: version {stack[-1]} of {pipeline} has no champion before it",
-            next_step=f"choose a version by hand: `nightgate promote {pipeline} VERSION --reason TEXT`",
-        )
-    return stack[-2]
+    before = db.read(lambda session: champions_before(session, pipeline))
+    for version, flaw in before:
+        if not flaw:
+            return version
+    flaws = "".join(f"; version {version} {flaw}" for version, flaw in before)
+    none = "champion before it" if not before else "champion before it that can be brought back"
+    raise RegistryError(
+        f"there is nothing to roll back to: version {champion.version} of {pipeline} has no {none}{flaws}",
+        next_step=f"choose a version by hand: `nightgate promote {pipeline} VERSION --reason TEXT`",
+    )
 
 
 def _row(db: Database, pipeline: str, version: int) -> VersionRow:
@@ -145,94 +137,121 @@ def _no_champion(db: Database, pipeline: str) -> RegistryError:
             f"{pipeline} has no champion yet: none of its versions ({_listed(rows)}) was promoted",
             next_step=f"run `nightgate run {pipeline}`, or `nightgate promote {pipeline} VERSION --reason TEXT`",
         )
-    known = db.read(lambda session: session.scalars(sa.select(schema.Run.pipeline).distinct()).all())
-    if pipeline in known:
-        return RegistryError(
-            f"{pipeline} has no champion yet: none of its runs has completed a candidate",
-            next_step=f"run `nightgate run {pipeline}`; `nightgate history {pipeline}` says what became of the others",
-        )
-    near = difflib.get_close_matches(pipeline, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    require_pipeline(db, pipeline)
     return RegistryError(
-        f"the database knows no pipeline {pipeline!r}; {hint}known: {', '.join(sorted(known)) or 'none'}",
-        next_step=f"name one of them, or run `nightgate run {pipeline}`",
+        f"{pipeline} has no champion yet: none of its runs has completed a candidate",
+        next_step=f"run `nightgate run {pipeline}`; `nightgate history {pipeline}` says what became of the others",
     )
 
 
 # --- moving the champion by hand ---
 
+TEXTS = ("fits well, would buy it again", "it broke at once", "fine")
+"""What a version is tried on before it reigns. What it makes of them does not matter, only that it does."""
 
-def promote_by_hand(db: Database, home: Home, pipeline: str, version: int | str, *, reason: str, by: str) -> str:
+
+def promote_by_hand(
+    db: Database,
+    home: Home,
+    pipeline: str,
+    version: int | str,
+    *,
+    reason: str,
+    by: str,
+    move_anchor: bool = False,
+    despite_quarantine: bool = False,
+) -> str:
     """Make a version the champion, whatever the gate said; gives the sentence that tells it.
 
     Args:
         version: as `resolve_version` takes it.
         reason: stored with the promotion, as is `by`, who asked for it.
+        move_anchor: no candidate may fall behind this version from now on. It becomes the anchor in any case where
+            there is none, or one with other labels.
+        despite_quarantine: promote it although a rollback has taken it down, and release it.
 
     Raises:
-        RegistryError: no such version, it is champion already, or the reason is blank.
+        RegistryError: no such version, it is champion already, quarantined, without files, or the reason is blank.
         ModelError: its files are missing, altered or cannot be loaded.
         PromotionLostError: the champion was moved by somebody else in the meantime.
     """
-    _check_reason(reason, by)
+    by, reason = freezes.said(by, reason)
     row = resolve_version(db, pipeline, version)
-    champion = ledger.champion(db, pipeline)
+    champion, anchor = ledger.champion(db, pipeline), ledger.anchor(db, pipeline)
     if champion is not None and champion.version == row.version:
         raise RegistryError(
             f"version {row.version} is the champion of {pipeline} already",
             next_step=f"choose another; `nightgate versions {pipeline}` lists them",
         )
-    return _move(db, home, pipeline, row, champion, kind="promote", reason=reason, by=by)
-
-
-def rollback(db: Database, home: Home, pipeline: str, *, reason: str, by: str) -> str:
-    """Bring back the champion before the current one; gives the sentence that tells it. See `promote_by_hand`.
-
-    Raises:
-        RegistryError: there is nothing to roll back to, or the reason is blank.
-    """
-    _check_reason(reason, by)
-    champion = ledger.champion(db, pipeline)
-    if champion is None:
-        raise _no_champion(db, pipeline)
-    row = _row(db, pipeline, previous_champion(db, pipeline))
-    return _move(db, home, pipeline, row, champion, kind="rollback", reason=reason, by=by)
-
-
-def _move(
-    db: Database,
-    home: Home,
-    pipeline: str,
-    row: VersionRow,
-    champion: VersionRow | None,
-    *,
-    kind: Literal["promote", "rollback"],
-    reason: str,
-    by: str,
-) -> str:
     # Before the swap: a champion that cannot be loaded would fail in front of those who use it.
-    Classifier.open(home.absolute(row.path), device="cpu").predict(["a text to try it on"])
+    Classifier.open(row.folder(home), device="cpu").predict(TEXTS)
     ledger.promote(
         db,
         pipeline,
         row.version,
         expected=champion.version if champion else None,
-        run_id=None,
-        attempt=None,
-        by=by.strip(),
-        reason=reason.strip(),
-        kind=kind,
+        by=by,
+        reason=reason,
+        moves_anchor=move_anchor,
+        despite_quarantine=despite_quarantine,
     )
     before = f"in place of version {champion.version}" if champion else "the first one"
     told = f"version {row.version} is the champion of {pipeline} now, {before}"
-    log.info("%s (%s by %s: %s)", told, kind, by.strip(), reason.strip())
+    if anchor is not None and _anchor_version(db, pipeline) != anchor.version:
+        told += f"; it is the anchor too, in place of version {anchor.version}"
+    log.info("%s (promoted by %s: %s)", told, by, reason)
     return told
 
 
-def _check_reason(reason: str, by: str) -> None:
-    if not reason.strip():
-        raise RegistryError(
-            "the reason is blank", next_step="say why with --reason TEXT: it is stored with who and when"
+def rollback(db: Database, home: Home, pipeline: str, *, reason: str, by: str) -> str:
+    """Bring back the champion before the current one, quarantine that one and freeze the pipeline: tomorrow's candidate
+    has seen the same rows. Gives the sentences that tell it. See `promote_by_hand`.
+
+    Raises:
+        RegistryError: there is nothing to roll back to, or the reason is blank.
+        ModelError: a fresh process cannot serve that champion, or its files are missing or altered.
+    """
+    by, reason = freezes.said(by, reason)
+    # First who reigns: the swap notices if that has changed by the time at which the one before is known.
+    champion, anchor = ledger.champion(db, pipeline), ledger.anchor(db, pipeline)
+    row = _row(db, pipeline, previous_champion(db, pipeline))
+    assert champion is not None, "a previous champion has one after it"
+    _must_serve(row, home)
+    ledger.promote(db, pipeline, row.version, expected=champion.version, by=by, reason=reason, kind="rollback")
+    told = (
+        f"version {row.version} is the champion of {pipeline} now, in place of version {champion.version}, "
+        "which is quarantined"
+    )
+    if anchor is not None and _anchor_version(db, pipeline) != anchor.version:
+        told += f"; the anchor is version {_anchor_version(db, pipeline)}"
+    told += f". No run promotes itself until `nightgate unfreeze {pipeline} --reason TEXT`"
+    log.info("%s (rolled back by %s: %s)", told, by, reason)
+    return told
+
+
+def freeze(db: Database, pipeline: str, *, reason: str, by: str) -> str:
+    """Keep the pipeline's runs from promoting themselves; gives the sentence that tells it. See `freezes.freeze`."""
+    freezes.freeze(db, pipeline, by=by, reason=reason)
+    return f"{pipeline} is frozen: its nights go on and are held until `nightgate unfreeze {pipeline} --reason TEXT`"
+
+
+def unfreeze(db: Database, pipeline: str, *, reason: str, by: str) -> str:
+    """Let them promote themselves again; gives the sentence that tells it. See `freezes.unfreeze`."""
+    ended = freezes.unfreeze(db, pipeline, by=by, reason=reason)
+    return f"{pipeline} is not frozen any more; it was {ended}"
+
+
+def _must_serve(row: VersionRow, home: Home) -> None:
+    """The gate's serving check, for what comes back in a hurry. By hand a version is promoted without."""
+    who = f"version {row.version} of {row.pipeline}"
+    if flaw := gate.unserved(serving.check_version(row.folder(home), TEXTS), who):
+        raise ModelError(
+            flaw,
+            next_step=f"restore its folder from a backup, or choose another: nightgate promote {row.pipeline} VERSION "
+            "--reason TEXT",
         )
-    if not by.strip():
-        raise RegistryError("nobody is named for this promotion", next_step="say who asks for it")
+
+
+def _anchor_version(db: Database, pipeline: str) -> int | None:
+    anchor = ledger.anchor(db, pipeline)
+    return anchor.version if anchor else None

@@ -1,62 +1,50 @@
-"""Versions and the champion: who reigns, who reigned, and the one transaction that changes it.
+"""Versions get their numbers, and the champion is moved, in one transaction that changes all that depends on it.
 
 A promotion names the champion that it expects to replace. If somebody else was faster, it loses and nothing changes.
-A unique index allows one open reign per pipeline, whatever any program does.
+A unique index allows one open reign per pipeline, whatever any program does. `nightgate.version_rows` reads what is
+written here.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from nightgate import anchors, freezes, pointer
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.runs import end, fenced, lock_pipeline
 from nightgate.schema import ModelVersion, Promotion, Run
+from nightgate.version_rows import champion, files_removed
 
 
-@dataclass(frozen=True)
-class VersionRow:
-    pipeline: str
-    version: int
-    run_id: str
-    night: date
-    status: str
-    """champion, former (it reigned once) or held (it never did)."""
-    path: str
-    """As stored: relative to the home. `home.absolute(path)` is the folder."""
-    f1: float | None
-    """On the test rows of its night, by the pipeline's average."""
-    f1_ci_low: float | None
-    f1_ci_high: float | None
-    test_rows: int | None
-    test_version: str | None
-    best_epoch: int | None
-    snapshot_id: str | None
-    data_until: datetime
-    base_model: str
-    config_hash: str
-    code_version: str
-    created_at: datetime
-    valid_from: datetime | None = None
-    """Of the reign that was asked for; None in a list of versions."""
-    valid_to: datetime | None = None
-    promoted_by: str | None = None
-    reason: str | None = None
-
-
-def add_version(db: Database, run_id: str, attempt: int, place: Callable[[int], str]) -> int:
+def add_version(
+    db: Database,
+    run_id: str,
+    attempt: int,
+    place: Callable[[int], str],
+    *,
+    started_from: int | None = None,
+    base_model_revision: str | None = None,
+    environment: dict[str, Any] | None = None,
+    size_bytes: int | None = None,
+) -> int:
     """Give the run's model the next number of its pipeline. A run has one version: asking again gives the same.
 
     `place(version)` moves the finished folder to where it belongs and gives its path relative to the home. It is called
     once, inside the transaction: a folder that has a number but no row belongs to a process that died in between.
+
+    Args:
+        started_from: the version that training went on from; None: the base model.
+        base_model_revision: the commit of the base model, or a hash of its weights where it has none.
+        environment: Python, libraries, machine and device that trained it, as JSON can hold them.
+        size_bytes: of the model's files.
 
     Raises:
         RegistryError: the run has ended or another attempt has taken over.
@@ -87,6 +75,10 @@ def add_version(db: Database, run_id: str, attempt: int, place: Callable[[int], 
                 attempt=attempt,
                 path=placed[version],
                 created_at=datetime.now(UTC),
+                started_from=started_from,
+                base_model_revision=base_model_revision,
+                environment=environment,
+                size_bytes=size_bytes,
             )
         )
         return version
@@ -106,16 +98,27 @@ def promote(
     reason: str,
     kind: Literal["promote", "rollback"] = "promote",
     approval: Callable[[Session], None] | None = None,
+    moves_anchor: bool = False,
+    despite_quarantine: bool = False,
 ) -> None:
     """Make `version` the champion in place of `expected` (None: there is no champion), in one transaction.
 
     With `run_id` and `attempt` a run promotes its own version: its row moves from running to promoted with it, and what
-    only a person may do is refused: an older model than the champion, a run that was not judged fit, a dry run.
-    With `approval` the run waits for a person: it writes down in the same transaction what that person said.
+    only a person may do is refused: an older model than the champion, a run that was not judged fit, a dry run, a
+    frozen pipeline. With `approval` the run waits for a person: it writes down in the same transaction what that person
+    said, and a freeze does not stop a person.
+
+    A rollback also quarantines `expected`, takes the anchor back from it and freezes the pipeline. Once all that is
+    committed the pointer in the home follows.
+
+    Args:
+        moves_anchor: the version is the anchor from now on. It is in any case where there is none that it could be
+            compared with.
+        despite_quarantine: release the version from its quarantine; the promotion's reason tells of it.
 
     Raises:
         PromotionLostError: somebody else moved the champion, or the run may no longer promote.
-        RegistryError: there is no such version, or it reigns already.
+        RegistryError: there is no such version, it reigns already, is quarantined, or retention removed its files.
     """
     assert (run_id is None) == (attempt is None), "a run promotes under its attempt"
     promotion_id = uuid.uuid4().hex
@@ -129,12 +132,7 @@ def promote(
         if run_id is not None and attempt is not None:
             state: Literal["running", "waiting"] = "waiting" if approval else "running"
             run = fenced(session, run_id, attempt, PromotionLostError, status=state)
-        candidate = session.get(ModelVersion, (pipeline_name, version))
-        if candidate is None:
-            raise RegistryError(
-                f"pipeline {pipeline_name} has no version {version}",
-                next_step=f"choose one of `nightgate versions {pipeline_name}`",
-            )
+        candidate = _version(session, pipeline_name, version)
         reign = session.scalars(
             sa.select(Promotion).where(Promotion.pipeline == pipeline_name, Promotion.valid_to.is_(None))
         ).one_or_none()
@@ -145,17 +143,14 @@ def promote(
             raise RegistryError(f"version {version} of pipeline {pipeline_name} is the champion already")
         if run is not None:
             _may_promote_itself(session, run, candidate, reign)
+            if approval is None:
+                _require_unfrozen(session, run, candidate)
+        why = _usable(candidate, reason, despite_quarantine, PromotionLostError if run is not None else RegistryError)
         moment = datetime.now(UTC)
         if reign is not None:
             # A clock that was set back must not make a reign that ends before it began.
             moment = max(moment, reign.valid_from + timedelta(microseconds=1))
-            closed = session.execute(
-                sa.update(Promotion)
-                .where(Promotion.promotion_id == reign.promotion_id, Promotion.valid_to.is_(None))
-                .values(valid_to=moment)
-                .execution_options(synchronize_session=False)
-            )
-            if closed.rowcount != 1:  # type: ignore[attr-defined]
+            if not _close(session, reign, moment):
                 raise _lost(pipeline_name, version, expected, None)
         session.add(
             Promotion(
@@ -166,10 +161,13 @@ def promote(
                 kind=kind,
                 run_id=run_id,
                 promoted_by=by,
-                reason=reason,
+                reason=why,
                 valid_from=moment,
             )
         )
+        if kind == "rollback" and expected is not None:
+            _take_down(session, expected, candidate, moment, by, reason)
+        anchors.follow(session, candidate, moment, asked=moves_anchor, by=by, reason=why, run_id=run_id)
         if run is not None:
             end(session, run, "promoted", moment, reason)
         if approval is not None:
@@ -182,10 +180,63 @@ def promote(
         # The unique index: a program that does not take our lock has opened a reign meanwhile.
         row = champion(db, pipeline_name)
         raise _lost(pipeline_name, version, expected, row.version if row else None) from None
+    pointer.follow(db, pipeline_name)
+
+
+# --- inside the transaction ---
+
+
+def _version(session: Session, pipeline_name: str, version: int) -> ModelVersion:
+    found = session.get(ModelVersion, (pipeline_name, version))
+    if found is None:
+        raise RegistryError(
+            f"pipeline {pipeline_name} has no version {version}",
+            next_step=f"choose one of `nightgate versions {pipeline_name}`",
+        )
+    return found
+
+
+def _close(session: Session, reign: Promotion, moment: datetime) -> bool:
+    """False: a program that does not take our lock was faster."""
+    closed = session.execute(
+        sa.update(Promotion)
+        .where(Promotion.promotion_id == reign.promotion_id, Promotion.valid_to.is_(None))
+        .values(valid_to=moment)
+        .execution_options(synchronize_session=False)
+    )
+    return bool(closed.rowcount == 1)  # type: ignore[attr-defined]
+
+
+def _usable(candidate: ModelVersion, reason: str, despite_quarantine: bool, error: type[RegistryError]) -> str:
+    """Release the version from its quarantine if that is asked; gives the reason to store, which tells of it."""
+    name, version = candidate.pipeline, candidate.version
+    if candidate.files_removed_at is not None:
+        raise files_removed(error, name, version, candidate.files_removed_at)
+    if candidate.quarantined_at is None:
+        return reason
+    since = f"{candidate.quarantined_at:%Y-%m-%d %H:%M} UTC by {candidate.quarantined_by}"
+    if not despite_quarantine:
+        raise error(
+            f"version {version} of {name} is quarantined since {since}: {candidate.quarantine_reason}",
+            next_step=f"choose another, or release it: nightgate promote {name} {version} --despite-quarantine "
+            "--reason TEXT",
+        )
+    told = f"{reason} (released from the quarantine since {since}: {candidate.quarantine_reason})"
+    candidate.quarantined_at = candidate.quarantined_by = candidate.quarantine_reason = None
+    return told
+
+
+def _take_down(session: Session, version: int, champion: ModelVersion, moment: datetime, by: str, reason: str) -> None:
+    """What a rollback does to the version that reigned, and to what would follow it."""
+    bad = _version(session, champion.pipeline, version)
+    bad.quarantined_at, bad.quarantined_by, bad.quarantine_reason = moment, by, reason
+    told = f"rolled back from version {version} to {champion.version}: {reason}"
+    anchors.leave(session, version, champion, moment, by=by, reason=told)
+    freezes.begin(session, champion.pipeline, moment, by, told)
 
 
 def _may_promote_itself(session: Session, run: Run, candidate: ModelVersion, reign: Promotion | None) -> None:
-    by_hand = f"promote it by hand if you mean it: nightgate promote {run.pipeline} {candidate.version} --reason ..."
+    by_hand = _by_hand(run, candidate)
     if candidate.run_id != run.run_id:
         raise PromotionLostError(f"run {run.run_id} may not promote version {candidate.version} of {candidate.run_id}")
     if run.dry_run:
@@ -209,6 +260,18 @@ def _may_promote_itself(session: Session, run: Run, candidate: ModelVersion, rei
         )
 
 
+def _require_unfrozen(session: Session, run: Run, candidate: ModelVersion) -> None:
+    freeze = freezes.current(session, run.pipeline)
+    if freeze is not None:
+        raise PromotionLostError(
+            f"{run.pipeline} is {freeze}", next_step=f"{freeze.remedy}; {_by_hand(run, candidate)}"
+        )
+
+
+def _by_hand(run: Run, candidate: ModelVersion) -> str:
+    return f"promote it by hand if you mean it: nightgate promote {run.pipeline} {candidate.version} --reason ..."
+
+
 def _lost(pipeline_name: str, version: int, expected: int | None, reigning: int | None) -> PromotionLostError:
     def told(number: int | None) -> str:
         return f"version {number}" if number is not None else "no champion"
@@ -218,52 +281,3 @@ def _lost(pipeline_name: str, version: int, expected: int | None, reigning: int 
         f"but now there is {told(reigning)}",
         next_step=f"look at `nightgate champion {pipeline_name}` and decide again",
     )
-
-
-# --- reading ---
-
-_VERSION = (
-    "v.pipeline, v.version, v.run_id, v.night, v.status, v.path, v.test_f1 AS f1, v.f1_ci_low, v.f1_ci_high, "
-    "v.test_rows, v.test_version, v.best_epoch, v.snapshot_id, v.data_until, v.base_model, v.config_hash, "
-    "v.code_version, v.created_at"
-)
-
-
-def champion(db: Database, pipeline_name: str, at: datetime | None = None) -> VersionRow | None:
-    """The version that reigns, or reigned at the instant `at` (aware). None: there was none."""
-    moment = "c.valid_to IS NULL" if at is None else "c.valid_from <= :at AND (c.valid_to > :at OR c.valid_to IS NULL)"
-    rows = _rows(
-        db,
-        f"SELECT {_VERSION}, c.valid_from, c.valid_to, c.promoted_by, c.reason FROM champion_timeline AS c "
-        "JOIN model_versions AS v ON v.pipeline = c.pipeline AND v.version = c.model_version "
-        f"WHERE c.pipeline = :pipeline AND {moment}",
-        {"pipeline": pipeline_name} | ({} if at is None else {"at": at}),
-    )
-    return rows[0] if rows else None
-
-
-def reigns(db: Database, pipeline_name: str) -> list[VersionRow]:
-    """Every reign, newest first: what a rollback looks back on."""
-    return _rows(
-        db,
-        f"SELECT {_VERSION}, c.valid_from, c.valid_to, c.promoted_by, c.reason FROM champion_timeline AS c "
-        "JOIN model_versions AS v ON v.pipeline = c.pipeline AND v.version = c.model_version "
-        "WHERE c.pipeline = :pipeline ORDER BY c.valid_from DESC",
-        {"pipeline": pipeline_name},
-    )
-
-
-def versions(db: Database, pipeline_name: str) -> list[VersionRow]:
-    """Every version of the pipeline, oldest first."""
-    query = f"SELECT {_VERSION} FROM model_versions AS v WHERE v.pipeline = :pipeline ORDER BY v.version"
-    return _rows(db, query, {"pipeline": pipeline_name})
-
-
-def _rows(db: Database, query: str, parameters: dict[str, Any]) -> list[VersionRow]:
-    time = Run.started_at.type
-    statement = sa.text(query).columns(
-        night=sa.Date(), data_until=time, created_at=time, valid_from=time, valid_to=time
-    )
-    if "at" in parameters:
-        statement = statement.bindparams(sa.bindparam("at", type_=time))
-    return db.read(lambda session: [VersionRow(**row._mapping) for row in session.execute(statement, parameters)])

@@ -2,6 +2,9 @@
 
 A version is made in a staging folder beside its final place and renamed when it is whole and on disk, so that a
 numbered folder is never half-written. Nothing in it is a pickle: weights are `safetensors`, the rest is text.
+
+A version never changes. Its files are read-only; what proves it is their SHA-256, compared whenever it is loaded. The
+folder stays writable, so that retention can remove it without being root: a file too many is found by name.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,6 +75,11 @@ class Staging:
                 self.discard()
                 raise
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the model's files; card and manifest, which come later, are small."""
+        return sum(facts["bytes"] for name, facts in self.files.items() if name != CARD)
+
     def place(self, version: int, card: str, facts: Mapping[str, Any]) -> Path:
         """Write card and manifest, then rename to `v0001`: the last step, so a folder with that name is whole.
 
@@ -82,10 +91,12 @@ class Staging:
             return target
         with storage_errors(self.models):
             write_whole(self.folder / CARD, card.encode())
+            _make_read_only(self.folder / CARD)
             self.files[CARD] = _hashed(self.folder / CARD)
             manifest = {"format": FORMAT, **facts, "version": version, "files": dict(sorted(self.files.items()))}
             manifest["seal"] = _seal(manifest)
             write_whole(self.folder / MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
+            _make_read_only(self.folder / MANIFEST)
             _clear_the_way(target)
             self.folder.rename(target)
             sync(self.models)
@@ -194,13 +205,19 @@ def _take(source: Path, target: Path) -> dict[str, Any]:
 
     A link is as safe as a copy: files of a trained folder come to their names by rename, whole, and are only ever
     replaced or removed, which leaves the other name alone. What a symbolic link leads to keeps no such promise.
+    Read-only becomes the trained folder's file too, then: it is the same one, and nothing writes into it again.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink() or not _linked(source, target):
         shutil.copyfile(source, target)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
+    _make_read_only(target)
+    sync(target)
     return _hashed(target)
+
+
+def _make_read_only(file: Path) -> None:
+    """Nobody may write it; who may read it stays as it was."""
+    file.chmod(stat.S_IMODE(file.stat().st_mode) & ~0o222)
 
 
 def _linked(source: Path, target: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from nightgate import ledger, registry
+from nightgate import freezes, ledger, registry, serving
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import DatabaseError, ModelError, NightgateError, PromotionLostError, RegistryError, StorageError
-from nightgate.gate import Measured, decide
 from nightgate.home import Home
 from nightgate.intervals import Interval
 from nightgate.metrics import Scores
 from nightgate.nights import Night
 from nightgate.pipelines import check_pipeline
 from nightgate.registry import Candidate
+from nightgate.schema import ModelVersion
 from nightgate.snapshots import Snapshot
 from tests import night_rows
 from tests.trained import write_trained_model
@@ -52,7 +53,6 @@ def completed_run(
     run = night_rows.open_run(db, pipeline, Night(moment.date(), "backfill", moment, moment))
     for epoch in (1, 2):
         _record_epoch(db, run, epoch)
-    candidate = Measured(0.6 if verdict else 0.1, 1200, "t-0123456789", moment)
     manifest = {
         "id": "s-0011223344556677",
         "test_version": "t-0123456789",
@@ -68,7 +68,7 @@ def completed_run(
         best_epoch=2,
         test=SCORES,
         test_interval=Interval(0.57, 0.63),
-        decision=decide(candidate, None, pipeline.gate),
+        decision=night_rows.decision("promote" if verdict else "hold"),
     )
 
 
@@ -111,6 +111,13 @@ def promote(db: Database, home: Home, version: int) -> str:
     return registry.promote_by_hand(db, home, "reviews", version, reason="looks right", by="ada")
 
 
+def roll_back(database: Database) -> int:
+    """Without trying what comes back, which takes a fresh process a few seconds. Gives the version."""
+    champion, version = reigning(database), registry.previous_champion(database, "reviews")
+    ledger.promote(database, "reviews", version, expected=champion, by="ada", reason="worse", kind="rollback")
+    return version
+
+
 def reigning(db: Database) -> int | None:
     row = ledger.champion(db, "reviews")
     return row.version if row else None
@@ -143,10 +150,26 @@ def test_a_completed_candidate_becomes_version_1_with_all_its_facts(
     assert manifest["configuration"] == candidate.pipeline.record()
     assert manifest["verdict"] == "promote"
     assert manifest["libraries"]["torch"]
+    assert (row.started_from, row.base_model_revision) == (None, None)
+    assert row.size_bytes == sum(file.stat().st_size for file in trained.iterdir())
     card = (home.absolute(row.path) / "README.md").read_text()
     assert "| Training Loss | Epoch | Step | Validation Loss | Accuracy | F1 | Precision | Recall |" in card
     assert "| 0.9049 | 1.0 | 600 | 1.0616 |" in card
     assert "F1: 0.6000 (95 % interval 0.5700 to 0.6300)" in card
+
+
+def test_a_version_knows_what_it_was_made_from_and_with(database: Database, home: Home, trained: Path) -> None:
+    register(database, home, trained)
+    environment = {"python": "3.11.7", "libraries": {"torch": "2.9"}, "platform": "Linux", "device": "cpu"}
+    candidate = completed_run(database, home, trained, night=1)
+    made = replace(candidate, started_from=1, base_model_revision="0123abcd", environment=environment)
+    row = registry.register_candidate(database, home, made)
+    assert (row.started_from, row.base_model_revision) == (1, "0123abcd")
+    manifest = registry.verify_version(row.folder(home))
+    assert manifest["base_model"]["revision"] == "0123abcd"
+    assert manifest["environment"] == environment
+    stored = database.read(lambda session: session.get_one(ModelVersion, ("reviews", row.version)).environment)
+    assert stored == environment
 
 
 def test_held_candidates_get_numbers_too_and_numbers_go_on_per_pipeline(
@@ -351,11 +374,56 @@ def test_a_rollback_brings_back_the_champion_before(database: Database, home: Ho
     register(database, home, trained, 3)
     for version in (1, 2, 3):
         promote(database, home, version)
+    start = time.perf_counter()
     told = registry.rollback(database, home, "reviews", reason="3 is rude", by="ada")
-    assert told == "version 2 is the champion of reviews now, in place of version 3"
+    print(f"a rollback of a tiny model on {database.dialect} took {time.perf_counter() - start:.2f} s")
+    assert told == (
+        "version 2 is the champion of reviews now, in place of version 3, which is quarantined. "
+        "No run promotes itself until `nightgate unfreeze reviews --reason TEXT`"
+    )
     row = ledger.champion(database, "reviews")
     assert row is not None
     assert (row.promoted_by, row.reason) == ("ada", "3 is rude")
+    link = home.models / "reviews" / "champion"
+    assert (str(link.readlink()), registry.verify_version(link)["version"]) == ("v0002", 2)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_champion_that_a_fresh_process_cannot_serve_does_not_come_back(
+    database: Database, home: Home, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(database, home, trained, 2)
+    promote(database, home, 1)
+    promote(database, home, 2)
+    script = home.root / "serve_alone.py"
+    script.write_text("import sys; sys.exit('the driver is gone')")
+    monkeypatch.setattr(serving, "SCRIPT", script)
+    with pytest.raises(ModelError, match=r"version 1 of reviews cannot be served: .*the driver is gone") as caught:
+        registry.rollback(database, home, "reviews", reason="worse", by="ada")
+    assert "nightgate promote reviews VERSION" in caught.value.next_step
+    assert reigning(database) == 2
+    assert freezes.frozen(database, "reviews") is None
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_rollback_from_the_anchor_says_which_one_it_is_now(database: Database, home: Home, trained: Path) -> None:
+    register(database, home, trained, 2)
+    promote(database, home, 1)
+    told = registry.promote_by_hand(database, home, "reviews", 2, reason="better", by="ada", move_anchor=True)
+    assert told.endswith("in place of version 1; it is the anchor too, in place of version 1")
+    told = registry.rollback(database, home, "reviews", reason="worse", by="ada")
+    assert "which is quarantined; the anchor is version 1. No run promotes" in told
+
+
+def test_a_quarantined_version_is_promoted_only_by_who_says_so(database: Database, home: Home, trained: Path) -> None:
+    register(database, home, trained, 2)
+    promote(database, home, 1)
+    promote(database, home, 2)
+    roll_back(database)
+    with pytest.raises(RegistryError, match="version 2 of reviews is quarantined"):
+        promote(database, home, 2)
+    registry.promote_by_hand(database, home, "reviews", 2, reason="it was not", by="ada", despite_quarantine=True)
+    assert reigning(database) == 2
 
 
 def test_rollbacks_go_further_back_and_never_to_what_was_rolled_back(
@@ -365,13 +433,12 @@ def test_rollbacks_go_further_back_and_never_to_what_was_rolled_back(
     for version in (1, 2, 3):
         promote(database, home, version)
     for expected in (2, 1):
-        registry.rollback(database, home, "reviews", reason="worse", by="ada")
-        assert reigning(database) == expected
+        assert roll_back(database) == reigning(database) == expected
     with pytest.raises(RegistryError, match="nothing to roll back to: version 1"):
         registry.rollback(database, home, "reviews", reason="worse", by="ada")
     promote(database, home, 4)
-    registry.rollback(database, home, "reviews", reason="worse", by="ada")
-    assert reigning(database) == 1
+    assert roll_back(database) == reigning(database) == 1
+    assert [row.status for row in ledger.versions(database, "reviews")] == ["champion", *["quarantined"] * 3]
 
 
 def test_a_rollback_after_a_promotion_by_hand_undoes_that(database: Database, home: Home, trained: Path) -> None:

@@ -1,4 +1,6 @@
-"""Moving the champion from the UI: the flows `promote` and `rollback`, on a real server and a real home."""
+"""Moving and holding the champion from the UI: the flows `promote`, `rollback`, `freeze` and `unfreeze`, on a real
+server and a real home.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from prefect.client.schemas.objects import State
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from flows.steering import promote, rollback
-from nightgate import ledger
+from flows.steering import freeze, promote, rollback, unfreeze
+from nightgate import freezes, ledger
 from nightgate.database import Database
 from nightgate.home import Home
 from tests.test_registry import register
@@ -79,6 +81,8 @@ def test_a_person_promotes_and_rolls_back_from_the_form_and_it_is_audited(
     back = rollback(**who, reason="worse on returns", return_state=True)
     assert ended(back) == ("COMPLETED", "Rolled back")
     assert champion(two_versions) == 1
+    refused = promote(**who, version="2", reason="after all", return_state=True)
+    assert "version 2 of reviews is quarantined" in str(refused.message)
     with Database.open(two_versions) as db:
         timeline = db.frame("SELECT promoted_by, reason FROM champion_timeline ORDER BY valid_from")
     assert set(timeline["promoted_by"]) == {"Ada"}
@@ -88,6 +92,21 @@ def test_a_person_promotes_and_rolls_back_from_the_form_and_it_is_audited(
     assert "worse on returns" in told["payload"]["reason"]
     assert told["resource"]["prefect.resource.id"] == "nightgate.pipeline.reviews"
     assert {one["prefect.resource.role"] for one in told["related"]} >= {"flow-run", "tag"}
+
+
+def test_a_person_freezes_and_unfreezes_from_the_form_and_it_is_told(two_versions: Home, prefect_server: str) -> None:
+    who = {"pipeline": "reviews", "requested_by": "Ada"}
+    assert ended(freeze(**who, reason="a holiday", return_state=True)) == ("COMPLETED", "Frozen")
+    again = freeze(**who, reason="again", return_state=True)
+    assert ended(again) == ("FAILED", "Failed")
+    assert "by Ada: a holiday\n  next: " in str(again.message)
+    with Database.open(two_versions) as db:
+        assert freezes.frozen(db, "reviews") is not None
+    assert "a holiday" in event(prefect_server, "nightgate.frozen", "reviews")["payload"]["reason"]
+    assert ended(unfreeze(**who, reason="it is over", return_state=True)) == ("COMPLETED", "Unfrozen")
+    with Database.open(two_versions) as db:
+        assert freezes.frozen(db, "reviews") is None
+    assert "it is over" in event(prefect_server, "nightgate.unfrozen", "reviews")["payload"]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +131,13 @@ def test_where_there_is_no_home_the_flow_says_so_and_makes_none(environment: Any
     assert ended(state) == ("FAILED", "Failed")
     assert "there is no home of Nightgate" in str(state.message)
     assert not environment.exists()
+
+
+def test_what_is_told_of_a_refusal_shows_no_secret(two_versions: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    del two_versions
+    monkeypatch.setenv("SOME_TOKEN", "pasted-by-mistake")
+    state = promote("pasted-by-mistake", "1", "because", "Ada", return_state=True)
+    assert "the database knows no pipeline '***'" in str(state.message)
 
 
 def test_a_value_that_the_form_refuses_fails_the_run_in_words_when_its_check_is_off(two_versions: Home) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -27,12 +28,16 @@ def place(models: Path, trained: Path, version: int = 1) -> Path:
     return Staging(models, trained, LABELS).place(version, "---\ntags: []\n---\n# A card\n", {"pipeline": "reviews"})
 
 
+def replace(file: Path, content: bytes) -> None:
+    """By a new file: this one is read-only, and the trained folder's too."""
+    file.unlink()
+    file.write_bytes(content)
+
+
 def flip_a_byte(file: Path, at: int = -20) -> None:
     content = bytearray(file.read_bytes())
     content[at] ^= 0x01
-    # A new file: the one of the trained folder is the same until then.
-    file.unlink()
-    file.write_bytes(content)
+    replace(file, bytes(content))
 
 
 def test_a_version_holds_exactly_the_stock_model_a_card_and_the_manifest(trained: Path, tmp_path: Path) -> None:
@@ -97,7 +102,7 @@ def test_a_flipped_byte_anywhere_in_the_manifest_is_found(trained: Path, tmp_pat
         flip_a_byte(manifest, at)
         with pytest.raises(ModelError, match=r"damaged|altered"):
             verify_version(version)
-        manifest.write_bytes(whole)
+        replace(manifest, whole)
     verify_version(version)
 
 
@@ -131,7 +136,7 @@ def test_a_hidden_file_that_no_loader_reads_is_let_be(trained: Path, tmp_path: P
 def test_a_manifest_that_is_no_json_is_an_error_in_words(trained: Path, tmp_path: Path) -> None:
     version = place(tmp_path, trained)
     for content in (b"", b"{", b"[]", b"null", b'{"files": {}}', b"\xff\xfe"):
-        (version / "nightgate.json").write_bytes(content)
+        replace(version / "nightgate.json", content)
         with pytest.raises(ModelError, match=r"nightgate\.json is (damaged|altered)"):
             verify_version(version)
 
@@ -180,6 +185,14 @@ def test_a_staging_folder_that_a_killed_process_left_is_removed(trained: Path, t
     (tmp_path / ".staging-dead").mkdir()
     place(tmp_path, trained)
     assert [path.name for path in tmp_path.iterdir()] == ["v0001"]
+
+
+def test_the_size_of_a_version_is_that_of_the_model_whether_it_is_placed_or_not(trained: Path, tmp_path: Path) -> None:
+    staging = Staging(tmp_path, trained, LABELS)
+    expected = sum(file.stat().st_size for file in trained.iterdir())
+    assert staging.size_bytes == expected
+    staging.place(1, "a card", {})
+    assert staging.size_bytes == expected
 
 
 def test_placing_again_under_the_same_number_changes_nothing(trained: Path, tmp_path: Path) -> None:
@@ -245,6 +258,18 @@ def test_a_version_takes_no_room_beside_the_trained_folder_and_outlives_it(train
     verify_version(version)
     shutil.rmtree(mine)
     verify_version(version)
+
+
+def test_nobody_may_write_the_files_of_a_version_and_the_readers_are_the_same(trained: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(trained, tmp_path / "best")
+    for file in mine.iterdir():
+        file.chmod(0o640)
+    version = place(tmp_path / "models", mine)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in version.iterdir()}
+    assert modes.pop("README.md") & 0o222 == modes.pop("nightgate.json") & 0o222 == 0
+    assert set(modes.values()) == {0o440}
+    # Retention need not be root: a folder's owner may remove what is in it.
+    assert stat.S_IMODE(version.stat().st_mode) & stat.S_IWUSR
 
 
 def test_on_another_file_system_and_behind_symbolic_links_files_are_copied(
