@@ -23,10 +23,16 @@ RunId = Annotated[str | None, typer.Option("--run", metavar="ID", help="Which ru
 
 
 def show(
-    frame: pd.DataFrame, output: Format, when_empty: str = "", *, columns: Sequence[str] = (), vertical: bool = False
+    frame: pd.DataFrame,
+    output: Format,
+    when_empty: str = "",
+    *,
+    columns: Sequence[str] = (),
+    vertical: bool = False,
+    before: str = "",
 ) -> None:
-    """Print a frame to stdout; say `when_empty` on stderr where a table would have no rows."""
-    text = formatted(frame, output, columns=columns, vertical=vertical)
+    """Print a frame to stdout as `formatted` has it; say `when_empty` on stderr where a table would have no rows."""
+    text = formatted(frame, output, columns=columns, vertical=vertical, before=before)
     if text:
         typer.echo(text)
     else:

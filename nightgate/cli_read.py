@@ -25,7 +25,10 @@ NIGHT_COLUMNS = (
     "f1_ci_low",
     "f1_ci_high",
     "champion_version",
+    "champion_f1",
     "f1_delta",
+    "champion_fresh_f1",
+    "champion_fresh_rows",
     "model_version",
     "duration_seconds",
     "reason",
@@ -68,8 +71,11 @@ def history(
     if epochs and not slices and output is Format.table and not frame.empty:
         typer.echo(query.published_table(frame))
     else:
-        columns = () if epochs or slices or run_id else NIGHT_COLUMNS
-        show(frame, output, f"the database holds nothing of that for {name}", columns=columns)
+        nothing = f"the database holds nothing of that for {name}"
+        if epochs or slices or run_id:
+            show(frame, output, nothing)
+        else:
+            show(frame, output, nothing, columns=NIGHT_COLUMNS, before="break_before")
 
 
 def champion(
@@ -117,11 +123,16 @@ def predict(
 
 
 def _absolute(frame: pd.DataFrame) -> pd.DataFrame:
-    """Paths as they are on this machine; the database stores them relative to the home."""
+    """Paths as they are on this machine, '' where retention removed the files; the database stores them relative to the
+    home.
+    """
     from nightgate.home import home_for_reading
 
     home = home_for_reading()
-    return frame.assign(path=[str(home.absolute(path)) for path in frame["path"]])
+    kept = frame["files_removed_at"].isna()
+    return frame.assign(
+        path=[str(home.absolute(path)) if has else "" for path, has in zip(frame["path"], kept, strict=True)]
+    )
 
 
 def _lines_of_stdin() -> list[str]:

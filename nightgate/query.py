@@ -9,16 +9,18 @@ Everything is a plain SELECT on the views, which can be queried just as well wit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 
+from nightgate.comparability import ScoredNight, breaks
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.home import home_for_reading
-from nightgate.schema import Base, UtcTime
+from nightgate.schema import Base, Run, UtcTime
 
 _PUBLISHED = {
     "Training Loss": "training_loss",
@@ -40,6 +42,9 @@ def history(
     since: date | str | None = None,
 ) -> pd.DataFrame:
     """What the nights of a pipeline showed. Times are aware (UTC), `night` is a date.
+
+    Nights have the columns of the view `nights`, and `break_before`: why scores from that night on do not compare with
+    those before it, in a sentence; nothing where they do.
 
     Args:
         pipeline: name.
@@ -97,7 +102,28 @@ def read_history(
         query = f"SELECT x.* FROM epoch_results AS x WHERE {condition} ORDER BY x.night, x.epoch"
     else:
         query = f"SELECT x.* FROM nights AS x WHERE {condition} ORDER BY x.night"
-    return tidy(db.frame(query, parameters))
+    found = tidy(db.frame(query, parameters))
+    return found if detailed else found.assign(break_before=_breaks(db, pipeline, found["run_id"]))
+
+
+def _breaks(db: Database, pipeline: str, shown: Iterable[str]) -> pd.Series[Any]:
+    """`nightgate.comparability.breaks` of all nights that were scored, for those that are shown."""
+    nights = tidy(
+        db.frame(
+            "SELECT n.night, n.run_id, n.metric_key, n.test_version, n.average, n.model_version, n.test_f1, "
+            "n.champion_version, n.champion_f1 FROM nights AS n "
+            "WHERE n.pipeline = :pipeline AND n.test_f1 IS NOT NULL ORDER BY n.night",
+            {"pipeline": pipeline},
+        )
+    )
+    of_runs = sa.select(Run.run_id, Run.label_names).where(Run.pipeline == pipeline)
+    label_names: dict[str, list[str]] = dict(db.read(lambda session: session.execute(of_runs).tuples().all()))
+    scored = []
+    for row in nights.astype(object).where(nights.notna(), None).to_dict("records"):
+        facts = {str(name): value for name, value in row.items() if name != "run_id"}
+        scored.append(ScoredNight(label_names=tuple(label_names[row["run_id"]]), **facts))
+    told = dict(zip(nights["run_id"], breaks(scored), strict=True))
+    return pd.Series([told.get(run_id) for run_id in shown], dtype=object)
 
 
 def champion(pipeline: str, at: datetime | None = None) -> pd.DataFrame:

@@ -1,0 +1,198 @@
+"""Past nights decided again: the same policy says the same, another one flips verdicts and makes other champions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nightgate.cli import app
+from nightgate.database import Database
+from nightgate.errors import ConfigurationError, ModelError
+from nightgate.replay import ReplayedNight, Rescorer, policy_of, replay, summary
+from nightgate.rescoring import Rescored, rescore
+from nightgate.version_rows import VersionRow
+from tests import night_rows
+from tests.first_night import copy_first_night
+from tests.judged_nights import Model, judged_night, rows_of
+
+LENIENT = {"gate.policy": "non_inferior", "gate.margin": 0.05}
+
+
+def four_nights(db: Database) -> list[Model]:
+    """Version 1 reigns; 2 is not clearly better, 3 takes its place, 4 is a little below it."""
+    first = judged_night(db, 0, Model("first", 0.65))
+    second = judged_night(db, 1, Model("second", 0.66), first)
+    third = judged_night(db, 2, Model("third", 0.80), first)
+    return [first, second, third, judged_night(db, 3, Model("fourth", 0.79), third)]
+
+
+def replayed(db: Database, overrides: dict[str, Any] | None = None, **options: Any) -> list[ReplayedNight]:
+    return list(replay(db, "reviews", overrides, **options))
+
+
+def test_the_same_policy_says_the_same_and_its_chain_is_what_happened(database: Database) -> None:
+    four_nights(database)
+    nights = replayed(database)
+    stored = database.frame("SELECT verdict, reason, test_f1, champion_f1 FROM nights ORDER BY night")
+    assert [one.verdict for one in nights] == ["promote", "underpowered", "promote", "hold"]
+    for one, night in zip(nights, stored.itertuples(), strict=True):
+        assert (one.replayed, one.reason, one.candidate_f1) == (night.verdict, night.reason, night.test_f1)
+        assert not one.flips
+        assert (one.chain.verdict, one.chain.reason) == (one.verdict, one.reason)
+        assert (one.chain.champion_version, one.chain.champion_f1) == (one.champion_version, one.champion_f1)
+    assert summary(nights).splitlines() == ["0 of 4 verdicts flip", "the chain promotes on 2 nights, 2 did"]
+
+
+def test_a_stricter_policy_flips_what_was_promoted_and_starts_its_chain_later(database: Database) -> None:
+    four_nights(database)
+    nights = replayed(database, {"gate.min_f1": 0.7})
+    assert [one.flips for one in nights] == [True, False, False, False]
+    assert [one.chain.verdict for one in nights] == ["hold", "hold", "promote", "hold"]
+    assert [one.chain.champion_version for one in nights] == [None, None, None, 3]
+    assert "2026-03-01 (promote to hold)" in summary(nights)
+
+
+def test_a_champion_that_never_met_the_rows_leaves_the_night_unknown_and_reigns_on(database: Database) -> None:
+    four_nights(database)
+    nights = replayed(database, LENIENT)
+    assert [one.flips for one in nights] == [False, True, False, True]
+    assert [one.chain.verdict for one in nights] == ["promote", "promote", "unknown", "unknown"]
+    assert [one.chain.champion_version for one in nights] == [None, 1, 2, 2]
+    assert nights[2].chain.reason == "version 2 was scored on 66.7 % of the rows that decide"
+    assert "2 are unknown, the first 2026-03-03 (version 2 was scored on 66.7 %" in summary(nights)
+
+
+def rescoring(models: list[Model], asked: list[tuple[str, int]]) -> Rescorer:
+    """Scores made-up models; what it was asked for is kept."""
+
+    def score(run_id: str, version: VersionRow, fingerprints: tuple[str, ...]) -> Rescored:
+        asked.append((run_id, version.version))
+        rows = rows_of(len(fingerprints) // 400 - 1)
+        assert rows.fingerprints == fingerprints
+        return Rescored(models[version.version - 1].predictions(rows), np.zeros(len(rows), dtype=np.bool_), "")
+
+    return score
+
+
+def test_rescoring_knows_what_no_night_has_stored(database: Database) -> None:
+    models = four_nights(database)
+    asked: list[tuple[str, int]] = []
+    nights = replayed(database, LENIENT, rescorer=rescoring(models, asked))
+    assert [one.chain.verdict for one in nights] == ["promote"] * 4
+    assert [one.chain.champion_version for one in nights] == [None, 1, 2, 3]
+    # Only where it is needed: version 3 really reigned on the fourth night.
+    assert asked == [(nights[2].run_id, 2)]
+    rows = rows_of(2)
+    share = float((models[1].predictions(rows) == rows.true).mean())
+    assert nights[2].chain.champion_f1 == pytest.approx(share, abs=0.01)
+
+
+def test_a_version_that_cannot_be_scored_leaves_the_night_unknown(database: Database) -> None:
+    four_nights(database)
+
+    def fails(*_: Any) -> Rescored:
+        raise ModelError("version 2 is altered")
+
+    nights = replayed(database, LENIENT, rescorer=fails)
+    assert nights[2].chain.verdict == "unknown"
+    assert nights[2].chain.reason == "version 2 cannot be scored on these rows: version 2 is altered"
+
+
+def test_a_few_rows_that_it_never_met_are_left_out(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.65), num_rows=1000)
+    judged_night(database, 1, Model("second", 0.65), first, num_rows=1000)
+    judged_night(database, 2, Model("third", 0.80), first, num_rows=1005)
+    night = replayed(database, LENIENT)[2]
+    assert (night.chain.verdict, night.chain.champion_version) == ("promote", 2)
+    assert "on 1,000 test rows" in night.chain.reason
+
+
+def test_golden_rows_that_block_must_be_known_of_the_champion(database: Database) -> None:
+    four_nights(database)
+    nights = replayed(database, {"gate.golden_blocks": True, "gate.min_f1": 0.6})
+    assert [one.chain.verdict for one in nights] == ["promote", "underpowered", "promote", "hold"]
+
+
+def test_nights_without_stored_evidence_are_listed_and_the_chain_goes_on(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.65))
+    night_rows.held_version(database, 1)
+    judged_night(database, 2, Model("third", 0.80), first)
+    nights = replayed(database)
+    assert [one.replayed for one in nights] == ["promote", None, "promote"]
+    assert [one.chain.verdict for one in nights] == ["promote", "unknown", "promote"]
+    assert not nights[1].flips
+    assert "of 1 nights there is no stored evidence" in summary(nights)
+
+
+def test_the_chain_starts_where_the_nights_do(database: Database) -> None:
+    four_nights(database)
+    nights = replayed(database, since=night_rows.night(2).date)
+    assert [one.night for one in nights] == [night_rows.night(day).date for day in (2, 3)]
+    assert [one.chain.champion_version for one in nights] == [None, 3]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"gate.polcy": "superior"}, "did you mean gate.policy"),
+        ({"gate.min_f1": 2}, "less than or equal to 1"),
+        ({"training.epochs": 1}, "only the gate can be another one"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused_in_words(overrides: dict[str, Any], words: str) -> None:
+    config = night_rows.pipeline().record()
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        policy_of(config, overrides)
+    assert caught.value.next_step
+
+
+def test_a_policy_of_before_a_key_has_its_default() -> None:
+    config = night_rows.pipeline().record()
+    del config["gate"]["refresh_after"]
+    assert policy_of(config, {"gate.margin": 0.02}).refresh_after == 30
+    assert policy_of(config, {"gate.margin": 0.02}).margin == 0.02
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_the_command_prints_nights_and_saves_a_picture(database: Database, home: Any) -> None:
+    four_nights(database)
+    command = ["gate", "replay", "reviews", "--set", "gate.policy=non_inferior", "--set", "gate.margin=0.05"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[0].split()[:5] == ["night", "status", "verdict", "replayed", "flips"]
+    assert "2 of 4 verdicts flip" in done.stderr
+    picture = home.root / "reports" / "reviews" / "replay.svg"
+    assert f"picture: {picture}" in done.stderr
+    assert "gate.policy=non_inferior" in picture.read_text(encoding="utf-8")
+    rows = json.loads(CliRunner().invoke(app, [*command, "--format", "json"]).stdout)
+    assert [row["chain_version"] for row in rows] == [None, 1, 2, 2]
+    assert rows[2]["chain_reason"].startswith("version 2 was scored on")
+    wrong = CliRunner().invoke(app, ["gate", "replay", "reviews", "--set", "gate.min_f1=high"])
+    assert wrong.exit_code == 2
+
+
+def test_a_real_version_is_scored_again_as_the_night_scored_it(
+    session_root: Path, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nightgate.evidence_store import load_evidence
+    from nightgate.home import existing_home
+    from nightgate.rescoring import newest_judged
+    from nightgate.version_rows import versions
+
+    copy_first_night(session_root, environment)
+    monkeypatch.setenv("NIGHTGATE_HOME", str(environment))
+    home = existing_home()
+    with Database.open(home) as db:
+        [version] = versions(db, "small")
+        run_id = newest_judged(db, "small")
+        evidence = load_evidence(db, run_id)
+        found = rescore(db, home, run_id, {"champion": version}, evidence.test.fingerprints)["champion"]
+    assert evidence.candidate.predictions is not None
+    assert found.predictions.tolist() == evidence.candidate.predictions.tolist()
+    assert found.trained_on is not None
+    assert not found.trained_on.any()
