@@ -1,0 +1,134 @@
+"""A seed study on Dask: `nightgate seeds PIPELINE`. Each seed is a task, for a worker of this machine or of a cluster.
+
+Workers need the code, with its extra `dask`, and the home; results come back to the command, which alone writes to the
+database. The workers of a cluster that stands (`--address`) have to reach the Prefect server too, if its pages shall
+show them; started by `dask worker --nthreads 1`, they train on one CPU thread unless OMP_NUM_THREADS is set for them,
+and see the GPUs that their CUDA_VISIBLE_DEVICES names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture, as_completed
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Failed
+from prefect.task_runners import TaskRunner
+
+from nightgate.database import Database
+from nightgate.errors import ConfigurationError, NightgateError
+from nightgate.home import open_home
+from nightgate.seed_training import local_workers
+from nightgate.seeds import SeedScore, Study, finish_study, record_failure, record_score
+from tasks.logs import failed, readable_logs
+from tasks.seeds import train_seed
+
+log = logging.getLogger("nightgate.flows")
+
+SECONDS_TO_CONNECT = 20
+
+
+def run_study(study: Study, runner: TaskRunner[Any]) -> State[Any]:
+    """The study as a flow whose tasks `runner` has (see `dask`), on the server of the current settings."""
+    with get_client(sync_client=True) as client:
+        # Of a temporary one as well, whose address no setting has: each worker would start one of its own.
+        server = str(client.api_url)
+    with temporary_settings({PREFECT_API_URL: server}):
+        state: State[Any] = seeds.with_options(task_runner=runner)(study, return_state=True)
+    return state
+
+
+@flow(name="seeds", flow_run_name="{study}")
+def seeds(study: Study) -> State[Any]:
+    """Train the seeds that are missing, store each as soon as it is known, and sum up."""
+    try:
+        with readable_logs(), Database.open(open_home()) as db:
+            asked = {train_seed.submit(study, seed): seed for seed in study.missing}
+            for done in as_completed(list(asked)):
+                _record(db, study, asked[done], done)
+            row = finish_study(db, study.study_id)
+    except NightgateError as error:
+        return failed(error)
+    if row.f1_mean is None:
+        return Failed(message="no seed came to a score")
+    spread = "" if row.f1_spread is None else f", spread {row.f1_spread:.4f}"
+    return Completed(message=f"{row.num_seeds} seeds, mean F1 {row.f1_mean:.4f}{spread}")
+
+
+def _record(db: Database, study: Study, seed: int, done: PrefectFuture[Any]) -> None:
+    try:
+        score = done.result()
+        assert isinstance(score, SeedScore), score
+    except Exception as error:  # noqa: BLE001 - a seed's own, or that of a worker which died: the others go on
+        record_failure(db, study, seed, error)
+    else:
+        record_score(db, study, score)
+
+
+@contextmanager
+def dask(num_seeds: int, *, address: str = "", workers: int = 0) -> Iterator[TaskRunner[Any]]:
+    """What gives each seed to a Dask worker: of a cluster on this machine, or of the one at `address`.
+
+    Raises:
+        ConfigurationError: Dask is not installed, or nobody answers at `address`.
+    """
+    try:
+        import dask
+        import distributed
+        from prefect_dask import DaskTaskRunner
+    except ImportError as error:
+        raise ConfigurationError(
+            f"seeds side by side need Dask, which cannot be imported: {error}",
+            next_step="pip install 'nightgate[dask]', or use --no-prefect: one seed after the other, without it",
+        ) from error
+    if address:
+        _look_at(address)
+        yield DaskTaskRunner(address=address)
+        return
+    # What its parts tell of each other would bury what the seeds tell.
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    environments, reason = local_workers(num_seeds, workers)
+    log.info("%s", reason)
+    # Dask's own settings for a worker's environment would hold for the training process as well.
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
+        yield DaskTaskRunner(cluster_class=distributed.SpecCluster, cluster_kwargs=_cluster(environments))
+
+
+def _cluster(environments: list[dict[str, str]]) -> dict[str, Any]:
+    """Workers of one seed at a time, each with an environment of its own, which a `LocalCluster` cannot give them."""
+    import distributed
+
+    place = {"host": "127.0.0.1", "dashboard": False, "silence_logs": logging.ERROR}
+    # What takes memory is the training process, of which Dask knows nothing.
+    one_seed = {**place, "nthreads": 1, "memory_limit": 0}
+    workers = {
+        at: {"cls": distributed.Nanny, "options": {**one_seed, "env": environment}}
+        for at, environment in enumerate(environments)
+    }
+    # Even without a dashboard it serves pages, by default on all addresses and on a port that another study may have.
+    options = {"host": place["host"], "port": 0, "dashboard": False, "dashboard_address": f"{place['host']}:0"}
+    scheduler = {"cls": distributed.Scheduler, "options": options}
+    return {"workers": workers, "scheduler": scheduler, "silence_logs": logging.ERROR}
+
+
+def _look_at(address: str) -> None:
+    import distributed
+
+    try:
+        with distributed.Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False) as client:
+            workers = client.scheduler_info()["workers"]
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"no Dask scheduler answers at {address}: {error}",
+            next_step="start one with `dask scheduler`, or leave --address out for a cluster on this machine",
+        ) from error
+    if workers:
+        log.info("%d Dask workers at %s", len(workers), address)
+    else:
+        log.warning("the Dask cluster at %s has no workers yet: the seeds wait for them", address)

@@ -1,0 +1,51 @@
+"""The task of a seed study: one seed, in whatever process or machine the task runner gives it to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
+
+from nightgate import seed_training
+from nightgate.errors import NightgateError
+from nightgate.logs import TerminalFormatter, night_context, without_secrets
+from nightgate.seeds import SeedScore, Study
+from tasks.logs import readable_logs
+from tasks.progress import LiveProgress
+
+
+@task(task_run_name="seed {seed}", cache_policy=NO_CACHE)
+def train_seed(study: Study, seed: int) -> SeedScore | State[Any]:
+    """What the seed came to; a failed state, in words, where it came to nothing."""
+    name = study.pipeline.name
+    with (
+        readable_logs(),
+        _named_lines(),
+        night_context(pipeline=name, night=f"seed {seed}", run_id=study.study_id),
+        LiveProgress(f"{name.replace('_', '-')}-seed-{seed}") as live,
+    ):
+        try:
+            score = seed_training.train_seed(study, seed, live.show)
+        except NightgateError as error:
+            return Failed(message=without_secrets(str(error)))
+        live.end(f"done in {score.duration_seconds:.0f} s, the best epoch is epoch {score.best_epoch}")
+    return score
+
+
+@contextmanager
+def _named_lines() -> Iterator[None]:
+    """Within the block each line in the terminal, where several seeds speak, begins with its pipeline and seed."""
+    before = [(handler, handler.formatter) for handler in logging.getLogger().handlers]
+    for handler, _ in before:
+        handler.setFormatter(TerminalFormatter())
+    try:
+        yield
+    finally:
+        for handler, formatter in before:
+            handler.setFormatter(formatter)
