@@ -49,6 +49,10 @@ max_length = 64
 
 [gate]
 min_f1 = 0.0
+policy = "threshold_only"
+max_share_gap = 1.0
+max_calibration_error = 1.0
+max_latency_ratio = 1000.0
 """
 """The sample pipeline with a third of its rows and a model that trains in no time."""
 
@@ -64,7 +68,8 @@ class Spent:
     wall: float
     """From the start of the process to its end."""
     work: float
-    """The life of the training and of the scoring process, while nothing in this process held them up; the refresh."""
+    """The lives of the processes that train, score and serve, while nothing in this process held them up; the refresh;
+    the statistics of the gate."""
     before: float
     """Up to the start of the training process, without the refresh."""
     dealing: float
@@ -72,7 +77,7 @@ class Spent:
     between: float
     """From the end of the training process to the start of the scoring process."""
     after: float
-    """From the end of the scoring process to the end."""
+    """From the end of the scoring process to the end, without the serving process and the gate's statistics."""
 
     @property
     def own(self) -> float:
@@ -86,23 +91,25 @@ def spent(lines: list[Mapping[str, Any]], began: float, ended: float) -> Spent:
     Raises:
         NightError: the log does not tell; the night was not trained, or a process was started twice.
     """
+    from nightgate.judging import DECIDED
     from nightgate.refresh import READ
     from nightgate.supervisor import DEALT, LIFE
 
-    lives, reads, dealt = _told(lines, LIFE), _told(lines, READ), _told(lines, DEALT)
-    if [name for _, (name, *_) in lives] != ["training", "scoring"] or len(reads) != 1:
+    lives, dealt = _told(lines, LIFE), _told(lines, DEALT)
+    reads, decided = _told(lines, READ), _told(lines, DECIDED)
+    if [name for _, (name, *_) in lives] != ["training", "scoring", "serving"] or not len(reads) == len(decided) == 1:
         raise NightError(f"the night's log tells of {[name for _, (name, *_) in lives]} and {len(reads)} refreshes")
-    (trained, (_, training, _)), (scored, (_, scoring, _)) = lives
-    read = float(reads[0][1][-1])
+    (trained, (_, training, _)), (scored, (_, scoring, _)), (_, (_, serving, _)) = lives
+    read, later = float(reads[0][1][-1]), float(serving) + float(decided[0][1][-1])
     dealing = sum(float(seconds) for _, (seconds,) in dealt)
     starts = [trained - float(training), scored - float(scoring)]
     return Spent(
         wall=ended - began,
-        work=read + float(training) - dealing + float(scoring),
+        work=read + float(training) - dealing + float(scoring) + later,
         before=starts[0] - began - read,
         dealing=dealing,
         between=starts[1] - trained,
-        after=ended - scored,
+        after=ended - scored - later,
     )
 
 

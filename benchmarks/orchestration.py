@@ -111,8 +111,8 @@ def markdown(results: Results) -> str:
 _LEGEND = """\
 - added: median over the rounds of the night less the night without Prefect of the same round, with the interval that
   covers their true median with at least 95 %, or with the share it names.
-- work: the life of the training and of the scoring process and the reading of the source, as the night's log tells. The
-  time in which this process deals with an epoch that the training process reported counts as ours, although the
+- work: the lives of the training, scoring and serving processes, the reading of the source and the gate's statistics.
+  The time in which this process deals with an epoch that the training process reported counts as ours, although the
   training goes on meanwhile.
 - our own bookkeeping: all the rest of a night without Prefect, from the start of the interpreter to its end.
 """

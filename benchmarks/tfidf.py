@@ -24,7 +24,7 @@ from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import NightgateError, RegistryError
 from nightgate.home import open_home
-from nightgate.intervals import f1_difference_interval
+from nightgate.intervals import f1_difference
 from nightgate.pipelines import load_pipeline
 from nightgate.refresh import training_rows
 from nightgate.snapshots import open_snapshot
@@ -76,7 +76,7 @@ def compare(pipeline: Pipeline) -> str:
         scores = metrics.score(references, predicted, num_labels)
         interval = ""
         if predicted is not ours:
-            interval = str(f1_difference_interval(references, predicted, ours, num_labels, average, resamples=10_000))
+            interval = str(f1_difference(references, predicted, ours, num_labels, average).interval)
         lines.append(
             f"| {name} | {count:,} | {scores.accuracy:.4f} | {scores.f1(average):.4f} | {took:.0f} | {interval} |"
         )

@@ -1,19 +1,31 @@
-"""The benchmark of the training engine: that it runs, that its figures are what it says, and that its gates bite."""
+"""The benchmarks of the training engine and of the gate: that they run, that their figures are what they say, and that
+their bounds bite."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score
 
 from benchmarks.batches import padded_tokens, rounds
+from benchmarks.gate import QUICK, Results, promises, verdict
+from benchmarks.gate_coverage import SHARES, Coverage, Population
+from benchmarks.gate_trials import labelled_night
+from benchmarks.gate_worlds import NIGHTS, WORLDS
+from benchmarks.gate_years import POLICIES, Summary, Tonight, paired_interval, simulate, summary
 from benchmarks.pairing import coverage, ratio
 from benchmarks.plot import Bar, svg
 from benchmarks.workload import BATCH, SHAPES, STEPS_PER_EPOCH, Workload, drawn
+from nightgate import config
+from nightgate.intervals import f1_difference
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,3 +107,121 @@ def test_the_picture_names_every_variant_and_shows_its_interval() -> None:
 @pytest.fixture(scope="module")
 def multi() -> Workload:
     return drawn(SHAPES["multi"], STEPS_PER_EPOCH * BATCH, seed=1)
+
+
+def test_a_quick_simulation_of_the_gate_keeps_its_promises_and_writes_tables_and_a_picture(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gate", "--quick", "--out", str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+
+    assert ran.returncode == 0, ran.stderr
+    tables = (tmp_path / "gate.md").read_text()
+    assert tables in ran.stdout
+    assert "**NO**" not in tables
+    picture = (tmp_path / "gate-simulation.svg").read_text()
+    assert "concept drift" in picture
+    assert "superior on all rows" in picture
+    found = json.loads((tmp_path / "gate.json").read_text())
+    assert len(found["years"]) == 2 * len(POLICIES)
+    assert all(len(year["curve"]) == NIGHTS for year in found["years"])
+
+
+def quick_results() -> Results:
+    """All promises kept, the years flat."""
+    size = replace(QUICK, worlds=("equal", "drift", "decay"))
+    flat = [Summary(world, "ours", 5000, 0.56, 0.56, 3.0, 0.02, 50.0, [0.56] * NIGHTS) for world in size.worlds]
+    covered = [Coverage("F1", "weighted", "balanced", 1000, False, 0.95, 2000)]
+    return Results(size, config.Gate(), flat, covered, superior=0.025, agreement=1.0, slices=0.0, decision_seconds=0.2)
+
+
+def test_a_margin_of_ten_points_breaks_the_gate_s_promise_and_the_command_says_which(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results = quick_results()
+    assert verdict(results) == 0
+    results.years[0] = summary("equal", "ours", 5000, 10, config.Gate(margin=0.1), seed=1)
+
+    assert verdict(results) == 1
+    assert "FAILED: equal nights: promotions that lose over 0.5 points: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("broken", "promise"),
+    [
+        ({"superior": 0.051}, "of two equal models"),
+        ({"slices": 0.06}, "one of 40 slices"),
+        ({"agreement": 0.97}, "as by the bootstrap"),
+        ({"decision_seconds": 0.6}, "whole decision"),
+        ({"slices": float("nan")}, "one of 40 slices"),
+        ({"coverage": [Coverage("F1", "macro", "skewed", 1000, True, 0.9395, 2000)]}, "macro F1, skewed, 1,000 rows"),
+        ({"coverage": [Coverage("F1", "macro", "skewed", 1000, True, 0.9605, 2000)]}, "macro F1, skewed, 1,000 rows"),
+    ],
+)
+def test_every_promise_can_be_broken(broken: dict[str, Any], promise: str) -> None:
+    results = replace(quick_results(), **broken)
+    assert [promise in one.title for one in promises(results) if not one.holds] == [True]
+
+
+def test_a_champion_below_the_average_candidate_under_drift_breaks_a_promise() -> None:
+    results = quick_results()
+    results.years[1] = replace(results.years[1], mean=0.549)
+    assert ["concept drift: champion's mean" in one.title for one in promises(results) if not one.holds] == [True]
+
+
+def test_a_champion_that_slides_by_more_than_a_point_under_silent_decay_breaks_a_promise() -> None:
+    results = quick_results()
+    results.years[2] = replace(results.years[2], curve=[0.56] * 300 + [0.549] * 65)
+    assert ["fall from its best night" in one.title for one in promises(results) if not one.holds] == [True]
+
+
+def test_the_simulated_interval_of_a_gap_is_that_of_resampling_its_rows() -> None:
+    true, (champion, candidate) = labelled_night(5000, (0.0, 0.01), np.random.default_rng(3))
+    gains = np.count_nonzero((candidate == true) & (champion != true))
+    losses = np.count_nonzero((candidate != true) & (champion == true))
+    found = paired_interval(np.array([gains]), np.array([losses]), 5000, 0.95)
+    resampled = f1_difference(true, champion, candidate, 5, "weighted")
+    assert resampled.interval is not None
+    assert [float(part[0]) for part in found] == pytest.approx([resampled.value, *resampled.interval], abs=0.0015)
+
+
+def test_the_truth_of_a_population_is_what_very_many_of_its_rows_show() -> None:
+    for name, shares in SHARES.items():
+        population = Population.of(shares)
+        (true, reference, candidate), authors = population.draw(400_000, True, np.random.default_rng(4))
+        for average in ("weighted", "macro"):
+            f1, difference = population.truth(average)
+            seen, other = (float(f1_score(true, labels, average=average)) for labels in (candidate, reference))
+            assert seen == pytest.approx(f1, abs=0.006), name
+            assert seen - other == pytest.approx(difference, abs=0.006), name
+        assert np.bincount(authors).tolist() == [10] * 40_000
+
+
+def test_what_a_simulated_champion_had_right_it_has_right_the_next_night() -> None:
+    """The stored score of a champion of last night is tonight's: nearly all rows are the same."""
+    nights: list[Tonight] = []
+
+    def every_night(tonight: Tonight, gate: config.Gate) -> NDArray[np.bool_]:
+        del gate
+        nights.append(tonight)
+        return np.ones(len(tonight.f1), dtype=np.bool_)
+
+    policy = replace(POLICIES[-1], promotes=every_night)
+    years = simulate(WORLDS[0], policy, 5000, 50, config.Gate(), seed=1)
+
+    assert years.promoted.all()
+    assert (years.age == 1).all()
+    # New rows come every fifth night.
+    for number, tonight in enumerate(nights, 1):
+        if number % 5:
+            assert tonight.champion_f1.tolist() == tonight.stored_f1.tolist()
+    f1 = np.array([tonight.f1 for tonight in nights])
+    # 0.6 points between seeds, and of the rows those that are decided anew by each model.
+    assert f1.mean() == pytest.approx(0.55, abs=0.002)
+    gaps = np.array([tonight.gap[0] for tonight in nights])
+    assert gaps.std() == pytest.approx(np.sqrt(2 * 0.006**2 + 0.2 / 5000), rel=0.05)
+
+
+def test_a_new_segment_costs_a_champion_that_has_not_seen_it_five_points() -> None:
+    segment = next(world for world in WORLDS if world.name == "segment")
+    nights = np.array([179.0, 180.0, 194.0, 365.0])
+    assert segment.change(np.array([100.0]), nights).tolist() == [0.0, -0.05, -0.05, -0.05]
+    assert segment.change(nights, nights) == pytest.approx([0.0, -0.05, -0.025, 0.0], abs=0.0005)
