@@ -141,7 +141,12 @@ def tell(block_id: Any, ui_url: str) -> AutomationCore:
             posture=Posture.Reactive,
             threshold=1,
         ),
-        actions=[CallWebhook(block_document_id=block_id, payload=_NIGHT.replace("UI_URL", ui_url))],
+        actions=[
+            CallWebhook(
+                block_document_id=block_id,
+                payload=_NIGHT.replace("UI_URL", ui_url).replace("LONGEST", f"{LONGEST}"),
+            )
+        ],
     )
 
 
@@ -159,6 +164,9 @@ def tell_late(block_id: Any, ui_url: str, late: timedelta = LATE, tag: str = TAG
     )
 
 
+LONGEST = 300
+"""Characters of a reason in `text`; `reason` has all of it."""
+
 # Rendered by the server (Jinja, in a sandbox). `text` is what chat tools show; the rest is for programs.
 _NIGHT = """\
 {%- set night = event.payload -%}
@@ -167,7 +175,8 @@ _NIGHT = """\
 {%- set run = 'UI_URL/runs/' ~ runs[0] | replace('prefect.', '') | replace('flow-run.', 'flow-run/') if runs -%}
 {%- set text -%}
 {{ event.resource.name }}{% if night.night %}, night of {{ night.night }}{% endif %}: {{ status | replace('_', ' ') }}.
-{%- if night.reason %} {{ night.reason }}{{ '' if night.reason[-1] == '.' else '.' }}{% endif %}
+{%- set reason = night.reason | default('', true) | truncate(LONGEST) -%}
+{%- if reason %} {{ reason }}{{ '' if reason[-1] == '.' else '.' }}{% endif %}
 {%- if night.next_step %} Next: {{ night.next_step }}{% endif %}
 {%- if run %} {{ run }}{% endif %}
 {%- endset -%}

@@ -66,6 +66,21 @@ def send(event: Event) -> None:
         answer.raise_for_status()
 
 
+_WHERE_NOTHING_IS_AMISS = {
+    "promoted": "nothing to do; nightgate rollback {pipeline} --reason TEXT undoes it",
+    "held": "nothing to do: the champion reigns on",
+    "skipped": "nothing to do: the next night with news is run",
+    "superseded": "nothing to do: the newer run counts",
+}
+_LOOK = "look at it: nightgate history {pipeline} --run {run_id}"
+
+
+def next_step(end: End) -> str:
+    """What its row says, else that there is nothing to do."""
+    usual = _WHERE_NOTHING_IS_AMISS.get(end.status, _LOOK)
+    return end.next_step or usual.format(pipeline=end.pipeline, run_id=end.run_id)
+
+
 def _event_of(end: End) -> Event:
     payload = {
         "pipeline": end.pipeline,
@@ -74,7 +89,7 @@ def _event_of(end: End) -> Event:
         "status": end.status,
         "reason": end.reason,
         "error_type": end.error_type,
-        "next_step": end.next_step,
+        "next_step": next_step(end),
         "dry_run": end.dry_run,
         "test_f1": end.test_f1,
         "model_version": end.model_version,

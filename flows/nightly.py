@@ -15,7 +15,7 @@ from prefect import flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, TerminationSignal
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from flows.approval import decide_when_resumed
 from flows.events import announce_ends, announce_stall
@@ -28,7 +28,6 @@ from flows.form import (
     TrainingForm,
     chosen_settings,
 )
-from flows.logs import readable_logs
 from flows.outages import outlived
 from flows.reconcile import newer_is_due, settle_after_crash
 from nightgate import ledger, summary
@@ -36,10 +35,10 @@ from nightgate.config import Pipeline
 from nightgate.database import Database, prepare
 from nightgate.errors import NightgateError
 from nightgate.home import open_home
-from nightgate.logs import without_secrets
 from nightgate.nights import Night, chosen_night, scheduled_night, tonight
 from nightgate.pipelines import load_by_name
 from nightgate.steps import NightRun, open_night, score_epoch
+from tasks.logs import failed, readable_logs
 from tasks.night import (
     fine_tune,
     judge,
@@ -51,6 +50,7 @@ from tasks.night import (
     settle,
     skip_without_news,
     take_slot,
+    try_serving,
 )
 
 log = logging.getLogger("nightgate.flows")
@@ -85,6 +85,7 @@ def run_night(
                         for epoch in epochs:
                             record_epoch(run, score_epoch(run, epoch))
                     score_on_test(run)
+                    try_serving(run)
                     judge(run)
                     register_candidate(run)
                     settle(run)
@@ -92,6 +93,11 @@ def run_night(
         if run is not None and _given_up(run, flow_run_id):
             # Name and state of the Prefect run are no longer ours to set.
             raise Abort(f"attempt {run.attempt} of run {run.run_id} was given up") from None
+        raise
+    except TerminationSignal:
+        # To a night whose row has ended it comes too late, and costs the report at most.
+        ended = run.status if run is not None and run.status != "running" else "cancelled"
+        _rename(f"{pipeline.name} {night.date}: {ended}")
         raise
     finally:
         _announce()
@@ -160,7 +166,7 @@ def nightly(
         configuration = load_by_name(pipeline, chosen_settings(training, gate))
         chosen = _which_night(configuration, night)
     except NightgateError as error:
-        return Failed(message=without_secrets(str(error)))
+        return failed(error)
     return _in_words(configuration, chosen, force, dry_run, _newer(chosen))
 
 
@@ -178,10 +184,7 @@ def _in_words(pipeline: Pipeline, night: Night, force: bool, dry_run: bool, over
             told = run_night(pipeline, night, force=force, dry_run=dry_run, overtaken=overtaken)
     except NightgateError as error:
         _rename(f"{pipeline.name} {night.date}: failed")
-        return Failed(message=without_secrets(str(error)))
-    except TerminationSignal:
-        _rename(f"{pipeline.name} {night.date}: cancelled")
-        raise
+        return failed(error)
     return Completed(name=told.partition(":")[0].capitalize(), message=told)
 
 

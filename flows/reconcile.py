@@ -1,5 +1,6 @@
 """Put right what no run can put right itself: rows of dead processes, approvals that nobody gave, nights that never
-started, Prefect's states that say something else than the ledger, and ends that were not announced.
+started, links to champions of before, Prefect's states that say something else than the ledger, and ends that were not
+announced.
 
 It is scheduled every few minutes (deployment `reconcile/nightgate`); `nightgate reconcile` does the same by hand.
 """
@@ -29,14 +30,15 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows.events import announce_ends
-from flows.logs import readable_logs
 from flows.signs import vouch_for_waiting
-from nightgate import approvals, settling
+from nightgate import approvals, pointer, settling
 from nightgate.approvals import Ended
 from nightgate.database import Database
 from nightgate.errors import NightgateError
 from nightgate.home import open_home
 from nightgate.pipelines import load_pipeline, pipeline_files
+from nightgate.status import used_pipelines
+from tasks.logs import failed, readable_logs
 
 log = logging.getLogger("nightgate.flows")
 
@@ -58,7 +60,7 @@ def reconcile() -> State[Any]:
         with readable_logs():
             settled = reconcile_now()
     except NightgateError as error:
-        return Failed(message=str(error))
+        return failed(error)
     told = "; ".join(f"{one.pipeline} {one.night}: {one.status}" for one in settled)
     return Completed(message=told or "nothing to settle")
 
@@ -67,6 +69,8 @@ def reconcile_now() -> list[Ended]:
     """Put everything right that can be; gives what was settled. Without a server the ledger alone is put right."""
     with Database.open(open_home()) as db:
         settled = settling.settle_running(db) + approvals.hold_overdue(db)
+        for wrong in filter(None, (pointer.follow(db, name) for name in used_pipelines(db))):
+            log.info("repaired: %s", wrong)
         with get_client(sync_client=True) as client:
             reachable = client.api_healthcheck() is None
             for pipeline in _pipelines():
@@ -176,6 +180,8 @@ def _unfinished(*, before: datetime, after: datetime | None = None) -> FlowRunFi
 def _contradicts(state: State[Any], end: settling.EndedLately) -> bool:
     if state.is_scheduled() or state.is_pending():
         return False  # somebody has asked for a retry
+    if state.is_cancelled():
+        return end.status == "promoted"  # it came too late, and nobody may believe that the champion stayed
     if state.is_final():
         # Given up by Prefect while it lived, and it came to its end all the same; or it ended, and could not say so.
         return (state.is_crashed() or state.is_failed()) and end.status not in {"failed", "cancelled"}

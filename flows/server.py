@@ -17,7 +17,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from nightgate.errors import ConfigurationError, without_credentials
+from nightgate.errors import ConfigurationError, NightgateError, without_credentials
 
 
 def local_server() -> str:
@@ -51,6 +51,9 @@ def prefect_server() -> Iterator[str]:
 
     The server at `PREFECT_API_URL` when it answers, else the one that `nightgate serve` starts on this machine when
     it runs, else a temporary one, which ends with the run and leaves its history in Prefect's own database.
+
+    Raises:
+        NightgateError: the temporary one does not come up.
     """
     configured = PREFECT_API_URL.value()
     why = "PREFECT_API_URL is not set"
@@ -65,14 +68,24 @@ def prefect_server() -> Iterator[str]:
         if api_url == configured or problem.startswith(REFUSES):
             why = f"the Prefect server at {without_credentials(api_url)} {problem}"
     # 20 s, Prefect's own limit, is too short for the first start in a fresh home.
+    seconds = max(120, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
     temporary = {
         PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True,
-        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: seconds,
         PREFECT_SERVER_ANALYTICS_ENABLED: False,
     }
     os.environ.setdefault("DO_NOT_TRACK", "1")
     with temporary_settings(temporary, restore_defaults={PREFECT_API_URL}):
-        yield f"{why}: starting a temporary one for this run (10 to 30 s)"
+        try:
+            yield f"{why}: starting a temporary one for this run (10 to 30 s)"
+        except RuntimeError as error:
+            if "ephemeral Prefect API server" not in str(error):
+                raise
+            raise NightgateError(
+                f"the temporary Prefect server was not up within {seconds} s",
+                next_step="where the machine is that busy, wait, set PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS "
+                "higher, or run the night with --no-prefect",
+            ) from error
 
 
 def answers(url: str) -> bool:

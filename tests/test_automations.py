@@ -201,6 +201,13 @@ def test_an_end_of_a_night_reaches_the_webhook_with_reason_and_next_step(
     [(path, kind, _)] = [one for one in receiver.posts if one[2] is sent]
     assert (path, kind) == (f"/{SECRET}", "application/json")
 
+    long = "a slice is worse. " * 100
+    send(make_event("failed", "told", {**night, "reason": long}, None))
+    sent = within(20, lambda: receiver.sent(pipeline="told", status="failed"), "the webhook")
+    assert sent["reason"] == long
+    assert len(sent["text"]) < 400
+    assert sent["text"].endswith(f"... Next: {night['next_step']}")
+
     send(make_event("skipped", "told", night, None))
     send(make_event("rolled_back", "told", {"pipeline": "told", "reason": "By hand."}, None))
     sent = within(20, lambda: receiver.sent(pipeline="told", status="rolled_back"), "the webhook")

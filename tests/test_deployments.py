@@ -35,7 +35,7 @@ from tests.night import nightgate, write_pipeline
 ROOT = Path(__file__).parent.parent
 SCHEDULE = '\n[schedule]\ncron = "45 4 * * *"\ntimezone = "Europe/Berlin"\n'
 NIGHTGATE = [sys.executable, "-m", "nightgate.cli"]
-OPERATIONS = ["reconcile/nightgate", "promote/nightgate", "rollback/nightgate"]
+OPERATIONS = [f"{flow}/nightgate" for flow in ("reconcile", "promote", "rollback", "freeze", "unfreeze")]
 
 
 def site(folder: Path, *names: str) -> Path:

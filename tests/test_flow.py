@@ -25,6 +25,9 @@ from prefect.client.schemas.filters import (
     TaskRunFilterFlowRunId,
 )
 from prefect.client.schemas.objects import Artifact, State
+from prefect.exceptions import FailedRun
+from prefect.flow_engine import run_flow
+from prefect.logging.loggers import flow_run_logger
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import (
     PREFECT_API_URL,
@@ -32,7 +35,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.nightly import nightly_by_hand
+from flows.nightly import nightly, nightly_by_hand
 from flows.server import prefect_server as server_for_a_run
 from nightgate import steps
 from nightgate.config import Pipeline
@@ -168,7 +171,7 @@ def test_each_step_and_each_epoch_is_a_task_run_of_its_own(twins: Twins, prefect
     epochs = rows(twins.in_flow, "SELECT * FROM epoch_results ORDER BY epoch").itertuples()
     expected = ["wait for slot default", "refresh", "look for news", "fine-tune"]
     expected += [f"epoch {one.epoch}: F1 {one.f1:.4f}, validation loss {one.validation_loss:.4f}" for one in epochs]
-    expected += ["score on test", "judge", "register", "settle", "report"]
+    expected += ["score on test", "serve in a fresh process", "judge", "register", "settle", "report"]
     assert task_runs(prefect_server, flow_run_id(twins.state)) == dict.fromkeys(expected, "Completed")
 
 
@@ -202,6 +205,7 @@ def test_the_end_of_a_night_is_an_event_that_carries_the_reason(twins: Twins, pr
     assert event["resource"]["prefect.resource.id"] == "nightgate.pipeline.small"
     assert event["payload"]["night"] == NIGHT
     assert event["payload"]["reason"] in str(twins.state.message)
+    assert event["payload"]["next_step"] == "nothing to do; nightgate rollback small --reason TEXT undoes it"
     assert rows(twins.in_flow, "SELECT announced_at FROM nightly_runs")["announced_at"].notna().all()
 
 
@@ -256,8 +260,24 @@ def test_a_held_night_completes_under_that_name(pipeline: Pipeline, prefect_serv
     state = by_hand(strict, prefect_server)
     assert (state.type.value, state.name) == ("COMPLETED", "Held")
     assert "min_f1" in str(state.message) or "below" in str(state.message)
-    assert list(rows(home, "SELECT status FROM nightly_runs")["status"]) == ["held"]
+    [night] = rows(home, "SELECT * FROM nightly_runs").to_dict("records")
+    assert night["status"] == "held"
+    assert "--set training." in night["next_step"]
     assert rows(home, "SELECT * FROM champion_timeline").empty
+
+
+def test_a_run_that_fails_in_words_has_no_traceback_of_prefects_on_its_page(
+    prefect_server: str, environment: Path
+) -> None:
+    del environment
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+        run = client.create_flow_run(nightly, parameters={"pipeline": "nobody"})
+        # As the process of a worker does it.
+        with pytest.raises(FailedRun):
+            run_flow(nightly, flow_run=run, error_logger=flow_run_logger(run, nightly))
+        told = logs(prefect_server, run.id)
+    assert "there is no pipeline 'nobody'" in told
+    assert "Traceback" not in told
 
 
 def missing_file(pipeline: Pipeline, path: Path) -> Pipeline:
@@ -352,3 +372,18 @@ def test_without_a_server_that_answers_a_temporary_one_is_started_and_said_so(
     assert "starting a temporary one" in told
     assert "gone.csv" in str(state.message)
     assert list(rows(home, "SELECT status FROM nightly_runs")["status"]) == ["failed"]
+
+
+def test_a_temporary_server_that_does_not_come_up_is_told_with_what_helps() -> None:
+    server = SubprocessASGIServer(port=free_port())
+    settings = {PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_SERVER_API_PORT: free_port()}
+    try:
+        with (
+            temporary_settings(settings),
+            pytest.raises(NightgateError, match="was not up within 120 s") as refused,
+            server_for_a_run(),
+        ):
+            server.start(timeout=0.1)
+    finally:
+        server.stop()
+    assert "--no-prefect" in refused.value.next_step

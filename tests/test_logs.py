@@ -278,7 +278,7 @@ def test_the_runs_page_has_each_line_once_without_secrets_also_with_extra_logger
     code = f"""
         import logging, warnings, sys
         from prefect import flow, task
-        from flows.logs import readable_logs
+        from tasks.logs import readable_logs
         from nightgate import logs
 
         @task

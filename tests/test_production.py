@@ -118,9 +118,11 @@ def test_a_worker_is_stopped_alone_and_given_the_time_of_a_night() -> None:
     assert worker["OOMPolicy"] == ["continue"]
 
 
-def test_a_server_listens_on_loopback_keeps_its_leases_on_disk_and_may_be_restarted() -> None:
+def test_a_server_listens_on_loopback_unless_told_otherwise_keeps_leases_on_disk_and_may_be_restarted() -> None:
     server = unit("server")
-    assert "--host 127.0.0.1" in server["ExecStart"][0]
+    # By settings, over which those of /etc/nightgate/env win; an option would win over them.
+    assert server["ExecStart"] == ["/opt/nightgate/.venv/bin/prefect server start"]
+    assert "PREFECT_SERVER_API_HOST=127.0.0.1" in server["Environment"]
     assert f"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={LEASES}" in server["Environment"]
     assert server["Restart"] == ["always"]
     assert "KillMode" not in server

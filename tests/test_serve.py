@@ -33,7 +33,9 @@ from deployments.deploy import prefect_deployment
 from deployments.serve import make_runner, serve_pipelines
 from flows.nightly import nightly
 from flows.server import answers
+from nightgate.database import database_url, upgrade
 from nightgate.errors import NightgateError
+from nightgate.home import open_home
 from nightgate.pipelines import load_pipeline
 from tests.conftest import free_port
 from tests.night import command, write_pipeline
@@ -396,6 +398,8 @@ def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both(tmp_
         assert {one["name"] for one in automations} == {ZOMBIES, UNCANCELLED}
         everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         assert len(everybody) >= 2
+        sockets = [socket for one in everybody for socket in one.net_connections()]
+        assert {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
         process.terminate()
         within(30, lambda: process.poll() is not None, "the end of serve")
         within(5, lambda: not any(one.is_running() for one in everybody), "the end of its server")
@@ -405,6 +409,43 @@ def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both(tmp_
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.faults
+def test_a_night_outlives_kill_9_of_serve_and_the_next_serve_starts_no_second_one_beside_it(
+    prefect_server: str, tmp_path: Path
+) -> None:
+    night, home, log = "2026-01-08", tmp_path / "home", tmp_path / "serve.log"
+    upgrade(database_url(open_home(home)))
+    pipeline = write_served_pipeline(tmp_path, "orphaned")
+
+    def serve() -> subprocess.Popen[bytes]:
+        before = log.read_text().count("Ctrl-C ends") if log.exists() else 0
+        process = start_serving(pipeline, home, log, PREFECT_API_URL=prefect_server)
+        within(90, lambda: log.read_text().count("Ctrl-C ends") > before or process.poll() is not None, "serve")
+        assert process.poll() is None, log.read_text()
+        return process
+
+    one = Served(serve(), prefect_server, "orphaned", home, log)
+    try:
+        within(30, lambda: _exists(one), "the deployment")
+        run = one.start({"night": night, "training": {"epochs": 40}})
+        within(90, lambda: epochs_of(one, night, 1), "the first epoch's row")
+        orphans = one.children()
+        one.process.kill()
+        one.process.wait()
+        one.process = serve()
+        later = one.start({"night": night})
+        assert [child for child in orphans if child.is_running()]
+        assert one.ended(run, 150).name in {"Promoted", "Held"}
+        assert one.ended(later).name == "Superseded"
+        (row,) = one.rows("SELECT * FROM nightly_runs WHERE prefect_flow_run_id = ?", str(run.id))
+        assert row["attempts"] == 1
+        assert epochs_of(one, night, 1) == list(range(1, 41))
+        within(30, lambda: not any(child.is_running() for child in orphans), "the end of its processes")
+    finally:
+        one.process.terminate()
+        one.process.wait(40)
 
 
 def test_serve_ends_its_server_when_it_is_stopped_before_that_one_answers(tmp_path: Path, session_root: Path) -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from prefect.client.schemas.objects import State
 from prefect.context import get_run_context
-from prefect.exceptions import MissingContextError
+from prefect.exceptions import FailedRun, MissingContextError
 from prefect.logging.handlers import APILogHandler
+from prefect.states import Failed
 
 from nightgate import logs
 from nightgate.errors import NightgateError
@@ -40,6 +43,19 @@ def readable_logs() -> Iterator[None]:
             logger.removeFilter(_without_traceback)
         for other in others:
             other.removeFilter(_is_not_told_by_us)
+
+
+def failed(error: NightgateError) -> State[Any]:
+    """The end of a flow in words, without secrets.
+
+    A worker's process would tell it once more, as a traceback of Prefect's: that is kept off the run's page.
+    """
+    logging.getLogger("prefect.flow_runs").addFilter(_is_no_echo)
+    return Failed(message=logs.without_secrets(str(error)))
+
+
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], FailedRun))
 
 
 class _Page(APILogHandler):

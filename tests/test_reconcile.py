@@ -1,0 +1,150 @@
+"""Prefect's states and the ledger's ends beside each other, on a real server: which of them `reconcile` changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import (
+    AwaitingRetry,
+    Cancelled,
+    Cancelling,
+    Crashed,
+    Failed,
+    Paused,
+    Pending,
+    Running,
+    Suspended,
+)
+
+from flows.reconcile import agree
+from nightgate import ledger
+from nightgate.database import Database
+from nightgate.owners import Owner
+from nightgate.schema import Run
+from tests import night_rows
+
+pytestmark = [pytest.mark.flow, pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)]
+
+AT_ONCE, LATER = timedelta(), timedelta(minutes=6)
+"""After its end; a run has five minutes to say so itself."""
+
+
+@pytest.fixture
+def api(prefect_server: str) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+        yield client
+
+
+@flow(name="nightly")
+def stand_in() -> None:
+    """Bears the name that the nights bear; never run here."""
+
+
+def run_of_prefect(api: SyncPrefectClient, state: State[Any]) -> FlowRun:
+    """A run of a deployment: one without could not be suspended."""
+    deployment_id = api.create_deployment(api.create_flow(stand_in), name="reconciled")
+    run = api.create_flow_run_from_deployment(deployment_id, state=Pending())
+    for one in (Running(), state):
+        api.set_flow_run_state(run.id, one, force=True)
+    return run
+
+
+def ended(
+    database: Database, run: FlowRun, status: str, error_type: str | None = None, *, ago: timedelta = AT_ONCE
+) -> ledger.OpenedRun:
+    """The night of a Prefect run, with that end."""
+    night = night_rows.open_run(
+        database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(run.id), force=True
+    )
+    values = {"status": status, "error_type": error_type, "reason": "why", "finished_at": datetime.now(UTC) - ago}
+    database.write(lambda session: session.execute(sa.update(Run).where(Run.run_id == night.run_id).values(values)))
+    return night
+
+
+def after_reconcile(api: SyncPrefectClient, database: Database, run: FlowRun) -> State[Any]:
+    agree(database, api)
+    state: State[Any] | None = api.read_flow_run(run.id).state
+    assert state is not None
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "error_type", "ago", "becomes"),
+    [
+        (Running(), "promoted", None, LATER, "Promoted"),
+        (Cancelling(), "held", None, LATER, "Held"),
+        (Cancelling(), "cancelled", "cancelled", AT_ONCE, "Cancelled"),
+        (Suspended(), "superseded", None, AT_ONCE, "Superseded"),
+        (Suspended(), "held", None, AT_ONCE, "Held"),
+        (Running(), "failed", "crashed", AT_ONCE, "Crashed"),
+        (Running(), "failed", "data", LATER, "Failed"),
+        (Running(), "cancelled", "cancelled", LATER, "Cancelled"),
+        (Crashed(), "promoted", None, AT_ONCE, "Promoted"),
+        (Failed(), "held", None, AT_ONCE, "Held"),
+        (Cancelled(), "promoted", None, AT_ONCE, "Promoted"),
+    ],
+    ids=lambda value: value.name if isinstance(value, State) else str(value),
+)
+def test_what_contradicts_the_ledger_becomes_what_the_ledger_says(
+    state: State[Any],
+    status: str,
+    error_type: str | None,
+    ago: timedelta,
+    becomes: str,
+    api: SyncPrefectClient,
+    database: Database,
+) -> None:
+    run = run_of_prefect(api, state)
+    night = ended(database, run, status, error_type, ago=ago)
+    found = after_reconcile(api, database, run)
+    assert found.name == becomes
+    assert found.message == f"{status}: why [{night.run_id}]"
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "error_type", "ago"),
+    [
+        pytest.param(Running(), "promoted", None, AT_ONCE, id="it is about to say so itself"),
+        pytest.param(Cancelled(), "held", None, LATER, id="a candidate that waited was rejected by the cancel"),
+        pytest.param(Crashed(), "failed", "crashed", LATER, id="both say that it broke"),
+        pytest.param(Crashed(), "cancelled", "cancelled", LATER, id="SIGTERM, as Prefect calls it"),
+        pytest.param(Paused(), "cancelled", "cancelled", LATER, id="a person paused it and may resume it"),
+        pytest.param(AwaitingRetry(), "failed", "crashed", LATER, id="somebody asked for a retry"),
+        pytest.param(Pending(), "failed", "crashed", LATER, id="a retry is about to begin"),
+    ],
+)
+def test_what_does_not_contradict_the_ledger_stays(
+    state: State[Any],
+    status: str,
+    error_type: str | None,
+    ago: timedelta,
+    api: SyncPrefectClient,
+    database: Database,
+) -> None:
+    run = run_of_prefect(api, state)
+    ended(database, run, status, error_type, ago=ago)
+    assert after_reconcile(api, database, run).name == state.name
+
+
+def test_a_retry_that_is_at_work_in_a_row_of_its_own_is_not_ended_as_the_one_before_it(
+    api: SyncPrefectClient, database: Database
+) -> None:
+    run = run_of_prefect(api, Running())
+    before = ended(database, run, "failed", "data", ago=LATER)
+    again = night_rows.open_run(
+        database,
+        night_rows.pipeline(learning_rate=1e-5),
+        night_rows.night(),
+        prefect_flow_run_id=str(run.id),
+        owner=Owner.here(),
+    )
+    assert (again.run_id != before.run_id, again.status) == (True, "running")
+    assert after_reconcile(api, database, run).name == "Running"
