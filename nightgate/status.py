@@ -312,7 +312,7 @@ def _for_eyes(section: str, row: Mapping[Any, Any], moment: datetime) -> dict[st
         return named | {
             "waits for": f"{cell['waits_for']}{place}",
             "F1": cell["test_f1"],
-            "delta": cell["f1_delta"],
+            "delta": _gap(cell["f1_delta"]),
             "since": cell["since"],
             "until": cell["until"],
             "run": cell["run_id"],
@@ -323,7 +323,7 @@ def _for_eyes(section: str, row: Mapping[Any, Any], moment: datetime) -> dict[st
             "status": cell["status"],
             "version": cell["model_version"],
             "F1": cell["test_f1"],
-            "delta": cell["f1_delta"],
+            "delta": _gap(cell["f1_delta"]),
             "reason": cell["reason"],
         }
     told = f"{cell['reason']}: {cell['next_step']}" if cell["next_step"] else cell["reason"]
@@ -334,6 +334,10 @@ def _for_eyes(section: str, row: Mapping[Any, Any], moment: datetime) -> dict[st
         "schedule": cell["schedule"],
         "": told,
     }
+
+
+def _gap(delta: float | None) -> str:
+    return "" if delta is None else f"{delta:+.4f}"
 
 
 def _missing(value: Any) -> bool:

@@ -19,6 +19,7 @@ from nightgate.home import Home
 from nightgate.pipelines import pipeline_files
 from nightgate.query import published_table
 from nightgate.reports.facts import ReportFacts, Row, gather
+from nightgate.reports.verdict_words import evidence, interval, told_checks
 
 EXAMPLE_QUERY = (
     "SELECT night, epoch, training_loss, validation_loss, f1 FROM epoch_results "
@@ -46,9 +47,11 @@ def as_text(home: Home, run_id: str) -> str:
     if run["next_step"]:
         lines.append(f"  next: {run['next_step']}")
     if facts.epochs:
-        lines += ["", published_table(pd.DataFrame(list(facts.epochs))), "", _best_epoch(run)]
+        lines += ["", published_table(pd.DataFrame(list(facts.epochs))), "", _best_epoch(facts)]
     if facts.checks:
-        lines += ["", f"Verdict: {run['verdict']}", *_aligned(facts.checks)]
+        lines += ["", f"Verdict: {run['verdict']}", *_checks(facts.checks)]
+    if told := evidence(facts):
+        lines += ["", "Decided on:", *(f"  {name:<20} {sentence}" for name, sentence in told)]
     if facts.findings:
         lines += ["", "Diagnosis:", *(f"  {finding.text} Try: {finding.remedy}" for finding in facts.findings)]
     if facts.reigning:
@@ -60,20 +63,21 @@ def as_text(home: Home, run_id: str) -> str:
     return "\n".join(lines)
 
 
-def _best_epoch(run: Row) -> str:
+def _best_epoch(facts: ReportFacts) -> str:
+    run = facts.run
     if run["best_epoch"] is None:
         return ""
     told = f"Best epoch by validation F1: {run['best_epoch']}."
     if run["test_f1"] is None:
         return told
-    interval = ""
-    if run["f1_ci_low"] is not None:
-        interval = f" (95 % interval {run['f1_ci_low']:.4f} to {run['f1_ci_high']:.4f})"
-    return f"{told} F1 on {run['test_rows']} test rows: {run['test_f1']:.4f}{interval}."
+    within = interval(facts, run["f1_ci_low"], run["f1_ci_high"])
+    return f"{told} F1 on {run['test_rows']:,} test rows: {run['test_f1']:.4f}{within}."
 
 
-def _aligned(checks: Iterable[Row]) -> list[str]:
-    return [f"  {check['outcome']:<12} {check['check_name']:<18} {check['reason']}" for check in checks]
+def _checks(checks: Iterable[Row]) -> list[str]:
+    shown, left_out = told_checks(checks)
+    lines = [f"  {check['outcome']:<12} {check['check_name']:<18} {check['reason']}" for check in shown]
+    return [*lines, f"  {'':<12} {'':<18} {left_out}"] if left_out else lines
 
 
 def _report(facts: ReportFacts) -> list[str]:

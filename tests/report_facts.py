@@ -20,7 +20,8 @@ COLUMNS = (
     "snapshot_id rows_new rows_total best_epoch test_version test_rows test_f1 f1_ci_low f1_ci_high champion_version "
     "champion_f1 f1_delta model_version base_model config_hash code_version device precision started_at finished_at "
     "duration_seconds prefect_flow_run_id dry_run average min_f1 test_accuracy test_precision test_recall nonfinite "
-    "engine micro_batches"
+    "engine micro_batches window_start test_rows_all test_f1_all rows_left_out detectable_gain champion_fresh_f1 "
+    "champion_fresh_rows fresh_ci_low fresh_ci_high anchor_version anchor_f1 metric_key"
 )
 
 
@@ -72,8 +73,34 @@ def published_rows() -> tuple[dict[str, Any], ...]:
 
 
 def check_row(name: str, outcome: str, reason: str, **more: Any) -> dict[str, Any]:
-    empty = dict.fromkeys(("slice_name", "slice_value"), "") | dict.fromkeys(("ci_low", "ci_high"))
+    empty = dict.fromkeys(("slice_name", "slice_value"), "")
+    empty |= dict.fromkeys(("candidate_value", "champion_value", "threshold", "ci_low", "ci_high", "rows_used"))
     return {**empty, "check_name": name, "outcome": outcome, "reason": reason, **more}
+
+
+def difference_row(
+    name: str,
+    outcome: str,
+    f1: tuple[float, float],
+    interval: tuple[float, float],
+    threshold: float | None,
+    slice_name: str = "",
+    slice_value: str = "",
+) -> dict[str, Any]:
+    """A check of the candidate's F1 against another's."""
+    return check_row(
+        name,
+        outcome,
+        f"F1 {f1[0]:.4f} against {f1[1]:.4f}",
+        candidate_value=f1[0],
+        champion_value=f1[1],
+        ci_low=interval[0],
+        ci_high=interval[1],
+        threshold=threshold,
+        rows_used=300,
+        slice_name=slice_name,
+        slice_value=slice_value,
+    )
 
 
 def slice_row(name: str, value: str, support: int, f1: float | None) -> dict[str, Any]:
@@ -145,6 +172,17 @@ def published_night(
         test_accuracy=0.5422,
         slot="gpu1",
         slot_wait_seconds=65.2,
+        window_start=datetime(2025, 12, 2, 9, 30, tzinfo=UTC),
+        test_rows_all=7310,
+        test_f1_all=0.5402,
+        rows_left_out=2,
+        detectable_gain=0.0161,
+        champion_fresh_f1=0.5312,
+        champion_fresh_rows=812,
+        fresh_ci_low=0.4980,
+        fresh_ci_high=0.5641,
+        anchor_version=1,
+        anchor_f1=0.5404,
     )
     values: dict[str, Any] = {
         "run": run | changes.pop("run", {}),
@@ -153,7 +191,10 @@ def published_night(
         "epochs": epochs,
         "checks": (
             check_row("min_f1", "passed", "F1 0.5435 on 5,000 test rows reaches min_f1 0.5400"),
-            check_row("beats_champion", "passed", "F1 0.5435 is above 0.5404", ci_low=-0.004, ci_high=0.0102),
+            difference_row("beats_champion", "passed", (0.5435, 0.5404), (-0.004, 0.0102), 0.0),
+            check_row("slices", "passed", "none of 2 tests of classes and slices failed"),
+            difference_row("slice_margin", "passed", (0.55, 0.54), (-0.02, 0.04), -0.05, "product", value),
+            check_row("slice_margin", "underpowered", "too few rows", slice_name="product", slice_value="toaster"),
         ),
         "confusion": confusion,
         "slices": (
@@ -172,3 +213,32 @@ def published_night(
         "report_path": home / "runs" / run["run_id"] / "report.html",
     }
     return ReportFacts(**values | changes)
+
+
+def judged_night(num_slices: int = 300, failed: int = 2, **changes: Any) -> ReportFacts:
+    """The same night, held: against champion and anchor, on golden rows, and in many slices, of which some failed."""
+    slices = [
+        difference_row(
+            "slice_margin",
+            "failed" if place < failed else "passed",
+            (0.54 - 0.2 / (1 + place), 0.54),
+            (-0.2 / (1 + place) - 0.04, -0.2 / (1 + place) + 0.04),
+            -0.05,
+            "product",
+            f"product {place}",
+        )
+        for place in range(num_slices)
+    ]
+    checks = (
+        check_row("clean_test", "passed", "2 rows are left out", rows_used=5000),
+        check_row("min_f1", "passed", "F1 0.5435 reaches min_f1 0.5400", candidate_value=0.5435, threshold=0.54),
+        difference_row("beats_champion", "underpowered", (0.5435, 0.5404), (-0.004, 0.0102), 0.0),
+        difference_row("anchor", "passed", (0.5435, 0.5388), (-0.003, 0.0125), -0.01),
+        difference_row("golden", "warning", (0.52, 0.58), (-0.11, -0.01), -0.05),
+        check_row("slices", "failed", f"{failed} of {num_slices} tests of classes and slices failed"),
+        *slices,
+    )
+    run = {"status": "held", "verdict": "hold", "champion_version": 4, "anchor_version": 3, "anchor_f1": 0.5388}
+    run |= {"model_version": 6, **changes.pop("run", {})}
+    study = {"f1_spread": 0.0059, "num_seeds": 5, "f1_mean": 0.5411}
+    return published_night(checks=checks, run=run, seed_study=study, **changes)

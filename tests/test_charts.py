@@ -14,8 +14,9 @@ from xml.etree import ElementTree
 import pytest
 
 from nightgate.diagnosis import EpochFacts
-from nightgate.reports import bar_charts, charts, pictures
+from nightgate.reports import bar_charts, charts, pictures, verdict_charts
 from nightgate.reports.pictures import Picture
+from nightgate.reports.verdict_charts import Gap, Level
 from tests.night_rows import PUBLISHED
 
 EPOCHS = [EpochFacts(row[1], row[0], row[3], row[5]) for row in PUBLISHED]
@@ -38,6 +39,8 @@ NASTY_COUNTS = {NASTY: 3, "other": 5}
 NASTY_PICTURES: dict[str, Callable[[], Picture]] = {
     "numbers": lambda: charts.confusion_matrix([NASTY, "other"], [[3, 1], [0, 4]]),
     "heat": lambda: charts.confusion_matrix([f"{number} {NASTY}" for number in range(20)], matrix(20)),
+    "levels": lambda: verdict_charts.levels([Level(NASTY, 0.5)], 0.4, decided_on="F1"),
+    "differences": lambda: verdict_charts.differences([Gap(NASTY, 0.1)], [Gap(NASTY, -0.1)]),
     "scores": lambda: bar_charts.score_bars(NASTY, [(NASTY, 0.5, 3), ("other", None, 0)], 0.4),
     "shares": lambda: bar_charts.share_bars(NASTY, NASTY_COUNTS, NASTY_COUNTS, order=list(NASTY_COUNTS)),
 }
@@ -109,12 +112,23 @@ def test_a_share_has_one_colour(share: float, level: int | None) -> None:
     assert charts.heat_level(share) == level
 
 
-def test_a_comparison_without_champion_has_no_difference() -> None:
-    alone = words(charts.comparison((0.5, None, None), champion=None, min_f1=0.54).svg)
-    assert "Candidate minus champion" not in alone
-    both = charts.comparison((0.5, 0.4, 0.6), champion=0.45, min_f1=0.0, difference=(-0.01, 0.11))
-    assert {"0.5000 (0.4000 to 0.6000)", "+0.0500 (-0.0100 to +0.1100)"} <= set(words(both.svg))
-    assert "difference +0.0500" in both.alt
+def test_the_sides_are_named_beside_the_threshold_with_their_intervals() -> None:
+    sides = [Level("candidate", 0.5, 0.4, 0.6), Level("champion (version 3)", 0.45)]
+    picture = verdict_charts.levels(sides, 0.54, decided_on="F1 on the 365 test rows that decided")
+    assert {"0.5000 (0.4000 to 0.6000)", "0.4500", "- -  min_f1 0.5400"} <= set(words(picture.svg))
+    assert "champion (version 3) 0.4500; min_f1 0.5400" in picture.alt
+
+
+def test_differences_stand_beside_zero_and_the_bound_of_their_check() -> None:
+    whole = [Gap("champion (version 3)", 0.05, -0.01, 0.11, 0.0), Gap("anchor (version 1)", 0.02, bound=-0.01)]
+    alone = verdict_charts.differences(whole)
+    assert {"+0.0500 (-0.0100 to +0.1100)", "+0.0200", "- -  bound of the check"} <= set(words(alone.svg))
+    assert "anchor (version 1) +0.0200, bound -0.0100" in alone.alt
+    assert "where it lost most" not in " ".join(words(alone.svg))
+    both = verdict_charts.differences(whole, [Gap("product: kettle", -0.2, -0.3, -0.1, -0.05, failed=True)])
+    assert {"product: kettle", "-0.2000 (-0.3000 to -0.1000)"} <= set(words(both.svg))
+    # Of an old night nothing bounds a difference.
+    assert "bound" not in " ".join(words(verdict_charts.differences([Gap("champion", 0.1)]).svg))
 
 
 def test_bars_beyond_twenty_are_left_to_the_table() -> None:
@@ -237,11 +251,11 @@ def test_names_are_made_printable_and_short(change: Callable[[str], str], text: 
 def test_matplotlib_is_loaded_to_draw_only_without_windows_and_a_user_s_settings() -> None:
     code = """
 import sys
-from nightgate.reports import bar_charts, charts
+from nightgate.reports import bar_charts, charts, verdict_charts
 assert "matplotlib" not in sys.modules
 import matplotlib
 matplotlib.rcParams["font.size"] = 30
-small = charts.comparison((0.5, 0.4, 0.6), champion=None, min_f1=0.4)
+small = charts.confusion_matrix(["bad", "good"], [[3, 1], [0, 4]])
 assert "matplotlib.pyplot" not in sys.modules
 assert matplotlib.rcParams["font.size"] == 30
 assert "font-size: 30" not in small.svg and "font-size: 9.5" in small.svg

@@ -19,13 +19,22 @@ from nightgate.errors import SnapshotError
 from nightgate.home import Home, open_home
 from nightgate.query import published_table
 from nightgate.refresh import Refreshed
-from nightgate.reports import document, facts, html_page, report, sections, shares
+from nightgate.reports import document, facts, html_page, report, sections, shares, verdict
 from nightgate.reports.document import Callout, Code, Document, Mark, Mono, Table, Text
-from nightgate.schema import STATUSES
+from nightgate.schema import STATUSES, SeedStudy
 from nightgate.snapshots import Snapshot, write_snapshot
-from tests import night_rows
+from tests import judged_nights, night_rows
 from tests.first_night import copy_first_night
-from tests.report_facts import attempt_row, check_row, epoch_row, published_night, published_rows, run_row
+from tests.report_facts import (
+    attempt_row,
+    check_row,
+    difference_row,
+    epoch_row,
+    judged_night,
+    published_night,
+    published_rows,
+    run_row,
+)
 from tests.report_facts import pipeline as configured
 
 EVIL = (
@@ -90,7 +99,8 @@ def titles(page: Document) -> list[str]:
 
 def test_a_whole_night_has_every_section_in_both_forms() -> None:
     page = published_page()
-    expected = "Verdict, Diagnosis, Epochs, Test rows, Slices, Data, How it ran, Where to look next"
+    expected = "Verdict, Checks of classes and slices, Diagnosis, Epochs, Test rows, Slices, Data, How it ran"
+    expected += ", Where to look next"
     assert ", ".join(titles(page)) == expected
     html, markdown = Page(published_html()), document.as_markdown(page)
     for words in (
@@ -112,14 +122,15 @@ def test_a_whole_night_has_every_section_in_both_forms() -> None:
         assert words in html.words, words
         assert words in shown(markdown).words, words
     assert published_table(pd.DataFrame(list(published_rows()))) in markdown.replace("**", "")
-    # Curves, comparison, matrix, F1 by label and product, shares by label and product, lengths.
-    assert markdown.count("](data:image/svg+xml;base64,") == 8
+    assert "\nFROM epoch_results\nWHERE pipeline = 'reviews'\nORDER BY night, epoch\n```" in markdown
+    # F1 of all sides, differences, curves, matrix, F1 by label and product, shares by label and product, lengths.
+    assert markdown.count("](data:image/svg+xml;base64,") == 9
     assert sorted(html.tags & {"svg", "img", "script"}) == ["svg"]
 
 
 def test_each_finding_ends_with_the_setting_that_tries_its_remedy() -> None:
     facts, page = published_night(), published_page()
-    callouts = [block for block in page.sections[1].blocks if isinstance(block, Callout)]
+    callouts = [block for block in page.sections[2].blocks if isinstance(block, Callout)]
     assert len(callouts) == len(facts.findings) == 2
     for callout in callouts:
         last = callout.spans[-1]
@@ -173,13 +184,15 @@ def test_an_approval_is_told(approval: dict[str, Any], words: str) -> None:
 
 
 def test_a_first_champion_is_compared_with_nobody() -> None:
-    run = {"champion_version": None, "champion_f1": None, "f1_delta": None}
-    facts = published_night(run=run, champion=None, before=None, shares_note="There was no champion to compare with.")
-    blocks = [*sections.tiles(facts), *sections.verdict(facts), *sections.data(facts)]
+    names = ("champion_version", "champion_f1", "f1_delta", "detectable_gain", "champion_fresh_f1", "anchor_version")
+    checks = (check_row("min_f1", "passed", "F1 0.5435"), check_row("beats_champion", "not_run", "no champion yet"))
+    note = "There was no champion to compare with."
+    facts = published_night(run=dict.fromkeys(names), checks=checks, champion=None, before=None, shares_note=note)
+    blocks = [*sections.tiles(facts), *verdict.verdict(facts), *sections.data(facts)]
     words = Page(html_page.as_html(Document("t", Mark("held", "warn"), blocks))).words
     assert "There was no champion to compare with." in words
     assert "Share of rows by label" in words
-    assert "Candidate minus champion" not in words
+    assert "minus" not in words
     assert "Against champion" not in words
     assert "champion's" not in words
 
@@ -187,8 +200,69 @@ def test_a_first_champion_is_compared_with_nobody() -> None:
 def test_a_check_of_a_slice_names_it() -> None:
     check = check_row("slice_floor", "underpowered", "too few rows", slice_name="product", slice_value="kettle")
     words = Page(report.as_html(blank(checks=(check,)))).words
-    assert "slice_floor (product: kettle)" in words
+    assert "product: kettle" in words
+    assert "slice_floor" in words
     assert "! underpowered" in words
+
+
+def shown_in(*blocks: document.Block) -> str:
+    return Page(html_page.as_html(Document("t", Mark("held", "warn"), list(blocks)))).words
+
+
+def test_a_verdict_says_what_it_was_decided_on() -> None:
+    facts = judged_night()
+    words = shown_in(*verdict.verdict(facts))
+    for sentence in (
+        "5,000 test rows since 2025-12-02; all 7,310 beside it: F1 0.5402; 2 rows more count nowhere",
+        "gains of 1.6 points or more would be seen with 80 % power; tonight's was 0.3",
+        "version 3: F1 0.5388 on the same rows",
+        "F1 0.5312 (95 % interval 0.4980 to 0.5641) of version 4 on the 812 rows that came after it was chosen: "
+        "the only number without selection",
+        "spread 0.0059 of 5 seeds: a margin of 0.0100 is 1.7 times the spread",
+    ):
+        assert sentence in words, sentence
+    for picture in ("champion (version 4)", "anchor (version 3)", "champion, golden rows", "champion, fresh rows"):
+        assert picture in words
+    assert words.count("product: product 0") == 2
+    assert "product: product 6" not in words
+
+
+def test_an_anchor_that_reigns_is_not_drawn_twice() -> None:
+    words = shown_in(*verdict.verdict(published_night()))
+    assert "version 1, the champion itself" in words
+    assert "anchor (version 1)" not in words
+
+
+def test_a_night_of_before_the_window_shows_nothing_of_it() -> None:
+    old = ("window_start", "test_rows_all", "test_f1_all", "rows_left_out", "detectable_gain", "champion_fresh_f1")
+    old += ("champion_fresh_rows", "fresh_ci_low", "fresh_ci_high", "anchor_version", "anchor_f1")
+    beats = difference_row("beats_champion", "passed", (0.5435, 0.5404), (-0.004, 0.0102), 0.5404)
+    facts = published_night(run=dict.fromkeys(old), checks=(beats,))
+    words = shown_in(*sections.tiles(facts), *verdict.verdict(facts), *verdict.slice_checks(facts))
+    assert "Version 1, the champion, was scored tonight on the same 5,000 rows" in words
+    assert "+0.0031 (-0.0040 to +0.0102)" in words
+    for word in ("since", "power", "nchor", "fresh", "seeds", "bound", "slice", "None"):
+        assert word not in words, word
+
+
+def test_of_many_slices_the_verdict_tells_those_that_failed_and_a_table_has_the_rest() -> None:
+    facts = judged_night(num_slices=300, failed=14)
+    [table] = [block for block in verdict.verdict(facts) if isinstance(block, Table)]
+    assert [row[1] for row in table.rows][:6] == [
+        "clean_test",
+        "min_f1",
+        "beats_champion",
+        "anchor",
+        "golden",
+        "slices",
+    ]
+    assert [row[1] for row in table.rows][6:] == [f"slice_margin (product: product {place})" for place in range(10)]
+    assert "and 4 more classes and slices; the report lists them" in shown_in(*verdict.verdict(facts))
+    [folded, told] = verdict.slice_checks(facts)
+    assert isinstance(folded, Table)
+    assert [row[1] for row in folded.rows] == [f"product: product {place}" for place in range(60)]
+    assert "The first 60 of 300 checks of classes and slices, by their loss." in shown_in(told)
+    assert len(report.as_markdown(facts)) < 300_000
 
 
 def test_a_thousand_epochs_are_all_in_the_page_and_the_telling_ones_in_the_artifact() -> None:
@@ -342,10 +416,8 @@ def judged(db: Database, day: int = 0, *, speed: float = 50.0, snapshot: Snapsho
     ledger.record_attempt(db, run, attempt, device="cpu", precision="fp32")
     ledger.record_training(db, run, attempt, night_rows.trained(best_epoch=1))
     ledger.record_test(db, run, attempt, 1, night_rows.slices(0.7), night_rows.confusion())
-    champion = night_rows.measured(0.55, version=day) if day else None
-    ledger.record_decision(
-        db, run, attempt, night_rows.decision(), night_rows.scores(), night_rows.measured(), champion
-    )
+    decision = night_rows.decision("promote", 0.6, 0.55 if day else None)
+    ledger.record_decision(db, run, attempt, decision, night_rows.evidence(day or None), night_rows.scores())
     version = ledger.add_version(db, run, attempt, lambda number: f"models/reviews/v{number:04d}")
     ledger.promote(
         db,
@@ -381,6 +453,42 @@ def test_the_facts_are_those_of_the_database(database: Database, home: Home) -> 
     path = report.write(home, second)
     assert path == home.runs / second / "report.html"
     assert "v0002" in path.read_text(encoding="utf-8")
+
+
+def test_what_the_gate_stored_is_drawn_and_told(database: Database, home: Home) -> None:
+    first = judged_nights.judged_night(database, 0, judged_nights.Model("a", 0.9))
+    weak = judged_nights.judged_night(database, 1, judged_nights.Model("b", 0.8), first)
+    words = Page(report.write(home, weak.run_id).read_text(encoding="utf-8")).words
+    for told in ("champion (version 1)", "champion, golden rows", "label: good", "the champion itself", "80 % power"):
+        assert told in words, told
+    assert "The first" not in words
+
+
+def test_the_seed_study_of_a_night_is_the_newest_that_had_ended_by_then(database: Database, home: Home) -> None:
+    run_id = judged(database)
+    [run] = database.frame("SELECT finished_at, snapshot_id FROM nightly_runs").to_dict("records")
+    ended = pd.Timestamp(run["finished_at"]).to_pydatetime()
+    for hours, spread in ((-2, 0.002), (-1, 0.004), (1, 0.009)):
+        moment = ended + timedelta(hours=hours)
+        study = SeedStudy(
+            study_id=f"study {hours}",
+            pipeline="reviews",
+            snapshot_id=str(run["snapshot_id"]),
+            config_hash="0123456789ab",
+            code_version="0.1.0",
+            average="weighted",
+            num_seeds=3,
+            f1_mean=0.6,
+            f1_spread=spread,
+            started_at=moment,
+            finished_at=moment,
+        )
+        database.write(lambda session, study=study: session.add(study))  # type: ignore[misc]
+    found = report.gather(home, run_id)
+    assert found.seed_study is not None
+    assert found.seed_study["f1_spread"] == 0.004
+    told = "spread 0.0040 of 3 seeds: a margin of 0.0100 is 2.5 times the spread"
+    assert told in Page(report.as_html(found)).words
 
 
 def test_a_failed_run_is_told_and_the_champion_of_its_day_is_kept_in_mind(database: Database, home: Home) -> None:

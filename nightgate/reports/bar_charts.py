@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nightgate.reports.chart_parts import WIDTH, above, beside, finite
+from nightgate.reports.chart_parts import WIDTH, above, beside, finite, left_of, named_rows
 from nightgate.reports.pictures import (
     CANDIDATE,
     CHAMPION,
@@ -20,7 +20,6 @@ from nightgate.reports.pictures import (
     Picture,
     draw,
     printable,
-    shortened,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 BARS = 20
 """Bars of one picture; the table holds more."""
-NAME_LENGTH = 24
 
 
 def score_bars(name: str, bars: Sequence[tuple[str, float | None, int]], overall: float | None) -> Picture:
@@ -38,14 +36,14 @@ def score_bars(name: str, bars: Sequence[tuple[str, float | None, int]], overall
     height = 0.75 + 0.27 * len(shown)
 
     def paint(figure: Figure) -> None:
-        left = _left([value for value, _, _ in shown])
+        left = left_of([value for value, _, _ in shown])
         axes = figure.add_axes((left, 0.38 / height, 0.765 - left, (height - 0.75) / height))
         axes.set_title(f"F1 by {printable(name)}")
         for place, (_, f1, support) in enumerate(shown):
             axes.barh(place, f1 or 0.0, height=0.62, color=CANDIDATE, linewidth=0)
             beside(axes, place, "n/a" if f1 is None else f"{f1:.4f}", INK)
             beside(axes, place, f"{support:,} row{'' if support == 1 else 's'}", MUTED, at=122, ha="right")
-        _named_rows(axes, [value for value, _, _ in shown])
+        named_rows(axes, [value for value, _, _ in shown])
         axes.set_xlim(0, max([1e-3, *(finite([f1 for _, f1, _ in shown])), overall or 0.0]) * 1.03)
         if overall is not None and math.isfinite(overall):
             axes.axvline(overall, color=THRESHOLD, linewidth=1.3, dashes=(4, 3))
@@ -71,7 +69,7 @@ def share_bars(
     ]
 
     def paint(figure: Figure) -> None:
-        left = _left(shown)
+        left = left_of(shown)
         axes = figure.add_axes((left, 0.38 / height, 0.94 - left, (height - 0.75) / height))
         axes.set_title(f"Share of rows by {printable(name)}")
         thick = 0.68 / len(shares)
@@ -88,7 +86,7 @@ def share_bars(
                     va="center",
                     fontsize=8 if len(shares) == 2 else 8.5,
                 )
-        _named_rows(axes, shown)
+        named_rows(axes, shown)
         axes.set_xlim(0, max(max(values, default=0) for _, values, _ in shares) * 1.12 or 1)
         axes.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 2):g}%")
         axes.grid(axis="x")
@@ -130,17 +128,6 @@ def length_curves(edges: Sequence[int], tonight: Sequence[int], before: Sequence
 
     beside = " beside the champion's snapshot" if before is not None else ""
     return draw("lengths", f"Distribution of text lengths tonight{beside}", WIDTH, 2.5, paint)
-
-
-def _left(names: Sequence[str]) -> float:
-    """Share of the width that the names of the rows take."""
-    return (0.35 + 0.08 * max((len(shortened(name, NAME_LENGTH)) for name in names), default=0)) / WIDTH
-
-
-def _named_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [shortened(name, NAME_LENGTH) for name in names])
-    axes.tick_params(axis="y", labelcolor=INK, labelsize=9)
-    axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def _key(axes: Axes) -> None:

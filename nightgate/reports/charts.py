@@ -1,7 +1,8 @@
-"""The pictures of a night's model: curves, candidate against champion, confusion matrix.
+"""The pictures of a night's model: curves and confusion matrix.
 
 Pure: numbers in, `Picture` out. Each says in words (`alt`) what it shows, and has words beside its lines, no legend.
-`nightgate.reports.bar_charts` has those of its rows, `nightgate.reports.pictures` the look of all.
+`nightgate.reports.bar_charts` has those of its rows, `nightgate.reports.verdict_charts` those of its verdict,
+`nightgate.reports.pictures` the look of all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nightgate.diagnosis import EpochFacts
-from nightgate.reports.chart_parts import WIDTH, beside, finite
+from nightgate.reports.chart_parts import WIDTH, finite, fit
 from nightgate.reports.pictures import (
     CANDIDATE,
     CHAMPION,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 NUMBERS_UP_TO = 15
 """Labels up to which a confusion matrix has numbers in its cells."""
 NAMES_UP_TO = 60
-INTERVAL = "95 % interval "
 HEAT_FROM = (0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
 """Shares of a row at which the next colour begins: fine where confusions lie, coarse where hits do."""
 
@@ -74,7 +74,7 @@ def curves(
             ends += [(value, f"{name} {value:.4f}", colour) for value in finite(values)[-1:]]
         if best_epoch is not None:
             axes.axvline(best_epoch, color=FAINT, linewidth=1.2, zorder=0)
-        _fit(axes, [*finite([e.training_loss for e in seen]), *finite([e.validation_loss for e in seen])])
+        fit(axes, [*finite([e.training_loss for e in seen]), *finite([e.validation_loss for e in seen])])
         label_ends(axes, ends)
 
     def scores(axes: Axes) -> None:
@@ -94,71 +94,10 @@ def curves(
             axes.axvline(best_epoch, color=FAINT, linewidth=1.2, zorder=0)
             axes.plot([best_epoch], [best], "o", ms=9, mfc=GROUND, mec=CANDIDATE, mew=2.2, zorder=4)
             ends.append((best, f"epoch {best_epoch}: {best:.4f}", CANDIDATE))
-        _fit(axes, [*finite(values), *(end[0] for end in ends)])
+        fit(axes, [*finite(values), *(end[0] for end in ends)])
         label_ends(axes, ends)
 
     return draw("curves", _told_curves(seen, best_epoch, min_f1, champion_f1), WIDTH, 3.0, paint)
-
-
-def comparison(
-    candidate: tuple[float, float | None, float | None],
-    *,
-    champion: float | None,
-    min_f1: float,
-    difference: tuple[float | None, float | None] = (None, None),
-) -> Picture:
-    """Test F1 of candidate (value, low, high) and champion with the threshold; their difference beside zero."""
-    f1, low, high = candidate
-    delta = None if champion is None else f1 - champion
-
-    def paint(figure: Figure) -> None:
-        tall = figure.get_size_inches()[1]
-        bottom, share = 0.42 / tall, (tall - 0.82) / tall
-        axes = figure.add_axes((0.12, bottom, 0.25 if champion is not None else 0.55, share))
-        axes.set_title("F1 on the test rows")
-        rows = [("candidate", f1, low, high, CANDIDATE)]
-        if champion is not None:
-            rows.append(("champion", champion, None, None, CHAMPION))
-        for place, (_, value, left, right, colour) in enumerate(rows):
-            _interval(axes, place, value, left, right, colour)
-            beside(axes, place, f"{value:.4f}{_range(left, right)}", colour)
-        axes.axvline(min_f1, color=THRESHOLD, linewidth=1.4, dashes=(4, 3), zorder=1)
-        beside(axes, -0.6, f"- -  min_f1 {min_f1:.4f}", THRESHOLD, up=11)
-        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-        axes.tick_params(axis="y", labelcolor=INK, labelsize=9.5)
-        axes.grid(axis="x")
-        _fit(axes, finite([f1, low, high, champion, min_f1]), along="x")
-        axes.locator_params(axis="x", nbins=5)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        if delta is not None:
-            gaps = figure.add_axes((0.69, bottom, 0.28, share))
-            gaps.set_title("Candidate minus champion")
-            gaps.axvline(0, color=MUTED, linewidth=1.2, zorder=1)
-            colour = CANDIDATE if delta >= 0 else CHAMPION
-            _interval(gaps, 0.75, delta, *difference, colour)
-            told = f"{delta:+.4f}{_range(*difference, signed=True)}"
-            gaps.annotate(
-                told,
-                (0.5, 0.05),
-                xycoords=("axes fraction", "data"),
-                color=colour,
-                ha="center",
-                va="center",
-                fontsize=8.5,
-                bbox={"facecolor": GROUND, "edgecolor": "none", "pad": 1.5},
-            )
-            gaps.set_ylim(len(rows) - 0.4, -0.6)
-            gaps.set_yticks([])
-            gaps.grid(axis="x")
-            reach = 1.15 * max([abs(value) for value in finite([delta, *difference])] + [0.005])
-            gaps.set_xlim(-reach, reach)
-            gaps.locator_params(axis="x", nbins=5)
-            gaps.xaxis.set_major_formatter(lambda value, _: f"{value:+.3g}" if value else "0")
-
-    told = f"F1 of the candidate on the test rows {f1:.4f}{_range(low, high, words=INTERVAL)}, min_f1 {min_f1:.4f}"
-    if champion is not None:
-        told += f", champion {champion:.4f}, difference {delta:+.4f}{_range(*difference, signed=True, words=INTERVAL)}"
-    return draw("comparison", told, WIDTH, 1.6 if champion is not None else 1.2, paint)
 
 
 def confusion_matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Picture:
@@ -226,12 +165,6 @@ def _line(axes: Axes, at: Sequence[int], values: Sequence[float | None], colour:
         and (len(points) <= 30 or all(math.isnan(points[j]) for j in (k - 1, k + 1) if 0 <= j < len(points)))
     ]
     axes.plot([at[k] for k in lonely], [points[k] for k in lonely], "o", ms=4.5, color=colour, mew=0, zorder=3)
-
-
-def _interval(axes: Axes, at: float, value: float, low: float | None, high: float | None, colour: str) -> None:
-    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
-        axes.plot([low, high], [at, at], color=colour, linewidth=5, alpha=0.28, zorder=2)
-    axes.plot([value], [at], "o", ms=8, color=colour, mew=0, zorder=3)
 
 
 def _heat(axes: Axes, counts: Sequence[Sequence[int]], totals: Sequence[int]) -> None:
@@ -308,22 +241,6 @@ def _whole_numbers(axes: Axes, at: Sequence[int]) -> None:
     if at:
         pad = 0.5 if len(at) == 1 else 0.04 * (at[-1] - at[0])
         axes.set_xlim(at[0] - pad, at[-1] + pad)
-
-
-def _fit(axes: Axes, values: Sequence[float], *, along: str = "y") -> None:
-    """Limits a little beyond the values, also where they are all the same."""
-    if not values:
-        return
-    low, high = min(values), max(values)
-    pad = max(0.1 * (high - low), 0.005 * max(abs(low), abs(high)), 1e-4)
-    (axes.set_ylim if along == "y" else axes.set_xlim)(low - pad, high + pad)
-
-
-def _range(low: float | None, high: float | None, *, signed: bool = False, words: str = "") -> str:
-    if low is None or high is None:
-        return ""
-    form = "+.4f" if signed else ".4f"
-    return f" ({words}{low:{form}} to {high:{form}})"
 
 
 def _told_curves(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 import sqlalchemy as sa
@@ -25,7 +25,11 @@ from nightgate.errors import SnapshotError
 from nightgate.home import Home
 from nightgate.query import read_history, tidy
 from nightgate.reports.shares import SnapshotShares, read_shares
-from nightgate.schema import Attempt, ModelVersion, Promotion, Run, Snapshot
+from nightgate.schema import Attempt, ModelVersion, Promotion, Run, SeedStudy, Snapshot
+from nightgate.seeds import newest_study
+
+if TYPE_CHECKING:
+    from nightgate.counts import Average
 
 REPORT_FILE = "report.html"
 EARLIER_NIGHTS = 14
@@ -77,6 +81,8 @@ class ReportFacts:
     """Of the champion's snapshot."""
     shares_note: str = ""
     """Why one of the two is missing."""
+    seed_study: Row | None = None
+    """Of the table `seed_study`: the newest with enough seeds when the run ended."""
     findings: tuple[Finding, ...] = ()
     model_path: Path | None = None
     """Of the version that this night made."""
@@ -129,6 +135,7 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
             tonight=tonight,
             before=before,
             shares_note=note,
+            seed_study=stored["seed_study"],
             findings=_findings(
                 run, pipeline, epochs, stored["attempts"], stored["train_rows"], _earlier(db, run, pipeline)
             ),
@@ -187,15 +194,21 @@ def _stored(session: Session, run_id: str) -> dict[str, Any]:
             Promotion.valid_from <= run.started_at,
             sa.or_(Promotion.valid_to.is_(None), Promotion.valid_to > run.started_at),
         )
+    study = newest_study(session, run.pipeline, cast("Average", run.average), before=run.finished_at)
     return {
         "config": run.config,
         "label_names": [str(name) for name in run.label_names],
-        "attempts": tuple({name.key: getattr(row, name.key) for name in sa.inspect(Attempt).attrs} for row in attempts),
+        "attempts": tuple(map(_as_row, attempts)),
+        "seed_study": _as_row(study) if study else None,
         "train_rows": snapshot.rows_train if snapshot else None,
         "model_path": session.scalar(sa.select(ModelVersion.path).where(ModelVersion.run_id == run_id)),
         "champion": session.execute(met.limit(1)).first(),
         "reigning": session.execute(reigns.where(Promotion.valid_to.is_(None)).limit(1)).first(),
     }
+
+
+def _as_row(stored: Attempt | SeedStudy) -> Row:
+    return {name.key: getattr(stored, name.key) for name in stored.__mapper__.attrs}
 
 
 def _champion(home: Home, found: Any) -> Champion | None:

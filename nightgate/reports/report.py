@@ -13,12 +13,13 @@ It comes of every run, whatever its status: what a run never came to has no sect
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import quote
 
 from nightgate.files import write_whole
 from nightgate.home import Home
-from nightgate.reports import document, html_page, sections
+from nightgate.reports import document, html_page, sections, verdict
 from nightgate.reports.document import Block, Callout, Code, Document, Facts, Mono, Section, Text
 from nightgate.reports.facts import REPORT_FILE
 from nightgate.reports.facts import ReportFacts as ReportFacts
@@ -37,7 +38,8 @@ def as_document(facts: ReportFacts) -> Document:
         head.append(Callout(("A dry run: nothing was promoted, whatever the gate said.",), tone="calm"))
     head += sections.tiles(facts)
     parts = [
-        Section("Verdict", sections.verdict(facts)),
+        Section("Verdict", verdict.verdict(facts)),
+        Section("Checks of classes and slices", verdict.slice_checks(facts)),
         Section("Diagnosis", sections.diagnosis(facts)),
         Section("Epochs", sections.epochs(facts)),
         Section("Test rows", sections.test_rows(facts)),
@@ -100,7 +102,8 @@ def _links(facts: ReportFacts) -> list[Block]:
     history = f"nightgate history {run['pipeline']} --run {run['run_id']}"
     rows += [("Its epochs", [Mono(history)])] if facts.epochs else []
     rows += [("Its slices", [Mono(f"{history} --slices")])] if facts.slices else []
-    query = EXAMPLE_QUERY.format(pipeline=run["pipeline"])
+    # A line for each part: the column of an artifact is narrow.
+    query = re.sub(r" (?=FROM |WHERE |ORDER BY )", "\n", EXAMPLE_QUERY.format(pipeline=run["pipeline"]))
     blocks: list[Block] = [Facts(rows)] if rows else []
     return [*blocks, Text(("Ask the database, here for the epochs of all nights:",)), Code(query, "sql")]
 

@@ -19,7 +19,6 @@ from nightgate.reports.parts import (
     gap,
     moment,
     number,
-    outcome_mark,
     percent,
     rows,
     score,
@@ -48,37 +47,17 @@ def tiles(facts: ReportFacts) -> list[Block]:
     if run["best_epoch"] is not None:
         found.append(Tile("Best epoch", f"{run['best_epoch']}", f"of {len(facts.epochs)}, by validation F1"))
     if run["test_rows"] is not None:
-        found.append(Tile("Test rows", number(run["test_rows"]), f"of {number(run['rows_total'])}"))
+        found.append(Tile("Test rows", number(run["test_rows"]), _of_which(run)))
     if run["duration_seconds"] is not None:
         found.append(Tile("Took", duration(run["duration_seconds"]), run["device"] or ""))
     return [Tiles(found)] if found else []
 
 
-def verdict(facts: ReportFacts) -> list[Block]:
-    run = facts.run
-    blocks: list[Block] = []
-    beats = next((check for check in facts.checks if check["check_name"] == "beats_champion"), None)
-    spread = (beats["ci_low"], beats["ci_high"]) if beats else (None, None)
-    if run["test_f1"] is not None:
-        blocks.append(
-            charts.comparison(
-                (run["test_f1"], run["f1_ci_low"], run["f1_ci_high"]),
-                champion=run["champion_f1"],
-                min_f1=run["min_f1"],
-                difference=spread,
-            )
-        )
-        told = "Bars and brackets are 95 % intervals."
-        if run["champion_f1"] is not None:
-            same = f"the same {rows(run['test_rows'])}"
-            told += f" Version {run['champion_version']}, the champion, was scored tonight on {same}."
-        blocks.append(Text((told,), kind="small"))
-    if facts.checks:
-        table = [[outcome_mark(check["outcome"]), _check_name(check), check["reason"]] for check in facts.checks]
-        blocks.append(Table(("outcome", "check", "reason"), table))
-    if facts.approval:
-        blocks.append(Facts(_approval(facts.approval)))
-    return blocks
+def _of_which(run: Row) -> str:
+    """Of how many rows the test rows that decided are."""
+    if run["window_start"] is None:
+        return f"of {number(run['rows_total'])}"
+    return f"since {run['window_start']:%Y-%m-%d}, of {number(run['test_rows_all'])}"
 
 
 def diagnosis(facts: ReportFacts) -> list[Block]:
@@ -297,20 +276,6 @@ def _threads(attempts: Iterable[Row]) -> str:
 
 def _lengths(median: int, long: int) -> str:
     return f"median {median:,} characters, 95 % have no more than {long:,}"
-
-
-def _check_name(check: Row) -> str:
-    name = str(check["check_name"])
-    return f"{name} ({check['slice_name']}: {check['slice_value']})" if check["slice_name"] else name
-
-
-def _approval(approval: Row) -> list[tuple[str, list[Span]]]:
-    if approval["decision"] is None:
-        return [("Approval", [f"waits since {moment(approval['requested_at'])}, until {moment(approval['deadline'])}"])]
-    by = f" by {approval['decided_by']}" if approval["decided_by"] else ""
-    why = f": {approval['reason']}" if approval["reason"] else ""
-    told = str(approval["decision"]).replace("_", " ")
-    return [("Approval", [f"{told}{by}, {moment(approval['decided_at'])}{why}"])]
 
 
 def _remedy(remedy: str) -> list[Span]:
