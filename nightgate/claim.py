@@ -9,18 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-
-from nightgate import gate, ledger, logs, metrics, settling
+from nightgate import gate, ledger, logs, metrics, pointer, settling
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import NightgateError
+from nightgate.golden import GoldenSet
 from nightgate.heartbeat import Heartbeat
 from nightgate.home import Home, open_home
-from nightgate.intervals import Interval
-from nightgate.jobs import Progress, TrainResult
+from nightgate.jobs import Progress, ScoreResult, TrainResult
 from nightgate.nights import Night
 from nightgate.progress import record_progress
 from nightgate.snapshots import Snapshot
@@ -49,21 +45,23 @@ class NightRun:
         self.snapshot: Snapshot
         self.started_from: int | None = None
         """The champion's version that training went on from; None: the base model."""
+        self.started_revision: str | None = None
+        """What that version's base model was."""
         self.restarts = 0
         """How often a process of this attempt stood still and was started again."""
         self.on_stall: Callable[[str], None] = log.debug
         """Told whenever that happens."""
         self.trained: TrainResult
         self.champion: ledger.VersionRow | None = None
-        self.champion_flaw = ""
-        """Why the champion's score tonight is no evidence; '' where it is."""
-        self.champion_reuse: gate.Reuse | None = None
-        """How much of the champion's score tonight is of an earlier night."""
-        self.test_rows: pd.DataFrame
-        self.predictions: dict[str, NDArray[np.int64]]
-        """Class indices of the test rows by `candidate` and, if one reigns, `champion`."""
+        self.anchor: ledger.VersionRow | None = None
+        self.golden: GoldenSet
+        self.folders: dict[str, Path]
+        """By side the model that is scored."""
+        self.scored: ScoreResult
+        self.evidence: gate.Evidence
+        """All that the verdict follows from."""
         self.test_scores: metrics.Scores
-        self.test_interval: Interval | None
+        """Of the candidate, on the test rows that decide."""
         self.decision: gate.Decision
         self.version: int
 
@@ -147,6 +145,7 @@ def open_night(
                 with _settled(run), Heartbeat(db, run.run_id, run.attempt) as run.heartbeat:
                     if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
                         settling.record_missed(db, pipeline, night.scheduled_for)
+                    pointer.follow(db, pipeline.name)
                     yield run
             except NightgateError:
                 if on_end is not None:

@@ -1,7 +1,8 @@
 """The command line: `nightgate --help`. Heavy imports stand inside the functions, so that help is quick.
 
 Here: the app, and what runs nights and looks after the place; `cli_read` holds the commands that read, `cli_decide`
-those that decide, `cli_options` what they share. COMMANDS is the order in which help lists them.
+those that decide, `cli_seeds` the one that measures chance, `cli_options` what they share. COMMANDS is the order in
+which help lists them.
 
 Results go to stdout, progress and logs to stderr. Exit 0: promoted, held, skipped, superseded or waiting; 1: failed or
 cancelled; 2: bad usage or configuration; 3: held, with --fail-on-held.
@@ -20,9 +21,11 @@ import typer
 from typer.core import TyperGroup
 
 from nightgate import __version__
-from nightgate.cli_decide import approve, promote, reconcile, reject, rollback
+from nightgate.cli_decide import approve, freeze, promote, reconcile, reject, rollback, unfreeze
+from nightgate.cli_gate import compare, export, gate_app, push
 from nightgate.cli_options import OutputFormat, PipelineName, date_of, show
 from nightgate.cli_read import champion, history, predict, status, versions
+from nightgate.cli_seeds import seeds
 from nightgate.errors import NightgateError
 from nightgate.logs import without_secrets
 from nightgate.output import Format
@@ -45,7 +48,7 @@ class _InWords(TyperGroup):
             code = error.exit_code
         except KeyboardInterrupt:
             again = ": run the same command again to go on from the last checkpoint"
-            typer.echo(f"cancelled{again if ctx.invoked_subcommand == 'run' else ''}", err=True)
+            typer.echo(f"cancelled{again if ctx.invoked_subcommand in {'run', 'seeds'} else ''}", err=True)
             code = 1
         except BrokenPipeError:
             # The reader of a pipe (`| head`) has gone: no error of ours. Python would complain again at exit.
@@ -250,11 +253,17 @@ COMMANDS = (
     history,
     champion,
     versions,
+    compare,
     predict,
     promote,
     rollback,
+    freeze,
+    unfreeze,
     approve,
     reject,
+    push,
+    export,
+    seeds,
     reconcile,
     serve,
     deploy,
@@ -262,6 +271,7 @@ COMMANDS = (
 )
 for _command in COMMANDS:
     app.command()(_command)
+app.add_typer(gate_app, name="gate")
 app.add_typer(database_app, name="db")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate import ledger
+from nightgate import freezes, ledger, pointer
 from nightgate.approvals import open_approvals
 from nightgate.connection import parse_url, sqlite_path
 from nightgate.database import Database, database_url, safe_url
@@ -48,6 +48,7 @@ def examine() -> Seen:
         findings = [_writable(db, safe_url(url))]
         findings += place_findings(home.root, sqlite_path(url), mounts())
         findings += [*_shared_home(db, home), *_workers(db), *_runs(db), *_slots(db), *_approvals(db)]
+        findings += [*_pointers(db, home), *_freezes(db)]
         return Seen(findings, frozenset(used_pipelines(db)), _ahead(db))
 
 
@@ -168,6 +169,20 @@ def _approvals(db: Database) -> Iterator[Finding]:
             yield Finding("warning", "approvals", f"{told}, which is over", RECONCILE)
         else:
             yield Finding("ok", "approvals", told, f"nightgate approve {one.pipeline} --reason TEXT, or reject")
+
+
+def _pointers(db: Database, home: Home) -> Iterator[Finding]:
+    if not home.id:
+        return  # a home that is not on this machine has no links to look at
+    for pipeline in sorted(used_pipelines(db)):
+        if wrong := pointer.disagreement(db, home, pipeline):
+            yield Finding("warning", "champion links", wrong, RECONCILE)
+
+
+def _freezes(db: Database) -> Iterator[Finding]:
+    for pipeline in sorted(used_pipelines(db)):
+        if freeze := freezes.frozen(db, pipeline):
+            yield Finding("warning", "freezes", f"{pipeline} is {freeze}", freeze.remedy)
 
 
 def _ahead(db: Database) -> timedelta | None:

@@ -37,7 +37,7 @@ def processes() -> int:
     """
     asked = os.environ.get(SETTING, "1").strip() or "1"
     if asked == "gpus":
-        return max(1, _gpus())
+        return max(1, len(gpus()))
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
     raise ConfigurationError(
@@ -69,11 +69,12 @@ def environment(count: int) -> dict[str, str]:
     return {**_ALWAYS, **openmp_settings(), **threads, **kept, "PYTHONPATH": path}
 
 
-def _gpus() -> int:
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+        return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    return [str(at) for at in range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))]

@@ -10,8 +10,8 @@
     promote(db, ...) or finish_run(db, ...)
 
 Every one may be repeated: what is recorded already stays as it is. How a run begins is in `nightgate.opening`, how it
-lives and ends in `nightgate.runs`; versions and champions are in `nightgate.reigns`. All of it is meant to be called as
-`ledger.<name>`.
+lives and ends in `nightgate.runs`; versions and champions are moved in `nightgate.reigns` and read in
+`nightgate.version_rows`. All of it is meant to be called as `ledger.<name>`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from nightgate.comparability import metric_key
 from nightgate.database import Database
 from nightgate.opening import OpenedRun, night_of, open_run
+from nightgate.outcomes import joint_outcomes
 from nightgate.owners import Owner
-from nightgate.reigns import VersionRow, add_version, champion, promote, reigns, versions
+from nightgate.reigns import add_version, promote
 from nightgate.runs import attempt_of, fenced, finish_run, outcome, record_attempt
-from nightgate.schema import ConfusionCell, Epoch, GateCheck, QuarantinedRow, Run, SliceMetric, Snapshot
+from nightgate.schema import ConfusionCell, Epoch, GateCheck, JointOutcome, QuarantinedRow, Run, SliceMetric, Snapshot
+from nightgate.version_rows import VersionRow, anchor, champion, reigns, versions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from nightgate.gate import Decision, Measured
+    from nightgate.gate import Decision, Evidence, Measured
     from nightgate.jobs import EpochReport, TrainResult
     from nightgate.metrics import Scores, SliceScore
     from nightgate.refresh import Refreshed
@@ -47,6 +50,7 @@ __all__ = [
     "Owner",
     "VersionRow",
     "add_version",
+    "anchor",
     "champion",
     "finish_run",
     "night_of",
@@ -244,30 +248,29 @@ def record_decision(
     run_id: str,
     attempt: int,
     decision: Decision,
+    evidence: Evidence | None = None,
     scores: Scores | None = None,
-    candidate: Measured | None = None,
-    champion: Measured | None = None,
 ) -> None:
-    """The verdict, its reason, every check behind it, and what both sides showed on the test rows.
+    """The verdict, its reason, every check behind it, and what the sides showed on the test rows.
 
     Args:
-        scores: of the candidate on the test rows.
-        candidate: what the gate saw of it; None where nothing could be measured.
-        champion: what the gate saw of the champion on the same rows; None where nobody reigns.
+        evidence: what it was decided by, for the joint outcomes; None where nothing could be measured.
+        scores: of the candidate on the rows that decided.
     """
+    outcomes = joint_outcomes(evidence, decision.measured) if evidence and decision.measured else []
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
         run.verdict, run.reason = decision.verdict, decision.reason
-        if candidate is not None:
-            _add_test(run, scores, candidate, champion)
+        if evidence is not None and decision.measured is not None:
+            _add_measured(run, evidence, decision.measured, scores)
         if session.scalar(_count(GateCheck, run_id=run_id, attempt=attempt)):
             return
+        place = {"run_id": run_id, "attempt": attempt}
         for position, check in enumerate(decision.checks):
             session.add(
                 GateCheck(
-                    run_id=run_id,
-                    attempt=attempt,
+                    **place,
                     position=position,
                     check_name=check.name,
                     slice_name=check.slice_name or "",
@@ -283,29 +286,43 @@ def record_decision(
                     reason=check.reason,
                 )
             )
+        if outcomes:
+            session.execute(sa.insert(JointOutcome), [place | cell for cell in outcomes])
 
     db.write(work)
 
 
-def _add_test(run: Run, scores: Scores | None, candidate: Measured, champion: Measured | None) -> None:
+def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scores | None) -> None:
     average = cast("Average", run.average)
-    low, high = candidate.interval or (None, None)
-    reigning = champion.f1 if champion else None
+    ours, theirs, fresh = measured.candidate, measured.champion, measured.champion_fresh
+    low, high = ours.interval or (None, None)
+    fresh_low, fresh_high = (fresh.interval if fresh else None) or (None, None)
+    reigning = theirs.f1 if theirs else None
     values: dict[str, float | None] = {
         "test_accuracy": scores.accuracy if scores else None,
-        "test_f1": candidate.f1,
+        "test_f1": ours.f1,
         "test_precision": scores.precision(average) if scores else None,
         "test_recall": scores.recall(average) if scores else None,
         "f1_ci_low": low,
         "f1_ci_high": high,
         "champion_f1": reigning,
-        "f1_delta": candidate.f1 - reigning if candidate.f1 is not None and reigning is not None else None,
+        "f1_delta": ours.f1 - reigning if ours.f1 is not None and reigning is not None else None,
+        "test_f1_all": measured.candidate_all.f1,
+        "detectable_gain": measured.detectable_gain,
+        "champion_fresh_f1": fresh.f1 if fresh else None,
+        "fresh_ci_low": fresh_low,
+        "fresh_ci_high": fresh_high,
+        "anchor_f1": measured.anchor.f1 if measured.anchor else None,
     }
     for name, value in values.items():
         setattr(run, name, value)
     run.nonfinite = _nonfinite(values)
-    run.test_version, run.test_rows = candidate.test_version, candidate.support
-    run.champion_version = champion.version if champion else None
+    run.test_version, run.test_rows, run.test_rows_all = evidence.test_version, ours.rows, measured.candidate_all.rows
+    run.window_start, run.rows_left_out = measured.window_start, measured.left_out
+    run.champion_version = evidence.champion.version if evidence.champion else None
+    run.champion_fresh_rows = fresh.rows if fresh else None
+    run.anchor_version = evidence.anchor.version if evidence.anchor else None
+    run.metric_key = metric_key(evidence.test_version, evidence.label_names, average)
 
 
 def _add_details(

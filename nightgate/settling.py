@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from cronsim import CronSim
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from nightgate.approvals import Ended, reject
 from nightgate.config import Pipeline
@@ -200,8 +200,11 @@ class EndedLately:
 
 
 def ended_lately(db: Database, now: datetime | None = None) -> list[EndedLately]:
-    """Runs that ended within the last days and that Prefect knows."""
+    """Runs of Prefect's that ended within the last days, each as its newest row says: one that was tried again after a
+    change of the configuration, or by force, is at work in a row of its own.
+    """
     since = (now or datetime.now(UTC)) - NEWS
+    later = aliased(Run)
     query = sa.select(
         Run.run_id,
         Run.status,
@@ -209,7 +212,11 @@ def ended_lately(db: Database, now: datetime | None = None) -> list[EndedLately]
         Run.error_type,
         Run.finished_at,
         Run.prefect_flow_run_id,
-    ).where(Run.finished_at > since, Run.prefect_flow_run_id.is_not(None))
+    ).where(
+        Run.finished_at > since,
+        Run.prefect_flow_run_id.is_not(None),
+        ~sa.exists().where(later.prefect_flow_run_id == Run.prefect_flow_run_id, later.started_at > Run.started_at),
+    )
     return db.read(lambda session: [EndedLately(*row) for row in session.execute(query)])
 
 

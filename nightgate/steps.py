@@ -6,8 +6,9 @@
         if not skip_without_news(run):
             for epoch in fine_tune(run):          # a process of its own; yields after each epoch
                 record_epoch(run, score_epoch(run, epoch))      # metrics -> SQL, before the next epoch ends
-            score_on_test(run)                    # candidate and champion on the same rows
-            judge(run)                            # checks and verdict -> SQL
+            score_on_test(run)                    # candidate, champion and anchor on the same rows
+            try_serving(run)                      # the saved model in a fresh process, without our code
+            judge(run)                            # evidence, checks and verdict -> SQL
             register_candidate(run)               # a numbered version, held ones too
             settle(run)                           # promoted, held, or waiting for a person
 
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate import approvals, ledger, metrics, refresh, registry, slots, startup, supervisor
+from nightgate import approvals, freezes, ledger, metrics, refresh, registry, retention, slots, startup, supervisor
 from nightgate.claim import NightRun as NightRun
 from nightgate.claim import open_night as open_night
 from nightgate.config import Pipeline, duration
@@ -35,10 +36,12 @@ from nightgate.errors import (
     DataError,
     PromotionLostError,
 )
+from nightgate.gathering import score_on_test as score_on_test
+from nightgate.gathering import try_serving as try_serving
 from nightgate.jobs import EpochReport, Progress, TrainJob
 from nightgate.judging import judge as judge
 from nightgate.judging import read_predictions as read_predictions
-from nightgate.judging import score_on_test as score_on_test
+from nightgate.lineage import base_model_revision, environment
 from nightgate.nights import Night
 from nightgate.reports import report
 from nightgate.skips import skip_reason
@@ -58,6 +61,7 @@ def run_night(pipeline: Pipeline, night: Night, *, force: bool = False, dry_run:
                     for epoch in epochs:
                         record_epoch(run, score_epoch(run, epoch))
                 score_on_test(run)
+                try_serving(run)
                 judge(run)
                 register_candidate(run)
                 settle(run)
@@ -140,7 +144,7 @@ def fine_tune(run: NightRun, on_progress: Callable[[Progress], None] | None = No
             log.info("there is no champion to start from yet: starting from %s", run.pipeline.training.base_model)
         else:
             start_from = run.home.absolute(champion.path)
-            run.started_from = champion.version
+            run.started_from, run.started_revision = champion.version, champion.base_model_revision
     job = TrainJob(
         run_dir=run.directory,
         attempt=run.attempt,
@@ -212,6 +216,7 @@ def record_epoch(run: NightRun, scored: ScoredEpoch) -> None:
 
 def register_candidate(run: NightRun) -> None:
     """Make the candidate a numbered version that plain transformers can open. Held ones are versions too."""
+    measured, training = run.decision.measured, run.pipeline.training
     candidate = registry.Candidate(
         pipeline=run.pipeline,
         run_id=run.run_id,
@@ -220,42 +225,65 @@ def register_candidate(run: NightRun) -> None:
         best_model=run.trained.best_model,
         best_epoch=run.trained.best_epoch,
         test=run.test_scores,
-        test_interval=run.test_interval,
+        test_interval=measured.candidate.interval if measured else None,
         decision=run.decision,
         started_from=run.started_from,
+        base_model_revision=run.started_revision
+        if run.started_from is not None
+        else base_model_revision(training.base_model, training.base_model_revision),
+        environment=environment(run.trained.device, run.trained.precision),
     )
     run.version = registry.register_candidate(run.db, run.home, candidate).version
 
 
 def settle(run: NightRun) -> None:
-    """Promote in one transaction that names the champion it expects, hold, or wait for a person; drop checkpoints."""
-    decision = run.decision
-    expected = run.champion.version if run.champion else None
-    by_hand = f"nightgate promote {run.pipeline.name} {run.version} --reason TEXT"
+    """Promote in one transaction that names the champion it expects, hold, or wait for a person; then tidy up."""
+    decision, name = run.decision, run.pipeline.name
+    by_hand = f"nightgate promote {name} {run.version} --reason TEXT"
+    frozen = freezes.frozen(run.db, name)
     if decision.verdict != "promote":
-        next_step = f"if this version should reign all the same: {by_hand}" if run.champion_flaw else ""
-        _hold(run, decision.reason, next_step)
+        flawed = run.evidence.champion is not None and run.evidence.champion.flaw
+        _hold(run, decision.reason, f"if this version should reign all the same: {by_hand}" if flawed else _remedy(run))
     elif run.dry_run:
         _hold(run, f"dry run, not promoted: {decision.reason}", by_hand)
+    elif frozen is not None:
+        _hold(run, f"{frozen}; else it would have been promoted: {decision.reason}", frozen.remedy)
     elif run.pipeline.gate.approval:
-        _wait_for_approval(run, expected)
+        _wait_for_approval(run)
     else:
-        try:
-            ledger.promote(
-                run.db,
-                run.pipeline.name,
-                run.version,
-                expected=expected,
-                run_id=run.run_id,
-                attempt=run.attempt,
-                by="gate",
-                reason=decision.reason,
-            )
-            run.status, run.reason = "promoted", decision.reason
-        except PromotionLostError as error:
-            # Not a failure of this night: somebody moved the champion after it was scored.
-            _hold(run, f"would have been promoted, but {error.reason}", error.next_step)
+        _promote(run)
     remove_checkpoints(run.directory)
+    retention.sweep(run.db, run.home, run.pipeline)
+
+
+def _promote(run: NightRun) -> None:
+    measured = run.decision.measured
+    try:
+        ledger.promote(
+            run.db,
+            run.pipeline.name,
+            run.version,
+            expected=run.champion.version if run.champion else None,
+            run_id=run.run_id,
+            attempt=run.attempt,
+            by="gate",
+            reason=run.decision.reason,
+            moves_anchor=measured is not None and measured.moves_anchor,
+        )
+        run.status, run.reason = "promoted", run.decision.reason
+    except PromotionLostError as error:
+        # Not a failure of this night: somebody moved the champion after it was scored.
+        _hold(run, f"would have been promoted, but {error.reason}", error.next_step)
+
+
+def _remedy(run: NightRun) -> str:
+    """What the diagnosis would try first; '' where it finds nothing."""
+    try:
+        findings = report.gather(run.home, run.run_id, snapshots=False).findings
+    except Exception as error:  # noqa: BLE001 - a hint, on which no verdict may depend
+        log.warning("run %s has no diagnosis: %s", run.run_id, error)
+        return ""
+    return findings[0].remedy if findings else ""
 
 
 def _hold(run: NightRun, reason: str, next_step: str) -> None:
@@ -263,7 +291,8 @@ def _hold(run: NightRun, reason: str, next_step: str) -> None:
     run.status, run.reason = "held", reason
 
 
-def _wait_for_approval(run: NightRun, expected: int | None) -> None:
+def _wait_for_approval(run: NightRun) -> None:
+    expected = run.champion.version if run.champion else None
     patience = duration(run.pipeline.gate.approval_timeout)
     assert patience is not None, "a duration that may not be empty"
     name = run.pipeline.name

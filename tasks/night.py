@@ -61,7 +61,8 @@ def skip_without_news(run: steps.NightRun, *, force: bool = False) -> bool:
 def fine_tune(run: steps.NightRun) -> Generator[EpochReport]:
     with LiveProgress(_key(run, "progress")) as live:
         yield from steps.fine_tune(run, live.show)
-        live.end(f"{run.trained.epochs_run} epochs, the best one is epoch {run.trained.best_epoch}")
+        epochs = f"{run.trained.epochs_run} epoch{'' if run.trained.epochs_run == 1 else 's'}"
+        live.end(f"{epochs}, the best one is epoch {run.trained.best_epoch}")
 
 
 @step("{scored}")
@@ -72,6 +73,11 @@ def record_epoch(run: steps.NightRun, scored: steps.ScoredEpoch) -> None:
 @step("score on test")
 def score_on_test(run: steps.NightRun) -> None:
     steps.score_on_test(run)
+
+
+@step("serve in a fresh process")
+def try_serving(run: steps.NightRun) -> None:
+    steps.try_serving(run)
 
 
 @step("judge")

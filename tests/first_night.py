@@ -35,5 +35,5 @@ def first_night(session_root: Path) -> FirstNight:
 def copy_first_night(session_root: Path, home: Path) -> FirstNight:
     """The same night in a home of the test's own: paths in the database are relative, so a home can be copied."""
     first = first_night(session_root)
-    shutil.copytree(first.home, home)
+    shutil.copytree(first.home, home, symlinks=True)
     return FirstNight(first.pipeline, home, first.done)

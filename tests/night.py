@@ -32,7 +32,12 @@ learning_rate = 1e-3
 max_length = 32
 
 [gate]
+# So small a model on so few rows shows nothing: these nights are about everything else.
 min_f1 = 0.0
+policy = "threshold_only"
+max_share_gap = 1.0
+max_calibration_error = 1.0
+max_latency_ratio = 100.0
 """
 
 

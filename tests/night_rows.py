@@ -161,7 +161,9 @@ def confusion() -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.array([[4, 1], [2, 3]], dtype=np.int64)
 
 
-def decision(verdict: gate.Verdict = "promote") -> gate.Decision:
+def decision(
+    verdict: gate.Verdict = "promote", f1: float | None = 0.6, champion_f1: float | None = None
+) -> gate.Decision:
     passed = verdict == "promote"
     check = gate.Check(
         name="min_f1",
@@ -174,26 +176,45 @@ def decision(verdict: gate.Verdict = "promote") -> gate.Decision:
         rows_used=10,
     )
     first = gate.Check(name="beats_champion", outcome="not_run", reason="there is no champion yet")
-    return gate.Decision(verdict, check.reason, (check, first))
+    measured = gate.Measured(
+        window=np.ones(10, dtype=np.bool_),
+        window_start=None,
+        left_out=0,
+        candidate=gate.Score(10, f1, Interval(0.5, 0.7)),
+        candidate_all=gate.Score(10, f1),
+        champion=None if champion_f1 is None else gate.Score(10, champion_f1),
+    )
+    return gate.Decision(verdict, check.reason, (check, first), measured)
 
 
-def measured(f1: float | None = 0.6, version: int | None = None) -> gate.Measured:
-    return gate.Measured(f1, 10, "t-0011223344", night().data_until, Interval(0.5, 0.7), version)
+def evidence(champion: int | None = None) -> gate.Evidence:
+    """Ten test rows, on which the candidate and, if there is one, the champion were scored."""
+    true = np.array([0] * 5 + [1] * 5)
+    guesses = np.array([0, 0, 0, 0, 1, 0, 0, 1, 1, 1])
+    of_champion = gate.Side(guesses, night().data_until, champion) if champion is not None else None
+    return gate.Evidence(
+        label_names=pipeline().data.label_names,
+        test_version="t-0011223344",
+        data_until=night().data_until,
+        test=gate.Rows(true, np.arange(10), tuple(f"{number:032x}" for number in range(10))),
+        candidate=gate.Side(guesses, night().data_until),
+        champion=of_champion,
+    )
 
 
 def judged_version(
-    db: Database, day: int = 0, verdict: gate.Verdict = "promote", **options: Any
+    db: Database, day: int = 0, verdict: gate.Verdict = "promote", name: str = "reviews", **options: Any
 ) -> tuple[ledger.OpenedRun, int]:
-    """A run of that night up to its version, still running, and the version's number."""
+    """A run of that night up to its version, still running, and the version's number. Its folder is not made."""
     # As a backfill: tests bring nights in any order.
-    opened = open_run(db, pipeline(), replace(night(day), trigger="backfill"), **options)
-    ledger.record_decision(db, opened.run_id, opened.attempt, decision(verdict), scores(), measured())
-    version = ledger.add_version(db, opened.run_id, opened.attempt, lambda number: f"models/reviews/v{number:04d}")
+    opened = open_run(db, pipeline(name), replace(night(day), trigger="backfill"), **options)
+    ledger.record_decision(db, opened.run_id, opened.attempt, decision(verdict), evidence(), scores())
+    version = ledger.add_version(db, opened.run_id, opened.attempt, lambda number: f"models/{name}/v{number:04d}")
     return opened, version
 
 
-def held_version(db: Database, day: int = 0) -> int:
+def held_version(db: Database, day: int = 0, name: str = "reviews") -> int:
     """A version of an ended run."""
-    opened, version = judged_version(db, day)
+    opened, version = judged_version(db, day, name=name)
     ledger.finish_run(db, opened.run_id, opened.attempt, "held")
     return version

@@ -112,6 +112,8 @@ def served(session_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "NIGHTGATE_HOME": str(folder / "home"),
         "PREFECT_HOME": str(session_root / "browser-server"),
         "PREFECT_SERVER_API_PORT": url.split(":")[-1],
+        # Not the copy in the installed package, which servers of all projects share.
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(session_root / "browser-ui"),
         "PYTHONPATH": str(ROOT),
     }
     with log.open("ab") as output:

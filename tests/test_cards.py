@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import yaml
 
 from nightgate.cards import CardFacts, model_card
-from nightgate.gate import Measured, decide
+from nightgate.gate import decide
 from nightgate.intervals import Interval
 from nightgate.pipelines import check_pipeline
+from tests.gate_night import night
 
 TABLE = """\
 | Training Loss | Epoch | Step | Validation Loss | Accuracy | F1     | Precision | Recall |
@@ -98,9 +98,8 @@ def test_before_the_gate_has_spoken_the_card_says_where_the_verdict_will_stand()
 
 
 def test_a_known_verdict_stands_in_the_card_with_its_checks() -> None:
-    candidate = Measured(0.5, 1200, "t-0123456789", datetime(2026, 3, 2, tzinfo=UTC))
-    pipeline = facts().pipeline
-    card = model_card(facts(decision=decide(candidate, None, pipeline.gate)))
+    first = replace(night(0.50), champion=None, anchor=None)
+    card = model_card(facts(decision=decide(first, facts().pipeline.gate)))
     assert "Verdict: hold." in card
     assert "is below min_f1 0.5400" in card
     assert "- beats_champion: not_run. no champion yet" in card

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -72,8 +73,14 @@ def commands() -> list[tuple[str, Any]]:
 
 def test_every_command_of_this_step_is_there() -> None:
     reading = {"status", "history", "champion", "versions", "predict", "doctor"}
-    deciding = {"promote", "rollback", "approve", "reject", "reconcile"}
-    assert {name for name, _ in commands()} == reading | deciding | {"run", "serve", "deploy", "db upgrade"}
+    deciding = {"promote", "rollback", "freeze", "unfreeze", "approve", "reject", "reconcile"}
+    of_the_gate = {"compare", "push", "export", "seeds", "gate replay", "gate power"}
+    assert {name for name, _ in commands()} == reading | deciding | of_the_gate | {
+        "run",
+        "serve",
+        "deploy",
+        "db upgrade",
+    }
 
 
 @pytest.mark.parametrize(("name", "command"), commands(), ids=[name for name, _ in commands()])
@@ -226,7 +233,7 @@ def test_champion_and_versions_agree_in_every_format(run: Run) -> None:
     table = run("versions", "small").stdout.splitlines()
     assert table[0].split()[:4] == ["version", "status", "night", "test_f1"]
     assert f"{champion['test_f1']:.4f}" in table[1]
-    assert "version       1\n" in run("champion", "small").stdout
+    assert re.search(r"^version +1$", run("champion", "small").stdout, re.MULTILINE)
 
 
 def test_champion_at_a_time_tells_who_reigned_then(run: Run) -> None:
@@ -292,11 +299,30 @@ def test_a_version_is_promoted_and_rolled_back_by_hand_with_the_reason(first: Fi
     assert promoted.stdout == "version 2 is the champion of small now, in place of version 1\n", promoted.stderr
     assert records(run("champion", "small", "--format", "json"))[0]["version"] == 2
     rolled = run("rollback", "small", "--reason", "it did not")
-    assert rolled.stdout == "version 1 is the champion of small now, in place of version 2\n", rolled.stderr
+    assert rolled.stdout == (
+        "version 1 is the champion of small now, in place of version 2, which is quarantined. "
+        "No run promotes itself until `nightgate unfreeze small --reason TEXT`\n"
+    ), rolled.stderr
     query = "SELECT model_version, kind, reason FROM promotions ORDER BY promoted_at"
     assert rows(first.home, query)[1:] == [(2, "promote", "it reads better"), (1, "rollback", "it did not")]
     states = {row["version"]: row["status"] for row in records(run("versions", "small", "--format", "json"))}
-    assert states == {1: "champion", 2: "former"}
+    assert states == {1: "champion", 2: "quarantined"}
+    thawed = run("unfreeze", "small", "--reason", "its rows are mended")
+    assert thawed.stdout.startswith("small is not frozen any more; it was frozen since "), thawed.stderr
+    refused = run("promote", "small", "2", "--reason", "after all")
+    assert "quarantined since" in refused.stderr
+    released = run("promote", "small", "2", "--reason", "after all", "--despite-quarantine", "--anchor")
+    assert released.stdout.endswith("in place of version 1; it is the anchor too, in place of version 1\n")
+
+
+def test_a_pipeline_is_frozen_and_let_go_by_hand(run: Run) -> None:
+    frozen = run("freeze", "small", "--reason", "look at the labels")
+    assert frozen.stdout.startswith("small is frozen: its nights go on and are held until "), frozen.stderr
+    again = run("freeze", "small", "--reason", "twice")
+    assert again.returncode == 1
+    assert ": look at the labels\n  next: " in again.stderr
+    assert run("unfreeze", "small", "--reason", "looked").returncode == 0
+    assert "small is not frozen" in run("unfreeze", "small", "--reason", "looked").stderr
 
 
 @pytest.mark.parametrize(
@@ -306,6 +332,8 @@ def test_a_version_is_promoted_and_rolled_back_by_hand_with_the_reason(first: Fi
         (("promote", "small", "champion", "--reason", "x"), "is the champion of small already"),
         (("promote", "small", "2", "--reason", " "), "the reason is blank"),
         (("rollback", "nobody", "--reason", "x"), "the database knows no pipeline 'nobody'"),
+        (("freeze", "nobody", "--reason", "x"), "the database knows no pipeline 'nobody'"),
+        (("unfreeze", "small", "--reason", " "), "the reason is blank"),
     ],
 )
 def test_a_promotion_that_cannot_be_is_refused_in_words(run: Run, arguments: tuple[str, ...], said: str) -> None:
@@ -334,7 +362,7 @@ def test_db_upgrade_makes_the_database_and_says_when_there_is_nothing_to_do(tmp_
         ("training.epochs=many", "training.epochs: "),
         ("training.epochs=0", "greater than or equal to 1"),
         ("gate.min_f1=1.5", "less than or equal to 1"),
-        ("gate.policy=superior", "does not act on it yet"),
+        ("retention.runs=3", "does not act on it yet"),
         ("training.epochs", "write it as table.field=value"),
     ],
 )

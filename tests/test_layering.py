@@ -17,8 +17,22 @@ EDGE = sorted((ROOT / "nightgate").glob("cli*.py"))
 LAYERS = ["nightgate", "tasks", "flows", "deployments"]
 """Each may import itself and those before it."""
 MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
-DATABASE = ["schema", "connection", "database", "owners", "runs", "opening", "heartbeat", "slots", "approvals"]
-DATABASE += ["skips", "settling", "reigns", "ledger", "query", "status"]
+DATABASE = [
+    "columns",
+    "schema_gate",
+    "schema",
+    "connection",
+    "database",
+    "owners",
+    "runs",
+    "opening",
+    "heartbeat",
+    "slots",
+    "approvals",
+]
+DATABASE += ["skips", "settling", "version_rows", "anchors", "freezes", "pointer", "retention", "reigns", "ledger"]
+DATABASE += ["evidence_store", "outcomes", "clean", "seeds", "query", "status"]
+DATABASE += ["comparison", "rescoring", "replay", "power", "handover"]
 TRAINING = [
     "training",
     "worker",
@@ -32,8 +46,12 @@ TRAINING = [
     "metrics",
     "base_models",
     "jobs",
+    "golden",
+    "serve_alone",
 ]
-PURE = ["gate", "intervals", "diagnosis", "cards", "reports.document", "reports.charts", "reports.bar_charts"]
+PURE = ["gate", *(f"gate.{path.stem}" for path in sorted((ROOT / "nightgate" / "gate").glob("[a-z]*.py")))]
+PURE += ["intervals", "calibration", "diagnosis", "cards", "reports.document", "reports.charts", "reports.bar_charts"]
+PURE += ["comparability", "reports.gate_charts", "reports.verdict_charts"]
 HEAVY = {"torch", "transformers", "pandas", "numpy", "sqlalchemy", "datasets", "evaluate", "prefect", "alembic"}
 
 
@@ -133,8 +151,9 @@ def test_the_gate_and_what_else_is_pure_load_neither_torch_nor_pandas_nor_a_data
     assert light(PURE, HEAVY - {"numpy"}) == {}
 
 
-def test_the_registry_loads_torch_only_to_open_a_model() -> None:
-    assert light(["version_files", "classifier", "registry"], {"torch", "transformers", "prefect"}) == {}
+def test_the_registry_and_the_serving_check_load_torch_only_to_open_a_model() -> None:
+    modules = ["version_files", "classifier", "registry", "serving", "golden"]
+    assert light(modules, {"torch", "transformers", "prefect"}) == {}
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.name != "__init__.py"], ids=lambda path: path.stem)

@@ -377,6 +377,18 @@ def test_what_ended_long_ago_is_no_news(database: Database) -> None:
     assert settling.unannounced(database, datetime.now(UTC) + timedelta(days=8)) == []
 
 
+def test_what_a_prefect_run_ended_as_is_what_its_newest_row_says(database: Database) -> None:
+    """With another configuration, or by force, a retry opens a row of its own."""
+    first = opened(database, prefect_flow_run_id="p")
+    ledger.finish_run(database, first.run_id, 1, "failed", reason="too few rows")
+    assert [(end.run_id, end.status) for end in settling.ended_lately(database)] == [(first.run_id, "failed")]
+    again = opened(database, prefect_flow_run_id="p", force=True)
+    assert again.run_id != first.run_id
+    assert settling.ended_lately(database) == []
+    ledger.finish_run(database, again.run_id, 1, "held")
+    assert [(end.run_id, end.status) for end in settling.ended_lately(database)] == [(again.run_id, "held")]
+
+
 def test_dead_runs_of_all_pipelines_are_settled_at_once(database: Database) -> None:
     dead = [night_rows.open_run(database, night_rows.pipeline(name), night_rows.night()) for name in ("one", "two")]
     living = night_rows.open_run(database, night_rows.pipeline("three"), night_rows.night(), owner=ledger.Owner.here())

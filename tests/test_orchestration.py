@@ -14,6 +14,7 @@ import pytest
 from benchmarks.nights import NightError, Spent, spent
 from benchmarks.orchestration import VARIANTS, Results, findings, markdown, verdict
 from benchmarks.pairing import difference
+from nightgate.judging import DECIDED
 from nightgate.refresh import READ
 from nightgate.supervisor import DEALT, LIFE
 
@@ -27,28 +28,31 @@ def line(at: float, message: str) -> dict[str, Any]:
 
 
 def log_of_a_night() -> list[dict[str, Any]]:
-    """Began at 100.0; refresh 101.0 to 101.5, training 102.0 to 108.0, scoring 108.25 to 110.25."""
+    """Began at 100.0; refresh 101.0 to 101.5, training 102.0 to 108.0, scoring 108.25 to 110.25, serving from 110.3 on,
+    and the gate's statistics."""
     return [
         line(101.5, READ % ("s-1", "100 rows, 7 of them new, 0 quarantined", 0.5)),
         line(107.9, "epoch 1: training loss 1.0000"),
         line(108.0, LIFE % ("training", 6.0, DEALT % 0.75)),
         line(110.25, LIFE % ("scoring", 2.0, "")),
+        line(112.3, LIFE % ("serving", 2.0, "")),
+        line(112.9, DECIDED % 0.5),
     ]
 
 
 def test_the_seconds_of_a_night_are_divided_among_work_and_what_lies_around_it() -> None:
-    found = spent(log_of_a_night(), 100.0, 111.0)
+    found = spent(log_of_a_night(), 100.0, 113.5)
     assert found.before == pytest.approx(1.5)
     assert found.dealing == pytest.approx(0.75)
     assert found.between == pytest.approx(0.25)
     assert found.after == pytest.approx(0.75)
     assert found.own == pytest.approx(3.25)
-    assert found.work + found.own == pytest.approx(found.wall) == 11.0
+    assert found.work + found.own == pytest.approx(found.wall) == 13.5
 
 
 def test_a_night_whose_process_was_started_twice_is_no_measurement() -> None:
     lines = log_of_a_night()
-    with pytest.raises(NightError, match=r"\['training', 'training', 'scoring'\] and 1 refreshes"):
+    with pytest.raises(NightError, match=r"\['training', 'training', 'scoring', 'serving'\] and 1"):
         spent([lines[0], lines[2], *lines[2:]], 100.0, 111.0)
 
 

@@ -44,7 +44,7 @@ def published_run(database: Database, day: int = 0) -> str:
     ledger.record_training(database, opened.run_id, 1, night_rows.trained(best_epoch=3))
     ledger.record_test(database, opened.run_id, 1, 3, night_rows.slices(0.5))
     ledger.record_decision(
-        database, opened.run_id, 1, night_rows.decision(), night_rows.scores(), night_rows.measured()
+        database, opened.run_id, 1, night_rows.decision(), night_rows.evidence(), night_rows.scores()
     )
     ledger.finish_run(database, opened.run_id, 1, "held", reason="a rehearsal")
     return opened.run_id

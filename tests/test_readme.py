@@ -44,7 +44,7 @@ def test_every_command_has_help_and_so_has_every_option() -> None:
 
 def test_every_command_and_option_of_the_readme_exists() -> None:
     known = commands()
-    used = re.findall(r"(?:^|[`(/ ])nightgate ((?:db )?[a-z]+)([^`\n#]*)", README, flags=re.MULTILINE)
+    used = re.findall(r"(?:^|[`(/ ])nightgate ((?:(?:db|gate) )?[a-z]+)([^`\n#]*)", README, flags=re.MULTILINE)
     assert used
     for name, rest in used:
         if name not in known:

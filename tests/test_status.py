@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -185,6 +186,12 @@ def test_the_last_night_is_the_newest_that_has_ended(database: Database) -> None
     row = one(database, "last_night")
     assert (row["night"], row["status"], row["reason"]) == (night(1).date, "failed", "it is failed")
     assert [row["night"] for row in rows(database, "running")] == [night(2).date]
+
+
+def test_a_gap_to_the_champion_is_shown_with_its_sign_and_four_decimals() -> None:
+    row = dict.fromkeys(COLUMNS) | {"section": "last_night", "pipeline": "reviews"}
+    shown = as_text(pd.DataFrame([row | {"f1_delta": -0.0003741}, row | {"f1_delta": 0.0122}]))
+    assert ("  -0.0004" in shown, "  +0.0122" in shown) == (True, True)
 
 
 @sqlite

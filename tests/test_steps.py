@@ -99,7 +99,7 @@ def test_a_first_night_that_should_start_from_the_champion_starts_from_the_base_
 
 def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, environment: Path) -> None:
     three = {"1": "bad", "2": "bad", "3": "fine", "4": "good", "5": "good"}
-    pipeline = load_pipeline(site, {**SHORT, "data.labels": three})
+    pipeline = load_pipeline(site, {**SHORT, "data.labels": three, "gate.policy": "superior"})
     run = run_night(pipeline, night_of(pipeline, 6))
     row = the_row(run)
     assert (row["status"], row["verdict"], row["model_version"]) == ("held", "hold", 2)
@@ -147,10 +147,16 @@ def test_the_champion_s_stored_predictions_serve_again_and_one_that_is_wrong_hol
         steps.refresh_data(run)
         run.trained = TrainResult(1, candidate, 1, False, 0, "cpu", "fp32", "", 1, "packed", "", 1)
         steps.score_on_test(run)
+        steps.try_serving(run)
         steps.judge(run)
-        reuse, rows = run.champion_reuse, len(run.test_rows)
+        champion = run.evidence.champion
+        assert champion is not None
+        reuse = champion.reuse
         assert reuse is not None
-        assert 0 < reuse.recomputed <= reuse.reused <= rows == reuse.rows
+        # Golden rows are no longer in the source, all of them: so many more texts were scored.
+        rows = reuse.rows
+        assert 0 < reuse.recomputed <= reuse.reused <= rows
+        assert rows >= len(run.evidence.test)
         assert f"champion: {reuse.reused} of {rows} rows reused, {reuse.recomputed} recomputed" in caplog.text
         first = run.decision
         assert (first.verdict, first.checks[-1].outcome) == ("promote", "passed")
@@ -158,12 +164,14 @@ def test_the_champion_s_stored_predictions_serve_again_and_one_that_is_wrong_hol
             arrays = cache_files.read(stored, {"keys", "logits"})
             assert arrays is not None
             cache_files.write(stored, {**arrays, "logits": arrays["logits"] + np.float32(1e-3)})
-        right = run.predictions["champion"]
+        right = champion.predictions
         steps.score_on_test(run)
         steps.judge(run)
         assert run.decision.verdict == "hold"
         assert f"the stored rows were dropped and all {rows} scored afresh" in run.decision.reason
-        assert (run.predictions["champion"] == right).all()
+        again = run.evidence.champion
+        assert again is not None
+        assert np.array_equal(again.predictions, right)
         raise DataError("enough")
 
 
@@ -173,7 +181,7 @@ def test_the_champion_s_stored_predictions_serve_again_and_one_that_is_wrong_hol
 def test_a_promotion_that_somebody_else_was_faster_with_leaves_the_night_held(
     held_night: FirstNight, environment: Path
 ) -> None:
-    shutil.copytree(held_night.home, environment)
+    shutil.copytree(held_night.home, environment, symlinks=True)
     pipeline = load_pipeline(held_night.pipeline, SHORT)
     with open_night(pipeline, night_of(pipeline, 6)) as run:
         steps.refresh_data(run)
@@ -181,6 +189,7 @@ def test_a_promotion_that_somebody_else_was_faster_with_leaves_the_night_held(
             for epoch in epochs:
                 steps.record_epoch(run, steps.score_epoch(run, epoch))
         steps.score_on_test(run)
+        steps.try_serving(run)
         steps.judge(run)
         steps.register_candidate(run)
         assert run.decision.verdict == "promote"
