@@ -127,7 +127,7 @@ def test_a_quick_simulation_of_the_gate_keeps_its_promises_and_writes_tables_and
 
 def quick_results() -> Results:
     """All promises kept, the years flat."""
-    size = replace(QUICK, worlds=("equal", "drift", "decay"))
+    size = replace(QUICK, worlds=("equal", "drift", "decay"), timed=True)
     flat = [Summary(world, "ours", 5000, 0.56, 0.56, 3.0, 0.02, 50.0, [0.56] * NIGHTS) for world in size.worlds]
     covered = [Coverage("F1", "weighted", "balanced", 1000, False, 0.95, 2000)]
     return Results(size, config.Gate(), flat, covered, superior=0.025, agreement=1.0, slices=0.0, decision_seconds=0.2)
