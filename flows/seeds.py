@@ -21,6 +21,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
 
+from flows.server import start_temporary_server
 from nightgate.database import Database
 from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.home import open_home
@@ -36,6 +37,7 @@ SECONDS_TO_CONNECT = 20
 
 def run_study(study: Study, runner: TaskRunner[Any]) -> State[Any]:
     """The study as a flow whose tasks `runner` has (see `dask`), on the server of the current settings."""
+    start_temporary_server()
     with get_client(sync_client=True) as client:
         # Of a temporary one as well, whose address no setting has: each worker would start one of its own.
         server = str(client.api_url)

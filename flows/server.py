@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -86,6 +89,35 @@ def prefect_server() -> Iterator[str]:
                 next_step="where the machine is that busy, wait, set PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS "
                 "higher, or run the night with --no-prefect",
             ) from error
+
+
+def start_temporary_server() -> None:
+    """Start the temporary server of the current settings, out of reach of Ctrl-C; nothing where they name one.
+
+    Ctrl-C goes to every process of a terminal. A server that it ended first would keep the run, which wants to tell it
+    how it ended, waiting for minutes.
+    """
+    if PREFECT_API_URL.value():
+        return
+    # Here and not above: a second, for those who have a server.
+    from prefect.server.api.server import SubprocessASGIServer
+
+    failed: list[Exception] = []
+
+    def start() -> None:
+        # Of this thread alone, from which the server's process has it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            SubprocessASGIServer().start()
+        except Exception as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+
+    with_settings = contextvars.copy_context().run
+    thread = threading.Thread(target=with_settings, args=(start,), name="nightgate-server-start", daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
 
 
 def answers(url: str) -> bool:

@@ -40,10 +40,13 @@ class Site:
 
     pipeline: Path
     home: Path
+    in_prefect: bool = False
+    """On a temporary server of its own."""
 
     @property
     def arguments(self) -> tuple[object, ...]:
-        return ("run", self.pipeline, "--night", NIGHT, "--no-prefect", *SETTINGS)
+        bare = () if self.in_prefect else ("--no-prefect",)
+        return ("run", self.pipeline, "--night", NIGHT, *bare, *SETTINGS)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -94,6 +97,7 @@ def break_night(site: Site, epoch: int, disturb: Disturb) -> Broken:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
@@ -139,8 +143,8 @@ def _crash_training(parent: psutil.Process, training: psutil.Process) -> None:
 
 def _interrupt(parent: psutil.Process, training: psutil.Process) -> None:
     # As a terminal does it: Ctrl-C reaches every process of the foreground.
-    training.send_signal(signal.SIGINT)
-    parent.send_signal(signal.SIGINT)
+    del training
+    os.killpg(parent.pid, signal.SIGINT)
 
 
 def _terminate(parent: psutil.Process, training: psutil.Process) -> None:
@@ -241,6 +245,15 @@ def test_a_signal_cancels_the_night_in_words_with_exit_1(disturbed: Story, place
     assert broken.run[:2] == ("cancelled", "cancelled")
     assert "the last checkpoint is kept" in broken.run[2]
     assert broken.run[3] == "run the same command again to go on from the last checkpoint"
+    assert "cancelled: run the same command again" in broken.errors
+    assert "Traceback" not in broken.errors
+
+
+def test_ctrl_c_ends_a_night_on_a_temporary_server_as_soon(pipeline: Path) -> None:
+    """The server is in the terminal's foreground too, and a run whose server has gone asks for it for minutes."""
+    broken = break_night(Site(pipeline, pipeline.parent / "in Prefect", in_prefect=True), 1, _interrupt)
+    assert broken.code == 1, broken.errors
+    assert broken.run[:2] == ("cancelled", "cancelled")
     assert "cancelled: run the same command again" in broken.errors
     assert "Traceback" not in broken.errors
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import signal
 import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
@@ -16,6 +20,7 @@ from uuid import UUID
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
@@ -35,7 +40,7 @@ from nightgate.snapshots import Snapshot
 from tests import night_rows
 from tests.conftest import free_port
 from tests.first_night import FirstNight, copy_first_night, first_night
-from tests.night import nightgate
+from tests.night import command, nightgate
 
 LEFT_BY_NIGHTS = ("nightly_runs", "epoch_results", "gate_checks", "model_versions", "champion_timeline", "promotions")
 
@@ -463,3 +468,46 @@ def test_a_cluster_that_stands_trains_seeds_as_well(site: Database, pipeline: Pi
         state = flow.run_study(study, runner)
     assert state.is_completed()
     assert seeds.read_study(site, study.study_id)["test_f1"].notna().tolist() == [True]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_study_that_is_stopped_leaves_no_process_behind_and_its_checkpoints(
+    session_root: Path, environment: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C goes to all processes of a terminal, the other two to the command alone."""
+    first = copy_first_night(session_root, environment)
+    told = environment.parent / "stderr.txt"
+    with (
+        told.open("w") as stderr,
+        subprocess.Popen(
+            command("seeds", first.pipeline, "-n", 2, "--set", "training.epochs=1000"),
+            cwd=environment.parent,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+            # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process,
+    ):
+        deadline = time.monotonic() + 200
+        while len(list((environment / "runs").glob("seeds-*/seed-*/attempt-1/checkpoint/*"))) < 2:
+            assert process.poll() is None, told.read_text()
+            assert time.monotonic() < deadline, told.read_text()
+            time.sleep(0.1)
+        below = psutil.Process(process.pid).children(recursive=True)
+        server = [one for one in below if "uvicorn" in one.cmdline()]
+        assert sum("nightgate.worker" in one.cmdline() for one in below) == 2
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        began = time.monotonic()
+        process.wait(120)
+    if number == signal.SIGKILL:
+        # Prefect's temporary server outlives a command that is killed.
+        server[0].kill()
+    assert psutil.wait_procs(below, timeout=30)[1] == []
+    assert time.monotonic() - began < 60
+    assert list((environment / "runs").glob("seeds-*/seed-*/attempt-1/checkpoint/*"))
+    if number != signal.SIGKILL:
+        assert process.returncode == 1
+        assert "cancelled: run the same command again to go on from the last checkpoint" in told.read_text()
