@@ -81,6 +81,10 @@ def run(
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="The same steps without Prefect.")] = False,
 ) -> None:
     """Run one night, now: refresh, fine-tune, evaluate, judge, promote or hold."""
+    from nightgate import threads
+
+    # While the rest is imported: how busy the machine is decides how the training process waits.
+    threads.look()
     from nightgate.database import prepare
     from nightgate.home import open_home
     from nightgate.nights import chosen_night, tonight
@@ -103,7 +107,7 @@ def run(
 
 def _tell_ended(configuration: Pipeline, chosen: Night) -> str | None:
     """The status of a night that has ended before, told with all there is; None when there is work to do."""
-    from nightgate import query, summary
+    from nightgate import query
     from nightgate.home import open_home
     from nightgate.opening import ENDED
 
@@ -111,6 +115,8 @@ def _tell_ended(configuration: Pipeline, chosen: Night) -> str | None:
     found = nights[(nights["night"] == chosen.date) & nights["status"].isin(ENDED) & ~nights["dry_run"]]
     if found.empty:
         return None
+    from nightgate import summary
+
     run_id, status = str(found["run_id"].iloc[0]), str(found["status"].iloc[0])
     typer.echo(summary.as_text(open_home(), run_id))
     typer.echo(f"This night had ended before, in run {run_id}; nothing was done. --force opens a new run.", err=True)
@@ -118,11 +124,13 @@ def _tell_ended(configuration: Pipeline, chosen: Night) -> str | None:
 
 
 def _run_bare(configuration: Pipeline, chosen: Night, force: bool, dry_run: bool) -> str:
-    from nightgate import logs, summary
+    from nightgate import logs
     from nightgate.steps import run_night
 
     logs.to_stderr()
     finished = run_night(configuration, chosen, force=force, dry_run=dry_run)
+    from nightgate import summary
+
     typer.echo(summary.as_text(finished.home, finished.run_id))
     return finished.status
 

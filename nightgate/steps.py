@@ -43,7 +43,6 @@ from nightgate.judging import judge as judge
 from nightgate.judging import read_predictions as read_predictions
 from nightgate.lineage import base_model_revision, environment
 from nightgate.nights import Night
-from nightgate.reports import report
 from nightgate.skips import skip_reason
 from nightgate.snapshots import open_snapshot
 
@@ -154,8 +153,8 @@ def fine_tune(run: NightRun, on_progress: Callable[[Progress], None] | None = No
         start_from=start_from,
         cache=run.home.cache,
     )
-    # The metrics of the first epoch would wait for it.
-    startup.load_early("nightgate.metric_module")
+    # The metrics of the first epoch would wait for the one, the end of the night for the others.
+    startup.load_early("nightgate.metric_module", "nightgate.reports.report")
     run.trained = yield from supervisor.train(
         job, on_progress=run.while_ours(on_progress), on_restart=run.count_restart
     )
@@ -278,6 +277,8 @@ def _promote(run: NightRun) -> None:
 
 def _remedy(run: NightRun) -> str:
     """What the diagnosis would try first; '' where it finds nothing."""
+    from nightgate.reports import report
+
     try:
         findings = report.gather(run.home, run.run_id, snapshots=False).findings
     except Exception as error:  # noqa: BLE001 - a hint, on which no verdict may depend
@@ -306,6 +307,8 @@ def _wait_for_approval(run: NightRun) -> None:
 
 def write_report(run: NightRun) -> str:
     """Save the report beside the run; gives it as markdown. '' where it could not be made: the night has ended well."""
+    from nightgate.reports import report
+
     try:
         return report.publish(run.home, run.run_id)[1]
     except Exception as error:  # noqa: BLE001 - nothing of a night may depend on its picture

@@ -19,6 +19,8 @@ SPINS = 10_000
 """Rounds that an idle thread looks for work before it sleeps."""
 SECONDS_TO_LOOK = 0.3
 """How long the CPUs are watched at least: they count in hundredths of a second."""
+JUST_NOW_SECONDS = 2.0
+"""A look of so long ago is not begun anew."""
 STALE_SECONDS = 60.0
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
@@ -78,7 +80,12 @@ _looks: list[_Look] = []
 
 
 def look() -> None:
-    """Begin to watch the CPUs: `use_by_others` need not wait then. Where nobody knows how busy they are, do nothing."""
+    """Begin to watch the CPUs, unless we just did: `use_by_others` need not wait then.
+
+    Where nobody knows how busy they are, do nothing.
+    """
+    if _looks and time.monotonic() - _looks[0].at < JUST_NOW_SECONDS:
+        return
     with suppress(OSError, NotImplementedError, psutil.Error):
         _looks[:] = [_look()]
 
