@@ -44,8 +44,8 @@ for longer, it finds every run silent; one that lives all the same ends as Compl
 there a silent run is dead after two minutes, and `reconcile` tells Prefect."""
 LATE = timedelta(minutes=60)
 """For how long a night may be late before somebody is told."""
-TOLD = ("promoted", "rolled_back", "held", "waiting", "failed", "missed", "stalled")
-"""Ends of a night that somebody is told of. Skipped, superseded and cancelled ones ask nothing of anybody."""
+TOLD = ("promoted", "rolled_back", "frozen", "unfrozen", "held", "waiting", "failed", "missed", "stalled")
+"""What somebody is told of. Nights that are skipped, superseded or cancelled ask nothing of anybody."""
 
 _NIGHTS = {"prefect.resource.name": NIGHTLY, "prefect.resource.role": "flow"}
 
@@ -131,7 +131,7 @@ def _silent(after: set[str], within: timedelta, tag: str, *more: dict[str, str])
 
 
 def tell(block_id: Any, ui_url: str) -> AutomationCore:
-    """A webhook for every end of a night that somebody may want to hear of."""
+    """A webhook for every end of a night, and every change by hand, that somebody may want to hear of."""
     return AutomationCore(
         name=TELL,
         description=f"Calls the webhook on nightgate.{', nightgate.'.join(TOLD)}.",

@@ -213,6 +213,9 @@ def test_an_end_of_a_night_reaches_the_webhook_with_reason_and_next_step(
     sent = within(20, lambda: receiver.sent(pipeline="told", status="rolled_back"), "the webhook")
     assert sent["text"] == "told: rolled back. By hand."
     assert (sent["night"], sent["run_url"]) == (None, None)
+    send(make_event("frozen", "told", {"pipeline": "told", "reason": "A holiday."}, None))
+    sent = within(20, lambda: receiver.sent(pipeline="told", status="frozen"), "the webhook")
+    assert sent["text"] == "told: frozen. A holiday."
     assert receiver.sent(pipeline="told", status="skipped") is None
 
 
