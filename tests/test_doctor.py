@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -161,7 +162,14 @@ def test_a_check_that_breaks_is_a_finding_and_the_others_go_on() -> None:
 
 def test_a_check_that_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "HANG_SECONDS", 0.2)
-    [finding] = [one for one in examine(lambda: time.sleep(2) or Seen()) if one.check == "prefect server"]
+    examined = threading.Event()
+
+    def hangs() -> Seen:
+        examined.wait(60)
+        return Seen()
+
+    [finding] = [one for one in examine(hangs) if one.check == "prefect server"]
+    examined.set()
     assert finding.status == "problem"
     assert "no word of this check" in finding.found
 
