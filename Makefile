@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-browser test-faults check clean
+.PHONY: demo test test-browser test-slow test-faults check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/nightgate db upgrade
@@ -14,12 +14,16 @@ demo: $(VENV)/.demo
 
 # A file's tests stay together: they share what is slow to make.
 test: $(VENV)/.dev check
-	$(BIN)/python -m pytest -m "not faults and not browser" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not faults and not browser and not slow" --numprocesses 2 --dist loadfile
 
 # Prefect's UI in headless Chromium, the system's own: says how to install one where there is none. Minutes.
 test-browser: $(VENV)/.dev
 	@$(BIN)/python -m tests.prefect_ui
 	$(BIN)/python -m pytest -m browser
+
+# What takes long and kills nothing.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
 
 # Slow: kills processes and waits for limits.
 test-faults: $(VENV)/.dev

@@ -29,6 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # Short and outside pytest's own folder: a Unix socket's path may have 107 characters at most.
     root = Path(tempfile.mkdtemp(prefix="nightgate-tests-"))
     config.add_cleanup(lambda: shutil.rmtree(root, ignore_errors=True))
+    if not hasattr(config, "workerinput"):
+        # Workers inherit it.
+        os.environ["TESTS_SHARED_ROOT"] = str(root)
     for name, folder in (("HF_HOME", "hf"), ("PREFECT_HOME", "prefect"), ("XDG_RUNTIME_DIR", "run")):
         (root / folder).mkdir(mode=0o700)
         os.environ[name] = str(root / folder)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pickle
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -21,19 +24,23 @@ class FirstNight:
 
 
 @cache
-def first_night(session_root: Path) -> FirstNight:
-    """Shared by the session: read it, never change it."""
-    folder = session_root / "first"
-    folder.mkdir()
-    pipeline = write_pipeline(folder)
-    arguments = ("run", pipeline, "--night", NIGHT, "--no-prefect")
-    done = nightgate(*arguments, cwd=folder, env={"NIGHTGATE_HOME": str(folder / "home")})
-    assert done.returncode == 0, done.stderr
-    return FirstNight(pipeline, folder / "home", done)
+def first_night() -> FirstNight:
+    """Shared by all processes of the session: read it, never change it."""
+    folder = Path(os.environ["TESTS_SHARED_ROOT"]) / "first"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done.pickle").exists():
+            folder.mkdir()
+            arguments = ("run", write_pipeline(folder), "--night", NIGHT, "--no-prefect")
+            done = nightgate(*arguments, cwd=folder, env={"NIGHTGATE_HOME": str(folder / "home")})
+            assert done.returncode == 0, done.stderr
+            (folder / "done.pickle").write_bytes(pickle.dumps(done))
+    done = pickle.loads((folder / "done.pickle").read_bytes())
+    return FirstNight(folder / "small.toml", folder / "home", done)
 
 
-def copy_first_night(session_root: Path, home: Path) -> FirstNight:
+def copy_first_night(home: Path) -> FirstNight:
     """The same night in a home of the test's own: paths in the database are relative, so a home can be copied."""
-    first = first_night(session_root)
+    first = first_night()
     shutil.copytree(first.home, home, symlinks=True)
     return FirstNight(first.pipeline, home, first.done)

@@ -36,6 +36,7 @@ def benchmark(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
 
 
+@pytest.mark.slow
 def test_a_quick_run_passes_its_gates_and_writes_tables_measurements_and_a_picture(tmp_path: Path) -> None:
     ran = benchmark(tmp_path)
 

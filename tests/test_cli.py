@@ -25,9 +25,9 @@ HEADER = "| Training Loss | Epoch | Step | Validation Loss | Accuracy | F1 | Pre
 
 
 @pytest.fixture(scope="module")
-def first(session_root: Path, tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
+def first(tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
     """Night one, in a home that this module may change."""
-    return copy_first_night(session_root, tmp_path_factory.mktemp("cli") / "home")
+    return copy_first_night(tmp_path_factory.mktemp("cli") / "home")
 
 
 @pytest.fixture(scope="module")

@@ -178,10 +178,8 @@ def test_a_version_that_was_taken_down_is_not_handed_on(database: Database) -> N
 # --- the commands, on a version that a real night made ---
 
 
-def test_a_dry_run_lists_exactly_what_would_be_sent_and_sends_nothing(
-    session_root: Path, environment: Path, hub: Hub
-) -> None:
-    copy_first_night(session_root, environment)
+def test_a_dry_run_lists_exactly_what_would_be_sent_and_sends_nothing(environment: Path, hub: Hub) -> None:
+    copy_first_night(environment)
     done = CliRunner().invoke(app, ["push", "small", "v1", "someone/small", "--dry-run"])
     assert done.exit_code == 0, done.output
     assert [line.split()[0] for line in done.stdout.splitlines()] == SENT

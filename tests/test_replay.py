@@ -177,14 +177,14 @@ def test_the_command_prints_nights_and_saves_a_picture(database: Database, home:
 
 
 def test_a_real_version_is_scored_again_as_the_night_scored_it(
-    session_root: Path, environment: Path, monkeypatch: pytest.MonkeyPatch
+    environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nightgate.evidence_store import load_evidence
     from nightgate.home import existing_home
     from nightgate.rescoring import newest_judged
     from nightgate.version_rows import versions
 
-    copy_first_night(session_root, environment)
+    copy_first_night(environment)
     monkeypatch.setenv("NIGHTGATE_HOME", str(environment))
     home = existing_home()
     with Database.open(home) as db:

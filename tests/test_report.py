@@ -520,8 +520,8 @@ def test_a_night_at_half_the_speed_of_the_nights_before_is_diagnosed(database: D
     assert "starved" not in {finding.kind for finding in report.gather(home, first).findings}
 
 
-def test_a_real_night_is_published_with_its_snapshot(session_root: Path, environment: Path) -> None:
-    copy_first_night(session_root, environment)
+def test_a_real_night_is_published_with_its_snapshot(environment: Path) -> None:
+    copy_first_night(environment)
     [run_dir] = (environment / "runs").iterdir()
     home = open_home()
     path, markdown = report.publish(home, run_dir.name)

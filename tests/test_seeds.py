@@ -248,9 +248,9 @@ def test_this_machine_has_a_worker_for_each_gpu_or_core_and_says_why(
 
 
 @pytest.fixture(scope="module")
-def first(session_root: Path, tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
+def first(tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
     """Night one, in a home in which this module trains seeds."""
-    return copy_first_night(session_root, tmp_path_factory.mktemp("seeds") / "home")
+    return copy_first_night(tmp_path_factory.mktemp("seeds") / "home")
 
 
 @pytest.fixture
@@ -313,6 +313,7 @@ def cached(home: Path) -> set[str]:
     return {file.name for file in (home / "cache" / "predictions").rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_asked_again_a_study_trains_what_is_missing_and_one_seed_that_fails_stops_no_other(
     site: Database, pipeline: Pipeline
 ) -> None:
@@ -337,6 +338,7 @@ def test_asked_again_a_study_trains_what_is_missing_and_one_seed_that_fails_stop
     assert seed_training.train_seed(again, 42).test_f1 == seeds.read_study(site, study.study_id)["test_f1"][0]
 
 
+@pytest.mark.faults
 def test_a_seed_that_was_interrupted_goes_on_from_its_checkpoint_to_the_same_score(
     site: Database, pipeline: Pipeline
 ) -> None:
@@ -391,8 +393,8 @@ def test_options_that_exclude_each_other_are_refused(
     assert "exclude each other" in done.stderr
 
 
-def test_without_a_night_the_command_says_what_to_run(session_root: Path, tmp_path: Path) -> None:
-    done = nightgate("seeds", first_night(session_root).pipeline, cwd=tmp_path)
+def test_without_a_night_the_command_says_what_to_run(tmp_path: Path) -> None:
+    done = nightgate("seeds", first_night().pipeline, cwd=tmp_path)
     assert done.returncode == 1
     assert "next: run a night first: nightgate run small" in done.stderr
 
@@ -451,6 +453,7 @@ def test_seeds_on_dask_are_tasks_side_by_side_and_one_that_fails_stops_no_other(
 
 
 @pytest.mark.flow
+@pytest.mark.slow
 def test_a_cluster_that_stands_trains_seeds_as_well(site: Database, pipeline: Pipeline, prefect_server: str) -> None:
     from distributed import LocalCluster
 
@@ -473,10 +476,10 @@ def test_a_cluster_that_stands_trains_seeds_as_well(site: Database, pipeline: Pi
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_study_that_is_stopped_leaves_no_process_behind_and_its_checkpoints(
-    session_root: Path, environment: Path, number: signal.Signals
+    environment: Path, number: signal.Signals
 ) -> None:
     """Ctrl-C goes to all processes of a terminal, the other two to the command alone."""
-    first = copy_first_night(session_root, environment)
+    first = copy_first_night(environment)
     told = environment.parent / "stderr.txt"
     with (
         told.open("w") as stderr,

@@ -324,6 +324,7 @@ def epochs_of(served: Served, night: str, attempt: int) -> list[int]:
     return [row["epoch"] for row in served.rows(query, night, attempt)]
 
 
+@pytest.mark.faults
 def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_it_until_ctrl_c_ends_serve_too(served: Served) -> None:
     night = "2026-01-08"
     long = {"night": night, "training": {"epochs": 1000}}

@@ -35,16 +35,16 @@ def night_of(pipeline: Pipeline, day: int) -> Night:
 
 
 @pytest.fixture
-def site(session_root: Path, environment: Path) -> Path:
+def site(environment: Path) -> Path:
     """A home in which version 1 reigns since the night of 5 January; gives the pipeline's file."""
-    return copy_first_night(session_root, environment).pipeline
+    return copy_first_night(environment).pipeline
 
 
 @pytest.fixture
-def empty_site(session_root: Path, home: Home) -> Path:
+def empty_site(home: Home) -> Path:
     """The same pipeline in a new home."""
     upgrade(database_url(home))
-    return first_night(session_root).pipeline
+    return first_night().pipeline
 
 
 @contextmanager
@@ -56,9 +56,9 @@ def broken_by(kind: type[BaseException], said: str = "") -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def held_night(session_root: Path, tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
+def held_night(tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
     """A first night that is held: there is a version 1 and no champion."""
-    pipeline, home = first_night(session_root).pipeline, tmp_path_factory.mktemp("held") / "home"
+    pipeline, home = first_night().pipeline, tmp_path_factory.mktemp("held") / "home"
     settings = {**SHORT, "gate.min_f1": 1.0, "training.start_from": "champion"}
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     arguments = ("run", pipeline, "--night", "2026-01-05", "--no-prefect", *options)
@@ -204,8 +204,8 @@ def test_a_promotion_that_somebody_else_was_faster_with_leaves_the_night_held(
     assert query.champion("small")["version"].tolist() == [1]
 
 
-def test_after_a_night_predictions_and_logs_stay_and_checkpoints_go(session_root: Path) -> None:
-    [run_dir] = (first_night(session_root).home / "runs").iterdir()
+def test_after_a_night_predictions_and_logs_stay_and_checkpoints_go() -> None:
+    [run_dir] = (first_night().home / "runs").iterdir()
     kept = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
     assert {"attempt-1/log.txt", "attempt-1/epochs/epoch-0001.npz", "attempt-1/epochs/epoch-0002.npz"} <= kept
     assert "test/candidate.npz" in kept

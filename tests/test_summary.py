@@ -104,13 +104,12 @@ def test_a_night_of_before_the_window_tells_nothing_of_it(database: Database, ho
 
 @pytest.mark.parametrize("with_program", [True, False])
 def test_the_query_can_be_pasted_with_and_without_the_sqlite_program(
-    session_root: Path,
     environment: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     with_program: bool,
 ) -> None:
-    copy_first_night(session_root, environment)
+    copy_first_night(environment)
     [run_dir] = (environment / "runs").iterdir()
     if not with_program:
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -123,7 +122,7 @@ def test_the_query_can_be_pasted_with_and_without_the_sqlite_program(
     assert "2026-01-05" in found.stdout
 
 
-def test_a_pipeline_of_a_path_is_served_by_its_path(session_root: Path, environment: Path) -> None:
-    copy_first_night(session_root, environment)
+def test_a_pipeline_of_a_path_is_served_by_its_path(environment: Path) -> None:
+    copy_first_night(environment)
     [run_dir] = (environment / "runs").iterdir()
     assert summary.as_text(open_home(), run_dir.name).endswith("serve PATH/TO/small.toml")

@@ -159,6 +159,7 @@ def test_the_best_model_opens_in_a_process_without_nightgate_and_gives_the_same_
     assert carried["truncation"] is carried["padding"] is None
 
 
+@pytest.mark.faults
 def test_a_run_killed_in_its_second_epoch_ends_with_the_numbers_of_an_uninterrupted_one(
     uninterrupted: tuple[TrainJob, Ended],
 ) -> None:
@@ -195,6 +196,7 @@ def test_a_run_that_had_ended_reports_its_epochs_again_without_training(uninterr
     assert again.result == replace(whole.result, resumed_from=3)
 
 
+@pytest.mark.faults
 def test_killing_the_parent_ends_the_child_and_the_next_attempt_goes_on(
     uninterrupted: tuple[TrainJob, Ended],
 ) -> None:
@@ -254,6 +256,7 @@ def test_an_exception_while_an_epoch_is_dealt_with_stops_the_child(tmp_path: Pat
     assert workers() == []
 
 
+@pytest.mark.faults
 def test_a_child_that_hangs_goes_on_from_its_checkpoint_once_and_each_epoch_comes_once(
     uninterrupted: tuple[TrainJob, Ended], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -99,6 +99,7 @@ def test_what_others_use_is_what_we_and_our_children_do_not(
     monkeypatch.setattr(threads, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
     monkeypatch.setattr(psutil, "cpu_times", cpu_times)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(threads, "_looks", [])
     used = [SimpleNamespace(user=1.0, system=0.0, children_user=0.0, children_system=0.0)]
     monkeypatch.setattr(os, "times", lambda: used[0])
     threads.look()
