@@ -30,6 +30,10 @@ SLICE_SHARES = (
 """Of the values of three columns: 35 slices, which with the 5 classes are 40; of 5,000 rows the smallest has 70."""
 
 
+GROUP_SPREAD = 0.1
+"""Between groups, of what a model's F1 is above or below its usual one there."""
+
+
 def called_superior(pairs: int, rows: int, seed: int) -> float:
     """Share of pairs of exactly equal models of which the second is called superior."""
     rng = np.random.default_rng(seed)
@@ -40,8 +44,13 @@ def called_superior(pairs: int, rows: int, seed: int) -> float:
     return float(np.mean([rules.is_superior(Interval(*ends)) for ends in zip(low, high, strict=True)]))
 
 
-def labelled_night(rows: int, gaps: Sequence[float], rng: np.random.Generator) -> tuple[Labels, list[Labels]]:
-    """True labels, and for each gap those of a model that is so much above `BASE`. Classes and errors are even."""
+def labelled_night(
+    rows: int, gaps: Sequence[float] | Sequence[Floats], rng: np.random.Generator
+) -> tuple[Labels, list[Labels]]:
+    """True labels, and for each gap (of all rows, or of each) those of a model that is so much above `BASE`.
+
+    Classes and errors are even.
+    """
     true = rng.integers(LABELS, size=rows)
     kind = rng.random(rows)
     models = []
@@ -77,13 +86,17 @@ def agreement(nights: int, rows: int, seed: int) -> float:
     return agreed / nights
 
 
-def slices_failed(nights: int, rows: int, seed: int) -> float:
-    """Share of nights on which the gate's check of 40 classes and slices fails, both models being equally good."""
+def slices_failed(nights: int, rows: int, seed: int, per_group: int = 1) -> float:
+    """Share of nights on which the gate's check of 40 classes and slices fails, both models being equally good.
+
+    Args:
+        per_group: rows of a group, which share their slices, and suit one of the models better by chance.
+    """
     rng = np.random.default_rng(seed)
     failed = 0
     for _ in range(nights):
-        checks = slices(Case(_equal_night(rows, rng, SLICE_SHARES), GATE))
-        assert len(checks) == 41, "a summary and 40 classes and slices"
+        checks = slices(Case(_equal_night(rows, rng, SLICE_SHARES, per_group), GATE))
+        assert len(checks) == 41 or per_group > 1, "a summary and 40 classes and slices; few groups miss some"
         failed += checks[0].outcome == "failed"
     return failed / nights
 
@@ -100,16 +113,24 @@ def decision_seconds(rows: int) -> float:
     return min(taken)
 
 
-def _equal_night(rows: int, rng: np.random.Generator, columns: Sequence[Floats] = ()) -> Evidence:
+def _equal_night(rows: int, rng: np.random.Generator, columns: Sequence[Floats] = (), per_group: int = 1) -> Evidence:
     """On which candidate, champion and anchor are equally good, everywhere. `columns`: shares of a column's values."""
     until = datetime(2027, 1, 1, tzinfo=UTC)
-    true, models = labelled_night(rows, (0.0, 0.0, 0.0), rng)
+    groups = np.arange(rows) // per_group
+    num_groups = int(groups[-1]) + 1
+    favours = [GROUP_SPREAD * (per_group > 1) * rng.standard_normal(num_groups)[groups] for _ in range(3)]
+    true, models = labelled_night(rows, favours, rng)
     test = Rows(
         true,
         seen_at=np.full(rows, int((until - timedelta(days=1)).timestamp() * 1e6)),
         fingerprints=tuple(f"{row:032x}" for row in range(rows)),
+        groups=groups if per_group > 1 else None,
         slices=tuple(
-            Slice(f"column {number}", tuple(map(str, range(len(shares)))), rng.choice(len(shares), rows, p=shares))
+            Slice(
+                f"column {number}",
+                tuple(map(str, range(len(shares)))),
+                rng.choice(len(shares), num_groups, p=shares)[groups],
+            )
             for number, shares in enumerate(columns)
         ),
     )

@@ -150,6 +150,7 @@ def test_a_margin_of_ten_points_breaks_the_gate_s_promise_and_the_command_says_w
     [
         ({"superior": 0.051}, "of two equal models"),
         ({"slices": 0.06}, "one of 40 slices"),
+        ({"grouped_slices": 0.06}, "rows in groups of 25"),
         ({"agreement": 0.97}, "as by the bootstrap"),
         ({"decision_seconds": 0.6}, "whole decision"),
         ({"slices": float("nan")}, "one of 40 slices"),

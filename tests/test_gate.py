@@ -87,7 +87,7 @@ def test_without_an_interval_there_is_no_lower_end() -> None:
     policy = Gate(min_f1=0.1, min_f1_on="lower")
     found = check(decide(first_night(0.60, test=one_group), policy), "min_f1")
     assert found.outcome == "failed"
-    assert "fewer than two test rows (or groups)" in found.reason
+    assert "fewer than 5 test rows (or groups)" in found.reason
 
 
 # --- beats_champion ---
@@ -191,7 +191,7 @@ def test_a_single_group_shows_nothing() -> None:
     decision = decide(night(0.9, 0.5, test), POLICY)
     assert decision.verdict == "underpowered"
     reason = check(decision, "beats_champion").reason
-    assert "fewer than two rows (or groups), so there is no interval" in reason
+    assert "fewer than 5 rows (or groups), so there is no interval" in reason
     assert "no gain could be seen on so few rows" in reason
     assert decision.measured is not None
     assert decision.measured.detectable_gain is None

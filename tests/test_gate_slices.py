@@ -51,7 +51,7 @@ def test_classes_and_slices_are_held_against_the_champion_one_by_one() -> None:
     assert of_slices(decision, "slice_floor") == {}
     assert check(decision, "slices").reason == (
         "none of 5 tests of classes and slices failed (held over all of them by Holm: chance alone fails any in at "
-        "most 5 % of nights); 1 more have fewer than min_slice_rows 50 rows"
+        "most 5 % of nights); 1 more have fewer than min_slice_rows 50 test rows"
     )
     assert decision.verdict == "promote"
 
@@ -63,7 +63,7 @@ def test_a_slice_that_is_clearly_worse_holds_a_candidate_that_is_better_as_a_who
     found = check(decision, "slice_margin", "gloves")
     assert (found.slice_name, found.rows_used, found.threshold) == ("shop", 500, -0.05)
     assert "of the champion (version 3) on 500 rows (-0.2" in found.reason
-    assert " is significantly worse by more than slice_margin 0.0500 (p 0.002)" in found.reason
+    assert " is significantly worse by more than slice_margin 0.0500 (p below 0.001)" in found.reason
     assert found.ci_high is not None
     assert found.ci_high < -0.05
     summary = check(decision, "slices")
@@ -110,7 +110,7 @@ def test_where_all_are_too_few_the_summary_is_underpowered_and_holds_nothing() -
         (0.60, 0.60, "passed", "F1 0.6000 (95 % interval 0.5"),
         (0.60, 0.60, "passed", "on 1,000 rows is not below slice_floor 0.6000"),
         (0.60, 0.61, "passed", "on 1,000 rows is not significantly below slice_floor 0.6100"),
-        (0.60, 0.68, "failed", "on 1,000 rows is significantly below slice_floor 0.6800 (p 0.00"),
+        (0.60, 0.68, "failed", "on 1,000 rows is significantly below slice_floor 0.6800 (p below 0.001"),
     ],
 )
 def test_a_floor_holds_for_every_class_even_of_the_first_candidate(
@@ -177,6 +177,33 @@ def test_rows_of_a_group_stand_or_fall_together_in_slices_too() -> None:
         found.append(check(decision, "slice_margin", "gloves"))
     assert [one.outcome for one in found] == ["failed", "passed"]
     assert found[0].candidate_value == found[1].candidate_value
+
+
+def test_a_slice_of_a_few_groups_is_not_tested_however_many_rows_they_have() -> None:
+    test = rows()
+    groups = np.arange(2000) // 50
+    test = replace(test, groups=groups, slices=(Slice("shop", SHOPS, np.searchsorted([35, 36], groups, side="right")),))
+    champion = side(test, 0.9, version=3)
+    assert champion.predictions is not None
+    candidate = replace(champion, predictions=np.where(groups == 35, 1 - test.true, champion.predictions))
+    decision = decide(night(test=test, champion=champion, anchor=champion, candidate=candidate), POLICY)
+    found = check(decision, "slice_margin", "gloves")
+    assert (found.outcome, found.reason) == (
+        "underpowered",
+        "shop 'gloves': 50 test rows come in 1 groups, fewer than 5",
+    )
+    assert "50 test rows, or than 5 groups" in check(decision, "slices").reason
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.99, 0.999])
+def test_a_slice_that_lost_everything_fails_at_any_confidence(confidence: float) -> None:
+    evidence = shopping(1.0)
+    candidate = evidence.candidate
+    assert candidate.predictions is not None
+    lost = evidence.test.slices[0].codes == 1
+    worse = of_candidate(evidence, predictions=np.where(lost, 1 - evidence.test.true, candidate.predictions))
+    decision = decide(worse, Gate(min_f1=0.5, confidence=confidence, slice_floor=0.1))
+    assert check(decision, "slice_margin", "gloves").outcome == "failed"
 
 
 def equal_night(seed: int, num_labels: int, num_rows: int, num_slices: tuple[int, ...]) -> Evidence:

@@ -17,6 +17,7 @@ from nightgate.intervals import (
     Statistic,
     _expanded_tail,
     _student_quantile,
+    _student_tail,
     f1_difference,
     f1_estimate,
     group_numbers,
@@ -166,8 +167,8 @@ def test_more_confidence_means_a_wider_interval() -> None:
     assert wide.high > usual.high
 
 
-@pytest.mark.parametrize("rows", [0, 1])
-def test_with_fewer_than_two_rows_or_groups_there_is_no_interval(rows: int) -> None:
+@pytest.mark.parametrize("rows", [0, 1, 4])
+def test_with_fewer_than_five_rows_or_groups_there_is_no_interval(rows: int) -> None:
     true = np.zeros(rows, dtype=np.int64)
     many = np.zeros(50, dtype=np.int64)
     for found in (
@@ -175,12 +176,12 @@ def test_with_fewer_than_two_rows_or_groups_there_is_no_interval(rows: int) -> N
         f1_estimate(true, true, 2, 0),
         f1_estimate(true, true, 2, "macro", groups=true),
         f1_difference(true, true, true, 2, "weighted"),
-        f1_estimate(many, many, 2, "weighted", groups=many),
+        f1_estimate(many, many, 2, "weighted", groups=np.arange(50) % max(rows, 1)),
     ):
         assert found.interval is None
         assert found.std_error is None
         assert len(found.draws) == 0
-        assert found.share_above(2.0) == 1.0
+        assert found.p_value(2.0) == 1.0
     value = f1_estimate(true, true, 2, "weighted").value
     assert math.isnan(value) if rows == 0 else value == 1.0
 
@@ -203,15 +204,47 @@ def test_the_standard_error_is_that_of_the_resampled_values_and_falls_with_the_s
     assert few.std_error / many.std_error == pytest.approx(4, rel=0.1)
 
 
-def test_the_share_above_counts_the_threshold_itself_and_is_never_zero() -> None:
+def test_the_p_value_counts_the_threshold_itself_and_beyond_all_draws_it_is_student_s() -> None:
     true, predicted = review_labels(300, 14)
     found = f1_estimate(true, predicted, 5, "weighted", resamples=999)
-    assert found.share_above(0.0) == 1.0
-    assert found.share_above(1.0) == 1 / 1000
-    middle = float(found.draws[0])
-    assert found.share_above(middle) == (np.sum(found.draws >= middle) + 1) / 1000
+    assert found.std_error is not None
+    assert found.p_value(0.0) == 1.0
+    low = float(np.quantile(found.draws, 0.1))
+    assert found.p_value(low) == pytest.approx(np.mean(found.draws >= low), abs=0.02)
+    beyond = found.value + 6 * found.std_error
+    assert found.draws.max() < beyond
+    assert 0 < found.p_value(beyond) < 1e-7
     same = f1_difference(true, predicted, predicted, 5, "weighted", resamples=999)
-    assert same.share_above(0.0) == 1.0
+    assert same.p_value(0.0) == 1.0
+    assert same.p_value(0.1) == 0.0
+
+
+def test_the_tail_of_student_s_t_is_scipy_s() -> None:
+    for freedom in (1, 2, 3, 4, 9, 30, 99, 500, 5000):
+        for value in (-1.5, 0.0, 0.5, 2.0, 4.0, 6.0):
+            assert _student_tail(value, freedom) == pytest.approx(student.sf(value, freedom), rel=0.02, abs=1e-9)
+
+
+@pytest.mark.parametrize("groups", [5, 8, 12])
+def test_equal_models_are_told_apart_on_few_groups_as_seldom_as_on_many(groups: int) -> None:
+    """Each group suits one of the models by chance. At 2.5 % on either side, and 1.25 % for the p-value."""
+    rng, nights = np.random.default_rng(groups), 400
+    superior = worse = plainly_worse = 0
+    of_row = np.repeat(np.arange(groups), 20)
+    for seed in range(nights):
+        true = rng.integers(0, 3, len(of_row))
+        right = rng.normal(0.65, 0.05, size=(2, groups))[:, of_row]
+        first, second = np.where(rng.random(right.shape) < right, true, (true + 1) % 3)
+        gap = f1_difference(true, first, second, 3, "weighted", groups=of_row, seed=seed, resamples=800)
+        assert gap.interval is not None
+        superior += gap.interval.low > 0
+        worse += gap.p_value(0.0) <= 0.0125
+        plainly_worse += np.mean(gap.draws >= 0) <= 0.0125
+    # Three standard errors of 400 nights.
+    assert superior / nights <= 0.025 + 0.024
+    assert worse / nights <= 0.0125 + 0.017
+    if groups == 5:
+        assert plainly_worse / nights > 0.04, "what the share of draws alone would call worse"
 
 
 @pytest.mark.parametrize("probability", [0.75, 0.95, 0.975, 0.995])

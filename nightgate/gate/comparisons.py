@@ -9,6 +9,7 @@ from nightgate.gate import rules
 from nightgate.gate.case import MARGIN_UNKNOWN, Case, Comparison, Other
 from nightgate.gate.verdicts import Check, Outcome
 from nightgate.gate.words import between, instant, named, percent, points, signed, stored, told_apart, within
+from nightgate.intervals import FEWEST
 
 
 def min_f1(case: Case) -> Check:
@@ -17,7 +18,8 @@ def min_f1(case: Case) -> Check:
     low, high = score.interval or (None, None)
     decisive = low if on_lower else score.f1
     if decisive is None:
-        why = case.obstacle("candidate") or "fewer than two test rows (or groups) give the candidate's F1 no interval"
+        few = f"fewer than {FEWEST} test rows (or groups) give the candidate's F1 no interval"
+        why = case.obstacle("candidate") or few
         passed, reason = False, f"{why}, so nothing shows that min_f1 {minimum:.4f} is reached"
     else:
         assert score.f1 is not None

@@ -1,7 +1,8 @@
 """Checks of each class and slice: none below a floor, none worse than the champion by more than a margin.
 
 Many tests find something by chance alone, so a slice fails only on a bootstrap p-value that holds among all of them
-(Holm 1979): with equal models, all slices pass with probability `confidence`.
+(Holm 1979): with equal models, all slices pass with probability `confidence`. Where rows come in groups, a slice of
+few groups knows little, however many rows they have: below `FEWEST` groups it is not tested.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nightgate.gate.evidence import Mask
 from nightgate.gate.rules import holm
 from nightgate.gate.verdicts import Check, Outcome
 from nightgate.gate.words import between, listed, percent, signed, stored, told_apart, within
-from nightgate.intervals import Estimate, Statistic
+from nightgate.intervals import FEWEST, Estimate, Statistic
 
 Kind = Literal["slice_floor", "slice_margin"]
 
@@ -37,6 +38,8 @@ class _Part:
     value: str
     rows: int
     """Of the class, or with the value."""
+    few: str
+    """Why it cannot be tested; '' where it can."""
     mask: Mask
     statistic: Statistic
 
@@ -49,7 +52,7 @@ class _Tested:
     kind: Kind
     part: _Part
     estimate: Estimate | None = None
-    """Of the F1, or of its difference to the champion's; None where there are too few rows."""
+    """Of the F1, or of its difference to the champion's; None where it cannot be tested."""
     p_value: float = 1.0
 
 
@@ -68,7 +71,7 @@ def slices(case: Case) -> list[Check]:
         reason = f"{obstacle}, so nothing shows how classes and slices did"
         return [Check("slices", "failed", reason, rows_used=case.num_rows)]
     parts = list(_parts(case))
-    num_tests = len(kinds) * sum(part.rows >= case.policy.min_slice_rows for part in parts)
+    num_tests = len(kinds) * sum(not part.few for part in parts)
     tested = [_test(case, part, kind, num_tests) for part in parts for kind in kinds]
     judged = [one for one in tested if one.estimate is not None]
     level = 1 - case.policy.confidence
@@ -80,17 +83,27 @@ def slices(case: Case) -> list[Check]:
 def _parts(case: Case) -> Iterator[_Part]:
     test, window = case.evidence.test, case.window
     for index, label in enumerate(case.evidence.label_names):
-        rows = int(np.count_nonzero(test.true[window] == index))
-        yield _Part("label", label, rows, window, int(case.places[index]))
+        mask = window & (test.true == index)
+        # A class is resampled with all rows of the window: others may be taken for it.
+        yield _Part("label", label, int(np.count_nonzero(mask)), _few(case, mask), window, int(case.places[index]))
     for one in test.slices:
         for code, value in enumerate(one.values):
             mask = window & (one.codes == code)
             if rows := int(np.count_nonzero(mask)):
-                yield _Part(one.name, value, rows, mask, case.policy.average)
+                yield _Part(one.name, value, rows, _few(case, mask), mask, case.policy.average)
+
+
+def _few(case: Case, mask: Mask) -> str:
+    rows, least = int(np.count_nonzero(mask)), case.policy.min_slice_rows
+    if rows < least:
+        return f"{rows:,} test rows are fewer than min_slice_rows {least:,}"
+    groups = case.groups(mask)
+    num_groups = rows if groups is None else len(np.unique(groups))
+    return "" if num_groups >= FEWEST else f"{rows:,} test rows come in {num_groups} groups, fewer than {FEWEST}"
 
 
 def _test(case: Case, part: _Part, kind: Kind, num_tests: int) -> _Tested:
-    if part.rows < case.policy.min_slice_rows:
+    if part.few:
         return _Tested(kind, part)
     if kind == "slice_floor":
         resampled = partial(case.estimate, "candidate", part.mask, part.statistic)
@@ -99,9 +112,10 @@ def _test(case: Case, part: _Part, kind: Kind, num_tests: int) -> _Tested:
     level = 1 - case.policy.confidence
     for resamples in STAGES:
         estimate = resampled(resamples)
-        p_value = estimate.share_above(_bound(case, kind))
-        # From the level up nothing fails, down to the strictest of Holm's limits everything does.
-        if p_value > 2 * level or p_value <= level / num_tests:
+        p_value = estimate.p_value(_bound(case, kind))
+        # From the level up nothing fails, down to the strictest of Holm's limits everything does; so few draws as not
+        # to tell these limits apart have not shown it.
+        if p_value > 2 * level or max(p_value, 1 / resamples) <= level / num_tests:
             break
     return _Tested(kind, part, estimate, p_value)
 
@@ -124,7 +138,7 @@ def _check(case: Case, one: _Tested, *, failed: bool) -> Check:
     outcome: Outcome = "failed" if failed else "passed"
     if estimate is None:
         outcome = "underpowered"
-        reason = f"{part}: {part.rows:,} test rows are fewer than min_slice_rows {case.policy.min_slice_rows:,}"
+        reason = f"{part}: {part.few}"
     elif one.kind == "slice_floor":
         reason = _of_floor(case, one, estimate, failed)
     else:
@@ -169,23 +183,25 @@ def _of_margin(case: Case, one: _Tested, estimate: Estimate, scores: tuple[float
 
 
 def _p(one: _Tested) -> str:
-    return f" (p {one.p_value:.2g})"
+    return f" (p {one.p_value:.2g})" if one.p_value >= 0.001 else " (p below 0.001)"
 
 
 def _summary(case: Case, checks: list[Check]) -> Check:
     """One row for all of them: where it fails, so does the gate."""
     failures = [check.reason for check in checks if check.outcome == "failed"]
     few = sum(check.outcome == "underpowered" for check in checks)
-    tests, least = len(checks) - few, case.policy.min_slice_rows
+    tests = len(checks) - few
+    too_few = f"fewer than min_slice_rows {case.policy.min_slice_rows:,} test rows"
+    too_few += "" if case.evidence.test.groups is None else f", or than {FEWEST} groups"
     outcome: Outcome = "failed" if failures else "passed" if tests else "underpowered"
     if not tests:
-        reason = f"every class and slice has fewer than min_slice_rows {least:,} test rows"
+        reason = f"every class and slice has {too_few}"
     else:
         chance = percent(1 - case.policy.confidence)
         reason = (
             f"{len(failures) or 'none'} of {tests:,} tests of classes and slices failed (held over all of them by "
             f"Holm: chance alone fails any in at most {chance} of nights)"
         )
-        reason += f"; {few:,} more have fewer than min_slice_rows {least:,} rows" if few else ""
+        reason += f"; {few:,} more have {too_few}" if few else ""
         reason += f": {listed(failures, TOLD, '; ')}" if failures else ""
     return Check("slices", outcome, reason, rows_used=case.num_rows)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from nightgate.gate.evidence import Side
-from nightgate.intervals import Interval
+from nightgate.intervals import FEWEST, Interval
 
 
 def told_apart(first: float, second: float) -> tuple[str, str]:
@@ -47,7 +47,7 @@ def within(interval: Interval | None, confidence: float) -> str:
 def between(interval: Interval | None, confidence: float) -> str:
     """The interval of a difference."""
     if interval is None:
-        return "fewer than two rows (or groups), so there is no interval"
+        return f"fewer than {FEWEST} rows (or groups), so there is no interval"
     unclear = ", which includes 0" if interval.low <= 0 <= interval.high else ""
     return f"{percent(confidence)} interval {signed(interval.low)} to {signed(interval.high)}{unclear}"
 
