@@ -241,8 +241,10 @@ def settle(run: NightRun) -> None:
     by_hand = f"nightgate promote {name} {run.version} --reason TEXT"
     frozen = freezes.frozen(run.db, name)
     if decision.verdict != "promote":
-        flawed = run.evidence.champion is not None and run.evidence.champion.flaw
-        _hold(run, decision.reason, f"if this version should reign all the same: {by_hand}" if flawed else _remedy(run))
+        # Here and not above: with the report, whose imports nobody waits for here.
+        from nightgate import remedies
+
+        _hold(run, decision.reason, remedies.of_held_night(run))
     elif run.dry_run:
         _hold(run, f"dry run, not promoted: {decision.reason}", by_hand)
     elif frozen is not None:
@@ -273,18 +275,6 @@ def _promote(run: NightRun) -> None:
     except PromotionLostError as error:
         # Not a failure of this night: somebody moved the champion after it was scored.
         _hold(run, f"would have been promoted, but {error.reason}", error.next_step)
-
-
-def _remedy(run: NightRun) -> str:
-    """What the diagnosis would try first; '' where it finds nothing."""
-    from nightgate.reports import report
-
-    try:
-        findings = report.gather(run.home, run.run_id, snapshots=False).findings
-    except Exception as error:  # noqa: BLE001 - a hint, on which no verdict may depend
-        log.warning("run %s has no diagnosis: %s", run.run_id, error)
-        return ""
-    return findings[0].remedy if findings else ""
 
 
 def _hold(run: NightRun, reason: str, next_step: str) -> None:

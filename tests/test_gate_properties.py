@@ -305,6 +305,7 @@ PIECES |= {
     "latency": without("candidate", serving=replace(SERVED, latency_ms=None)),
     "size": without("candidate", serving=replace(SERVED, size_bytes=None)),
     "finite logits": without("candidate", nonfinite_rows=1),
+    "a calibration error": without("candidate", calibration_error=None),
     "a calibration error that is a number": without("candidate", calibration_error=float("nan")),
 }
 

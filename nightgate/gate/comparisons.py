@@ -140,10 +140,18 @@ def _rule(case: Case, compared: Comparison) -> tuple[rules.Rule | None, str]:
         return rule, f"not worse by {case.margin:.4f} (margin) or more {at}, {after}"
     short = f"not superior at {sure} confidence"
     if nights is not None and 0 < policy.refresh_after <= nights:
-        short += (
-            f", nor after {nights:,} nights (refresh_after) one that is not below and not worse by {case.margin:.4f}"
-        )
+        short += f", nor after {nights:,} nights (refresh_after) {_not_refreshed(case, compared)}"
     return None, short
+
+
+def _not_refreshed(case: Case, compared: Comparison) -> str:
+    """What the refresh of an old champion asks for, and what was found."""
+    sure = percent(rules.refresh_confidence(case.policy.confidence))
+    asked = f"one that is not below and not worse by {case.margin:.4f} at {sure} confidence"
+    if compared.gap.value < 0 or compared.gap.interval is None:
+        return asked
+    low = rules.refresh_low(compared.gap.value, compared.gap.interval, case.policy.confidence)
+    return f"{asked} (the lower end of that interval is {signed(low)})"
 
 
 def _bound(case: Case, rule: rules.Rule | None) -> float | None:

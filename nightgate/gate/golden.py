@@ -22,8 +22,9 @@ def golden(case: Case) -> Check:
     if champion is None:
         return Check("golden", "not_run", "no champion yet")
     if rows is None or not len(rows):
+        # A note says what became of rows that there should be.
         note = evidence.golden_note or "there are no golden rows"
-        return Check("golden", weak if policy.golden_blocks else "not_run", note)
+        return Check("golden", weak if policy.golden_blocks or evidence.golden_note else "not_run", note)
     without: list[tuple[str, Side, Outcome]] = [
         ("the candidate", candidate, "failed"),
         (case.name("champion"), champion, weak),

@@ -77,8 +77,10 @@ def degenerate(case: Case) -> Check:
         faults.append(f"the candidate gives {side.nonfinite_rows:,} rows a logit that is NaN or infinite")
     if gap > policy.max_share_gap:
         faults.append(f"{told}: a gap of {gap:.4f}, more than max_share_gap {policy.max_share_gap:.4f}")
-    if error is not None and not error <= policy.max_calibration_error:
-        bound = f"max_calibration_error {policy.max_calibration_error:.4f}"
+    bound = f"max_calibration_error {policy.max_calibration_error:.4f}"
+    if error is None and policy.max_calibration_error < 1:
+        faults.append(f"the candidate's calibration error is unknown, so nothing shows that it is within {bound}")
+    elif error is not None and not error <= policy.max_calibration_error:
         faults.append(f"the candidate's calibration error {error:.4f} is not within {bound}")
     calibration = "its calibration error is unknown" if error is None else f"its calibration error is {error:.4f}"
     return Check(
@@ -95,17 +97,17 @@ def degenerate(case: Case) -> Check:
 def serving(case: Case) -> Check:
     """Whether a fresh process without our code opens the saved model, gets the same logits, and is quick and small."""
     served = case.evidence.candidate.serving
-    fault, told = unserved(served), ""
+    fault, told, compared = unserved(served), "", True
     if not fault:
         assert served is not None
-        fault, budgets = _budgets(case, served)
+        fault, budgets, compared = _budgets(case, served)
         told = (
             f"a fresh process without our code gets the same logits on {served.rows:,} rows, within "
             f"{served.logit_difference:.1e} (at most {SERVING_TOLERANCE:g}); {budgets}"
         )
     return Check(
         name="serving",
-        outcome="failed" if fault else "passed",
+        outcome="failed" if fault else "passed" if compared else "warning",
         reason=fault or told,
         metric="logit_difference",
         candidate_value=stored(served.logit_difference) if served else None,
@@ -132,29 +134,30 @@ def unserved(served: Serving | None, who: str = "the saved candidate") -> str:
     return ""
 
 
-def _budgets(case: Case, served: Serving) -> tuple[str, str]:
-    """What is over its budget, and all that was compared."""
+def _budgets(case: Case, served: Serving) -> tuple[str, str, bool]:
+    """What is over its budget, all that was compared, and whether that is all that there is to compare."""
     champion = case.evidence.champion
     if champion is None:
-        return "", "no champion yet, so time and size have no budget"
+        return "", "no champion yet, so time and size have no budget", True
     theirs, who = champion.serving, case.name("champion")
     if theirs is None or theirs.flaw:
         why = theirs.flaw if theirs else "it was not tried"
-        return "", f"time and size are not compared, because {who} was not served: {why}"
-    over, told = [], []
+        return "", f"time and size are not compared, because {who} was not served: {why}", False
+    over, told, compared = [], [], True
     for what, ours, reference, most, key in (
         ("ms a text", served.latency_ms, theirs.latency_ms, case.policy.max_latency_ratio, "max_latency_ratio"),
         ("MB", _megabytes(served), _megabytes(theirs), case.policy.max_size_ratio, "max_size_ratio"),
     ):
         if reference is None or not math.isfinite(reference) or reference <= 0:
             told.append(f"{what} of {who} are unknown and not compared")
+            compared = False
         elif ours is None or not math.isfinite(ours):
             over.append(f"the candidate's {what} are unknown, so nothing shows that it keeps to {key} {most:g}")
         else:
             told.append(f"{ours:.1f} {what}, {ours / reference:.2f} times {reference:.1f} of {who}")
             if ours > most * reference:
                 over.append(f"the candidate takes {told[-1]}, more than {key} {most:g}")
-    return "; ".join(over), "; ".join(told)
+    return "; ".join(over), "; ".join(told), compared
 
 
 def _megabytes(served: Serving) -> float | None:
