@@ -363,13 +363,14 @@ def num_bytes(text: str) -> int | None:
 
 
 class Retention(Section):
-    """What is kept on disk. Champions, anchors and candidates under review always are, and no row is ever removed."""
+    """What is kept on disk. The champion, the one before it, the anchor and candidates under review always are, and no
+    row is ever removed."""
 
     models: int = Field(default=20, ge=1, le=100_000)
-    """The newest versions whose files stay."""
+    """The newest versions whose files stay, beside every former champion and anchor that is not quarantined."""
     disk: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,5}[MGT]B)?$")] = ""
-    """Bytes that the versions of a pipeline may take, such as '20GB': the oldest of what may go goes first; '' for no
-    limit."""
+    """Bytes that the versions of a pipeline may take, such as '20GB': the oldest of what may go goes first, former
+    champions and anchors last; '' for no limit."""
 
 
 class Pipeline(Section):

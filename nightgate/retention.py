@@ -51,7 +51,7 @@ def _sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
 
     def mark(session: Session) -> list[int]:
         lock_pipeline(session, pipeline.name)
-        going = choose(sizes, _needed(session, pipeline.name), pipeline.retention)
+        going = choose(sizes, _needed(session, pipeline.name), _former(session, pipeline.name), pipeline.retention)
         for version in going:
             row = session.get_one(ModelVersion, (pipeline.name, version))
             if row.files_removed_at is None:
@@ -70,20 +70,22 @@ def _sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
     return going
 
 
-def choose(sizes: Mapping[int, int], needed: Set[int], retention: Retention) -> list[int]:
-    """Which versions' files go, the oldest first: all beyond the newest `models`, and the oldest others until the rest
-    keeps to `disk`.
+def choose(sizes: Mapping[int, int], needed: Set[int], former: Set[int], retention: Retention) -> list[int]:
+    """Which versions' files go, the oldest first: all beyond the newest `models`, then the oldest of these until the
+    rest keeps to `disk`, and the oldest of `former` where that is not enough.
 
     Args:
         sizes: bytes of every version that has files, by number.
         needed: versions that stay, whatever the limits say.
+        former: versions that only `disk` takes, once all others are gone.
     """
     newest = set(sorted(sizes)[-retention.models :])
+    kept = newest | former
     budget = num_bytes(retention.disk)
     total = sum(sizes.values())
     going: list[int] = []
-    for version in sorted(set(sizes) - needed, key=lambda number: (number in newest, number)):
-        if version in newest and (budget is None or total <= budget):
+    for version in sorted(set(sizes) - needed, key=lambda number: (number in former, number in kept, number)):
+        if version in kept and (budget is None or total <= budget):
             break
         going.append(version)
         total -= sizes[version]
@@ -104,6 +106,21 @@ def _needed(session: Session, pipeline_name: str) -> set[int]:
     found = {version for query in in_use for version in session.scalars(query)}
     before = next((version for version, flaw in champions_before(session, pipeline_name) if not flaw), None)
     return found if before is None else found | {before}
+
+
+def _former(session: Session, pipeline_name: str) -> set[int]:
+    """Every version that ever was champion or anchor and is not quarantined: what rollbacks go back to, one after the
+    other, the anchor with them.
+    """
+    return {
+        version
+        for was in (Promotion, Anchor)
+        for version in session.scalars(
+            sa.select(was.version)
+            .join(ModelVersion, (ModelVersion.pipeline == was.pipeline) & (ModelVersion.version == was.version))
+            .where(was.pipeline == pipeline_name, ModelVersion.quarantined_at.is_(None))
+        )
+    }
 
 
 def _complete(row: ModelVersion, home: Home) -> None:

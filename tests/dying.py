@@ -59,8 +59,8 @@ class Death:
 
 
 def keeping_one(pipeline: str) -> Pipeline:
-    """Of all that is not needed, only the newest version's files stay."""
-    return night_rows.pipeline(pipeline).model_copy(update={"retention": Retention(models=1)})
+    """Of all that is not needed, only the newest version's files stay, as far as they take no more than 1 MB."""
+    return night_rows.pipeline(pipeline).model_copy(update={"retention": Retention(models=1, disk="1MB")})
 
 
 def operation(database: Database, name: str, pipeline: str, run_id: str) -> Callable[[], Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -125,6 +126,8 @@ def test_killed_before_any_write_the_champion_is_the_old_or_the_new_one_with_all
 def test_a_sweep_that_was_killed_is_finished_by_the_next_one(database: Database) -> None:
     def prepared(pipeline: str) -> str:
         run_id = prepare(database, pipeline)
+        # A former champion, which only the budget takes.
+        os.truncate(database.home.models / pipeline / "v0001" / "model.safetensors", 10**6)
         ledger.promote(
             database, pipeline, 3, expected=2, by="gate", reason="-", run_id=run_id, attempt=1, moves_anchor=True
         )

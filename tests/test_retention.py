@@ -48,17 +48,34 @@ def test_the_oldest_go_first_and_what_is_needed_never(
     models: int, disk: str, needed: set[int], going: list[int]
 ) -> None:
     sizes = dict.fromkeys((3, 1, 2, 5, 4), 10 * MB)
-    assert choose(sizes, needed, Retention(models=models, disk=disk)) == going
+    assert choose(sizes, needed, set(), Retention(models=models, disk=disk)) == going
+
+
+@pytest.mark.parametrize(
+    ("models", "disk", "going"),
+    [
+        (1, "", [4]),
+        (2, "", []),
+        (5, "40MB", [4]),
+        (5, "30MB", [4, 5]),
+        (5, "29MB", [1, 4, 5]),
+        (1, "20MB", [1, 4, 5]),
+        (5, "1MB", [1, 2, 4, 5]),
+    ],
+)
+def test_former_champions_go_to_the_budget_alone_and_after_all_others(models: int, disk: str, going: list[int]) -> None:
+    sizes = dict.fromkeys((1, 2, 3, 4, 5), 10 * MB)
+    assert choose(sizes, {3}, {1, 2, 3}, Retention(models=models, disk=disk)) == going
 
 
 def test_what_must_stay_and_takes_too_much_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    assert choose({1: 10 * MB, 2: 10 * MB}, {1, 2}, Retention(disk="15MB")) == []
+    assert choose({1: 10 * MB, 2: 10 * MB}, {1, 2}, set(), Retention(disk="15MB")) == []
     [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert record.getMessage() == "versions that must stay take 0.02 GB: retention.disk is 15MB"
 
 
 def test_without_versions_nothing_goes() -> None:
-    assert choose({}, set(), Retention(models=1, disk="1MB")) == []
+    assert choose({}, set(), set(), Retention(models=1, disk="1MB")) == []
 
 
 # --- on disk ---
@@ -110,10 +127,31 @@ def test_champion_anchor_what_a_rollback_takes_and_the_newest_stay(six: Database
     assert retention.sweep(six, six.home, pipeline(models=1)) == []
 
 
-def test_what_is_needed_no_more_goes_with_a_later_sweep(six: Database) -> None:
+def test_former_champions_and_anchors_stay_for_one_rollback_after_another(six: Database) -> None:
     promote(six, 6, 5, moves_anchor=True)
-    assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2, 3, 4]
+    assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2]
+    assert kept(six) == [3, 4, 5, 6]
+    for reigning, before in ((6, 5), (5, 4), (4, 3)):
+        assert registry.previous_champion(six, "reviews") == before
+        promote(six, before, reigning, kind="rollback")
+        retention.sweep(six, six.home, pipeline(models=1))
+        anchor = ledger.anchor(six, "reviews")
+        assert anchor is not None
+        assert anchor.version == 3
+
+
+def test_what_is_needed_no_more_goes_with_a_later_sweep_where_the_budget_asks_for_it(six: Database) -> None:
+    promote(six, 6, 5, moves_anchor=True)
+    assert retention.sweep(six, six.home, pipeline(models=20, disk="3MB")) == [1, 2, 3]
+    assert kept(six) == [4, 5, 6]
+    assert retention.sweep(six, six.home, pipeline(models=20, disk="1MB")) == [4]
     assert kept(six) == [5, 6]
+
+
+def test_a_quarantined_version_stays_no_longer_than_others(six: Database) -> None:
+    promote(six, 4, 5, kind="rollback")
+    assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2, 5]
+    assert kept(six) == [3, 4, 6]
 
 
 def test_candidates_that_are_judged_or_wait_for_a_person_stay(six: Database) -> None:
@@ -158,10 +196,12 @@ def test_a_rollback_passes_over_versions_without_files_and_quarantined_ones(six:
     promote(six, 4, 5, kind="rollback")
     promote(six, 1, 4)
     promote(six, 2, 1)
-    retention.sweep(six, six.home, pipeline(models=1))
-    assert kept(six) == [1, 2, 3, 6]
+    retention.sweep(six, six.home, pipeline(models=1, disk="4MB"))
+    assert kept(six) == [1, 2, 3, 4]
     promote(six, 1, 2, kind="rollback")
-    assert registry.previous_champion(six, "reviews") == 3
+    assert registry.previous_champion(six, "reviews") == 4
+    retention.sweep(six, six.home, pipeline(models=1, disk="1MB"))
+    assert kept(six) == [1, 3, 4]
 
 
 def test_where_no_champion_before_can_be_brought_back_the_reasons_are_listed(database: Database) -> None:
@@ -170,7 +210,7 @@ def test_where_no_champion_before_can_be_brought_back_the_reasons_are_listed(dat
     promote(database, 1, None)
     promote(database, 2, 1, moves_anchor=True)
     promote(database, 3, 2, moves_anchor=True)
-    retention.sweep(database, database.home, pipeline(models=1))
+    retention.sweep(database, database.home, pipeline(models=1, disk="2MB"))
     assert kept(database) == [2, 3]
     promote(database, 2, 3, kind="rollback")
     with pytest.raises(
