@@ -7,13 +7,15 @@ champions that are each a little worse than the one before do not add up to a de
 from __future__ import annotations
 
 import uuid
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.database import Database
-from nightgate.schema import Anchor, GateCheck, ModelVersion, Run
+from nightgate.errors import RegistryError
+from nightgate.runs import lock_pipeline
+from nightgate.schema import Anchor, GateCheck, ModelVersion, Promotion, Run
 
 CHECK = "anchor"
 """Name of the gate's check, whose interval is of candidate minus anchor."""
@@ -30,6 +32,28 @@ def deserved(db: Database, run_id: str, attempt: int) -> bool:
     return bool(db.read(lambda session: session.scalar(query)))
 
 
+def move(db: Database, pipeline_name: str, version: int, *, by: str, reason: str) -> None:
+    """Make the champion the anchor, where a person finds the anchor of no use any more.
+
+    Raises:
+        RegistryError: another version reigns by now.
+    """
+
+    def work(session: Session) -> None:
+        lock_pipeline(session, pipeline_name)
+        reigns = sa.select(Promotion.version).where(Promotion.pipeline == pipeline_name, Promotion.valid_to.is_(None))
+        champion = session.scalars(reigns).one_or_none()
+        if champion != version:
+            raise RegistryError(
+                f"version {version} is not the champion of {pipeline_name} any more, that is version {champion}",
+                next_step=f"see `nightgate champion {pipeline_name}`, then give the command again",
+            )
+        anchor = _open(session, pipeline_name)
+        _move(session, anchor, pipeline_name, version, datetime.now(UTC), by, reason, None)
+
+    db.write(work)
+
+
 # --- inside a transaction ---
 
 
@@ -42,13 +66,26 @@ def follow(
     by: str,
     reason: str,
     run_id: str | None,
+    before: int | None = None,
 ) -> None:
     """Move the anchor to the new champion if that is `asked`, or if there is none that it could be compared with: none
     at all, or one that knows other labels.
+
+    Args:
+        before: the champion that the new one was compared with. It becomes the anchor where it reigned before there
+            were anchors, unless the new one is `asked`.
     """
     name, version = champion.pipeline, champion.version
     anchor = _open(session, name)
-    if asked or anchor is None or _labels(session, name, anchor.version) != _labels(session, name, version):
+    if (
+        anchor is None
+        and before is not None
+        and not asked
+        and _labels(session, name, before) == _labels(session, name, version)
+    ):
+        why = f"the champion that version {version} was not significantly better than: {reason}"
+        _move(session, None, name, before, moment, by, why, run_id)
+    elif asked or anchor is None or _labels(session, name, anchor.version) != _labels(session, name, version):
         _move(session, anchor, name, version, moment, by, reason, run_id)
 
 

@@ -16,6 +16,7 @@ from nightgate import evidence_store, ledger, registry, seeds, startup, supervis
 from nightgate.calibration import calibration_error, nonfinite_rows
 from nightgate.claim import NightRun
 from nightgate.clean import Line, line_of, trained_on
+from nightgate.errors import ModelError, RegistryError
 from nightgate.gate import Evidence, Reuse, Rows, Side, Slice
 from nightgate.gate.evidence import Mask
 from nightgate.golden import golden_set
@@ -65,7 +66,8 @@ def score_on_test(run: NightRun) -> None:
     No score of another night is evidence. What each side was trained on is looked up as well.
     """
     run.champion = ledger.champion(run.db, run.pipeline.name)
-    run.anchor = ledger.anchor(run.db, run.pipeline.name)
+    # A champion from before there were anchors is the first one.
+    run.anchor = ledger.anchor(run.db, run.pipeline.name) or run.champion
     run.golden = golden_set(run.pipeline, run.home, run.snapshot, run.night)
     models = _models(run)
     run.folders = {name: model.folder for name, model in models.items() if not model.flaw}
@@ -150,12 +152,22 @@ def _models(run: NightRun) -> dict[str, _Model]:
     found = {"candidate": _Model(run.trained.best_model, line)}
     for name, version in (("champion", run.champion), ("anchor", run.anchor)):
         if version is not None and not (name == "anchor" and _reigns(version, run)):
-            found[name] = _of_version(run, version)
+            found[name] = _of_version(run, version) if name == "champion" else _of_anchor(run, version)
     return found
 
 
 def _reigns(version: VersionRow | None, run: NightRun) -> bool:
     return version is not None and run.champion is not None and version.version == run.champion.version
+
+
+def _of_anchor(run: NightRun, version: VersionRow) -> _Model:
+    """Without its files the night is held, and not lost: the champion can take its place."""
+    try:
+        return _of_version(run, version)
+    except (ModelError, RegistryError) as error:
+        log.warning("the anchor, version %d, cannot be used: %s", version.version, error.reason)
+        line = line_of(run.db, run.home, run.pipeline.name, version.version)
+        return _Model(run.directory, line, version, f"cannot be used: {error.reason}")
 
 
 def _of_version(run: NightRun, version: VersionRow) -> _Model:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from nightgate import freezes, gate, ledger, serving
+from nightgate import anchors, freezes, gate, ledger, serving
 from nightgate.classifier import Classifier, Prediction
 from nightgate.database import Database
 from nightgate.errors import ModelError, RegistryError
@@ -167,7 +167,7 @@ def promote_by_hand(
         version: as `resolve_version` takes it.
         reason: stored with the promotion, as is `by`, who asked for it.
         move_anchor: no candidate may fall behind this version from now on. It becomes the anchor in any case where
-            there is none, or one with other labels.
+            there is none, or one with other labels. Of the champion it moves the anchor alone.
         despite_quarantine: promote it although a rollback has taken it down, and release it.
 
     Raises:
@@ -179,6 +179,8 @@ def promote_by_hand(
     row = resolve_version(db, pipeline, version)
     champion, anchor = ledger.champion(db, pipeline), ledger.anchor(db, pipeline)
     if champion is not None and champion.version == row.version:
+        if move_anchor and not (anchor is not None and anchor.version == row.version):
+            return _anchor_alone(db, home, row, anchor, reason=reason, by=by)
         raise RegistryError(
             f"version {row.version} is the champion of {pipeline} already",
             next_step=f"choose another; `nightgate versions {pipeline}` lists them",
@@ -200,6 +202,18 @@ def promote_by_hand(
     if anchor is not None and _anchor_version(db, pipeline) != anchor.version:
         told += f"; it is the anchor too, in place of version {anchor.version}"
     log.info("%s (promoted by %s: %s)", told, by, reason)
+    return told
+
+
+def _anchor_alone(
+    db: Database, home: Home, champion: VersionRow, anchor: VersionRow | None, *, reason: str, by: str
+) -> str:
+    """Make the champion the anchor as well, whatever became of the one before."""
+    Classifier.open(champion.folder(home), device="cpu").predict(TEXTS)
+    anchors.move(db, champion.pipeline, champion.version, by=by, reason=reason)
+    told = f"version {champion.version}, the champion of {champion.pipeline}, is the anchor now"
+    told += f", in place of version {anchor.version}" if anchor else ""
+    log.info("%s (moved by %s: %s)", told, by, reason)
     return told
 
 

@@ -167,7 +167,17 @@ def promote(
         )
         if kind == "rollback" and expected is not None:
             _take_down(session, expected, candidate, moment, by, reason)
-        anchors.follow(session, candidate, moment, asked=moves_anchor, by=by, reason=why, run_id=run_id)
+        anchors.follow(
+            session,
+            candidate,
+            moment,
+            asked=moves_anchor,
+            by=by,
+            reason=why,
+            run_id=run_id,
+            # What a person promotes was not compared with it.
+            before=None if run_id is None else expected,
+        )
         if run is not None:
             end(session, run, "promoted", moment, reason)
         if approval is not None:

@@ -28,8 +28,12 @@ def of_held_night(run: NightRun) -> str:
 def next_step(evidence: Evidence, decision: Decision, pipeline: str, version: int, diagnosed: Callable[[], str]) -> str:
     """What helps a night with this decision; `diagnosed` gives what its training would need, or ''."""
     anyway = f"if this version should reign all the same: nightgate promote {pipeline} {version} --reason TEXT"
-    if any(side is not None and side.flaw for side in (evidence.champion, evidence.anchor)):
+    champion, anchor = evidence.champion, evidence.anchor
+    if champion is not None and champion.flaw:
         return anyway
+    if champion is not None and anchor is not None and anchor.flaw:
+        command = f"nightgate promote {pipeline} {champion.version} --anchor --reason TEXT"
+        return f"{command} makes the champion the anchor; {anyway}"
     failed = [check.name for check in decision.checks if check.outcome == "failed" and not check.slice_name]
     for name, remedy in OTHERWISE.items():
         if name in failed:

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from nightgate import anchors, approvals, gate, ledger
 from nightgate.config import Pipeline
 from nightgate.database import Database
-from nightgate.errors import PromotionLostError
-from nightgate.schema import ModelVersion
+from nightgate.errors import PromotionLostError, RegistryError
+from nightgate.schema import Anchor, ModelVersion
 from tests import night_rows
 
 
@@ -78,6 +78,30 @@ def test_the_run_whose_evidence_moved_the_anchor_is_written_down(versions: Datab
     )
     moved = versions.frame("SELECT model_version, moving_run_id, moved_by FROM anchor_timeline ORDER BY valid_from")
     assert moved.iloc[1].tolist() == [version, opened.run_id, "gate"]
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_a_champion_from_before_there_were_anchors_is_the_first_one_until_a_run_finds_a_better(
+    versions: Database, better: bool
+) -> None:
+    promote(versions, 1, None)
+    versions.write(lambda session: session.execute(sa.delete(Anchor)))
+    opened, version = night_rows.judged_version(versions, 4)
+    told = {"by": "gate", "reason": "fit", "run_id": opened.run_id, "attempt": 1, "moves_anchor": better}
+    ledger.promote(versions, "reviews", version, expected=1, **told)  # type: ignore[arg-type]
+    assert anchor(versions) == (version if better else 1)
+
+
+def test_the_anchor_alone_moves_to_the_champion_and_to_no_other_version(versions: Database) -> None:
+    promote(versions, 1, None)
+    promote(versions, 2, 1)
+    anchors.move(versions, "reviews", 2, by="ada", reason="version 1 is lost")
+    row = ledger.anchor(versions, "reviews")
+    assert row is not None
+    assert (row.version, row.promoted_by, row.reason) == (2, "ada", "version 1 is lost")
+    with pytest.raises(RegistryError, match="version 1 is not the champion of reviews any more, that is version 2"):
+        anchors.move(versions, "reviews", 1, by="ada", reason="no")
+    assert anchor(versions) == 2
 
 
 def test_an_anchor_that_knows_other_labels_gives_way(versions: Database) -> None:

@@ -415,6 +415,20 @@ def test_a_rollback_from_the_anchor_says_which_one_it_is_now(database: Database,
     assert "which is quarantined; the anchor is version 1. No run promotes" in told
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_the_champion_is_made_the_anchor_without_losing_its_reign(
+    database: Database, home: Home, trained: Path
+) -> None:
+    register(database, home, trained, 2)
+    promote(database, home, 1)
+    promote(database, home, 2)
+    told = registry.promote_by_hand(database, home, "reviews", 2, reason="1 is lost", by="ada", move_anchor=True)
+    assert told == "version 2, the champion of reviews, is the anchor now, in place of version 1"
+    assert reigning(database) == 2
+    with pytest.raises(RegistryError, match="version 2 is the champion of reviews already"):
+        registry.promote_by_hand(database, home, "reviews", 2, reason="again", by="ada", move_anchor=True)
+
+
 def test_a_quarantined_version_is_promoted_only_by_who_says_so(database: Database, home: Home, trained: Path) -> None:
     register(database, home, trained, 2)
     promote(database, home, 1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from nightgate.config import Gate
@@ -32,6 +34,13 @@ def test_the_next_step_is_about_what_failed_and_says_how_to_promote_it_all_the_s
     assert told(evidence).endswith(
         "if this version should reign all the same: nightgate promote reviews 7 --reason TEXT"
     )
+
+
+def test_an_anchor_of_no_use_is_replaced_by_the_champion() -> None:
+    known = night()
+    assert known.anchor is not None
+    lost = replace(known, anchor=replace(known.anchor, flaw="cannot be used: model.safetensors is missing"))
+    assert told(lost).startswith("nightgate promote reviews 3 --anchor --reason TEXT makes the champion the anchor; ")
 
 
 def test_a_candidate_that_learned_too_little_gets_what_the_diagnosis_found() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nightgate import cache_files, ledger, query, registry, steps
+from nightgate import cache_files, gathering, ledger, query, registry, steps
 from nightgate.config import Pipeline
 from nightgate.database import Database, database_url, upgrade
 from nightgate.errors import DataError, ModelError, NonFiniteLossError
@@ -133,6 +133,17 @@ def test_a_damaged_champion_ends_the_night_before_it_trains(site: Path, environm
     assert (row["status"], row["error_type"]) == ("failed", "model")
     assert "nightgate rollback" in row["next_step"]
     assert not list(run.directory.glob("attempt-*/job.json"))
+
+
+def test_a_damaged_anchor_is_a_flaw_of_its_own_and_costs_no_night(site: Path, environment: Path) -> None:
+    _flip_a_byte(environment / "models/small/v0001/model.safetensors")
+    pipeline = load_pipeline(site, SHORT)
+    with broken_by(DataError, "enough"), open_night(pipeline, night_of(pipeline, 6)) as run:
+        steps.refresh_data(run)
+        version = ledger.anchor(run.db, "small")
+        assert version is not None
+        assert "model.safetensors is altered" in gathering._of_anchor(run, version).flaw
+        raise DataError("enough", next_step="-")
 
 
 def test_the_champion_s_stored_predictions_serve_again_and_one_that_is_wrong_holds_the_night(
