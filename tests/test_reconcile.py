@@ -206,10 +206,10 @@ def test_what_fails_is_named_at_the_end_and_keeps_nothing_else_from_being_put_ri
     api: SyncPrefectClient, database: Database
 ) -> None:
     del api
-    dead = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     # No id of a Prefect run: states can not be compared, and the event of this end can not be made.
     night = night_rows.open_run(database, night_rows.pipeline("odd"), night_rows.night(), prefect_flow_run_id="odd")
     ledger.finish_run(database, night.run_id, night.attempt, "held")
+    dead = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     done = reconcile_now()
     assert [one.run_id for one in done.settled] == [dead.run_id]
     with pytest.raises(NightgateError, match="could not be put right: states of Prefect's runs: ValueError"):
