@@ -26,13 +26,9 @@ from prefect.settings import PREFECT_UI_URL
 
 from deployments.catalog import NIGHTLY, TAG
 from flows.server import running_server
-from flows.signs import SIGN_OF_LIFE
+from flows.signs import SIGN_OF_LIFE, TELL, TELL_LATE, UNCANCELLED, ZOMBIES
 from nightgate.errors import ConfigurationError, NightgateError
 
-ZOMBIES = "nightgate: a run without a sign of life has crashed"
-UNCANCELLED = "nightgate: a run that is being cancelled without a sign of life is cancelled"
-TELL = "nightgate: tell how a night ended"
-TELL_LATE = "nightgate: tell that a night does not start"
 WEBHOOK = "nightgate"
 """Name of the block that holds the webhook's address, as a secret."""
 SETTING = "NIGHTGATE_WEBHOOK_URL"

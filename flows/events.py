@@ -7,14 +7,17 @@ tell, the next run or `reconcile` tells.
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.events.schemas.events import Event, RelatedResource, Resource
 
 from nightgate.database import Database
+from nightgate.errors import InternalError
+from nightgate.logs import without_secrets
 from nightgate.settling import End, mark_announced, unannounced
 
 log = logging.getLogger("nightgate.flows")
@@ -27,17 +30,53 @@ def announce_ends(db: Database) -> None:
             send(_event_of(end))
         except Exception as error:  # noqa: BLE001 - whatever keeps it from being sent, the night itself has ended well
             log.warning("the end of run %s was not announced, the next run tries again: %s", end.run_id, error)
-            return
-        mark_announced(db, end)
+            if not _is_about_one(error):
+                return
+        else:
+            mark_announced(db, end)
 
 
-def announce_stall(pipeline: str, run_id: str, reason: str, flow_run_id: str | None) -> None:
+def _is_about_one(error: Exception) -> bool:
+    """Whether the server would not have this one event: the others may be taken all the same."""
+    if not isinstance(error, httpx.HTTPStatusError):
+        return isinstance(error, ValueError)
+    # Those three are about us, or about how much we ask.
+    return error.response.is_client_error and error.response.status_code not in {401, 403, 429}
+
+
+def announce_unclaimed(pipeline: str, night: date | None, error: Exception, flow_run_id: str | None) -> None:
+    """A night failed before it had a row from which its end would be told."""
+    told = InternalError.of(error)
+    payload = {
+        "pipeline": pipeline,
+        "night": night.isoformat() if night else None,
+        "status": "failed",
+        "reason": without_secrets(told.reason),
+        "error_type": told.error_type,
+        "next_step": without_secrets(told.next_step) or "look at the log of its run",
+    }
+    announce("failed", pipeline, payload, flow_run_id)
+
+
+def announce_stall(pipeline: str, night: date, run_id: str, reason: str, flow_run_id: str | None) -> None:
     """A training stood still and was started again: the night goes on, and somebody may want to look."""
-    payload = {"pipeline": pipeline, "run_id": run_id, "reason": reason, "next_step": "look at the machine's load"}
+    payload = {
+        "pipeline": pipeline,
+        "night": night.isoformat(),
+        "run_id": run_id,
+        "status": "stalled",
+        "reason": without_secrets(reason),
+        "next_step": "look at the machine's load",
+    }
+    announce("stalled", pipeline, payload, flow_run_id)
+
+
+def announce(name: str, pipeline: str, payload: dict[str, Any], flow_run_id: str | None) -> None:
+    """Send what has no row to be told from, at once or never: it is as it is, whether or not somebody is told."""
     try:
-        send(make_event("stalled", pipeline, payload, flow_run_id))
+        send(make_event(name, pipeline, payload, flow_run_id))
     except Exception as error:  # noqa: BLE001 - as above
-        log.warning("the stall of run %s was not announced: %s", run_id, error)
+        log.warning("that %s was %s could not be announced: %s", pipeline, name.replace("_", " "), error)
 
 
 def make_event(name: str, pipeline: str, payload: dict[str, Any], flow_run_id: str | None) -> Event:

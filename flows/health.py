@@ -37,6 +37,7 @@ from prefect.settings import (
 )
 
 from flows.server import local_server
+from flows.signs import TELL, TELL_LATE, UNCANCELLED, ZOMBIES
 from nightgate.doctor import Finding, Seen
 from nightgate.errors import NightgateError, without_credentials
 from nightgate.pipelines import load_by_name
@@ -45,8 +46,6 @@ from nightgate.status import Deployed
 SECONDS = 3.0
 """For which the server is waited for."""
 PAGE = 200
-OURS = "nightgate: "
-"""How the names of our automations begin."""
 LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 FILES = "prefect.server.concurrency.lease_storage.filesystem"
 SETTLE = timedelta(minutes=2)
@@ -374,12 +373,19 @@ def _reconciler(client: SyncPrefectClient, nights: Sequence[_Told]) -> Iterator[
 
 
 def automations_finding(known: Iterable[tuple[str, bool]]) -> Finding:
-    """Whether somebody notices lost runs. `known` has each automation's name, and whether it is enabled."""
-    install = "python -m deployments.automations"
-    ours = [(name, enabled) for name, enabled in known if name.startswith(OURS)]
+    """Whether lost runs are noticed, and somebody is told of nights. `known` has each automation's name, and whether
+    it is enabled.
+    """
+    check, install = "automations", "python -m deployments.automations"
+    ours = {name: enabled for name, enabled in known if name in {ZOMBIES, UNCANCELLED, TELL, TELL_LATE}}
     if not ours:
         told = "none of Nightgate's: the run of a lost machine stays Running on the server"
-        return Finding("warning", "automations", told, install)
-    if off := [name for name, enabled in ours if not enabled]:
-        return Finding("warning", "automations", f"disabled: {'; '.join(off)}", "enable them in the UI (Automations)")
-    return Finding("ok", "automations", f"{len(ours)} of Nightgate's, all enabled")
+        return Finding("warning", check, told, install)
+    tells = TELL in ours or TELL_LATE in ours
+    wanted = (ZOMBIES, UNCANCELLED, TELL, TELL_LATE) if tells else (ZOMBIES, UNCANCELLED)
+    if missing := [name for name in wanted if name not in ours]:
+        return Finding("warning", check, f"missing: {'; '.join(missing)}", install)
+    if off := [name for name, enabled in ours.items() if not enabled]:
+        return Finding("warning", check, f"disabled: {'; '.join(off)}", "enable them in the UI (Automations)")
+    who = "a webhook is told of nights" if tells else "nobody is told of nights: NIGHTGATE_WEBHOOK_URL was not set"
+    return Finding("ok", check, f"{len(ours)} of Nightgate's, all enabled; {who}")

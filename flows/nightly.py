@@ -18,7 +18,7 @@ from prefect.exceptions import Abort, TerminationSignal
 from prefect.states import Completed
 
 from flows.approval import decide_when_resumed
-from flows.events import announce_ends, announce_stall
+from flows.events import announce_ends, announce_stall, announce_unclaimed
 from flows.form import (
     AS_IN_FILE_GATE,
     AS_IN_FILE_TRAINING,
@@ -33,7 +33,7 @@ from flows.reconcile import newer_is_due, settle_after_crash
 from nightgate import ledger, summary
 from nightgate.config import Pipeline
 from nightgate.database import Database, prepare
-from nightgate.errors import NightgateError
+from nightgate.errors import InternalError, NightgateError
 from nightgate.home import open_home
 from nightgate.nights import Night, chosen_night, scheduled_night, tonight
 from nightgate.pipelines import load_by_name
@@ -77,7 +77,7 @@ def run_night(
             on_end=report,
         ) as run:
             if run.is_open:
-                run.on_stall = lambda why: announce_stall(pipeline.name, run.run_id, why, flow_run_id)
+                run.on_stall = lambda why: announce_stall(pipeline.name, night.date, run.run_id, why, flow_run_id)
                 take_slot(run)
                 refresh_data(run)
                 if not skip_without_news(run, force=force):
@@ -89,8 +89,10 @@ def run_night(
                     judge(run)
                     register_candidate(run)
                     settle(run)
-    except NightgateError:
-        if run is not None and _given_up(run, flow_run_id):
+    except Exception as error:
+        if run is None:
+            announce_unclaimed(pipeline.name, night.date, error, flow_run_id)
+        elif isinstance(error, NightgateError) and _given_up(run, flow_run_id):
             # Name and state of the Prefect run are no longer ours to set.
             raise Abort(f"attempt {run.attempt} of run {run.run_id} was given up") from None
         raise
@@ -106,8 +108,11 @@ def run_night(
 
 def _given_up(run: NightRun, flow_run_id: str) -> bool:
     """Whether this process was taken for dead, or cancelled, and the same Prefect run was started again or ended."""
-    with Database.open(run.home) as db:
-        now = ledger.outcome(db, run.run_id)
+    try:
+        with Database.open(run.home) as db:
+            now = ledger.outcome(db, run.run_id)
+    except NightgateError:
+        return False  # nobody knows: what broke the run is to be told, and not this
     moved_on = now.attempt > run.attempt or (now.status != "running" and now.reason != run.reason)
     return moved_on and now.prefect_flow_run_id == flow_run_id
 
@@ -165,8 +170,9 @@ def nightly(
     try:
         configuration = load_by_name(pipeline, chosen_settings(training, gate))
         chosen = _which_night(configuration, night)
-    except NightgateError as error:
-        return failed(error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, somebody has to hear that there is no night
+        announce_unclaimed(pipeline, night, error, runtime.flow_run.id)
+        return _broken(error)
     return _in_words(configuration, chosen, force, dry_run, _newer(chosen))
 
 
@@ -182,10 +188,18 @@ def _in_words(pipeline: Pipeline, night: Night, force: bool, dry_run: bool, over
     try:
         with readable_logs(), outlived():
             told = run_night(pipeline, night, force=force, dry_run=dry_run, overtaken=overtaken)
-    except NightgateError as error:
+    except Exception as error:  # noqa: BLE001 - Prefect would show the text of others with their secrets
         _rename(f"{pipeline.name} {night.date}: failed")
-        return failed(error)
+        return _broken(error)
     return Completed(name=told.partition(":")[0].capitalize(), message=told)
+
+
+def _broken(error: Exception) -> State[Any]:
+    """Failed, in words; what is a fault of ours with its traceback in the log."""
+    if not isinstance(error, NightgateError):
+        with readable_logs():
+            log.error("a fault of Nightgate", exc_info=error)
+    return failed(InternalError.of(error))
 
 
 def _which_night(pipeline: Pipeline, night: date | None) -> Night:
@@ -221,9 +235,12 @@ def _told(run: NightRun) -> str:
     """The end of the night as the UI shows it; the run's name says it too."""
     verdict = run.status
     if run.status in {"promoted", "held", "waiting"}:
-        with Database.open(run.home) as db:
-            f1 = ledger.outcome(db, run.run_id).test_f1
-        verdict += f", F1 {f1:.4f}" if f1 is not None else ""
+        try:
+            with Database.open(run.home) as db:
+                f1 = ledger.outcome(db, run.run_id).test_f1
+            verdict += f", F1 {f1:.4f}" if f1 is not None else ""
+        except NightgateError as error:
+            log.warning("the run's name does not say its F1: %s", error.reason)
     _rename(f"{run.pipeline.name} {run.night.date}: {verdict}")
     return summary.flow_message(run.run_id, run.status, run.reason)
 
@@ -237,5 +254,9 @@ def _rename(name: str) -> None:
 
 
 def _announce() -> None:
-    with Database.open(open_home()) as db:
-        announce_ends(db)
+    try:
+        with Database.open(open_home()) as db:
+            announce_ends(db)
+    except NightgateError as error:
+        # The night has ended as it has: the next run, or `reconcile`, tells it.
+        log.warning("the end of the night is not announced yet: %s", error.reason)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import Flow, flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -27,6 +30,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows.events import announce_ends
@@ -58,39 +62,81 @@ def reconcile() -> State[Any]:
     """Settle rows, approvals and Prefect's states against each other. Safe at any time, and as often as one likes."""
     try:
         with readable_logs():
-            settled = reconcile_now()
+            done = reconcile_now()
+            done.check()
     except NightgateError as error:
         return failed(error)
-    told = "; ".join(f"{one.pipeline} {one.night}: {one.status}" for one in settled)
+    told = "; ".join(f"{one.pipeline} {one.night}: {one.status}" for one in done.settled)
     return Completed(message=told or "nothing to settle")
 
 
-def reconcile_now() -> list[Ended]:
-    """Put everything right that can be; gives what was settled. Without a server the ledger alone is put right."""
+@dataclass
+class Done:
+    """What was settled, and what could not be: one part that fails keeps no other from being done."""
+
+    settled: list[Ended] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - told at the end, after all else is done
+            told = getattr(error, "reason", f"{type(error).__name__}: {error}")
+            log.warning("%s could not be put right: %s", what, told)
+            self.failed.append(f"{what}: {told}")
+
+    def check(self) -> None:
+        """Raise what has failed, in words."""
+        if self.failed:
+            raise NightgateError(
+                "could not be put right: " + "; ".join(self.failed),
+                next_step="mend that; all else is done, and the next reconcile tries it again",
+            )
+
+
+def reconcile_now() -> Done:
+    """Put everything right that can be. Without a server only what the ledger knows by itself is put right."""
+    done = Done()
     with Database.open(open_home()) as db:
-        settled = settling.settle_running(db) + approvals.hold_overdue(db)
-        for wrong in filter(None, (pointer.follow(db, name) for name in used_pipelines(db))):
-            log.info("repaired: %s", wrong)
+        for name in sorted(used_pipelines(db)):
+            with done.part(f"runs of {name}"):
+                done.settled += settling.settle_running(db, name)
+            with done.part(f"link to the champion of {name}"):
+                if wrong := pointer.follow(db, name):
+                    log.info("repaired: %s", wrong)
+        with done.part("approvals"):
+            done.settled += approvals.hold_overdue(db)
         with get_client(sync_client=True) as client:
-            reachable = client.api_healthcheck() is None
-            for pipeline in _pipelines():
-                due = _still_due(client, pipeline.name) if reachable else frozenset()
-                settled += settling.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
-            if reachable:
-                settled += obey_cancels(db, client)
-                agree(db, client)
-        if reachable:
-            announce_ends(db)
-            vouch_for_waiting(db)
-    for one in settled:
+            if client.api_healthcheck() is None:
+                _with_server(db, client, done)
+    for one in done.settled:
         log.info("settled: %s %s is %s: %s", one.pipeline, one.night, one.status, one.reason)
-    return settled
+    return done
+
+
+def _with_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
+    for pipeline in _pipelines():
+        with done.part(f"missed nights of {pipeline.name}"):
+            # What nobody was to start is not missed; nor is it known without a server.
+            if _is_scheduled(client, pipeline.name):
+                due = _still_due(client, pipeline.name)
+                done.settled += settling.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
+    with done.part("cancelled runs"):
+        done.settled += obey_cancels(db, client)
+    with done.part("states of Prefect's runs"):
+        agree(db, client)
+    with done.part("events of nights that have ended"):
+        announce_ends(db)
+    with done.part("runs that wait for a person"):
+        vouch_for_waiting(db)
 
 
 def agree(db: Database, client: SyncPrefectClient) -> None:
     """Bring the states of Prefect's runs in line with the ledger, which is the truth about nights that have ended."""
     ends = {UUID(end.prefect_flow_run_id): end for end in settling.ended_lately(db)}
     ids = list(ends)
+    done = Done()
     for first in range(0, len(ids), PAGE):
         runs = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
@@ -101,8 +147,10 @@ def agree(db: Database, client: SyncPrefectClient) -> None:
         for run in runs:
             end = ends[run.id]
             if run.state is not None and _contradicts(run.state, end):
-                client.set_flow_run_state(run.id, _state_of(end), force=True)
-                log.info("%s: Prefect said %s, the ledger says %s", run.name, run.state.name, end.status)
+                with done.part(run.name):
+                    client.set_flow_run_state(run.id, _state_of(end), force=True)
+                    log.info("%s: Prefect said %s, the ledger says %s", run.name, run.state.name, end.status)
+    done.check()
 
 
 def obey_cancels(db: Database, client: SyncPrefectClient) -> list[Ended]:
@@ -126,11 +174,16 @@ def obey_cancels(db: Database, client: SyncPrefectClient) -> list[Ended]:
 
 def newer_is_due(deployment_id: UUID, scheduled_for: datetime) -> str:
     """Why a scheduled run is not worth starting: a later one of its deployment is due by now. '' where none is."""
-    with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(
-            deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment_id]}}),
-            flow_run_filter=_unfinished(after=scheduled_for + timedelta(seconds=1), before=datetime.now(UTC)),
-        )
+    try:
+        with get_client(sync_client=True) as client:
+            runs = client.read_flow_runs(
+                deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment_id]}}),
+                flow_run_filter=_unfinished(after=scheduled_for + timedelta(seconds=1), before=datetime.now(UTC)),
+            )
+    except httpx.HTTPError as error:
+        # The ledger looks for newer nights as well: a stale one can still move no champion backwards.
+        log.warning("whether a newer night is due is not known: %s", error)
+        return ""
     scheduled = [run for run in runs if run.auto_scheduled and run.expected_start_time]
     if not scheduled:
         return ""
@@ -154,7 +207,16 @@ def _pipelines() -> Iterator[Any]:
         try:
             yield load_pipeline(path)
         except NightgateError as error:
-            log.debug("%s: %s", path, error.reason)
+            log.warning("%s: %s", path, error.reason)
+
+
+def _is_scheduled(client: SyncPrefectClient, pipeline: str) -> bool:
+    """Whether the server starts the nights of a pipeline: it is deployed, and nobody has paused it."""
+    try:
+        deployment = client.read_deployment_by_name(f"nightly/{pipeline}")
+    except ObjectNotFound:
+        return False
+    return not deployment.paused and any(one.active for one in deployment.schedules)
 
 
 def _still_due(client: SyncPrefectClient, pipeline: str) -> frozenset[datetime]:
@@ -209,6 +271,6 @@ def settle_flow_runs(ended: Sequence[Ended]) -> str:
         if client.api_healthcheck() is not None:
             return "the Prefect server does not answer: its run is ended by the next `nightgate reconcile`"
         with Database.open(open_home()) as db:
-            agree(db, client)
             announce_ends(db)
+            agree(db, client)
     return ""

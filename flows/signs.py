@@ -20,6 +20,11 @@ from nightgate.database import Database
 log = logging.getLogger("nightgate.flows")
 
 SIGN_OF_LIFE = "nightgate.sign-of-life"
+# Names of the automations that `deployments.automations` installs, and the doctor looks for.
+ZOMBIES = "nightgate: a run without a sign of life has crashed"
+UNCANCELLED = "nightgate: a run that is being cancelled without a sign of life is cancelled"
+TELL = "nightgate: tell how a night ended"
+TELL_LATE = "nightgate: tell that a night does not start"
 
 
 def vouch_for_waiting(db: Database) -> None:

@@ -5,7 +5,6 @@ In the UI: Deployments > promote/nightgate > Run > Custom run. Prefect knows no 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -14,14 +13,12 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.events import make_event, send
+from flows.events import announce
 from nightgate import registry
 from nightgate.database import Database
 from nightgate.errors import NightgateError
 from nightgate.home import Home, existing_home
 from tasks.logs import failed, readable_logs
-
-log = logging.getLogger("nightgate.flows")
 
 PipelineName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 VersionName = Annotated[str, Field(pattern=r"^([1-9][0-9]{0,8}|previous)$")]
@@ -123,13 +120,6 @@ def _moved(
                 told = move(db, home)
     except NightgateError as error:
         return failed(error)
-    _announce(what, pipeline, f"{told} ({requested_by.strip()}: {reason.strip()})")
+    told_why = f"{told} ({requested_by.strip()}: {reason.strip()})"
+    announce(what, pipeline, {"pipeline": pipeline, "status": what, "reason": told_why}, runtime.flow_run.id)
     return Completed(name=what.replace("_", " ").capitalize(), message=told)
-
-
-def _announce(what: str, pipeline: str, reason: str) -> None:
-    payload = {"pipeline": pipeline, "status": what, "reason": reason}
-    try:
-        send(make_event(what, pipeline, payload, runtime.flow_run.id))
-    except Exception as error:  # noqa: BLE001 - it is done, whether or not somebody is told
-        log.warning("that %s was %s could not be announced: %s", pipeline, what.replace("_", " "), error)

@@ -6,6 +6,7 @@ another one reigns by then.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -174,7 +175,12 @@ def reject(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
 def hold_overdue(db: Database, moment: datetime | None = None) -> list[Ended]:
     """Hold every candidate whose time has run out."""
     moment = moment or datetime.now(UTC)
-    return [_hold_overdue(db, one) for one in open_approvals(db) if one.deadline <= moment]
+    held = []
+    for one in open_approvals(db):
+        if one.deadline <= moment:
+            with suppress(RegistryError):  # somebody decided, or a newer night began, since it was read
+                held.append(_hold_overdue(db, one))
+    return held
 
 
 def supersede_before(db: Database, run_id: str, attempt: int) -> None:

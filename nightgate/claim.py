@@ -12,7 +12,7 @@ from pathlib import Path
 from nightgate import gate, ledger, logs, metrics, pointer, settling
 from nightgate.config import Pipeline
 from nightgate.database import Database
-from nightgate.errors import NightgateError
+from nightgate.errors import InternalError, NightgateError
 from nightgate.golden import GoldenSet
 from nightgate.heartbeat import Heartbeat
 from nightgate.home import Home, open_home
@@ -168,17 +168,9 @@ def _settled(run: NightRun) -> Iterator[None]:
     """Write down how the run ended, whatever ended it."""
     try:
         yield
-    except NightgateError as error:
-        _finish(run, "failed", error.reason, error.error_type, error.next_step)
-        raise
     except Exception as error:
-        _finish(
-            run,
-            "failed",
-            f"{type(error).__name__}: {error}",
-            "internal",
-            "this is a fault of Nightgate: report it with the log, then run the same command again",
-        )
+        told = InternalError.of(error)
+        _finish(run, "failed", told.reason, told.error_type, told.next_step)
         raise
     except BaseException as stop:
         # Ctrl-C, SIGTERM, or a cancel from Prefect, which raises a BaseException too. Closing of generators is none.
@@ -190,7 +182,7 @@ def _settled(run: NightRun) -> Iterator[None]:
 def _finish(run: NightRun, status: str, reason: str, error_type: str, next_step: str) -> None:
     if run.status != "running":
         return  # it had come to its end
-    reason = logs.without_secrets(reason)
+    reason, next_step = logs.without_secrets(reason), logs.without_secrets(next_step)
     run.status, run.reason = status, reason
     try:
         ledger.finish_run(

@@ -85,13 +85,14 @@ def reconcile() -> None:
     from flows.reconcile import reconcile_now
 
     with usual_server() as silence:
-        settled = reconcile_now()
-    for one in settled:
+        done = reconcile_now()
+    for one in done.settled:
         typer.echo(_told(one))
-    if not settled:
+    if not done.settled and not done.failed:
         typer.echo("nothing to settle")
     if silence:
         typer.echo(f"{silence}: only the database was put right", err=True)
+    done.check()
 
 
 def _say(what: Callable[[Database, Home], str]) -> None:

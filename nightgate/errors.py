@@ -12,6 +12,7 @@ NightgateError                 anything that Nightgate reports in words instead 
 │   └── StalledError           the process lives but makes no step
 ├── StorageError               the disk is full, read-only or not ours
 ├── DatabaseError              the metrics database is unreachable, read-only or at another revision
+├── InternalError              a fault of Nightgate: anything else that was raised
 └── RegistryError              a version, champion or promotion that does not exist or is not allowed
     └── PromotionLostError     somebody else moved the champion, or this run may no longer promote
 """
@@ -109,6 +110,18 @@ class RegistryError(NightgateError):
 
 class PromotionLostError(RegistryError):
     error_type = "promotion_lost"
+
+
+class InternalError(NightgateError):
+    error_type = "internal"
+
+    @classmethod
+    def of(cls, error: Exception) -> NightgateError:
+        """`error` as people are told of it: in its own words if it is one of these, else as a fault of ours."""
+        if isinstance(error, NightgateError):
+            return error
+        step = "this is a fault of Nightgate: report it with the log, then run the same command again"
+        return cls(f"{type(error).__name__}: {error}", next_step=step)
 
 
 ERRORS_BY_TYPE: dict[str, type[NightgateError]] = {

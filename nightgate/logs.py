@@ -53,7 +53,7 @@ SHORTEST = 6
 LONG = 12
 """From here on a secret is masked inside a longer word as well."""
 
-_SECRET_ENDINGS = ("TOKEN", "PASSWORD", "SECRET", "KEY", "AUTH_STRING")
+_SECRET_ENDINGS = ("TOKEN", "PASSWORD", "SECRET", "KEY", "AUTH_STRING", "WEBHOOK_URL")
 _SHAPES = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}"  # Hugging Face
     r"|\bpn[ub]_[A-Za-z0-9]{16,}"  # Prefect Cloud
@@ -253,8 +253,8 @@ class WithoutSecrets(logging.Filter):
 def without_secrets(text: str) -> str:
     """`text` with passwords in addresses, tokens, and the values of secret environment variables masked.
 
-    Secret are variables whose name ends in TOKEN, PASSWORD, SECRET, KEY or AUTH_STRING, and the password in an address
-    that any variable holds; also as they look when quoted for an address or a literal.
+    Secret are variables whose name ends in one of `_SECRET_ENDINGS`, and the password in
+    an address that any variable holds; also as they look when quoted for an address or a literal.
     """
     known = _pattern(frozenset(_secrets(os.environ)))
     if known is not None:

@@ -175,7 +175,9 @@ def unannounced(db: Database, now: datetime | None = None) -> list[End]:
             Run.prefect_flow_run_id,
         )
         .join(ModelVersion, ModelVersion.run_id == Run.run_id, isouter=True)
-        .where(Run.announced_at.is_(None), Run.status != "running", Run.started_at > since)
+        .where(Run.announced_at.is_(None), Run.status != "running")
+        # Of its end: it may have begun long before, and waited for a person or been tried again since.
+        .where(sa.or_(Run.status == "waiting", Run.finished_at > since))
         .order_by(Run.started_at, Run.run_id)
     )
 

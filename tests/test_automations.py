@@ -24,11 +24,19 @@ from prefect.server.events.schemas.automations import EventTrigger as ServerTrig
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed, Late, Pending, Running, Suspended
 
-from deployments.automations import SILENCE, TELL, TELL_LATE, UNCANCELLED, WEBHOOK, ZOMBIES, install, zombies
+from deployments.automations import SILENCE, WEBHOOK, install, zombies
 from deployments.catalog import RECONCILE_CRON
 from deployments.deploy import FLOW_ENVIRONMENT
 from flows.events import make_event, send
-from flows.signs import SIGN_OF_LIFE, sign_of_life, vouch_for_waiting
+from flows.signs import (
+    SIGN_OF_LIFE,
+    TELL,
+    TELL_LATE,
+    UNCANCELLED,
+    ZOMBIES,
+    sign_of_life,
+    vouch_for_waiting,
+)
 from nightgate import approvals, ledger
 from nightgate.database import Database
 from nightgate.errors import ConfigurationError

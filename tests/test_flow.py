@@ -6,10 +6,10 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pandas as pd
 import pytest
@@ -31,11 +31,14 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import (
     PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_SERVER_API_PORT,
     temporary_settings,
 )
 
+from flows.nightly import _announce as announce_own_ends
 from flows.nightly import nightly, nightly_by_hand
+from flows.reconcile import newer_is_due
 from flows.server import prefect_server as server_for_a_run
 from nightgate import steps
 from nightgate.config import Pipeline
@@ -278,6 +281,62 @@ def test_a_run_that_fails_in_words_has_no_traceback_of_prefects_on_its_page(
         told = logs(prefect_server, run.id)
     assert "there is no pipeline 'nobody'" in told
     assert "Traceback" not in told
+
+
+def announced(api_url: str, name: str, pipeline: str) -> list[dict[str, Any]]:
+    """What the events of that name say about a pipeline."""
+    wanted = {"filter": {"event": {"name": [name]}}, "limit": 50}
+    about = f"nightgate.pipeline.{pipeline}"
+    deadline = time.monotonic() + 10
+    while True:
+        with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+            events = client.request("POST", "/events/filter", json=wanted).json()["events"]
+        found = [one["payload"] for one in events if one["resource"]["prefect.resource.id"] == about]
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.2)
+
+
+def test_a_night_whose_file_is_broken_is_announced_as_failed_with_reason_and_next_step(
+    prefect_server: str, environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del environment
+    (tmp_path / "mistyped.toml").write_text('name = "mistyped"\n[dta]\n', encoding="utf-8")
+    monkeypatch.setenv("NIGHTGATE_PIPELINES", str(tmp_path))
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        state = nightly("mistyped", date.fromisoformat(NIGHT), return_state=True)
+    assert state.is_failed()
+    [told] = announced(prefect_server, "nightgate.failed", "mistyped")
+    assert (told["night"], told["status"], told["error_type"]) == (NIGHT, "failed", "configuration")
+    assert "dta" in told["reason"]
+    assert told["next_step"]
+
+
+def test_a_night_that_cannot_be_claimed_is_announced_as_failed(
+    pipeline: Pipeline, prefect_server: str, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del environment
+    monkeypatch.setenv("NIGHTGATE_DATABASE_URL", "mysql://127.0.0.1/gone")
+    unclaimed = pipeline.model_copy(update={"name": "unclaimed"})
+    assert by_hand(unclaimed, prefect_server).is_failed()
+    [told] = announced(prefect_server, "nightgate.failed", "unclaimed")
+    assert (told["night"], told["error_type"]) == (NIGHT, "database")
+    assert told["next_step"]
+
+
+def test_a_database_that_is_away_when_ends_are_announced_changes_no_end(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    del environment
+    monkeypatch.setenv("NIGHTGATE_DATABASE_URL", "mysql://127.0.0.1/gone")
+    announce_own_ends()
+    assert "the end of the night is not announced yet" in caplog.text
+
+
+def test_a_server_that_is_away_keeps_no_night_from_starting(caplog: pytest.LogCaptureFixture) -> None:
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
+        assert newer_is_due(uuid4(), datetime.now(UTC)) == ""
+    assert "whether a newer night is due is not known" in caplog.text
 
 
 def missing_file(pipeline: Pipeline, path: Path) -> Pipeline:

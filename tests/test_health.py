@@ -20,7 +20,6 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
-from deployments.automations import zombies
 from flows.health import (
     automations_finding,
     deployed,
@@ -30,6 +29,7 @@ from flows.health import (
     usual_server,
     version_finding,
 )
+from flows.signs import TELL, TELL_LATE, UNCANCELLED, ZOMBIES
 from nightgate.doctor import Finding
 from tests.conftest import free_port
 
@@ -278,8 +278,15 @@ def test_what_is_a_loopback_address_is_known(host: str, is_ours: bool) -> None:
     [
         ([], "warning", "none of Nightgate's"),
         ([("another's", True)], "warning", "none of Nightgate's"),
-        ([(zombies().name, True), ("another's", False)], "ok", "1 of Nightgate's, all enabled"),
-        ([(zombies().name, False)], "warning", f"disabled: {zombies().name}"),
+        (
+            [(ZOMBIES, True), (UNCANCELLED, True), ("another's", False)],
+            "ok",
+            "2 of Nightgate's, all enabled; nobody is",
+        ),
+        ([(one, True) for one in (ZOMBIES, UNCANCELLED, TELL, TELL_LATE)], "ok", "a webhook is told"),
+        ([(UNCANCELLED, True), (TELL, True), (TELL_LATE, True)], "warning", f"missing: {ZOMBIES}"),
+        ([(ZOMBIES, True), (UNCANCELLED, True), (TELL_LATE, True)], "warning", f"missing: {TELL}"),
+        ([(ZOMBIES, False), (UNCANCELLED, True)], "warning", f"disabled: {ZOMBIES}"),
     ],
 )
 def test_automations_that_are_missing_or_disabled_are_told(

@@ -29,6 +29,7 @@ SETTINGS = {
     "PREFECT_API_AUTH_STRING": "admin:open-sesame",
     "OBJECT_STORE_SECRET": "a\nb\"c'd",
     "SHORT_KEY": "abc",
+    "NIGHTGATE_WEBHOOK_URL": "https://chat.example/hooks/T0-B1",
 }
 
 
@@ -54,6 +55,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     [
         (f"cannot reach {DATABASE}", "cannot reach postgresql+psycopg://***@db.example:5432/metrics?sslmode=require"),
         (f"the password is {PASSWORD}", "the password is ***"),
+        ("cannot reach https://chat.example/hooks/T0-B1", "cannot reach ***"),
         ("postgresql://nightly:s3cr%t@pass/word@db.example", "postgresql://***@db.example"),
         (f"a token {HUB_TOKEN}.", "a token ***."),
         ("dsn 'host=db password=other user=x'", "dsn 'host=db password=*** user=x'"),

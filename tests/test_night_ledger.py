@@ -7,10 +7,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from nightgate import approvals, heartbeat, ledger, settling, skips
 from nightgate.database import Database
 from nightgate.errors import RegistryError
+from nightgate.schema import Run
 from tests import night_rows
 
 
@@ -375,6 +377,14 @@ def test_what_ended_long_ago_is_no_news(database: Database) -> None:
     run = opened(database)
     ledger.finish_run(database, run.run_id, 1, "failed")
     assert settling.unannounced(database, datetime.now(UTC) + timedelta(days=8)) == []
+
+
+def test_an_end_is_news_from_its_end_on_however_long_ago_the_run_began(database: Database) -> None:
+    run = opened(database)
+    long_ago = {"started_at": datetime.now(UTC) - timedelta(days=8)}
+    database.write(lambda session: session.execute(sa.update(Run).values(long_ago)))
+    ledger.finish_run(database, run.run_id, 1, "failed")
+    assert [end.status for end in settling.unannounced(database)] == ["failed"]
 
 
 def test_what_a_prefect_run_ended_as_is_what_its_newest_row_says(database: Database) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import (
     AwaitingRetry,
     Cancelled,
@@ -24,12 +27,17 @@ from prefect.states import (
     Suspended,
 )
 
-from flows.reconcile import agree
+from flows.reconcile import Done, agree, reconcile_now
 from nightgate import ledger
 from nightgate.database import Database
+from nightgate.errors import NightgateError
+from nightgate.nights import scheduled_night
 from nightgate.owners import Owner
+from nightgate.pipelines import load_by_name
 from nightgate.schema import Run
+from nightgate.status import last_due
 from tests import night_rows
+from tests.conftest import free_port
 
 pytestmark = [pytest.mark.flow, pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)]
 
@@ -148,3 +156,63 @@ def test_a_retry_that_is_at_work_in_a_row_of_its_own_is_not_ended_as_the_one_bef
     )
     assert (again.run_id != before.run_id, again.status) == (True, "running")
     assert after_reconcile(api, database, run).name == "Running"
+
+
+SCHEDULE = """
+name = "nightly-shop"
+[data]
+source = { kind = "sample" }
+labels = ["bad", "good"]
+[schedule]
+cron = "15 3 * * *"
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Database) -> str:
+    """A pipeline that ran on its schedule four nights ago, and not since; gives its name."""
+    (tmp_path / "nightly-shop.toml").write_text(SCHEDULE, encoding="utf-8")
+    monkeypatch.setenv("NIGHTGATE_PIPELINES", str(tmp_path))
+    pipeline = load_by_name("nightly-shop")
+    due = last_due(pipeline, datetime.now(UTC) - timedelta(days=3))
+    assert due is not None
+    run = night_rows.open_run(database, pipeline, scheduled_night(pipeline.schedule, due))
+    ledger.finish_run(database, run.run_id, run.attempt, "skipped")
+    return "nightly-shop"
+
+
+def missed(done: Done, pipeline: str) -> int:
+    return len([one for one in done.settled if (one.pipeline, one.status) == (pipeline, "missed")])
+
+
+def test_nights_are_missed_only_while_the_server_is_to_start_them(api: SyncPrefectClient, shop: str) -> None:
+    assert missed(reconcile_now(), shop) == 0, "it is not deployed"
+    schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="15 3 * * *", timezone="UTC"), active=True)
+    deployment_id = api.create_deployment(api.create_flow(stand_in), name=shop, schedules=[schedule])
+    try:
+        api.pause_deployment(deployment_id)
+        assert missed(reconcile_now(), shop) == 0, "somebody paused it"
+        api.resume_deployment(deployment_id)
+        with temporary_settings(
+            {PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+        ):
+            assert missed(reconcile_now(), shop) == 0, "nobody knows"
+        assert missed(reconcile_now(), shop) >= 2
+    finally:
+        api.delete_deployment(deployment_id)
+
+
+def test_what_fails_is_named_at_the_end_and_keeps_nothing_else_from_being_put_right(
+    api: SyncPrefectClient, database: Database
+) -> None:
+    del api
+    # No id of a Prefect run: states can not be compared, and the event of this end can not be made.
+    night = night_rows.open_run(database, night_rows.pipeline("odd"), night_rows.night(), prefect_flow_run_id="odd")
+    ledger.finish_run(database, night.run_id, night.attempt, "held")
+    dead = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    done = reconcile_now()
+    assert [one.run_id for one in done.settled] == [dead.run_id]
+    with pytest.raises(NightgateError, match="could not be put right: states of Prefect's runs: ValueError"):
+        done.check()
+    announced = database.frame("SELECT run_id FROM run WHERE announced_at IS NOT NULL")["run_id"]
+    assert list(announced) == [dead.run_id]

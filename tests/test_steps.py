@@ -268,6 +268,13 @@ def test_whatever_leaves_the_night_its_row_is_settled(
         raise DataError("enough")
 
 
+def test_what_to_do_next_is_stored_without_secrets(empty_site: Path) -> None:
+    pipeline = load_pipeline(empty_site)
+    with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as run:
+        raise DataError("no rows", next_step="look at postgresql://me:hush-hush@db/rows")
+    assert the_row(run)["next_step"] == "look at postgresql://***@db/rows"
+
+
 def test_a_night_that_failed_with_another_recipe_is_not_taken_up_but_run_anew(empty_site: Path) -> None:
     pipeline, other = load_pipeline(empty_site), load_pipeline(empty_site, {"training.seed": 7})
     with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as first:
