@@ -58,14 +58,19 @@ def date_of(text: str) -> date:
 
 
 def moment_of(text: str) -> datetime:
-    """A time as a user writes it; UTC where it carries no timezone."""
+    """A time as a user writes it, in UTC; taken as UTC where it carries no timezone."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise ConfigurationError(
             f"{text!r} is not a time", next_step="write it as 2026-01-05T03:15 or 2026-01-05T03:15+01:00"
         ) from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError as error:
+        raise ConfigurationError(
+            f"{text!r} lies outside the years 1 to 9999 in UTC", next_step="write a time that lies between them"
+        ) from error
 
 
 def person() -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
+from nightgate.columns import as_text
 from nightgate.comparability import ScoredNight, breaks
 from nightgate.database import Database
 from nightgate.errors import RegistryError
@@ -134,7 +135,7 @@ def champion(pipeline: str, at: datetime | None = None) -> pd.DataFrame:
         if at is not None:
             assert at.tzinfo is not None, f"{at} has no timezone"
             instant = at.astimezone(UTC)
-            parameters["at"] = instant if db.dialect == "postgresql" else instant.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            parameters["at"] = instant if db.dialect == "postgresql" else as_text(instant)
             moment = "c.valid_from <= :at AND (c.valid_to > :at OR c.valid_to IS NULL)"
         query = (
             "SELECT v.*, c.valid_from, c.valid_to, c.promoted_by, c.reason FROM champion_timeline AS c "
