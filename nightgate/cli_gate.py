@@ -162,7 +162,7 @@ def replay(
     from nightgate.database import Database
     from nightgate.home import existing_home
     from nightgate.pipelines import parse_settings
-    from nightgate.replay import as_frame, summary
+    from nightgate.replay import as_frame, breaks_before, summary
     from nightgate.replay import replay as replayed
     from nightgate.reports.gate_charts import ChampionAt, champions
 
@@ -177,6 +177,7 @@ def replay(
         output,
         f"no night of {name} was judged{f' since {since}' if since else ''}",
         columns=REPLAY_COLUMNS,
+        before="break_before" if nights else "",
     )
     if nights:
         typer.echo(summary(nights), err=True)
@@ -188,8 +189,9 @@ def replay(
                 promoted=one.status == "promoted",
                 chain_f1=one.chain.champion_f1,
                 chain_promoted=one.chain.verdict == "promote",
+                after_break=told_break is not None,
             )
-            for one in nights
+            for one, told_break in zip(nights, breaks_before(nights), strict=True)
         ]
         _save(home, name, champions(points, told))
 

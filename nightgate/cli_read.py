@@ -33,7 +33,18 @@ NIGHT_COLUMNS = (
     "duration_seconds",
     "reason",
 )
-VERSION_COLUMNS = ("version", "status", "night", "test_f1", "f1_ci_low", "f1_ci_high", "test_rows", "run_id", "path")
+VERSION_COLUMNS = (
+    "version",
+    "status",
+    "night",
+    "test_f1",
+    "f1_ci_low",
+    "f1_ci_high",
+    "test_rows",
+    "test_version",
+    "run_id",
+    "path",
+)
 """What a table shows; JSON and CSV hold every column of the view."""
 
 

@@ -117,12 +117,16 @@ def _breaks(db: Database, pipeline: str, shown: Iterable[str]) -> pd.Series[Any]
             {"pipeline": pipeline},
         )
     )
-    of_runs = sa.select(Run.run_id, Run.label_names).where(Run.pipeline == pipeline)
-    label_names: dict[str, list[str]] = dict(db.read(lambda session: session.execute(of_runs).tuples().all()))
+    of_runs = sa.select(Run.run_id, Run.label_names, Run.config["gate"]).where(Run.pipeline == pipeline)
+    found = db.read(lambda session: session.execute(of_runs).tuples().all())
+    settings = {
+        run_id: {"label_names": tuple(names)} | {name: gate.get(name) for name in ("test_window", "min_test_rows")}
+        for run_id, names, gate in found
+    }
     scored = []
     for row in nights.astype(object).where(nights.notna(), None).to_dict("records"):
         facts = {str(name): value for name, value in row.items() if name != "run_id"}
-        scored.append(ScoredNight(label_names=tuple(label_names[row["run_id"]]), **facts))
+        scored.append(ScoredNight(**settings[row["run_id"]], **facts))
     told = dict(zip(nights["run_id"], breaks(scored), strict=True))
     return pd.Series([told.get(run_id) for run_id in shown], dtype=object)
 
