@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nightgate.cli_options import OutputFormat, PipelineName, VersionName, date_of, name_of, show
+from nightgate.cli_options import OutputFormat, PipelineName, VersionName, date_of, name_of, nothing_yet, show
 from nightgate.output import Format
 
 if TYPE_CHECKING:
@@ -175,9 +175,9 @@ def replay(
     show(
         as_frame(nights),
         output,
-        f"no night of {name} was judged{f' since {since}' if since else ''}",
+        nothing_yet(f"no night of {name} was judged{f' since {since}' if since else ''}", name),
         columns=REPLAY_COLUMNS,
-        before="break_before" if nights else "",
+        before="break_before",
     )
     if nights:
         typer.echo(summary(nights), err=True)

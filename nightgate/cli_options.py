@@ -39,6 +39,11 @@ def show(
         typer.echo(when_empty, err=True)
 
 
+def nothing_yet(told: str, pipeline: str) -> str:
+    """What a table without rows says instead, and what to do; the pipeline may be one that nobody knows."""
+    return f"{told}\n  next: run a night with `nightgate run {pipeline}`, or name another of `nightgate pipelines`"
+
+
 def name_of(pipeline: str) -> str:
     """The pipeline's name in the database: of its file if there is one, else as given (its file may be gone)."""
     from nightgate.pipelines import load_pipeline, pipeline_files

@@ -11,7 +11,7 @@ chain keeps its champion, unless somebody scores it now.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 NEARLY_ALL = 0.99
 """Share of the window's rows that a version must have been scored on; the others are left out."""
+
+NO_CONFIG: Mapping[str, Any] = {"gate": {}}
+"""Of nobody's night: under it an override is looked at by itself."""
 
 Rescorer = Callable[[str, VersionRow, tuple[str, ...]], Rescored]
 """Scores a version on the test rows (fingerprints) of a run; see `nightgate.rescoring`."""
@@ -111,6 +114,7 @@ def replay(
     Raises:
         ConfigurationError: as `policy_of`.
     """
+    policy_of(NO_CONFIG, overrides or {})  # Also where there is no night to refuse it.
     made = {version.run_id: version for version in versions(db, pipeline)}
     chain = Chain(db, pipeline, rescorer)
     for run in judged_runs(db, pipeline, since):
@@ -339,9 +343,11 @@ def as_frame(nights: Sequence[ReplayedNight]) -> pd.DataFrame:
         }
         for one, told in zip(nights, breaks_before(nights), strict=True)
     ]
-    frame = pd.DataFrame(rows)
-    numbers = [name for name in ("model_version", "champion_version", "chain_version") if name in frame]
-    return frame.astype(dict.fromkeys(numbers, "Int64"))
+    # Without nights too, so that a program finds its columns.
+    columns = [one.name for one in fields(ReplayedNight) if one.name not in ("chain", "scored")]
+    columns += ["flips", "chain_verdict", "chain_version", "chain_f1", "chain_reason", "break_before"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.astype(dict.fromkeys(("model_version", "champion_version", "chain_version"), "Int64"))
 
 
 def summary(nights: Sequence[ReplayedNight]) -> str:
