@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nightgate.cli_options import OutputFormat, PipelineName, VersionName, date_of, name_of, show
+from nightgate.cli_options import OutputFormat, PipelineName, VersionName, date_of, name_of, nothing_yet, show
 from nightgate.output import Format
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def replay(
     from nightgate.database import Database
     from nightgate.home import existing_home
     from nightgate.pipelines import parse_settings
-    from nightgate.replay import as_frame, summary
+    from nightgate.replay import as_frame, breaks_before, summary
     from nightgate.replay import replay as replayed
     from nightgate.reports.gate_charts import ChampionAt, champions
 
@@ -175,8 +175,9 @@ def replay(
     show(
         as_frame(nights),
         output,
-        f"no night of {name} was judged{f' since {since}' if since else ''}",
+        nothing_yet(f"no night of {name} was judged{f' since {since}' if since else ''}", name),
         columns=REPLAY_COLUMNS,
+        before="break_before",
     )
     if nights:
         typer.echo(summary(nights), err=True)
@@ -188,8 +189,9 @@ def replay(
                 promoted=one.status == "promoted",
                 chain_f1=one.chain.champion_f1,
                 chain_promoted=one.chain.verdict == "promote",
+                after_break=told_break is not None,
             )
-            for one in nights
+            for one, told_break in zip(nights, breaks_before(nights), strict=True)
         ]
         _save(home, name, champions(points, told))
 

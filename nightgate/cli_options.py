@@ -39,6 +39,11 @@ def show(
         typer.echo(when_empty, err=True)
 
 
+def nothing_yet(told: str, pipeline: str) -> str:
+    """What a table without rows says instead, and what to do; the pipeline may be one that nobody knows."""
+    return f"{told}\n  next: run a night with `nightgate run {pipeline}`, or name another of `nightgate pipelines`"
+
+
 def name_of(pipeline: str) -> str:
     """The pipeline's name in the database: of its file if there is one, else as given (its file may be gone)."""
     from nightgate.pipelines import load_pipeline, pipeline_files
@@ -58,14 +63,19 @@ def date_of(text: str) -> date:
 
 
 def moment_of(text: str) -> datetime:
-    """A time as a user writes it; UTC where it carries no timezone."""
+    """A time as a user writes it, in UTC; taken as UTC where it carries no timezone."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise ConfigurationError(
             f"{text!r} is not a time", next_step="write it as 2026-01-05T03:15 or 2026-01-05T03:15+01:00"
         ) from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError as error:
+        raise ConfigurationError(
+            f"{text!r} lies outside the years 1 to 9999 in UTC", next_step="write a time that lies between them"
+        ) from error
 
 
 def person() -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nightgate.cli_options import OutputFormat, PipelineName, date_of, moment_of, name_of, show
+from nightgate.cli_options import OutputFormat, PipelineName, date_of, moment_of, name_of, nothing_yet, show
 from nightgate.errors import ConfigurationError
 from nightgate.output import Format
 
@@ -33,7 +33,18 @@ NIGHT_COLUMNS = (
     "duration_seconds",
     "reason",
 )
-VERSION_COLUMNS = ("version", "status", "night", "test_f1", "f1_ci_low", "f1_ci_high", "test_rows", "run_id", "path")
+VERSION_COLUMNS = (
+    "version",
+    "status",
+    "night",
+    "test_f1",
+    "f1_ci_low",
+    "f1_ci_high",
+    "test_rows",
+    "test_version",
+    "run_id",
+    "path",
+)
 """What a table shows; JSON and CSV hold every column of the view."""
 
 
@@ -71,7 +82,7 @@ def history(
     if epochs and not slices and output is Format.table and not frame.empty:
         typer.echo(query.published_table(frame))
     else:
-        nothing = f"the database holds nothing of that for {name}"
+        nothing = nothing_yet(f"the database holds nothing of that for {name}", name)
         if epochs or slices or run_id:
             show(frame, output, nothing)
         else:
@@ -88,7 +99,10 @@ def champion(
 
     name = name_of(pipeline)
     frame = query.champion(name, moment_of(at) if at else None)
-    show(_absolute(frame), output, f"{name} has no champion{f' at {at}' if at else ' yet'}", vertical=True)
+    nothing = nothing_yet(f"{name} has no champion yet", name)
+    if at:
+        nothing = f"{name} has no champion at {at}\n  next: see `nightgate versions {name}`, or leave --at out"
+    show(_absolute(frame), output, nothing, vertical=True)
 
 
 def versions(pipeline: PipelineName, output: OutputFormat = Format.table) -> None:
@@ -96,7 +110,8 @@ def versions(pipeline: PipelineName, output: OutputFormat = Format.table) -> Non
     from nightgate import query
 
     name = name_of(pipeline)
-    show(_absolute(query.versions(name)), output, f"{name} has no versions yet", columns=VERSION_COLUMNS)
+    nothing = nothing_yet(f"{name} has no versions yet", name)
+    show(_absolute(query.versions(name)), output, nothing, columns=VERSION_COLUMNS)
 
 
 def predict(

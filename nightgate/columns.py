@@ -12,6 +12,11 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
+def as_text(moment: datetime) -> str:
+    """A time (UTC) as SQLite holds it: fixed width, years before 1000 too, which `strftime` would write shorter."""
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+
+
 class UtcTime(TypeDecorator[datetime]):
     """An aware time: `timestamptz` on PostgreSQL, text such as `2026-03-01T02:15:00.000000Z` on SQLite: it sorts."""
 
@@ -28,7 +33,7 @@ class UtcTime(TypeDecorator[datetime]):
             return None
         assert value.tzinfo is not None, f"{value} has no timezone"
         moment = value.astimezone(UTC)
-        return moment if dialect.name == "postgresql" else moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return moment if dialect.name == "postgresql" else as_text(moment)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         del dialect

@@ -1,8 +1,9 @@
 """Which scores may be compared: breaks in a pipeline's history, and bridges over them. Pure.
 
-A score means something beside another one when both were measured on one test version, over the same labels, by the
-same average and the same definition of the metrics. Where any of that changes, history says so (a break); where one
-champion was scored on both sides of it, its two scores tell how far the scale has moved (a bridge).
+A score means something beside another one when both were measured on one test version, within the same test window,
+over the same labels, by the same average and the same definition of the metrics. Where any of that changes, history
+says so (a break); where one champion was scored on both sides of it, its two scores tell how far the scale has moved
+(a bridge).
 """
 
 from __future__ import annotations
@@ -12,15 +13,20 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
+
+from nightgate.config import duration
 
 METRIC_DEFINITION = 1
 """Raised with every change of what a stored score means: how it is averaged, or which rows it is measured on."""
 
 
-def metric_key(test_version: str, label_names: Iterable[str], average: str) -> str:
+def metric_key(
+    test_version: str, label_names: Iterable[str], average: str, test_window: str, min_test_rows: int
+) -> str:
     """What a run stores of it: `m-` and 12 hex digits. Labels in another order give the same scores."""
-    facts = [METRIC_DEFINITION, test_version, sorted(label_names), average]
-    return f"m-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
+    window = _window(test_window, min_test_rows)
+    return _hashed([METRIC_DEFINITION, test_version, sorted(label_names), average, window])
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,13 @@ class ScoredNight:
 
     night: date
     metric_key: str | None
-    """None: of a night before it was recorded; the other three say it then."""
+    """None: of a night before it was recorded, which was scored on all test rows."""
     test_version: str | None
     label_names: tuple[str, ...]
     average: str
+    test_window: str | None
+    """As [gate] had it that night; None where there was no such key yet, as is the next."""
+    min_test_rows: int | None
     model_version: int | None = None
     test_f1: float | None = None
     champion_version: int | None = None
@@ -48,10 +57,43 @@ def changes(before: ScoredNight, after: ScoredNight) -> str:
         told.append(f"the labels were {', '.join(before.label_names)} and are {', '.join(after.label_names)}")
     if before.average != after.average:
         told.append(f"the average was {before.average} and is {after.average}")
-    is_recorded = before.metric_key is not None and after.metric_key is not None
-    if not told and is_recorded and before.metric_key != after.metric_key:
+    if (was := _rows(before)) != (now := _rows(after)):
+        told.append(f"the test rows that count were {was} and are {now}")
+    if not told and _key(before) != _key(after):
         told.append("the metrics are defined otherwise by another version of Nightgate")
     return "; ".join(told)
+
+
+def _rows(night: ScoredNight) -> str:
+    """Which test rows its scores are of, in words."""
+    if night.metric_key is None:
+        return "all (a version of Nightgate without a test window)"
+    if night.test_window is None or night.min_test_rows is None:
+        return "those of an unknown window"
+    if not duration(night.test_window):
+        return "all"
+    return f"those of {_window(night.test_window, night.min_test_rows)[0]:g}d, {night.min_test_rows:,} at least"
+
+
+def _window(test_window: str, min_test_rows: int) -> list[float]:
+    """What two settings have in common that take the same rows: '2w' is '14d', and all rows are never too few."""
+    length = duration(test_window)
+    return [length.total_seconds() / 86_400, min_test_rows] if length else []
+
+
+def _key(night: ScoredNight) -> str | None:
+    """In today's form. A key of before the window was in it says the same, and the night's configuration the rest."""
+    if night.test_window is None or night.min_test_rows is None or night.test_version is None:
+        return night.metric_key
+    short = _hashed([1, night.test_version, sorted(night.label_names), night.average])
+    if night.metric_key != short:
+        return night.metric_key
+    window = _window(night.test_window, night.min_test_rows)
+    return _hashed([1, night.test_version, sorted(night.label_names), night.average, window])
+
+
+def _hashed(facts: list[Any]) -> str:
+    return f"m-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 
 def breaks(nights: Sequence[ScoredNight]) -> list[str | None]:

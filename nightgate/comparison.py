@@ -96,7 +96,16 @@ class _Facts:
     @property
     def night(self) -> ScoredNight:
         run = self.run
-        return ScoredNight(run.night, run.metric_key, run.test_version, tuple(run.label_names), run.average)
+        policy = run.config["gate"]
+        return ScoredNight(
+            run.night,
+            run.metric_key,
+            run.test_version,
+            tuple(run.label_names),
+            run.average,
+            policy.get("test_window"),
+            policy.get("min_test_rows"),
+        )
 
 
 def compare(db: Database, first: VersionRow, second: VersionRow, scored: Scored | None = None) -> Comparison:

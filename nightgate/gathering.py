@@ -98,7 +98,7 @@ def score_on_test(run: NightRun) -> None:
         anchor=champion if _reigns(run.anchor, run) else sides.get("anchor"),
         golden=None if golden is None or golden.empty else _rows(run, golden),
         champion_nights=(run.night.date - run.champion.night).days if run.champion else None,
-        seed_spread=seeds.newest_spread(run.db, run.pipeline.name, run.pipeline.gate.average),
+        seed_spread=seeds.newest_spread(run.db, run.pipeline),
         golden_note=_golden_note(run, frames, golden),
     )
 

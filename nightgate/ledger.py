@@ -322,7 +322,10 @@ def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scor
     run.champion_version = evidence.champion.version if evidence.champion else None
     run.champion_fresh_rows = fresh.rows if fresh else None
     run.anchor_version = evidence.anchor.version if evidence.anchor else None
-    run.metric_key = metric_key(evidence.test_version, evidence.label_names, average)
+    policy = run.config["gate"]
+    run.metric_key = metric_key(
+        evidence.test_version, evidence.label_names, average, policy["test_window"], policy["min_test_rows"]
+    )
 
 
 def _add_details(

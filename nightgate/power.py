@@ -20,7 +20,7 @@ from nightgate.gate import Evidence
 from nightgate.gate.case import Case
 from nightgate.gate.rules import detectable_gain
 from nightgate.gate.words import points
-from nightgate.replay import judged_runs, policy_of
+from nightgate.replay import NO_CONFIG, judged_runs, policy_of
 
 SIZES = (250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 
@@ -72,6 +72,7 @@ def newest_power(db: Database, pipeline: str, overrides: Mapping[str, Any] | Non
         RegistryError: there is no such night.
         ConfigurationError: as `policy_of`.
     """
+    policy_of(NO_CONFIG, overrides or {})  # Also where there is no night to refuse it.
     for run in reversed(judged_runs(db, pipeline)):
         policy = policy_of(run.config, overrides or {})
         try:

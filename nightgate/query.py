@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
+from nightgate.columns import as_text
 from nightgate.comparability import ScoredNight, breaks
 from nightgate.database import Database
 from nightgate.errors import RegistryError
@@ -116,12 +117,16 @@ def _breaks(db: Database, pipeline: str, shown: Iterable[str]) -> pd.Series[Any]
             {"pipeline": pipeline},
         )
     )
-    of_runs = sa.select(Run.run_id, Run.label_names).where(Run.pipeline == pipeline)
-    label_names: dict[str, list[str]] = dict(db.read(lambda session: session.execute(of_runs).tuples().all()))
+    of_runs = sa.select(Run.run_id, Run.label_names, Run.config["gate"]).where(Run.pipeline == pipeline)
+    found = db.read(lambda session: session.execute(of_runs).tuples().all())
+    settings = {
+        run_id: {"label_names": tuple(names)} | {name: gate.get(name) for name in ("test_window", "min_test_rows")}
+        for run_id, names, gate in found
+    }
     scored = []
     for row in nights.astype(object).where(nights.notna(), None).to_dict("records"):
         facts = {str(name): value for name, value in row.items() if name != "run_id"}
-        scored.append(ScoredNight(label_names=tuple(label_names[row["run_id"]]), **facts))
+        scored.append(ScoredNight(**settings[row["run_id"]], **facts))
     told = dict(zip(nights["run_id"], breaks(scored), strict=True))
     return pd.Series([told.get(run_id) for run_id in shown], dtype=object)
 
@@ -134,7 +139,7 @@ def champion(pipeline: str, at: datetime | None = None) -> pd.DataFrame:
         if at is not None:
             assert at.tzinfo is not None, f"{at} has no timezone"
             instant = at.astimezone(UTC)
-            parameters["at"] = instant if db.dialect == "postgresql" else instant.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            parameters["at"] = instant if db.dialect == "postgresql" else as_text(instant)
             moment = "c.valid_from <= :at AND (c.valid_to > :at OR c.valid_to IS NULL)"
         query = (
             "SELECT v.*, c.valid_from, c.valid_to, c.promoted_by, c.reason FROM champion_timeline AS c "

@@ -114,7 +114,8 @@ def previous_champion(db: Database, pipeline: str) -> int:
     none = "champion before it" if not before else "champion before it that can be brought back"
     raise RegistryError(
         f"there is nothing to roll back to: version {champion.version} of {pipeline} has no {none}{flaws}",
-        next_step=f"choose a version by hand: `nightgate promote {pipeline} VERSION --reason TEXT`",
+        next_step=f"choose one of `nightgate versions {pipeline}` by its number; "
+        f"`nightgate promote {pipeline} VERSION --reason TEXT` makes it the champion",
     )
 
 

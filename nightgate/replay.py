@@ -11,13 +11,14 @@ chain keeps its champion, unless somebody scores it now.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import sqlalchemy as sa
 
+from nightgate.comparability import ScoredNight, breaks, metric_key
 from nightgate.config import Gate
 from nightgate.database import Database
 from nightgate.errors import ConfigurationError, NightgateError, RegistryError
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 NEARLY_ALL = 0.99
 """Share of the window's rows that a version must have been scored on; the others are left out."""
+
+NO_CONFIG: Mapping[str, Any] = {"gate": {}}
+"""Of nobody's night: under it an override is looked at by itself."""
 
 Rescorer = Callable[[str, VersionRow, tuple[str, ...]], Rescored]
 """Scores a version on the test rows (fingerprints) of a run; see `nightgate.rescoring`."""
@@ -67,6 +71,8 @@ class ReplayedNight:
     champion_f1: float | None
     """Of the champion that really reigned, on the window of the other policy."""
     chain: ChainNight
+    scored: ScoredNight
+    """What its scores were measured by under the other policy."""
 
     @property
     def flips(self) -> bool:
@@ -108,6 +114,7 @@ def replay(
     Raises:
         ConfigurationError: as `policy_of`.
     """
+    policy_of(NO_CONFIG, overrides or {})  # Also where there is no night to refuse it.
     made = {version.run_id: version for version in versions(db, pipeline)}
     chain = Chain(db, pipeline, rescorer)
     for run in judged_runs(db, pipeline, since):
@@ -117,28 +124,46 @@ def replay(
             evidence = load_evidence(db, run.run_id)
         except RegistryError as error:
             met = chain.unknown(error.reason)
-            yield _night(run, version, None, error.reason, met)
+            yield _night(run, version, policy, None, error.reason, met)
             continue
         decision = decide(evidence, policy)
-        yield _night(run, version, decision, decision.reason, chain.meet(run, version, evidence, policy))
+        yield _night(run, version, policy, decision, decision.reason, chain.meet(run, version, evidence, policy))
 
 
 def _night(
-    run: Run, version: VersionRow | None, decision: Decision | None, reason: str, met: ChainNight
+    run: Run, version: VersionRow | None, policy: Gate, decision: Decision | None, reason: str, met: ChainNight
 ) -> ReplayedNight:
     measured = decision.measured if decision else None
+    number = version.version if version else None
+    candidate_f1 = measured.candidate.f1 if measured else None
+    champion_f1 = measured.champion.f1 if measured and measured.champion else None
     return ReplayedNight(
         night=run.night,
         run_id=run.run_id,
         status=run.status,
-        model_version=version.version if version else None,
+        model_version=number,
         verdict=cast("Verdict", run.verdict),
         replayed=decision.verdict if decision else None,
         reason=reason,
-        candidate_f1=measured.candidate.f1 if measured else None,
+        candidate_f1=candidate_f1,
         champion_version=run.champion_version,
-        champion_f1=measured.champion.f1 if measured and measured.champion else None,
+        champion_f1=champion_f1,
         chain=met,
+        scored=ScoredNight(
+            night=run.night,
+            metric_key=metric_key(
+                run.test_version or "", run.label_names, policy.average, policy.test_window, policy.min_test_rows
+            ),
+            test_version=run.test_version,
+            label_names=tuple(run.label_names),
+            average=policy.average,
+            test_window=policy.test_window,
+            min_test_rows=policy.min_test_rows,
+            model_version=number,
+            test_f1=candidate_f1,
+            champion_version=run.champion_version,
+            champion_f1=champion_f1,
+        ),
     )
 
 
@@ -295,24 +320,34 @@ def _only(evidence: Evidence, known: Mask) -> Evidence:
 # --- telling ---
 
 
+def breaks_before(nights: Sequence[ReplayedNight]) -> list[str | None]:
+    """For each night why its scores do not compare with those before it; None where they do, or it has none."""
+    scored = [one for one in nights if one.candidate_f1 is not None]
+    told = dict(zip((one.run_id for one in scored), breaks([one.scored for one in scored]), strict=True))
+    return [told.get(one.run_id) for one in nights]
+
+
 def as_frame(nights: Sequence[ReplayedNight]) -> pd.DataFrame:
     """A row per night."""
     import pandas as pd
 
     rows = [
-        {name: value for name, value in vars(one).items() if name != "chain"}
+        {name: value for name, value in vars(one).items() if name not in ("chain", "scored")}
         | {
             "flips": one.flips,
             "chain_verdict": one.chain.verdict,
             "chain_version": one.chain.champion_version,
             "chain_f1": one.chain.champion_f1,
             "chain_reason": one.chain.reason,
+            "break_before": told,
         }
-        for one in nights
+        for one, told in zip(nights, breaks_before(nights), strict=True)
     ]
-    frame = pd.DataFrame(rows)
-    numbers = [name for name in ("model_version", "champion_version", "chain_version") if name in frame]
-    return frame.astype(dict.fromkeys(numbers, "Int64"))
+    # Without nights too, so that a program finds its columns.
+    columns = [one.name for one in fields(ReplayedNight) if one.name not in ("chain", "scored")]
+    columns += ["flips", "chain_verdict", "chain_version", "chain_f1", "chain_reason", "break_before"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.astype(dict.fromkeys(("model_version", "champion_version", "chain_version"), "Int64"))
 
 
 def summary(nights: Sequence[ReplayedNight]) -> str:

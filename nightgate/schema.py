@@ -127,7 +127,7 @@ class Run(Base):
     anchor_version: Mapped[int | None]
     anchor_f1: Mapped[float | None]
     metric_key: Mapped[str | None]
-    """Scores may be compared where it is the same: test version, labels, average and definition of the metrics."""
+    """Scores may be compared where it is the same: test version, window, labels, average, metrics' definition."""
     nonfinite: Mapped[str]
     average: Mapped[str]
     min_f1: Mapped[float]

@@ -3,7 +3,7 @@
     study = open_study(db, pipeline, num_seeds=5)         # what is missing of it: study.missing
     record_score(db, study, score)                        # as soon as a seed has come to its end
     finish_study(db, study.study_id)                      # mean and spread of all its seeds
-    newest_spread(db, "sample", "weighted")               # the unit of the gate's margin
+    newest_spread(db, pipeline)                           # the unit of the gate's margin
 
 A study is one of snapshot, configuration (the seed and the gate's policy left out) and code: asked for again, it does
 what is missing, and with more seeds it grows. How one seed is trained is in `nightgate.seed_training`. A study opens no
@@ -32,8 +32,6 @@ from nightgate.schema import ModelVersion, Promotion, Run, SeedRun, SeedStudy, S
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from nightgate.counts import Average
 
 log = logging.getLogger(__name__)
 
@@ -194,13 +192,15 @@ def read_study(db: Database, study_id: str) -> pd.DataFrame:
     return tidy(db.frame("SELECT * FROM seed_runs WHERE study_id = :study ORDER BY seed", {"study": study_id}))
 
 
-def newest_study(
-    session: Session, pipeline_name: str, average: Average, *, before: datetime | None = None
-) -> SeedStudy | None:
-    """The study that ended last, of those with `LEAST_SEEDS` seeds and this average; before an instant (aware)."""
+def newest_study(session: Session, pipeline: Pipeline, *, before: datetime | None = None) -> SeedStudy | None:
+    """The study of this configuration that ended last, of those with `LEAST_SEEDS` seeds; before an instant (aware).
+
+    One of other labels, data or training says nothing of this one's nights. The snapshot may be another one: it is with
+    every night, and the spread is a property of the recipe.
+    """
     query = sa.select(SeedStudy).where(
-        SeedStudy.pipeline == pipeline_name,
-        SeedStudy.average == average,
+        SeedStudy.pipeline == pipeline.name,
+        SeedStudy.config_hash == config_hash(pipeline),
         SeedStudy.finished_at.is_not(None),
         SeedStudy.num_seeds >= LEAST_SEEDS,
         SeedStudy.f1_spread.is_not(None),
@@ -209,9 +209,9 @@ def newest_study(
     return session.scalars(query.order_by(SeedStudy.finished_at.desc(), SeedStudy.study_id).limit(1)).first()
 
 
-def newest_spread(db: Database, pipeline_name: str, average: Average) -> float | None:
-    """Standard deviation of F1 between seeds, of the newest study; None: there is none with enough seeds."""
-    found = db.read(lambda session: newest_study(session, pipeline_name, average))
+def newest_spread(db: Database, pipeline: Pipeline) -> float | None:
+    """Standard deviation of F1 between seeds, as `newest_study` has it; None: there is none."""
+    found = db.read(lambda session: newest_study(session, pipeline))
     return found.f1_spread if found else None
 
 

@@ -239,6 +239,11 @@ def test_champion_and_versions_agree_in_every_format(run: Run) -> None:
 def test_champion_at_a_time_tells_who_reigned_then(run: Run) -> None:
     assert records(run("champion", "small", "--at", "2020-01-01", "--format", "json")) == []
     assert len(records(run("champion", "small", "--at", "2999-01-01T00:00+01:00", "--format", "json"))) == 1
+    assert records(run("champion", "small", "--at", "0300-01-01", "--format", "json")) == []
+    for beyond in ("0001-01-01T00:00+01:00", "9999-12-31T23:59-01:00"):
+        refused = run("champion", "small", "--at", beyond)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"'{beyond}' lies outside the years 1 to 9999 in UTC" in refused.stderr
     wrong = run("champion", "small", "--at", "yesterday")
     assert wrong.returncode == 2
     assert "'yesterday' is not a time" in wrong.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
@@ -12,13 +13,15 @@ import sqlalchemy as sa
 import nightgate
 from nightgate import schema
 from nightgate.comparability import ScoredNight, breaks, changes, metric_key
+from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.output import Format, formatted
+from nightgate.replay import breaks_before, replay
 from tests import night_rows
 from tests.judged_nights import Model, judged_night
 
 FIRST = ScoredNight(
-    date(2026, 3, 1), "m-1", "t-1", ("bad", "good"), "weighted", 1, 0.55, champion_version=None, champion_f1=None
+    date(2026, 3, 1), "m-1", "t-1", ("bad", "good"), "weighted", "90d", 2000, model_version=1, test_f1=0.55
 )
 
 
@@ -27,11 +30,22 @@ def nights(*changed: dict[str, Any]) -> list[ScoredNight]:
 
 
 def test_the_key_is_the_same_exactly_where_scores_compare() -> None:
-    key = metric_key("t-1", ("bad", "good"), "macro")
-    assert key == metric_key("t-1", ["good", "bad"], "macro")
-    others = {metric_key("t-2", ("bad", "good"), "macro"), metric_key("t-1", ("bad", "good"), "weighted")}
-    others.add(metric_key("t-1", ("bad", "good", "fine"), "macro"))
-    assert len(others | {key}) == 4
+    usual: dict[str, Any] = {"test_version": "t-1", "label_names": ("bad", "good"), "average": "macro"}
+    usual |= {"test_window": "14d", "min_test_rows": 2000}
+    key = metric_key(**usual)
+    assert key == metric_key(**usual | {"label_names": ["good", "bad"], "test_window": "2w"})
+    others: list[dict[str, Any]] = [
+        {"test_version": "t-2"},
+        {"average": "weighted"},
+        {"label_names": ("bad", "good", "fine")},
+        {"test_window": "30d"},
+        {"min_test_rows": 100},
+        {"test_window": ""},
+    ]
+    assert len({key, *(metric_key(**usual | other) for other in others)}) == 7
+    # Where all rows count, no number of them is too few.
+    everything = usual | {"test_window": ""}
+    assert metric_key(**everything) == metric_key(**everything | {"min_test_rows": 100})
 
 
 def test_nights_that_are_measured_alike_have_no_break() -> None:
@@ -46,7 +60,10 @@ def test_nights_that_are_measured_alike_have_no_break() -> None:
         ({"average": "macro", "metric_key": "m-2"}, "the average was weighted and is macro"),
         ({"label_names": ("bad", "fine")}, "the labels were bad, good and are bad, fine"),
         ({"metric_key": "m-2"}, "defined otherwise"),
-        # Of before the column: what there is says it.
+        ({"test_window": "30d", "metric_key": "m-2"}, "were those of 90d, 2,000 at least and are those of 30d"),
+        ({"min_test_rows": 100, "metric_key": "m-2"}, "90d, 2,000 at least and are those of 90d, 100 at least"),
+        # Of before the column, when all rows counted: what there is says the rest.
+        ({"metric_key": None}, "and are all (a version of Nightgate without a test window)"),
         ({"metric_key": None, "test_version": "t-2"}, "the test version was t-1 and is t-2"),
     ],
 )
@@ -57,9 +74,26 @@ def test_whatever_changes_is_named(facts: dict[str, Any], words: str) -> None:
     assert found[2] is None
 
 
-@pytest.mark.parametrize("facts", [{"metric_key": None}, {"label_names": ("good", "bad")}])
+@pytest.mark.parametrize("facts", [{"label_names": ("good", "bad")}, {"test_window": "2160h"}])
 def test_what_changes_no_score_is_no_break(facts: dict[str, Any]) -> None:
     assert changes(*nights({}, facts)) == ""
+
+
+def test_nights_of_before_the_gate_compare_with_each_other_and_with_none_after() -> None:
+    old = {"metric_key": None, "test_window": None, "min_test_rows": None}
+    found = breaks(nights(old, old, {}, {}))
+    assert [told is not None for told in found] == [False, False, True, False]
+    assert "all (a version of Nightgate without a test window) and are those of 90d" in str(found[2])
+
+
+def test_a_key_of_another_form_is_a_break_only_where_what_it_stands_for_differs() -> None:
+    key = metric_key("t-1", ("bad", "good"), "weighted", "90d", 2000)
+    # As it was written before the window was part of it: sha256 of [1, "t-1", ["bad", "good"], "weighted"].
+    digest = hashlib.sha256(b'[1, "t-1", ["bad", "good"], "weighted"]').hexdigest()
+    short = {"metric_key": f"m-{digest[:12]}"}
+    assert changes(*nights(short, {"metric_key": key})) == ""
+    assert "were those of 30d" in changes(*nights({**short, "test_window": "30d"}, {"metric_key": key}))
+    assert "defined otherwise" in changes(*nights(short, {"metric_key": "m-2"}))
 
 
 def test_a_champion_that_was_scored_on_both_sides_is_the_bridge() -> None:
@@ -107,3 +141,17 @@ def test_history_has_the_break_as_a_column_and_as_a_line(database: Database) -> 
     lines = formatted(found, Format.table, columns=("night", "test_f1"), before="break_before").splitlines()
     assert [line.split()[0] for line in lines] == ["night", "2026-03-01", "2026-03-02", "┄┄┄", "2026-03-03"]
     assert lines[3] == f"┄┄┄ {sentence}"
+
+
+def test_another_test_window_is_a_break_in_history_and_in_a_replay(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.7))
+    judged_night(database, 1, Model("second", 0.7), first)
+    record = night_rows.pipeline().record()
+    short = Pipeline.model_validate({**record, "gate": {"test_window": "1d", "min_test_rows": 300}})
+    judged_night(database, 2, Model("third", 0.7), first, pipeline=short)
+    sentence = nightgate.history("reviews")["break_before"].iloc[2]
+    assert "were those of 90d, 2,000 at least and are those of 1d, 300 at least; version 1:" in sentence
+    [*none, told] = breaks_before(list(replay(database, "reviews")))
+    assert (none, told) == ([None, None], sentence)
+    # One window for all nights: their scores compare.
+    assert breaks_before(list(replay(database, "reviews", {"gate.test_window": ""}))) == [None] * 3

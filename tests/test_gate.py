@@ -290,7 +290,7 @@ def test_a_margin_in_units_that_nobody_measured_passes_nothing(spread: float | N
     for name in ("beats_champion", "anchor"):
         found = check(decision, name)
         assert found.outcome == "failed"
-        assert "run `nightgate seeds PIPELINE` first" in found.reason
+        assert "no study of this configuration: run `nightgate seeds PIPELINE` first" in found.reason
     alone = decide(night(0.9, 0.6, seed_spread=spread), policy.model_copy(update={"policy": "threshold_only"}))
     assert alone.verdict == "promote"
     assert "run `nightgate seeds PIPELINE` first" in check(alone, "anchor").reason

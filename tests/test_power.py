@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,4 +123,9 @@ def test_the_pictures_say_in_words_what_they_show() -> None:
     assert picture.alt.endswith("1 nights promoted, under gate.margin=0.02 1")
     assert "replayed 0.2236" in picture.svg
     assert "replayed: gate.margin=0.02" in picture.svg
+    assert "do not compare" not in picture.svg
+    broken = champions([*nights[:4], replace(nights[4], after_break=True), nights[5]], "gate.margin=0.02")
+    assert "┆: scores do not compare across it" in broken.svg
+    # Two lines for each champion instead of one, and the break.
+    assert broken.svg.count("<path") > picture.svg.count("<path")
     assert champions([ChampionAt(NIGHT, None, False, None, False)], "the same policy").svg

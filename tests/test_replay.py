@@ -176,6 +176,22 @@ def test_the_command_prints_nights_and_saves_a_picture(database: Database, home:
     assert wrong.exit_code == 2
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.usefixtures("database")
+def test_without_nights_commands_still_refuse_what_makes_no_sense_and_print_their_columns() -> None:
+    runner = CliRunner()
+    for command in ("replay", "power"):
+        wrong = runner.invoke(app, ["gate", command, "reviews", "--set", "gate.polcy=superior"])
+        assert (wrong.exit_code, wrong.stdout) == (2, "")
+    rows = runner.invoke(app, ["gate", "replay", "reviews", "--format", "csv"])
+    assert (rows.exit_code, rows.stdout[:21]) == (0, "night,run_id,status,m")
+    assert rows.stdout.endswith(",break_before\n")
+    nothing = runner.invoke(app, ["gate", "replay", "reviews"])
+    assert "no night of reviews was judged\n  next: run a night with `nightgate run reviews`" in nothing.stderr
+    for command in ("versions", "history", "champion"):
+        assert "\n  next: run a night with `nightgate run reviews`" in runner.invoke(app, [command, "reviews"]).stderr
+
+
 def test_a_real_version_is_scored_again_as_the_night_scored_it(
     environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from nightgate import ledger, summary
+from nightgate import ledger, seeds, summary
 from nightgate.database import Database
 from nightgate.errors import SnapshotError
 from nightgate.home import Home, open_home
@@ -474,7 +474,7 @@ def test_the_seed_study_of_a_night_is_the_newest_that_had_ended_by_then(database
             study_id=f"study {hours}",
             pipeline="reviews",
             snapshot_id=str(run["snapshot_id"]),
-            config_hash="0123456789ab",
+            config_hash=seeds.config_hash(night_rows.pipeline()),
             code_version="0.1.0",
             average="weighted",
             num_seeds=3,

@@ -179,22 +179,43 @@ def test_a_study_ends_with_mean_and_spread_of_the_seeds_that_came_to_a_score(
 def test_the_spread_is_that_of_the_newest_finished_study_with_three_seeds(database: Database) -> None:
     made = [night_with_snapshot(database, day) for day in range(4)]
     assert len(set(made)) == 4
+    usual = night_rows.pipeline()
     studies = [seeds.open_study(database, night_rows.pipeline(), 3, night_rows.night(day).date) for day in range(3)]
-    assert seeds.newest_spread(database, "reviews", "weighted") is None
+    assert seeds.newest_spread(database, usual) is None
     store(database, studies[1], 0.5, 0.6, 0.7)
     store(database, studies[0], 0.58, 0.6, 0.62)
     store(database, replace(studies[2], seeds=(42, 43)), 0.1, 0.9)
     macro = seeds.open_study(database, night_rows.pipeline(average="macro"), 3)
     store(database, macro, 0.2, 0.4, 0.6)
-    assert seeds.newest_spread(database, "reviews", "weighted") == pytest.approx(0.02)
-    assert seeds.newest_spread(database, "reviews", "macro") == pytest.approx(0.2)
-    assert seeds.newest_spread(database, "other", "weighted") is None
+    assert seeds.newest_spread(database, usual) == pytest.approx(0.02)
+    assert seeds.newest_spread(database, night_rows.pipeline(average="macro")) == pytest.approx(0.2)
+    assert seeds.newest_spread(database, night_rows.pipeline("other")) is None
     # Grown, it is the newest; asked for again, it is not.
     seeds.finish_study(database, studies[1].study_id)
-    assert seeds.newest_spread(database, "reviews", "weighted") == pytest.approx(0.02)
+    assert seeds.newest_spread(database, usual) == pytest.approx(0.02)
     seeds.record_score(database, studies[1], scored(45, 0.6))
     seeds.finish_study(database, studies[1].study_id)
-    assert seeds.newest_spread(database, "reviews", "weighted") == pytest.approx(statistics.stdev([0.5, 0.6, 0.7, 0.6]))
+    assert seeds.newest_spread(database, usual) == pytest.approx(statistics.stdev([0.5, 0.6, 0.7, 0.6]))
+
+
+def test_a_study_of_another_configuration_is_no_unit_of_this_ones_margin(database: Database) -> None:
+    usual = night_rows.pipeline()
+    night_with_snapshot(database)
+    store(database, seeds.open_study(database, usual, 3), 0.58, 0.6, 0.62)
+    # Newer ones: `nightgate seeds reviews --set training.epochs=1`, and other labels with a test version of their own.
+    short = Pipeline.model_validate({**usual.record(), "training": {"epochs": 1}})
+    store(database, seeds.open_study(database, short, 3), 0.1, 0.5, 0.9)
+    record = usual.record()
+    relabelled = Pipeline.model_validate({**record, "data": {**record["data"], "labels": ["bad", "fine"]}})
+    night_with_snapshot(database, 1, relabelled)
+    store(database, seeds.open_study(database, relabelled, 3), 0.2, 0.5, 0.8)
+    assert seeds.newest_spread(database, usual) == pytest.approx(0.02)
+    assert seeds.newest_spread(database, short) == pytest.approx(0.4)
+    assert seeds.newest_spread(database, relabelled) == pytest.approx(0.3)
+    # Another policy and another seed are the same recipe; one that nobody studied has no spread.
+    aside = {"training": {"seed": 7}, "gate": {"margin": 1, "margin_unit": "seed_spread"}}
+    assert seeds.newest_spread(database, Pipeline.model_validate({**record, **aside})) == pytest.approx(0.02)
+    assert seeds.newest_spread(database, night_rows.pipeline(learning_rate=1e-4)) is None
 
 
 @pytest.mark.parametrize(

@@ -197,8 +197,8 @@ class Case:
 
 
 MARGIN_UNKNOWN = (
-    "the margin is in units of the spread between seeds (margin_unit 'seed_spread'), which was never measured: "
-    "run `nightgate seeds PIPELINE` first"
+    "the margin is in units of the spread between seeds (margin_unit 'seed_spread'), and there is no study of this "
+    "configuration: run `nightgate seeds PIPELINE` first, with the same --set where a night has one"
 )
 
 

@@ -133,7 +133,7 @@ class Evidence:
     champion_nights: int | None = None
     """Nights since the champion's own night."""
     seed_spread: float | None = None
-    """Standard deviation of F1 between seeds, of the newest study; None: there was none."""
+    """Standard deviation of F1 between seeds, of the newest study of this configuration; None: there was none."""
     golden_note: str = ""
     """Why there are no golden rows."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
@@ -27,9 +27,6 @@ from nightgate.query import read_history, tidy
 from nightgate.reports.shares import SnapshotShares, read_shares
 from nightgate.schema import Attempt, ModelVersion, Promotion, Run, SeedStudy, Snapshot
 from nightgate.seeds import newest_study
-
-if TYPE_CHECKING:
-    from nightgate.counts import Average
 
 REPORT_FILE = "report.html"
 EARLIER_NIGHTS = 14
@@ -82,7 +79,7 @@ class ReportFacts:
     shares_note: str = ""
     """Why one of the two is missing."""
     seed_study: Row | None = None
-    """Of the table `seed_study`: the newest with enough seeds when the run ended."""
+    """Of the table `seed_study`: the newest of this configuration with enough seeds when the run ended."""
     findings: tuple[Finding, ...] = ()
     model_path: Path | None = None
     """Of the version that this night made."""
@@ -194,7 +191,7 @@ def _stored(session: Session, run_id: str) -> dict[str, Any]:
             Promotion.valid_from <= run.started_at,
             sa.or_(Promotion.valid_to.is_(None), Promotion.valid_to > run.started_at),
         )
-    study = newest_study(session, run.pipeline, cast("Average", run.average), before=run.finished_at)
+    study = newest_study(session, Pipeline.model_validate(run.config), before=run.finished_at)
     return {
         "config": run.config,
         "label_names": [str(name) for name in run.label_names],

@@ -80,16 +80,22 @@ class ChampionAt:
     """The night made another one champion."""
     chain_f1: float | None
     chain_promoted: bool
+    after_break: bool = False
+    """Its scores do not compare with those of the night before."""
 
 
 def champions(nights: Sequence[ChampionAt], policy: str) -> Picture:
-    """Both champions over the nights; nights on which one is not known are gaps."""
+    """Both champions over the nights; nights on which one is not known are gaps, and no line crosses a break."""
+    told_break = ", ┆: scores do not compare across it" if any(one.after_break for one in nights) else ""
 
     def paint(figure: Figure) -> None:
         axes = figure.add_axes((0.07, 0.19, 0.74, 0.67))
         axes.set_title("F1 of the champion that each night found, on its test rows")
-        axes.set_xlabel(shortened(f"replayed: {policy}, ▲: a night that promoted", 110), loc="left")
+        axes.set_xlabel(shortened(f"replayed: {policy}, ▲: a night that promoted{told_break}", 110), loc="left")
         at: Any = [one.night for one in nights]
+        parts = _parts(nights)
+        for part in parts[1:]:
+            axes.axvline(at[part.start], color=INK, linewidth=0.8, linestyle=":", zorder=1)
         ends = []
         for name, values, promoted, colour, dashed in (
             ("as it was", [one.f1 for one in nights], [one.promoted for one in nights], CHAMPION, True),
@@ -97,7 +103,8 @@ def champions(nights: Sequence[ChampionAt], policy: str) -> Picture:
         ):
             points = [math.nan if value is None else value for value in values]
             style = (0, (5, 2.2)) if dashed else "-"
-            axes.plot(at, points, color=colour, linestyle=style, marker="o", ms=3, mew=0, zorder=3)
+            for part in parts:
+                axes.plot(at[part], points[part], color=colour, linestyle=style, marker="o", ms=3, mew=0, zorder=3)
             for night, moved in zip(at, promoted, strict=True):
                 if moved:
                     height = 0.06 if dashed else 0.02
@@ -115,6 +122,12 @@ def champions(nights: Sequence[ChampionAt], policy: str) -> Picture:
     told += f"{sum(one.promoted for one in nights)} nights promoted, under {policy} "
     told += f"{sum(one.chain_promoted for one in nights)}"
     return draw("replay", told, WIDTH, 3.2, paint)
+
+
+def _parts(nights: Sequence[ChampionAt]) -> list[slice]:
+    """Neighbours whose scores compare."""
+    starts = [0, *(place for place, one in enumerate(nights) if place and one.after_break)]
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(nights)], strict=True)]
 
 
 def _plain_numbers(axes: Axes) -> None:
