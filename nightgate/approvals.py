@@ -181,11 +181,13 @@ def supersede_before(db: Database, run_id: str, attempt: int) -> None:
     """End what waits in the pipeline of a run that goes to work now. A backfill of an older night ends no newer one."""
 
     def work(session: Session) -> None:
+        _lock_pipeline_of(session, run_id)  # a person may be deciding right now
         run = fenced(session, run_id, attempt)
         waiting = session.scalars(
             sa.select(Run)
             .where(Run.pipeline == run.pipeline, Run.status == "waiting", Run.run_id != run_id)
             .where(Run.data_until <= run.data_until)
+            .with_for_update()
         )
         newer = f"the night of {run.night} began (run {run_id})"
         for one in waiting:
@@ -212,6 +214,13 @@ def _hold_overdue(db: Database, row: Waiting) -> Ended:
     return _end(db, row.run_id, "timed_out", None, None, reason)
 
 
+def _lock_pipeline_of(session: Session, run_id: str) -> int:
+    """Nobody else decides about a run of this one's pipeline until the transaction ends. Gives the run's attempt."""
+    pipeline, attempt = session.execute(sa.select(Run.pipeline, Run.attempt).where(Run.run_id == run_id)).one()
+    lock_pipeline(session, pipeline)
+    return int(attempt)
+
+
 def _record(session: Session, run_id: str, decision: str, by: str | None, reason: str | None) -> None:
     approval = session.get_one(Approval, run_id)
     approval.decision, approval.decided_by, approval.reason = decision, by, reason
@@ -220,8 +229,7 @@ def _record(session: Session, run_id: str, decision: str, by: str | None, reason
 
 def _end(db: Database, run_id: str, decision: str, by: str | None, said: str | None, reason: str) -> Ended:
     def work(session: Session) -> Ended:
-        pipeline, attempt = session.execute(sa.select(Run.pipeline, Run.attempt).where(Run.run_id == run_id)).one()
-        lock_pipeline(session, pipeline)
+        attempt = _lock_pipeline_of(session, run_id)
         run = fenced(session, run_id, attempt, status="waiting")
         _record(session, run_id, decision, by, said)
         by_hand = f"nightgate promote {run.pipeline} VERSION --reason TEXT"

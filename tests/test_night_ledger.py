@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from nightgate import approvals, heartbeat, ledger, settling, skips
 from nightgate.database import Database
@@ -322,6 +324,34 @@ def test_the_next_night_that_goes_to_work_supersedes_one_that_waits(database: Da
     assert database.frame("SELECT decision FROM approvals")["decision"].tolist() == ["superseded"]
     with pytest.raises(RegistryError, match="it is superseded"):
         approvals.approve(database, run_id, by="anna", reason="late")
+
+
+@pytest.mark.parametrize("dialect", [pytest.param("postgresql", marks=pytest.mark.database)], indirect=True)
+def test_an_approval_is_not_overwritten_by_a_night_that_goes_to_work_while_it_is_committed(
+    database: Database, migrated_url: str
+) -> None:
+    """On SQLite the one that writes is alone from its BEGIN on."""
+    run_id, version = waiting_run(database)
+    newer = opened(database, day=1)
+    night = threading.Thread(target=approvals.supersede_before, args=(database, newer.run_id, newer.attempt))
+
+    def held_up() -> bool:
+        return bool(database.frame("SELECT 1 FROM pg_locks WHERE NOT granted").shape[0])
+
+    def about_to_commit(connection: sa.Connection) -> None:
+        if connection.get_execution_options().get("writes") and night.ident is None:
+            night.start()
+            night_rows.within(5, held_up)
+
+    with Database.open(database.home, migrated_url) as persons:
+        sa.event.listen(persons._engine, "commit", about_to_commit)
+        approvals.approve(persons, run_id, by="anna", reason="fine")
+    night.join()
+    champion = ledger.champion(database, "reviews")
+    assert champion is not None
+    assert (one(database, run_id)["status"], champion.version) == ("promoted", version)
+    [row] = database.frame("SELECT decision, decided_by FROM approvals").to_dict("records")
+    assert row == {"decision": "approved", "decided_by": "anna"}
 
 
 def test_a_prefect_run_that_is_resumed_after_its_night_was_superseded_trains_nothing(database: Database) -> None:
