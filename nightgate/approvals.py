@@ -100,30 +100,47 @@ def open_approvals(db: Database, pipeline: str | None = None) -> list[Waiting]:
     return db.read(lambda session: [Waiting(*row) for row in session.execute(query)])
 
 
+def command(pipeline: str, run_id: str) -> str:
+    """What decides about this candidate and no other: a newer one may wait by the time that it is given."""
+    return f"nightgate approve {pipeline} --run {run_id} --reason TEXT (or reject)"
+
+
 def find(db: Database, pipeline: str, run_id: str | None = None) -> Waiting:
-    """What waits for a person in a pipeline.
+    """What waits for a person in a pipeline; `run_id` None: the only one that does.
 
     Raises:
-        RegistryError: nothing does; what became of the run is told.
+        RegistryError: nothing does, and what became of the run, or of the last that did, is told; or several do.
     """
     waiting = [one for one in open_approvals(db, pipeline) if run_id in {None, one.run_id}]
-    if waiting:
-        return waiting[-1]
-    if run_id is None:
+    if len(waiting) > 1:
         raise RegistryError(
-            f"nothing of {pipeline} waits for an approval",
-            next_step=f"look at `nightgate history {pipeline}`",
+            f"{len(waiting)} candidates of {pipeline} wait for an approval: "
+            + ", ".join(f"version {one.version} (run {one.run_id}, night {one.night})" for one in waiting),
+            next_step=f"say which: {command(pipeline, waiting[-1].run_id)}",
         )
-    row = db.read(
-        lambda session: session.execute(
-            sa.select(Run.status, Run.reason).where(Run.run_id == run_id, Run.pipeline == pipeline)
-        ).first()
+    if not waiting:
+        raise RegistryError(_why_none_waits(db, pipeline, run_id), next_step=f"look at `nightgate history {pipeline}`")
+    return waiting[0]
+
+
+def _why_none_waits(db: Database, pipeline: str, run_id: str | None) -> str:
+    """What became of the run, or of the last one that a person was asked about."""
+    query = (
+        sa.select(Run.run_id, Run.status, Run.reason, ModelVersion.version, Approval.decided_at)
+        .join(Approval, Approval.run_id == Run.run_id, isouter=True)
+        .join(ModelVersion, ModelVersion.run_id == Run.run_id, isouter=True)
+        .where(Run.pipeline == pipeline, Run.run_id == run_id if run_id else Approval.decided_at.is_not(None))
+        .order_by(Approval.decided_at.desc())
+        .limit(1)
     )
+    row = db.read(lambda session: session.execute(query).first())
     became = f"it is {row.status}: {row.reason}" if row else "there is no such run"
-    raise RegistryError(
-        f"run {run_id} of {pipeline} does not wait for an approval: {became}",
-        next_step=f"look at `nightgate history {pipeline}`",
-    )
+    if row and row.decided_at is not None:
+        became += f" ({row.decided_at:%Y-%m-%d %H:%M} UTC)"
+    if run_id is not None:
+        return f"run {run_id} of {pipeline} does not wait for an approval: {became}"
+    last = f"; version {row.version}, the last that did (run {row.run_id}): {became}" if row else ""
+    return f"nothing of {pipeline} waits for an approval{last}"
 
 
 def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
@@ -157,7 +174,8 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
             moves_anchor=anchors.deserved(db, run_id, attempt),
         )
     except PromotionLostError as error:
-        return _end(db, run_id, "approved", by, reason, f"{why}; not promoted all the same: {error.reason}")
+        lost = f"{why}; not promoted all the same: {error.reason}"
+        return _end(db, row, "approved", by, reason, lost, error.next_step)
     return Ended(run_id, row.pipeline, row.night, "promoted", why, row.prefect_flow_run_id)
 
 
@@ -168,8 +186,7 @@ def reject(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
         RegistryError: the run does not wait any more; a blank name or reason.
     """
     _check_words(by, reason)
-    _waiting(db, run_id)
-    return _end(db, run_id, "rejected", by, reason, f"rejected by {by}: {reason}")
+    return _end(db, _waiting(db, run_id), "rejected", by, reason, f"rejected by {by}: {reason}")
 
 
 def hold_overdue(db: Database, moment: datetime | None = None) -> list[Ended]:
@@ -187,11 +204,13 @@ def supersede_before(db: Database, run_id: str, attempt: int) -> None:
     """End what waits in the pipeline of a run that goes to work now. A backfill of an older night ends no newer one."""
 
     def work(session: Session) -> None:
+        _lock_pipeline_of(session, run_id)  # a person may be deciding right now
         run = fenced(session, run_id, attempt)
         waiting = session.scalars(
             sa.select(Run)
             .where(Run.pipeline == run.pipeline, Run.status == "waiting", Run.run_id != run_id)
             .where(Run.data_until <= run.data_until)
+            .with_for_update()
         )
         newer = f"the night of {run.night} began (run {run_id})"
         for one in waiting:
@@ -215,7 +234,14 @@ def _attempt(db: Database, run_id: str) -> int:
 
 def _hold_overdue(db: Database, row: Waiting) -> Ended:
     reason = f"nobody approved it by {row.deadline:%Y-%m-%d %H:%M} UTC; {row.reason}"
-    return _end(db, row.run_id, "timed_out", None, None, reason)
+    return _end(db, row, "timed_out", None, None, reason)
+
+
+def _lock_pipeline_of(session: Session, run_id: str) -> int:
+    """Nobody else decides about a run of this one's pipeline until the transaction ends. Gives the run's attempt."""
+    pipeline, attempt = session.execute(sa.select(Run.pipeline, Run.attempt).where(Run.run_id == run_id)).one()
+    lock_pipeline(session, pipeline)
+    return int(attempt)
 
 
 def _record(session: Session, run_id: str, decision: str, by: str | None, reason: str | None) -> None:
@@ -224,18 +250,23 @@ def _record(session: Session, run_id: str, decision: str, by: str | None, reason
     approval.decided_at = datetime.now(UTC)
 
 
-def _end(db: Database, run_id: str, decision: str, by: str | None, said: str | None, reason: str) -> Ended:
-    def work(session: Session) -> Ended:
-        pipeline, attempt = session.execute(sa.select(Run.pipeline, Run.attempt).where(Run.run_id == run_id)).one()
-        lock_pipeline(session, pipeline)
-        run = fenced(session, run_id, attempt, status="waiting")
-        _record(session, run_id, decision, by, said)
-        by_hand = f"nightgate promote {run.pipeline} VERSION --reason TEXT"
-        step = f"if it should reign all the same: {by_hand}"
-        end(session, run, "held", datetime.now(UTC), reason, next_step=step)
-        return Ended(run_id, run.pipeline, run.night, "held", reason, run.prefect_flow_run_id)
+def _end(
+    db: Database, row: Waiting, decision: str, by: str | None, said: str | None, reason: str, next_step: str = ""
+) -> Ended:
+    by_hand = f"if it should reign all the same: nightgate promote {row.pipeline} {row.version} --reason TEXT"
 
-    return db.write(work)
+    def work(session: Session) -> Ended:
+        attempt = _lock_pipeline_of(session, row.run_id)
+        run = fenced(session, row.run_id, attempt, status="waiting")
+        _record(session, row.run_id, decision, by, said)
+        end(session, run, "held", datetime.now(UTC), reason, next_step=next_step or by_hand)
+        return Ended(row.run_id, row.pipeline, row.night, "held", reason, row.prefect_flow_run_id)
+
+    try:
+        return db.write(work)
+    except RegistryError:
+        _waiting(db, row.run_id)  # decided meanwhile: this says how
+        raise
 
 
 def _check_words(by: str, reason: str) -> None:

@@ -19,7 +19,7 @@ PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of a
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A number, `champion` or `previous`.")]
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is stored with who and when.")]
-RunId = Annotated[str | None, typer.Option("--run", metavar="ID", help="Which run; default: the one that waits.")]
+RunId = Annotated[str | None, typer.Option("--run", metavar="ID", help="Which run; default: the only one that waits.")]
 
 
 def show(

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate import freezes, ledger, pointer
-from nightgate.approvals import open_approvals
+from nightgate.approvals import command, open_approvals
 from nightgate.connection import parse_url, sqlite_path
 from nightgate.database import Database, database_url, safe_url
 from nightgate.doctor import Finding, Seen, file_system_of, here, is_network, mounts
@@ -168,7 +168,7 @@ def _approvals(db: Database) -> Iterator[Finding]:
         if one.deadline <= moment:
             yield Finding("warning", "approvals", f"{told}, which is over", RECONCILE)
         else:
-            yield Finding("ok", "approvals", told, f"nightgate approve {one.pipeline} --reason TEXT, or reject")
+            yield Finding("ok", "approvals", told, command(one.pipeline, one.run_id))
 
 
 def _pointers(db: Database, home: Home) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from cronsim import CronSim
 from sqlalchemy.orm import Session
 
-from nightgate.approvals import open_approvals
+from nightgate.approvals import command, open_approvals
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import NightgateError
@@ -194,7 +194,6 @@ def _where(
 def _unapproved(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
     for one in open_approvals(db):
         overdue = one.deadline <= moment
-        decide = f"nightgate approve {one.pipeline} --reason TEXT (or reject)"
         yield {
             "section": "waiting",
             "pipeline": one.pipeline,
@@ -210,7 +209,7 @@ def _unapproved(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
             "since": one.requested_at,
             "until": one.deadline,
             "reason": one.reason,
-            "next_step": RECONCILE if overdue else decide,
+            "next_step": RECONCILE if overdue else command(one.pipeline, one.run_id),
         }
 
 

@@ -286,9 +286,8 @@ def _wait_for_approval(run: NightRun) -> None:
     expected = run.champion.version if run.champion else None
     patience = duration(run.pipeline.gate.approval_timeout)
     assert patience is not None, "a duration that may not be empty"
-    name = run.pipeline.name
     reason = f"{approvals.WAITS}{run.decision.reason}"
-    next_step = f"nightgate approve {name} --reason TEXT, or nightgate reject {name} --reason TEXT"
+    next_step = approvals.command(run.pipeline.name, run.run_id)
     approvals.request(
         run.db, run.run_id, run.attempt, expected=expected, patience=patience, reason=reason, next_step=next_step
     )

@@ -330,8 +330,11 @@ def test_what_died_or_waits_too_long_is_told_with_the_command_that_settles_it(da
     approvals.request(
         database, opened.run_id, opened.attempt, expected=None, patience=patience, reason="-", next_step="-"
     )
-    [overdue] = findings_of("approvals")
+    other, _ = judged_version(database, name="other")
+    approvals.request(database, other.run_id, 1, expected=None, patience=-patience * 60, reason="-", next_step="-")
+    overdue, in_time = findings_of("approvals")
     assert (overdue.status, overdue.remedy) == ("warning", "nightgate reconcile")
+    assert in_time.remedy == f"nightgate approve other --run {other.run_id} --reason TEXT (or reject)"
     assert [one.found for one in findings_of("runs")] == ["0 at work, none of them dead"]
 
 

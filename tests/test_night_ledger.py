@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -263,6 +264,7 @@ def test_a_late_approval_loses_to_a_champion_that_came_meanwhile_and_says_so(dat
     assert ended.status == "held"
     assert "not promoted all the same" in ended.reason
     assert "now there is version 2" in ended.reason
+    assert one(database, run_id)["next_step"] == "look at `nightgate champion reviews` and decide again"
     champion = ledger.champion(database, "reviews")
     assert champion is not None
     assert champion.version == 2
@@ -270,11 +272,11 @@ def test_a_late_approval_loses_to_a_champion_that_came_meanwhile_and_says_so(dat
 
 
 def test_a_rejection_holds(database: Database) -> None:
-    run_id, _ = waiting_run(database)
+    run_id, version = waiting_run(database)
     ended = approvals.reject(database, run_id, by="anna", reason="a slice got worse")
     assert (ended.status, ended.reason) == ("held", "rejected by anna: a slice got worse")
     assert ledger.champion(database, "reviews") is None
-    assert "nightgate promote reviews" in one(database, run_id)["next_step"]
+    assert f"nightgate promote reviews {version} --reason TEXT" in one(database, run_id)["next_step"]
 
 
 def test_nobody_in_time_holds(database: Database) -> None:
@@ -308,6 +310,45 @@ def test_a_decision_can_be_made_once(database: Database) -> None:
             decide(database, run_id, by="ben", reason="yes")
 
 
+def test_of_several_that_wait_one_has_to_be_named(database: Database) -> None:
+    (newer, _), (older, _) = waiting_run(database, 3), waiting_run(database, 1)
+    with pytest.raises(RegistryError, match="2 candidates of reviews wait for an approval") as refused:
+        approvals.find(database, "reviews")
+    assert f"version 1 (run {newer}, night 2026-03-04), version 2 (run {older}, night 2026-03-02)" in str(refused.value)
+    assert approvals.find(database, "reviews", newer).run_id == newer
+
+
+def test_a_word_that_comes_too_late_is_told_what_became_of_the_last_that_waited(database: Database) -> None:
+    with pytest.raises(RegistryError, match="nothing of reviews waits for an approval\n"):
+        approvals.find(database, "reviews")
+    first, _ = waiting_run(database)
+    approvals.reject(database, first, by="anna", reason="no")
+    second, version = waiting_run(database, 1)
+    newer = opened(database, day=2)
+    approvals.supersede_before(database, newer.run_id, newer.attempt)
+    told = rf"version {version}, the last that did \(run {second}\): it is superseded: nobody approved it before the "
+    told += rf"night of 2026-03-03 began \(run {newer.run_id}\) \({datetime.now(UTC):%Y-%m-%d} .* UTC\)"
+    with pytest.raises(RegistryError, match=told):
+        approvals.find(database, "reviews")
+    with pytest.raises(RegistryError, match=r"it is held: rejected by anna: no \(20.* UTC\)"):
+        approvals.find(database, "reviews", first)
+
+
+def test_of_two_decisions_at_once_the_later_is_told_of_the_earlier(database: Database, migrated_url: str) -> None:
+    run_id, _ = waiting_run(database)
+    earlier: list[approvals.Ended] = []
+
+    def has_looked(_: sa.Connection) -> None:
+        if not earlier:
+            earlier.append(approvals.reject(database, run_id, by="anna", reason="no"))
+
+    with Database.open(database.home, migrated_url) as other:
+        sa.event.listen(other._engine, "commit", has_looked)
+        with pytest.raises(RegistryError, match=r"does not wait for an approval: it is held: rejected by anna: no"):
+            approvals.reject(other, run_id, by="ben", reason="no, too")
+    assert earlier
+
+
 @pytest.mark.parametrize(("by", "reason"), [(" ", "fine"), ("anna", " ")])
 def test_a_decision_needs_a_name_and_a_reason(database: Database, by: str, reason: str) -> None:
     run_id, _ = waiting_run(database)
@@ -324,6 +365,34 @@ def test_the_next_night_that_goes_to_work_supersedes_one_that_waits(database: Da
     assert database.frame("SELECT decision FROM approvals")["decision"].tolist() == ["superseded"]
     with pytest.raises(RegistryError, match="it is superseded"):
         approvals.approve(database, run_id, by="anna", reason="late")
+
+
+@pytest.mark.parametrize("dialect", [pytest.param("postgresql", marks=pytest.mark.database)], indirect=True)
+def test_an_approval_is_not_overwritten_by_a_night_that_goes_to_work_while_it_is_committed(
+    database: Database, migrated_url: str
+) -> None:
+    """On SQLite the one that writes is alone from its BEGIN on."""
+    run_id, version = waiting_run(database)
+    newer = opened(database, day=1)
+    night = threading.Thread(target=approvals.supersede_before, args=(database, newer.run_id, newer.attempt))
+
+    def held_up() -> bool:
+        return bool(database.frame("SELECT 1 FROM pg_locks WHERE NOT granted").shape[0])
+
+    def about_to_commit(connection: sa.Connection) -> None:
+        if connection.get_execution_options().get("writes") and night.ident is None:
+            night.start()
+            night_rows.within(5, held_up)
+
+    with Database.open(database.home, migrated_url) as persons:
+        sa.event.listen(persons._engine, "commit", about_to_commit)
+        approvals.approve(persons, run_id, by="anna", reason="fine")
+    night.join()
+    champion = ledger.champion(database, "reviews")
+    assert champion is not None
+    assert (one(database, run_id)["status"], champion.version) == ("promoted", version)
+    [row] = database.frame("SELECT decision, decided_by FROM approvals").to_dict("records")
+    assert row == {"decision": "approved", "decided_by": "anna"}
 
 
 def test_a_prefect_run_that_is_resumed_after_its_night_was_superseded_trains_nothing(database: Database) -> None:

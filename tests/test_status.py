@@ -170,7 +170,7 @@ def test_what_waits_for_a_person_is_told_with_the_evidence_and_the_command(datab
     row = one(database, "waiting")
     assert (row["waits_for"], row["model_version"], row["test_f1"]) == (f"approval of version {version}", version, 0.6)
     assert row["until"] - row["since"] == patience
-    assert row["next_step"] == "nightgate approve reviews --reason TEXT (or reject)"
+    assert row["next_step"] == f"nightgate approve reviews --run {opened.run_id} --reason TEXT (or reject)"
     late = one(database, "waiting", moment=datetime.now(UTC) + timedelta(hours=19))
     assert (late["status"], late["next_step"]) == ("overdue", "nightgate reconcile")
 
