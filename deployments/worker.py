@@ -14,8 +14,10 @@ import argparse
 import signal
 import sys
 from abc import ABC
+from collections import Counter
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 import anyio
 import httpx
@@ -26,12 +28,32 @@ from prefect.workers.process import ProcessWorker
 
 from deployments.catalog import POOL
 
-MOST = 1000
-"""Runs at once. Memory is shared by slots of the ledger; this is for counting them."""
-
 
 class _LeftError(Exception):
     """All runs have ended, and no more are wanted."""
+
+
+class _AtWork:
+    """Counts runs at work, in place of Prefect's limiter; how many there may be is for the ledger's slots to say.
+
+    That one counts no run twice: a retry of a run that was given up, and whose process lives on, is an error there that
+    ends the worker and every night under it.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[UUID] = Counter()
+
+    @property
+    def borrowed_tokens(self) -> int:
+        return self._counts.total()
+
+    def acquire_on_behalf_of_nowait(self, run_id: UUID) -> None:
+        self._counts[run_id] += 1
+
+    def release_on_behalf_of(self, run_id: UUID) -> None:
+        if not self._counts[run_id]:
+            raise RuntimeError(f"run {run_id} is not at work here")
+        self._counts[run_id] -= 1
 
 
 class PatientWorker(ProcessWorker, ABC):
@@ -42,9 +64,13 @@ class PatientWorker(ProcessWorker, ABC):
 
     def __init__(self, pool: str, name: str | None = None) -> None:
         # Not made here: `nightgate deploy` makes the pool, and lets no run choose its own command.
-        super().__init__(work_pool_name=pool, name=name, limit=MOST, create_pool_if_not_found=False)
+        super().__init__(work_pool_name=pool, name=name, create_pool_if_not_found=False)
         self.leaves = False
         self._is_away = False
+
+    async def setup(self) -> None:
+        await super().setup()
+        self._limiter = _AtWork()  # type: ignore[assignment]
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         if self.leaves:

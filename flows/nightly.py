@@ -29,7 +29,7 @@ from flows.form import (
     chosen_settings,
 )
 from flows.outages import outlived
-from flows.reconcile import newer_is_due, settle_after_crash
+from flows.reconcile import newer_is_due, settle_after_crash, still_due
 from nightgate import ledger, summary
 from nightgate.config import Pipeline
 from nightgate.database import Database, prepare
@@ -57,7 +57,13 @@ log = logging.getLogger("nightgate.flows")
 
 
 def run_night(
-    pipeline: Pipeline, night: Night, *, force: bool = False, dry_run: bool = False, overtaken: str = ""
+    pipeline: Pipeline,
+    night: Night,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    overtaken: str = "",
+    still_due: frozenset[datetime] = frozenset(),
 ) -> str:
     """One night from data to verdict. Returns what the UI shows: its status, reason and run id.
 
@@ -74,6 +80,7 @@ def run_night(
             dry_run=dry_run,
             prefect_flow_run_id=flow_run_id,
             overtaken=overtaken,
+            still_due=still_due,
             on_end=report,
         ) as run:
             if run.is_open:
@@ -173,7 +180,8 @@ def nightly(
     except Exception as error:  # noqa: BLE001 - whatever it is, somebody has to hear that there is no night
         announce_unclaimed(pipeline, night, error, runtime.flow_run.id)
         return _broken(error)
-    return _in_words(configuration, chosen, force, dry_run, _newer(chosen))
+    due = still_due(pipeline) if _is_scheduled() else frozenset()
+    return _in_words(configuration, chosen, force, dry_run, _newer(chosen), due)
 
 
 @flow(name="nightly", flow_run_name="{pipeline.name} {night.date}")
@@ -182,12 +190,19 @@ def nightly_by_hand(pipeline: Pipeline, night: Night, force: bool = False, dry_r
     return _in_words(pipeline, night, force, dry_run)
 
 
-def _in_words(pipeline: Pipeline, night: Night, force: bool, dry_run: bool, overtaken: str = "") -> State[Any]:
+def _in_words(
+    pipeline: Pipeline,
+    night: Night,
+    force: bool,
+    dry_run: bool,
+    overtaken: str = "",
+    due: frozenset[datetime] = frozenset(),
+) -> State[Any]:
     """Held is a normal night: the flow completes. Red is for what broke, told in words and not as a traceback."""
     _rename(f"{pipeline.name} {night.date}")
     try:
         with readable_logs(), outlived():
-            told = run_night(pipeline, night, force=force, dry_run=dry_run, overtaken=overtaken)
+            told = run_night(pipeline, night, force=force, dry_run=dry_run, overtaken=overtaken, still_due=due)
     except Exception as error:  # noqa: BLE001 - Prefect would show the text of others with their secrets
         _rename(f"{pipeline.name} {night.date}: failed")
         return _broken(error)

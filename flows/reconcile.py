@@ -191,6 +191,16 @@ def newer_is_due(deployment_id: UUID, scheduled_for: datetime) -> str:
     return f"a newer night is due since {newest:%Y-%m-%d %H:%M} UTC and runs instead"
 
 
+def still_due(pipeline: str) -> frozenset[datetime]:
+    """Instants of a pipeline's nights that Prefect has yet to start or to end; none where no server answers."""
+    try:
+        with get_client(sync_client=True) as client:
+            return _still_due(client, pipeline)
+    except httpx.HTTPError as error:
+        log.warning("which nights are still due is not known: %s", error)
+        return frozenset()
+
+
 def settle_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Hook of Prefect's in the runner or worker, once a process of ours has died: its row is settled within seconds."""
     del flow, state

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from nightgate import gate, ledger, logs, metrics, pointer, settling
@@ -104,6 +105,7 @@ def open_night(
     dry_run: bool = False,
     prefect_flow_run_id: str | None = None,
     overtaken: str = "",
+    still_due: frozenset[datetime] = frozenset(),
     on_end: Callable[[NightRun], object] | None = None,
 ) -> Iterator[NightRun]:
     """Claim the night: its row is in SQL before any work starts, and is settled whatever comes.
@@ -113,6 +115,7 @@ def open_night(
 
     Args:
         overtaken: why a scheduled run is not worth starting, as the scheduler knows it; '' where it is.
+        still_due: instants (aware) of other nights that the scheduler has yet to start, and that are not missed.
         on_end: called with a run that did something, once its row says how it ended; not when it was cancelled, which
             has to be quick.
 
@@ -144,7 +147,7 @@ def open_night(
             try:
                 with _settled(run), Heartbeat(db, run.run_id, run.attempt) as run.heartbeat:
                     if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
-                        settling.record_missed(db, pipeline, night.scheduled_for)
+                        settling.record_missed(db, pipeline, night.scheduled_for, still_due=still_due)
                     pointer.follow(db, pipeline.name)
                     yield run
             except NightgateError:

@@ -81,7 +81,9 @@ def test_nights_that_nobody_started_are_written_down_and_announced_once_by_recon
 def untouched(production: Production, name: str) -> dict[str, list[dict[str, Any]]]:
     """All that a pipeline's nights left."""
     queries = {
-        "runs": "SELECT * FROM nightly_runs WHERE pipeline = :name ORDER BY run_id",
+        # But for when it was told: any process sends the events of nights that have ended.
+        "runs": "SELECT run_id, status, verdict, reason, attempts, finished_at, model_version, test_f1 "
+        "FROM nightly_runs WHERE pipeline = :name ORDER BY run_id",
         "epochs": "SELECT attempt, epoch, recorded_at FROM metric_history WHERE pipeline = :name ORDER BY epoch",
         "reigns": "SELECT * FROM champion_timeline WHERE pipeline = :name ORDER BY model_version",
         "versions": "SELECT * FROM model_versions WHERE pipeline = :name ORDER BY version",
