@@ -164,6 +164,11 @@ _WORDS = {
     "Pause": "Pause",
 }
 """What stopped a run, by the name of its exception; two are Prefect's, which the library does not import."""
+_AGAIN = {
+    "KeyboardInterrupt": "run the same command again to go on from the last checkpoint",
+    "TerminationSignal": "Retry in the UI, or the same command again, goes on from the last checkpoint",
+    "Pause": "Resume in the UI goes on from the last checkpoint",
+}
 
 
 @contextmanager
@@ -177,8 +182,9 @@ def _settled(run: NightRun) -> Iterator[None]:
         raise
     except BaseException as stop:
         # Ctrl-C, SIGTERM, or a cancel from Prefect, which raises a BaseException too. Closing of generators is none.
-        reason = f"stopped by {_WORDS.get(type(stop).__name__, type(stop).__name__)}; the last checkpoint is kept"
-        _finish(run, "cancelled", reason, "cancelled", "run the same command again to go on from the last checkpoint")
+        name = type(stop).__name__
+        reason = f"stopped by {_WORDS.get(name, name)}; the last checkpoint is kept"
+        _finish(run, "cancelled", reason, "cancelled", _AGAIN.get(name, _AGAIN["KeyboardInterrupt"]))
         raise
 
 

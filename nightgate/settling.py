@@ -89,7 +89,8 @@ def cancel(db: Database, run: Unfinished, by: str) -> Ended | None:
     Args:
         by: who cancelled it, such as 'its run was cancelled in Prefect'.
     """
-    step = f"run that night again, it goes on from its last epoch: nightgate run {run.pipeline} --night {run.night}"
+    again = f"`prefect flow-run retry {run.prefect_flow_run_id}`"
+    step = f"Retry in the UI, or {again}, goes on from its last epoch"
     reason = f"{by}, and nobody told its process"
     try:
         if run.status == "waiting":
