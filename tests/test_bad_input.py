@@ -346,12 +346,10 @@ def _fill(disk: Path, left: str) -> str:
     return f"head -c {free}K /dev/zero > {disk}/filler"
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("left", "said"),
-    [
-        pytest.param("120", "No space left on device", marks=pytest.mark.faults),
-        ("8", "metrics.db cannot be read or written"),
-    ],
+    [("120", "No space left on device"), ("8", "metrics.db cannot be read or written")],
     ids=lambda value: value if not value.isdigit() else f"{value} KiB left",
 )
 def test_a_full_disk_fails_the_night_in_words_and_the_same_command_ends_it_once_there_is_space(

@@ -54,6 +54,7 @@ def test_a_quick_run_passes_its_gates_and_writes_tables_measurements_and_a_pictu
     assert found["variants"]["ours"]["save"]["finished"] > 0
 
 
+@pytest.mark.slow
 def test_a_learning_rate_of_ours_that_is_a_thousandth_too_high_fails_the_gates(tmp_path: Path) -> None:
     ran = benchmark(tmp_path, "--sabotage")
 

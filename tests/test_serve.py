@@ -371,6 +371,7 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_it_until_ctrl_c_e
     assert schedule.active
 
 
+@pytest.mark.faults
 def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both(tmp_path: Path, session_root: Path) -> None:
     port, log = free_port(), tmp_path / "serve.log"
     url = f"http://127.0.0.1:{port}"

