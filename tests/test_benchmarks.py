@@ -153,7 +153,7 @@ def test_a_margin_of_ten_points_breaks_the_gate_s_promise_and_the_command_says_w
         ({"slices": 0.06}, "one of 40 slices"),
         ({"grouped_slices": 0.06}, "rows in groups of 25"),
         ({"agreement": 0.97}, "as by the bootstrap"),
-        ({"decision_seconds": 0.6}, "whole decision"),
+        ({"decision_seconds": 0.6}, "bootstrap of one decision"),
         ({"slices": float("nan")}, "one of 40 slices"),
         ({"coverage": [Coverage("F1", "macro", "skewed", 1000, True, 0.9395, 2000)]}, "macro F1, skewed, 1,000 rows"),
         ({"coverage": [Coverage("F1", "macro", "skewed", 1000, True, 0.9605, 2000)]}, "macro F1, skewed, 1,000 rows"),
