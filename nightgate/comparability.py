@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from nightgate.config import duration
+from nightgate.values import duration
 
 METRIC_DEFINITION = 1
 """Raised with every change of what a stored score means: how it is averaged, or which rows it is measured on."""

@@ -1,6 +1,7 @@
 """The pipeline file as frozen models: one description for the file, `--set`, the Prefect form and the stored record.
 
-`nightgate.pipelines` finds and reads files; this module says what they may hold. Every field has a description and
+`nightgate.pipelines` finds and reads files; this module says what they may hold, and `nightgate.values` what a text in
+them may be. Every field has a description and
 bounds; `schema` of each model is what the Prefect form shows.
 """
 
@@ -8,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
-from datetime import UTC, date, datetime, timedelta
-from functools import cache, cached_property, lru_cache
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from cronsim import CronSim
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from nightgate.values import Column, Cron, Duration, Label, Size, Timezone, canonical_label
 
 
 class Section(BaseModel):
@@ -25,53 +26,6 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
     )
-
-
-@cache
-def _timezones() -> frozenset[str]:
-    """All that this machine knows; they lie in some 600 files."""
-    return frozenset(available_timezones())
-
-
-def _known_timezone(name: str) -> str:
-    if name not in _timezones():
-        raise ValueError(f"{name!r} is not a timezone of the IANA database, such as 'UTC' or 'Europe/Berlin'")
-    return name
-
-
-def _duration(text: str) -> str:
-    if text and not re.fullmatch(r"[1-9][0-9]{0,4}[dwh]", text):
-        raise ValueError(f"{text!r} is not a duration: write a number and d, w or h, such as '365d', or '' for none")
-    return text
-
-
-Timezone = Annotated[str, AfterValidator(_known_timezone)]
-Duration = Annotated[str, AfterValidator(_duration)]
-Column = Annotated[str, Field(min_length=1, max_length=200)]
-Label = Annotated[str, Field(max_length=100)] | int
-
-
-def duration(text: str) -> timedelta | None:
-    """The length of a validated duration text; None for the empty one."""
-    if not text:
-        return None
-    unit = {"d": "days", "w": "weeks", "h": "hours"}[text[-1]]
-    return timedelta(**{unit: int(text[:-1])})
-
-
-def canonical_label(value: object) -> str | None:
-    """A label value as the text that all formats agree on: `5`, `5.0`, `"5"` and `" 5 "` are `"5"`, `True` is `"true"`.
-
-    None for a missing value (None, NaN, blank text).
-    """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    text = str(value).strip()
-    if not text or text in {"<NA>", "NaT"}:
-        return None
-    if re.fullmatch(r"-?[0-9]+\.0+", text):
-        return text.split(".")[0]
-    return text.lower() if text.lower() in {"true", "false"} else text
 
 
 class SampleSource(Section):
@@ -315,34 +269,13 @@ class Gate(Section):
 class Schedule(Section):
     """When the night comes: at most once a date."""
 
-    cron: str = "15 3 * * *"
+    cron: Cron = "15 3 * * *"
     """Five fields: minute, hour, day of month, month, day of week."""
     timezone: Timezone = "UTC"
     """Timezone of the cron; a night is a date in it."""
     max_skips: int = Field(default=6, ge=0, le=1000)
     """Scheduled nights without news (data, code, configuration) in a row that are skipped before one is run all the
     same; 0: none is ever skipped."""
-
-    @field_validator("cron")
-    @staticmethod
-    @lru_cache  # a year of firings, and a night reads its pipeline again and again
-    def _cron_fires_once_a_date(value: str) -> str:
-        if len(value.split()) != 5:
-            raise ValueError(f"{value!r} is not a cron of five fields, such as '15 3 * * *' for 03:15 every night")
-        try:
-            # 400 firings of a nightly cron span more than a year, leap days and all.
-            firings = CronSim(value, datetime(2027, 1, 1))
-            previous: date | None = None
-            for _, firing in zip(range(400), firings, strict=False):
-                if firing.date() == previous:
-                    raise ValueError(
-                        f"{value!r} fires more than once on {previous}: there is one scheduled night a date; "
-                        "give it one minute and one hour, such as '15 3 * * *'"
-                    )
-                previous = firing.date()
-        except CronSimError as error:
-            raise ValueError(f"{value!r} is not a cron: {error}; '15 3 * * *' is 03:15 every night") from error
-        return value
 
 
 class Resources(Section):
@@ -354,21 +287,13 @@ class Resources(Section):
     """Who goes first when several wait for a slot: the highest; among equals, the one that came first."""
 
 
-_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def num_bytes(text: str) -> int | None:
-    """The number of bytes of a validated size text; None for the empty one."""
-    return int(text[:-2]) * _BYTES[text[-2:]] if text else None
-
-
 class Retention(Section):
     """What is kept on disk. The champion, the one before it, the anchor and candidates under review always are, and no
     row is ever removed."""
 
     models: int = Field(default=20, ge=1, le=100_000)
     """The newest versions whose files stay, beside every former champion and anchor that is not quarantined."""
-    disk: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,5}[MGT]B)?$")] = ""
+    disk: Size = ""
     """Bytes that the versions of a pipeline may take, such as '20GB': the oldest of what may go goes first, former
     champions and anchors last; '' for no limit."""
 

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from nightgate import config
-from nightgate.config import canonical_label
 from nightgate.errors import DataError, without_credentials
 from nightgate.tables import GIVEN_SPLIT, Table, check_columns, from_arrow
+from nightgate.values import canonical_label
 
 log = logging.getLogger(__name__)
 

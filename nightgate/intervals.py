@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate.config import canonical_label
+from nightgate.values import canonical_label
 
 Average = Literal["weighted", "macro"]
 Statistic = Average | int

@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from nightgate import config, threads
-from nightgate.config import Pipeline, duration
+from nightgate.config import Pipeline
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home
 from nightgate.nights import Night
@@ -32,6 +32,7 @@ from nightgate.sources import read_source
 from nightgate.tables import Quarantined as Quarantined
 from nightgate.tables import told_quarantine
 from nightgate.text import NORMALISATION_VERSION, hashed_fraction, side_of
+from nightgate.values import duration
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,13 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.config import Pipeline, Retention, num_bytes
+from nightgate.config import Pipeline, Retention
 from nightgate.database import Database
 from nightgate.errors import ModelError, NightgateError
 from nightgate.home import Home
 from nightgate.runs import lock_pipeline
 from nightgate.schema import Anchor, ModelVersion, Promotion, Run
+from nightgate.values import num_bytes
 from nightgate.version_files import read_manifest
 from nightgate.version_rows import champions_before, versions
 

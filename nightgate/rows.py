@@ -16,11 +16,12 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 
 from nightgate import config
-from nightgate.config import Pipeline, canonical_label
+from nightgate.config import Pipeline
 from nightgate.nights import Night
 from nightgate.sources import RawRows
 from nightgate.tables import GIVEN_SPLIT, ORIGIN, Quarantined, is_missing
 from nightgate.text import fingerprint, join_texts
+from nightgate.values import canonical_label
 
 MISSING = "(missing)"
 """The value of a slice column where the source has none."""

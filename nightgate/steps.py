@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from nightgate import approvals, freezes, ledger, metrics, refresh, registry, retention, slots, startup, supervisor
 from nightgate.claim import NightRun as NightRun
 from nightgate.claim import open_night as open_night
-from nightgate.config import Pipeline, duration
+from nightgate.config import Pipeline
 from nightgate.errors import (
     DataError,
     PromotionLostError,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nightgate.config import Pipeline, canonical_label
+from nightgate.config import Pipeline
 from nightgate.errors import ConfigurationError
 from nightgate.pipelines import (
     check_pipeline,
@@ -18,6 +18,7 @@ from nightgate.pipelines import (
     parse_settings,
     pipeline_files,
 )
+from nightgate.values import canonical_label
 
 SMALL: dict[str, Any] = {
     "name": "small",

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate.config import Duration, duration
 from nightgate.gate.evidence import Mask
+from nightgate.values import Duration, duration
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -1,0 +1,88 @@
+"""What a text of the pipeline file may be, and what it means: timezones, crons, durations, sizes, labels."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import date, datetime, timedelta
+from functools import cache, lru_cache
+from typing import Annotated
+from zoneinfo import available_timezones
+
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, Field
+
+
+@cache
+def _timezones() -> frozenset[str]:
+    """All that this machine knows; they lie in some 600 files."""
+    return frozenset(available_timezones())
+
+
+def _known_timezone(name: str) -> str:
+    if name not in _timezones():
+        raise ValueError(f"{name!r} is not a timezone of the IANA database, such as 'UTC' or 'Europe/Berlin'")
+    return name
+
+
+def _duration(text: str) -> str:
+    if text and not re.fullmatch(r"[1-9][0-9]{0,4}[dwh]", text):
+        raise ValueError(f"{text!r} is not a duration: write a number and d, w or h, such as '365d', or '' for none")
+    return text
+
+
+@lru_cache  # a year of firings, and a night reads its pipeline again and again
+def _nightly(cron: str) -> str:
+    if len(cron.split()) != 5:
+        raise ValueError(f"{cron!r} is not a cron of five fields, such as '15 3 * * *' for 03:15 every night")
+    try:
+        # 400 firings of a nightly cron span more than a year, leap days and all.
+        firings = CronSim(cron, datetime(2027, 1, 1))
+        previous: date | None = None
+        for _, firing in zip(range(400), firings, strict=False):
+            if firing.date() == previous:
+                raise ValueError(
+                    f"{cron!r} fires more than once on {previous}: there is one scheduled night a date; "
+                    "give it one minute and one hour, such as '15 3 * * *'"
+                )
+            previous = firing.date()
+    except CronSimError as error:
+        raise ValueError(f"{cron!r} is not a cron: {error}; '15 3 * * *' is 03:15 every night") from error
+    return cron
+
+
+Timezone = Annotated[str, AfterValidator(_known_timezone)]
+Cron = Annotated[str, AfterValidator(_nightly)]
+Duration = Annotated[str, AfterValidator(_duration)]
+Column = Annotated[str, Field(min_length=1, max_length=200)]
+Label = Annotated[str, Field(max_length=100)] | int
+Size = Annotated[str, Field(pattern=r"^([1-9][0-9]{0,5}[MGT]B)?$")]
+_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def duration(text: str) -> timedelta | None:
+    """The length of a validated duration text; None for the empty one."""
+    if not text:
+        return None
+    unit = {"d": "days", "w": "weeks", "h": "hours"}[text[-1]]
+    return timedelta(**{unit: int(text[:-1])})
+
+
+def canonical_label(value: object) -> str | None:
+    """A label value as the text that all formats agree on: `5`, `5.0`, `"5"` and `" 5 "` are `"5"`, `True` is `"true"`.
+
+    None for a missing value (None, NaN, blank text).
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    text = str(value).strip()
+    if not text or text in {"<NA>", "NaT"}:
+        return None
+    if re.fullmatch(r"-?[0-9]+\.0+", text):
+        return text.split(".")[0]
+    return text.lower() if text.lower() in {"true", "false"} else text
+
+
+def num_bytes(text: str) -> int | None:
+    """The number of bytes of a validated size text; None for the empty one."""
+    return int(text[:-2]) * _BYTES[text[-2:]] if text else None
