@@ -29,7 +29,7 @@ from flows.form import (
     chosen_settings,
 )
 from flows.outages import outlived
-from flows.reconcile import newer_is_due, settle_after_crash, still_due
+from flows.reconcile import due_nights, newer_is_due, settle_after_crash
 from nightgate import ledger, summary
 from nightgate.config import Pipeline
 from nightgate.database import Database, prepare
@@ -62,10 +62,13 @@ def run_night(
     *,
     force: bool = False,
     dry_run: bool = False,
-    overtaken: str = "",
-    still_due: frozenset[datetime] = frozenset(),
+    due: frozenset[datetime] = frozenset(),
 ) -> str:
     """One night from data to verdict. Returns what the UI shows: its status, reason and run id.
+
+    Args:
+        due: instants of the nights that Prefect has yet to start or to end, this one's among them. Late runs start
+            oldest first when a worker comes back: all but the newest step back.
 
     Raises:
         NightgateError: what broke; the run's row says so already.
@@ -79,8 +82,8 @@ def run_night(
             force=force,
             dry_run=dry_run,
             prefect_flow_run_id=flow_run_id,
-            overtaken=overtaken,
-            still_due=still_due,
+            overtaken=newer_is_due(due, night.scheduled_for) if night.scheduled_for else "",
+            still_due=due,
             on_end=report,
         ) as run:
             if run.is_open:
@@ -180,8 +183,7 @@ def nightly(
     except Exception as error:  # noqa: BLE001 - whatever it is, somebody has to hear that there is no night
         announce_unclaimed(pipeline, night, error, runtime.flow_run.id)
         return _broken(error)
-    due = still_due(pipeline) if _is_scheduled() else frozenset()
-    return _in_words(configuration, chosen, force, dry_run, _newer(chosen), due)
+    return _in_words(configuration, chosen, force, dry_run, _due())
 
 
 @flow(name="nightly", flow_run_name="{pipeline.name} {night.date}")
@@ -195,14 +197,13 @@ def _in_words(
     night: Night,
     force: bool,
     dry_run: bool,
-    overtaken: str = "",
     due: frozenset[datetime] = frozenset(),
 ) -> State[Any]:
     """Held is a normal night: the flow completes. Red is for what broke, told in words and not as a traceback."""
     _rename(f"{pipeline.name} {night.date}")
     try:
         with readable_logs(), outlived():
-            told = run_night(pipeline, night, force=force, dry_run=dry_run, overtaken=overtaken, still_due=due)
+            told = run_night(pipeline, night, force=force, dry_run=dry_run, due=due)
     except Exception as error:  # noqa: BLE001 - Prefect would show the text of others with their secrets
         _rename(f"{pipeline.name} {night.date}: failed")
         return _broken(error)
@@ -239,11 +240,10 @@ def _is_scheduled() -> bool:
     return "auto-scheduled" in (runtime.flow_run.tags or [])
 
 
-def _newer(night: Night) -> str:
-    """Late runs start oldest first when a worker comes back: all but the newest step back."""
-    if not _is_scheduled() or night.scheduled_for is None or runtime.deployment.id is None:
-        return ""
-    return newer_is_due(UUID(runtime.deployment.id), night.scheduled_for)
+def _due() -> frozenset[datetime]:
+    if not _is_scheduled() or runtime.deployment.id is None:
+        return frozenset()
+    return due_nights(UUID(runtime.deployment.id))
 
 
 def _told(run: NightRun) -> str:

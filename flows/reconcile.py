@@ -20,9 +20,6 @@ from prefect import Flow, flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
-    DeploymentFilterName,
-    FlowFilter,
-    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterId,
@@ -30,6 +27,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
@@ -38,7 +36,7 @@ from flows.signs import vouch_for_waiting
 from nightgate import approvals, pointer, settling
 from nightgate.approvals import Ended
 from nightgate.database import Database
-from nightgate.errors import NightgateError
+from nightgate.errors import InternalError, NightgateError
 from nightgate.home import open_home
 from nightgate.pipelines import load_pipeline, pipeline_files
 from nightgate.status import used_pipelines
@@ -82,7 +80,7 @@ class Done:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - told at the end, after all else is done
-            told = getattr(error, "reason", f"{type(error).__name__}: {error}")
+            told = InternalError.of(error).reason
             log.warning("%s could not be put right: %s", what, told)
             self.failed.append(f"{what}: {told}")
 
@@ -119,8 +117,8 @@ def _with_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
     for pipeline in _pipelines():
         with done.part(f"missed nights of {pipeline.name}"):
             # What nobody was to start is not missed; nor is it known without a server.
-            if _is_scheduled(client, pipeline.name):
-                due = _still_due(client, pipeline.name)
+            if deployment_id := _scheduled_by(client, pipeline.name):
+                due = _due(client, deployment_id)
                 done.settled += settling.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
     with done.part("cancelled runs"):
         done.settled += obey_cancels(db, client)
@@ -172,33 +170,25 @@ def obey_cancels(db: Database, client: SyncPrefectClient) -> list[Ended]:
     return [one for one in ended if one is not None]
 
 
-def newer_is_due(deployment_id: UUID, scheduled_for: datetime) -> str:
-    """Why a scheduled run is not worth starting: a later one of its deployment is due by now. '' where none is."""
+def due_nights(deployment_id: UUID) -> frozenset[datetime]:
+    """Instants (UTC) of a deployment's scheduled nights that Prefect has yet to start or to end; none where no server
+    answers.
+    """
     try:
         with get_client(sync_client=True) as client:
-            runs = client.read_flow_runs(
-                deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment_id]}}),
-                flow_run_filter=_unfinished(after=scheduled_for + timedelta(seconds=1), before=datetime.now(UTC)),
-            )
+            return _due(client, deployment_id)
     except httpx.HTTPError as error:
         # The ledger looks for newer nights as well: a stale one can still move no champion backwards.
         log.warning("whether a newer night is due is not known: %s", error)
-        return ""
-    scheduled = [run for run in runs if run.auto_scheduled and run.expected_start_time]
-    if not scheduled:
-        return ""
-    newest = max(run.expected_start_time for run in scheduled if run.expected_start_time)
-    return f"a newer night is due since {newest:%Y-%m-%d %H:%M} UTC and runs instead"
-
-
-def still_due(pipeline: str) -> frozenset[datetime]:
-    """Instants of a pipeline's nights that Prefect has yet to start or to end; none where no server answers."""
-    try:
-        with get_client(sync_client=True) as client:
-            return _still_due(client, pipeline)
-    except httpx.HTTPError as error:
-        log.warning("which nights are still due is not known: %s", error)
         return frozenset()
+
+
+def newer_is_due(due: frozenset[datetime], scheduled_for: datetime) -> str:
+    """Why a scheduled run is not worth starting: a later one of its deployment is due by now. '' where none is."""
+    newest = max(due, default=scheduled_for)
+    if newest < scheduled_for + timedelta(seconds=1):
+        return ""
+    return f"a newer night is due since {newest:%Y-%m-%d %H:%M} UTC and runs instead"
 
 
 def settle_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -220,32 +210,31 @@ def _pipelines() -> Iterator[Any]:
             log.warning("%s: %s", path, error.reason)
 
 
-def _is_scheduled(client: SyncPrefectClient, pipeline: str) -> bool:
-    """Whether the server starts the nights of a pipeline: it is deployed, and nobody has paused it."""
+def _scheduled_by(client: SyncPrefectClient, pipeline: str) -> UUID | None:
+    """The deployment by which the server starts the nights of a pipeline; None where nobody deployed it, or somebody
+    has paused it.
+    """
     try:
         deployment = client.read_deployment_by_name(f"nightly/{pipeline}")
     except ObjectNotFound:
-        return False
-    return not deployment.paused and any(one.active for one in deployment.schedules)
+        return None
+    starts = not deployment.paused and any(one.active for one in deployment.schedules)
+    return deployment.id if starts else None
 
 
-def _still_due(client: SyncPrefectClient, pipeline: str) -> frozenset[datetime]:
+def _due(client: SyncPrefectClient, deployment_id: UUID) -> frozenset[datetime]:
     runs = client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=["nightly"])),
-        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[pipeline])),
-        flow_run_filter=_unfinished(before=datetime.now(UTC)),
+        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment_id]}}),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
+            expected_start_time=FlowRunFilterExpectedStartTime.model_validate({"before_": datetime.now(UTC)}),
+        ),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
     )
     return frozenset(
         datetime.fromisoformat(run.expected_start_time.isoformat()).astimezone(UTC)
         for run in runs
-        if run.expected_start_time
-    )
-
-
-def _unfinished(*, before: datetime, after: datetime | None = None) -> FlowRunFilter:
-    return FlowRunFilter(
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
-        expected_start_time=FlowRunFilterExpectedStartTime.model_validate({"before_": before, "after_": after}),
+        if run.auto_scheduled and run.expected_start_time
     )
 
 

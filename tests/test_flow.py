@@ -38,7 +38,7 @@ from prefect.settings import (
 
 from flows.nightly import _announce as announce_own_ends
 from flows.nightly import nightly, nightly_by_hand
-from flows.reconcile import newer_is_due
+from flows.reconcile import due_nights, newer_is_due
 from flows.server import prefect_server as server_for_a_run
 from nightgate import steps
 from nightgate.config import Pipeline
@@ -335,7 +335,7 @@ def test_a_database_that_is_away_when_ends_are_announced_changes_no_end(
 
 def test_a_server_that_is_away_keeps_no_night_from_starting(caplog: pytest.LogCaptureFixture) -> None:
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
-        assert newer_is_due(uuid4(), datetime.now(UTC)) == ""
+        assert newer_is_due(due_nights(uuid4()), datetime.now(UTC)) == ""
     assert "whether a newer night is due is not known" in caplog.text
 
 
