@@ -162,7 +162,7 @@ def replay(
     from nightgate.database import Database
     from nightgate.home import existing_home
     from nightgate.pipelines import parse_settings
-    from nightgate.replay import as_frame, breaks_before, summary
+    from nightgate.replay import as_frame, summary
     from nightgate.replay import replay as replayed
     from nightgate.reports.gate_charts import ChampionAt, champions
 
@@ -172,8 +172,9 @@ def replay(
         rescorer = rescoring.rescorer(db, home) if rescore else None
         first = date_of(since) if since else None
         nights = list(replayed(db, name, overrides, since=first, rescorer=rescorer))
+    frame = as_frame(nights)
     show(
-        as_frame(nights),
+        frame,
         output,
         nothing_yet(f"no night of {name} was judged{f' since {since}' if since else ''}", name),
         columns=REPLAY_COLUMNS,
@@ -189,9 +190,9 @@ def replay(
                 promoted=one.status == "promoted",
                 chain_f1=one.chain.champion_f1,
                 chain_promoted=one.chain.verdict == "promote",
-                after_break=told_break is not None,
+                after_break=breaks,
             )
-            for one, told_break in zip(nights, breaks_before(nights), strict=True)
+            for one, breaks in zip(nights, frame["break_before"].notna(), strict=True)
         ]
         _save(home, name, champions(points, told))
 

@@ -167,7 +167,7 @@ def _of_anchor(run: NightRun, version: VersionRow) -> _Model:
     except (ModelError, RegistryError) as error:
         log.warning("the anchor, version %d, cannot be used: %s", version.version, error.reason)
         line = line_of(run.db, run.home, run.pipeline.name, version.version)
-        return _Model(run.directory, line, version, f"cannot be used: {error.reason}")
+        return _Model(run.home.absolute(version.path), line, version, f"cannot be used: {error.reason}")
 
 
 def _of_version(run: NightRun, version: VersionRow) -> _Model:

@@ -179,15 +179,16 @@ def promote_by_hand(
     by, reason = freezes.said(by, reason)
     row = resolve_version(db, pipeline, version)
     champion, anchor = ledger.champion(db, pipeline), ledger.anchor(db, pipeline)
-    if champion is not None and champion.version == row.version:
-        if move_anchor and not (anchor is not None and anchor.version == row.version):
-            return _anchor_alone(db, home, row, anchor, reason=reason, by=by)
+    reigns = champion is not None and champion.version == row.version
+    if reigns and not (move_anchor and (anchor is None or anchor.version != row.version)):
         raise RegistryError(
             f"version {row.version} is the champion of {pipeline} already",
             next_step=f"choose another; `nightgate versions {pipeline}` lists them",
         )
     # Before the swap: a champion that cannot be loaded would fail in front of those who use it.
     Classifier.open(row.folder(home), device="cpu").predict(TEXTS)
+    if reigns:
+        return _anchor_alone(db, row, anchor, reason=reason, by=by)
     ledger.promote(
         db,
         pipeline,
@@ -206,11 +207,8 @@ def promote_by_hand(
     return told
 
 
-def _anchor_alone(
-    db: Database, home: Home, champion: VersionRow, anchor: VersionRow | None, *, reason: str, by: str
-) -> str:
+def _anchor_alone(db: Database, champion: VersionRow, anchor: VersionRow | None, *, reason: str, by: str) -> str:
     """Make the champion the anchor as well, whatever became of the one before."""
-    Classifier.open(champion.folder(home), device="cpu").predict(TEXTS)
     anchors.move(db, champion.pipeline, champion.version, by=by, reason=reason)
     told = f"version {champion.version}, the champion of {champion.pipeline}, is the anchor now"
     told += f", in place of version {anchor.version}" if anchor else ""

@@ -328,25 +328,21 @@ def breaks_before(nights: Sequence[ReplayedNight]) -> list[str | None]:
 
 
 def as_frame(nights: Sequence[ReplayedNight]) -> pd.DataFrame:
-    """A row per night."""
+    """A row per night; without nights its columns alone."""
     import pandas as pd
 
+    own = [one.name for one in fields(ReplayedNight) if one.name not in ("chain", "scored")]
+    chain = ["chain_verdict", "chain_version", "chain_f1", "chain_reason"]
     rows = [
-        {name: value for name, value in vars(one).items() if name not in ("chain", "scored")}
-        | {
-            "flips": one.flips,
-            "chain_verdict": one.chain.verdict,
-            "chain_version": one.chain.champion_version,
-            "chain_f1": one.chain.champion_f1,
-            "chain_reason": one.chain.reason,
-            "break_before": told,
-        }
+        [
+            *(getattr(one, name) for name in own),
+            one.flips,
+            *(one.chain.verdict, one.chain.champion_version, one.chain.champion_f1, one.chain.reason),
+            told,
+        ]
         for one, told in zip(nights, breaks_before(nights), strict=True)
     ]
-    # Without nights too, so that a program finds its columns.
-    columns = [one.name for one in fields(ReplayedNight) if one.name not in ("chain", "scored")]
-    columns += ["flips", "chain_verdict", "chain_version", "chain_f1", "chain_reason", "break_before"]
-    frame = pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=[*own, "flips", *chain, "break_before"])
     return frame.astype(dict.fromkeys(("model_version", "champion_version", "chain_version"), "Int64"))
 
 

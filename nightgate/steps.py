@@ -45,6 +45,7 @@ from nightgate.lineage import base_model_revision, environment
 from nightgate.nights import Night
 from nightgate.skips import skip_reason
 from nightgate.snapshots import open_snapshot
+from nightgate.values import duration
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def fine_tune(run: NightRun, on_progress: Callable[[Progress], None] | None = No
         start_from=start_from,
         cache=run.home.cache,
     )
-    # The metrics of the first epoch would wait for the one, the end of the night for the others.
+    # The metrics of the first epoch would wait for the one, the end of the night for the other.
     startup.load_early("nightgate.metric_module", "nightgate.reports.report")
     run.trained = yield from supervisor.train(
         job, on_progress=run.while_ours(on_progress), on_restart=run.count_restart

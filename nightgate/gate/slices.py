@@ -83,23 +83,26 @@ def slices(case: Case) -> list[Check]:
 def _parts(case: Case) -> Iterator[_Part]:
     test, window = case.evidence.test, case.window
     for index, label in enumerate(case.evidence.label_names):
-        mask = window & (test.true == index)
         # A class is resampled with all rows of the window: others may be taken for it.
-        yield _Part("label", label, int(np.count_nonzero(mask)), _few(case, mask), window, int(case.places[index]))
+        yield _part(case, "label", label, window & (test.true == index), window, int(case.places[index]))
     for one in test.slices:
         for code, value in enumerate(one.values):
             mask = window & (one.codes == code)
-            if rows := int(np.count_nonzero(mask)):
-                yield _Part(one.name, value, rows, _few(case, mask), mask, case.policy.average)
+            if mask.any():
+                yield _part(case, one.name, value, mask, mask, case.policy.average)
 
 
-def _few(case: Case, mask: Mask) -> str:
-    rows, least = int(np.count_nonzero(mask)), case.policy.min_slice_rows
-    if rows < least:
-        return f"{rows:,} test rows are fewer than min_slice_rows {least:,}"
-    groups = case.groups(mask)
+def _part(case: Case, name: str, value: str, own: Mask, resampled: Mask, statistic: Statistic) -> _Part:
+    """`own`: the rows that it is about, of those that are resampled for it."""
+    rows, least = int(np.count_nonzero(own)), case.policy.min_slice_rows
+    groups = case.groups(own)
     num_groups = rows if groups is None else len(np.unique(groups))
-    return "" if num_groups >= FEWEST else f"{rows:,} test rows come in {num_groups} groups, fewer than {FEWEST}"
+    few = ""
+    if rows < least:
+        few = f"{rows:,} test rows are fewer than min_slice_rows {least:,}"
+    elif num_groups < FEWEST:
+        few = f"{rows:,} test rows come in {num_groups} groups, fewer than {FEWEST}"
+    return _Part(name, value, rows, few, resampled, statistic)
 
 
 def _test(case: Case, part: _Part, kind: Kind, num_tests: int) -> _Tested:

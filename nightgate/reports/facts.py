@@ -100,7 +100,7 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
         run = _one(db, "SELECT * FROM nightly_runs WHERE run_id = :run", run_id)
         assert run is not None, f"there is no run {run_id}"
         stored = db.read(lambda session: _stored(session, run_id))
-        pipeline = Pipeline.model_validate(stored["config"])
+        pipeline: Pipeline = stored["pipeline"]
         epochs = _rows(db, "SELECT * FROM epoch_results WHERE run_id = :run ORDER BY epoch", run_id)
         scored = read_history(db, run["pipeline"], run=run_id, slices=True)
         cells = _rows(db, "SELECT * FROM confusion WHERE run_id = :run AND split = 'test'", run_id)
@@ -191,9 +191,10 @@ def _stored(session: Session, run_id: str) -> dict[str, Any]:
             Promotion.valid_from <= run.started_at,
             sa.or_(Promotion.valid_to.is_(None), Promotion.valid_to > run.started_at),
         )
-    study = newest_study(session, Pipeline.model_validate(run.config), before=run.finished_at)
+    pipeline = Pipeline.model_validate(run.config)
+    study = newest_study(session, pipeline, before=run.finished_at)
     return {
-        "config": run.config,
+        "pipeline": pipeline,
         "label_names": [str(name) for name in run.label_names],
         "attempts": tuple(map(_as_row, attempts)),
         "seed_study": _as_row(study) if study else None,
