@@ -23,12 +23,12 @@ from nightgate import metrics
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import NightgateError, RegistryError
+from nightgate.evidence_store import load_evidence
 from nightgate.home import open_home
 from nightgate.intervals import f1_difference
 from nightgate.pipelines import load_pipeline
 from nightgate.refresh import training_rows
 from nightgate.snapshots import open_snapshot
-from nightgate.steps import read_predictions
 
 Labels = NDArray[np.int64]
 Score = Callable[[Labels, Labels], float]
@@ -49,16 +49,19 @@ def compare(pipeline: Pipeline) -> str:
     home = open_home()
     with Database.open(home) as db:
         found = db.frame(NEWEST, {"pipeline": pipeline.name})
-    if found.empty:
-        raise RegistryError(f"no night of {pipeline.name} has been judged", next_step=f"nightgate run {pipeline.name}")
-    run = found.iloc[0]
+        if found.empty:
+            raise RegistryError(
+                f"no night of {pipeline.name} has been judged", next_step=f"nightgate run {pipeline.name}"
+            )
+        run = found.iloc[0]
+        ours = load_evidence(db, run["run_id"]).candidate.predictions
     snapshot = open_snapshot(home.absolute(run["path"]))
     train, validation, test = (snapshot.rows(split) for split in ("train", "validation", "test"))
     num_labels = len(pipeline.data.label_names)
     average = pipeline.gate.average
 
     references = test["label"].to_numpy()
-    ours = read_predictions(home.runs / run["run_id"] / "test" / "candidate.npz")
+    assert ours is not None
     used = len(training_rows(snapshot, pipeline, run["data_until"]))
     model = f"{pipeline.training.base_model}, {pipeline.training.epochs} epochs"
     rows = [(model, used, ours, run["duration_seconds"])]

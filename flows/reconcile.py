@@ -166,7 +166,8 @@ def obey_cancels(db: Database, client: SyncPrefectClient) -> list[Ended]:
         )
     )
     unheard = [run for run in runs if run.state and datetime.now(UTC) - run.state.timestamp > TO_BE_HEARD]
-    ended = [settling.cancel(db, known[run.id], "its run was cancelled in Prefect") for run in unheard]
+    by = "its run was cancelled in Prefect"
+    ended = [settling.cancel(db, known[run.id], by, deployed=run.deployment_id is not None) for run in unheard]
     return [one for one in ended if one is not None]
 
 

@@ -157,7 +157,7 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
     why = f"approved by {by}: {reason}"
 
     def said(session: Session) -> None:
-        _record(session, run_id, "approved", by, reason)
+        _record(session, run_id, "approved", by, reason, datetime.now(UTC))
 
     attempt = _attempt(db, run_id)
     try:
@@ -214,8 +214,9 @@ def supersede_before(db: Database, run_id: str, attempt: int) -> None:
         )
         newer = f"the night of {run.night} began (run {run_id})"
         for one in waiting:
-            _record(session, one.run_id, "superseded", None, newer)
-            end(session, one, "superseded", datetime.now(UTC), f"nobody approved it before {newer}")
+            moment = datetime.now(UTC)
+            _record(session, one.run_id, "superseded", None, newer, moment)
+            end(session, one, "superseded", moment, f"nobody approved it before {newer}")
 
     db.write(work)
 
@@ -244,22 +245,24 @@ def _lock_pipeline_of(session: Session, run_id: str) -> int:
     return int(attempt)
 
 
-def _record(session: Session, run_id: str, decision: str, by: str | None, reason: str | None) -> None:
+def _record(session: Session, run_id: str, decision: str, by: str | None, reason: str | None, moment: datetime) -> None:
     approval = session.get_one(Approval, run_id)
-    approval.decision, approval.decided_by, approval.reason = decision, by, reason
-    approval.decided_at = datetime.now(UTC)
+    approval.decision, approval.decided_by, approval.reason, approval.decided_at = decision, by, reason, moment
 
 
 def _end(
     db: Database, row: Waiting, decision: str, by: str | None, said: str | None, reason: str, next_step: str = ""
 ) -> Ended:
     by_hand = f"if it should reign all the same: nightgate promote {row.pipeline} {row.version} --reason TEXT"
+    moment = datetime.now(UTC)
 
     def work(session: Session) -> Ended:
         attempt = _lock_pipeline_of(session, row.run_id)
-        run = fenced(session, row.run_id, attempt, status="waiting")
-        _record(session, row.run_id, decision, by, said)
-        end(session, run, "held", datetime.now(UTC), reason, next_step=next_step or by_hand)
+        if session.get_one(Approval, row.run_id).decided_at != moment:
+            run = fenced(session, row.run_id, attempt, status="waiting")
+            _record(session, row.run_id, decision, by, said, moment)
+            end(session, run, "held", moment, reason, next_step=next_step or by_hand)
+        # else an earlier try was committed, and its answer was lost
         return Ended(row.run_id, row.pipeline, row.night, "held", reason, row.prefect_flow_run_id)
 
     try:

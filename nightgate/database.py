@@ -55,6 +55,9 @@ class Database:
         self._url = url
         self._engine = make_engine(url)
         self._writer = self._engine.execution_options(writes=True)
+        # PostgreSQL would show each query of a transaction what others have committed by then.
+        snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._reader = self._engine.execution_options(**snapshot if self.dialect == "postgresql" else {})
 
     @classmethod
     def open(
@@ -114,7 +117,7 @@ class Database:
 
     def read(self, work: Callable[[Session], T]) -> T:
         """Run `work` in one transaction that sees one state of the database. See `write`."""
-        return self._transaction(self._engine, work)
+        return self._transaction(self._reader, work)
 
     def frame(self, query: str | sa.Select[Any], parameters: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """The rows of a query, with `:name` for parameters."""

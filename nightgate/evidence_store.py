@@ -276,6 +276,7 @@ def _side_row(run_id: str, attempt: int, name: str, side: Side, evidence: Eviden
         facts |= {"seed_spread": evidence.seed_spread, "golden_note": evidence.golden_note}
     if name == "champion":
         facts["nights"] = evidence.champion_nights
+        facts["chosen_at"] = None if side.chosen_at is None else side.chosen_at.isoformat()
     if is_champion:
         facts["is_champion"] = True
     return GateSide(
@@ -327,6 +328,8 @@ def _evidence(
         return Side(
             predictions=labels["test"],
             data_until=row.data_until,
+            # Evidence of before it was stored has none.
+            chosen_at=datetime.fromisoformat(facts["chosen_at"]) if facts.get("chosen_at") else None,
             version=row.version,
             flaw=row.flaw,
             golden=labels["golden"],

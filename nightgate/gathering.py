@@ -75,7 +75,8 @@ def score_on_test(run: NightRun) -> None:
         pipeline=run.pipeline.record(),
         snapshot=run.snapshot.path,
         models=run.folders,
-        out=run.directory / "test",
+        # The attempt's own: one that was given up for dead may still be writing.
+        out=run.directory / f"attempt-{run.attempt}" / "test",
         cache=run.home.cache,
         golden=run.golden.path,
     )
@@ -201,6 +202,7 @@ def _side(
     side = Side(
         predictions=None,
         data_until=version.data_until if version else run.data_until,
+        chosen_at=version.valid_from if version and name == "champion" and version.promoting_run_id is None else None,
         version=version.version if version else None,
         flaw=model.flaw,
         trained_on=None if seen is None else seen[: len(frames.test)],

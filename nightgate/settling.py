@@ -73,24 +73,27 @@ class Unfinished:
     status: str
     pipeline: str
     night: date
+    dry_run: bool
     prefect_flow_run_id: str | None
 
 
 def unfinished(db: Database) -> list[Unfinished]:
     """Runs that are at work or wait for a person; the processes of those at work may be dead."""
-    query = sa.select(Run.run_id, Run.attempt, Run.status, Run.pipeline, Run.night, Run.prefect_flow_run_id)
-    query = query.where(Run.status.in_(("running", "waiting")))
+    query = sa.select(Run.run_id, Run.attempt, Run.status, Run.pipeline, Run.night, Run.dry_run)
+    query = query.add_columns(Run.prefect_flow_run_id).where(Run.status.in_(("running", "waiting")))
     return db.read(lambda session: [Unfinished(*row) for row in session.execute(query)])
 
 
-def cancel(db: Database, run: Unfinished, by: str) -> Ended | None:
+def cancel(db: Database, run: Unfinished, by: str, *, deployed: bool) -> Ended | None:
     """End a run from outside: what waits is held, what is at work may write nothing more. None: it has moved on.
 
     Args:
         by: who cancelled it, such as 'its run was cancelled in Prefect'.
+        deployed: Prefect can start it again; one that was started by hand has nobody there to do it.
     """
-    again = f"`prefect flow-run retry {run.prefect_flow_run_id}`"
-    step = f"Retry in the UI, or {again}, goes on from its last epoch"
+    retry = f"Retry in the UI, or `prefect flow-run retry {run.prefect_flow_run_id}`,"
+    command = f"`nightgate run {run.pipeline} --night {run.night}{' --dry-run' if run.dry_run else ''}`"
+    step = f"{retry if deployed else command} goes on from its last epoch"
     reason = f"{by}, and nobody told its process"
     try:
         if run.status == "waiting":

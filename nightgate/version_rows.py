@@ -53,6 +53,8 @@ class VersionRow:
     """Of the reign, or the time as anchor, that was asked for; None in a list of versions."""
     valid_to: datetime | None = None
     promoted_by: str | None = None
+    promoting_run_id: str | None = None
+    """The run whose night made it champion; None where a person did, by a promotion or a rollback."""
     reason: str | None = None
 
     def folder(self, home: Home) -> Path:
@@ -82,8 +84,9 @@ _VERSION = (
     "v.quarantined_by, v.quarantine_reason, v.files_removed_at"
 )
 _REIGN = (
-    f"SELECT {_VERSION}, t.valid_from, t.valid_to, t.promoted_by, t.reason FROM champion_timeline AS t "
-    "JOIN model_versions AS v ON v.pipeline = t.pipeline AND v.version = t.model_version WHERE t.pipeline = :pipeline"
+    f"SELECT {_VERSION}, t.valid_from, t.valid_to, t.promoted_by, t.run_id AS promoting_run_id, t.reason "
+    "FROM promotion AS t "
+    "JOIN model_versions AS v ON v.pipeline = t.pipeline AND v.version = t.version WHERE t.pipeline = :pipeline"
 )
 _ANCHOR = (
     f"SELECT {_VERSION}, t.valid_from, t.valid_to, t.moved_by AS promoted_by, t.reason FROM anchor_timeline AS t "

@@ -265,6 +265,21 @@ def test_writers_that_read_first_take_turns(database: Database) -> None:
     assert len(tries) == 30
 
 
+def test_a_reader_sees_one_state_whatever_others_commit_meanwhile(database: Database) -> None:
+    remember(database, "first", "1")
+
+    def work(session: Any) -> list[int]:
+        count = sa.select(sa.func.count()).select_from(schema.Setting)
+        before = session.scalar(count)
+        writer = threading.Thread(target=remember, args=(database, "second", "2"))
+        writer.start()
+        writer.join(60)
+        return [before, session.scalar(count)]
+
+    before, after = database.read(work)
+    assert (after, len(database.frame("SELECT * FROM setting"))) == (before, before + 1)
+
+
 @pytest.mark.database
 def test_a_transaction_whose_connection_is_cut_is_repeated(postgres: Any, home: Home) -> None:
     name = postgres.create()

@@ -476,6 +476,16 @@ def test_what_was_measured_is_the_window_and_beside_it_all_rows_and_the_champion
     assert measured.champion_fresh.rows == 89
 
 
+def test_of_a_champion_that_a_person_chose_only_rows_from_then_on_are_fresh() -> None:
+    trained_until, chosen_at = (TONIGHT - timedelta(microseconds=micros) for micros in (100, 40))
+    for chosen, num_fresh in ((None, 99), (chosen_at, 39), (TONIGHT - timedelta(days=9), 99)):
+        evidence = of_champion(night(0.62, 0.60, rows(1000)), data_until=trained_until, chosen_at=chosen)
+        measured = decide(evidence, Gate(min_test_rows=100)).measured
+        assert measured is not None
+        assert measured.champion_fresh is not None
+        assert measured.champion_fresh.rows == num_fresh
+
+
 def test_a_champion_of_unknown_data_has_no_fresh_rows_and_one_of_tonight_has_none_yet() -> None:
     unknown = decide(of_champion(night(), data_until=None), POLICY).measured
     assert unknown is not None

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from nightgate import ledger
+from nightgate import approvals, ledger
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.tables import Quarantined
@@ -139,16 +139,18 @@ def test_a_run_that_came_second_is_written_down_with_the_first_one_named(databas
     assert run_row(database, first.run_id)["status"] == "running"
 
 
+_write = Database.write
+
+
+def twice(database: Database, work: Callable[[Any], Any]) -> Any:
+    """The commit took place, and the connection broke before its answer came."""
+    _write(database, work)
+    return _write(database, work)
+
+
 def test_opening_again_after_a_lost_answer_changes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commit took place, and the connection broke before its answer came: the work is done twice."""
     first = opened_run(database)
     ledger.finish_run(database, first.run_id, 1, "failed")
-    once = Database.write
-
-    def twice(self: Database, work: Callable[[Any], Any]) -> Any:
-        once(self, work)
-        return once(self, work)
-
     monkeypatch.setattr(Database, "write", twice)
     second = opened_run(database)
     assert second.attempt == 2
@@ -175,6 +177,21 @@ def test_opening_again_after_a_lost_answer_changes_nothing(database: Database, m
     ledger.finish_run(database, third.run_id, 1, "held", reason="not fit")
     counts = {table: len(database.frame(f"SELECT * FROM {table}")) for table in ("epoch", "gate_check", "promotion")}
     assert counts == {"epoch": 1, "gate_check": 2, "promotion": 1}
+
+
+@pytest.mark.parametrize(("decide", "status"), [(approvals.approve, "promoted"), (approvals.reject, "held")])
+def test_a_person_whose_answer_was_lost_is_not_told_that_somebody_else_decided(
+    decide: Callable[..., approvals.Ended], status: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = night_rows.judged_version(database)
+    patience = timedelta(hours=1)
+    approvals.request(
+        database, run.run_id, run.attempt, expected=None, patience=patience, reason="waits", next_step="approve"
+    )
+    monkeypatch.setattr(Database, "write", twice)
+    assert decide(database, run.run_id, by="anna", reason="looked at it").status == status
+    assert run_row(database, run.run_id)["status"] == status
+    assert database.frame("SELECT decided_by FROM approvals")["decided_by"].tolist() == ["anna"]
 
 
 # --- fences ---

@@ -27,7 +27,7 @@ from prefect.states import (
     Suspended,
 )
 
-from flows.reconcile import Done, agree, reconcile_now
+from flows.reconcile import Done, agree, obey_cancels, reconcile_now
 from nightgate import ledger
 from nightgate.database import Database
 from nightgate.errors import NightgateError
@@ -179,6 +179,23 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Database) ->
     run = night_rows.open_run(database, pipeline, scheduled_night(pipeline.schedule, due))
     ledger.finish_run(database, run.run_id, run.attempt, "skipped")
     return "nightly-shop"
+
+
+@pytest.mark.parametrize("deployed", [True, False])
+def test_a_run_that_was_cancelled_and_cannot_hear_it_says_who_can_start_it_again(
+    api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch, deployed: bool
+) -> None:
+    run = run_of_prefect(api, Cancelling()) if deployed else api.create_flow_run(stand_in, state=Cancelling())
+    night = night_rows.open_run(
+        database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(run.id), owner=Owner.here()
+    )
+    assert obey_cancels(database, api) == [], "it may still hear of it"
+    monkeypatch.setattr("flows.reconcile.TO_BE_HEARD", AT_ONCE)
+    [ended] = obey_cancels(database, api)
+    assert (ended.run_id, ended.status) == (night.run_id, "cancelled")
+    [step] = database.frame("SELECT next_step FROM run")["next_step"]
+    again = f"Retry in the UI, or `prefect flow-run retry {run.id}`," if deployed else ""
+    assert step == f"{again or '`nightgate run reviews --night 2026-03-01`'} goes on from its last epoch"
 
 
 def missed(done: Done, pipeline: str) -> int:

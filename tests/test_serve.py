@@ -372,7 +372,9 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_it_until_ctrl_c_e
 
 
 @pytest.mark.faults
-def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both(tmp_path: Path, session_root: Path) -> None:
+def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both_and_the_night_that_is_at_work(
+    tmp_path: Path, session_root: Path
+) -> None:
     port, log = free_port(), tmp_path / "serve.log"
     url = f"http://127.0.0.1:{port}"
     pipeline = write_served_pipeline(tmp_path, "alone")
@@ -402,11 +404,18 @@ def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both(tmp_
         assert len(everybody) >= 2
         sockets = [socket for one in everybody for socket in one.net_connections()]
         assert {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+        serving, night = Served(process, f"{url}/api", "alone", tmp_path / "home", log), "2026-01-08"
+        serving.start({"night": night, "training": {"epochs": 1000}})
+        within(90, lambda: epochs_of(serving, night, 1), "the first epoch's row")
+        everybody += serving.children()
         process.terminate()
-        within(30, lambda: process.poll() is not None, "the end of serve")
-        within(5, lambda: not any(one.is_running() for one in everybody), "the end of its server")
+        within(40, lambda: process.poll() is not None, "the end of serve")
+        within(5, lambda: not any(one.is_running() for one in everybody), "the end of its server and of the night")
         assert process.returncode == 0, log.read_text()
         assert "Traceback" not in log.read_text()
+        (run,) = serving.rows("SELECT * FROM nightly_runs WHERE night = ?", night)
+        assert (run["status"], run["error_type"]) == ("cancelled", "cancelled")
+        assert "checkpoint is kept" in run["reason"]
         assert not answers(url)
     finally:
         process.kill()

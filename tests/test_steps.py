@@ -8,14 +8,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nightgate import cache_files, gathering, ledger, query, registry, steps
+from nightgate import approvals, cache_files, gathering, ledger, query, registry, steps
 from nightgate.config import Pipeline
 from nightgate.database import Database, database_url, upgrade
 from nightgate.errors import DataError, ModelError, NonFiniteLossError
@@ -24,6 +24,7 @@ from nightgate.jobs import TrainResult
 from nightgate.nights import Night, chosen_night
 from nightgate.pipelines import load_pipeline
 from nightgate.steps import NightRun, open_night, run_night
+from tests import night_rows
 from tests.first_night import FirstNight, copy_first_night, first_night
 from tests.night import nightgate
 
@@ -220,7 +221,7 @@ def test_after_a_night_predictions_and_logs_stay_and_checkpoints_go() -> None:
     [run_dir] = (first_night().home / "runs").iterdir()
     kept = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
     assert {"attempt-1/log.txt", "attempt-1/epochs/epoch-0001.npz", "attempt-1/epochs/epoch-0002.npz"} <= kept
-    assert "test/candidate.npz" in kept
+    assert "attempt-1/test/candidate.npz" in kept
     assert not [name for name in kept if name.endswith(".safetensors")]
 
 
@@ -230,6 +231,26 @@ def test_a_night_that_ended_is_handed_out_closed(site: Path) -> None:
         assert (run.is_open, run.status, run.attempt) == (False, "promoted", 1)
     assert run_night(pipeline, night_of(pipeline, 5)).run_id == run.run_id
     assert the_row(run)["status"] == "promoted"
+
+
+def test_a_night_whose_data_cannot_be_read_leaves_the_candidate_that_waits(home: Home, tmp_path: Path) -> None:
+    upgrade(database_url(home))
+    file = tmp_path / "reviews.toml"
+    file.write_text(
+        'name = "reviews"\n[data]\ntext = "body"\nlabel = "stars"\nlabels = ["bad", "good"]\n'
+        'source = { kind = "files", paths = ["moved-away.csv"] }\n',
+        encoding="utf-8",
+    )
+    with Database.open(home) as db:
+        waits, _ = night_rows.judged_version(db)
+        patience = timedelta(hours=18)
+        approvals.request(db, waits.run_id, 1, expected=None, patience=patience, reason="better", next_step="approve")
+    pipeline = load_pipeline(file)
+    with broken_by(DataError, "moved-away.csv"):
+        run_night(pipeline, chosen_night(pipeline.schedule, date(2026, 3, 3)))
+    assert query.history("reviews")["status"].tolist() == ["waiting", "failed"]
+    with Database.open(home) as db:
+        assert approvals.find(db, "reviews").run_id == waits.run_id
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

@@ -108,5 +108,6 @@ def _fresh(case: Case) -> Score | None:
     if champion is None or champion.data_until is None:
         return None
     # A row without a time is dated by the night that saw it first, and that one may have chosen by it.
-    after = case.evidence.test.seen_at > microseconds(champion.data_until)
+    chosen = max(champion.data_until, champion.chosen_at or champion.data_until)
+    after = case.evidence.test.seen_at > microseconds(chosen)
     return case.score("champion", case.clean & after)

@@ -92,6 +92,8 @@ class Side:
     """On the test rows, shape [rows]; None where `flaw` says why there are none."""
     data_until: datetime | None
     """Aware: the model was trained on rows before this instant."""
+    chosen_at: datetime | None = None
+    """Aware: when a person made it champion, who may have gone by rows of until then; None: its own night chose it."""
     version: int | None = None
     """None: the candidate, which has no number yet."""
     flaw: str = ""
@@ -112,7 +114,9 @@ class Side:
     """None: all rows were scored tonight."""
 
     def __post_init__(self) -> None:
-        assert self.data_until is None or self.data_until.tzinfo is not None, "data_until must be aware"
+        for name in ("data_until", "chosen_at"):
+            moment = getattr(self, name)
+            assert moment is None or moment.tzinfo is not None, f"{name} must be aware"
 
 
 @dataclass(frozen=True)
