@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from nightgate import approvals, cache_files, gathering, ledger, query, registry, steps
 from nightgate.config import Pipeline
@@ -23,6 +24,7 @@ from nightgate.home import Home, open_home
 from nightgate.jobs import TrainResult
 from nightgate.nights import Night, chosen_night
 from nightgate.pipelines import load_pipeline
+from nightgate.schema import Promotion
 from nightgate.steps import NightRun, open_night, run_night
 from tests import night_rows
 from tests.first_night import FirstNight, copy_first_night, first_night
@@ -91,6 +93,8 @@ def test_training_that_starts_from_the_champion_uses_and_records_it(
     assert re.search(r"small-train: tokens of [1-9]\d+ of \d+ texts from the cache, \d\d? tokenised", caplog.text)
     manifest = registry.verify_version(environment / "models/small/v0002")
     assert manifest["base_model"]["started_from_version"] == 1
+    assert run.evidence.champion is not None
+    assert run.evidence.champion.chosen_at is None, "its own night chose it"
 
 
 def test_a_first_night_that_should_start_from_the_champion_starts_from_the_base_model(held_night: FirstNight) -> None:
@@ -101,7 +105,13 @@ def test_a_first_night_that_should_start_from_the_champion_starts_from_the_base_
 def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, environment: Path) -> None:
     three = {"1": "bad", "2": "bad", "3": "fine", "4": "good", "5": "good"}
     pipeline = load_pipeline(site, {**SHORT, "data.labels": three, "gate.policy": "superior"})
+    with Database.open(open_home(environment)) as db:
+        db.write(lambda session: session.execute(sa.update(Promotion).values(run_id=None, promoted_by="ada")))
+        by_hand = ledger.champion(db, "small")
     run = run_night(pipeline, night_of(pipeline, 6))
+    assert by_hand is not None
+    assert run.evidence.champion is not None
+    assert run.evidence.champion.chosen_at == by_hand.valid_from
     row = the_row(run)
     assert (row["status"], row["verdict"], row["model_version"]) == ("held", "hold", 2)
     assert (
