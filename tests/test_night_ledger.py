@@ -349,6 +349,23 @@ def test_of_two_decisions_at_once_the_later_is_told_of_the_earlier(database: Dat
     assert earlier
 
 
+def test_a_decision_that_comes_while_the_overdue_are_held_stands_and_keeps_no_other_from_it(
+    database: Database, migrated_url: str
+) -> None:
+    (decided, _), (overdue, _) = waiting_run(database, 0), waiting_run(database, 1)
+    earlier: list[approvals.Ended] = []
+
+    def has_looked(_: sa.Connection) -> None:
+        if not earlier:
+            earlier.append(approvals.reject(database, decided, by="anna", reason="no"))
+
+    with Database.open(database.home, migrated_url) as reconciling:
+        sa.event.listen(reconciling._engine, "commit", has_looked)
+        held = approvals.hold_overdue(reconciling, datetime.now(UTC) + timedelta(hours=19))
+    assert [one.run_id for one in held] == [overdue]
+    assert one(database, decided)["reason"] == "rejected by anna: no"
+
+
 @pytest.mark.parametrize(("by", "reason"), [(" ", "fine"), ("anna", " ")])
 def test_a_decision_needs_a_name_and_a_reason(database: Database, by: str, reason: str) -> None:
     run_id, _ = waiting_run(database)
