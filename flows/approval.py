@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from nightgate import approvals
 from nightgate.database import Database
@@ -46,9 +47,7 @@ def decide_when_resumed(run_id: str) -> None:
         waiting = next((one for one in approvals.open_approvals(db) if one.run_id == run_id), None)
     if waiting is None:
         return
-    form = Approval.with_initial_data(description=evidence(waiting))
-    # No timeout of Prefect's: it would end the run as failed. The deadline is ours, see `approvals.hold_overdue`.
-    answer = suspend_flow_run(wait_for_input=form, timeout=None, key=f"approval-{run_id}")
+    answer = _answer(run_id, evidence(waiting))
     with Database.open(open_home()) as db:
         try:
             decide = approvals.approve if answer.decision == "approve" else approvals.reject
@@ -58,6 +57,22 @@ def decide_when_resumed(run_id: str) -> None:
             still = [one.run_id for one in approvals.open_approvals(db)]
             if run_id in still:
                 raise
+
+
+def _answer(run_id: str, description: str) -> Approval:
+    """What the form says; without a word yet, this ends the process."""
+    form = Approval.with_initial_data(description=description)
+    for asked in itertools.count(1):
+        key = f"approval-{run_id}" + (f"-{asked}" if asked > 1 else "")
+        try:
+            # No timeout of Prefect's: it would end the run as failed. The deadline is ours, see
+            # `approvals.hold_overdue`.
+            return suspend_flow_run(wait_for_input=form, timeout=None, key=key)
+        except ValidationError:
+            # Retry of a run that Prefect took for dead while it waited: there the key counts as resumed, and has no
+            # answer. Under another one the form comes back.
+            continue
+    raise AssertionError("unreachable")
 
 
 def evidence(waiting: approvals.Waiting) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from datetime import UTC, date, datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -24,7 +24,10 @@ log = logging.getLogger("nightgate.flows")
 
 
 def announce_ends(db: Database) -> None:
-    """Send the event of every end that was not announced yet. A server that is away loses none: they stay marked so."""
+    """Send the event of every end that was not announced yet. A server that is away loses none: they stay marked so.
+
+    One that two processes send at once, or that is sent again because its mark was lost, is one event for the server.
+    """
     for end in unannounced(db):
         try:
             send(_event_of(end))
@@ -79,7 +82,9 @@ def announce(name: str, pipeline: str, payload: dict[str, Any], flow_run_id: str
         log.warning("that %s was %s could not be announced: %s", pipeline, name.replace("_", " "), error)
 
 
-def make_event(name: str, pipeline: str, payload: dict[str, Any], flow_run_id: str | None) -> Event:
+def make_event(
+    name: str, pipeline: str, payload: dict[str, Any], flow_run_id: str | None, event_id: UUID | None = None
+) -> Event:
     """`nightgate.<name>` about a pipeline, with what belongs to it."""
     related = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in ("nightgate",)]
     if flow_run_id:
@@ -94,7 +99,7 @@ def make_event(name: str, pipeline: str, payload: dict[str, Any], flow_run_id: s
         ),
         related=[RelatedResource(root=one) for one in related],
         payload=payload,
-        id=uuid4(),
+        id=event_id or uuid4(),
     )
 
 
@@ -134,4 +139,5 @@ def _event_of(end: End) -> Event:
         "model_version": end.model_version,
         "champion_version": end.champion_version,
     }
-    return make_event(end.status, end.pipeline, payload, end.prefect_flow_run_id)
+    event_id = uuid5(NAMESPACE_URL, f"nightgate:{end.run_id}/{end.attempt}/{end.status}")
+    return make_event(end.status, end.pipeline, payload, end.prefect_flow_run_id, event_id)

@@ -6,6 +6,7 @@ Start it by hand with `nightgate run PIPELINE`, or serve it with its schedule by
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import closing
 from datetime import date, datetime
 from typing import Any
@@ -54,6 +55,9 @@ from tasks.night import (
 )
 
 log = logging.getLogger("nightgate.flows")
+
+SECONDS_BETWEEN_LOOKS = 10.0
+"""While a run that was started by hand is waited for."""
 
 
 def run_night(
@@ -179,7 +183,7 @@ def nightly(
     """
     try:
         configuration = load_by_name(pipeline, chosen_settings(training, gate))
-        chosen = _which_night(configuration, night)
+        chosen = _begun() or _which_night(configuration, night)
     except Exception as error:  # noqa: BLE001 - whatever it is, somebody has to hear that there is no night
         announce_unclaimed(pipeline, night, error, runtime.flow_run.id)
         return _broken(error)
@@ -218,22 +222,37 @@ def _broken(error: Exception) -> State[Any]:
     return failed(InternalError.of(error))
 
 
-def _which_night(pipeline: Pipeline, night: date | None) -> Night:
-    """A run that is tried again belongs to the night that it began with."""
+def _begun() -> Night | None:
+    """A run that is tried again, or resumed, belongs to the night that it began with."""
     home = open_home()
     prepare(home)
     with Database.open(home) as db:
-        begun = ledger.night_of(db, runtime.flow_run.id)
-    if begun is not None:
-        return begun
+        return ledger.night_of(db, runtime.flow_run.id)
+
+
+def _which_night(pipeline: Pipeline, night: date | None) -> Night:
     if night is not None:
         return chosen_night(pipeline.schedule, night)
-    if _is_scheduled():
-        # Prefect's times are pendulum's, which lose their timezone when a duration is taken from them in stdlib's UTC.
-        return scheduled_night(
-            pipeline.schedule, datetime.fromisoformat(runtime.flow_run.scheduled_start_time.isoformat())
-        )
-    return tonight(pipeline.schedule)
+    if not _is_scheduled():
+        return tonight(pipeline.schedule)
+    # Prefect's times are pendulum's, which lose their timezone when a duration is taken from them in stdlib's UTC.
+    due = datetime.fromisoformat(runtime.flow_run.scheduled_start_time.isoformat())
+    scheduled = scheduled_night(pipeline.schedule, due)
+    let_finish(pipeline.name, scheduled.date)
+    return scheduled
+
+
+def let_finish(pipeline_name: str, night: date) -> None:
+    """Wait for a rehearsal or an old night that somebody has started: the scheduled night would step back, and nobody
+    would run it.
+    """
+    told = ""
+    with Database.open(open_home()) as db:
+        while other := ledger.by_hand_at_work(db, pipeline_name, night):
+            if other != told:
+                log.warning("%s is at work: the night of %s begins when it has ended", other, night)
+            told = other
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _is_scheduled() -> bool:

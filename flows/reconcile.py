@@ -117,7 +117,10 @@ def _with_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
     for pipeline in _pipelines():
         with done.part(f"missed nights of {pipeline.name}"):
             # What nobody was to start is not missed; nor is it known without a server.
-            if deployment_id := _scheduled_by(client, pipeline.name):
+            deployment_id = _scheduled_by(client, pipeline.name)
+            if deployment_id is None:
+                settling.record_pause(db, pipeline.name, datetime.now(UTC))
+            else:
                 due = _due(client, deployment_id)
                 done.settled += settling.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
     with done.part("cancelled runs"):
@@ -242,6 +245,9 @@ def _due(client: SyncPrefectClient, deployment_id: UUID) -> frozenset[datetime]:
 def _contradicts(state: State[Any], end: settling.EndedLately) -> bool:
     if state.is_scheduled() or state.is_pending():
         return False  # somebody has asked for a retry
+    if state.is_running() and state.timestamp > end.finished_at:
+        # A retry that has not claimed its night yet, as far as it may still come to that.
+        return bool(datetime.now(UTC) - state.timestamp > SETTLED_LONG_AGO)
     if state.is_cancelled():
         return end.status == "promoted"  # it came too late, and nobody may believe that the champion stayed
     if state.is_final():

@@ -117,7 +117,7 @@ def open_night(
         overtaken: why a scheduled run is not worth starting, as the scheduler knows it; '' where it is.
         still_due: instants (aware) of other nights that the scheduler has yet to start, and that are not missed.
         on_end: called with a run that did something, once its row says how it ended; not when it was cancelled, which
-            has to be quick.
+            has to be quick, nor when the run is not its own any more.
 
     Raises:
         NightgateError: home or database cannot be used. Inside the block, whatever the steps raise.
@@ -150,8 +150,8 @@ def open_night(
                         settling.record_missed(db, pipeline, night.scheduled_for, still_due=still_due)
                     pointer.follow(db, pipeline.name)
                     yield run
-            except NightgateError:
-                if on_end is not None:
+            except Exception:
+                if on_end is not None and _ended_as_told(run):
                     on_end(run)
                 raise
             if on_end is not None:
@@ -186,6 +186,17 @@ def _settled(run: NightRun) -> Iterator[None]:
         reason = f"stopped by {_WORDS.get(name, name)}; the last checkpoint is kept"
         _finish(run, "cancelled", reason, "cancelled", _AGAIN.get(name, _AGAIN["KeyboardInterrupt"]))
         raise
+
+
+def _ended_as_told(run: NightRun) -> bool:
+    """Whether the row says what this process believes: a run that another attempt has taken over, or that was ended
+    from outside, is not its to tell of any more.
+    """
+    try:
+        now = ledger.outcome(run.db, run.run_id)
+    except NightgateError:
+        return False
+    return (now.attempt, now.status) == (run.attempt, run.status)
 
 
 def _finish(run: NightRun, status: str, reason: str, error_type: str, next_step: str) -> None:

@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 
 from nightgate.comparability import metric_key
 from nightgate.database import Database
-from nightgate.opening import OpenedRun, night_of, open_run
+from nightgate.opening import OpenedRun, by_hand_at_work, night_of, open_run
 from nightgate.outcomes import joint_outcomes
 from nightgate.owners import Owner
 from nightgate.reigns import add_version, promote
@@ -51,6 +51,7 @@ __all__ = [
     "VersionRow",
     "add_version",
     "anchor",
+    "by_hand_at_work",
     "champion",
     "finish_run",
     "night_of",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -60,7 +60,8 @@ def open_run(
       run of Prefect gets a row of its own that says `superseded`.
     - A run that is not the only one of its pipeline, or that a newer night has overtaken, is `superseded`.
     - A retry of the same Prefect run takes over at once: Prefect has given the process before it up.
-    - A Prefect run that is resumed when its night no longer waits is handed out as it ended.
+    - A Prefect run that is resumed is handed out as it waits, whoever works on the pipeline: a person's word is not
+      refused. When its night waits no longer it is handed out as it ended.
 
     Dry runs and real ones do not see each other's nights: a rehearsal must not keep the night from running.
 
@@ -83,9 +84,9 @@ def open_run(
         own = session.get(Run, new_id)
         if own is not None:
             return _opened(session, db, own, ended=own.status != "running")
-        passed = _passed_by(session, prefect_flow_run_id)
-        if passed is not None:
-            return _opened(session, db, passed, ended=True)
+        resumed = _resumed(session, prefect_flow_run_id)
+        if resumed is not None:
+            return _opened(session, db, resumed, ended=True)
         if latest is not None and _is_ours(session, latest, owner, moment):
             return _opened(session, db, latest)  # an earlier try was committed, and its answer was lost
         settle_dead(session, pipeline.name, moment, given_up=prefect_flow_run_id)
@@ -128,6 +129,28 @@ def night_of(db: Database, prefect_flow_run_id: str) -> Night | None:
     return Night(row.night, row.trigger, row.data_until, row.scheduled_for) if row else None
 
 
+def by_hand_at_work(db: Database, pipeline_name: str, night: date) -> str:
+    """The run that a person started and that works on the pipeline now, for another night or as a rehearsal, in words;
+    '' where none does. Dead runs are settled first.
+    """
+
+    def work(session: Session) -> str:
+        lock_pipeline(session, pipeline_name)
+        settle_dead(session, pipeline_name, datetime.now(UTC))
+        run = session.scalars(
+            sa.select(Run)
+            # Its first attempt says how it was started; a later one is a retry.
+            .join(Attempt, (Attempt.run_id == Run.run_id) & (Attempt.attempt == 1))
+            .where(Run.pipeline == pipeline_name, Run.status == "running")
+            .where(sa.or_(Run.dry_run, (Run.night != night) & (Attempt.trigger != "schedule")))
+        ).first()
+        if run is None:
+            return ""
+        return f"run {run.run_id} ({'a dry run' if run.dry_run else 'started by hand'}, night {run.night})"
+
+    return db.write(work)
+
+
 # --- inside a transaction ---
 
 
@@ -157,14 +180,14 @@ def _overtaken(session: Session, pipeline_name: str, night: Night) -> str:
     return f"a newer night, {newer.night}, has overtaken it (run {newer.run_id})" if newer else ""
 
 
-def _passed_by(session: Session, prefect_flow_run_id: str | None) -> Run | None:
-    """The run of a Prefect run that waited for a person until a newer night went to work."""
+def _resumed(session: Session, prefect_flow_run_id: str | None) -> Run | None:
+    """The run of a Prefect run that waits for a person, or waited for one until a newer night went to work."""
     if prefect_flow_run_id is None:
         return None
     return session.scalars(
         sa.select(Run)
         .join(Approval, Approval.run_id == Run.run_id)
-        .where(Run.prefect_flow_run_id == prefect_flow_run_id, Run.status == "superseded")
+        .where(Run.prefect_flow_run_id == prefect_flow_run_id, Run.status.in_(("waiting", "superseded")))
     ).first()
 
 

@@ -38,7 +38,7 @@ OUTCOMES = ("passed", "failed", "underpowered", "warning", "not_run")
 
 
 class Setting(Base):
-    """Facts about the database itself, such as the id of the home that its paths are relative to."""
+    """Facts that belong to no run: the id of the home that all paths are relative to, schedules that were seen off."""
 
     __tablename__ = "setting"
 

@@ -23,10 +23,12 @@ from nightgate.errors import RegistryError
 from nightgate.nights import scheduled_night
 from nightgate.opening import new_run, new_run_id
 from nightgate.runs import finish_run, lock_pipeline, settle_dead
-from nightgate.schema import Attempt, ModelVersion, Run
+from nightgate.schema import Attempt, ModelVersion, Run, Setting
 
 LONGEST_GAP = timedelta(days=60)
 """Older nights than this are not written down as missed: a pipeline that rested for a year has no need of 365 rows."""
+_PAUSED = "paused."
+"""Key of the setting that holds when a pipeline's schedule was last seen to be off; the name follows."""
 NEWS = timedelta(days=7)
 """An end that could not be announced for longer than this is no news any more."""
 
@@ -47,6 +49,7 @@ class End:
     model_version: int | None
     champion_version: int | None
     prefect_flow_run_id: str | None
+    attempt: int
 
 
 def settle_running(db: Database, pipeline: str | None = None) -> list[Ended]:
@@ -109,7 +112,8 @@ def record_missed(
 ) -> list[Ended]:
     """Write down the nights that were due since the last one that is known, before `until` (aware), and never started.
 
-    Only of a pipeline that has run on its schedule before: one that is started by hand misses nothing.
+    Only of a pipeline that has run on its schedule before: one that is started by hand misses nothing. Nor does one
+    whose schedule was off, as `record_pause` says.
 
     Args:
         still_due: instants (aware) that a scheduler has yet to start.
@@ -122,12 +126,17 @@ def record_missed(
         last = session.scalar(
             sa.select(sa.func.max(Run.scheduled_for))
             .join(Attempt, first, isouter=True)
-            .where(Run.pipeline == pipeline.name, Run.scheduled_for < until)
+            .where(Run.pipeline == pipeline.name, Run.scheduled_for < until, Run.dry_run.is_(False))
             .where(sa.or_(Run.status == "missed", Attempt.trigger == "schedule"))
         )
         if last is None:
             return []
-        known = set(session.scalars(sa.select(Run.night).where(Run.pipeline == pipeline.name)))
+        paused = session.get(Setting, f"{_PAUSED}{pipeline.name}")
+        if paused is not None:
+            last = max(last, datetime.fromisoformat(paused.value))
+        # A rehearsal keeps no night from being missed.
+        nights = sa.select(Run.night).where(Run.pipeline == pipeline.name, Run.dry_run.is_(False))
+        known = set(session.scalars(nights))
         missed = []
         for instant in _firings(pipeline, max(last, until - LONGEST_GAP), until):
             night = scheduled_night(pipeline.schedule, instant)
@@ -146,6 +155,15 @@ def record_missed(
         return missed
 
     return db.write(work)
+
+
+def record_pause(db: Database, pipeline_name: str, moment: datetime) -> None:
+    """Nobody was to start the pipeline's nights at this `moment` (aware): those due before it are not missed."""
+
+    def work(session: Session) -> None:
+        session.merge(Setting(key=f"{_PAUSED}{pipeline_name}", value=moment.isoformat()))
+
+    db.write(work)
 
 
 def _firings(pipeline: Pipeline, after: datetime, until: datetime) -> list[datetime]:
@@ -177,6 +195,7 @@ def unannounced(db: Database, now: datetime | None = None) -> list[End]:
             ModelVersion.version,
             Run.champion_version,
             Run.prefect_flow_run_id,
+            Run.attempt,
         )
         .join(ModelVersion, ModelVersion.run_id == Run.run_id, isouter=True)
         .where(Run.announced_at.is_(None), Run.status != "running")
@@ -206,22 +225,24 @@ class EndedLately:
 
 
 def ended_lately(db: Database, now: datetime | None = None) -> list[EndedLately]:
-    """Runs of Prefect's that ended within the last days, each as its newest row says: one that was tried again after a
-    change of the configuration, or by force, is at work in a row of its own.
+    """Runs of Prefect's that ended within the last days, each as its newest attempt says: it may be at work again, and
+    its row may have been taken up by another one.
     """
     since = (now or datetime.now(UTC)) - NEWS
-    later = aliased(Run)
+    later = aliased(Attempt)
     query = sa.select(
-        Run.run_id,
-        Run.status,
-        sa.func.coalesce(Run.reason, ""),
-        Run.error_type,
-        Run.finished_at,
-        Run.prefect_flow_run_id,
+        Attempt.run_id,
+        Attempt.status,
+        sa.func.coalesce(Attempt.reason, ""),
+        Attempt.error_type,
+        Attempt.finished_at,
+        Attempt.prefect_flow_run_id,
     ).where(
-        Run.finished_at > since,
-        Run.prefect_flow_run_id.is_not(None),
-        ~sa.exists().where(later.prefect_flow_run_id == Run.prefect_flow_run_id, later.started_at > Run.started_at),
+        Attempt.finished_at > since,
+        Attempt.prefect_flow_run_id.is_not(None),
+        ~sa.exists().where(
+            later.prefect_flow_run_id == Attempt.prefect_flow_run_id, later.started_at > Attempt.started_at
+        ),
     )
     return db.read(lambda session: [EndedLately(*row) for row in session.execute(query)])
 

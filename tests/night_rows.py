@@ -70,6 +70,17 @@ def superseded(db: Database, pipeline: Pipeline, night: Night) -> ledger.OpenedR
     return open_run(db, pipeline, night, overtaken="another is at work")
 
 
+def opened(database: Database, day: int = 0, trigger: str = "schedule", **options: Any) -> ledger.OpenedRun:
+    """The run of the pipeline `reviews` that night."""
+    return open_run(database, pipeline(), replace(night(day), trigger=trigger), **options)
+
+
+def one(database: Database, run_id: str) -> dict[str, Any]:
+    """A run's row of the view."""
+    [row] = database.frame("SELECT * FROM nightly_runs WHERE run_id = :id", {"id": run_id}).to_dict("records")
+    return {str(key): value for key, value in row.items()}
+
+
 def within(seconds: float, what: Callable[[], Any]) -> Any:
     """What `what` gives once it is true."""
     deadline = time.monotonic() + seconds

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from datetime import time as time_of_day
 from pathlib import Path
 from types import TracebackType
@@ -290,6 +291,20 @@ class Production:
 
         with Database.open(self.home, self.url, patience=5) as db:
             db.write(lambda session: session.execute(sa.text(statement), parameters))
+
+    def set_back(self, run: FlowRun, by: timedelta) -> None:
+        """Let the end of a night, and its run's state on the server, be so much longer ago."""
+        run_id = self.night(run)["run_id"]
+        for table in ("run", "attempt"):
+            past = as_sqlite(datetime.now(UTC) - by)
+            self.execute(f"UPDATE {table} SET finished_at = :past WHERE run_id = :id", past=past, id=run_id)
+        with closing(sqlite3.connect(self.folder / "prefect" / "prefect.db", timeout=30)) as server, server:
+            state = "SELECT state_id FROM flow_run WHERE id = ?"
+            moment = str((datetime.now(UTC) - by).replace(tzinfo=None))
+            changed = server.execute(
+                f"UPDATE flow_run_state SET timestamp = ? WHERE id = ({state})", (moment, str(run.id))
+            )
+            assert changed.rowcount == 1
 
     def nightgate(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         return nightgate(*arguments, cwd=self.folder, env=self.environment)

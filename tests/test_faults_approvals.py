@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import psutil
 import pytest
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Running
+from prefect.states import Crashed, Running
 
+from nightgate import ledger
+from nightgate.database import Database
+from nightgate.nights import chosen_night
+from nightgate.pipelines import load_pipeline
 from tests.production import Production, as_sqlite, is_gone, kill, within
 
 pytestmark = [pytest.mark.flow, pytest.mark.faults, pytest.mark.timeout(900)]
@@ -26,7 +30,7 @@ SECONDS_TO_BE_HEARD = 31
 @pytest.fixture(scope="module")
 def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
     # One each: the first candidate of a pipeline always passes the gate.
-    pipelines = dict.fromkeys(("form", "command", "passed", "cancelled"), "approval = true\n")
+    pipelines = dict.fromkeys(("form", "command", "passed", "cancelled", "crashed"), "approval = true\n")
     with Production(tmp_path_factory.mktemp("approvals"), pipelines) as running:
         yield running
 
@@ -150,12 +154,8 @@ def test_a_run_that_has_ended_in_the_ledger_and_runs_for_ever_in_prefect_is_comp
     with production.client() as client:
         client.set_flow_run_state(run.id, Running(), force=True)
     production.nightgate("reconcile")
-    assert production.state(run).name == "Running"  # it may still be about to say so
-    production.execute(
-        "UPDATE run SET finished_at = :past WHERE run_id = :id",
-        past=as_sqlite(datetime.now(UTC) - timedelta(minutes=6)),
-        id=production.night(run)["run_id"],
-    )
+    assert production.state(run).name == "Running"  # it may be a retry that has not come to its night yet
+    production.set_back(run, timedelta(minutes=6))
     production.nightgate("reconcile")
     assert production.state(run).name == "Superseded"
 
@@ -170,3 +170,24 @@ def test_a_night_that_waits_is_held_by_reconcile_once_its_run_was_cancelled(prod
     assert (night["status"], night["reason"]) == ("held", "rejected by cancel: its run was cancelled in Prefect")
     assert production.state(run).name == "Cancelled"
     assert production.champion("cancelled") is None
+
+
+def test_a_run_that_prefect_took_for_dead_while_it_waited_asks_again_when_it_is_retried(production: Production) -> None:
+    run = waiting(production, "crashed")
+    with production.client() as client:
+        client.set_flow_run_state(run.id, Crashed(message="no sign of life"), force=True)
+    production.retry(run)
+    within(60, lambda: production.state(run).name == "Suspended", f"the form: {production.log('worker.log')[-5000:]}")
+    assert production.night(run)["status"] == "waiting"
+    # Somebody rehearses another night meanwhile: a person's word counts all the same.
+    pipeline = load_pipeline(production.folder / "crashed.toml")
+    with Database.open(production.home, production.url) as db:
+        owner, night = ledger.Owner.here(), chosen_night(pipeline.schedule, date(2026, 1, 6))
+        rehearsal = ledger.open_run(db, pipeline, night, owner=owner, dry_run=True)
+        say(production, run, "reject", "a slice got worse")
+        assert production.ended(run).name == "Held"
+        ledger.finish_run(db, rehearsal.run_id, rehearsal.attempt, "held")
+    row = production.night(run)
+    assert (row["status"], row["attempts"]) == ("held", 1)
+    assert row["reason"] == "rejected by anna: a slice got worse"
+    assert production.champion("crashed") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,10 +38,10 @@ from prefect.settings import (
 )
 
 from flows.nightly import _announce as announce_own_ends
-from flows.nightly import nightly, nightly_by_hand
+from flows.nightly import let_finish, nightly, nightly_by_hand
 from flows.reconcile import due_nights, newer_is_due
 from flows.server import prefect_server as server_for_a_run
-from nightgate import steps
+from nightgate import ledger, steps
 from nightgate.config import Pipeline
 from nightgate.database import Database, database_url, upgrade
 from nightgate.errors import DatabaseError, DataError, NightgateError
@@ -385,6 +386,24 @@ def test_a_second_run_while_one_is_at_work_completes_as_superseded_and_names_the
         found = rows(home, "SELECT run_id, status FROM nightly_runs ORDER BY started_at")
         assert list(found["status"]) == ["running", "superseded"]
         assert found["run_id"][0] == first.run_id
+
+
+def test_a_scheduled_night_begins_when_the_rehearsal_that_is_at_work_has_ended(
+    pipeline: Pipeline, environment: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    migrated_home(environment)
+    monkeypatch.setattr("flows.nightly.SECONDS_BETWEEN_LOOKS", 0.05)
+    waits = threading.Thread(target=let_finish, args=(pipeline.name, date(2026, 1, 6)))
+    with steps.open_night(pipeline, that_night(pipeline), dry_run=True) as rehearsal:
+        waits.start()
+        waits.join(1)
+        assert waits.is_alive()
+        ledger.finish_run(rehearsal.db, rehearsal.run_id, rehearsal.attempt, "held")
+        rehearsal.status = "held"
+    waits.join(10)
+    assert not waits.is_alive()
+    [told] = [one.message for one in caplog.records if "begins when it has ended" in one.message]
+    assert told.startswith(f"run {rehearsal.run_id} (a dry run, night {NIGHT}) is at work")
 
 
 @pytest.mark.parametrize(("error", "tries"), [(DatabaseError("away"), 4), (DataError("bad"), 1)])

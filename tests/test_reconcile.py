@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
-import sqlalchemy as sa
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import (
     AwaitingRetry,
@@ -26,9 +28,10 @@ from prefect.states import (
     Running,
     Suspended,
 )
+from sqlalchemy.orm import Session
 
 from flows.reconcile import Done, agree, obey_cancels, reconcile_now
-from nightgate import ledger
+from nightgate import ledger, runs, settling
 from nightgate.database import Database
 from nightgate.errors import NightgateError
 from nightgate.nights import scheduled_night
@@ -41,8 +44,8 @@ from tests.conftest import free_port
 
 pytestmark = [pytest.mark.flow, pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)]
 
-AT_ONCE, LATER = timedelta(), timedelta(minutes=6)
-"""After its end; a run has five minutes to say so itself."""
+AT_ONCE, LATER = timedelta(minutes=5), timedelta()
+"""How long a run has to say itself that it has ended: it may still be about to, or has had all its time."""
 
 
 @pytest.fixture
@@ -65,15 +68,16 @@ def run_of_prefect(api: SyncPrefectClient, state: State[Any]) -> FlowRun:
     return run
 
 
-def ended(
-    database: Database, run: FlowRun, status: str, error_type: str | None = None, *, ago: timedelta = AT_ONCE
-) -> ledger.OpenedRun:
+def ended(database: Database, run: FlowRun, status: str, error_type: str | None = None) -> ledger.OpenedRun:
     """The night of a Prefect run, with that end."""
     night = night_rows.open_run(
         database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(run.id), force=True
     )
-    values = {"status": status, "error_type": error_type, "reason": "why", "finished_at": datetime.now(UTC) - ago}
-    database.write(lambda session: session.execute(sa.update(Run).where(Run.run_id == night.run_id).values(values)))
+
+    def end(session: Session) -> None:
+        runs.end(session, session.get_one(Run, night.run_id), status, datetime.now(UTC), "why", error_type)
+
+    database.write(end)
     return night
 
 
@@ -85,7 +89,7 @@ def after_reconcile(api: SyncPrefectClient, database: Database, run: FlowRun) ->
 
 
 @pytest.mark.parametrize(
-    ("state", "status", "error_type", "ago", "becomes"),
+    ("state", "status", "error_type", "patience", "becomes"),
     [
         (Running(), "promoted", None, LATER, "Promoted"),
         (Cancelling(), "held", None, LATER, "Held"),
@@ -105,20 +109,22 @@ def test_what_contradicts_the_ledger_becomes_what_the_ledger_says(
     state: State[Any],
     status: str,
     error_type: str | None,
-    ago: timedelta,
+    patience: timedelta,
     becomes: str,
     api: SyncPrefectClient,
     database: Database,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", patience)
     run = run_of_prefect(api, state)
-    night = ended(database, run, status, error_type, ago=ago)
+    night = ended(database, run, status, error_type)
     found = after_reconcile(api, database, run)
     assert found.name == becomes
     assert found.message == f"{status}: why [{night.run_id}]"
 
 
 @pytest.mark.parametrize(
-    ("state", "status", "error_type", "ago"),
+    ("state", "status", "error_type", "patience"),
     [
         pytest.param(Running(), "promoted", None, AT_ONCE, id="it is about to say so itself"),
         pytest.param(Cancelled(), "held", None, LATER, id="a candidate that waited was rejected by the cancel"),
@@ -133,20 +139,23 @@ def test_what_does_not_contradict_the_ledger_stays(
     state: State[Any],
     status: str,
     error_type: str | None,
-    ago: timedelta,
+    patience: timedelta,
     api: SyncPrefectClient,
     database: Database,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", patience)
     run = run_of_prefect(api, state)
-    ended(database, run, status, error_type, ago=ago)
+    ended(database, run, status, error_type)
     assert after_reconcile(api, database, run).name == state.name
 
 
 def test_a_retry_that_is_at_work_in_a_row_of_its_own_is_not_ended_as_the_one_before_it(
-    api: SyncPrefectClient, database: Database
+    api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", LATER)
     run = run_of_prefect(api, Running())
-    before = ended(database, run, "failed", "data", ago=LATER)
+    before = ended(database, run, "failed", "data")
     again = night_rows.open_run(
         database,
         night_rows.pipeline(learning_rate=1e-5),
@@ -156,6 +165,31 @@ def test_a_retry_that_is_at_work_in_a_row_of_its_own_is_not_ended_as_the_one_bef
     )
     assert (again.run_id != before.run_id, again.status) == (True, "running")
     assert after_reconcile(api, database, run).name == "Running"
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled", "held"])
+def test_a_retry_that_has_begun_and_not_claimed_its_night_yet_is_left_alone(
+    api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    run = run_of_prefect(api, Running())
+    ended(database, run, status, "crashed" if status == "failed" else None)
+    api.set_flow_run_state(run.id, Running(), force=True)
+    assert after_reconcile(api, database, run).name == "Running"
+    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", timedelta())
+    assert after_reconcile(api, database, run).name != "Running", "it never came to that"
+
+
+def test_a_run_of_prefect_s_whose_night_another_one_has_taken_up_is_ended_too(
+    api: SyncPrefectClient, database: Database
+) -> None:
+    lost = run_of_prefect(api, Running())
+    night = night_rows.open_run(
+        database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(lost.id), force=True
+    )
+    # Its process is dead: a command takes the night up, before anybody has told the server.
+    again = night_rows.open_run(database, night_rows.pipeline(), night_rows.night(), owner=Owner.here())
+    assert (again.run_id, again.attempt) == (night.run_id, 2)
+    assert after_reconcile(api, database, lost).name == "Crashed"
 
 
 SCHEDULE = """
@@ -190,7 +224,7 @@ def test_a_run_that_was_cancelled_and_cannot_hear_it_says_who_can_start_it_again
         database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(run.id), owner=Owner.here()
     )
     assert obey_cancels(database, api) == [], "it may still hear of it"
-    monkeypatch.setattr("flows.reconcile.TO_BE_HEARD", AT_ONCE)
+    monkeypatch.setattr("flows.reconcile.TO_BE_HEARD", timedelta())
     [ended] = obey_cancels(database, api)
     assert (ended.run_id, ended.status) == (night.run_id, "cancelled")
     [step] = database.frame("SELECT next_step FROM run")["next_step"]
@@ -202,21 +236,38 @@ def missed(done: Done, pipeline: str) -> int:
     return len([one for one in done.settled if (one.pipeline, one.status) == (pipeline, "missed")])
 
 
-def test_nights_are_missed_only_while_the_server_is_to_start_them(api: SyncPrefectClient, shop: str) -> None:
-    assert missed(reconcile_now(), shop) == 0, "it is not deployed"
+@pytest.fixture
+def deployment_id(api: SyncPrefectClient, shop: str) -> Iterator[UUID]:
+    """By which the server is to start its nights."""
     schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="15 3 * * *", timezone="UTC"), active=True)
-    deployment_id = api.create_deployment(api.create_flow(stand_in), name=shop, schedules=[schedule])
-    try:
-        api.pause_deployment(deployment_id)
-        assert missed(reconcile_now(), shop) == 0, "somebody paused it"
-        api.resume_deployment(deployment_id)
-        with temporary_settings(
-            {PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}
-        ):
-            assert missed(reconcile_now(), shop) == 0, "nobody knows"
-        assert missed(reconcile_now(), shop) >= 2
-    finally:
-        api.delete_deployment(deployment_id)
+    made = api.create_deployment(api.create_flow(stand_in), name=shop, schedules=[schedule])
+    yield made
+    with suppress(ObjectNotFound):
+        api.delete_deployment(made)
+
+
+@pytest.mark.usefixtures("deployment_id")
+def test_nights_that_the_server_was_to_start_are_missed_once_it_can_be_asked(shop: str) -> None:
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
+        assert missed(reconcile_now(), shop) == 0, "nobody knows"
+    assert missed(reconcile_now(), shop) >= 2
+    assert missed(reconcile_now(), shop) == 0, "once"
+
+
+def test_nights_of_a_pause_are_not_missed_then_or_later(
+    api: SyncPrefectClient, database: Database, deployment_id: UUID, shop: str
+) -> None:
+    api.pause_deployment(deployment_id)
+    assert missed(reconcile_now(), shop) == 0
+    api.resume_deployment(deployment_id)
+    assert missed(reconcile_now(), shop) == 0, "they were not to start"
+    in_two_days = datetime.now(UTC) + timedelta(days=2)
+    assert len(settling.record_missed(database, load_by_name(shop), in_two_days)) == 2, "those after it were"
+
+
+def test_a_pipeline_that_is_not_deployed_misses_nothing(api: SyncPrefectClient, deployment_id: UUID, shop: str) -> None:
+    api.delete_deployment(deployment_id)
+    assert missed(reconcile_now(), shop) == 0
 
 
 def test_what_fails_is_named_at_the_end_and_keeps_nothing_else_from_being_put_right(

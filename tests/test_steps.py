@@ -7,8 +7,8 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from datetime import date, timedelta
+from contextlib import AbstractContextManager, closing, contextmanager
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,17 @@ import sqlalchemy as sa
 from nightgate import approvals, cache_files, gathering, ledger, query, registry, steps
 from nightgate.config import Pipeline
 from nightgate.database import Database, database_url, upgrade
-from nightgate.errors import DataError, ModelError, NonFiniteLossError
+from nightgate.errors import DataError, ModelError, NonFiniteLossError, RegistryError
 from nightgate.home import Home, open_home
 from nightgate.jobs import TrainResult
-from nightgate.nights import Night, chosen_night
+from nightgate.nights import Night, chosen_night, scheduled_night
 from nightgate.pipelines import load_pipeline
 from nightgate.schema import Promotion
 from nightgate.steps import NightRun, open_night, run_night
 from tests import night_rows
 from tests.first_night import FirstNight, copy_first_night, first_night
 from tests.night import nightgate
+from tests.tiny import tiny_pipeline
 
 SHORT = {"training.epochs": 1, "data.source.rows_per_day": 15}
 
@@ -261,6 +262,57 @@ def test_a_night_whose_data_cannot_be_read_leaves_the_candidate_that_waits(home:
     assert query.history("reviews")["status"].tolist() == ["waiting", "failed"]
     with Database.open(home) as db:
         assert approvals.find(db, "reviews").run_id == waits.run_id
+
+
+def test_a_scheduled_night_without_news_is_skipped_and_what_a_person_starts_is_run(home: Home, tmp_path: Path) -> None:
+    upgrade(database_url(home))
+    pipeline = tiny_pipeline(tmp_path, rows=60, epochs=1)
+
+    def is_skipped(night: Night, **options: bool) -> bool:
+        with open_night(pipeline, night, **options) as run:
+            steps.refresh_data(run)
+            skipped = steps.skip_without_news(run, force=options.get("force", False))
+            if not skipped:  # as a night that trained and was not better
+                ledger.finish_run(run.db, run.run_id, run.attempt, "held")
+                run.status = "held"
+        assert the_row(run)["status"] == ("skipped" if skipped else "held")
+        return skipped
+
+    def due_on(day: int) -> Night:
+        return scheduled_night(pipeline.schedule, datetime(2026, 1, day, 3, 15, tzinfo=UTC))
+
+    assert not is_skipped(due_on(5)), "the first"
+    assert is_skipped(due_on(6))
+    assert not is_skipped(night_of(pipeline, 7)), "by hand"
+    assert not is_skipped(due_on(8), force=True)
+    assert not is_skipped(due_on(9), dry_run=True)
+    assert is_skipped(due_on(10))
+    # Nobody started that of the 9th, but for a rehearsal: the next run writes it down.
+    assert query.history(pipeline.name).set_index("night")["status"].astype(str).to_dict()[date(2026, 1, 9)] == "missed"
+
+
+@pytest.mark.parametrize("thrown", [DataError("no rows", next_step="bring rows"), ZeroDivisionError("a fault")])
+def test_a_night_that_breaks_has_a_report_unless_another_attempt_has_taken_it_over(
+    home: Home, tmp_path: Path, thrown: Exception
+) -> None:
+    upgrade(database_url(home))
+    pipeline = tiny_pipeline(tmp_path, rows=60, epochs=1)
+    told: list[tuple[int, str]] = []
+
+    def on_end(run: NightRun) -> None:
+        told.append((run.attempt, run.status))
+
+    def begun() -> AbstractContextManager[NightRun]:
+        return open_night(pipeline, night_of(pipeline, 5), prefect_flow_run_id="flow-1", on_end=on_end)
+
+    with broken_by(type(thrown)), begun():
+        raise thrown
+    assert told == [(1, "failed")]
+    with broken_by(RegistryError, "attempt 3 has taken over"), begun() as given_up:
+        with broken_by(type(thrown)), begun():
+            raise thrown
+        ledger.record_attempt(given_up.db, given_up.run_id, given_up.attempt, threads=1)
+    assert told == [(1, "failed"), (3, "failed")], "nothing of attempt 2"
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
