@@ -258,23 +258,28 @@ def _device() -> Iterator[Finding]:
     from nightgate.devices import pick
 
     choice = pick("auto")
+    memory = torch.cuda.mem_get_info(choice.device) if choice.device.type == "cuda" else None
     told = f"{choice.device}, {choice.precision}: {choice.reason}"
-    if choice.device.type != "cuda":
-        if Path("/proc/driver/nvidia/version").exists():
-            told += "; the machine has an NVIDIA driver all the same"
-            remedy = (
-                "install a build of PyTorch for this driver (pytorch.org), or give this user the right to /dev/nvidia*"
-            )
-            yield Finding("warning", "device", told, remedy)
-        else:
-            yield Finding("ok", "device", told)
-        return
-    free, total = torch.cuda.mem_get_info(choice.device)
+    yield device_finding(told, memory, has_driver=Path("/proc/driver/nvidia/version").exists())
+
+
+def device_finding(told: str, memory: tuple[int, int] | None, *, has_driver: bool) -> Finding:
+    """What nights train on.
+
+    Args:
+        memory: free and total bytes of the GPU; None where PyTorch finds none.
+        has_driver: the machine has one of NVIDIA's.
+    """
+    if memory is None:
+        if not has_driver:
+            return Finding("ok", "device", told)
+        remedy = "install a build of PyTorch for this driver (pytorch.org), or give this user the right to /dev/nvidia*"
+        return Finding("warning", "device", f"{told}; the machine has an NVIDIA driver all the same", remedy)
+    free, total = memory
     told += f"; {free / GIB:.1f} of {total / GIB:.1f} GiB are free"
     if free < total / 4:
-        yield Finding("warning", "device", told, "see who uses it (nvidia-smi): a batch that does not fit is split")
-    else:
-        yield Finding("ok", "device", told)
+        return Finding("warning", "device", told, "see who uses it (nvidia-smi): a batch that does not fit is split")
+    return Finding("ok", "device", told)
 
 
 def clock_finding(whose: str, ahead: timedelta) -> Finding:

@@ -205,6 +205,24 @@ def test_a_disk_that_is_nearly_full_is_told(free: float, status: str) -> None:
     assert disk_finding(round(free * doctor.GIB)).status == status
 
 
+@pytest.mark.parametrize(
+    ("memory", "has_driver", "status", "said"),
+    [
+        pytest.param(None, False, "ok", "cpu", id="no GPU"),
+        pytest.param(None, True, "warning", "the machine has an NVIDIA driver all the same", id="PyTorch without CUDA"),
+        pytest.param((60 * doctor.GIB, 80 * doctor.GIB), True, "ok", "60.0 of 80.0 GiB are free", id="a free GPU"),
+        pytest.param((9 * doctor.GIB, 80 * doctor.GIB), True, "warning", "9.0 of 80.0 GiB are free", id="a full one"),
+    ],
+)
+def test_the_device_is_told_with_what_is_free_of_it(
+    memory: tuple[int, int] | None, has_driver: bool, status: str, said: str
+) -> None:
+    finding = doctor.device_finding("cpu, fp32: as asked", memory, has_driver=has_driver)
+    assert (finding.check, finding.status) == ("device", status)
+    assert said in finding.found
+    assert bool(finding.remedy) == (status != "ok")
+
+
 MOUNTS = [("/", "overlay"), ("/home", "ext4"), ("/srv", "ext4"), ("/srv/shared", "ext4"), ("/srv/shared", "nfs4")]
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -41,7 +42,7 @@ from flows.nightly import _announce as announce_own_ends
 from flows.nightly import let_finish, nightly, nightly_by_hand
 from flows.reconcile import due_nights, newer_is_due
 from flows.server import prefect_server as server_for_a_run
-from nightgate import ledger, steps
+from nightgate import ledger, steps, supervisor
 from nightgate.config import Pipeline
 from nightgate.database import Database, database_url, upgrade
 from nightgate.errors import DatabaseError, DataError, NightgateError
@@ -53,6 +54,8 @@ from tasks.night import step
 from tasks.progress import LiveProgress
 from tests.conftest import free_port
 from tests.night import NIGHT, write_pipeline
+from tests.stand_in import stand_in
+from tests.tiny import tiny_pipeline
 
 pytestmark = pytest.mark.flow
 
@@ -404,6 +407,37 @@ def test_a_scheduled_night_begins_when_the_rehearsal_that_is_at_work_has_ended(
     assert not waits.is_alive()
     [told] = [one.message for one in caplog.records if "begins when it has ended" in one.message]
     assert told.startswith(f"run {rehearsal.run_id} (a dry run, night {NIGHT}) is at work")
+
+
+def test_a_training_that_stands_still_is_announced_while_the_night_goes_on(
+    prefect_server: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade(database_url(home))
+    impatient = partial(supervisor.train, python=stand_in(tmp_path / "python", hangs=1), stall_seconds=1)
+    monkeypatch.setattr(supervisor, "train", impatient)
+    state = by_hand(tiny_pipeline(tmp_path, rows=60, epochs=1), prefect_server)
+    assert state.type.value == "COMPLETED"
+    [told] = announced(prefect_server, "nightgate.stalled", "tiny")
+    assert (told["night"], told["status"]) == (NIGHT, "stalled")
+    assert told["run_id"] in str(state.message)
+    assert told["next_step"]
+
+
+@pytest.mark.parametrize(
+    ("due", "told"),
+    [
+        ([], ""),
+        (["2026-01-05"], ""),
+        (["2026-01-04", "2026-01-05"], ""),
+        (
+            ["2026-01-05", "2026-01-06", "2026-01-07"],
+            "a newer night is due since 2026-01-07 03:15 UTC and runs instead",
+        ),
+    ],
+)
+def test_a_scheduled_run_steps_back_from_a_newer_night_that_is_due(due: list[int], told: str) -> None:
+    instants = frozenset(datetime(2026, 1, day, 3, 15, tzinfo=UTC) for day in due)
+    assert newer_is_due(instants, datetime(2026, 1, 5, 3, 15, tzinfo=UTC)) == told
 
 
 @pytest.mark.parametrize(("error", "tries"), [(DatabaseError("away"), 4), (DataError("bad"), 1)])

@@ -423,6 +423,37 @@ def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both_and_
 
 
 @pytest.mark.faults
+def test_the_server_of_a_serve_that_was_killed_goes_on_and_the_next_serve_finds_it(
+    tmp_path: Path, session_root: Path
+) -> None:
+    port, log = free_port(), tmp_path / "serve.log"
+    url = f"http://127.0.0.1:{port}"
+    pipeline = write_served_pipeline(tmp_path, "twice")
+    environment = {"PREFECT_SERVER_API_PORT": str(port), "PREFECT_HOME": str(session_root / "server-left-behind")}
+
+    def serve(times: int) -> subprocess.Popen[bytes]:
+        process = start_serving(pipeline, tmp_path / "home", log, **environment)
+        within(120, lambda: log.read_text().count("Ctrl-C ends") == times or process.poll() is not None, "serve")
+        assert process.poll() is None, log.read_text()
+        return process
+
+    first = serve(1)
+    [server] = [one for one in psutil.Process(first.pid).children() if "server" in one.cmdline()]
+    try:
+        first.kill()
+        first.wait()
+        assert answers(url)
+        second = serve(2)
+        assert not [one for one in psutil.Process(second.pid).children() if "server" in one.cmdline()]
+        second.terminate()
+        second.wait(40)
+        assert answers(url), "it is not its own"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.mark.faults
 def test_a_night_outlives_kill_9_of_serve_and_the_next_serve_starts_no_second_one_beside_it(
     prefect_server: str, tmp_path: Path
 ) -> None:
