@@ -28,8 +28,8 @@ class Model:
     day: int = 0
     version: int | None = None
     run_id: str = ""
-    trained_on: int = 0
-    """The first so many rows."""
+    trained_on: int | None = 0
+    """The first so many rows; None: unknown."""
 
     def predictions(self, rows: Rows) -> NDArray[np.int64]:
         draws = np.array([_draw(self.name, one) for one in rows.fingerprints])
@@ -41,7 +41,7 @@ class Model:
             data_until=night_rows.night(self.day).data_until,
             version=self.version,
             golden=self.predictions(golden),
-            trained_on=np.arange(len(rows)) < self.trained_on,
+            trained_on=None if self.trained_on is None else np.arange(len(rows)) < self.trained_on,
             calibration_error=0.05,
             serving=Serving(rows=64, logit_difference=1e-6, latency_ms=5.0, size_bytes=1_000_000),
         )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nightgate.config import Gate
-from nightgate.gate import SERVING_TOLERANCE, Reuse, Rows, decide
+from nightgate.gate import SERVING_TOLERANCE, Check, Reuse, Rows, decide
 from tests.gate_night import SERVED, check, first_night, night, of_candidate, of_champion, rows, side
 
 POLICY = Gate(min_f1=0.54)
@@ -117,6 +117,21 @@ def test_golden_rows_warn_and_name_what_was_unlearned(
 
 def test_a_loss_of_just_the_margin_is_none_too_many() -> None:
     assert check(decide(golden_night(0.5, 1.0), Gate(min_f1=0.5, golden_margin=0.5)), "golden").outcome == "passed"
+
+
+def test_golden_rows_of_a_group_are_not_taken_for_independent() -> None:
+    alone = golden_night(0.6, 0.8)
+    # Ten rows each: what goes from right to wrong is two whole groups.
+    grouped = replace(alone, golden=replace(alone.golden, groups=np.arange(100) // 10))
+    narrow, wide = (check(decide(evidence, POLICY), "golden") for evidence in (alone, grouped))
+    assert wide.candidate_value == narrow.candidate_value
+    assert width(wide) > 2 * width(narrow)
+
+
+def width(found: Check) -> float:
+    assert found.ci_low is not None
+    assert found.ci_high is not None
+    return found.ci_high - found.ci_low
 
 
 def test_without_golden_rows_the_check_says_why() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nightgate.cli import app
+from nightgate.config import Gate
 from nightgate.database import Database
 from nightgate.errors import ConfigurationError, ModelError
 from nightgate.replay import ReplayedNight, Rescorer, policy_of, replay, summary
@@ -110,6 +112,54 @@ def test_a_few_rows_that_it_never_met_are_left_out(database: Database) -> None:
     night = replayed(database, LENIENT)[2]
     assert (night.chain.verdict, night.chain.champion_version) == ("promote", 2)
     assert "on 1,000 test rows" in night.chain.reason
+
+
+def test_rows_that_the_chain_s_champion_was_trained_on_are_left_out(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.65), num_rows=1000)
+    judged_night(database, 1, Model("second", 0.65, trained_on=50), first, num_rows=1000)
+    judged_night(database, 2, Model("third", 0.80), first, num_rows=1000)
+    night = replayed(database, LENIENT)[2]
+    assert (night.chain.verdict, night.chain.champion_version) == ("promote", 2)
+    assert "on 950 test rows" in night.chain.reason
+
+
+def test_a_champion_of_the_chain_whose_training_rows_nights_did_not_know_is_kept(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.65), num_rows=1000)
+    second = judged_night(database, 1, Model("second", 0.65), first, num_rows=1000)
+    judged_night(database, 2, Model("third", 0.80), replace(second, trained_on=None), num_rows=1000)
+    judged_night(database, 3, Model("fourth", 0.80), first, num_rows=1000)
+    night = replayed(database, LENIENT)[3]
+    assert (night.chain.verdict, night.chain.champion_version) == ("hold", 2)
+    assert night.chain.reason == (
+        "it is not known which test rows the champion (version 2) was trained on: "
+        "it was not known on the nights that scored it"
+    )
+
+
+def test_small_losses_do_not_add_up_along_the_chain(database: Database) -> None:
+    gate = Gate(policy="non_inferior", margin=0.15, slice_margin=0.3, min_f1=0.5)
+    lenient = night_rows.pipeline().model_copy(update={"gate": gate})
+    first = judged_night(database, 0, Model("first", 0.76), pipeline=lenient)
+    second = judged_night(database, 1, Model("second", 0.68), first, pipeline=lenient)
+    judged_night(database, 2, Model("third", 0.60), second, anchor=first, pipeline=lenient)
+    nights = replayed(database)
+    assert [one.verdict for one in nights] == ["promote", "promote", "hold"]
+    assert [one.chain.verdict for one in nights] == ["promote", "promote", "hold"]
+    # It is not worse than the champion by the margin: the anchor alone holds it.
+    assert "of the anchor (version 1)" in nights[2].chain.reason
+    assert "champion" not in nights[2].chain.reason
+
+
+def test_a_refresh_counts_the_nights_of_the_chain_s_own_champion(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.70), num_rows=1000)
+    judged_night(database, 10, Model("second", 0.69), first, num_rows=1000)
+    for day in (39, 40):
+        judged_night(database, day, Model("third", 0.74), first, num_rows=1000)
+    nights = replayed(database, {"gate.margin": 0.1}, since=night_rows.night(10).date)
+    assert [one.chain.champion_version for one in nights] == [None, 2, 2]
+    assert [one.chain.verdict for one in nights] == ["promote", "hold", "promote"]
+    assert nights[1].reason.endswith("refresh after 39 nights")
+    assert nights[2].chain.reason.endswith("refresh after 30 nights")
 
 
 def test_golden_rows_that_block_must_be_known_of_the_champion(database: Database) -> None:
