@@ -1,7 +1,7 @@
 """A candidate that passed the gate and waits for a person: asked for, approved, rejected, or held when nobody came.
 
-An approval is a promotion like any other: it names the champion that the candidate was compared with, and loses when
-another one reigns by then.
+An approval is a promotion like any other: it names the champion and the anchor that the candidate was compared with,
+and loses when one of them is another by then.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def _why_none_waits(db: Database, pipeline: str, run_id: str | None) -> str:
 
 
 def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
-    """Promote the candidate. When it loses (another champion reigns by now), or its time has run out, it is held, and
-    the reason says why.
+    """Promote the candidate. When it loses (there is another champion or anchor by now), or its time has run out, it is
+    held, and the reason says why.
 
     Raises:
         RegistryError: the run does not wait any more; a blank name or reason.
@@ -166,6 +166,7 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
             row.pipeline,
             row.version,
             expected=row.champion_version,
+            expected_anchor=anchors.judged_against(db, run_id, attempt),
             run_id=run_id,
             attempt=attempt,
             by=by,

@@ -1,8 +1,8 @@
 """Versions get their numbers, and the champion is moved, in one transaction that changes all that depends on it.
 
-A promotion names the champion that it expects to replace. If somebody else was faster, it loses and nothing changes.
-A unique index allows one open reign per pipeline, whatever any program does. `nightgate.version_rows` reads what is
-written here.
+A promotion names the champion that it expects to replace, and one of a run the anchor that the run was judged against.
+If somebody else was faster, it loses and nothing changes. A unique index allows one open reign per pipeline, whatever
+any program does. `nightgate.version_rows` reads what is written here.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def promote(
     version: int,
     *,
     expected: int | None,
+    expected_anchor: int | None = None,
     run_id: str | None = None,
     attempt: int | None = None,
     by: str,
@@ -112,12 +113,14 @@ def promote(
     committed the pointer in the home follows.
 
     Args:
+        expected_anchor: with `run_id`, the anchor that the run was judged against; None: that is not known, and
+            nothing is compared. Where there is no anchor any more it is no obstacle.
         moves_anchor: the version is the anchor from now on. It is in any case where there is none that it could be
             compared with.
         despite_quarantine: release the version from its quarantine; the promotion's reason tells of it.
 
     Raises:
-        PromotionLostError: somebody else moved the champion, or the run may no longer promote.
+        PromotionLostError: somebody else moved the champion or the anchor, or the run may no longer promote.
         RegistryError: there is no such version, it reigns already, is quarantined, or retention removed its files.
     """
     assert (run_id is None) == (attempt is None), "a run promotes under its attempt"
@@ -142,6 +145,7 @@ def promote(
         if reigning == version:
             raise RegistryError(f"version {version} of pipeline {pipeline_name} is the champion already")
         if run is not None:
+            _require_anchor(session, run, candidate, expected_anchor)
             _may_promote_itself(session, run, candidate, reign)
             if approval is None:
                 _require_unfrozen(session, run, candidate)
@@ -243,6 +247,18 @@ def _take_down(session: Session, version: int, champion: ModelVersion, moment: d
     told = f"rolled back from version {version} to {champion.version}: {reason}"
     anchors.leave(session, version, champion, moment, by=by, reason=told)
     freezes.begin(session, champion.pipeline, moment, by, told)
+
+
+def _require_anchor(session: Session, run: Run, candidate: ModelVersion, expected: int | None) -> None:
+    """A person may have moved it and left the champion, after the candidate was judged."""
+    anchor = anchors.open_version(session, run.pipeline)
+    if expected is None or anchor is None or anchor == expected:
+        return
+    raise PromotionLostError(
+        f"version {candidate.version} of pipeline {run.pipeline} was not promoted: it was judged against the anchor "
+        f"version {expected}, but now that is version {anchor}",
+        next_step=f"the next night is judged against version {anchor}; {_by_hand(run, candidate)}",
+    )
 
 
 def _may_promote_itself(session: Session, run: Run, candidate: ModelVersion, reign: Promotion | None) -> None:
