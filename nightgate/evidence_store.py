@@ -376,5 +376,7 @@ def _evidence(
         golden=rows.get("golden"),
         champion_nights=sides["champion"].facts["nights"] if champion is not None else None,
         seed_spread=sides["candidate"].facts["seed_spread"],
+        # A night looks for studies of its own configuration only.
+        seed_average=run.config["gate"].get("average"),
         golden_note=sides["candidate"].facts["golden_note"],
     )

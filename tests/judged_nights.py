@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,10 +69,11 @@ def judged_night(
     anchor: Model | None = None,
     pipeline: Pipeline | None = None,
     num_rows: int | None = None,
+    **changes: Any,
 ) -> Model:
     """The night of `day`, decided and promoted or held as the gate says; gives the candidate as the version it became.
 
-    The champion is the anchor, unless another one is given. Rows: as `rows_of`.
+    The champion is the anchor, unless another one is given. Rows: as `rows_of`. `changes`: of the evidence.
     """
     pipeline = pipeline or night_rows.pipeline()
     opened = night_rows.open_run(db, pipeline, replace(night_rows.night(day), trigger="backfill"))
@@ -89,6 +91,7 @@ def judged_night(
         golden=golden,
         champion_nights=day - champion.day if champion else None,
     )
+    evidence = replace(evidence, **changes)
     runs = {"candidate": opened.run_id}
     runs |= {name: one.run_id for name, one in (("champion", champion), ("anchor", anchor or champion)) if one}
     evidence_store.record_evidence(db, opened.run_id, opened.attempt, evidence, runs)

@@ -118,6 +118,17 @@ def test_golden_rows_that_block_must_be_known_of_the_champion(database: Database
     assert [one.chain.verdict for one in nights] == ["promote", "underpowered", "promote", "hold"]
 
 
+def test_a_spread_between_seeds_is_of_the_night_s_average_and_no_margin_of_another_one(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.65), seed_spread=0.006)
+    judged_night(database, 1, Model("second", 0.80), first, seed_spread=0.006)
+    policy = {"gate.policy": "non_inferior", "gate.margin_unit": "seed_spread", "gate.margin": 2}
+    assert [one.replayed for one in replayed(database, policy)] == ["promote", "promote"]
+    assert [one.replayed for one in replayed(database, policy | {"gate.average": "weighted"})] == ["promote"] * 2
+    second = replayed(database, policy | {"gate.average": "macro"})[1]
+    assert second.replayed == "hold"
+    assert "the night knew of no study of this configuration" in second.reason
+
+
 def test_nights_without_stored_evidence_are_listed_and_the_chain_goes_on(database: Database) -> None:
     first = judged_night(database, 0, Model("first", 0.65))
     night_rows.held_version(database, 1)
