@@ -17,7 +17,7 @@ from nightgate import anchors
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.reigns import promote
-from nightgate.runs import end, fenced, lock_pipeline
+from nightgate.runs import end, fenced, lock_pipeline, record_decided
 from nightgate.schema import Approval, ModelVersion, Run
 
 WAITS = "waits for approval: "
@@ -157,7 +157,7 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
     why = f"approved by {by}: {reason}"
 
     def said(session: Session) -> None:
-        _record(session, run_id, "approved", by, reason, datetime.now(UTC))
+        record_decided(session, run_id, "approved", by, reason, datetime.now(UTC))
 
     attempt = _attempt(db, run_id)
     try:
@@ -216,7 +216,7 @@ def supersede_before(db: Database, run_id: str, attempt: int) -> None:
         newer = f"the night of {run.night} began (run {run_id})"
         for one in waiting:
             moment = datetime.now(UTC)
-            _record(session, one.run_id, "superseded", None, newer, moment)
+            record_decided(session, one.run_id, "superseded", None, newer, moment)
             end(session, one, "superseded", moment, f"nobody approved it before {newer}")
 
     db.write(work)
@@ -246,11 +246,6 @@ def _lock_pipeline_of(session: Session, run_id: str) -> int:
     return int(attempt)
 
 
-def _record(session: Session, run_id: str, decision: str, by: str | None, reason: str | None, moment: datetime) -> None:
-    approval = session.get_one(Approval, run_id)
-    approval.decision, approval.decided_by, approval.reason, approval.decided_at = decision, by, reason, moment
-
-
 def _end(
     db: Database, row: Waiting, decision: str, by: str | None, said: str | None, reason: str, next_step: str = ""
 ) -> Ended:
@@ -261,7 +256,7 @@ def _end(
         attempt = _lock_pipeline_of(session, row.run_id)
         if session.get_one(Approval, row.run_id).decided_at != moment:
             run = fenced(session, row.run_id, attempt, status="waiting")
-            _record(session, row.run_id, decision, by, said, moment)
+            record_decided(session, row.run_id, decision, by, said, moment)
             end(session, run, "held", moment, reason, next_step=next_step or by_hand)
         # else an earlier try was committed, and its answer was lost
         return Ended(row.run_id, row.pipeline, row.night, "held", reason, row.prefect_flow_run_id)

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from nightgate import anchors, freezes, pointer
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
-from nightgate.runs import end, fenced, lock_pipeline
+from nightgate.runs import end, fenced, lock_pipeline, record_decided
 from nightgate.schema import ModelVersion, Promotion, Run
 from nightgate.version_rows import champion, files_removed
 
@@ -109,6 +109,9 @@ def promote(
     frozen pipeline. With `approval` the run waits for a person: it writes down in the same transaction what that person
     said, and a freeze does not stop a person.
 
+    Without them it is a person who promotes. Where the version's own run waits for a person, that was the word: the run
+    ends as promoted, its approval as given.
+
     A rollback also quarantines `expected`, takes the anchor back from it and freezes the pipeline. Once all that is
     committed the pointer in the home follows.
 
@@ -184,6 +187,8 @@ def promote(
         )
         if run is not None:
             end(session, run, "promoted", moment, reason)
+        else:
+            _end_waiting(session, candidate, moment, by, reason)
         if approval is not None:
             approval(session)
         session.flush()
@@ -208,6 +213,14 @@ def _version(session: Session, pipeline_name: str, version: int) -> ModelVersion
             next_step=f"choose one of `nightgate versions {pipeline_name}`",
         )
     return found
+
+
+def _end_waiting(session: Session, candidate: ModelVersion, moment: datetime, by: str, reason: str) -> None:
+    """Else it would be held in the end, although its version reigns."""
+    run = session.get_one(Run, candidate.run_id, with_for_update=True, populate_existing=True)
+    if run.status == "waiting":
+        record_decided(session, run.run_id, "approved", by, reason, moment)
+        end(session, run, "promoted", moment, f"promoted by hand by {by}: {reason}")
 
 
 def _close(session: Session, reign: Promotion, moment: datetime) -> bool:
