@@ -15,10 +15,12 @@ from sqlalchemy.orm import Session
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.runs import lock_pipeline
-from nightgate.schema import Anchor, GateCheck, ModelVersion, Promotion, Run
+from nightgate.schema import Anchor, GateCheck, GateSide, ModelVersion, Promotion, Run
 
 CHECK = "anchor"
 """Name of the gate's check, whose interval is of candidate minus anchor."""
+SIDE = "anchor"
+"""Name of its row among the sides of the stored evidence."""
 
 
 def deserved(db: Database, run_id: str, attempt: int) -> bool:
@@ -30,6 +32,12 @@ def deserved(db: Database, run_id: str, attempt: int) -> bool:
         .where(GateCheck.check_name == CHECK, GateCheck.slice_name == "", GateCheck.ci_low > 0)
     )
     return bool(db.read(lambda session: session.scalar(query)))
+
+
+def judged_against(db: Database, run_id: str, attempt: int) -> int | None:
+    """The anchor that the attempt's candidate was compared with. None: there was none, or no evidence is stored."""
+    row = db.read(lambda session: session.get(GateSide, (run_id, attempt, SIDE)))
+    return row.version if row else None
 
 
 def move(db: Database, pipeline_name: str, version: int, *, by: str, reason: str) -> None:
@@ -55,6 +63,12 @@ def move(db: Database, pipeline_name: str, version: int, *, by: str, reason: str
 
 
 # --- inside a transaction ---
+
+
+def open_version(session: Session, pipeline_name: str) -> int | None:
+    """The version that is the anchor now. None: there is none."""
+    anchor = _open(session, pipeline_name)
+    return anchor.version if anchor else None
 
 
 def follow(

@@ -1,7 +1,7 @@
 """A candidate that passed the gate and waits for a person: asked for, approved, rejected, or held when nobody came.
 
-An approval is a promotion like any other: it names the champion that the candidate was compared with, and loses when
-another one reigns by then.
+An approval is a promotion like any other: it names the champion and the anchor that the candidate was compared with,
+and loses when one of them is another by then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nightgate import anchors
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.reigns import promote
-from nightgate.runs import end, fenced, lock_pipeline
+from nightgate.runs import end, fenced, lock_pipeline, record_decided
 from nightgate.schema import Approval, ModelVersion, Run
 
 WAITS = "waits for approval: "
@@ -144,8 +144,8 @@ def _why_none_waits(db: Database, pipeline: str, run_id: str | None) -> str:
 
 
 def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
-    """Promote the candidate. When it loses (another champion reigns by now), or its time has run out, it is held, and
-    the reason says why.
+    """Promote the candidate. When it loses (there is another champion or anchor by now), or its time has run out, it is
+    held, and the reason says why.
 
     Raises:
         RegistryError: the run does not wait any more; a blank name or reason.
@@ -157,7 +157,7 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
     why = f"approved by {by}: {reason}"
 
     def said(session: Session) -> None:
-        _record(session, run_id, "approved", by, reason, datetime.now(UTC))
+        record_decided(session, run_id, "approved", by, reason, datetime.now(UTC))
 
     attempt = _attempt(db, run_id)
     try:
@@ -166,6 +166,7 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
             row.pipeline,
             row.version,
             expected=row.champion_version,
+            expected_anchor=anchors.judged_against(db, run_id, attempt),
             run_id=run_id,
             attempt=attempt,
             by=by,
@@ -215,7 +216,7 @@ def supersede_before(db: Database, run_id: str, attempt: int) -> None:
         newer = f"the night of {run.night} began (run {run_id})"
         for one in waiting:
             moment = datetime.now(UTC)
-            _record(session, one.run_id, "superseded", None, newer, moment)
+            record_decided(session, one.run_id, "superseded", None, newer, moment)
             end(session, one, "superseded", moment, f"nobody approved it before {newer}")
 
     db.write(work)
@@ -245,11 +246,6 @@ def _lock_pipeline_of(session: Session, run_id: str) -> int:
     return int(attempt)
 
 
-def _record(session: Session, run_id: str, decision: str, by: str | None, reason: str | None, moment: datetime) -> None:
-    approval = session.get_one(Approval, run_id)
-    approval.decision, approval.decided_by, approval.reason, approval.decided_at = decision, by, reason, moment
-
-
 def _end(
     db: Database, row: Waiting, decision: str, by: str | None, said: str | None, reason: str, next_step: str = ""
 ) -> Ended:
@@ -260,7 +256,7 @@ def _end(
         attempt = _lock_pipeline_of(session, row.run_id)
         if session.get_one(Approval, row.run_id).decided_at != moment:
             run = fenced(session, row.run_id, attempt, status="waiting")
-            _record(session, row.run_id, decision, by, said, moment)
+            record_decided(session, row.run_id, decision, by, said, moment)
             end(session, run, "held", moment, reason, next_step=next_step or by_hand)
         # else an earlier try was committed, and its answer was lost
         return Ended(row.run_id, row.pipeline, row.night, "held", reason, row.prefect_flow_run_id)

@@ -181,7 +181,7 @@ def replay(
         before="break_before",
     )
     if nights:
-        typer.echo(summary(nights), err=True)
+        typer.echo(summary(nights, rescored=rescore), err=True)
         told = ", ".join(settings or ()) or "the same policy"
         points = [
             ChampionAt(

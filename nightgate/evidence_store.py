@@ -31,6 +31,11 @@ from nightgate.runs import fenced
 from nightgate.schema import SIDES, GateSide, Run, TestPrediction, TestSet
 
 FINGERPRINT_BYTES = 16
+_NAME = f"S{FINGERPRINT_BYTES}"
+"""A fingerprint as numpy compares it: by all its bytes, for whatever is shorter would be filled up with zeros."""
+
+SETS_AT_ONCE = 16
+"""Test sets that are read from the database together: a year of them takes no more memory than these."""
 
 
 def record_evidence(db: Database, run_id: str, attempt: int, evidence: Evidence, model_runs: Mapping[str, str]) -> None:
@@ -176,29 +181,35 @@ def labels_given(scorings: Iterable[Scoring]) -> dict[str, Given]:
 
 
 def first_seen(db: Database, pipeline: str, fingerprints: list[str], tonight: datetime) -> NDArray[np.int64]:
-    """Microseconds since 1970 at which each row first stood in a test set of the pipeline; `tonight` for new ones.
+    """Microseconds since 1970 at which each row first stood in a test set of the pipeline, shape [rows]; `tonight` for
+    new ones.
 
     For sources whose rows carry no time. Only nights before `tonight` count, so that a night in the past is not told
     by a later one.
     """
-    query = (
-        sa.select(TestSet)
-        .join(
-            TestPrediction,
-            (TestPrediction.pipeline == TestSet.pipeline) & (TestPrediction.test_set_id == TestSet.test_set_id),
-        )
+    # A set carries on what the one before it knew of its rows: one that was away for a night is in older sets only.
+    known_by_then = (
+        sa.select(TestPrediction.test_set_id)
         .join(Run, Run.run_id == TestPrediction.run_id)
-        .where(TestSet.pipeline == pipeline, TestSet.kind == "test", Run.data_until < tonight)
-        .order_by(Run.data_until.desc())
-        .limit(1)
+        .where(TestPrediction.pipeline == pipeline, TestPrediction.kind == "test", Run.data_until < tonight)
     )
-    # A row carries its first night from one set to the next, so the newest one knows all that were there ever since.
-    newest = db.read(lambda session: session.scalars(query).first())
-    now = microseconds(tonight)
-    if newest is None:
-        return np.full(len(fingerprints), now, dtype=np.int64)
-    known = dict(zip(_names(newest.fingerprints), _array(newest.seen_at, "<i8").tolist(), strict=True))
-    return np.array([known.get(name, now) for name in fingerprints], dtype=np.int64)
+    query = sa.select(TestSet.fingerprints, TestSet.seen_at).where(
+        TestSet.pipeline == pipeline, TestSet.test_set_id.in_(known_by_then)
+    )
+    wanted = bytes.fromhex("".join(fingerprints))
+    names, place = np.unique(np.frombuffer(wanted, dtype=_NAME), return_inverse=True)
+
+    def work(session: Session) -> NDArray[np.int64]:
+        earliest = np.full(len(names), microseconds(tonight), dtype=np.int64)
+        for stored, seen_at in session.execute(query.execution_options(yield_per=SETS_AT_ONCE)):
+            theirs = np.frombuffer(zlib.decompress(stored), dtype=_NAME)
+            at = np.searchsorted(names, theirs)
+            at[at == len(names)] = 0
+            same = names[at] == theirs
+            np.minimum.at(earliest, at[same], _array(seen_at, "<i8")[same])
+        return earliest
+
+    return db.read(work)[place] if fingerprints else np.empty(0, dtype=np.int64)
 
 
 def microseconds(moment: datetime) -> int:
@@ -365,5 +376,7 @@ def _evidence(
         golden=rows.get("golden"),
         champion_nights=sides["champion"].facts["nights"] if champion is not None else None,
         seed_spread=sides["candidate"].facts["seed_spread"],
+        # A night looks for studies of its own configuration only.
+        seed_average=run.config["gate"].get("average"),
         golden_note=sides["candidate"].facts["golden_note"],
     )

@@ -100,6 +100,7 @@ def score_on_test(run: NightRun) -> None:
         golden=None if golden is None or golden.empty else _rows(run, golden),
         champion_nights=(run.night.date - run.champion.night).days if run.champion else None,
         seed_spread=seeds.newest_spread(run.db, run.pipeline),
+        seed_average=run.pipeline.gate.average,
         golden_note=_golden_note(run, frames, golden),
     )
 

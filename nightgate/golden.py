@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,19 @@ def golden_rows(path: Path, label_names: Sequence[str], columns: Sequence[str] |
         place = [list(label_names).index(name) for name in stored.manifest["label_names"]]
         frame["label"] = np.array(place, np.int64)[frame["label"].to_numpy()]
     return frame
+
+
+def stored_with(home: Home, pipeline: str, label_names: Sequence[str], fingerprints: Collection[str]) -> Path | None:
+    """The folder of a whole set of a pipeline's golden rows that has these labels and all of these rows; None where no
+    such set is stored."""
+    for manifest in sorted((home.golden / pipeline).glob("*/manifest.json")):
+        with suppress(SnapshotError):
+            stored = open_snapshot(manifest.parent)
+            if sorted(stored.manifest["label_names"]) == sorted(label_names) and set(fingerprints) <= set(
+                stored.rows(_SIDE, ["fingerprint"])["fingerprint"]
+            ):
+                return manifest.parent
+    return None
 
 
 def stored_texts(home: Home, pipeline: str, count: int) -> list[str]:

@@ -185,6 +185,7 @@ def promote_by_hand(
             f"version {row.version} is the champion of {pipeline} already",
             next_step=f"choose another; `nightgate versions {pipeline}` lists them",
         )
+    waited = ledger.outcome(db, row.run_id).status == "waiting"
     # Before the swap: a champion that cannot be loaded would fail in front of those who use it.
     Classifier.open(row.folder(home), device="cpu").predict(TEXTS)
     if reigns:
@@ -203,6 +204,8 @@ def promote_by_hand(
     told = f"version {row.version} is the champion of {pipeline} now, {before}"
     if anchor is not None and _anchor_version(db, pipeline) != anchor.version:
         told += f"; it is the anchor too, in place of version {anchor.version}"
+    if waited and ledger.outcome(db, row.run_id).status == "promoted":
+        told += f"; its run {row.run_id}, which waited for an approval, has ended as promoted"
     log.info("%s (promoted by %s: %s)", told, by, reason)
     return told
 

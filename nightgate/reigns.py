@@ -1,8 +1,8 @@
 """Versions get their numbers, and the champion is moved, in one transaction that changes all that depends on it.
 
-A promotion names the champion that it expects to replace. If somebody else was faster, it loses and nothing changes.
-A unique index allows one open reign per pipeline, whatever any program does. `nightgate.version_rows` reads what is
-written here.
+A promotion names the champion that it expects to replace, and one of a run the anchor that the run was judged against.
+If somebody else was faster, it loses and nothing changes. A unique index allows one open reign per pipeline, whatever
+any program does. `nightgate.version_rows` reads what is written here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from nightgate import anchors, freezes, pointer
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
-from nightgate.runs import end, fenced, lock_pipeline
+from nightgate.runs import end, fenced, lock_pipeline, record_decided
 from nightgate.schema import ModelVersion, Promotion, Run
 from nightgate.version_rows import champion, files_removed
 
@@ -92,6 +92,7 @@ def promote(
     version: int,
     *,
     expected: int | None,
+    expected_anchor: int | None = None,
     run_id: str | None = None,
     attempt: int | None = None,
     by: str,
@@ -108,16 +109,21 @@ def promote(
     frozen pipeline. With `approval` the run waits for a person: it writes down in the same transaction what that person
     said, and a freeze does not stop a person.
 
+    Without them it is a person who promotes. Where the version's own run waits for a person, that was the word: the run
+    ends as promoted, its approval as given.
+
     A rollback also quarantines `expected`, takes the anchor back from it and freezes the pipeline. Once all that is
     committed the pointer in the home follows.
 
     Args:
+        expected_anchor: with `run_id`, the anchor that the run was judged against; None: that is not known, and
+            nothing is compared. Where there is no anchor any more it is no obstacle.
         moves_anchor: the version is the anchor from now on. It is in any case where there is none that it could be
             compared with.
         despite_quarantine: release the version from its quarantine; the promotion's reason tells of it.
 
     Raises:
-        PromotionLostError: somebody else moved the champion, or the run may no longer promote.
+        PromotionLostError: somebody else moved the champion or the anchor, or the run may no longer promote.
         RegistryError: there is no such version, it reigns already, is quarantined, or retention removed its files.
     """
     assert (run_id is None) == (attempt is None), "a run promotes under its attempt"
@@ -142,6 +148,7 @@ def promote(
         if reigning == version:
             raise RegistryError(f"version {version} of pipeline {pipeline_name} is the champion already")
         if run is not None:
+            _require_anchor(session, run, candidate, expected_anchor)
             _may_promote_itself(session, run, candidate, reign)
             if approval is None:
                 _require_unfrozen(session, run, candidate)
@@ -180,6 +187,8 @@ def promote(
         )
         if run is not None:
             end(session, run, "promoted", moment, reason)
+        else:
+            _end_waiting(session, candidate, moment, by, reason)
         if approval is not None:
             approval(session)
         session.flush()
@@ -204,6 +213,14 @@ def _version(session: Session, pipeline_name: str, version: int) -> ModelVersion
             next_step=f"choose one of `nightgate versions {pipeline_name}`",
         )
     return found
+
+
+def _end_waiting(session: Session, candidate: ModelVersion, moment: datetime, by: str, reason: str) -> None:
+    """Else it would be held in the end, although its version reigns."""
+    run = session.get_one(Run, candidate.run_id, with_for_update=True, populate_existing=True)
+    if run.status == "waiting":
+        record_decided(session, run.run_id, "approved", by, reason, moment)
+        end(session, run, "promoted", moment, f"promoted by hand by {by}: {reason}")
 
 
 def _close(session: Session, reign: Promotion, moment: datetime) -> bool:
@@ -243,6 +260,18 @@ def _take_down(session: Session, version: int, champion: ModelVersion, moment: d
     told = f"rolled back from version {version} to {champion.version}: {reason}"
     anchors.leave(session, version, champion, moment, by=by, reason=told)
     freezes.begin(session, champion.pipeline, moment, by, told)
+
+
+def _require_anchor(session: Session, run: Run, candidate: ModelVersion, expected: int | None) -> None:
+    """A person may have moved it and left the champion, after the candidate was judged."""
+    anchor = anchors.open_version(session, run.pipeline)
+    if expected is None or anchor is None or anchor == expected:
+        return
+    raise PromotionLostError(
+        f"version {candidate.version} of pipeline {run.pipeline} was not promoted: it was judged against the anchor "
+        f"version {expected}, but now that is version {anchor}",
+        next_step=f"the next night is judged against version {anchor}; {_by_hand(run, candidate)}",
+    )
 
 
 def _may_promote_itself(session: Session, run: Run, candidate: ModelVersion, reign: Promotion | None) -> None:

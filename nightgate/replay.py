@@ -39,8 +39,9 @@ NEARLY_ALL = 0.99
 NO_CONFIG: Mapping[str, Any] = {"gate": {}}
 """Of nobody's night: under it an override is looked at by itself."""
 
-Rescorer = Callable[[str, VersionRow, tuple[str, ...]], Rescored]
-"""Scores a version on the test rows (fingerprints) of a run; see `nightgate.rescoring`."""
+Rescorer = Callable[[str, VersionRow, tuple[str, ...], tuple[str, ...]], Rescored]
+"""Scores a version on the test rows (fingerprints) of a run, and on its golden rows, () where they are not wanted; see
+`nightgate.rescoring`."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,10 @@ class Chain:
             if side is not None and side.version == version.version:
                 return side, everywhere
         golden = self._golden(version, evidence)
-        if golden is None and needs_golden and evidence.golden is not None:
+        lacking: tuple[str, ...] = ()
+        if needs_golden and evidence.golden is not None and golden is None:
+            lacking = evidence.golden.fingerprints
+        if lacking and self._rescorer is None:
             return f"version {version.version} was never scored on the golden rows, and golden_blocks asks for them"
         made = Side(
             predictions=None,
@@ -261,18 +265,18 @@ class Chain:
         place = {name: index for index, name in enumerate(evidence.label_names)}
         known = np.array([one is not None and one.label in place for one in given])
         share = float(known[window].mean()) if window.any() else 0.0
-        if share >= NEARLY_ALL:
+        if share >= NEARLY_ALL and not lacking:
             labels = [place[one.label] if one and one.label in place else 0 for one in given]
             trained_on, why = _trained_on(given, known)
             return replace(made, predictions=np.array(labels), trained_on=trained_on, unknown_line=why), known
         if self._rescorer is None:
             return f"version {version.version} was scored on {100 * share:.1f} % of the rows that decide"
         try:
-            scored = self._rescorer(run_id, version, evidence.test.fingerprints)
+            scored = self._rescorer(run_id, version, evidence.test.fingerprints, lacking)
         except NightgateError as error:
             return f"version {version.version} cannot be scored on these rows: {error.reason}"
-        whole = replace(made, predictions=scored.predictions, unknown_line=scored.unknown_line)
-        return replace(whole, trained_on=scored.trained_on), everywhere
+        whole = replace(made, predictions=scored.predictions, golden=scored.golden if lacking else golden)
+        return replace(whole, trained_on=scored.trained_on, unknown_line=scored.unknown_line), everywhere
 
     def _golden(self, version: VersionRow, evidence: Evidence) -> np.typing.NDArray[np.int64] | None:
         if evidence.golden is None:
@@ -346,8 +350,12 @@ def as_frame(nights: Sequence[ReplayedNight]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(("model_version", "champion_version", "chain_version"), "Int64"))
 
 
-def summary(nights: Sequence[ReplayedNight]) -> str:
-    """What flips, and how the chain went, in a sentence each."""
+def summary(nights: Sequence[ReplayedNight], *, rescored: bool = False) -> str:
+    """What flips, and how the chain went, in a sentence each.
+
+    Args:
+        rescored: what could be scored was; whoever asks is not told to ask for it again.
+    """
     known = [one for one in nights if one.replayed is not None]
     flipped = [one for one in known if one.flips]
     told = f"{len(flipped)} of {len(known)} verdicts flip"
@@ -360,6 +368,6 @@ def summary(nights: Sequence[ReplayedNight]) -> str:
     told += f"\nthe chain promotes on {promoted} nights, {really} did"
     unknown = [one for one in nights if one.chain.verdict == "unknown"]
     if unknown:
-        told += f"; {len(unknown)} are unknown, the first {unknown[0].night} ({unknown[0].chain.reason}): "
-        told += "--rescore scores what they lack, where files and snapshots are still there"
+        told += f"; {len(unknown)} are unknown, the first {unknown[0].night} ({unknown[0].chain.reason})"
+        told += "" if rescored else ": --rescore scores what they lack, where files and snapshots are still there"
     return told

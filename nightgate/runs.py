@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from nightgate.database import Database
 from nightgate.errors import CrashedError, RegistryError
 from nightgate.owners import cause_of_death, now
-from nightgate.schema import STATUSES, Attempt, Run, SlotRequest
+from nightgate.schema import STATUSES, Approval, Attempt, Run, SlotRequest
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,14 @@ def end(
         row.reason = reason if reason is not None else row.reason
     held = sa.update(SlotRequest).where(SlotRequest.run_id == run.run_id, SlotRequest.released_at.is_(None))
     session.execute(held.values(released_at=now(session)).execution_options(synchronize_session=False))
+
+
+def record_decided(
+    session: Session, run_id: str, decision: str, by: str | None, reason: str | None, moment: datetime
+) -> None:
+    """Write down what became of a run that waited for a person; `by` None: nobody said anything."""
+    approval = session.get_one(Approval, run_id)
+    approval.decision, approval.decided_by, approval.reason, approval.decided_at = decision, by, reason, moment
 
 
 def settle_dead(session: Session, pipeline_name: str, moment: datetime, *, given_up: str | None = None) -> list[Run]:

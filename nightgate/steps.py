@@ -237,7 +237,9 @@ def register_candidate(run: NightRun) -> None:
 
 
 def settle(run: NightRun) -> None:
-    """Promote in one transaction that names the champion it expects, hold, or wait for a person; then tidy up."""
+    """Promote in one transaction that names champion and anchor as it expects them, hold, or wait for a person; then
+    tidy up.
+    """
     decision, name = run.decision, run.pipeline.name
     by_hand = f"nightgate promote {name} {run.version} --reason TEXT"
     frozen = freezes.frozen(run.db, name)
@@ -266,6 +268,7 @@ def _promote(run: NightRun) -> None:
             run.pipeline.name,
             run.version,
             expected=run.champion.version if run.champion else None,
+            expected_anchor=run.anchor.version if run.anchor else None,
             run_id=run.run_id,
             attempt=run.attempt,
             by="gate",
@@ -274,7 +277,7 @@ def _promote(run: NightRun) -> None:
         )
         run.status, run.reason = "promoted", run.decision.reason
     except PromotionLostError as error:
-        # Not a failure of this night: somebody moved the champion after it was scored.
+        # Not a failure of this night: somebody moved the champion or the anchor after it was scored.
         _hold(run, f"would have been promoted, but {error.reason}", error.next_step)
 
 

@@ -68,7 +68,9 @@ def operation(database: Database, name: str, pipeline: str, run_id: str) -> Call
         ledger.promote(database, pipeline, reason="because", **options)
 
     return {
-        "promotion": lambda: promote(version=3, expected=2, by="gate", run_id=run_id, attempt=1, moves_anchor=True),
+        "promotion": lambda: promote(
+            version=3, expected=2, expected_anchor=2, by="gate", run_id=run_id, attempt=1, moves_anchor=True
+        ),
         "approval": lambda: approvals.approve(database, run_id, by="ada", reason="checked"),
         "rollback": lambda: promote(version=1, expected=2, by="ada", kind="rollback"),
         "sweep": lambda: retention.sweep(database, database.home, keeping_one(pipeline)),

@@ -62,5 +62,6 @@ def evidence(num_rows: int = 3000, **changes: Any) -> Evidence:
         anchor=reigning,
         golden=golden,
         champion_nights=4,
+        seed_average="weighted",
     )
     return replace(whole, **changes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,14 +69,17 @@ def judged_night(
     anchor: Model | None = None,
     pipeline: Pipeline | None = None,
     num_rows: int | None = None,
+    golden: Rows | None = None,
+    **changes: Any,
 ) -> Model:
     """The night of `day`, decided and promoted or held as the gate says; gives the candidate as the version it became.
 
-    The champion is the anchor, unless another one is given. Rows: as `rows_of`.
+    The champion is the anchor, unless another one is given. Rows: as `rows_of`, the golden ones of the first
+    night. `changes`: of the evidence.
     """
     pipeline = pipeline or night_rows.pipeline()
     opened = night_rows.open_run(db, pipeline, replace(night_rows.night(day), trigger="backfill"))
-    rows, golden = rows_of(day, num_rows), rows_of(0)
+    rows, golden = rows_of(day, num_rows), golden or rows_of(0)
     made = replace(candidate, day=day, run_id=opened.run_id)
     reigning = champion.side(rows, golden) if champion else None
     evidence = Evidence(
@@ -89,6 +93,7 @@ def judged_night(
         golden=golden,
         champion_nights=day - champion.day if champion else None,
     )
+    evidence = replace(evidence, **changes)
     runs = {"candidate": opened.run_id}
     runs |= {name: one.run_id for name, one in (("champion", champion), ("anchor", anchor or champion)) if one}
     evidence_store.record_evidence(db, opened.run_id, opened.attempt, evidence, runs)

@@ -202,7 +202,7 @@ def evidence(champion: int | None = None) -> gate.Evidence:
     """Ten test rows, on which the candidate and, if there is one, the champion were scored."""
     true = np.array([0] * 5 + [1] * 5)
     guesses = np.array([0, 0, 0, 0, 1, 0, 0, 1, 1, 1])
-    of_champion = gate.Side(guesses, night().data_until, champion) if champion is not None else None
+    of_champion = gate.Side(guesses, night().data_until, version=champion) if champion is not None else None
     return gate.Evidence(
         label_names=pipeline().data.label_names,
         test_version="t-0011223344",

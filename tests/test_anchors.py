@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nightgate import anchors, approvals, gate, ledger
+from nightgate import anchors, approvals, evidence_store, gate, ledger
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
@@ -156,18 +156,37 @@ def test_a_rollback_passes_over_anchors_that_cannot_be_scored_any_more(versions:
 # --- approvals ---
 
 
-def waiting(database: Database, day: int, ci_low: float | None, outcome: gate.Outcome) -> str:
-    """A candidate that waits for a person, whose check against the anchor ended so."""
+def waiting(
+    database: Database,
+    day: int,
+    ci_low: float | None,
+    outcome: gate.Outcome,
+    *,
+    expected: int = 1,
+    judged_against: int | None = None,
+) -> str:
+    """A candidate that waits for a person, whose check against the anchor ended so.
+
+    Args:
+        judged_against: the anchor in its stored evidence; None: that has none.
+    """
     night = replace(night_rows.night(day), trigger="backfill")
     opened = night_rows.open_run(database, night_rows.pipeline(), night)
     checks = (
         gate.Check(name="anchor", outcome=outcome, reason="-", ci_low=ci_low, ci_high=0.1),
         gate.Check(name="beats_champion", outcome="passed", reason="-", ci_low=0.01, ci_high=0.1),
     )
+    plain = night_rows.evidence()
+    side = replace(plain.candidate, version=judged_against)
+    evidence = replace(plain, anchor=None if judged_against is None else side)
+    made_by = dict.fromkeys(("candidate", "anchor"), opened.run_id)
+    evidence_store.record_evidence(database, opened.run_id, 1, evidence, made_by)
     ledger.record_decision(database, opened.run_id, 1, gate.Decision("promote", "fit", checks))
     ledger.add_version(database, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
     patience = timedelta(hours=1)
-    approvals.request(database, opened.run_id, 1, expected=1, patience=patience, reason="waits", next_step="approve")
+    approvals.request(
+        database, opened.run_id, 1, expected=expected, patience=patience, reason="waits", next_step="approve"
+    )
     return opened.run_id
 
 
@@ -183,3 +202,56 @@ def test_an_approved_candidate_moves_the_anchor_if_the_gate_found_it_better(
     assert anchors.deserved(versions, run_id, 1) is moves
     assert approvals.approve(versions, run_id, by="ada", reason="checked").status == "promoted"
     assert anchor(versions) == (5 if moves else 1)
+
+
+# --- an anchor that was moved meanwhile ---
+
+LOST = "version 5 of pipeline reviews was not promoted: it was judged against the anchor version 1, but now that is "
+LOST += "version 2"
+
+
+@pytest.fixture
+def unanchored(versions: Database) -> Database:
+    """Version 2 reigns, and version 1 is the anchor."""
+    promote(versions, 1, None)
+    promote(versions, 2, 1)
+    return versions
+
+
+def test_an_approval_loses_when_a_person_has_moved_the_anchor_since_the_night(unanchored: Database) -> None:
+    run_id = waiting(unanchored, 5, 0.001, "passed", expected=2, judged_against=1)
+    anchors.move(unanchored, "reviews", 2, by="ada", reason="none may fall behind 2")
+    ended = approvals.approve(unanchored, run_id, by="ben", reason="ok")
+    assert (ended.status, ended.reason) == ("held", f"approved by ben: ok; not promoted all the same: {LOST}")
+    row = ledger.anchor(unanchored, "reviews")
+    assert row is not None
+    assert (row.version, row.promoted_by) == (2, "ada")
+    stored = unanchored.frame("SELECT status, next_step FROM nightly_runs WHERE run_id = :run", {"run": run_id})
+    assert stored["status"].tolist() == ["held"]
+    assert stored["next_step"].item().startswith("the next night is judged against version 2; promote it by hand")
+    promote(unanchored, 5, 2)
+    assert anchor(unanchored) == 2, "by hand nothing is compared"
+
+
+@pytest.mark.parametrize("judged_against", [1, None])
+def test_an_approval_wins_where_the_anchor_is_the_one_of_the_night_or_the_night_stored_none(
+    unanchored: Database, judged_against: int | None
+) -> None:
+    run_id = waiting(unanchored, 5, 0.001, "passed", expected=2, judged_against=judged_against)
+    assert anchors.judged_against(unanchored, run_id, 1) == judged_against
+    assert approvals.approve(unanchored, run_id, by="ben", reason="ok").status == "promoted"
+    assert anchor(unanchored) == 5
+
+
+def test_a_run_loses_when_the_anchor_is_another_one_than_it_was_judged_against(unanchored: Database) -> None:
+    opened, version = night_rows.judged_version(unanchored, 5)
+    own: dict[str, Any] = {"run_id": opened.run_id, "attempt": 1, "by": "gate", "reason": "fit", "expected": 2}
+    anchors.move(unanchored, "reviews", 2, by="ada", reason="none may fall behind 2")
+    with pytest.raises(PromotionLostError, match=LOST):
+        ledger.promote(unanchored, "reviews", version, expected_anchor=1, moves_anchor=True, **own)
+    assert anchor(unanchored) == 2
+    unanchored.write(lambda session: session.execute(sa.delete(Anchor)))
+    ledger.promote(unanchored, "reviews", version, expected_anchor=1, **own)
+    row = ledger.champion(unanchored, "reviews")
+    assert row is not None
+    assert row.version == version, "no anchor is no obstacle"

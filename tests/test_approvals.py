@@ -53,6 +53,30 @@ def test_an_approval_promotes_and_says_who_when_and_why(database: Database) -> N
     assert one(database, run_id)["status"] == "promoted"
 
 
+def test_a_candidate_that_waits_and_is_promoted_by_hand_waits_no_more(database: Database) -> None:
+    other, _ = waiting_run(database, 0)
+    run_id, version = waiting_run(database, 1)
+    waiting = [one.run_id for one in settling.unannounced(database)]
+    for end in settling.unannounced(database):
+        settling.mark_announced(database, end)
+    ledger.promote(database, "reviews", version, expected=None, by="anna", reason="it cannot wait")
+    row = one(database, run_id)
+    assert (row["status"], row["reason"]) == ("promoted", "promoted by hand by anna: it cannot wait")
+    assert row["finished_at"] is not None
+    assert row["next_step"] is None
+    told = database.frame("SELECT run_id, decision, decided_by, reason, decided_at FROM approvals").set_index("run_id")
+    assert told.loc[run_id].tolist()[:3] == ["approved", "anna", "it cannot wait"]
+    assert told.loc[run_id, "decided_at"] is not None
+    assert [end.run_id for end in settling.unannounced(database)] == [run_id]
+    assert waiting.count(run_id) == 1, "that it waits had been announced, too"
+    assert [one.run_id for one in approvals.open_approvals(database)] == [other], "another candidate still waits"
+    with pytest.raises(RegistryError, match="it is promoted: promoted by hand by anna: it cannot wait"):
+        approvals.approve(database, run_id, by="ben", reason="fine")
+    reign = ledger.champion(database, "reviews")
+    assert reign is not None
+    assert reign.promoting_run_id is None, "it was a person"
+
+
 def test_a_late_approval_loses_to_a_champion_that_came_meanwhile_and_says_so(database: Database) -> None:
     run_id, _ = waiting_run(database, 1)
     night_rows.held_version(database, 0)

@@ -167,6 +167,38 @@ def test_a_row_without_time_dates_from_the_night_that_saw_it_first(database: Dat
     ]
 
 
+def test_a_row_that_was_away_for_a_night_keeps_the_date_of_the_night_that_saw_it_first(database: Database) -> None:
+    """A file of the source is missing for a night, and with it most of the rows."""
+    names = made_up.rows(920, seed=2).fingerprints
+    nights = [night_rows.night(day).data_until for day in range(4)]
+    seen = np.empty(0, dtype=np.int64)
+    for day, count in enumerate((900, 910, 300, 920)):
+        seen = evidence_store.first_seen(database, "reviews", list(names[:count]), nights[day])
+        test = Rows(np.zeros(count, dtype=np.int64), seen, names[:count])
+        candidate = made_up.side(test, None, 1.0, 1)
+        bare = made_up.evidence(data_until=nights[day], test=test, golden=None, candidate=candidate)
+        judged(database, replace(bare, champion=None, anchor=None, champion_nights=None), day)
+    dates = [nights[0]] * 900 + [nights[1]] * 10 + [nights[3]] * 10
+    assert seen.tolist() == [evidence_store.microseconds(moment) for moment in dates]
+
+
+def test_rows_are_told_apart_by_every_byte_of_their_name_and_may_be_asked_for_in_any_order(database: Database) -> None:
+    nights = [night_rows.night(day).data_until for day in range(2)]
+    zeros = "00" * 14
+    known = (f"0000{zeros}", f"{zeros}0001", f"0100{zeros}", f"ff00{zeros}")
+    until = evidence_store.microseconds(nights[0])
+    test = Rows(np.zeros(4, dtype=np.int64), np.arange(4) + until - 9, known)
+    candidate = made_up.side(test, None, 1.0, 1)
+    bare = made_up.evidence(data_until=nights[0], test=test, golden=None, candidate=candidate)
+    judged(database, replace(bare, champion=None, anchor=None, champion_nights=None))
+    asked = [known[3], f"{zeros}0100", known[1], known[0], known[1], "ff" * 16, known[2]]
+    tonight = evidence_store.microseconds(nights[1])
+    found = evidence_store.first_seen(database, "reviews", asked, nights[1])
+    assert found.tolist() == [until - 6, tonight, until - 8, until - 9, until - 8, tonight, until - 7]
+    assert evidence_store.first_seen(database, "reviews", [], nights[1]).tolist() == []
+    assert evidence_store.first_seen(database, "others", asked, nights[1]).tolist() == [tonight] * 7
+
+
 def test_microseconds_are_exact() -> None:
     moment = datetime(2026, 3, 1, 3, 15, 0, 123457, tzinfo=UTC)
     assert datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=evidence_store.microseconds(moment)) == moment

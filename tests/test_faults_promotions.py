@@ -128,9 +128,8 @@ def test_a_sweep_that_was_killed_is_finished_by_the_next_one(database: Database)
         run_id = prepare(database, pipeline)
         # A former champion, which only the budget takes.
         os.truncate(database.home.models / pipeline / "v0001" / "model.safetensors", 10**6)
-        ledger.promote(
-            database, pipeline, 3, expected=2, by="gate", reason="-", run_id=run_id, attempt=1, moves_anchor=True
-        )
+        own = {"run_id": run_id, "attempt": 1, "expected_anchor": 2}
+        ledger.promote(database, pipeline, 3, expected=2, by="gate", reason="-", moves_anchor=True, **own)
         return run_id
 
     marked = []

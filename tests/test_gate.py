@@ -279,6 +279,9 @@ def test_the_margin_can_be_in_units_of_the_spread_between_seeds() -> None:
     assert "not worse by 0.0200 (margin) or more" in wide.reason
     narrow = check(decide(night(0.59, 0.60, seed_spread=0.001), policy), "beats_champion")
     assert (narrow.outcome, narrow.threshold) == ("failed", -0.002)
+    for average, outcome in (("weighted", "passed"), ("macro", "failed")):
+        of_study = night(0.59, 0.60, seed_spread=0.01, seed_average=average)
+        assert check(decide(of_study, policy), "beats_champion").outcome == outcome
 
 
 @pytest.mark.parametrize("spread", [None, math.nan, math.inf, -1.0])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nightgate import freezes, ledger, registry, serving
+from nightgate import approvals, freezes, ledger, registry, serving
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import DatabaseError, ModelError, NightgateError, PromotionLostError, RegistryError, StorageError
@@ -413,6 +413,18 @@ def test_a_rollback_from_the_anchor_says_which_one_it_is_now(database: Database,
     assert told.endswith("in place of version 1; it is the anchor too, in place of version 1")
     told = registry.rollback(database, home, "reviews", reason="worse", by="ada")
     assert "which is quarantined; the anchor is version 1. No run promotes" in told
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_promotion_by_hand_tells_of_the_run_that_waited_for_an_approval(
+    database: Database, home: Home, trained: Path
+) -> None:
+    candidate = completed_run(database, home, trained)
+    row = registry.register_candidate(database, home, candidate)
+    patience = timedelta(hours=1)
+    approvals.request(database, row.run_id, 1, expected=None, patience=patience, reason="waits", next_step="approve")
+    told = promote(database, home, row.version)
+    assert told.endswith(f"; its run {row.run_id}, which waited for an approval, has ended as promoted")
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from nightgate import rescoring as rescoring_module
 from nightgate.cli import app
 from nightgate.config import Gate
 from nightgate.database import Database
-from nightgate.errors import ConfigurationError, ModelError
+from nightgate.errors import ConfigurationError, ModelError, SnapshotError
 from nightgate.replay import ReplayedNight, Rescorer, policy_of, replay, summary
 from nightgate.rescoring import Rescored, rescore
 from nightgate.version_rows import VersionRow
@@ -23,6 +25,9 @@ from tests.first_night import copy_first_night
 from tests.judged_nights import Model, judged_night, rows_of
 
 LENIENT = {"gate.policy": "non_inferior", "gate.margin": 0.05}
+
+OTHER_GOLDEN = rows_of(1).only(np.arange(800) >= 400)
+"""None of those that `judged_night` has by itself."""
 
 
 def four_nights(db: Database) -> list[Model]:
@@ -72,11 +77,15 @@ def test_a_champion_that_never_met_the_rows_leaves_the_night_unknown_and_reigns_
 def rescoring(models: list[Model], asked: list[tuple[str, int]]) -> Rescorer:
     """Scores made-up models; what it was asked for is kept."""
 
-    def score(run_id: str, version: VersionRow, fingerprints: tuple[str, ...]) -> Rescored:
+    def score(run_id: str, version: VersionRow, fingerprints: tuple[str, ...], golden: tuple[str, ...]) -> Rescored:
         asked.append((run_id, version.version))
-        rows = rows_of(len(fingerprints) // 400 - 1)
+        rows, model = rows_of(len(fingerprints) // 400 - 1), models[version.version - 1]
         assert rows.fingerprints == fingerprints
-        return Rescored(models[version.version - 1].predictions(rows), np.zeros(len(rows), dtype=np.bool_), "")
+        of_golden = None
+        if golden:
+            assert golden == OTHER_GOLDEN.fingerprints
+            of_golden = model.predictions(OTHER_GOLDEN)
+        return Rescored(model.predictions(rows), np.zeros(len(rows), dtype=np.bool_), "", of_golden)
 
     return score
 
@@ -168,6 +177,62 @@ def test_golden_rows_that_block_must_be_known_of_the_champion(database: Database
     assert [one.chain.verdict for one in nights] == ["promote", "underpowered", "promote", "hold"]
 
 
+def new_golden_rows(db: Database) -> list[Model]:
+    """Version 2 reigns in the lenient chain when the third night comes, whose golden rows are others than before."""
+    first = judged_night(db, 0, Model("first", 0.65))
+    second = judged_night(db, 1, Model("second", 0.66), first)
+    return [first, second, judged_night(db, 2, Model("third", 0.80), first, golden=OTHER_GOLDEN)]
+
+
+def test_golden_rows_that_a_version_never_met_are_rescored_where_they_block(database: Database) -> None:
+    models, policy = new_golden_rows(database), LENIENT | {"gate.golden_blocks": True}
+    unknown = replayed(database, policy)
+    assert unknown[2].chain.reason == "version 2 was never scored on the golden rows, and golden_blocks asks for them"
+    assert "--rescore scores what they lack" in summary(unknown)
+    asked: list[tuple[str, int]] = []
+    nights = replayed(database, policy, rescorer=rescoring(models, asked))
+    assert asked == [(nights[2].run_id, 2)]
+    assert [one.chain.verdict for one in nights] == ["promote"] * 3
+    # With golden rows that it is far better on than the candidate, the chain's champion stays.
+    stronger = [models[0], replace(models[1], skill=1.0), models[2]]
+    blocked = replayed(database, policy | {"gate.margin": 1.0}, rescorer=rescoring(stronger, asked))
+    assert (blocked[2].chain.verdict, blocked[2].chain.champion_version) == ("hold", 2)
+    assert "golden" in blocked[2].chain.reason
+
+
+def test_golden_rows_that_do_not_block_are_not_rescored_for_their_own_sake(database: Database) -> None:
+    models = new_golden_rows(database)
+
+    def without_golden(run_id: str, version: VersionRow, fingerprints: tuple[str, ...], golden: Any) -> Rescored:
+        assert golden == ()
+        return rescoring(models, [])(run_id, version, fingerprints, golden)
+
+    assert replayed(database, LENIENT, rescorer=without_golden)[2].chain.verdict == "promote"
+
+
+def test_a_night_whose_golden_rows_are_gone_is_unknown_and_is_not_told_to_rescore_again(database: Database) -> None:
+    new_golden_rows(database)
+
+    def fails(*_: Any) -> Rescored:
+        raise SnapshotError("no stored set of golden rows has all 400", next_step="-")
+
+    nights = replayed(database, LENIENT | {"gate.golden_blocks": True}, rescorer=fails)
+    told = "version 2 cannot be scored on these rows: no stored set of golden rows has all 400"
+    assert (nights[2].chain.verdict, nights[2].chain.reason) == ("unknown", told)
+    assert summary(nights, rescored=True).endswith(f"1 are unknown, the first 2026-03-03 ({told})")
+
+
+def test_a_spread_between_seeds_is_of_the_night_s_average_and_no_margin_of_another_one(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.65), seed_spread=0.006)
+    judged_night(database, 1, Model("second", 0.80), first, seed_spread=0.006)
+    policy = {"gate.policy": "non_inferior", "gate.margin_unit": "seed_spread", "gate.margin": 2}
+    assert [one.replayed for one in replayed(database, policy)] == ["promote", "promote"]
+    assert [one.replayed for one in replayed(database, policy | {"gate.average": "weighted"})] == ["promote"] * 2
+    second = replayed(database, policy | {"gate.average": "macro"})[1]
+    assert second.replayed == "hold"
+    assert "the night knew of no study of this configuration" in second.reason
+
+
 def test_nights_without_stored_evidence_are_listed_and_the_chain_goes_on(database: Database) -> None:
     first = judged_night(database, 0, Model("first", 0.65))
     night_rows.held_version(database, 1)
@@ -257,8 +322,20 @@ def test_a_real_version_is_scored_again_as_the_night_scored_it(
         [version] = versions(db, "small")
         run_id = newest_judged(db, "small")
         evidence = load_evidence(db, run_id)
-        found = rescore(db, home, run_id, {"champion": version}, evidence.test.fingerprints)["champion"]
+        assert evidence.golden is not None
+        backwards = evidence.golden.fingerprints[::-1]
+        found = rescore(db, home, run_id, {"champion": version}, evidence.test.fingerprints, backwards)["champion"]
+        # So small a model may say the same of all of them.
+        [golden_set] = (home.golden / "small").iterdir()
+        assert rescoring_module._places(golden_set, backwards) == list(range(len(backwards)))[::-1]
+        assert rescoring_module._places(golden_set, backwards[:2]) == [len(backwards) - 1, len(backwards) - 2]
+        shutil.rmtree(home.golden / "small")
+        with pytest.raises(SnapshotError, match=f"no stored set of golden rows has all {len(backwards)} that run"):
+            rescore(db, home, run_id, {"champion": version}, evidence.test.fingerprints, backwards)
     assert evidence.candidate.predictions is not None
     assert found.predictions.tolist() == evidence.candidate.predictions.tolist()
+    assert evidence.candidate.golden is not None
+    assert found.golden is not None
+    assert found.golden.tolist() == evidence.candidate.golden[::-1].tolist()
     assert found.trained_on is not None
     assert not found.trained_on.any()

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
+import torch
+from safetensors.torch import load_file, save_file
 
-from nightgate import approvals, cache_files, gathering, ledger, query, registry, steps
+from nightgate import anchors, approvals, cache_files, gate, gathering, ledger, query, registry, steps
 from nightgate.config import Pipeline
 from nightgate.database import Database, database_url, upgrade
 from nightgate.errors import DataError, ModelError, NonFiniteLossError, RegistryError
@@ -196,6 +199,106 @@ def test_the_champion_s_stored_predictions_serve_again_and_one_that_is_wrong_hol
         assert again is not None
         assert np.array_equal(again.predictions, right)
         raise DataError("enough")
+
+
+# --- an anchor that is not the champion ---
+
+
+def always(label: int, home: Path) -> Path:
+    """Version 1 with a head that gives every row this label."""
+    folder = shutil.copytree(home / "models/small/v0001", home / "always" / uuid.uuid4().hex)
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"] = torch.where(torch.arange(5) == label, 99.0, 0.0)
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def take_as_trained(run: NightRun, model: Path) -> None:
+    steps.refresh_data(run)
+    run.trained = TrainResult(1, model, 1, False, 0, "cpu", "fp32", "", 1, "packed", "", 1)
+
+
+def score_and_judge(run: NightRun, model: Path) -> gate.Measured:
+    take_as_trained(run, model)
+    steps.score_on_test(run)
+    steps.try_serving(run)
+    steps.judge(run)
+    steps.register_candidate(run)
+    assert run.decision.measured is not None
+    return run.decision.measured
+
+
+@pytest.fixture
+def blind_anchor(site: Path, environment: Path) -> Pipeline:
+    """Version 1 reigns, and the anchor is version 2, which gives every row the rarest label."""
+    # So few rows tell models apart at no higher confidence.
+    pipeline = load_pipeline(site, {"gate.confidence": 0.5})
+    with open_night(pipeline, night_of(pipeline, 6)) as run:
+        take_as_trained(run, always(RAREST, environment))
+        run.decision, run.test_scores = night_rows.decision("hold"), night_rows.scores()
+        steps.register_candidate(run)
+        steps._hold(run, "it is blind", "-")
+        for version, move_anchor in ((2, True), (1, False)):
+            registry.promote_by_hand(
+                run.db, run.home, "small", version, reason="so it is", by="a test", move_anchor=move_anchor
+            )
+    return pipeline
+
+
+RAREST, ANOTHER = 1, 4
+"""Labels of the test rows, as their classes are numbered."""
+
+
+def reigning(run: NightRun) -> tuple[int, int]:
+    """Champion and anchor."""
+    champion, anchor = ledger.champion(run.db, "small"), ledger.anchor(run.db, "small")
+    assert champion is not None
+    assert anchor is not None
+    return champion.version, anchor.version
+
+
+def test_an_anchor_that_does_not_reign_is_a_side_of_its_own_and_moves_when_the_gate_says_so(
+    blind_anchor: Pipeline, environment: Path
+) -> None:
+    with open_night(blind_anchor, night_of(blind_anchor, 7)) as run:
+        measured = score_and_judge(run, always(RAREST, environment))
+        champion, anchor = run.evidence.champion, run.evidence.anchor
+        assert champion is not None
+        assert anchor is not None
+        assert (champion.version, anchor.version) == (1, 2)
+        assert champion.predictions is not None
+        assert anchor.predictions is not None
+        assert set(anchor.predictions.tolist()) == {RAREST}
+        assert RAREST not in champion.predictions
+        [row] = run.db.frame("SELECT * FROM run WHERE run_id = :run", {"run": run.run_id}).to_dict("records")
+        assert measured.champion is not None
+        assert measured.anchor is not None
+        assert (row["champion_version"], row["champion_f1"]) == (1, measured.champion.f1)
+        assert (row["anchor_version"], row["anchor_f1"]) == (2, measured.anchor.f1)
+        assert row["anchor_f1"] != row["champion_f1"]
+        assert not measured.moves_anchor
+        steps.settle(run)
+        assert (run.status, reigning(run)) == ("promoted", (3, 2))
+    with open_night(blind_anchor, night_of(blind_anchor, 8)) as run:
+        assert score_and_judge(run, always(ANOTHER, environment)).moves_anchor
+        steps.settle(run)
+        assert (run.status, reigning(run)) == ("promoted", (4, 4))
+
+
+def test_a_candidate_whose_anchor_was_moved_after_it_was_judged_is_held(
+    blind_anchor: Pipeline, environment: Path
+) -> None:
+    with open_night(blind_anchor, night_of(blind_anchor, 7)) as run:
+        take_as_trained(run, always(ANOTHER, environment))
+        run.champion, run.anchor = ledger.champion(run.db, "small"), ledger.anchor(run.db, "small")
+        run.decision, run.test_scores = night_rows.decision(), night_rows.scores()
+        ledger.record_decision(run.db, run.run_id, run.attempt, run.decision, None, run.test_scores)
+        steps.register_candidate(run)
+        anchors.move(run.db, "small", 1, by="ada", reason="2 is blind")
+        steps.settle(run)
+        assert (run.status, reigning(run)) == ("held", (1, 1))
+        assert "it was judged against the anchor version 2, but now that is version 1" in run.reason
 
 
 # --- the end of a night ---

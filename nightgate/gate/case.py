@@ -189,16 +189,18 @@ class Case:
 
     @cached_property
     def margin(self) -> float | None:
-        """In F1. None where it is in units of a spread that nobody measured."""
+        """In F1. None where it is in units of a spread that nobody measured, or measured by another average only."""
         if self.policy.margin_unit == "f1":
             return self.policy.margin
+        if self.evidence.seed_average not in {None, self.policy.average}:
+            return None
         spread = self.evidence.seed_spread
         return None if spread is None or not math.isfinite(spread) or spread < 0 else self.policy.margin * spread
 
 
 MARGIN_UNKNOWN = (
-    "the margin is in units of the spread between seeds (margin_unit 'seed_spread'), and there is no study of this "
-    "configuration: run `nightgate seeds PIPELINE` first, with the same --set where a night has one"
+    "the margin is in units of the spread between seeds (margin_unit 'seed_spread'), and the night knew of no study "
+    "of this configuration: run `nightgate seeds PIPELINE` first, with the same --set where a night has one"
 )
 
 

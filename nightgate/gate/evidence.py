@@ -138,6 +138,8 @@ class Evidence:
     """Nights since the champion's own night."""
     seed_spread: float | None = None
     """Standard deviation of F1 between seeds, of the newest study of this configuration; None: there was none."""
+    seed_average: str | None = None
+    """By which average the F1 of that study is; None: by whatever one the policy has."""
     golden_note: str = ""
     """Why there are no golden rows."""
 
