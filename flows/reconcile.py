@@ -95,8 +95,8 @@ class Done:
 
 def reconcile_now() -> Done:
     """Put everything right that can be. Without a server only what the ledger knows by itself is put right."""
-    done = Done()
-    with Database.open(open_home()) as db:
+    done, home = Done(), open_home()
+    with Database.open(home) as db:
         for name in sorted(used_pipelines(db)):
             with done.part(f"runs of {name}"):
                 done.settled += settling.settle_running(db, name)
@@ -109,6 +109,10 @@ def reconcile_now() -> Done:
             if client.api_healthcheck() is None:
                 _with_server(db, client, done)
     for one in done.settled:
+        if (home.runs / one.run_id).is_dir():
+            from nightgate.reports import report
+
+            report.publish_if_possible(home, one.run_id)
         log.info("settled: %s %s is %s: %s", one.pipeline, one.night, one.status, one.reason)
     return done
 

@@ -87,7 +87,8 @@ def dask(num_seeds: int, *, address: str = "", workers: int = 0) -> Iterator[Tas
     except ImportError as error:
         raise ConfigurationError(
             f"seeds side by side need Dask, which cannot be imported: {error}",
-            next_step="pip install 'nightgate[dask]', or use --no-prefect: one seed after the other, without it",
+            next_step="pip install -c constraints.txt 'nightgate[dask]', or use --no-prefect: one seed after the "
+            "other, without it",
         ) from error
     if address:
         _look_at(address)

@@ -201,10 +201,12 @@ def hold_overdue(db: Database, moment: datetime | None = None) -> list[Ended]:
     return held
 
 
-def supersede_before(db: Database, run_id: str, attempt: int) -> None:
-    """End what waits in the pipeline of a run that goes to work now. A backfill of an older night ends no newer one."""
+def supersede_before(db: Database, run_id: str, attempt: int) -> list[str]:
+    """End what waits in the pipeline of a run that goes to work now; gives the ids of the runs. A backfill of an older
+    night ends no newer one.
+    """
 
-    def work(session: Session) -> None:
+    def work(session: Session) -> list[str]:
         _lock_pipeline_of(session, run_id)  # a person may be deciding right now
         run = fenced(session, run_id, attempt)
         waiting = session.scalars(
@@ -212,14 +214,15 @@ def supersede_before(db: Database, run_id: str, attempt: int) -> None:
             .where(Run.pipeline == run.pipeline, Run.status == "waiting", Run.run_id != run_id)
             .where(Run.data_until <= run.data_until)
             .with_for_update()
-        )
+        ).all()
         newer = f"the night of {run.night} began (run {run_id})"
         for one in waiting:
             moment = datetime.now(UTC)
             record_decided(session, one.run_id, "superseded", None, newer, moment)
             end(session, one, "superseded", moment, f"nobody approved it before {newer}")
+        return [one.run_id for one in waiting]
 
-    db.write(work)
+    return db.write(work)
 
 
 def _waiting(db: Database, run_id: str) -> Waiting:

@@ -165,7 +165,7 @@ _WORDS = {
 }
 """What stopped a run, by the name of its exception; two are Prefect's, which the library does not import."""
 _AGAIN = {
-    "KeyboardInterrupt": "run the same command again to go on from the last checkpoint",
+    "KeyboardInterrupt": "run the same command again, without --force, to go on from the last checkpoint",
     "TerminationSignal": "Retry in the UI, or the same command again, goes on from the last checkpoint",
     "Pause": "Resume in the UI goes on from the last checkpoint",
 }

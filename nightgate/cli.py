@@ -47,8 +47,10 @@ class _InWords(TyperGroup):
             typer.echo(f"error: {without_secrets(str(error))}", err=True)
             code = error.exit_code
         except KeyboardInterrupt:
-            again = ": run the same command again to go on from the last checkpoint"
-            typer.echo(f"cancelled{again if ctx.invoked_subcommand in {'run', 'seeds'} else ''}", err=True)
+            # By force a run opens a new one.
+            again = {"run": ", without --force,", "seeds": ""}.get(ctx.invoked_subcommand or "")
+            told = "" if again is None else f": run the same command again{again} to go on from the last checkpoint"
+            typer.echo(f"cancelled{told}", err=True)
             code = 1
         except BrokenPipeError:
             # The reader of a pipe (`| head`) has gone: no error of ours. Python would complain again at exit.
@@ -119,7 +121,11 @@ def _tell_ended(configuration: Pipeline, chosen: Night) -> str | None:
 
     run_id, status = str(found["run_id"].iloc[0]), str(found["status"].iloc[0])
     typer.echo(summary.as_text(open_home(), run_id))
-    typer.echo(f"This night had ended before, in run {run_id}; nothing was done. --force opens a new run.", err=True)
+    if status == "waiting":
+        told = f"This night waits for an approval, in run {run_id}; nothing was done."
+    else:
+        told = f"This night had ended before, in run {run_id}; nothing was done. --force opens a new run."
+    typer.echo(told, err=True)
     return status
 
 

@@ -109,7 +109,8 @@ def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -
     from nightgate.database import Database
     from nightgate.home import existing_home
 
-    with Database.open(existing_home()) as db:
+    home = existing_home()
+    with Database.open(home) as db:
         waiting = approvals.find(db, name_of(pipeline), run_id)
         decide = approvals.approve if approved else approvals.reject
         ended = decide(db, waiting.run_id, by=person(), reason=reason)
@@ -123,6 +124,11 @@ def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -
         with usual_server():
             if unsaid := settle_flow_runs([ended]):
                 typer.echo(unsaid, err=True)
+    from nightgate.reports import report
+
+    report.publish_if_possible(home, ended.run_id)
+    if approved and ended.status != "promoted":
+        raise typer.Exit(1)
 
 
 def _told(ended: Ended) -> str:

@@ -41,7 +41,7 @@ def show(
 
 def nothing_yet(told: str, pipeline: str) -> str:
     """What a table without rows says instead, and what to do; the pipeline may be one that nobody knows."""
-    return f"{told}\n  next: run a night with `nightgate run {pipeline}`, or name another of `nightgate pipelines`"
+    return f"{told}\n  next: run a night with `nightgate run {pipeline}`, or name another that `nightgate status` knows"
 
 
 def name_of(pipeline: str) -> str:

@@ -84,7 +84,7 @@ def history(
     else:
         nothing = nothing_yet(f"the database holds nothing of that for {name}", name)
         if epochs or slices or run_id:
-            show(frame, output, nothing)
+            show(frame, output, (frame.empty and query.why_no_epochs(name, run_id)) or nothing)
         else:
             show(frame, output, nothing, columns=NIGHT_COLUMNS, before="break_before")
 

@@ -107,6 +107,24 @@ def read_history(
     return found if detailed else found.assign(break_before=_breaks(db, pipeline, found["run_id"]))
 
 
+def why_no_epochs(pipeline: str, run: str | None) -> str:
+    """What became of a run that has none; '' where there is no such run.
+
+    Args:
+        run: as `history` takes it; None for the latest.
+    """
+    with Database.open(home_for_reading(), any_home=True) as db:
+        run_id = _latest_run(db, pipeline) if run in {None, "latest"} else run
+        query = "SELECT night, status, reason, next_step FROM nightly_runs WHERE run_id = :run"
+        rows = tidy(db.frame(query, {"run": run_id})).to_dict("records")
+    if not rows:
+        return ""
+    [row] = rows
+    told = f"run {run_id}, night {row['night']}, has no such rows: it is {row['status']}"
+    told += f": {row['reason']}" if row["reason"] else ""
+    return told + (f"\n  next: {row['next_step']}" if row["next_step"] else "")
+
+
 def _breaks(db: Database, pipeline: str, shown: Iterable[str]) -> pd.Series[Any]:
     """`nightgate.comparability.breaks` of all nights that were scored, for those that are shown."""
     nights = tidy(

@@ -22,7 +22,7 @@ from nightgate.home import Home, existing_home
 from nightgate.ledger import VersionRow
 from nightgate.registration import Candidate, register_candidate
 from nightgate.version_files import verify_version
-from nightgate.version_rows import champions_before, require_pipeline
+from nightgate.version_rows import champions_before, quarantined, require_pipeline
 
 __all__ = [
     "Candidate",
@@ -186,6 +186,9 @@ def promote_by_hand(
             next_step=f"choose another; `nightgate versions {pipeline}` lists them",
         )
     waited = ledger.outcome(db, row.run_id).status == "waiting"
+    if row.quarantined_at is not None and not despite_quarantine:
+        # Before the model is opened, which takes seconds.
+        raise quarantined(RegistryError, row)
     # Before the swap: a champion that cannot be loaded would fail in front of those who use it.
     Classifier.open(row.folder(home), device="cpu").predict(TEXTS)
     if reigns:

@@ -21,7 +21,7 @@ from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.runs import end, fenced, lock_pipeline, record_decided
 from nightgate.schema import ModelVersion, Promotion, Run
-from nightgate.version_rows import champion, files_removed
+from nightgate.version_rows import champion, files_removed, quarantined
 
 
 def add_version(
@@ -241,13 +241,9 @@ def _usable(candidate: ModelVersion, reason: str, despite_quarantine: bool, erro
         raise files_removed(error, name, version, candidate.files_removed_at)
     if candidate.quarantined_at is None:
         return reason
-    since = f"{candidate.quarantined_at:%Y-%m-%d %H:%M} UTC by {candidate.quarantined_by}"
     if not despite_quarantine:
-        raise error(
-            f"version {version} of {name} is quarantined since {since}: {candidate.quarantine_reason}",
-            next_step=f"choose another, or release it: nightgate promote {name} {version} --despite-quarantine "
-            "--reason TEXT",
-        )
+        raise quarantined(error, candidate)
+    since = f"{candidate.quarantined_at:%Y-%m-%d %H:%M} UTC by {candidate.quarantined_by}"
     told = f"{reason} (released from the quarantine since {since}: {candidate.quarantine_reason})"
     candidate.quarantined_at = candidate.quarantined_by = candidate.quarantine_reason = None
     return told

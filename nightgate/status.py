@@ -21,6 +21,7 @@ from nightgate.approvals import command, open_approvals
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import NightgateError
+from nightgate.freezes import frozen
 from nightgate.owners import cause_of_death, now
 from nightgate.pipelines import load_pipeline, pipeline_files
 from nightgate.progress import Recorded, read_progress
@@ -93,7 +94,7 @@ def status(
     moment = moment or datetime.now(UTC)
     rows = [*_at_work(db, moment), *_unapproved(db, moment), *_last_nights(db)]
     known = {str(row["pipeline"]) for row in rows}
-    rows += _next_nights(db, known, deployed, moment)
+    rows += (_and_frozen(db, row) for row in _next_nights(db, known, deployed, moment))
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     for name in ("since", "until"):
         frame[name] = pd.to_datetime(frame[name], utc=True)
@@ -259,6 +260,16 @@ def _next_nights(
         yield row
 
 
+def _and_frozen(db: Database, row: dict[str, Any]) -> dict[str, Any]:
+    """A night to come, with the freeze that it will be held by."""
+    freeze = frozen(db, str(row["pipeline"]))
+    if freeze is None:
+        return row
+    reason = f"its nights are held, for it is {freeze}"
+    told = f"{row['reason']}; {reason}" if row.get("reason") else reason
+    return row | {"reason": told, "next_step": row.get("next_step") or freeze.remedy}
+
+
 def _last_scheduled(db: Database) -> list[tuple[str, datetime]]:
     """Of each pipeline that runs on a schedule: the instant of the last night that is known, missed ones among them."""
     first = (Attempt.run_id == Run.run_id) & (Attempt.attempt == 1)
@@ -320,7 +331,8 @@ def _for_eyes(section: str, row: Mapping[Any, Any], moment: datetime) -> dict[st
     if section == "last_night":
         return named | {
             "status": cell["status"],
-            "version": cell["model_version"],
+            # As text: beside nights without a version, numbers would become 1.0.
+            "version": "" if cell["model_version"] is None else str(cell["model_version"]),
             "F1": cell["test_f1"],
             "delta": _gap(cell["f1_delta"]),
             "reason": cell["reason"],

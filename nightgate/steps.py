@@ -38,6 +38,7 @@ from nightgate.errors import (
 )
 from nightgate.gathering import score_on_test as score_on_test
 from nightgate.gathering import try_serving as try_serving
+from nightgate.home import Home
 from nightgate.jobs import EpochReport, Progress, TrainJob
 from nightgate.judging import judge as judge
 from nightgate.judging import read_predictions as read_predictions
@@ -116,7 +117,8 @@ def skip_without_news(run: NightRun, *, force: bool = False) -> bool:
             log.info("skipped: %s", reason)
             return True
     if not run.dry_run:
-        approvals.supersede_before(run.db, run.run_id, run.attempt)
+        for passed in approvals.supersede_before(run.db, run.run_id, run.attempt):
+            _publish(run.home, passed)
     return False
 
 
@@ -300,13 +302,13 @@ def _wait_for_approval(run: NightRun) -> None:
 
 def write_report(run: NightRun) -> str:
     """Save the report beside the run; gives it as markdown. '' where it could not be made: the night has ended well."""
+    return _publish(run.home, run.run_id)
+
+
+def _publish(home: Home, run_id: str) -> str:
     from nightgate.reports import report
 
-    try:
-        return report.publish(run.home, run.run_id)[1]
-    except Exception as error:  # noqa: BLE001 - nothing of a night may depend on its picture
-        log.warning("run %s has no report: %s; nightgate history has all of it", run.run_id, error)
-        return ""
+    return report.publish_if_possible(home, run_id)
 
 
 def remove_checkpoints(run_dir: Path) -> None:

@@ -77,6 +77,17 @@ def files_removed(error: type[RegistryError], pipeline: str, version: int, momen
     )
 
 
+def quarantined(error: type[RegistryError], row: VersionRow | ModelVersion) -> RegistryError:
+    """What whoever promotes a version that a rollback took down is told."""
+    assert row.quarantined_at is not None, "it is quarantined"
+    return error(
+        f"version {row.version} of {row.pipeline} is quarantined since {row.quarantined_at:%Y-%m-%d %H:%M} UTC by "
+        f"{row.quarantined_by}: {row.quarantine_reason}",
+        next_step=f"choose another, or release it: nightgate promote {row.pipeline} {row.version} "
+        "--despite-quarantine --reason TEXT",
+    )
+
+
 _VERSION = (
     "v.pipeline, v.version, v.run_id, v.night, v.status, v.path, v.test_f1 AS f1, v.f1_ci_low, v.f1_ci_high, "
     "v.test_rows, v.test_version, v.best_epoch, v.snapshot_id, v.data_until, v.base_model, v.config_hash, "

@@ -54,6 +54,8 @@ def test_an_approval_promotes_and_says_who_and_why(database: Database) -> None:
     champion = ledger.champion(database, "reviews")
     assert champion is not None
     assert champion.run_id == run_id
+    report = (database.home.runs / run_id / "report.html").read_text(encoding="utf-8")
+    assert f"approved by {me}: it reads well" in report, "that it waits stands there no more"
 
 
 def test_a_rejection_holds_and_says_who_and_why(database: Database) -> None:
@@ -79,7 +81,7 @@ def test_an_approval_that_comes_after_another_promotion_says_why_it_lost(databas
         kind="promote",
     )
     done = say("approve", "reviews", "--reason", "it reads well")
-    assert done.exit_code == 0
+    assert done.exit_code == 1
     assert "held: approved by" in done.stdout
     assert "not promoted all the same" in done.stdout
     assert status_of(database, run_id)[0] == "held"

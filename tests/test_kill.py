@@ -244,7 +244,7 @@ def test_a_signal_cancels_the_night_in_words_with_exit_1(disturbed: Story, place
     assert broken.code == 1, f"{name}: {broken.errors}"
     assert broken.run[:2] == ("cancelled", "cancelled")
     assert "the last checkpoint is kept" in broken.run[2]
-    assert broken.run[3] == "run the same command again to go on from the last checkpoint"
+    assert broken.run[3] == "run the same command again, without --force, to go on from the last checkpoint"
     assert "cancelled: run the same command again" in broken.errors
     assert "Traceback" not in broken.errors
 

@@ -115,6 +115,16 @@ def test_one_run_is_found_by_id_or_as_the_latest(database: Database) -> None:
             nightgate.history(**wrong)
 
 
+def test_of_a_run_without_epochs_its_end_is_told(database: Database) -> None:
+    run = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    ledger.finish_run(database, run.run_id, run.attempt, "failed", reason="no rows", next_step="bring rows")
+    told = f"run {run.run_id}, night 2026-03-01, has no such rows: it is failed: no rows\n  next: bring rows"
+    for name in ("latest", None, run.run_id):
+        assert nightgate.history("reviews", run=name, epochs=True).empty
+        assert query.why_no_epochs("reviews", name) == told
+    assert query.why_no_epochs("other", "latest") == ""
+
+
 def test_slices_are_those_of_the_best_epoch_and_of_the_test(database: Database) -> None:
     runs = [published_run(database, day) for day in range(2)]
     slices = nightgate.history("reviews", slices=True)

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest, norm
 
 from nightgate import config
-from nightgate.gate.rules import Rule, beats, detectable_gain, holm, is_non_inferior, is_superior, mcnemar
+from nightgate.gate.rules import Rule, beats, detectable_gain, holm, is_non_inferior, is_superior, mcnemar, unseen_gain
 from nightgate.intervals import Interval
 
 BETTER, UNCLEAR, WORSE = Interval(0.001, 0.03), Interval(-0.009, 0.02), Interval(-0.03, 0.02)
@@ -68,6 +68,13 @@ def test_a_candidate_beats_the_champion_by_the_rule_of_the_policy(
 def test_nothing_is_beaten_without_a_gap_and_its_interval(gate: config.Gate) -> None:
     for gap, interval in ((math.nan, BETTER), (math.inf, BETTER), (0.02, None), (0.02, Interval(math.nan, math.nan))):
         assert beats(gap, interval, gate, margin=0.01, champion_nights=30) is None
+
+
+def test_models_that_never_differ_on_n_rows_may_differ_on_some_3_of_n() -> None:
+    assert unseen_gain(52, 0.95) == pytest.approx(3 / 52, rel=0.05)
+    assert unseen_gain(5_000, 0.95) == pytest.approx(3 / 5_000, rel=0.01)
+    # As often is nothing seen of a share that large.
+    assert (1 - unseen_gain(52, 0.95)) ** 52 == pytest.approx(0.05)
 
 
 def test_the_detectable_gain_is_called_superior_four_times_in_five() -> None:

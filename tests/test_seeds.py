@@ -429,7 +429,7 @@ def test_without_dask_the_extra_is_named_and_the_way_without_it(monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "prefect_dask", None)
     with pytest.raises(ConfigurationError, match="need Dask") as raised, dask(2):
         pass
-    assert "pip install 'nightgate[dask]'" in raised.value.next_step
+    assert "pip install -c constraints.txt 'nightgate[dask]'" in raised.value.next_step
     assert "--no-prefect" in raised.value.next_step
 
 

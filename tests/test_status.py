@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from nightgate import approvals, ledger, query
+from nightgate import approvals, freezes, ledger, query
 from nightgate.cli import app
 from nightgate.database import Database
 from nightgate.errors import RegistryError
@@ -186,6 +186,26 @@ def test_the_last_night_is_the_newest_that_has_ended(database: Database) -> None
     row = one(database, "last_night")
     assert (row["night"], row["status"], row["reason"]) == (night(1).date, "failed", "it is failed")
     assert [row["night"] for row in rows(database, "running")] == [night(2).date]
+
+
+def test_versions_are_whole_numbers_also_beside_a_night_without_one(database: Database) -> None:
+    night_rows.held_version(database)
+    broken = night_rows.open_run(database, pipeline("other"), night())
+    ledger.finish_run(database, broken.run_id, broken.attempt, "failed", reason="no rows")
+    [line] = [line for line in as_text(status(database)).splitlines() if "held" in line and "reviews" in line]
+    assert " 1 " in line
+    assert "1.0" not in line
+
+
+@sqlite
+def test_a_frozen_pipeline_is_told_with_what_ends_that(database: Database) -> None:
+    night_rows.held_version(database)
+    freezes.freeze(database, "reviews", by="ada", reason="rude answers")
+    row = one(database, "next_night")
+    assert "its nights are held, for it is frozen since" in row["reason"]
+    assert "by ada: rude answers" in row["reason"]
+    assert row["next_step"] == "to let runs promote again: nightgate unfreeze reviews --reason TEXT"
+    assert "nightgate unfreeze reviews" in as_text(status(database))
 
 
 def test_a_gap_to_the_champion_is_shown_with_its_sign_and_four_decimals() -> None:

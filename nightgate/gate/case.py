@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nightgate import config
 from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Side
-from nightgate.gate.rules import detectable_gain
+from nightgate.gate.rules import detectable_gain, unseen_gain
 from nightgate.gate.verdicts import Score
 from nightgate.gate.window import test_window
 from nightgate.gate.words import named
@@ -183,7 +183,10 @@ class Case:
         assert ours is not None
         assert theirs is not None
         error = math.inf if gap.std_error is None else gap.std_error
-        return Comparison(ours, theirs, gap, detectable_gain(error, self.policy.confidence))
+        confidence = self.policy.confidence
+        # Of models that never differ the bootstrap knows no error.
+        seen = detectable_gain(error, confidence) if error else unseen_gain(self.num_rows, confidence)
+        return Comparison(ours, theirs, gap, seen)
 
     # --- policy ---
 

@@ -81,6 +81,14 @@ def detectable_gain(std_error: float, confidence: float, power: float = 0.8) -> 
     return (normal.inv_cdf((1 + confidence) / 2) + normal.inv_cdf(power)) * std_error
 
 
+def unseen_gain(num_rows: int, confidence: float) -> float:
+    """The share of rows that two models may differ on although they do on none of `num_rows`.
+
+    1 - (1 - confidence)^(1 / rows), some 3 / rows at 95 %: the rule of three (Hanley and Lippman-Hand 1983).
+    """
+    return 1.0 - math.pow(1.0 - confidence, 1.0 / num_rows)
+
+
 def holm(p_values: Sequence[float], level: float) -> list[bool]:
     """Which hypotheses are rejected when a true one may be, anywhere among them, with probability `level` (Holm 1979).
 

@@ -12,6 +12,7 @@ It comes of every run, whatever its status: what a run never came to has no sect
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -26,6 +27,8 @@ from nightgate.reports.facts import ReportFacts as ReportFacts
 from nightgate.reports.facts import gather as gather
 from nightgate.reports.parts import moment, status_mark
 from nightgate.summary import EXAMPLE_QUERY
+
+log = logging.getLogger(__name__)
 
 
 def as_document(facts: ReportFacts) -> Document:
@@ -80,6 +83,15 @@ def publish(home: Home, run_id: str) -> tuple[Path, str]:
     """`write`, and `as_markdown` of the same facts. Raises as `write`."""
     page = as_document(gather(home, run_id))
     return _save(home, run_id, page), document.as_markdown(page)
+
+
+def publish_if_possible(home: Home, run_id: str) -> str:
+    """`publish`, for those who depend on no picture: the markdown, or '' with a warning."""
+    try:
+        return publish(home, run_id)[1]
+    except Exception as error:  # noqa: BLE001 - nothing of a night may depend on its picture
+        log.warning("run %s has no report: %s; nightgate history has all of it", run_id, error)
+        return ""
 
 
 def _save(home: Home, run_id: str, page: Document) -> Path:
