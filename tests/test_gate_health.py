@@ -100,7 +100,7 @@ def golden_night(ours: float, theirs: float, **changes: Any) -> Any:
         (0.70, 0.70, False, "passed", "no loss of more than golden_margin 0.0500; no row went from right to wrong"),
         (0.50, 0.54, False, "passed", "4 rows went from right to wrong: 0000002e, 0000002f, 00000030, 00000031"),
         (0.44, 0.54, False, "warning", "a loss of more than golden_margin 0.0500; 10 rows went from right to wrong: "),
-        (0.44, 0.54, False, "warning", "0000002e, 0000002f, 00000030, 00000031, 00000032 and 5 more"),
+        (0.44, 0.54, False, "warning", ", ".join(f"{row:08x}" for row in range(0x2E, 0x38))),
         (0.44, 0.54, True, "failed", "a loss of more than golden_margin 0.0500"),
     ],
 )
@@ -113,6 +113,12 @@ def test_golden_rows_warn_and_name_what_was_unlearned(
     assert (found.threshold, found.rows_used) == (-0.05, 100)
     assert words in found.reason
     assert decision.verdict == ("hold" if outcome == "failed" else "promote")
+
+
+def test_of_golden_rows_that_need_no_look_the_first_are_named() -> None:
+    found = check(decide(golden_night(0.44, 0.54), Gate(min_f1=0.54, golden_margin=0.2)), "golden")
+    assert (found.outcome, found.reason) == ("passed", found.brief)
+    assert found.reason.endswith("0000002e, 0000002f, 00000030, 00000031, 00000032 and 5 more")
 
 
 def test_a_loss_of_just_the_margin_is_none_too_many() -> None:

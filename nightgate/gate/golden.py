@@ -12,6 +12,7 @@ from nightgate.gate.words import between, listed, signed, told_apart
 from nightgate.intervals import f1_difference
 
 FLIPS_NAMED = 5
+"""Where none needs to be looked into; a loss beyond the margin names every row."""
 
 
 def golden(case: Case) -> Check:
@@ -56,23 +57,27 @@ def _compared(case: Case, rows: Rows, theirs: Labels, ours: Labels, weak: Outcom
     assert f1[1] is not None
     passed = gap.value >= -policy.golden_margin
     told = told_apart(f1[0], f1[1])
-    reason = (
+    lost = (theirs == true) & (ours != true)
+    gap_told = (
         f"F1 {told[0]} against {told[1]} of {case.name('champion')} on the same {len(rows):,} golden rows "
         f"({signed(gap.value)}; {between(gap.interval, policy.confidence)}): {'no' if passed else 'a'} loss of more "
-        f"than golden_margin {policy.golden_margin:.4f}; {_flips(rows, (theirs == true) & (ours != true))}"
+        f"than golden_margin {policy.golden_margin:.4f}"
     )
+    brief = f"{gap_told}; {_flips(rows, lost, FLIPS_NAMED)}"
+    # Whoever has to look into a loss needs them all.
+    reason = brief if passed else f"{gap_told}; {_flips(rows, lost, len(rows))}"
     whole = _check(case, rows, "passed" if passed else weak, reason)
     low, high = gap.interval or (None, None)
-    return replace(whole, candidate_value=f1[0], champion_value=f1[1], ci_low=low, ci_high=high)
+    return replace(whole, brief=brief, candidate_value=f1[0], champion_value=f1[1], ci_low=low, ci_high=high)
 
 
 def _check(case: Case, rows: Rows, outcome: Outcome, reason: str) -> Check:
     return Check("golden", outcome, reason, threshold=-case.policy.golden_margin, rows_used=len(rows))
 
 
-def _flips(rows: Rows, unlearned: Mask) -> str:
+def _flips(rows: Rows, unlearned: Mask, most: int) -> str:
     names = sorted(name[:8] for name, lost in zip(rows.fingerprints, unlearned.tolist(), strict=True) if lost)
     if not names:
         return "no row went from right to wrong"
     went = "1 row went" if len(names) == 1 else f"{len(names):,} rows went"
-    return f"{went} from right to wrong: {listed(names, FLIPS_NAMED)}"
+    return f"{went} from right to wrong: {listed(names, most)}"
