@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Literal
 
 from prefect.flow_runs import suspend_flow_run
@@ -62,7 +61,8 @@ def decide_when_resumed(run_id: str) -> None:
 def _answer(run_id: str, description: str) -> Approval:
     """What the form says; without a word yet, this ends the process."""
     form = Approval.with_initial_data(description=description)
-    for asked in itertools.count(1):
+    asked = 1
+    while True:
         key = f"approval-{run_id}" + (f"-{asked}" if asked > 1 else "")
         try:
             # No timeout of Prefect's: it would end the run as failed. The deadline is ours, see
@@ -71,8 +71,7 @@ def _answer(run_id: str, description: str) -> Approval:
         except ValidationError:
             # Retry of a run that Prefect took for dead while it waited: there the key counts as resumed, and has no
             # answer. Under another one the form comes back.
-            continue
-    raise AssertionError("unreachable")
+            asked += 1
 
 
 def evidence(waiting: approvals.Waiting) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -155,33 +157,33 @@ def test_a_word_that_comes_too_late_is_told_what_became_of_the_last_that_waited(
         approvals.find(database, "reviews", first)
 
 
-def test_of_two_decisions_at_once_the_later_is_told_of_the_earlier(database: Database, migrated_url: str) -> None:
-    run_id, _ = waiting_run(database)
+@contextmanager
+def slower(database: Database, url: str, run_id: str) -> Iterator[Database]:
+    """Somebody else's connection: anna rejects the run between its first look and what that one does next."""
     earlier: list[approvals.Ended] = []
 
     def has_looked(_: sa.Connection) -> None:
         if not earlier:
             earlier.append(approvals.reject(database, run_id, by="anna", reason="no"))
 
-    with Database.open(database.home, migrated_url) as other:
+    with Database.open(database.home, url) as other:
         sa.event.listen(other._engine, "commit", has_looked)
-        with pytest.raises(RegistryError, match=r"does not wait for an approval: it is held: rejected by anna: no"):
-            approvals.reject(other, run_id, by="ben", reason="no, too")
+        yield other
     assert earlier
+
+
+def test_of_two_decisions_at_once_the_later_is_told_of_the_earlier(database: Database, migrated_url: str) -> None:
+    run_id, _ = waiting_run(database)
+    told = r"does not wait for an approval: it is held: rejected by anna: no"
+    with slower(database, migrated_url, run_id) as other, pytest.raises(RegistryError, match=told):
+        approvals.reject(other, run_id, by="ben", reason="no, too")
 
 
 def test_a_decision_that_comes_while_the_overdue_are_held_stands_and_keeps_no_other_from_it(
     database: Database, migrated_url: str
 ) -> None:
     (decided, _), (overdue, _) = waiting_run(database, 0), waiting_run(database, 1)
-    earlier: list[approvals.Ended] = []
-
-    def has_looked(_: sa.Connection) -> None:
-        if not earlier:
-            earlier.append(approvals.reject(database, decided, by="anna", reason="no"))
-
-    with Database.open(database.home, migrated_url) as reconciling:
-        sa.event.listen(reconciling._engine, "commit", has_looked)
+    with slower(database, migrated_url, decided) as reconciling:
         held = approvals.hold_overdue(reconciling, datetime.now(UTC) + timedelta(hours=19))
     assert [one.run_id for one in held] == [overdue]
     assert one(database, decided)["reason"] == "rejected by anna: no"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from nightgate.config import Gate
 from nightgate.gate import Evidence, Side, decide, told_apart
@@ -184,6 +185,22 @@ def test_where_the_rows_were_enough_to_see_the_margin_nothing_is_underpowered() 
     decision = decide(crossed(0.601, 0.60), Gate(min_f1=0.5, margin=0.08, policy="superior"))
     assert check(decision, "beats_champion").outcome == "failed"
     assert check(decision, "anchor").outcome == "passed"
+
+
+@pytest.mark.parametrize(
+    ("groups", "outcome", "gain"),
+    [
+        pytest.param(None, "failed", 0.0015, id="2,000 rows"),
+        pytest.param(np.arange(2000) // 50, "underpowered", 0.0722, id="40 groups of them"),
+    ],
+)
+def test_of_models_that_never_differ_only_so_much_is_known(
+    groups: NDArray[np.int64] | None, outcome: str, gain: float
+) -> None:
+    decision = decide(night(0.60, 0.60, rows(groups=groups)), POLICY)
+    assert check(decision, "beats_champion").outcome == outcome
+    assert decision.measured is not None
+    assert decision.measured.detectable_gain == pytest.approx(gain, abs=5e-5)
 
 
 def test_a_single_group_shows_nothing() -> None:

@@ -135,6 +135,13 @@ def start_serving(pipeline: Path, home: Path, log: Path, **environment: str) -> 
         )
 
 
+def comes_up(process: subprocess.Popen[bytes], log: Path, seconds: float, *, times: int = 1) -> None:
+    """Wait until it says that it serves, for the so manyeth time in this log."""
+    said = "Ctrl-C ends"
+    within(seconds, lambda: log.read_text().count(said) >= times or process.poll() is not None, "nightgate serve")
+    assert process.poll() is None, log.read_text()
+
+
 @pytest.fixture(scope="module")
 def served(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
@@ -146,7 +153,7 @@ def served(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     )
     one = Served(process, prefect_server, "served", folder / "home", log)
     try:
-        within(60, lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, "nightgate serve")
+        comes_up(process, log, 60)
         within(30, lambda: process.poll() is not None or _exists(one), "the deployment")
         assert process.poll() is None, log.read_text()
         yield one
@@ -386,8 +393,7 @@ def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both_and_
         PREFECT_HOME=str(session_root / "own-server"),
     )
     try:
-        within(120, lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None, "nightgate serve")
-        assert process.poll() is None, log.read_text()
+        comes_up(process, log, 120)
         assert f"UI at {url}" in log.read_text()
         assert answers(url)
 
@@ -433,8 +439,7 @@ def test_the_server_of_a_serve_that_was_killed_goes_on_and_the_next_serve_finds_
 
     def serve(times: int) -> subprocess.Popen[bytes]:
         process = start_serving(pipeline, tmp_path / "home", log, **environment)
-        within(120, lambda: log.read_text().count("Ctrl-C ends") == times or process.poll() is not None, "serve")
-        assert process.poll() is None, log.read_text()
+        comes_up(process, log, 120, times=times)
         return process
 
     first = serve(1)
@@ -461,14 +466,12 @@ def test_a_night_outlives_kill_9_of_serve_and_the_next_serve_starts_no_second_on
     upgrade(database_url(open_home(home)))
     pipeline = write_served_pipeline(tmp_path, "orphaned")
 
-    def serve() -> subprocess.Popen[bytes]:
-        before = log.read_text().count("Ctrl-C ends") if log.exists() else 0
+    def serve(times: int) -> subprocess.Popen[bytes]:
         process = start_serving(pipeline, home, log, PREFECT_API_URL=prefect_server)
-        within(90, lambda: log.read_text().count("Ctrl-C ends") > before or process.poll() is not None, "serve")
-        assert process.poll() is None, log.read_text()
+        comes_up(process, log, 90, times=times)
         return process
 
-    one = Served(serve(), prefect_server, "orphaned", home, log)
+    one = Served(serve(1), prefect_server, "orphaned", home, log)
     try:
         within(30, lambda: _exists(one), "the deployment")
         run = one.start({"night": night, "training": {"epochs": 40}})
@@ -476,7 +479,7 @@ def test_a_night_outlives_kill_9_of_serve_and_the_next_serve_starts_no_second_on
         orphans = one.children()
         one.process.kill()
         one.process.wait()
-        one.process = serve()
+        one.process = serve(2)
         later = one.start({"night": night})
         assert [child for child in orphans if child.is_running()]
         assert one.ended(run, 150).name in {"Promoted", "Held"}

@@ -120,6 +120,11 @@ class Case:
         groups = self.evidence.test.groups
         return None if groups is None else groups[mask]
 
+    def num_units(self, mask: Mask) -> int:
+        """Of what is drawn independently: groups where rows come in groups, else rows."""
+        groups = self.groups(mask)
+        return int(np.count_nonzero(mask)) if groups is None else len(np.unique(groups))
+
     # --- F1 ---
 
     def estimate(self, role: Role, mask: Mask, statistic: Statistic, resamples: int) -> Estimate:
@@ -185,7 +190,7 @@ class Case:
         error = math.inf if gap.std_error is None else gap.std_error
         confidence = self.policy.confidence
         # Of models that never differ the bootstrap knows no error.
-        seen = detectable_gain(error, confidence) if error else unseen_gain(self.num_rows, confidence)
+        seen = detectable_gain(error, confidence) if error else unseen_gain(self.num_units(self.window), confidence)
         return Comparison(ours, theirs, gap, seen)
 
     # --- policy ---

@@ -81,12 +81,12 @@ def detectable_gain(std_error: float, confidence: float, power: float = 0.8) -> 
     return (normal.inv_cdf((1 + confidence) / 2) + normal.inv_cdf(power)) * std_error
 
 
-def unseen_gain(num_rows: int, confidence: float) -> float:
-    """The share of rows that two models may differ on although they do on none of `num_rows`.
+def unseen_gain(num_units: int, confidence: float) -> float:
+    """The share of rows that two models may differ on although they do in none of `num_units` rows, or groups of them.
 
-    1 - (1 - confidence)^(1 / rows), some 3 / rows at 95 %: the rule of three (Hanley and Lippman-Hand 1983).
+    1 - (1 - confidence)^(1 / units), some 3 / units at 95 %: the rule of three (Hanley and Lippman-Hand 1983).
     """
-    return 1.0 - math.pow(1.0 - confidence, 1.0 / num_rows)
+    return 1.0 - math.pow(1.0 - confidence, 1.0 / num_units)
 
 
 def holm(p_values: Sequence[float], level: float) -> list[bool]:

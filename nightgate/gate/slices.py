@@ -95,13 +95,12 @@ def _parts(case: Case) -> Iterator[_Part]:
 def _part(case: Case, name: str, value: str, own: Mask, resampled: Mask, statistic: Statistic) -> _Part:
     """`own`: the rows that it is about, of those that are resampled for it."""
     rows, least = int(np.count_nonzero(own)), case.policy.min_slice_rows
-    groups = case.groups(own)
-    num_groups = rows if groups is None else len(np.unique(groups))
+    num_units = case.num_units(own)
     few = ""
     if rows < least:
         few = f"{rows:,} test rows are fewer than min_slice_rows {least:,}"
-    elif num_groups < FEWEST:
-        few = f"{rows:,} test rows come in {num_groups} groups, fewer than {FEWEST}"
+    elif num_units < FEWEST:
+        few = f"{rows:,} test rows come in {num_units} groups, fewer than {FEWEST}"
     return _Part(name, value, rows, few, resampled, statistic)
 
 
