@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -39,14 +39,6 @@ class Encoded:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row."""
         return np.diff(self.offsets)
-
-    def select(self, rows: NDArray[np.int64]) -> Encoded:
-        """Some rows, in the order given."""
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        token = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        types = None if self.type_ids is None else self.type_ids[token]
-        return replace(self, ids=self.ids[token], type_ids=types, offsets=offsets)
 
     def packed(self, rows: NDArray[np.int64], device: torch.device) -> PackedBatch:
         """`rows` one after the other, in the order given."""

@@ -13,7 +13,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from nightgate.database import Database
 from nightgate.errors import RegistryError
-from nightgate.gate import Evidence, Reuse, Rows, Serving, Side, Slice
+from nightgate.gate import Evidence, Rows, Serving, Side, Slice
 from nightgate.gate.evidence import Labels, Mask
 from nightgate.runs import fenced
 from nightgate.schema import SIDES, GateSide, Run, TestPrediction, TestSet
@@ -280,7 +280,6 @@ def _side_row(run_id: str, attempt: int, name: str, side: Side, evidence: Eviden
     facts: dict[str, Any] = {
         "trained_on": trained_on,
         "unknown_line": side.unknown_line,
-        "reuse": asdict(side.reuse) if side.reuse else None,
         "served": None if served is None else {"rows": served.rows, "flipped": served.flipped},
     }
     if name == "candidate":
@@ -357,7 +356,6 @@ def _evidence(
                 size_bytes=row.size_bytes,
                 **served,
             ),
-            reuse=Reuse(**facts["reuse"]) if facts["reuse"] else None,
         )
 
     candidate = side("candidate")

@@ -17,11 +17,11 @@ from nightgate.calibration import calibration_error, nonfinite_rows
 from nightgate.claim import NightRun
 from nightgate.clean import Line, line_of, trained_on
 from nightgate.errors import ModelError, RegistryError
-from nightgate.gate import Evidence, Reuse, Rows, Side, Slice
+from nightgate.gate import Evidence, Rows, Side, Slice
 from nightgate.gate.evidence import Mask
 from nightgate.golden import golden_set
 from nightgate.intervals import group_numbers
-from nightgate.jobs import ScoreJob, ScoreResult
+from nightgate.jobs import ScoreJob
 from nightgate.ledger import VersionRow
 from nightgate.serving import serve
 from nightgate.supervisor import LIFE
@@ -77,7 +77,6 @@ def score_on_test(run: NightRun) -> None:
         models=run.folders,
         # The attempt's own: one that was given up for dead may still be writing.
         out=run.directory / f"attempt-{run.attempt}" / "test",
-        cache=run.home.cache,
         golden=run.golden.path,
     )
     # The report would wait for it.
@@ -223,15 +222,7 @@ def _side(
         golden=None if of_golden is None else of_golden.argmax(axis=1),
         calibration_error=calibration_error(logits, frames.test["label"].to_numpy(dtype=np.int64)),
         nonfinite_rows=broken,
-        reuse=_reuse(run.scored, name) if version else None,
     )
-
-
-def _reuse(scored: ScoreResult, name: str) -> Reuse:
-    reuse = Reuse(scored.rows, scored.reused[name], scored.recomputed[name], scored.differing[name])
-    if reuse.recomputed:
-        log.info("%s: %s", name, f"{reuse.reused:,} of {reuse.rows:,} rows reused, {reuse.recomputed:,} recomputed")
-    return reuse
 
 
 # --- golden rows ---

@@ -41,11 +41,6 @@ class Home:
     def locks(self) -> Path:
         return self.root / "locks"
 
-    @property
-    def cache(self) -> Path:
-        """What saves work and may be deleted at any time; made when first written to."""
-        return self.root / "cache"
-
     def relative(self, path: Path) -> str:
         """`path` as the database stores it: relative to the home, with forward slashes."""
         return path.resolve().relative_to(self.root).as_posix()

@@ -44,8 +44,6 @@ class TrainJob(_Message):
     """ISO time with an offset: what `train_window` counts back from."""
     start_from: Path | None = None
     """Folder of the champion to go on from; None starts from `training.base_model`."""
-    cache: Path | None = None
-    """Folder of what one night may leave to the next (token ids); None keeps nothing."""
 
     @property
     def attempt_dir(self) -> Path:
@@ -59,13 +57,10 @@ class ScoreJob(_Message):
     pipeline: dict[str, Any]
     snapshot: Path
     models: dict[str, Path]
-    """Name to model folder: {"candidate": ..., "champion": ..., "anchor": ...}. The candidate is scored in full, the
-    others where the cache does not know them."""
+    """Name to model folder: {"candidate": ..., "champion": ..., "anchor": ...}."""
     out: Path
     """Folder that gets `<name>.npz` of every model, `score.json` and `score.log`."""
     split: str = "test"
-    cache: Path | None = None
-    """Folder of what one night may leave to the next (token ids, logits of rows); None keeps nothing."""
     golden: Path | None = None
     """Folder of golden rows (`nightgate.golden`), which are scored too: `<name>.golden.npz`."""
 
@@ -132,16 +127,8 @@ class ScoreResult(_Message):
     Logits that are not finite are written like others: they are evidence."""
     golden: dict[str, Path]
     """The same of the golden rows, in their order; empty without them."""
-    rows: int
-    """Different texts that every model was scored on; golden rows may be test rows."""
     max_length: dict[str, int]
     """Tokens that texts were cut at."""
-    reused: dict[str, int]
-    """Of `rows`: logits that were not computed now but taken from the cache; 0 when a recomputed one differed."""
-    recomputed: dict[str, int]
-    """Rows of the cache that were computed again to be compared."""
-    differing: dict[str, int]
-    """Recomputed rows that differed from the cache: the model's were dropped then, and all rows computed."""
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from nightgate import base_models
 from nightgate.base_models import LoadedModel
 from nightgate.config import Pipeline
-from nightgate.encoding import Encoded
+from nightgate.encoding import Encoded, encode
 from nightgate.errors import DataError, ModelError
 from nightgate.jobs import Phase, TrainJob
 from nightgate.scoring import columns
-from nightgate.token_cache import encode_cached
 
 log = logging.getLogger(__name__)
 
@@ -64,19 +63,13 @@ def prepare(job: TrainJob, pipeline: Pipeline, say: Say) -> Prepared:
             )
     loaded = _load_model(job, pipeline, say)
 
-    def tokens(texts: list[str], split: str) -> Encoded:
-        return encode_cached(
-            loaded.tokenizer,
-            texts,
-            loaded.max_length,
-            lambda done, total: say("load", detail="tokenising", done=done, total=total),
-            cache=job.cache,
-            name=f"{pipeline.name}-{split}",
-        )
+    def tokens(texts: list[str]) -> Encoded:
+        def on_chunk(done: int, total: int) -> None:
+            say("load", detail="tokenising", done=done, total=total)
 
-    return Prepared(
-        loaded, tokens(train_texts, "train"), train_labels, tokens(validation_texts, "validation"), validation_labels
-    )
+        return encode(loaded.tokenizer, texts, loaded.max_length, on_chunk)
+
+    return Prepared(loaded, tokens(train_texts), train_labels, tokens(validation_texts), validation_labels)
 
 
 def seed_epoch(seed: int, epoch: int, rank: int = 0) -> np.random.Generator:

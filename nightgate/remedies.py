@@ -15,7 +15,6 @@ OTHERWISE = {
     "clean_test": "bring back the snapshots that it names, which prove what each side was trained on",
     "serving": "see the end of the night's log, which holds what the fresh process said",
     "not_older": "run the newest night: this one saw older data than the champion",
-    "reused_predictions": "see what changed on this machine, then run the night again with --force",
 }
 """What helps where a check failed; the first counts. Of the others, how well it learned, the diagnosis knows more."""
 

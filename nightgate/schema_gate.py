@@ -92,7 +92,7 @@ class GateSide(Base):
     serving_flaw: Mapped[str]
     """Why the fresh process could not serve it; '' where it could."""
     facts: Mapped[dict[str, Any]]
-    """What else the checks read, such as reused predictions; as `nightgate.evidence_store` writes it."""
+    """What else the checks read, such as which test rows it was trained on; written by `nightgate.evidence_store`."""
 
 
 class JointOutcome(Base):

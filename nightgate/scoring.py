@@ -10,22 +10,20 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nightgate import devices, forward, prediction_cache
+from nightgate import devices, forward
 from nightgate.base_models import labels_of, load_trained
 from nightgate.config import Pipeline
-from nightgate.encoding import Encoded
+from nightgate.encoding import Encoded, encode
 from nightgate.errors import ModelError
 from nightgate.files import write_whole
-from nightgate.gate import Reuse
 from nightgate.jobs import Progress, ScoreJob, ScoreResult
 from nightgate.serving import columns_by_name
-from nightgate.token_cache import encode_cached, tokenizer_hash
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,91 +101,51 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
     different = list(dict.fromkeys(text for texts, _ in sets.values() for text in texts))
     place = {text: row for row, text in enumerate(different)}
     written: dict[str, dict[str, Path]] = {kind: {} for kind in ("", ".golden")}
-    scored: dict[str, _Scored] = {}
+    max_length: dict[str, int] = {}
     for name, folder in job.models.items():
-        scored[name] = _score(job, pipeline, name, folder, different, device, on_progress)
+        logits, max_length[name] = _score(pipeline, name, folder, different, device, on_progress)
         for kind, (texts, labels) in sets.items():
-            logits = scored[name].logits[[place[text] for text in texts]]
-            written[kind][name] = write_predictions(job.out / f"{name}{kind}.npz", logits, labels)
-    return ScoreResult(
-        written=written[""],
-        golden=written[".golden"],
-        rows=len(different),
-        max_length={name: of_model.max_length for name, of_model in scored.items()},
-        reused={name: of_model.reuse.reused for name, of_model in scored.items()},
-        recomputed={name: of_model.reuse.recomputed for name, of_model in scored.items()},
-        differing={name: of_model.reuse.differing for name, of_model in scored.items()},
-    )
-
-
-class _Scored(NamedTuple):
-    logits: Logits
-    """[rows, labels], columns as the pipeline has its labels."""
-    max_length: int
-    reuse: Reuse
+            of_rows = logits[[place[text] for text in texts]]
+            written[kind][name] = write_predictions(job.out / f"{name}{kind}.npz", of_rows, labels)
+    return ScoreResult(written=written[""], golden=written[".golden"], max_length=max_length)
 
 
 def _score(
-    job: ScoreJob,
     pipeline: Pipeline,
     name: str,
     folder: Path,
     texts: list[str],
     device: torch.device,
     on_progress: Callable[[Progress], None],
-) -> _Scored:
+) -> tuple[Logits, int]:
+    """Logits [texts, labels], columns as the pipeline has its labels, and the tokens that texts were cut at."""
     on_progress(Progress("load", detail=f"loading the {name}"))
     loaded = load_trained(folder, named=f"the {name}")
     own_columns = _columns_for(pipeline.data.label_names, labels_of(loaded.model), name, folder)
-    encoded = encode_cached(
-        loaded.tokenizer,
-        texts,
-        loaded.max_length,
-        _tokenising(on_progress),
-        cache=job.cache,
-        name=f"{pipeline.name}-{job.split}",
-    )
-    tokenizer = None if job.cache is None else tokenizer_hash(loaded.tokenizer)
-    model = loaded.model.to(device)
+
+    def on_chunk(done: int, total: int) -> None:
+        on_progress(Progress("load", detail="tokenising", done=done, total=total))
+
+    encoded = encode(loaded.tokenizer, texts, loaded.max_length, on_chunk)
     batch_size = pipeline.training.eval_batch_size
+    began = time.monotonic()
 
-    def compute(rows: NDArray[np.int64]) -> Logits:
-        began = time.monotonic()
-
-        def on_batch(done: int, total: int) -> None:
-            rate = done / max(time.monotonic() - began, 1e-9)
-            on_progress(
-                Progress(
-                    "evaluate",
-                    detail=f"scoring the {name}",
-                    done=done,
-                    total=total,
-                    examples_per_second=rate,
-                    eta_seconds=(total - done) / rate,
-                    step_seconds=batch_size / rate,
-                )
+    def on_batch(done: int, total: int) -> None:
+        rate = done / max(time.monotonic() - began, 1e-9)
+        on_progress(
+            Progress(
+                "evaluate",
+                detail=f"scoring the {name}",
+                done=done,
+                total=total,
+                examples_per_second=rate,
+                eta_seconds=(total - done) / rate,
+                step_seconds=batch_size / rate,
             )
+        )
 
-        some = encoded.select(rows) if len(rows) < len(encoded) else encoded
-        return logits_of(model, some, batch_size=batch_size, on_batch=on_batch)[:, own_columns]
-
-    if job.cache is None or tokenizer is None:
-        return _Scored(compute(np.arange(len(texts))), loaded.max_length, Reuse(rows=len(texts)))
-    scored = prediction_cache.Scored(
-        folder, tokenizer, loaded.max_length, pipeline.data.label_names, devices.describe(device)
-    )
-    cache = prediction_cache.PredictionCache(job.cache, pipeline.name, scored.key())
-    if name == "candidate":
-        # Its own evidence is computed in full; what is kept of it serves the nights in which it reigns.
-        logits, reuse = compute(np.arange(len(texts))), Reuse(rows=len(texts))
-    else:
-        logits, reuse = cache.complete(texts, compute)
-    cache.keep(texts, logits)
-    return _Scored(logits, loaded.max_length, reuse)
-
-
-def _tokenising(on_progress: Callable[[Progress], None]) -> Callable[[int, int], None]:
-    return lambda done, total: on_progress(Progress("load", detail="tokenising", done=done, total=total))
+    logits = logits_of(loaded.model.to(device), encoded, batch_size=batch_size, on_batch=on_batch)
+    return logits[:, own_columns], loaded.max_length
 
 
 def _columns_for(label_names: Sequence[str], own: list[str], name: str, folder: Path) -> list[int]:

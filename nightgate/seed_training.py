@@ -160,7 +160,6 @@ def _train(
         pipeline=pipeline.record(),
         data_until=study.data_until,
         start_from=start_from,
-        cache=home.cache,
     )
     result: TrainResult | None = None
 
@@ -182,8 +181,6 @@ def _score(
         snapshot=snapshot.path,
         models={"candidate": model},
         out=folder / "test",
-        # Without the cache of logits: it has room for few models, and the champion's would have to go.
-        cache=None,
     )
     written = supervisor.score_models(job, on_progress=on_progress).written
     return _scores(pipeline, snapshot, "test", read_predictions(written["candidate"]))

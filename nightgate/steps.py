@@ -154,7 +154,6 @@ def fine_tune(run: NightRun, on_progress: Callable[[Progress], None] | None = No
         pipeline=run.pipeline.record(),
         data_until=run.data_until.isoformat(),
         start_from=start_from,
-        cache=run.home.cache,
     )
     # The metrics of the first epoch would wait for the one, the end of the night for the other.
     startup.load_early("nightgate.metric_module", "nightgate.reports.report")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate.gate import Evidence, Reuse, Rows, Serving, Side, Slice
+from nightgate.gate import Evidence, Rows, Serving, Side, Slice
 
 TONIGHT = datetime(2026, 3, 1, 3, 15, tzinfo=UTC)
 LABELS = ("bad", "fair", "good")
@@ -51,7 +51,7 @@ def side(of: Rows, golden: Rows | None, share_right: float, seed: int, **changes
 def evidence(num_rows: int = 3000, **changes: Any) -> Evidence:
     """A candidate that is better by 4 points than a champion, which is the anchor."""
     test, golden = rows(num_rows), rows(200, seed=9)
-    reigning = side(test, golden, 0.60, seed=3, version=3, reuse=Reuse(num_rows, 90, 8, 0))
+    reigning = side(test, golden, 0.60, seed=3, version=3)
     whole = Evidence(
         label_names=LABELS,
         test_version="t-0011223344",

@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
-from nightgate import evidence_store, gate, ledger
+from nightgate import evidence_store, gate, ledger, replay
 from nightgate.config import Gate
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.gate import Evidence, Rows
+from nightgate.home import Home
 from nightgate.outcomes import joint_outcomes
+from nightgate.reports import report
+from nightgate.schema import GateCheck, GateSide
 from tests import evidence as made_up
 from tests import night_rows
 
@@ -100,6 +105,29 @@ def test_a_stored_night_is_decided_again_as_it_was(database: Database) -> None:
     again = gate.decide(evidence_store.load_evidence(database, judged(database, evidence)), Gate(min_f1=0.5))
     first = gate.decide(evidence, Gate(min_f1=0.5))
     assert (again.verdict, again.reason, again.checks) == (first.verdict, first.reason, first.checks)
+
+
+def test_a_night_that_was_stored_with_its_reused_predictions_is_read_and_decided_again(
+    database: Database, home: Home
+) -> None:
+    """Earlier versions reused logits of the champion, under a check of its own."""
+    evidence = made_up.evidence(400, data_until=night_rows.night().data_until)
+    run_id = judged(database, evidence)
+    reuse = {"rows": 400, "reused": 0, "recomputed": 8, "differing": 1}
+
+    def as_it_was_stored(session: Session) -> None:
+        for side in session.scalars(sa.select(GateSide).where(GateSide.run_id == run_id)):
+            side.facts = {**side.facts, "reuse": reuse if side.side == "champion" else None}
+        check = session.scalars(sa.select(GateCheck).filter_by(run_id=run_id, check_name="not_older")).one()
+        check.check_name, check.outcome, check.reason = "reused_predictions", "failed", "1 of 8 rows differs"
+
+    database.write(as_it_was_stored)
+    assert same(evidence_store.load_evidence(database, run_id), evidence)
+    [night] = replay.replay(database, "reviews")
+    assert (night.verdict, night.replayed) == ("promote", "promote")
+    page = report.write(home, run_id).read_text(encoding="utf-8")
+    assert "reused_predictions" in page
+    assert "1 of 8 rows differs" in page
 
 
 def test_nights_with_the_same_rows_share_them(database: Database) -> None:

@@ -278,9 +278,8 @@ def test_without_a_champion_nothing_is_compared_and_the_candidate_becomes_the_fi
         "degenerate": "passed",
         "serving": "passed",
         "not_older": "not_run",
-        "reused_predictions": "not_run",
     }
-    for name in ("beats_champion", "golden", "not_older", "reused_predictions"):
+    for name in ("beats_champion", "golden", "not_older"):
         assert check(decision, name).reason == "no champion yet"
     assert check(decision, "anchor").reason == "no anchor yet"
     assert check(decision, "slices").reason == "no champion yet, and slice_floor is 0"
@@ -439,7 +438,6 @@ def test_every_check_runs_and_all_failures_are_in_the_reason() -> None:
         "degenerate": "failed",
         "serving": "failed",
         "not_older": "failed",
-        "reused_predictions": "not_run",
     }
     for name, outcome in outcomes(decision).items():
         # The anchor reigns: what the champion's check says of it is said once.

@@ -1,4 +1,4 @@
-"""Whether scores mean anything: clean test rows, golden rows, degenerate models, serving, reused predictions."""
+"""Whether scores mean anything: clean test rows, golden rows, degenerate models, serving."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nightgate.config import Gate
-from nightgate.gate import SERVING_TOLERANCE, Check, Reuse, Rows, decide
+from nightgate.gate import SERVING_TOLERANCE, Check, Rows, decide
 from tests.gate_night import SERVED, check, first_night, night, of_candidate, of_champion, rows, side
 
 POLICY = Gate(min_f1=0.54)
@@ -278,49 +278,3 @@ def test_the_first_candidate_must_be_served_without_a_budget() -> None:
     assert found.outcome == "passed"
     assert found.reason.endswith("; no champion yet, so time and size have no budget")
     assert decide(of_candidate(first_night(), serving=None), POLICY).verdict == "hold"
-
-
-# --- reused_predictions ---
-
-
-@pytest.mark.parametrize(
-    ("reuse", "outcome", "words"),
-    [
-        (None, "not_run", "all test rows of the champion (version 3) were scored tonight, none was reused"),
-        (Reuse(rows=500), "not_run", "all test rows of the champion (version 3) were scored tonight"),
-        (
-            Reuse(rows=5000, reused=4512, recomputed=46),
-            "passed",
-            "4,512 of 5,000 test rows of the champion (version 3) were scored on an earlier night; of these 46, drawn "
-            "at random, were scored again tonight, and none differs by more than 0.0001",
-        ),
-        (
-            Reuse(rows=5000, recomputed=46, differing=1),
-            "failed",
-            "1 of 46 recomputed rows of the champion (version 3) differ from what an earlier night stored, by more "
-            "than 0.0001 in a logit or in the label: the stored rows were dropped and all 5,000 scored afresh; see what"
-            " changed on this machine",
-        ),
-    ],
-)
-def test_reused_predictions_count_only_while_recomputed_ones_agree(
-    reuse: Reuse | None, outcome: str, words: str
-) -> None:
-    decision = decide(of_champion(night(), reuse=reuse), POLICY)
-    found = check(decision, "reused_predictions")
-    assert found.outcome == outcome
-    assert words in found.reason
-    assert found.rows_used == (46 if reuse and reuse.recomputed else None)
-    assert decision.verdict == ("hold" if outcome == "failed" else "promote")
-
-
-def test_the_anchor_s_reused_predictions_are_checked_as_well() -> None:
-    known = of_champion(night(), reuse=Reuse(2000, 1900, 20))
-    for differing, outcome, words in (
-        (0, "passed", "1,500 of 2,000 test rows of the anchor (version 1) were scored on an earlier night"),
-        (2, "failed", "2 of 16 recomputed rows of the anchor (version 1) differ"),
-    ):
-        anchor = side(known.test, 0.60, version=1, reuse=Reuse(2000, 1500, 16, differing))
-        found = check(decide(replace(known, anchor=anchor), POLICY), "reused_predictions")
-        assert (found.outcome, found.rows_used) == (outcome, 36)
-        assert words in found.reason

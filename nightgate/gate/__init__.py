@@ -2,12 +2,10 @@
 
 from nightgate.gate.decide import decide as decide
 from nightgate.gate.evidence import Evidence as Evidence
-from nightgate.gate.evidence import Reuse as Reuse
 from nightgate.gate.evidence import Rows as Rows
 from nightgate.gate.evidence import Serving as Serving
 from nightgate.gate.evidence import Side as Side
 from nightgate.gate.evidence import Slice as Slice
-from nightgate.gate.health import LOGIT_TOLERANCE as LOGIT_TOLERANCE
 from nightgate.gate.health import SERVING_TOLERANCE as SERVING_TOLERANCE
 from nightgate.gate.health import unserved as unserved
 from nightgate.gate.verdicts import Check as Check

@@ -13,7 +13,7 @@ from nightgate.gate.case import Case
 from nightgate.gate.comparisons import anchor, beats_champion, min_f1, moves_anchor, not_older
 from nightgate.gate.evidence import Evidence
 from nightgate.gate.golden import golden
-from nightgate.gate.health import clean_test, degenerate, reused_predictions, serving
+from nightgate.gate.health import clean_test, degenerate, serving
 from nightgate.gate.rules import Rule
 from nightgate.gate.slices import slices
 from nightgate.gate.verdicts import Check, Decision, Measured, Score
@@ -39,7 +39,6 @@ def decide(evidence: Evidence, policy: config.Gate) -> Decision:
         degenerate(case),
         serving(case),
         not_older(case),
-        reused_predictions(case),
     )
     measured = _measured(case)
     # A slice that fails is told by their summary.

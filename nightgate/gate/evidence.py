@@ -56,19 +56,6 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Reuse:
-    """How many of a model's `rows` were not scored tonight but on an earlier night."""
-
-    rows: int
-    reused: int = 0
-    """Rows whose logits of an earlier night stand; 0 when one that was recomputed differed."""
-    recomputed: int = 0
-    """Of the rows that were stored, those that were scored again tonight, drawn at random."""
-    differing: int = 0
-    """Of the recomputed rows: a logit further off than the tolerance, or another predicted label."""
-
-
-@dataclass(frozen=True)
 class Serving:
     """How a fresh process without our code served the saved model."""
 
@@ -110,8 +97,6 @@ class Side:
     """Test and golden rows with a logit that is NaN or infinite."""
     serving: Serving | None = None
     """None: it was not tried."""
-    reuse: Reuse | None = None
-    """None: all rows were scored tonight."""
 
     def __post_init__(self) -> None:
         for name in ("data_until", "chosen_at"):

@@ -7,12 +7,10 @@ import math
 import numpy as np
 
 from nightgate.gate.case import Case
-from nightgate.gate.evidence import Reuse, Serving
-from nightgate.gate.verdicts import Check, Outcome
+from nightgate.gate.evidence import Serving
+from nightgate.gate.verdicts import Check
 from nightgate.gate.words import named, stored
 
-LOGIT_TOLERANCE = 1e-4
-"""Largest difference between a logit of an earlier night and the same one computed again."""
 SERVING_TOLERANCE = 1e-3
 """Largest difference between a logit of the night's scoring and the same one from a process without our code."""
 
@@ -162,42 +160,3 @@ def _budgets(case: Case, served: Serving) -> tuple[str, str, bool]:
 
 def _megabytes(served: Serving) -> float | None:
     return None if served.size_bytes is None else served.size_bytes / 1e6
-
-
-def reused_predictions(case: Case) -> Check:
-    """Whether predictions of an earlier night that stand for champion and anchor still come out the same."""
-    sides = {role: side for role in case.roles if role != "candidate" and (side := case.side(role)) is not None}
-    reuses = {named(role, side): side.reuse for role, side in sides.items() if side.reuse and side.reuse.recomputed}
-    outcome: Outcome = "passed"
-    if not sides:
-        outcome, reasons = "not_run", ["no champion yet"]
-    elif not reuses:
-        names = " and ".join(named(role, side) for role, side in sides.items())
-        outcome, reasons = "not_run", [f"all test rows of {names} were scored tonight, none was reused"]
-    else:
-        differing = {who: reuse for who, reuse in reuses.items() if reuse.differing}
-        outcome = "failed" if differing else "passed"
-        reasons = [_reused(who, reuse) for who, reuse in (differing or reuses).items()]
-    return Check(
-        name="reused_predictions",
-        outcome=outcome,
-        reason="; ".join(reasons),
-        metric="logit",
-        threshold=LOGIT_TOLERANCE,
-        rows_used=sum(reuse.recomputed for reuse in reuses.values()) if reuses else None,
-    )
-
-
-def _reused(who: str, reuse: Reuse) -> str:
-    if reuse.differing:
-        return (
-            f"{reuse.differing:,} of {reuse.recomputed:,} recomputed rows of {who} differ from what an "
-            f"earlier night stored, by more than {LOGIT_TOLERANCE:g} in a logit or in the label: the stored rows were "
-            f"dropped and all {reuse.rows:,} scored afresh; see what changed on this machine since then (processor or "
-            "GPU, threads, libraries, memory errors), then run the night again with --force"
-        )
-    return (
-        f"{reuse.reused:,} of {reuse.rows:,} test rows of {who} were scored on an earlier night; of "
-        f"these {reuse.recomputed:,}, drawn at random, were scored again tonight, and none differs by more than "
-        f"{LOGIT_TOLERANCE:g} in a logit or in the label"
-    )
