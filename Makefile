@@ -11,6 +11,14 @@ demo: $(VENV)/.demo
 	$(BIN)/nightgate db upgrade
 	$(BIN)/nightgate run sample --night 2026-01-05
 	$(BIN)/nightgate run sample --night 2026-01-06
+	@echo
+	$(BIN)/nightgate history sample
+	@echo
+	@echo "Where to look next:"
+	@echo "  the report:          the path above, in a browser"
+	@echo "  epochs and slices:   $(BIN)/nightgate history sample --epochs, or --slices"
+	@echo "  the UI:              $(BIN)/nightgate serve sample"
+	@echo "  data of your own:    docs/own-data.md"
 
 # A file's tests stay together: they share what is slow to make.
 test: $(VENV)/.dev check
@@ -40,7 +48,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	@echo "installing into $(VENV) (a few minutes the first time)"
+	@echo "installing into $(VENV): minutes the first time; README.md says how the CPU build of torch saves 4 GB"
 	$(PIP) -e '.[demo]'
 	@touch $@
 

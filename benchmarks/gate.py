@@ -4,7 +4,7 @@
 
 Years: hundreds of runs of each policy in six worlds, `ours` by the gate's own rules (`nightgate.gate.rules`) under the
 default `[gate]`. Trials: coverage of the intervals on populations whose truth is known, false alarms, CPU time of a
-decision. Exit 1 when a promise is not kept; each is named. docs/gate-simulation.md says what is assumed.
+decision. Exit 1 when a promise is not kept; each is named. docs/gate.md has the results.
 """
 
 from __future__ import annotations

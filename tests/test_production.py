@@ -267,7 +267,7 @@ def test_an_image_is_made_of_files_that_are_there_and_of_all_that_the_package_ne
     dockerfile = (ROOT / "deployments" / "docker" / "Dockerfile").read_text(encoding="utf-8")
     copied = {name for line in re.findall(r"^COPY (.+) \S+$", dockerfile, flags=re.MULTILINE) for name in line.split()}
     assert all((ROOT / name).exists() for name in copied)
-    assert {"pyproject.toml", "README.md", "nightgate", "tasks", "flows", "deployments", "alembic"} <= copied
+    assert {"pyproject.toml", "README.md", "LICENSE", "nightgate", "tasks", "flows", "deployments", "alembic"} <= copied
     kept = (ROOT / ".dockerignore").read_text(encoding="utf-8")
     assert {f"!{name}" for name in copied} <= set(kept.splitlines())
     user = re.search(r"useradd --uid ([0-9]+)", dockerfile)

@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     left_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("nightgate", "tasks", "flows", "deployments", "alembic", "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=left_out)
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     # With a setuptools at hand that is new enough nothing is downloaded; else pip fetches one from the registry.
     at_hand = ["--no-build-isolation"] if _has_setuptools() else []
@@ -102,6 +102,7 @@ def test_the_wheel_holds_migrations_and_pipelines_and_no_package_that_shadows_an
     for path in (*ROOT.glob("nightgate/*.py"), *ROOT.glob("tasks/*.py"), *ROOT.glob("flows/*.py")):
         assert path.relative_to(ROOT).as_posix() in names
     assert "nightgate/py.typed" in names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
 def test_the_installed_package_is_the_wheel_and_not_the_checkout(installed: Installed) -> None:
