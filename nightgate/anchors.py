@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.runs import lock_pipeline
-from nightgate.schema import Anchor, GateCheck, GateSide, ModelVersion, Promotion, Run
+from nightgate.schema import GateCheck, ModelVersion, Promotion, Run
+from nightgate.schema_gate import Anchor, GateSide
 
 CHECK = "anchor"
 """Name of the gate's check, whose interval is of candidate minus anchor."""

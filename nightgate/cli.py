@@ -246,7 +246,8 @@ def _nothing_but(told: str) -> Seen:
 @database_app.command("upgrade")
 def upgrade_database() -> None:
     """Create the metrics database or bring it to this version's revision."""
-    from nightgate.database import database_url, safe_url, upgrade
+    from nightgate.connection import database_url, safe_url
+    from nightgate.database import upgrade
     from nightgate.home import open_home
 
     url = database_url(open_home())

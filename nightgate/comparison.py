@@ -20,13 +20,13 @@ from nightgate.comparability import ScoredNight, changes
 from nightgate.counts import class_scores, confusion_counts, overall_scores
 from nightgate.database import Database
 from nightgate.evidence_store import labels_given, load_evidence, microseconds, scorings_of
-from nightgate.gate import Rows
+from nightgate.gate.evidence import Rows
 from nightgate.gate.words import percent
 from nightgate.home import Home
 from nightgate.intervals import f1_difference
-from nightgate.ledger import VersionRow
 from nightgate.rescoring import newest_judged, rescore
 from nightgate.schema import ModelVersion, Run, Snapshot
+from nightgate.version_rows import VersionRow
 
 Average = Literal["weighted", "macro"]
 CONFIDENCE = 0.95

@@ -25,10 +25,10 @@ from sqlalchemy.orm import Session
 
 from nightgate.database import Database
 from nightgate.errors import RegistryError
-from nightgate.gate import Evidence, Reuse, Rows, Serving, Side, Slice
-from nightgate.gate.evidence import Labels, Mask
+from nightgate.gate.evidence import Evidence, Labels, Mask, Reuse, Rows, Serving, Side, Slice
 from nightgate.runs import fenced
-from nightgate.schema import SIDES, GateSide, Run, TestPrediction, TestSet
+from nightgate.schema import Run
+from nightgate.schema_gate import SIDES, GateSide, TestPrediction, TestSet
 
 FINGERPRINT_BYTES = 16
 _NAME = f"S{FINGERPRINT_BYTES}"

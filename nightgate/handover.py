@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 
 from nightgate.database import Database
 from nightgate.errors import ModelError, RegistryError, without_credentials
-from nightgate.ledger import VersionRow
 from nightgate.schema import ModelVersion, Run
 from nightgate.version_files import CARD, MANIFEST, verify_version
+from nightgate.version_rows import VersionRow
 
 LINEAGE = "lineage.json"
 _KEPT = (

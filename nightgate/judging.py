@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate import evidence_store, gate, ledger, metrics
+from nightgate import counts, evidence_store, ledger, metrics
 from nightgate.calibration import nonfinite_rows
 from nightgate.claim import NightRun
 from nightgate.errors import NonFiniteLossError
+from nightgate.gate.decide import decide
 from nightgate.gathering import load_logits
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def judge(run: NightRun) -> None:
             made_by[name] = version.run_id
     evidence_store.record_evidence(run.db, run.run_id, run.attempt, evidence, made_by)
     began = time.monotonic()
-    run.decision = gate.decide(evidence, run.pipeline.gate)
+    run.decision = decide(evidence, run.pipeline.gate)
     log.info(DECIDED, time.monotonic() - began)
     assert run.decision.measured is not None, "there are rows and predictions"
     _record_test(run, run.decision.measured.window)
@@ -69,5 +70,5 @@ def _record_test(run: NightRun, window: NDArray[np.bool_]) -> None:
         run.attempt,
         run.trained.best_epoch,
         metrics.slice_scores(frame, references, predictions, len(names), names),
-        metrics.confusion_counts(references, predictions, len(names)),
+        counts.confusion_counts(references, predictions, len(names)),
     )

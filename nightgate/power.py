@@ -16,8 +16,8 @@ from nightgate import config
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.evidence_store import load_evidence
-from nightgate.gate import Evidence
 from nightgate.gate.case import Case
+from nightgate.gate.evidence import Evidence
 from nightgate.gate.rules import detectable_gain
 from nightgate.gate.words import points
 from nightgate.replay import NO_CONFIG, judged_runs, policy_of

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from nightgate import cache_files
 from nightgate.files import sha256_of
-from nightgate.gate import LOGIT_TOLERANCE, Reuse
+from nightgate.gate.evidence import Reuse
+from nightgate.gate.health import LOGIT_TOLERANCE
 
 ENGINE_VERSION = 2
 """Raised with every change of forward passes that may change a logit."""

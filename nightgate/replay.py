@@ -23,8 +23,10 @@ from nightgate.config import Gate
 from nightgate.database import Database
 from nightgate.errors import ConfigurationError, NightgateError, RegistryError
 from nightgate.evidence_store import Given, labels_given, load_evidence, scorings_of
-from nightgate.gate import Decision, Evidence, Serving, Side, Verdict, decide, test_window
-from nightgate.gate.evidence import Mask
+from nightgate.gate.decide import decide
+from nightgate.gate.evidence import Evidence, Mask, Serving, Side
+from nightgate.gate.verdicts import Decision, Verdict
+from nightgate.gate.window import test_window
 from nightgate.pipelines import check_pipeline
 from nightgate.rescoring import Rescored
 from nightgate.schema import Run

@@ -18,7 +18,8 @@ from nightgate.gate.evidence import Labels, Mask
 from nightgate.home import Home
 from nightgate.jobs import ScoreJob
 from nightgate.progress import progress_line
-from nightgate.schema import GateSide, Run, Snapshot
+from nightgate.schema import Run, Snapshot
+from nightgate.schema_gate import GateSide
 from nightgate.snapshots import open_snapshot
 from nightgate.version_files import verify_version
 from nightgate.version_rows import VersionRow

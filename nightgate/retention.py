@@ -21,7 +21,8 @@ from nightgate.database import Database
 from nightgate.errors import ModelError, NightgateError
 from nightgate.home import Home
 from nightgate.runs import lock_pipeline
-from nightgate.schema import Anchor, ModelVersion, Promotion, Run
+from nightgate.schema import ModelVersion, Promotion, Run
+from nightgate.schema_gate import Anchor
 from nightgate.values import num_bytes
 from nightgate.version_files import read_manifest
 from nightgate.version_rows import champions_before, versions

@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate import launch, metrics, registry, supervisor
+from nightgate import launch, metrics, supervisor, version_files
 from nightgate.config import Pipeline
+from nightgate.counts import Scores
 from nightgate.database import Database
 from nightgate.errors import StorageError, storage_errors
 from nightgate.files import write_whole
@@ -151,7 +152,7 @@ def _train(
     """The report of the best epoch, and the result."""
     start_from = home.absolute(study.start_from) if study.start_from else None
     if start_from is not None:
-        registry.verify_version(start_from)
+        version_files.verify_version(start_from)
     job = TrainJob(
         run_dir=folder,
         # Never that of a process that died: what it was writing may not be mixed with ours.
@@ -174,9 +175,7 @@ def _train(
     return epochs[result.best_epoch], result
 
 
-def _score(
-    pipeline: Pipeline, snapshot: Snapshot, folder: Path, model: Path, on_progress: OnProgress | None
-) -> metrics.Scores:
+def _score(pipeline: Pipeline, snapshot: Snapshot, folder: Path, model: Path, on_progress: OnProgress | None) -> Scores:
     job = ScoreJob(
         pipeline=pipeline.record(),
         snapshot=snapshot.path,
@@ -189,6 +188,6 @@ def _score(
     return _scores(pipeline, snapshot, "test", read_predictions(written["candidate"]))
 
 
-def _scores(pipeline: Pipeline, snapshot: Snapshot, split: str, predictions: NDArray[np.int64]) -> metrics.Scores:
+def _scores(pipeline: Pipeline, snapshot: Snapshot, split: str, predictions: NDArray[np.int64]) -> Scores:
     references = snapshot.rows(split, ["label"])["label"].to_numpy(dtype=np.int64)
     return metrics.score(references, predictions, len(pipeline.data.label_names))

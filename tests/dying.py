@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from nightgate import approvals, ledger, retention
+from nightgate import approvals, reigns, retention
 from nightgate.config import Pipeline, Retention
 from nightgate.database import Database
 from nightgate.home import Home, open_home
@@ -65,7 +65,7 @@ def keeping_one(pipeline: str) -> Pipeline:
 
 def operation(database: Database, name: str, pipeline: str, run_id: str) -> Callable[[], Any]:
     def promote(**options: Any) -> None:
-        ledger.promote(database, pipeline, reason="because", **options)
+        reigns.promote(database, pipeline, reason="because", **options)
 
     return {
         "promotion": lambda: promote(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nightgate import cache_files, prediction_cache
 from nightgate.calibration import nonfinite_rows
-from nightgate.gate import Reuse
+from nightgate.gate.evidence import Reuse
 from nightgate.golden import golden_rows
 from nightgate.jobs import ScoreJob, ScoreResult
 from nightgate.prediction_cache import PredictionCache, Scored

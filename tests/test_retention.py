@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nightgate import approvals, ledger, registry, retention
+from nightgate import approvals, registry, reigns, retention, version_rows
 from nightgate.config import Pipeline, Retention
 from nightgate.database import Database
 from nightgate.errors import RegistryError
@@ -108,13 +108,15 @@ def six(database: Database) -> Database:
 
 
 def promote(database: Database, version: int, expected: int | None, **options: Any) -> None:
-    ledger.promote(database, "reviews", version, expected=expected, by="ada", reason="fit", **options)
+    reigns.promote(database, "reviews", version, expected=expected, by="ada", reason="fit", **options)
 
 
 def kept(database: Database) -> list[int]:
     """Versions whose files are there; the rows must say the same."""
-    there = [row.version for row in ledger.versions(database, "reviews") if folder(database, row.version).is_dir()]
-    assert there == [row.version for row in ledger.versions(database, "reviews") if row.files_removed_at is None]
+    there = [
+        row.version for row in version_rows.versions(database, "reviews") if folder(database, row.version).is_dir()
+    ]
+    assert there == [row.version for row in version_rows.versions(database, "reviews") if row.files_removed_at is None]
     names = {path.name for path in (database.home.models / "reviews").iterdir()}
     assert names == {"champion", *(folder(database, version).name for version in there)}
     return there
@@ -123,7 +125,7 @@ def kept(database: Database) -> list[int]:
 def test_champion_anchor_what_a_rollback_takes_and_the_newest_stay(six: Database) -> None:
     assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2]
     assert kept(six) == [3, 4, 5, 6]
-    assert len(ledger.versions(six, "reviews")) == 6
+    assert len(version_rows.versions(six, "reviews")) == 6
     assert retention.sweep(six, six.home, pipeline(models=1)) == []
 
 
@@ -135,7 +137,7 @@ def test_former_champions_and_anchors_stay_for_one_rollback_after_another(six: D
         assert registry.previous_champion(six, "reviews") == before
         promote(six, before, reigning, kind="rollback")
         retention.sweep(six, six.home, pipeline(models=1))
-        anchor = ledger.anchor(six, "reviews")
+        anchor = version_rows.anchor(six, "reviews")
         assert anchor is not None
         assert anchor.version == 3
 
@@ -175,7 +177,7 @@ def test_over_the_budget_even_the_newest_go_but_nothing_that_is_needed(six: Data
 
 def test_whoever_needs_files_that_were_removed_is_told_so(six: Database) -> None:
     retention.sweep(six, six.home, pipeline(models=1))
-    [row, *_] = ledger.versions(six, "reviews")
+    [row, *_] = version_rows.versions(six, "reviews")
     assert row.status == "held"
     for use in (
         lambda: row.folder(six.home),
