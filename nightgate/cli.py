@@ -33,7 +33,7 @@ from nightgate.startup import spare_the_collector
 
 if TYPE_CHECKING:
     from nightgate.config import Pipeline
-    from nightgate.doctor import Seen
+    from nightgate.findings import Seen
     from nightgate.nights import Night
 
 
@@ -238,7 +238,7 @@ def _server_check() -> Callable[[], Seen]:
 
 
 def _nothing_but(told: str) -> Seen:
-    from nightgate.doctor import Finding, Seen
+    from nightgate.findings import Finding, Seen
 
     return Seen([Finding("problem", "prefect server", told, "install with the versions of constraints.txt")])
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from nightgate import evidence_store, seeds, startup, supervisor, version_files, version_rows
 from nightgate.calibration import calibration_error, nonfinite_rows
@@ -21,14 +20,12 @@ from nightgate.gate.evidence import Evidence, Mask, Reuse, Rows, Side, Slice
 from nightgate.golden import golden_set
 from nightgate.intervals import group_numbers
 from nightgate.jobs import ScoreJob, ScoreResult
+from nightgate.predictions import load_logits
 from nightgate.serving import serve
 from nightgate.supervisor import LIFE
 from nightgate.version_rows import VersionRow
 
 log = logging.getLogger(__name__)
-
-Logits = NDArray[np.float32]
-
 
 NUM_SERVED = 64
 """Texts that the saved model is tried on in a fresh process."""
@@ -135,13 +132,6 @@ def try_serving(run: NightRun) -> None:
         champion=champion,
         anchor=champion if evidence.anchored_by_champion else evidence.anchor,
     )
-
-
-def load_logits(path: Path) -> Logits:
-    """Shape [rows, labels], as the scoring process left them."""
-    with np.load(path, allow_pickle=False) as stored:
-        logits: Logits = stored["logits"]
-    return logits
 
 
 # --- sides ---

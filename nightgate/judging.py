@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nightgate import counts, evidence_store, ledger, metrics
-from nightgate.calibration import nonfinite_rows
 from nightgate.claim import NightRun
-from nightgate.errors import NonFiniteLossError
 from nightgate.gate.decide import decide
-from nightgate.gathering import load_logits
 
 log = logging.getLogger(__name__)
 
@@ -37,23 +33,6 @@ def judge(run: NightRun) -> None:
     _record_test(run, run.decision.measured.window)
     ledger.record_decision(run.db, run.run_id, run.attempt, run.decision, evidence, run.test_scores)
     log.info("verdict: %s: %s", run.decision.verdict, run.decision.reason)
-
-
-def read_predictions(path: Path) -> NDArray[np.int64]:
-    """Predicted class indices, shape [rows], of a file of logits.
-
-    Raises:
-        NonFiniteLossError: a logit is NaN or infinite. It would count as a prediction like any other.
-    """
-    logits = load_logits(path)
-    broken = nonfinite_rows(logits)
-    if broken:
-        raise NonFiniteLossError(
-            f"the logits of {broken:,} of {len(logits):,} rows are NaN or infinite ({path})",
-            next_step="lower training.learning_rate, or set training.precision = 'fp32'",
-        )
-    predicted: NDArray[np.int64] = logits.argmax(axis=1)
-    return predicted
 
 
 def _record_test(run: NightRun, window: NDArray[np.bool_]) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightgate import launch, metrics, supervisor, version_files
+from nightgate.checkpoints import remove_checkpoints
 from nightgate.config import Pipeline
 from nightgate.counts import Scores
 from nightgate.database import Database
@@ -31,10 +32,9 @@ from nightgate.errors import StorageError, storage_errors
 from nightgate.files import write_whole
 from nightgate.home import Home, existing_home
 from nightgate.jobs import EpochReport, Progress, ScoreJob, TrainJob, TrainResult
-from nightgate.judging import read_predictions
+from nightgate.predictions import read_predictions
 from nightgate.seeds import SeedScore, Study, finish_study, record_failure, record_score
 from nightgate.snapshots import Snapshot, open_snapshot
-from nightgate.steps import remove_checkpoints
 from nightgate.threads import pick_threads
 
 log = logging.getLogger(__name__)

@@ -19,11 +19,9 @@ reason, or cancelled when a person or a signal stopped it.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +43,7 @@ from nightgate import (
     version_files,
     version_rows,
 )
+from nightgate.checkpoints import remove_checkpoints
 from nightgate.claim import NightRun, open_night
 from nightgate.config import Pipeline
 from nightgate.counts import Scores
@@ -55,9 +54,10 @@ from nightgate.errors import (
 from nightgate.gathering import score_on_test, try_serving
 from nightgate.home import Home
 from nightgate.jobs import EpochReport, Progress, TrainJob
-from nightgate.judging import judge, read_predictions
+from nightgate.judging import judge
 from nightgate.lineage import base_model_revision, environment
 from nightgate.nights import Night
+from nightgate.predictions import read_predictions
 from nightgate.registration import Candidate
 from nightgate.skips import skip_reason
 from nightgate.snapshots import open_snapshot
@@ -324,10 +324,3 @@ def _publish(home: Home, run_id: str) -> str:
     from nightgate.reports import report
 
     return report.publish_if_possible(home, run_id)
-
-
-def remove_checkpoints(run_dir: Path) -> None:
-    """What only a resume needs: the weights of a version live on under models/. Predictions and logs stay."""
-    for attempt in run_dir.glob("attempt-*"):
-        for folder in ("checkpoint", "weights", "best"):
-            shutil.rmtree(attempt / folder, ignore_errors=True)

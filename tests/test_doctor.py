@@ -18,9 +18,10 @@ from nightgate import approvals, doctor, opening, reigns
 from nightgate.config import Schedule
 from nightgate.connection import database_url
 from nightgate.database import Database, alembic_config, upgrade
-from nightgate.doctor import Finding, Seen, clock_finding, disk_finding, examine, file_system_of, is_network
+from nightgate.doctor import clock_finding, disk_finding, examine
 from nightgate.doctor_database import place_findings
 from nightgate.doctor_pipelines import daylight_findings
+from nightgate.findings import Finding, Seen, file_system_of, is_network
 from nightgate.home import Home
 from nightgate.owners import Owner
 from nightgate.schema import Attempt, SlotRequest

@@ -44,6 +44,7 @@ from nightgate.home import Home, open_home
 from nightgate.jobs import TrainResult
 from nightgate.nights import Night, chosen_night, scheduled_night
 from nightgate.pipelines import load_pipeline
+from nightgate.predictions import read_predictions
 from nightgate.schema import Promotion
 from nightgate.steps import run_night
 from tests import night_rows
@@ -500,8 +501,8 @@ def test_the_home_of_these_tests_is_the_one_of_the_environment(environment: Path
 
 def test_a_logit_that_is_not_finite_is_no_prediction(tmp_path: Path) -> None:
     np.savez(tmp_path / "sound.npz", logits=np.array([[0.0, 2.0], [1.0, 0.0]], np.float32))
-    assert judging.read_predictions(tmp_path / "sound.npz").tolist() == [1, 0]
+    assert read_predictions(tmp_path / "sound.npz").tolist() == [1, 0]
     for value in (np.nan, np.inf):
         np.savez(tmp_path / "broken.npz", logits=np.array([[0.0, value], [1.0, 0.0]], np.float32))
         with pytest.raises(NonFiniteLossError, match="1 of 2 rows"):
-            judging.read_predictions(tmp_path / "broken.npz")
+            read_predictions(tmp_path / "broken.npz")
