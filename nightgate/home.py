@@ -38,10 +38,6 @@ class Home:
         return self.root / "golden"
 
     @property
-    def locks(self) -> Path:
-        return self.root / "locks"
-
-    @property
     def cache(self) -> Path:
         """What saves work and may be deleted at any time; made when first written to."""
         return self.root / "cache"
@@ -110,7 +106,7 @@ def open_home(root: str | Path | None = None) -> Home:
     path = home_path(root)
     with storage_errors(path):
         try:
-            for folder in ("snapshots", "runs", "models", "locks"):
+            for folder in ("snapshots", "runs", "models"):
                 (path / folder).mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
             raise StorageError(

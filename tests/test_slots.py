@@ -41,17 +41,10 @@ def asked(database: Database, run: OpenedRun, priority: int = 0) -> str:
     return ""
 
 
-def test_the_second_waits_until_the_first_lets_go(database: Database) -> None:
+def test_the_second_waits_until_the_first_has_ended(database: Database) -> None:
     first, second = run_of(database, "one"), run_of(database, "two")
     assert asked(database, first) == ""
     assert asked(database, second) == f"waiting for slot gpu: 0 ahead in the queue, held by one ({first.run_id})"
-    slots.release(database, first.run_id, 1)
-    assert asked(database, second) == ""
-
-
-def test_the_end_of_a_run_lets_its_slot_go(database: Database) -> None:
-    first, second = run_of(database, "one"), run_of(database, "two")
-    asked(database, first)
     finish_run(database, first.run_id, 1, "held")
     assert asked(database, second) == ""
 
@@ -70,7 +63,7 @@ def test_the_highest_priority_goes_first_and_among_equals_who_came_first(databas
         asked(database, run, 5 if name == "urgent" else 0)
     queue = slots.queue(database)
     assert [(row.pipeline, row.position) for row in queue] == [("holder", 0), ("urgent", 1), ("early", 2), ("late", 3)]
-    slots.release(database, holder.run_id, 1)
+    finish_run(database, holder.run_id, 1, "held")
     assert asked(database, runs["early"]) == "waiting for slot gpu: 1 ahead in the queue"
     assert asked(database, runs["urgent"], 5) == ""
 
@@ -127,7 +120,7 @@ def test_the_wait_is_stored(database: Database) -> None:
     query = "SELECT pipeline, slot, slot_wait_seconds FROM nightly_runs ORDER BY pipeline"
     assert database.frame(query)["slot_wait_seconds"].isna().tolist() == [False, True]
     time.sleep(0.05)
-    slots.release(database, first.run_id, 1)
+    finish_run(database, first.run_id, 1, "held")
     asked(database, second)
     found = database.frame(query).to_dict("records")
     assert [row["slot"] for row in found] == ["gpu", "gpu"]
@@ -147,7 +140,7 @@ def test_of_many_at_once_one_holds_the_slot_at_any_time(database: Database) -> N
             most.append(len(inside))
             time.sleep(0.02)
             inside.remove(run.run_id)
-            slots.release(database, run.run_id, 1)
+            finish_run(database, run.run_id, 1, "held")
 
         return go
 
