@@ -103,8 +103,8 @@ class _Facts:
             run.test_version,
             tuple(run.label_names),
             run.average,
-            policy.get("test_window"),
-            policy.get("min_test_rows"),
+            policy["test_window"],
+            policy["min_test_rows"],
         )
 
 
@@ -336,10 +336,7 @@ def _made_by(a: _Facts, b: _Facts) -> Section:
     one, other = flat(a.version.environment or {}), flat(b.version.environment or {})
     differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
     pairs += [Pair(name, one.get(name), other.get(name)) for name in differing]
-    unknown = [one.row.version for one in (a, b) if one.version.environment is None]
     note = "" if differing else "in the same environment"
-    if unknown:
-        note = f"the environment of version {' and '.join(map(str, unknown))} was not recorded"
     return Section("made_by", "Code, base model, environment", tuple(pairs), note)
 
 

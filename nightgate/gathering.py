@@ -62,8 +62,7 @@ def score_on_test(run: NightRun) -> None:
     No score of another night is evidence. What each side was trained on is looked up as well.
     """
     run.champion = version_rows.champion(run.db, run.pipeline.name)
-    # A champion from before there were anchors is the first one.
-    run.anchor = version_rows.anchor(run.db, run.pipeline.name) or run.champion
+    run.anchor = version_rows.anchor(run.db, run.pipeline.name)
     run.golden = golden_set(run.pipeline, run.home, run.snapshot, run.night)
     models = _models(run)
     run.folders = {name: model.folder for name, model in models.items() if not model.flaw}

@@ -156,7 +156,7 @@ def told_of(db: Database, version: VersionRow) -> tuple[str | None, str]:
 def _lineage(manifest: Mapping[str, Any], base_model: str, revision: str | None) -> dict[str, Any]:
     configuration = manifest["configuration"]
     training = {**configuration["training"], "base_model": base_model}
-    started_from = manifest["base_model"].get("started_from_version")
+    started_from = manifest["base_model"]["started_from_version"]
     return {
         **{name: manifest.get(name) for name in _KEPT},
         "base_model": {"name": base_model, "revision": revision, "started_from_version": started_from},

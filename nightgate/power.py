@@ -75,10 +75,7 @@ def newest_power(db: Database, pipeline: str, overrides: Mapping[str, Any] | Non
     policy_of(NO_CONFIG, overrides or {})  # Also where there is no night to refuse it.
     for run in reversed(judged_runs(db, pipeline)):
         policy = policy_of(run.config, overrides or {})
-        try:
-            found = power_of(run.night, load_evidence(db, run.run_id), policy)
-        except RegistryError:
-            continue  # of before evidence was stored
+        found = power_of(run.night, load_evidence(db, run.run_id), policy)
         if found is not None:
             return found
     raise RegistryError(

@@ -138,7 +138,7 @@ def _breaks(db: Database, pipeline: str, shown: Iterable[str]) -> pd.Series[Any]
     of_runs = sa.select(Run.run_id, Run.label_names, Run.config["gate"]).where(Run.pipeline == pipeline)
     found = db.read(lambda session: session.execute(of_runs).tuples().all())
     settings = {
-        run_id: {"label_names": tuple(names)} | {name: gate.get(name) for name in ("test_window", "min_test_rows")}
+        run_id: {"label_names": tuple(names)} | {name: gate[name] for name in ("test_window", "min_test_rows")}
         for run_id, names, gate in found
     }
     scored = []

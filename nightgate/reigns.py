@@ -182,8 +182,6 @@ def promote(
             by=by,
             reason=why,
             run_id=run_id,
-            # What a person promotes was not compared with it.
-            before=None if run_id is None else expected,
         )
         if run is not None:
             end(session, run, "promoted", moment, reason)

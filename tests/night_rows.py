@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 
 from nightgate import ledger, opening, reigns, runs
 from nightgate.config import Pipeline
@@ -24,6 +25,7 @@ from nightgate.nights import Night
 from nightgate.opening import OpenedRun
 from nightgate.owners import Owner
 from nightgate.refresh import Refreshed
+from nightgate.schema import Promotion
 from nightgate.snapshots import Snapshot
 from nightgate.tables import Quarantined
 
@@ -222,8 +224,16 @@ def judged_version(
     # As a backfill: tests bring nights in any order.
     opened = open_run(db, pipeline(name), replace(night(day), trigger="backfill"), **options)
     ledger.record_decision(db, opened.run_id, opened.attempt, decision(verdict), evidence(), scores())
-    version = reigns.add_version(db, opened.run_id, opened.attempt, lambda number: f"models/{name}/v{number:04d}")
+    version = reigns.add_version(
+        db, opened.run_id, opened.attempt, lambda number: f"models/{name}/v{number:04d}", size_bytes=1_000_000
+    )
     return opened, version
+
+
+def promotions(db: Database, name: str = "reviews") -> list[Promotion]:
+    """Every promotion and rollback of the pipeline, oldest first."""
+    query = sa.select(Promotion).where(Promotion.pipeline == name).order_by(Promotion.valid_from)
+    return db.read(lambda session: list(session.scalars(query)))
 
 
 def held_version(db: Database, day: int = 0, name: str = "reviews") -> int:

@@ -82,18 +82,6 @@ def test_the_run_whose_evidence_moved_the_anchor_is_written_down(versions: Datab
     assert moved.iloc[1].tolist() == [version, opened.run_id, "gate"]
 
 
-@pytest.mark.parametrize("better", [False, True])
-def test_a_champion_from_before_there_were_anchors_is_the_first_one_until_a_run_finds_a_better(
-    versions: Database, better: bool
-) -> None:
-    promote(versions, 1, None)
-    versions.write(lambda session: session.execute(sa.delete(Anchor)))
-    opened, version = night_rows.judged_version(versions, 4)
-    told = {"by": "gate", "reason": "fit", "run_id": opened.run_id, "attempt": 1, "moves_anchor": better}
-    reigns.promote(versions, "reviews", version, expected=1, **told)  # type: ignore[arg-type]
-    assert anchor(versions) == (version if better else 1)
-
-
 def test_the_anchor_alone_moves_to_the_champion_and_to_no_other_version(versions: Database) -> None:
     promote(versions, 1, None)
     promote(versions, 2, 1)

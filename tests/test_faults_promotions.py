@@ -54,7 +54,7 @@ def state(database: Database, pipeline: str) -> dict[str, Any]:
     return {
         "champion": champion.version,
         "anchor": anchor.version,
-        "reigns": [row.version for row in version_rows.reigns(database, pipeline)],
+        "reigns": [one.version for one in reversed(night_rows.promotions(database, pipeline))],
         "anchors": len(column("SELECT model_version FROM anchor_timeline")),
         "versions": [row.status for row in version_rows.versions(database, pipeline)],
         "removed": [row.version for row in version_rows.versions(database, pipeline) if row.files_removed_at],

@@ -72,10 +72,10 @@ def run_rounds(database: Database, rounds: int, processes: int, versions_each: i
             assert row is not None
             assert row.version == champions[-1]
     # Every win is in the books, each in place of the one before, without a gap or an overlap.
-    reigns = version_rows.reigns(database, "reviews")[::-1]
-    assert [reign.version for reign in reigns] == champions
-    assert [reign.promoted_by for reign in reigns] == [f"competitor {version}" for version in champions]
-    assert all(earlier.valid_to == later.valid_from for earlier, later in itertools.pairwise(reigns))
+    promotions = night_rows.promotions(database)
+    assert [one.version for one in promotions] == champions
+    assert [one.promoted_by for one in promotions] == [f"competitor {version}" for version in champions]
+    assert all(earlier.valid_to == later.valid_from for earlier, later in itertools.pairwise(promotions))
     replaced = database.frame("SELECT replaced_version FROM promotions ORDER BY promoted_at")["replaced_version"]
     assert replaced.iloc[1:].tolist() == champions[:-1]
     anchor = version_rows.anchor(database, "reviews")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ from nightgate.config import Pipeline, Retention
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.retention import choose
-from nightgate.version_files import Staging
 from tests import night_rows
-from tests.trained import write_trained_model
 
 MB = 10**6
 
@@ -219,28 +216,6 @@ def test_where_no_champion_before_can_be_brought_back_the_reasons_are_listed(dat
         RegistryError, match=r"version 2 of reviews has no champion before it that .*; version 1 has no files any more"
     ):
         registry.previous_champion(database, "reviews")
-
-
-def test_what_only_the_files_of_an_older_release_say_is_written_down_before_they_go(
-    six: Database, caplog: pytest.LogCaptureFixture
-) -> None:
-    from nightgate.schema import ModelVersion
-
-    shutil.rmtree(folder(six, 2))
-    best = write_trained_model(six.home.root / "trained", ("bad", "good"))
-    facts = {
-        "base_model": {"started_from_version": 1},
-        "device": "cpu",
-        "precision": "fp32",
-        "libraries": {"torch": "2"},
-    }
-    Staging(folder(six, 2).parent, best, ("bad", "good")).place(2, "a card", facts)
-    assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2]
-    row = six.read(lambda session: session.get_one(ModelVersion, ("reviews", 2)))
-    assert row.started_from == 1
-    assert row.environment == {"device": "cpu", "precision": "fp32", "libraries": {"torch": "2"}}
-    [told] = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-    assert told.startswith("what version 1 of reviews started from is not known any more: ")
 
 
 def test_an_interrupted_sweep_is_finished_by_the_next_one(six: Database, monkeypatch: pytest.MonkeyPatch) -> None:
