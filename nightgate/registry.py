@@ -20,7 +20,7 @@ from nightgate.database import Database
 from nightgate.errors import ModelError, RegistryError
 from nightgate.gate import health
 from nightgate.home import Home, existing_home
-from nightgate.reigns import promote
+from nightgate.reigns import promote, roll_back
 from nightgate.version_rows import VersionRow, champions_before, quarantined, require_pipeline
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def rollback(db: Database, home: Home, pipeline: str, *, reason: str, by: str) -
     row = _row(db, pipeline, previous_champion(db, pipeline))
     assert champion is not None, "a previous champion has one after it"
     _must_serve(row, home)
-    promote(db, pipeline, row.version, expected=champion.version, by=by, reason=reason, kind="rollback")
+    roll_back(db, pipeline, row.version, expected=champion.version, by=by, reason=reason)
     told = (
         f"version {row.version} is the champion of {pipeline} now, in place of version {champion.version}, "
         "which is quarantined"

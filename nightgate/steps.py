@@ -280,7 +280,7 @@ def settle(run: NightRun) -> None:
 def _promote(run: NightRun) -> None:
     measured = run.decision.measured
     try:
-        reigns.promote(
+        reigns.promote_candidate(
             run.db,
             run.pipeline.name,
             run.version,
@@ -288,7 +288,6 @@ def _promote(run: NightRun) -> None:
             expected_anchor=run.anchor.version if run.anchor else None,
             run_id=run.run_id,
             attempt=run.attempt,
-            by="gate",
             reason=run.decision.reason,
             moves_anchor=measured is not None and measured.moves_anchor,
         )

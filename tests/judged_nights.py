@@ -105,7 +105,7 @@ def judged_night(
     if decision.verdict == "promote":
         own = {"run_id": opened.run_id, "attempt": opened.attempt}
         expected = champion.version if champion else None
-        reigns.promote(db, "reviews", version, expected=expected, by="gate", reason=decision.reason, **own)
+        reigns.promote_candidate(db, "reviews", version, expected=expected, reason=decision.reason, **own)
     else:
         finish_run(db, opened.run_id, opened.attempt, "held", reason=decision.reason)
     return replace(made, version=version)

@@ -67,7 +67,7 @@ def test_a_promotion_that_loses_moves_no_anchor(versions: Database) -> None:
 def test_the_run_whose_evidence_moved_the_anchor_is_written_down(versions: Database) -> None:
     promote(versions, 1, None)
     opened, version = night_rows.judged_version(versions, 4)
-    reigns.promote(
+    reigns.promote_candidate(
         versions,
         "reviews",
         version,
@@ -110,7 +110,7 @@ def test_an_anchor_that_knows_other_labels_gives_way(versions: Database) -> None
 
 
 def roll_back(database: Database, to: int, expected: int) -> None:
-    reigns.promote(database, "reviews", to, expected=expected, by="ada", reason="worse", kind="rollback")
+    reigns.roll_back(database, "reviews", to, expected=expected, by="ada", reason="worse")
 
 
 def test_a_rollback_from_the_anchor_brings_back_the_anchor_before(versions: Database) -> None:
@@ -238,10 +238,10 @@ def test_a_run_loses_when_the_anchor_is_another_one_than_it_was_judged_against(u
     own: dict[str, Any] = {"run_id": opened.run_id, "attempt": 1, "by": "gate", "reason": "fit", "expected": 2}
     anchors.move(unanchored, "reviews", 2, by="ada", reason="none may fall behind 2")
     with pytest.raises(PromotionLostError, match=LOST):
-        reigns.promote(unanchored, "reviews", version, expected_anchor=1, moves_anchor=True, **own)
+        reigns.promote_candidate(unanchored, "reviews", version, expected_anchor=1, moves_anchor=True, **own)
     assert anchor(unanchored) == 2
     unanchored.write(lambda session: session.execute(sa.delete(Anchor)))
-    reigns.promote(unanchored, "reviews", version, expected_anchor=1, **own)
+    reigns.promote_candidate(unanchored, "reviews", version, expected_anchor=1, **own)
     row = version_rows.champion(unanchored, "reviews")
     assert row is not None
     assert row.version == version, "no anchor is no obstacle"

@@ -69,7 +69,7 @@ def test_a_rejection_holds_and_says_who_and_why(database: Database) -> None:
 def test_an_approval_that_comes_after_another_promotion_says_why_it_lost(database: Database) -> None:
     run_id = waiting(database)
     other, version = judged_version(database, day=1)
-    reigns.promote(
+    reigns.promote_candidate(
         database,
         "reviews",
         version,
@@ -78,7 +78,6 @@ def test_an_approval_that_comes_after_another_promotion_says_why_it_lost(databas
         attempt=1,
         by="gate",
         reason="-",
-        kind="promote",
     )
     done = say("approve", "reviews", "--reason", "it reads well")
     assert done.exit_code == 1

@@ -308,7 +308,7 @@ def test_a_home_of_another_database_is_a_problem(
 def test_a_copy_of_the_home_is_found_out_by_the_champion_that_it_lacks(database: Database) -> None:
     opened, version = judged_version(database)
     (database.home.models / "reviews" / "v0001").mkdir(parents=True)
-    reigns.promote(
+    reigns.promote_candidate(
         database,
         "reviews",
         version,
@@ -317,7 +317,6 @@ def test_a_copy_of_the_home_is_found_out_by_the_champion_that_it_lacks(database:
         attempt=1,
         by="gate",
         reason="-",
-        kind="promote",
     )
     assert [one.status for one in findings_of("home shared")] == ["ok"]
     shutil.rmtree(database.home.models / "reviews")

@@ -16,7 +16,7 @@ from tests import night_rows
 
 
 def promote_itself(database: Database, opened: OpenedRun, version: int, expected: int | None) -> None:
-    reigns.promote(
+    reigns.promote_candidate(
         database,
         "reviews",
         version,
@@ -44,7 +44,7 @@ def rolled_back(database: Database) -> Database:
         night_rows.held_version(database, day)
     by_hand(database, 1, None)
     by_hand(database, 2, 1)
-    reigns.promote(database, "reviews", 1, expected=2, by="ada", reason="2 is rude", kind="rollback")
+    reigns.roll_back(database, "reviews", 1, expected=2, by="ada", reason="2 is rude")
     return database
 
 
@@ -154,7 +154,7 @@ def test_a_rollback_of_a_frozen_pipeline_leaves_its_freeze_as_it_is(database: Da
     by_hand(database, 1, None)
     by_hand(database, 2, 1)
     freezes.freeze(database, "reviews", by="ben", reason="a holiday")
-    reigns.promote(database, "reviews", 1, expected=2, by="ada", reason="2 is rude", kind="rollback")
+    reigns.roll_back(database, "reviews", 1, expected=2, by="ada", reason="2 is rude")
     freeze = freezes.frozen(database, "reviews")
     assert freeze is not None
     assert (freeze.frozen_by, freeze.reason) == ("ben", "a holiday")
@@ -164,7 +164,7 @@ def test_a_rollback_that_loses_changes_nothing(rolled_back: Database) -> None:
     freezes.unfreeze(rolled_back, "reviews", by="ada", reason="mended")
     night_rows.held_version(rolled_back, 2)
     with pytest.raises(PromotionLostError):
-        reigns.promote(rolled_back, "reviews", 3, expected=2, by="ada", reason="late", kind="rollback")
+        reigns.roll_back(rolled_back, "reviews", 3, expected=2, by="ada", reason="late")
     assert freezes.frozen(rolled_back, "reviews") is None
     assert [row.status for row in version_rows.versions(rolled_back, "reviews")] == ["champion", "quarantined", "held"]
 

@@ -22,7 +22,7 @@ from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.opening import OpenedRun
 from nightgate.owners import Owner
-from nightgate.reigns import add_version, promote
+from nightgate.reigns import add_version, promote, promote_candidate, roll_back
 from nightgate.tables import Quarantined
 from tests import night_rows
 
@@ -171,7 +171,9 @@ def test_opening_again_after_a_lost_answer_changes_nothing(database: Database, m
         database, second.run_id, 2, night_rows.decision(), night_rows.evidence(), night_rows.scores()
     )
     version = add_version(database, second.run_id, 2, lambda number: f"models/{number}")
-    promote(database, "reviews", version, expected=None, run_id=second.run_id, attempt=2, by="gate", reason="fit")
+    promote_candidate(
+        database, "reviews", version, expected=None, run_id=second.run_id, attempt=2, by="gate", reason="fit"
+    )
     assert run_row(database, second.run_id)["status"] == "promoted"
     assert run_row(database, second.run_id)["attempts"] == 2
     third = opened_run(database, day=1)
@@ -209,7 +211,9 @@ def writes(database: Database, run_id: str) -> list[Callable[[], Any]]:
         lambda: ledger.record_decision(database, run_id, 1, night_rows.decision()),
         lambda: add_version(database, run_id, 1, lambda number: f"models/{number}"),
         lambda: runs.finish_run(database, run_id, 1, "failed", reason="late"),
-        lambda: promote(database, "reviews", 1, expected=None, run_id=run_id, attempt=1, by="gate", reason="late"),
+        lambda: promote_candidate(
+            database, "reviews", 1, expected=None, run_id=run_id, attempt=1, by="gate", reason="late"
+        ),
     ]
 
 
@@ -407,7 +411,9 @@ def test_a_version_that_cannot_be_placed_takes_no_number(database: Database) -> 
 
 def test_a_run_promotes_itself_in_one_transaction(database: Database) -> None:
     opened, version = night_rows.judged_version(database)
-    promote(database, "reviews", version, expected=None, run_id=opened.run_id, attempt=1, by="gate", reason="fit")
+    promote_candidate(
+        database, "reviews", version, expected=None, run_id=opened.run_id, attempt=1, by="gate", reason="fit"
+    )
     row = run_row(database, opened.run_id)
     assert (row["status"], row["model_version"]) == ("promoted", 1)
     champion = version_rows.champion(database, "reviews")
@@ -424,7 +430,7 @@ def test_a_promotion_that_expects_another_champion_loses_and_changes_nothing(dat
     before = database.frame("SELECT * FROM promotion")
     for expected in (None, 2):
         with pytest.raises(PromotionLostError, match="but now there is version 1"):
-            promote(
+            promote_candidate(
                 database,
                 "reviews",
                 version,
@@ -443,7 +449,7 @@ def test_the_champion_of_every_instant_is_known(database: Database) -> None:
         night_rows.held_version(database, day)
     promote(database, "reviews", 1, expected=None, by="anna", reason="first")
     promote(database, "reviews", 2, expected=1, by="anna", reason="second")
-    promote(database, "reviews", 1, expected=2, by="ben", reason="back", kind="rollback")
+    roll_back(database, "reviews", 1, expected=2, by="ben", reason="back")
     promotions = night_rows.promotions(database)
     assert [row.version for row in promotions] == [1, 2, 1]
     for earlier, later in itertools.pairwise(promotions):
@@ -471,7 +477,9 @@ def test_a_version_that_does_not_exist_or_reigns_already_is_refused(database: Da
 
 
 def promote_itself(database: Database, opened: OpenedRun, version: int, expected: int | None) -> None:
-    promote(database, "reviews", version, expected=expected, run_id=opened.run_id, attempt=1, by="gate", reason="fit")
+    promote_candidate(
+        database, "reviews", version, expected=expected, run_id=opened.run_id, attempt=1, by="gate", reason="fit"
+    )
 
 
 def test_an_older_model_than_the_champion_is_promoted_by_hand_only(database: Database) -> None:
@@ -570,7 +578,7 @@ def test_a_run_without_a_snapshot_sees_what_its_night_sees_when_it_is_taken_up_a
 def test_a_promotion_whose_answer_was_lost_is_not_lost_when_it_is_tried_again(database: Database) -> None:
     opened, version = night_rows.judged_version(database)
     for _ in range(2):
-        promote(
+        promote_candidate(
             database,
             "reviews",
             version,

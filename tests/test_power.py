@@ -89,7 +89,6 @@ def test_the_newest_night_that_met_a_champion_counts(database: Database) -> None
     assert "run two nights" in caught.value.next_step
     judged_night(database, 1, Model("second", 0.66), first)
     judged_night(database, 2, Model("third", 0.66), first)
-    night_rows.held_version(database, 3)
     assert newest_power(database, "reviews").night == night_rows.night(2).date
     assert newest_power(database, "reviews", {"gate.margin": 0.03}).margin == 0.03
 

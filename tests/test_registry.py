@@ -126,7 +126,7 @@ def promote(db: Database, home: Home, version: int) -> str:
 def roll_back(database: Database) -> int:
     """Without trying what comes back, which takes a fresh process a few seconds. Gives the version."""
     champion, version = reigning(database), registry.previous_champion(database, "reviews")
-    reigns.promote(database, "reviews", version, expected=champion, by="ada", reason="worse", kind="rollback")
+    reigns.roll_back(database, "reviews", version, expected=champion, by="ada", reason="worse")
     return version
 
 

@@ -422,7 +422,7 @@ def judged(db: Database, day: int = 0, *, speed: float = 50.0, snapshot: Snapsho
     decision = night_rows.decision("promote", 0.6, 0.55 if day else None)
     ledger.record_decision(db, run, attempt, decision, night_rows.evidence(day or None), night_rows.scores())
     version = reigns.add_version(db, run, attempt, lambda number: f"models/reviews/v{number:04d}")
-    reigns.promote(
+    reigns.promote_candidate(
         db,
         "reviews",
         version,
@@ -431,7 +431,6 @@ def judged(db: Database, day: int = 0, *, speed: float = 50.0, snapshot: Snapsho
         attempt=attempt,
         by="gate",
         reason="F1",
-        kind="promote",
     )
     return run
 

@@ -108,6 +108,10 @@ def promote(database: Database, version: int, expected: int | None, **options: A
     reigns.promote(database, "reviews", version, expected=expected, by="ada", reason="fit", **options)
 
 
+def roll_back(database: Database, version: int, expected: int) -> None:
+    reigns.roll_back(database, "reviews", version, expected=expected, by="ada", reason="worse")
+
+
 def kept(database: Database) -> list[int]:
     """Versions whose files are there; the rows must say the same."""
     there = [
@@ -132,7 +136,7 @@ def test_former_champions_and_anchors_stay_for_one_rollback_after_another(six: D
     assert kept(six) == [3, 4, 5, 6]
     for reigning, before in ((6, 5), (5, 4), (4, 3)):
         assert registry.previous_champion(six, "reviews") == before
-        promote(six, before, reigning, kind="rollback")
+        roll_back(six, before, reigning)
         retention.sweep(six, six.home, pipeline(models=1))
         anchor = version_rows.anchor(six, "reviews")
         assert anchor is not None
@@ -148,7 +152,7 @@ def test_what_is_needed_no_more_goes_with_a_later_sweep_where_the_budget_asks_fo
 
 
 def test_a_quarantined_version_stays_no_longer_than_others(six: Database) -> None:
-    promote(six, 4, 5, kind="rollback")
+    roll_back(six, 4, 5)
     assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2, 5]
     assert kept(six) == [3, 4, 6]
 
@@ -190,14 +194,14 @@ def test_whoever_needs_files_that_were_removed_is_told_so(six: Database) -> None
 
 def test_a_rollback_passes_over_versions_without_files_and_quarantined_ones(six: Database) -> None:
     promote(six, 6, 5, moves_anchor=True)
-    promote(six, 5, 6, kind="rollback")
+    roll_back(six, 5, 6)
     assert registry.previous_champion(six, "reviews") == 4
-    promote(six, 4, 5, kind="rollback")
+    roll_back(six, 4, 5)
     promote(six, 1, 4)
     promote(six, 2, 1)
     retention.sweep(six, six.home, pipeline(models=1, disk="4MB"))
     assert kept(six) == [1, 2, 3, 4]
-    promote(six, 1, 2, kind="rollback")
+    roll_back(six, 1, 2)
     assert registry.previous_champion(six, "reviews") == 4
     retention.sweep(six, six.home, pipeline(models=1, disk="1MB"))
     assert kept(six) == [1, 3, 4]
@@ -211,7 +215,7 @@ def test_where_no_champion_before_can_be_brought_back_the_reasons_are_listed(dat
     promote(database, 3, 2, moves_anchor=True)
     retention.sweep(database, database.home, pipeline(models=1, disk="2MB"))
     assert kept(database) == [2, 3]
-    promote(database, 2, 3, kind="rollback")
+    roll_back(database, 2, 3)
     with pytest.raises(
         RegistryError, match=r"version 2 of reviews has no champion before it that .*; version 1 has no files any more"
     ):

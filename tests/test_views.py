@@ -113,7 +113,7 @@ def test_epoch_results_are_the_line_that_counts(database: Database, line: str) -
         if status == "promoted":
             ledger.record_decision(database, opened.run_id, number, night_rows.decision())
             version = reigns.add_version(database, opened.run_id, number, str)
-            reigns.promote(
+            reigns.promote_candidate(
                 database,
                 "reviews",
                 version,
