@@ -9,16 +9,16 @@ from typing import Any
 
 from alembic import context
 
-from nightgate.connection import parse_url
-from nightgate.database import database_url, migrating
+from nightgate.connection import database_url, parse_url
+from nightgate.database import migrating
 from nightgate.home import open_home
-from nightgate.schema import Base
+from nightgate.schema import METADATA
 
 
 def run_migrations() -> None:
     given: dict[Any, Any] = context.config.attributes
     url = given.get("url") or database_url(open_home())
-    options: dict[str, Any] = {"target_metadata": Base.metadata, "compare_type": True}
+    options: dict[str, Any] = {"target_metadata": METADATA, "compare_type": True}
     if context.is_offline_mode():
         dialect = parse_url(url).get_backend_name()
         context.configure(dialect_name=dialect, literal_binds=True, transactional_ddl=True, **options)

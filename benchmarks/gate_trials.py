@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from benchmarks.gate_worlds import BASE, CONTESTED, EASY, SEED_SPREAD
 from benchmarks.gate_years import paired_interval
 from nightgate import config
-from nightgate.gate import Evidence, Rows, Side, Slice, rules
+from nightgate.gate import rules
 from nightgate.gate.case import DECIDING, Case
+from nightgate.gate.evidence import Evidence, Rows, Side, Slice
 from nightgate.gate.slices import slices
 from nightgate.intervals import Interval, f1_difference
 

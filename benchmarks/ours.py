@@ -14,7 +14,7 @@ from benchmarks import workload as work
 from benchmarks.variants import Variant
 from benchmarks.worker import Channel, Spec, folder_bytes, peak_memory
 from benchmarks.workload import BATCH, EPOCHS, MAX_LENGTH, STEPS_PER_EPOCH, VALIDATION_ROWS, Rows, Workload
-from nightgate import checkpoints, devices
+from nightgate import checkpoints, devices, threads
 from nightgate.checkpoints import RunState
 from nightgate.config import Training
 from nightgate.encoding import Encoded
@@ -23,7 +23,7 @@ from nightgate.engine import Engine, Wins
 
 def serve(channel: Channel, spec: Spec, variant: Variant) -> None:
     """Build the engine, answer commands until 'stop'."""
-    torch.set_num_threads(devices.pick_threads()[0])
+    torch.set_num_threads(threads.pick_threads()[0])
     workload = Workload.load(Path(spec.workload))
     trained, evaluated = spec.rows(workload, variant)
     picked = devices.pick("auto")

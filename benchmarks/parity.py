@@ -24,7 +24,7 @@ from benchmarks import workload as work
 from benchmarks.ours import take
 from benchmarks.worker import Spec
 from benchmarks.workload import BATCH, MAX_LENGTH, Workload
-from nightgate import base_models, devices
+from nightgate import base_models, devices, threads
 from nightgate.config import Training
 from nightgate.encoding import Encoded
 from nightgate.engine import Engine
@@ -54,7 +54,7 @@ def check(spec: Spec, *, sabotage: bool) -> dict[str, Any]:
         sabotage: train our side at a rate that is 0.1 % too high, which the gates must notice.
     """
     base_models.quiet_transformers()
-    torch.set_num_threads(devices.pick_threads()[0])
+    torch.set_num_threads(threads.pick_threads()[0])
     workload = Workload.load(Path(spec.workload))
     folder = work.base_model(workload.shape, Path(spec.folder))
     rate = RATE * (1.001 if sabotage else 1.0)

@@ -38,8 +38,8 @@ from prefect.settings import (
 
 from flows.server import local_server
 from flows.signs import TELL, TELL_LATE, UNCANCELLED, ZOMBIES
-from nightgate.doctor import Finding, Seen
 from nightgate.errors import NightgateError, without_credentials
+from nightgate.findings import Finding, Seen
 from nightgate.pipelines import load_by_name
 from nightgate.status import Deployed
 

@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.runs import lock_pipeline
-from nightgate.schema import Anchor, GateCheck, GateSide, ModelVersion, Promotion, Run
+from nightgate.schema import GateCheck, ModelVersion, Promotion, Run
+from nightgate.schema_gate import Anchor, GateSide
 
 CHECK = "anchor"
 """Name of the gate's check, whose interval is of candidate minus anchor."""
@@ -80,26 +81,13 @@ def follow(
     by: str,
     reason: str,
     run_id: str | None,
-    before: int | None = None,
 ) -> None:
     """Move the anchor to the new champion if that is `asked`, or if there is none that it could be compared with: none
     at all, or one that knows other labels.
-
-    Args:
-        before: the champion that the new one was compared with. It becomes the anchor where it reigned before there
-            were anchors, unless the new one is `asked`.
     """
     name, version = champion.pipeline, champion.version
     anchor = _open(session, name)
-    if (
-        anchor is None
-        and before is not None
-        and not asked
-        and _labels(session, name, before) == _labels(session, name, version)
-    ):
-        why = f"the champion that version {version} was not significantly better than: {reason}"
-        _move(session, None, name, before, moment, by, why, run_id)
-    elif asked or anchor is None or _labels(session, name, anchor.version) != _labels(session, name, version):
+    if asked or anchor is None or _labels(session, name, anchor.version) != _labels(session, name, version):
         _move(session, anchor, name, version, moment, by, reason, run_id)
 
 

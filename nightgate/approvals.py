@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from nightgate import anchors
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
-from nightgate.reigns import promote
+from nightgate.reigns import promote_candidate
 from nightgate.runs import end, fenced, lock_pipeline, record_decided
 from nightgate.schema import Approval, ModelVersion, Run
 
@@ -156,12 +156,9 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
         return _hold_overdue(db, row)
     why = f"approved by {by}: {reason}"
 
-    def said(session: Session) -> None:
-        record_decided(session, run_id, "approved", by, reason, datetime.now(UTC))
-
     attempt = _attempt(db, run_id)
     try:
-        promote(
+        promote_candidate(
             db,
             row.pipeline,
             row.version,
@@ -171,7 +168,7 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
             attempt=attempt,
             by=by,
             reason=why,
-            approval=said,
+            approved=reason,
             moves_anchor=anchors.deserved(db, run_id, attempt),
         )
     except PromotionLostError as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nightgate.config import HubSource, Pipeline, SampleSource
-from nightgate.gate import Decision
+from nightgate.gate.verdicts import Decision
 from nightgate.intervals import Interval
 
 

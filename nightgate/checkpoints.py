@@ -10,6 +10,8 @@ predictions of all epochs. A finished run's checkpoint holds `state.json` alone 
 
 Order of a crash-proof epoch: predictions, then the weights, then the checkpoint that names both, then the removal of
 what it replaces. A kill between any two leaves the former checkpoint with everything it names in place.
+
+PyTorch is imported where tensors are handled: the process of the night removes checkpoints without it.
 """
 
 from __future__ import annotations
@@ -26,16 +28,16 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from nightgate.errors import StorageError, storage_errors
 from nightgate.files import replacing, sha256_of
 from nightgate.jobs import EpochReport
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +147,8 @@ class Saver:
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU, contiguous, tied tensors once under their first name: the training may go on."""
+    import torch
+
     once: dict[str, Tensor] = {}
     seen: set[tuple[object, ...]] = set()
     for name, tensor in tensors.items():
@@ -161,6 +165,8 @@ def load_tensors(path: Path, sha256: str = "") -> dict[str, Tensor]:
     Raises:
         StorageError: the file does not have that hash.
     """
+    from safetensors.torch import load_file
+
     if sha256 and sha256_of(path) != sha256:
         raise StorageError(
             f"{path} is not as it was written: its hash differs from the one that was noted then",
@@ -225,6 +231,13 @@ def save_finished(run_dir: Path, attempt_dir: Path, state: RunState, export: Cal
     return _save(run_dir, attempt_dir, finished, best)
 
 
+def remove_checkpoints(run_dir: Path) -> None:
+    """Remove what only a resume needs. Predictions and logs stay, and a version has its own weights under models/."""
+    for attempt in run_dir.glob("attempt-*"):
+        for folder in ("checkpoint", "weights", "best"):
+            shutil.rmtree(attempt / folder, ignore_errors=True)
+
+
 def newest_checkpoint(run_dir: Path, recipe: str) -> Checkpoint | None:
     """The whole checkpoint with the most epochs over all attempts; others are skipped with a warning."""
     found = sorted(
@@ -253,6 +266,8 @@ def _save(
 
     def fill(folder: Path) -> None:
         if moments is not None:
+            from safetensors.torch import save_file
+
             save_file(moments, folder / "moments.safetensors")
         body = {
             "format": FORMAT,
@@ -289,6 +304,8 @@ def _named(run_dir: Path, state: RunState) -> set[str]:
 
 
 def _write_weights(final: Path, weights: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
     with _disk_errors(final), replacing(final) as draft:
         save_file(weights, draft)
         _open_to_all(draft)

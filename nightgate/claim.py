@@ -10,17 +10,22 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from nightgate import gate, ledger, logs, metrics, pointer, settling
+from nightgate import logs, opening, pointer, runs, settling
 from nightgate.config import Pipeline
+from nightgate.counts import Scores
 from nightgate.database import Database
 from nightgate.errors import InternalError, NightgateError
+from nightgate.gate.evidence import Evidence
+from nightgate.gate.verdicts import Decision
 from nightgate.golden import GoldenSet
 from nightgate.heartbeat import Heartbeat
 from nightgate.home import Home, open_home
 from nightgate.jobs import Progress, ScoreResult, TrainResult
 from nightgate.nights import Night
+from nightgate.opening import OpenedRun
 from nightgate.progress import record_progress
 from nightgate.snapshots import Snapshot
+from nightgate.version_rows import VersionRow
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +33,7 @@ log = logging.getLogger(__name__)
 class NightRun:
     """One run of one night: identity, places, and what each step found for the next one."""
 
-    def __init__(self, pipeline: Pipeline, night: Night, home: Home, db: Database, opened: ledger.OpenedRun) -> None:
+    def __init__(self, pipeline: Pipeline, night: Night, home: Home, db: Database, opened: OpenedRun) -> None:
         self.pipeline = pipeline
         self.night = night
         self.home = home
@@ -53,17 +58,17 @@ class NightRun:
         self.on_stall: Callable[[str], None] = log.debug
         """Told whenever that happens."""
         self.trained: TrainResult
-        self.champion: ledger.VersionRow | None = None
-        self.anchor: ledger.VersionRow | None = None
+        self.champion: VersionRow | None = None
+        self.anchor: VersionRow | None = None
         self.golden: GoldenSet
         self.folders: dict[str, Path]
         """By side the model that is scored."""
         self.scored: ScoreResult
-        self.evidence: gate.Evidence
+        self.evidence: Evidence
         """All that the verdict follows from."""
-        self.test_scores: metrics.Scores
+        self.test_scores: Scores
         """Of the candidate, on the test rows that decide."""
-        self.decision: gate.Decision
+        self.decision: Decision
         self.version: int
 
     def __str__(self) -> str:
@@ -87,7 +92,7 @@ class NightRun:
     def count_restart(self, why: str) -> None:
         """A process of this attempt stood still and is started again."""
         self.restarts += 1
-        ledger.record_attempt(self.db, self.run_id, self.attempt, restarts=self.restarts)
+        runs.record_attempt(self.db, self.run_id, self.attempt, restarts=self.restarts)
         self.on_stall(why)
 
     @property
@@ -124,7 +129,7 @@ def open_night(
     """
     home = open_home()
     with Database.open(home) as db:
-        opened = ledger.open_run(
+        opened = opening.open_run(
             db,
             pipeline,
             night,
@@ -193,7 +198,7 @@ def _ended_as_told(run: NightRun) -> bool:
     from outside, is not its to tell of any more.
     """
     try:
-        now = ledger.outcome(run.db, run.run_id)
+        now = runs.outcome(run.db, run.run_id)
     except NightgateError:
         return False
     return (now.attempt, now.status) == (run.attempt, run.status)
@@ -205,7 +210,7 @@ def _finish(run: NightRun, status: str, reason: str, error_type: str, next_step:
     reason, next_step = logs.without_secrets(reason), logs.without_secrets(next_step)
     run.status, run.reason = status, reason
     try:
-        ledger.finish_run(
+        runs.finish_run(
             run.db, run.run_id, run.attempt, status, reason=reason, error_type=error_type, next_step=next_step
         )
     except NightgateError as error:

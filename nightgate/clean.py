@@ -23,12 +23,11 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from nightgate.database import Database
-from nightgate.errors import ModelError, SnapshotError
+from nightgate.errors import SnapshotError
 from nightgate.home import Home
 from nightgate.schema import ModelVersion, Run, Snapshot
 from nightgate.snapshots import ROWS_FILE, open_snapshot
 from nightgate.text import NORMALISATION_VERSION
-from nightgate.version_files import read_manifest
 
 Mask = NDArray[np.bool_]
 
@@ -58,10 +57,7 @@ def line_of(db: Database, home: Home, pipeline: str, version: int | None, *, ton
             lack = "is not in the database" if row is None else "has no snapshot on record"
             return Line(tuple(snapshots), f"version {version} of its line {lack}")
         snapshots.append(home.absolute(row.snapshot))
-        try:
-            version = _started_from(row, home)
-        except ModelError as error:
-            return Line(tuple(snapshots), f"what version {row.version} started from is not known: {error.reason}")
+        version = row.started_from
     return Line(tuple(dict.fromkeys(snapshots)))
 
 
@@ -76,7 +72,7 @@ def trained_on(line: Line, fingerprints: Sequence[str]) -> tuple[Mask | None, st
     mask = np.zeros(len(fingerprints), bool)
     for folder in line.snapshots:
         try:
-            normalisation = open_snapshot(folder).manifest["rules"].get("normalisation")
+            normalisation = open_snapshot(folder).manifest["rules"]["normalisation"]
             table = pq.read_table(folder / ROWS_FILE, columns=["split", "fingerprint"])
         except (SnapshotError, OSError, pa.ArrowException) as error:
             reason = error.reason if isinstance(error, SnapshotError) else str(error)
@@ -96,19 +92,9 @@ def _versions(pipeline: str) -> sa.Select[Any]:
         sa.select(
             ModelVersion.version,
             ModelVersion.started_from,
-            ModelVersion.environment.is_not(None).label("says_all"),
-            ModelVersion.path,
             Snapshot.path.label("snapshot"),
         )
         .join(Run, Run.run_id == ModelVersion.run_id)
         .outerjoin(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
         .where(ModelVersion.pipeline == pipeline)
     )
-
-
-def _started_from(row: sa.Row[Any], home: Home) -> int | None:
-    started_from: int | None = row.started_from
-    if started_from is None and not row.says_all:
-        # Registered before these columns were there: its manifest has always said it.
-        started_from = read_manifest(home.absolute(row.path))["base_model"]["started_from_version"]
-    return started_from

@@ -33,7 +33,7 @@ from nightgate.startup import spare_the_collector
 
 if TYPE_CHECKING:
     from nightgate.config import Pipeline
-    from nightgate.doctor import Seen
+    from nightgate.findings import Seen
     from nightgate.nights import Night
 
 
@@ -238,7 +238,7 @@ def _server_check() -> Callable[[], Seen]:
 
 
 def _nothing_but(told: str) -> Seen:
-    from nightgate.doctor import Finding, Seen
+    from nightgate.findings import Finding, Seen
 
     return Seen([Finding("problem", "prefect server", told, "install with the versions of constraints.txt")])
 
@@ -246,7 +246,8 @@ def _nothing_but(told: str) -> Seen:
 @database_app.command("upgrade")
 def upgrade_database() -> None:
     """Create the metrics database or bring it to this version's revision."""
-    from nightgate.database import database_url, safe_url, upgrade
+    from nightgate.connection import database_url, safe_url
+    from nightgate.database import upgrade
     from nightgate.home import open_home
 
     url = database_url(open_home())

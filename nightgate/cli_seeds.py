@@ -15,7 +15,7 @@ from nightgate.output import Format
 if TYPE_CHECKING:
     from nightgate.config import Gate
     from nightgate.database import Database
-    from nightgate.schema import SeedStudy
+    from nightgate.schema_gate import SeedStudy
     from nightgate.seeds import Study
 
 COLUMNS = ("seed", "best_epoch", "validation_f1", "test_f1", "test_accuracy", "duration_seconds", "error")

@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 
 from nightgate.values import duration
 
@@ -26,7 +25,8 @@ def metric_key(
 ) -> str:
     """What a run stores of it: `m-` and 12 hex digits. Labels in another order give the same scores."""
     window = _window(test_window, min_test_rows)
-    return _hashed([METRIC_DEFINITION, test_version, sorted(label_names), average, window])
+    facts = [METRIC_DEFINITION, test_version, sorted(label_names), average, window]
+    return f"m-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,12 @@ class ScoredNight:
 
     night: date
     metric_key: str | None
-    """None: of a night before it was recorded, which was scored on all test rows."""
     test_version: str | None
     label_names: tuple[str, ...]
     average: str
-    test_window: str | None
-    """As [gate] had it that night; None where there was no such key yet, as is the next."""
-    min_test_rows: int | None
+    test_window: str
+    """As [gate] had it that night, like the next."""
+    min_test_rows: int
     model_version: int | None = None
     test_f1: float | None = None
     champion_version: int | None = None
@@ -59,17 +58,13 @@ def changes(before: ScoredNight, after: ScoredNight) -> str:
         told.append(f"the average was {before.average} and is {after.average}")
     if (was := _rows(before)) != (now := _rows(after)):
         told.append(f"the test rows that count were {was} and are {now}")
-    if not told and _key(before) != _key(after):
+    if not told and before.metric_key != after.metric_key:
         told.append("the metrics are defined otherwise by another version of Nightgate")
     return "; ".join(told)
 
 
 def _rows(night: ScoredNight) -> str:
     """Which test rows its scores are of, in words."""
-    if night.metric_key is None:
-        return "all (a version of Nightgate without a test window)"
-    if night.test_window is None or night.min_test_rows is None:
-        return "those of an unknown window"
     if not duration(night.test_window):
         return "all"
     return f"those of {_window(night.test_window, night.min_test_rows)[0]:g}d, {night.min_test_rows:,} at least"
@@ -79,21 +74,6 @@ def _window(test_window: str, min_test_rows: int) -> list[float]:
     """What two settings have in common that take the same rows: '2w' is '14d', and all rows are never too few."""
     length = duration(test_window)
     return [length.total_seconds() / 86_400, min_test_rows] if length else []
-
-
-def _key(night: ScoredNight) -> str | None:
-    """In today's form. A key of before the window was in it says the same, and the night's configuration the rest."""
-    if night.test_window is None or night.min_test_rows is None or night.test_version is None:
-        return night.metric_key
-    short = _hashed([1, night.test_version, sorted(night.label_names), night.average])
-    if night.metric_key != short:
-        return night.metric_key
-    window = _window(night.test_window, night.min_test_rows)
-    return _hashed([1, night.test_version, sorted(night.label_names), night.average, window])
-
-
-def _hashed(facts: list[Any]) -> str:
-    return f"m-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 
 def breaks(nights: Sequence[ScoredNight]) -> list[str | None]:

@@ -20,13 +20,13 @@ from nightgate.comparability import ScoredNight, changes
 from nightgate.counts import class_scores, confusion_counts, overall_scores
 from nightgate.database import Database
 from nightgate.evidence_store import labels_given, load_evidence, microseconds, scorings_of
-from nightgate.gate import Rows
+from nightgate.gate.evidence import Rows
 from nightgate.gate.words import percent
 from nightgate.home import Home
 from nightgate.intervals import f1_difference
-from nightgate.ledger import VersionRow
 from nightgate.rescoring import newest_judged, rescore
 from nightgate.schema import ModelVersion, Run, Snapshot
+from nightgate.version_rows import VersionRow
 
 Average = Literal["weighted", "macro"]
 CONFIDENCE = 0.95
@@ -103,8 +103,8 @@ class _Facts:
             run.test_version,
             tuple(run.label_names),
             run.average,
-            policy.get("test_window"),
-            policy.get("min_test_rows"),
+            policy["test_window"],
+            policy["min_test_rows"],
         )
 
 
@@ -336,10 +336,7 @@ def _made_by(a: _Facts, b: _Facts) -> Section:
     one, other = flat(a.version.environment or {}), flat(b.version.environment or {})
     differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
     pairs += [Pair(name, one.get(name), other.get(name)) for name in differing]
-    unknown = [one.row.version for one in (a, b) if one.version.environment is None]
     note = "" if differing else "in the same environment"
-    if unknown:
-        note = f"the environment of version {' and '.join(map(str, unknown))} was not recorded"
     return Section("made_by", "Code, base model, environment", tuple(pairs), note)
 
 

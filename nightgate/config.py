@@ -340,7 +340,7 @@ class Pipeline(Section):
         """12 hex digits over all that can change a night's result: everything but schedule, queue and retention."""
         outside = {"schedule", "resources", "retention"}
         record = {key: value for key, value in self.record().items() if key not in outside}
-        # How long a person may take changes no result either, and runs of before these keys keep their hash.
+        # How long a person may take changes no result either.
         record["gate"] = {key: value for key, value in record["gate"].items() if not key.startswith("approval")}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
 

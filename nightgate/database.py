@@ -34,8 +34,6 @@ from nightgate.home import Home
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Database", "alembic_config", "database_url", "migrating", "migrations_folder", "safe_url", "upgrade"]
-
 T = TypeVar("T")
 
 PATIENCE = 30.0

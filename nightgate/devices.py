@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-from nightgate.threads import pick_threads as pick_threads
-
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -70,7 +70,6 @@ class MachineFacts:
 @dataclass(frozen=True)
 class Finding:
     kind: Literal["overfitting", "low_score", "stalled", "short_of_memory", "starved", "other_device"]
-    since_epoch: int
     text: str
     """What was seen, with the numbers."""
     remedy: str
@@ -120,13 +119,11 @@ def _overfitting(epochs: list[EpochFacts], training: Training) -> Finding | None
     )
     peak = max((epoch for epoch in told if _finite(epoch.f1)), key=lambda epoch: epoch.f1 or 0.0, default=None)
     if peak is None or best.f1 is None or not _finite(best.f1):
-        return Finding("overfitting", since, text + ".", _stop_at(best.epoch))
+        return Finding("overfitting", text + ".", _stop_at(best.epoch))
     if (peak.f1 or 0.0) <= best.f1 + F1_NOISE:
-        return Finding(
-            "overfitting", since, f"{text}, and F1 gained nothing after {best.f1:.4f}.", _stop_at(best.epoch)
-        )
+        return Finding("overfitting", f"{text}, and F1 gained nothing after {best.f1:.4f}.", _stop_at(best.epoch))
     text += f". F1 still moved from {best.f1:.4f} to {peak.f1:.4f} (epoch {peak.epoch})."
-    return Finding("overfitting", since, text, _regularise(epochs, peak, training))
+    return Finding("overfitting", text, _regularise(epochs, peak, training))
 
 
 def _stop_at(epoch: int) -> str:
@@ -148,7 +145,7 @@ def _low_score(epochs: list[EpochFacts], min_f1: float, training: Training, *, o
     first, last = epochs[0], epochs[-1]
     if not scored:
         text = f"No epoch has a finite F1, so none reaches min_f1 {min_f1:.4f}."
-        return Finding("low_score", first.epoch, text, _slower(training))
+        return Finding("low_score", text, _slower(training))
     peak = max(scored, key=lambda epoch: epoch.f1 or 0.0)
     assert peak.f1 is not None
     if peak.f1 >= min_f1:
@@ -159,17 +156,17 @@ def _low_score(epochs: list[EpochFacts], min_f1: float, training: Training, *, o
     if _finite(first.training_loss) and _finite(last.training_loss):
         losses = f"training loss went from {first.training_loss:.4f} to {last.training_loss:.4f}"
     if change > 0:
-        return Finding("low_score", first.epoch, f"{text}, and {losses}: the steps are too large.", _slower(training))
+        return Finding("low_score", f"{text}, and {losses}: the steps are too large.", _slower(training))
     if change == 0:
         remedy = f"Take larger steps: --set training.learning_rate={min(1.0, training.learning_rate * 2):g}"
-        return Finding("low_score", first.epoch, f"{text}, and {losses}: it did not learn.", remedy)
+        return Finding("low_score", f"{text}, and {losses}: it did not learn.", remedy)
     if overfits:
-        return Finding("low_score", first.epoch, f"{text}, and more epochs would only overfit.", _more_data(training))
+        return Finding("low_score", f"{text}, and more epochs would only overfit.", _more_data(training))
     if peak.epoch == last.epoch:
         rise = f" and was still rising at the last of {len(epochs)} epochs" if len(epochs) > 1 else " after one epoch"
         remedy = f"Train for longer: --set training.epochs={min(1000, 2 * last.epoch)}"
-        return Finding("low_score", first.epoch, f"{text}{rise}.", remedy)
-    return Finding("low_score", first.epoch, f"{text} and has stopped rising.", _more_data(training))
+        return Finding("low_score", f"{text}{rise}.", remedy)
+    return Finding("low_score", f"{text} and has stopped rising.", _more_data(training))
 
 
 def _slower(training: Training) -> str:
@@ -202,7 +199,7 @@ def _stalled(machine: MachineFacts) -> Finding | None:
         f"Stalled: training stood still on {_place(machine)} and was started again {often}; the stacks of that moment "
         "are in the attempt's log."
     )
-    return Finding("stalled", 1, text, _queue(machine))
+    return Finding("stalled", text, _queue(machine))
 
 
 def _starved(epochs: list[EpochFacts], machine: MachineFacts) -> Finding | None:
@@ -223,7 +220,7 @@ def _starved(epochs: list[EpochFacts], machine: MachineFacts) -> Finding | None:
             f"Starved: {_rate(tonight)} where the median of {len(earlier)} earlier nights on {_place(machine)} is "
             f"{_rate(usual)}: something else took the machine."
         )
-        return Finding("starved", told[0].epoch, text, _queue(machine))
+        return Finding("starved", text, _queue(machine))
     slow = []
     for place, epoch in enumerate(told):
         others = speeds[:place] + speeds[place + 1 :]
@@ -239,7 +236,7 @@ def _starved(epochs: list[EpochFacts], machine: MachineFacts) -> Finding | None:
         f"Starved in epoch {number}{often}: {_rate(speed)} where the run's median is {_rate(tonight)}: something else "
         f"took {_place(machine)} for a while."
     )
-    return Finding("starved", slow[0][0], text, _queue(machine))
+    return Finding("starved", text, _queue(machine))
 
 
 def _other_device(epochs: list[EpochFacts], training: Training, machine: MachineFacts) -> Finding | None:
@@ -259,7 +256,7 @@ def _other_device(epochs: list[EpochFacts], training: Training, machine: Machine
     # So many rows that the night takes about as long as it did.
     rows = 100 * max(1, round(share * (machine.train_rows or training.max_train_rows or 10_000) / 100))
     remedy = "`nightgate doctor` tells what it finds of a GPU. Until there is one again, train on fewer rows"
-    return Finding("other_device", 1, f"{text}.", f"{remedy}: --set training.max_train_rows={rows}")
+    return Finding("other_device", f"{text}.", f"{remedy}: --set training.max_train_rows={rows}")
 
 
 def _short_of_memory(training: Training, machine: MachineFacts) -> Finding | None:
@@ -271,9 +268,9 @@ def _short_of_memory(training: Training, machine: MachineFacts) -> Finding | Non
         f"computed in {parts} parts. The steps are those of the recipe, only slower."
     )
     if training.max_length > 128:
-        return Finding("short_of_memory", 1, text, "Cut texts sooner: --set training.max_length=128")
+        return Finding("short_of_memory", text, "Cut texts sooner: --set training.max_length=128")
     batch = max(1, training.batch_size // parts)
-    return Finding("short_of_memory", 1, text, f"Take smaller batches: --set training.batch_size={batch}")
+    return Finding("short_of_memory", text, f"Take smaller batches: --set training.batch_size={batch}")
 
 
 def _queue(machine: MachineFacts) -> str:

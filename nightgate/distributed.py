@@ -74,11 +74,6 @@ def connect() -> World:
     return Group("gloo")
 
 
-def rank() -> int:
-    """This process's rank, before it is connected."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def share(rows: NDArray[np.int64], world: World) -> NDArray[np.int64]:
     """This process's rows of a batch; given in order of length, every process gets about the same number of tokens."""
     return rows[world.rank :: world.size]

@@ -1,7 +1,7 @@
 """`nightgate doctor`: what could keep a night from running, each line with its remedy.
 
-Here: the findings, and what this machine is like. `doctor_database` asks the metrics database, `doctor_pipelines` the
-pipeline files and what they need; what a Prefect server says is handed in, because the library does not talk to one.
+This module checks the machine, `doctor_database` the metrics database and `doctor_pipelines` the pipeline files and
+what they need. The check of the Prefect server is an argument, because the library does not import Prefect.
 """
 
 from __future__ import annotations
@@ -10,43 +10,24 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from nightgate import doctor_database, doctor_pipelines
 from nightgate.errors import NightgateError
-from nightgate.home import Home, home_path, open_home
+from nightgate.findings import Finding, Seen, file_system_of, here, is_network, mounts
+from nightgate.home import home_path, open_home
 
-Status = Literal["ok", "warning", "problem"]
 GIB = 2**30
 HANG_SECONDS = 20.0
 """Everything that asks a network has a limit of some 3 s of its own: this is for what none can be set for, such as a
 file server that is gone."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    status: Status
-    check: str
-    found: str
-    remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a check found, and what others make use of."""
-
-    findings: Sequence[Finding] = ()
-    used: frozenset[str] = frozenset()
-    """Pipelines that have run here, or are deployed: what is wrong with others stops no night."""
-    ahead: timedelta | None = None
-    """By how much the clock on the other side is ahead of this machine's."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +87,7 @@ def examine(server: Callable[[], Seen] | None = None) -> list[Finding]:
         server: asks the Prefect server.
     """
     pending = [_Pending(Check("prefect server", server, clock="the Prefect server"))] if server else []
-    # Imports here, and not within the threads: there they would count as a network that is slow.
-    from nightgate import doctor_pipelines
-
     pending.append(_Pending(Check("pipelines", doctor_pipelines.examine)))
-    from nightgate import doctor_database
-
     pending.append(_Pending(Check("database", doctor_database.examine, clock="the database")))
     local = [Check("python", _python), Check("versions", _versions), Check("home", _home), Check("device", _device)]
     seen = [_carried_out(check) for check in local]
@@ -190,12 +166,6 @@ def _unmet(package: str) -> Iterator[str]:
             yield f"{package} needs {requirement.name}{requirement.specifier}, not {found}"
 
 
-def here() -> Home | None:
-    """The home, if there is one: the doctor makes none."""
-    path = home_path()
-    return open_home(path) if (path / "home.json").is_file() else None
-
-
 def _home() -> Iterator[Finding]:
     path = home_path()
     home = here()
@@ -230,26 +200,6 @@ def disk_finding(free: int) -> Finding:
         return Finding("ok", "disk", told)
     remedy = "free some space, or set NIGHTGATE_HOME to a larger disk: a night writes its model thrice"
     return Finding("warning" if free > GIB else "problem", "disk", told, remedy)
-
-
-def mounts() -> list[tuple[str, str]]:
-    """Mount point and kind of every file system of this machine."""
-    import psutil
-
-    return [(one.mountpoint, one.fstype) for one in psutil.disk_partitions(all=True)]
-
-
-def file_system_of(path: Path, known: Iterable[tuple[str, str]]) -> str:
-    """The kind of file system that `path` lies on, such as `ext4` or `nfs4`; '' where that is unknown."""
-    inside = [(point, kind) for point, kind in known if path.is_relative_to(point)]
-    # Of two on the same mount point the later one counts, which `max` would not give.
-    return max(reversed(inside), key=lambda one: len(one[0]), default=("", ""))[1]
-
-
-def is_network(kind: str) -> bool:
-    """Whether several machines may share a file system of this kind: SQLite's locks do not hold there."""
-    known = ("nfs", "cifs", "smb", "ceph", "gluster", "lustre", "beegfs", "gpfs", "afs", "9p", "fuse.sshfs")
-    return kind.lower().removeprefix("fuse.").startswith(known) or kind == "fuse.sshfs"
 
 
 def _device() -> Iterator[Finding]:

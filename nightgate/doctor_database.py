@@ -12,12 +12,12 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate import freezes, ledger, pointer
+from nightgate import freezes, pointer, version_rows
 from nightgate.approvals import command, open_approvals
-from nightgate.connection import parse_url, sqlite_path
-from nightgate.database import Database, database_url, safe_url
-from nightgate.doctor import Finding, Seen, file_system_of, here, is_network, mounts
+from nightgate.connection import database_url, parse_url, safe_url, sqlite_path
+from nightgate.database import Database
 from nightgate.errors import NightgateError
+from nightgate.findings import Finding, Seen, file_system_of, here, is_network, mounts
 from nightgate.home import Home, home_path
 from nightgate.owners import cause_of_death, now
 from nightgate.schema import Attempt, Run, Setting
@@ -64,7 +64,7 @@ def _writable(db: Database, name: str) -> Finding:
 
 
 def place_findings(home: Path, database: Path | None, known: Iterable[tuple[str, str]]) -> Iterator[Finding]:
-    """What is wrong with where the database lies. `database` is SQLite's file, `known` what `doctor.mounts` gives."""
+    """What is wrong with where the database lies. `database` is SQLite's file, `known` what `findings.mounts` gives."""
     if database is None:
         return
     known = list(known)
@@ -90,7 +90,7 @@ def _shared_home(db: Database, home: Home) -> Iterator[Finding]:
         return
     missing = []
     for pipeline in sorted(used_pipelines(db)):
-        champion = ledger.champion(db, pipeline)
+        champion = version_rows.champion(db, pipeline)
         if champion is not None and not home.absolute(champion.path).is_dir():
             missing.append(f"the champion of {pipeline} ({champion.path})")
     if missing:

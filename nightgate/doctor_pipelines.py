@@ -20,8 +20,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from nightgate.config import FilesSource, HubSource, Pipeline, Schedule
-from nightgate.doctor import Finding
 from nightgate.errors import NightgateError, without_credentials
+from nightgate.findings import Finding
 from nightgate.pipelines import load_pipeline, pipeline_files
 from nightgate.sources import matching_files
 

@@ -25,10 +25,10 @@ from sqlalchemy.orm import Session
 
 from nightgate.database import Database
 from nightgate.errors import RegistryError
-from nightgate.gate import Evidence, Rows, Serving, Side, Slice
-from nightgate.gate.evidence import Labels, Mask
+from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Serving, Side, Slice
 from nightgate.runs import fenced
-from nightgate.schema import SIDES, GateSide, Run, TestPrediction, TestSet
+from nightgate.schema import Run
+from nightgate.schema_gate import SIDES, GateSide, TestPrediction, TestSet
 
 FINGERPRINT_BYTES = 16
 _NAME = f"S{FINGERPRINT_BYTES}"
@@ -96,7 +96,7 @@ def load_evidence(db: Database, run_id: str) -> Evidence:
         attempt = session.scalar(sa.select(sa.func.max(GateSide.attempt)).where(GateSide.run_id == run_id))
         if run is None or attempt is None:
             raise RegistryError(
-                f"run {run_id} has no stored evidence: it was never judged, or by a version that did not keep it",
+                f"run {run_id} has no stored evidence: it was never judged",
                 next_step="choose a night that was judged; `nightgate history PIPELINE` shows their verdicts",
             )
         sides = {
@@ -338,7 +338,6 @@ def _evidence(
         return Side(
             predictions=labels["test"],
             data_until=row.data_until,
-            # Evidence of before it was stored has none.
             chosen_at=datetime.fromisoformat(facts["chosen_at"]) if facts.get("chosen_at") else None,
             version=row.version,
             flaw=row.flaw,
@@ -375,6 +374,6 @@ def _evidence(
         champion_nights=sides["champion"].facts["nights"] if champion is not None else None,
         seed_spread=sides["candidate"].facts["seed_spread"],
         # A night looks for studies of its own configuration only.
-        seed_average=run.config["gate"].get("average"),
+        seed_average=run.config["gate"]["average"],
         golden_note=sides["candidate"].facts["golden_note"],
     )

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.runs import lock_pipeline
-from nightgate.schema import Freeze
+from nightgate.schema_gate import Freeze
 from nightgate.version_rows import require_pipeline
 
 

@@ -10,26 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from nightgate import evidence_store, ledger, registry, seeds, startup, supervisor
+from nightgate import evidence_store, seeds, startup, supervisor, version_files, version_rows
 from nightgate.calibration import calibration_error, nonfinite_rows
 from nightgate.claim import NightRun
 from nightgate.clean import Line, line_of, trained_on
 from nightgate.errors import ModelError, RegistryError
-from nightgate.gate import Evidence, Rows, Side, Slice
-from nightgate.gate.evidence import Mask
+from nightgate.gate.evidence import Evidence, Mask, Rows, Side, Slice
 from nightgate.golden import golden_set
 from nightgate.intervals import group_numbers
 from nightgate.jobs import ScoreJob
-from nightgate.ledger import VersionRow
+from nightgate.predictions import load_logits
 from nightgate.serving import serve
 from nightgate.supervisor import LIFE
+from nightgate.version_rows import VersionRow
 
 log = logging.getLogger(__name__)
-
-Logits = NDArray[np.float32]
-
 
 NUM_SERVED = 64
 """Texts that the saved model is tried on in a fresh process."""
@@ -65,9 +61,8 @@ def score_on_test(run: NightRun) -> None:
 
     No score of another night is evidence. What each side was trained on is looked up as well.
     """
-    run.champion = ledger.champion(run.db, run.pipeline.name)
-    # A champion from before there were anchors is the first one.
-    run.anchor = ledger.anchor(run.db, run.pipeline.name) or run.champion
+    run.champion = version_rows.champion(run.db, run.pipeline.name)
+    run.anchor = version_rows.anchor(run.db, run.pipeline.name)
     run.golden = golden_set(run.pipeline, run.home, run.snapshot, run.night)
     models = _models(run)
     run.folders = {name: model.folder for name, model in models.items() if not model.flaw}
@@ -137,13 +132,6 @@ def try_serving(run: NightRun) -> None:
     )
 
 
-def load_logits(path: Path) -> Logits:
-    """Shape [rows, labels], as the scoring process left them."""
-    with np.load(path, allow_pickle=False) as stored:
-        logits: Logits = stored["logits"]
-    return logits
-
-
 # --- sides ---
 
 
@@ -173,7 +161,7 @@ def _of_anchor(run: NightRun, version: VersionRow) -> _Model:
 
 def _of_version(run: NightRun, version: VersionRow) -> _Model:
     folder = version.folder(run.home)
-    known, wanted = registry.verify_version(folder)["label_names"], run.pipeline.data.label_names
+    known, wanted = version_files.verify_version(folder)["label_names"], run.pipeline.data.label_names
     flaw = ""
     if sorted(known) != sorted(wanted):
         flaw = (

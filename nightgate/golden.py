@@ -98,15 +98,6 @@ def stored_with(home: Home, pipeline: str, label_names: Sequence[str], fingerpri
     return None
 
 
-def stored_texts(home: Home, pipeline: str, count: int) -> list[str]:
-    """Up to `count` texts of a pipeline's golden rows, those stored last first; [] where no whole set is stored."""
-    manifests = (home.golden / pipeline).glob("*/manifest.json")
-    for manifest in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
-        with suppress(SnapshotError):
-            return open_snapshot(manifest.parent).rows(_SIDE, ["text"])["text"].astype(str).tolist()[:count]
-    return []
-
-
 def _frozen(pipeline: Pipeline, folder: Path, snapshot: Snapshot, night: Night) -> GoldenSet:
     names = pipeline.data.label_names
     place = folder / f"{_FROZEN}{_hash(sorted(names))}"

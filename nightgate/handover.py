@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 
 from nightgate.database import Database
 from nightgate.errors import ModelError, RegistryError, without_credentials
-from nightgate.ledger import VersionRow
 from nightgate.schema import ModelVersion, Run
 from nightgate.version_files import CARD, MANIFEST, verify_version
+from nightgate.version_rows import VersionRow
 
 LINEAGE = "lineage.json"
 _KEPT = (
@@ -156,7 +156,7 @@ def told_of(db: Database, version: VersionRow) -> tuple[str | None, str]:
 def _lineage(manifest: Mapping[str, Any], base_model: str, revision: str | None) -> dict[str, Any]:
     configuration = manifest["configuration"]
     training = {**configuration["training"], "base_model": base_model}
-    started_from = manifest["base_model"].get("started_from_version")
+    started_from = manifest["base_model"]["started_from_version"]
     return {
         **{name: manifest.get(name) for name in _KEPT},
         "base_model": {"name": base_model, "revision": revision, "started_from_version": started_from},

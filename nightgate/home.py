@@ -37,10 +37,6 @@ class Home:
         """Rows that no candidate should unlearn, by pipeline; made when first written to."""
         return self.root / "golden"
 
-    @property
-    def locks(self) -> Path:
-        return self.root / "locks"
-
     def relative(self, path: Path) -> str:
         """`path` as the database stores it: relative to the home, with forward slashes."""
         return path.resolve().relative_to(self.root).as_posix()
@@ -105,7 +101,7 @@ def open_home(root: str | Path | None = None) -> Home:
     path = home_path(root)
     with storage_errors(path):
         try:
-            for folder in ("snapshots", "runs", "models", "locks"):
+            for folder in ("snapshots", "runs", "models"):
                 (path / folder).mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
             raise StorageError(

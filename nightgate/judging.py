@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate import evidence_store, gate, ledger, metrics
-from nightgate.calibration import nonfinite_rows
+from nightgate import counts, evidence_store, ledger, metrics
 from nightgate.claim import NightRun
-from nightgate.errors import NonFiniteLossError
-from nightgate.gathering import load_logits
+from nightgate.gate.decide import decide
 
 log = logging.getLogger(__name__)
 
@@ -30,29 +27,12 @@ def judge(run: NightRun) -> None:
             made_by[name] = version.run_id
     evidence_store.record_evidence(run.db, run.run_id, run.attempt, evidence, made_by)
     began = time.monotonic()
-    run.decision = gate.decide(evidence, run.pipeline.gate)
+    run.decision = decide(evidence, run.pipeline.gate)
     log.info(DECIDED, time.monotonic() - began)
     assert run.decision.measured is not None, "there are rows and predictions"
     _record_test(run, run.decision.measured.window)
     ledger.record_decision(run.db, run.run_id, run.attempt, run.decision, evidence, run.test_scores)
     log.info("verdict: %s: %s", run.decision.verdict, run.decision.reason)
-
-
-def read_predictions(path: Path) -> NDArray[np.int64]:
-    """Predicted class indices, shape [rows], of a file of logits.
-
-    Raises:
-        NonFiniteLossError: a logit is NaN or infinite. It would count as a prediction like any other.
-    """
-    logits = load_logits(path)
-    broken = nonfinite_rows(logits)
-    if broken:
-        raise NonFiniteLossError(
-            f"the logits of {broken:,} of {len(logits):,} rows are NaN or infinite ({path})",
-            next_step="lower training.learning_rate, or set training.precision = 'fp32'",
-        )
-    predicted: NDArray[np.int64] = logits.argmax(axis=1)
-    return predicted
 
 
 def _record_test(run: NightRun, window: NDArray[np.bool_]) -> None:
@@ -69,5 +49,5 @@ def _record_test(run: NightRun, window: NDArray[np.bool_]) -> None:
         run.attempt,
         run.trained.best_epoch,
         metrics.slice_scores(frame, references, predictions, len(names), names),
-        metrics.confusion_counts(references, predictions, len(names)),
+        counts.confusion_counts(references, predictions, len(names)),
     )

@@ -1,17 +1,14 @@
 """What a night leaves in the database, each as one transaction that is committed at once.
 
-    opened = open_run(db, pipeline, night)            # before any work
     record_snapshot(db, run_id, attempt, refreshed)
     record_epoch(db, run_id, attempt, report, ...)    # when the epoch is evaluated, not at the end
     record_training(db, run_id, attempt, trained)
     record_test(db, run_id, attempt, best_epoch, ...)
     record_decision(db, run_id, attempt, decision, ...)
-    version = add_version(db, run_id, attempt, place)
-    promote(db, ...) or finish_run(db, ...)
 
 Every one may be repeated: what is recorded already stays as it is. How a run begins is in `nightgate.opening`, how it
 lives and ends in `nightgate.runs`; versions and champions are moved in `nightgate.reigns` and read in
-`nightgate.version_rows`. All of it is meant to be called as `ledger.<name>`.
+`nightgate.version_rows`.
 """
 
 from __future__ import annotations
@@ -20,57 +17,29 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.comparability import metric_key
 from nightgate.database import Database
-from nightgate.opening import OpenedRun, by_hand_at_work, night_of, open_run
 from nightgate.outcomes import joint_outcomes
-from nightgate.owners import Owner
-from nightgate.reigns import add_version, promote
-from nightgate.runs import attempt_of, fenced, finish_run, outcome, record_attempt
-from nightgate.schema import ConfusionCell, Epoch, GateCheck, JointOutcome, QuarantinedRow, Run, SliceMetric, Snapshot
-from nightgate.version_rows import VersionRow, anchor, champion, reigns, versions
+from nightgate.runs import attempt_of, fenced
+from nightgate.schema import ConfusionCell, Epoch, GateCheck, QuarantinedRow, Run, SliceMetric, Snapshot
+from nightgate.schema_gate import JointOutcome
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from nightgate.gate import Decision, Evidence, Measured
+    from nightgate.counts import Average, Scores
+    from nightgate.gate.evidence import Evidence
+    from nightgate.gate.verdicts import Decision, Measured
     from nightgate.jobs import EpochReport, TrainResult
-    from nightgate.metrics import Scores, SliceScore
+    from nightgate.metrics import SliceScore
     from nightgate.refresh import Refreshed
     from nightgate.tables import Quarantined
-
-__all__ = [
-    "OpenedRun",
-    "Owner",
-    "VersionRow",
-    "add_version",
-    "anchor",
-    "by_hand_at_work",
-    "champion",
-    "finish_run",
-    "night_of",
-    "open_run",
-    "outcome",
-    "previous_snapshot",
-    "promote",
-    "record_attempt",
-    "record_decision",
-    "record_epoch",
-    "record_quarantined",
-    "record_snapshot",
-    "record_test",
-    "record_training",
-    "reigns",
-    "versions",
-]
-
-Average = Literal["weighted", "macro"]
 
 
 def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshed) -> None:

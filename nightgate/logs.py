@@ -77,11 +77,6 @@ class NightContext:
 _current: ContextVar[NightContext | None] = ContextVar("nightgate_night", default=None)
 
 
-def current() -> NightContext | None:
-    """The night that this thread or task works on."""
-    return _current.get()
-
-
 def set_epoch(epoch: int | None) -> None:
     """What is logged from here on belongs to this epoch (from 1), None: to none. Without a night: nothing happens."""
     context = _current.get()

@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate.counts import NOTHING, class_scores, overall_scores
-from nightgate.counts import Average as Average
-from nightgate.counts import Scores as Scores
-from nightgate.counts import confusion_counts as confusion_counts
+from nightgate.counts import NOTHING, Scores, class_scores, confusion_counts, overall_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

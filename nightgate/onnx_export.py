@@ -27,7 +27,7 @@ from nightgate.version_files import verify_version
 if TYPE_CHECKING:
     from nightgate.base_models import LoadedModel
     from nightgate.home import Home
-    from nightgate.ledger import VersionRow
+    from nightgate.version_rows import VersionRow
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nightgate.gate import Evidence, Measured, Side
-from nightgate.gate.evidence import Labels, Mask
+from nightgate.gate.evidence import Evidence, Labels, Mask, Side
+from nightgate.gate.verdicts import Measured
 
 
 def joint_outcomes(evidence: Evidence, measured: Measured) -> list[dict[str, Any]]:

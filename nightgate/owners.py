@@ -19,7 +19,8 @@ import psutil
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.schema import Attempt, UtcTime
+from nightgate.columns import UtcTime
+from nightgate.schema import Attempt
 
 BEAT_SECONDS = 15.0
 LEASE = timedelta(seconds=120)

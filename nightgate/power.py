@@ -16,8 +16,8 @@ from nightgate import config
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.evidence_store import load_evidence
-from nightgate.gate import Evidence
 from nightgate.gate.case import Case
+from nightgate.gate.evidence import Evidence
 from nightgate.gate.rules import detectable_gain
 from nightgate.gate.words import points
 from nightgate.replay import NO_CONFIG, judged_runs, policy_of
@@ -75,10 +75,7 @@ def newest_power(db: Database, pipeline: str, overrides: Mapping[str, Any] | Non
     policy_of(NO_CONFIG, overrides or {})  # Also where there is no night to refuse it.
     for run in reversed(judged_runs(db, pipeline)):
         policy = policy_of(run.config, overrides or {})
-        try:
-            found = power_of(run.night, load_evidence(db, run.run_id), policy)
-        except RegistryError:
-            continue  # of before evidence was stored
+        found = power_of(run.night, load_evidence(db, run.run_id), policy)
         if found is not None:
             return found
     raise RegistryError(

@@ -16,12 +16,12 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
-from nightgate.columns import as_text
+from nightgate.columns import UtcTime, as_text
 from nightgate.comparability import ScoredNight, breaks
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.home import home_for_reading
-from nightgate.schema import Base, Run, UtcTime
+from nightgate.schema import METADATA, Run
 
 _PUBLISHED = {
     "Training Loss": "training_loss",
@@ -138,7 +138,7 @@ def _breaks(db: Database, pipeline: str, shown: Iterable[str]) -> pd.Series[Any]
     of_runs = sa.select(Run.run_id, Run.label_names, Run.config["gate"]).where(Run.pipeline == pipeline)
     found = db.read(lambda session: session.execute(of_runs).tuples().all())
     settings = {
-        run_id: {"label_names": tuple(names)} | {name: gate.get(name) for name in ("test_window", "min_test_rows")}
+        run_id: {"label_names": tuple(names)} | {name: gate[name] for name in ("test_window", "min_test_rows")}
         for run_id, names, gate in found
     }
     scored = []
@@ -194,7 +194,7 @@ def published_table(rows: pd.DataFrame) -> str:
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """The same types from both engines: aware times, `datetime.date` nights, booleans, whole numbers that may miss."""
-    kinds = {column.name: column.type for table in Base.metadata.tables.values() for column in table.columns}
+    kinds = {column.name: column.type for table in METADATA.tables.values() for column in table.columns}
     kinds |= dict.fromkeys(("promoted_at", "ended_at"), UtcTime())
     kinds |= dict.fromkeys(("attempts", "model_version"), sa.Integer())
     for name in frame.columns:

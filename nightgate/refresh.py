@@ -29,8 +29,7 @@ from nightgate.nights import Night
 from nightgate.rows import Row, as_frame, deduplicate, validate
 from nightgate.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
 from nightgate.sources import read_source
-from nightgate.tables import Quarantined as Quarantined
-from nightgate.tables import told_quarantine
+from nightgate.tables import Quarantined, told_quarantine
 from nightgate.text import NORMALISATION_VERSION, hashed_fraction, side_of
 from nightgate.values import duration
 

@@ -13,21 +13,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nightgate import ledger, query
+from nightgate import query, reigns, version_rows
 from nightgate.cards import CardFacts, model_card
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.files import sha256_of
-from nightgate.gate import Decision
+from nightgate.gate.verdicts import Decision
 from nightgate.home import Home
 from nightgate.intervals import Interval
-from nightgate.ledger import VersionRow
 from nightgate.lineage import library_versions
 from nightgate.version_files import Staging, verify_version
+from nightgate.version_rows import VersionRow
 
 if TYPE_CHECKING:
-    from nightgate.metrics import Scores
+    from nightgate.counts import Scores
     from nightgate.snapshots import Snapshot
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def register_candidate(db: Database, home: Home, candidate: Candidate) -> Versio
         return home.relative(staging.place(version, _card(candidate, run, version), _manifest(candidate, run)))
 
     try:
-        ledger.add_version(
+        reigns.add_version(
             db,
             candidate.run_id,
             candidate.attempt,
@@ -215,7 +215,7 @@ def _revision(candidate: Candidate) -> str:
 
 
 def _version_of(db: Database, candidate: Candidate) -> VersionRow | None:
-    rows = ledger.versions(db, candidate.pipeline.name)
+    rows = version_rows.versions(db, candidate.pipeline.name)
     return next((row for row in rows if row.run_id == candidate.run_id), None)
 
 

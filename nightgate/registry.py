@@ -14,30 +14,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from nightgate import anchors, freezes, gate, ledger, serving
-from nightgate.classifier import Classifier, Prediction
+from nightgate import anchors, freezes, runs, serving, version_rows
+from nightgate.classifier import Classifier
 from nightgate.database import Database
 from nightgate.errors import ModelError, RegistryError
+from nightgate.gate import health
 from nightgate.home import Home, existing_home
-from nightgate.ledger import VersionRow
-from nightgate.registration import Candidate, register_candidate
-from nightgate.version_files import verify_version
-from nightgate.version_rows import champions_before, quarantined, require_pipeline
-
-__all__ = [
-    "Candidate",
-    "Classifier",
-    "Prediction",
-    "freeze",
-    "load_champion",
-    "previous_champion",
-    "promote_by_hand",
-    "register_candidate",
-    "resolve_version",
-    "rollback",
-    "unfreeze",
-    "verify_version",
-]
+from nightgate.reigns import promote, roll_back
+from nightgate.version_rows import VersionRow, champions_before, quarantined, require_pipeline
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +43,7 @@ def load_champion(pipeline: str, *, home: str | Path | None = None, device: str 
     """
     opened = existing_home(home)
     with Database.open(opened) as db:
-        champion = ledger.champion(db, pipeline)
+        champion = version_rows.champion(db, pipeline)
         if champion is None:
             raise _no_champion(db, pipeline)
     return Classifier.open(champion.folder(opened), device=device)
@@ -73,14 +57,14 @@ def resolve_version(db: Database, pipeline: str, text: str | int) -> VersionRow:
     """
     name = str(text).strip().lower()
     if name == "champion":
-        champion = ledger.champion(db, pipeline)
+        champion = version_rows.champion(db, pipeline)
         if champion is None:
             raise _no_champion(db, pipeline)
         return champion
     if name == "previous":
         return _row(db, pipeline, previous_champion(db, pipeline))
     number = re.fullmatch(r"v?0*([0-9]{1,9})", name, re.ASCII)
-    rows = ledger.versions(db, pipeline)
+    rows = version_rows.versions(db, pipeline)
     for row in rows:
         if number and row.version == int(number[1]):
             return row
@@ -103,7 +87,7 @@ def previous_champion(db: Database, pipeline: str) -> int:
     Raises:
         RegistryError: there is none.
     """
-    champion = ledger.champion(db, pipeline)
+    champion = version_rows.champion(db, pipeline)
     if champion is None:
         raise _no_champion(db, pipeline)
     before = db.read(lambda session: champions_before(session, pipeline))
@@ -120,7 +104,7 @@ def previous_champion(db: Database, pipeline: str) -> int:
 
 
 def _row(db: Database, pipeline: str, version: int) -> VersionRow:
-    return next(row for row in ledger.versions(db, pipeline) if row.version == version)
+    return next(row for row in version_rows.versions(db, pipeline) if row.version == version)
 
 
 def _listed(rows: Sequence[VersionRow]) -> str:
@@ -132,7 +116,7 @@ def _listed(rows: Sequence[VersionRow]) -> str:
 
 def _no_champion(db: Database, pipeline: str) -> RegistryError:
     """Why a pipeline has no champion: nobody knows it, it has no version, or none was promoted."""
-    rows = ledger.versions(db, pipeline)
+    rows = version_rows.versions(db, pipeline)
     if rows:
         return RegistryError(
             f"{pipeline} has no champion yet: none of its versions ({_listed(rows)}) was promoted",
@@ -178,14 +162,14 @@ def promote_by_hand(
     """
     by, reason = freezes.said(by, reason)
     row = resolve_version(db, pipeline, version)
-    champion, anchor = ledger.champion(db, pipeline), ledger.anchor(db, pipeline)
+    champion, anchor = version_rows.champion(db, pipeline), version_rows.anchor(db, pipeline)
     reigns = champion is not None and champion.version == row.version
     if reigns and not (move_anchor and (anchor is None or anchor.version != row.version)):
         raise RegistryError(
             f"version {row.version} is the champion of {pipeline} already",
             next_step=f"choose another; `nightgate versions {pipeline}` lists them",
         )
-    waited = ledger.outcome(db, row.run_id).status == "waiting"
+    waited = runs.outcome(db, row.run_id).status == "waiting"
     if row.quarantined_at is not None and not despite_quarantine:
         # Before the model is opened, which takes seconds.
         raise quarantined(RegistryError, row)
@@ -193,7 +177,7 @@ def promote_by_hand(
     Classifier.open(row.folder(home), device="cpu").predict(TEXTS)
     if reigns:
         return _anchor_alone(db, row, anchor, reason=reason, by=by)
-    ledger.promote(
+    promote(
         db,
         pipeline,
         row.version,
@@ -207,7 +191,7 @@ def promote_by_hand(
     told = f"version {row.version} is the champion of {pipeline} now, {before}"
     if anchor is not None and _anchor_version(db, pipeline) != anchor.version:
         told += f"; it is the anchor too, in place of version {anchor.version}"
-    if waited and ledger.outcome(db, row.run_id).status == "promoted":
+    if waited and runs.outcome(db, row.run_id).status == "promoted":
         told += f"; its run {row.run_id}, which waited for an approval, has ended as promoted"
     log.info("%s (promoted by %s: %s)", told, by, reason)
     return told
@@ -232,11 +216,11 @@ def rollback(db: Database, home: Home, pipeline: str, *, reason: str, by: str) -
     """
     by, reason = freezes.said(by, reason)
     # First who reigns: the swap notices if that has changed by the time at which the one before is known.
-    champion, anchor = ledger.champion(db, pipeline), ledger.anchor(db, pipeline)
+    champion, anchor = version_rows.champion(db, pipeline), version_rows.anchor(db, pipeline)
     row = _row(db, pipeline, previous_champion(db, pipeline))
     assert champion is not None, "a previous champion has one after it"
     _must_serve(row, home)
-    ledger.promote(db, pipeline, row.version, expected=champion.version, by=by, reason=reason, kind="rollback")
+    roll_back(db, pipeline, row.version, expected=champion.version, by=by, reason=reason)
     told = (
         f"version {row.version} is the champion of {pipeline} now, in place of version {champion.version}, "
         "which is quarantined"
@@ -263,7 +247,7 @@ def unfreeze(db: Database, pipeline: str, *, reason: str, by: str) -> str:
 def _must_serve(row: VersionRow, home: Home) -> None:
     """The gate's serving check, for what comes back in a hurry. By hand a version is promoted without."""
     who = f"version {row.version} of {row.pipeline}"
-    if flaw := gate.unserved(serving.check_version(row.folder(home), TEXTS), who):
+    if flaw := health.unserved(serving.check_version(row.folder(home), TEXTS), who):
         raise ModelError(
             flaw,
             next_step=f"restore its folder from a backup, or choose another: nightgate promote {row.pipeline} VERSION "
@@ -272,5 +256,5 @@ def _must_serve(row: VersionRow, home: Home) -> None:
 
 
 def _anchor_version(db: Database, pipeline: str) -> int | None:
-    anchor = ledger.anchor(db, pipeline)
+    anchor = version_rows.anchor(db, pipeline)
     return anchor.version if anchor else None

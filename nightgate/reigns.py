@@ -1,14 +1,15 @@
-"""Versions get their numbers, and the champion is moved, in one transaction that changes all that depends on it.
+"""Number versions and change the champion, each in one transaction with all that depends on it.
 
 A promotion names the champion that it expects to replace, and one of a run the anchor that the run was judged against.
-If somebody else was faster, it loses and nothing changes. A unique index allows one open reign per pipeline, whatever
-any program does. `nightgate.version_rows` reads what is written here.
+If either was changed meanwhile, it loses and nothing changes. A unique index allows one open promotion per pipeline,
+whatever any program does. `nightgate.version_rows` reads what is written here.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -86,123 +87,167 @@ def add_version(
     return db.write(work)
 
 
+@dataclass(frozen=True)
+class _Swap:
+    """A change of the champion: `version` in place of `expected` (None: there is no champion)."""
+
+    pipeline: str
+    version: int
+    expected: int | None
+    by: str
+    kind: Literal["promote", "rollback"] = "promote"
+    run_id: str | None = None
+    promotion_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+def promote_candidate(
+    db: Database,
+    pipeline: str,
+    version: int,
+    *,
+    run_id: str,
+    attempt: int,
+    expected: int | None,
+    expected_anchor: int | None = None,
+    by: str = "gate",
+    reason: str,
+    approved: str | None = None,
+    moves_anchor: bool = False,
+) -> None:
+    """Make a run's own version the champion in place of `expected`, and end the run as promoted.
+
+    Args:
+        expected_anchor: the anchor that the run was judged against; None: it is not known, and not compared.
+        approved: the reason that `by` gave for approving a run that waits, which no freeze stops.
+
+    Raises:
+        PromotionLostError: the champion or the anchor is another one by now, or the run may not promote.
+    """
+    swap = _Swap(pipeline, version, expected, by, run_id=run_id)
+
+    def work(session: Session) -> None:
+        run = fenced(session, run_id, attempt, PromotionLostError, status="running" if approved is None else "waiting")
+        candidate, champion = _compare(session, swap)
+        _require_permission(session, run, candidate, champion, expected_anchor, approved=approved is not None)
+        moment = _swap_champion(session, swap, champion, _usable(candidate, reason, False, PromotionLostError))
+        anchors.follow(session, candidate, moment, asked=moves_anchor, by=by, reason=reason, run_id=run_id)
+        end(session, run, "promoted", moment, reason)
+        if approved is not None:
+            record_decided(session, run_id, "approved", by, approved, moment)
+
+    _commit(db, swap, work)
+
+
 def promote(
     db: Database,
-    pipeline_name: str,
+    pipeline: str,
     version: int,
     *,
     expected: int | None,
-    expected_anchor: int | None = None,
-    run_id: str | None = None,
-    attempt: int | None = None,
     by: str,
     reason: str,
-    kind: Literal["promote", "rollback"] = "promote",
-    approval: Callable[[Session], None] | None = None,
     moves_anchor: bool = False,
     despite_quarantine: bool = False,
 ) -> None:
-    """Make `version` the champion in place of `expected` (None: there is no champion), in one transaction.
-
-    With `run_id` and `attempt` a run promotes its own version: its row moves from running to promoted with it, and what
-    only a person may do is refused: an older model than the champion, a run that was not judged fit, a dry run, a
-    frozen pipeline. With `approval` the run waits for a person: it writes down in the same transaction what that person
-    said, and a freeze does not stop a person.
-
-    Without them it is a person who promotes. Where the version's own run waits for a person, that was the word: the run
-    ends as promoted, its approval as given.
-
-    A rollback also quarantines `expected`, takes the anchor back from it and freezes the pipeline. Once all that is
-    committed the pointer in the home follows.
+    """Make a version the champion in place of `expected` because a person says so. A run of it that waits for an
+    approval ends as promoted.
 
     Args:
-        expected_anchor: with `run_id`, the anchor that the run was judged against; None: that is not known, and
-            nothing is compared. Where there is no anchor any more it is no obstacle.
         moves_anchor: the version is the anchor from now on. It is in any case where there is none that it could be
             compared with.
-        despite_quarantine: release the version from its quarantine; the promotion's reason tells of it.
+        despite_quarantine: release the version from its quarantine; the promotion's reason says so.
 
     Raises:
-        PromotionLostError: somebody else moved the champion or the anchor, or the run may no longer promote.
-        RegistryError: there is no such version, it reigns already, is quarantined, or retention removed its files.
+        PromotionLostError: the champion is another one by now.
+        RegistryError: there is no such version, it is the champion, is quarantined, or retention removed its files.
     """
-    assert (run_id is None) == (attempt is None), "a run promotes under its attempt"
-    promotion_id = uuid.uuid4().hex
+    swap = _Swap(pipeline, version, expected, by)
 
     def work(session: Session) -> None:
-        lock_pipeline(session, pipeline_name)
-        own = Promotion.promotion_id == promotion_id if run_id is None else Promotion.run_id == run_id
-        if session.scalar(sa.select(Promotion.promotion_id).where(own, Promotion.version == version)):
+        candidate, champion = _compare(session, swap)
+        why = _usable(candidate, reason, despite_quarantine, RegistryError)
+        moment = _swap_champion(session, swap, champion, why)
+        anchors.follow(session, candidate, moment, asked=moves_anchor, by=by, reason=why, run_id=None)
+        _end_waiting(session, candidate, moment, by, reason)
+
+    _commit(db, swap, work)
+
+
+def roll_back(db: Database, pipeline: str, version: int, *, expected: int, by: str, reason: str) -> None:
+    """Make a version the champion in place of `expected`, which is quarantined and is no anchor any more; freeze the
+    pipeline. Raises as `promote`.
+    """
+    swap = _Swap(pipeline, version, expected, by, kind="rollback")
+
+    def work(session: Session) -> None:
+        candidate, champion = _compare(session, swap)
+        moment = _swap_champion(session, swap, champion, _usable(candidate, reason, False, RegistryError))
+        _take_down(session, expected, candidate, moment, by, reason)
+        anchors.follow(session, candidate, moment, asked=False, by=by, reason=reason, run_id=None)
+        _end_waiting(session, candidate, moment, by, reason)
+
+    _commit(db, swap, work)
+
+
+def _commit(db: Database, swap: _Swap, work: Callable[[Session], None]) -> None:
+    """Do the `work` of a swap under the pipeline's lock, once however often it is tried, and move the pointer."""
+
+    def once(session: Session) -> None:
+        lock_pipeline(session, swap.pipeline)
+        own = Promotion.run_id == swap.run_id if swap.run_id else Promotion.promotion_id == swap.promotion_id
+        if session.scalar(sa.select(Promotion.promotion_id).where(own, Promotion.version == swap.version)):
             return  # an earlier try was committed, and its answer was lost
-        run = None
-        if run_id is not None and attempt is not None:
-            state: Literal["running", "waiting"] = "waiting" if approval else "running"
-            run = fenced(session, run_id, attempt, PromotionLostError, status=state)
-        candidate = _version(session, pipeline_name, version)
-        reign = session.scalars(
-            sa.select(Promotion).where(Promotion.pipeline == pipeline_name, Promotion.valid_to.is_(None))
-        ).one_or_none()
-        reigning = reign.version if reign else None
-        if reigning != expected:
-            raise _lost(pipeline_name, version, expected, reigning)
-        if reigning == version:
-            raise RegistryError(f"version {version} of pipeline {pipeline_name} is the champion already")
-        if run is not None:
-            _require_anchor(session, run, candidate, expected_anchor)
-            _may_promote_itself(session, run, candidate, reign)
-            if approval is None:
-                _require_unfrozen(session, run, candidate)
-        why = _usable(candidate, reason, despite_quarantine, PromotionLostError if run is not None else RegistryError)
-        moment = datetime.now(UTC)
-        if reign is not None:
-            # A clock that was set back must not make a reign that ends before it began.
-            moment = max(moment, reign.valid_from + timedelta(microseconds=1))
-            if not _close(session, reign, moment):
-                raise _lost(pipeline_name, version, expected, None)
-        session.add(
-            Promotion(
-                promotion_id=promotion_id,
-                pipeline=pipeline_name,
-                version=version,
-                replaced_version=expected,
-                kind=kind,
-                run_id=run_id,
-                promoted_by=by,
-                reason=why,
-                valid_from=moment,
-            )
-        )
-        if kind == "rollback" and expected is not None:
-            _take_down(session, expected, candidate, moment, by, reason)
-        anchors.follow(
-            session,
-            candidate,
-            moment,
-            asked=moves_anchor,
-            by=by,
-            reason=why,
-            run_id=run_id,
-            # What a person promotes was not compared with it.
-            before=None if run_id is None else expected,
-        )
-        if run is not None:
-            end(session, run, "promoted", moment, reason)
-        else:
-            _end_waiting(session, candidate, moment, by, reason)
-        if approval is not None:
-            approval(session)
+        work(session)
         session.flush()
 
     try:
-        db.write(work)
+        db.write(once)
     except IntegrityError:
-        # The unique index: a program that does not take our lock has opened a reign meanwhile.
-        row = champion(db, pipeline_name)
-        raise _lost(pipeline_name, version, expected, row.version if row else None) from None
-    pointer.follow(db, pipeline_name)
+        # The unique index: a program that does not take our lock has moved the champion meanwhile.
+        row = champion(db, swap.pipeline)
+        raise _lost(swap, row.version if row else None) from None
+    pointer.follow(db, swap.pipeline)
 
 
 # --- inside the transaction ---
+
+
+def _compare(session: Session, swap: _Swap) -> tuple[ModelVersion, Promotion | None]:
+    """The version that takes over, and the open promotion that it replaces, if that is the one expected."""
+    candidate = _version(session, swap.pipeline, swap.version)
+    current = session.scalars(
+        sa.select(Promotion).where(Promotion.pipeline == swap.pipeline, Promotion.valid_to.is_(None))
+    ).one_or_none()
+    found = current.version if current else None
+    if found != swap.expected:
+        raise _lost(swap, found)
+    if found == swap.version:
+        raise RegistryError(f"version {swap.version} of pipeline {swap.pipeline} is the champion already")
+    return candidate, current
+
+
+def _swap_champion(session: Session, swap: _Swap, current: Promotion | None, reason: str) -> datetime:
+    """Close the `current` promotion and open the next one; returns the instant at which both happen."""
+    moment = datetime.now(UTC)
+    if current is not None:
+        # A clock that was set back must not make a promotion that ends before it began.
+        moment = max(moment, current.valid_from + timedelta(microseconds=1))
+        if not _close(session, current, moment):
+            raise _lost(swap, None)
+    session.add(
+        Promotion(
+            promotion_id=swap.promotion_id,
+            pipeline=swap.pipeline,
+            version=swap.version,
+            replaced_version=swap.expected,
+            kind=swap.kind,
+            run_id=swap.run_id,
+            promoted_by=swap.by,
+            reason=reason,
+            valid_from=moment,
+        )
+    )
+    return moment
 
 
 def _version(session: Session, pipeline_name: str, version: int) -> ModelVersion:
@@ -258,6 +303,27 @@ def _take_down(session: Session, version: int, champion: ModelVersion, moment: d
     freezes.begin(session, champion.pipeline, moment, by, told)
 
 
+def _require_permission(
+    session: Session,
+    run: Run,
+    candidate: ModelVersion,
+    champion: Promotion | None,
+    expected_anchor: int | None,
+    *,
+    approved: bool,
+) -> None:
+    """Refuse what only a person may do.
+
+    Raises:
+        PromotionLostError: the anchor was moved, the run was not judged fit or is a dry run, the champion saw newer
+            rows, or the pipeline is frozen.
+    """
+    _require_anchor(session, run, candidate, expected_anchor)
+    _may_promote_itself(session, run, candidate, champion)
+    if not approved:
+        _require_unfrozen(session, run, candidate)
+
+
 def _require_anchor(session: Session, run: Run, candidate: ModelVersion, expected: int | None) -> None:
     """A person may have moved it and left the champion, after the candidate was judged."""
     anchor = anchors.open_version(session, run.pipeline)
@@ -307,12 +373,12 @@ def _by_hand(run: Run, candidate: ModelVersion) -> str:
     return f"promote it by hand if you mean it: nightgate promote {run.pipeline} {candidate.version} --reason ..."
 
 
-def _lost(pipeline_name: str, version: int, expected: int | None, reigning: int | None) -> PromotionLostError:
-    def told(number: int | None) -> str:
+def _lost(swap: _Swap, found: int | None) -> PromotionLostError:
+    def named(number: int | None) -> str:
         return f"version {number}" if number is not None else "no champion"
 
     return PromotionLostError(
-        f"version {version} of pipeline {pipeline_name} was not promoted: it expected to replace {told(expected)}, "
-        f"but now there is {told(reigning)}",
-        next_step=f"look at `nightgate champion {pipeline_name}` and decide again",
+        f"version {swap.version} of pipeline {swap.pipeline} was not promoted: it expected to replace "
+        f"{named(swap.expected)}, but now there is {named(found)}",
+        next_step=f"look at `nightgate champion {swap.pipeline}` and decide again",
     )

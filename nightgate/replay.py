@@ -21,10 +21,12 @@ import sqlalchemy as sa
 from nightgate.comparability import ScoredNight, breaks, metric_key
 from nightgate.config import Gate
 from nightgate.database import Database
-from nightgate.errors import ConfigurationError, NightgateError, RegistryError
+from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.evidence_store import Given, labels_given, load_evidence, scorings_of
-from nightgate.gate import Decision, Evidence, Serving, Side, Verdict, decide, test_window
-from nightgate.gate.evidence import Mask
+from nightgate.gate.decide import decide
+from nightgate.gate.evidence import Evidence, Mask, Serving, Side
+from nightgate.gate.verdicts import Decision, Verdict
+from nightgate.gate.window import test_window
 from nightgate.pipelines import check_pipeline
 from nightgate.rescoring import Rescored
 from nightgate.schema import Run
@@ -64,8 +66,8 @@ class ReplayedNight:
     model_version: int | None
     verdict: Verdict
     """What the night said."""
-    replayed: Verdict | None
-    """What it says under the other policy; None where its evidence is not stored."""
+    replayed: Verdict
+    """What it says under the other policy."""
     reason: str
     candidate_f1: float | None
     champion_version: int | None
@@ -78,7 +80,7 @@ class ReplayedNight:
     @property
     def flips(self) -> bool:
         """Whether the other policy promotes what was held, or holds what was promoted."""
-        return self.replayed is not None and (self.verdict == "promote") != (self.replayed == "promote")
+        return (self.verdict == "promote") != (self.replayed == "promote")
 
 
 def policy_of(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Gate:
@@ -121,31 +123,24 @@ def replay(
     for run in judged_runs(db, pipeline, since):
         policy = policy_of(run.config, overrides or {})
         version = made.get(run.run_id)
-        try:
-            evidence = load_evidence(db, run.run_id)
-        except RegistryError as error:
-            met = chain.unknown(error.reason)
-            yield _night(run, version, policy, None, error.reason, met)
-            continue
-        decision = decide(evidence, policy)
-        yield _night(run, version, policy, decision, decision.reason, chain.meet(run, version, evidence, policy))
+        evidence = load_evidence(db, run.run_id)
+        yield _night(run, version, policy, decide(evidence, policy), chain.meet(run, version, evidence, policy))
 
 
-def _night(
-    run: Run, version: VersionRow | None, policy: Gate, decision: Decision | None, reason: str, met: ChainNight
-) -> ReplayedNight:
-    measured = decision.measured if decision else None
+def _night(run: Run, version: VersionRow | None, policy: Gate, decision: Decision, met: ChainNight) -> ReplayedNight:
+    measured = decision.measured
+    assert measured is not None, "stored evidence has rows"
     number = version.version if version else None
-    candidate_f1 = measured.candidate.f1 if measured else None
-    champion_f1 = measured.champion.f1 if measured and measured.champion else None
+    candidate_f1 = measured.candidate.f1
+    champion_f1 = measured.champion.f1 if measured.champion else None
     return ReplayedNight(
         night=run.night,
         run_id=run.run_id,
         status=run.status,
         model_version=number,
         verdict=cast("Verdict", run.verdict),
-        replayed=decision.verdict if decision else None,
-        reason=reason,
+        replayed=decision.verdict,
+        reason=decision.reason,
         candidate_f1=candidate_f1,
         champion_version=run.champion_version,
         champion_f1=champion_f1,
@@ -356,13 +351,10 @@ def summary(nights: Sequence[ReplayedNight], *, rescored: bool = False) -> str:
     Args:
         rescored: what could be scored was; whoever asks is not told to ask for it again.
     """
-    known = [one for one in nights if one.replayed is not None]
-    flipped = [one for one in known if one.flips]
-    told = f"{len(flipped)} of {len(known)} verdicts flip"
+    flipped = [one for one in nights if one.flips]
+    told = f"{len(flipped)} of {len(nights)} verdicts flip"
     if flipped:
         told += ": " + ", ".join(f"{one.night} ({one.verdict} to {one.replayed})" for one in flipped)
-    if len(known) < len(nights):
-        told += f"; of {len(nights) - len(known)} nights there is no stored evidence"
     promoted = sum(one.chain.verdict == "promote" for one in nights)
     really = sum(one.status == "promoted" for one in nights)
     told += f"\nthe chain promotes on {promoted} nights, {really} did"

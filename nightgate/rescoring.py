@@ -17,8 +17,10 @@ from nightgate.errors import RegistryError, SnapshotError
 from nightgate.gate.evidence import Labels, Mask
 from nightgate.home import Home
 from nightgate.jobs import ScoreJob
+from nightgate.predictions import read_predictions
 from nightgate.progress import progress_line
-from nightgate.schema import GateSide, Run, Snapshot
+from nightgate.schema import Run, Snapshot
+from nightgate.schema_gate import GateSide
 from nightgate.snapshots import open_snapshot
 from nightgate.version_files import verify_version
 from nightgate.version_rows import VersionRow
@@ -63,7 +65,6 @@ def rescore(
     """
     # Here and not above: most comparisons and replays score nothing.
     from nightgate import supervisor
-    from nightgate.judging import read_predictions
 
     folders = {name: version.folder(home) for name, version in versions.items()}
     for folder in folders.values():

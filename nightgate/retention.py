@@ -18,12 +18,12 @@ from sqlalchemy.orm import Session
 
 from nightgate.config import Pipeline, Retention
 from nightgate.database import Database
-from nightgate.errors import ModelError, NightgateError
+from nightgate.errors import NightgateError
 from nightgate.home import Home
 from nightgate.runs import lock_pipeline
-from nightgate.schema import Anchor, ModelVersion, Promotion, Run
+from nightgate.schema import ModelVersion, Promotion, Run
+from nightgate.schema_gate import Anchor
 from nightgate.values import num_bytes
-from nightgate.version_files import read_manifest
 from nightgate.version_rows import champions_before, versions
 
 log = logging.getLogger(__name__)
@@ -44,11 +44,7 @@ def sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
 
 def _sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
     rows = versions(db, pipeline.name)
-    sizes = {
-        row.version: row.size_bytes if row.size_bytes is not None else _size(home.absolute(row.path))
-        for row in rows
-        if row.files_removed_at is None
-    }
+    sizes = {row.version: row.size_bytes or 0 for row in rows if row.files_removed_at is None}
 
     def mark(session: Session) -> list[int]:
         lock_pipeline(session, pipeline.name)
@@ -56,7 +52,6 @@ def _sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
         for version in going:
             row = session.get_one(ModelVersion, (pipeline.name, version))
             if row.files_removed_at is None:
-                _complete(row, home)
                 row.files_removed_at = datetime.now(UTC)
         return going
 
@@ -124,23 +119,6 @@ def _former(session: Session, pipeline_name: str) -> set[int]:
     }
 
 
-def _complete(row: ModelVersion, home: Home) -> None:
-    """Write into the row what only the manifest says of a version of an older release: models that went on from it are
-    asked for it as long as they live.
-    """
-    if row.environment is not None:
-        return
-    try:
-        manifest = read_manifest(home.absolute(row.path))
-    except ModelError as error:
-        log.warning(
-            "what version %d of %s started from is not known any more: %s", row.version, row.pipeline, error.reason
-        )
-        return
-    row.started_from = manifest["base_model"]["started_from_version"]
-    row.environment = {name: manifest.get(name) for name in ("device", "precision", "libraries")}
-
-
 def _remove(folder: Path, models: Path) -> None:
     """Take a version's folder away under another name at once, so that nobody finds half a version under its own."""
     if folder.parent != models.resolve() or not folder.is_dir():
@@ -150,7 +128,3 @@ def _remove(folder: Path, models: Path) -> None:
         folder.rename(away)
     except OSError as error:
         log.warning("retention could not remove %s, the next sweep tries again: %s", folder, error)
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -11,21 +11,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from nightgate.columns import Base as Base
-from nightgate.columns import Finite as Finite
-from nightgate.columns import UtcTime as UtcTime
-from nightgate.columns import Words as Words
-from nightgate.columns import of, one_of
-from nightgate.schema_gate import SIDES as SIDES
-from nightgate.schema_gate import Anchor as Anchor
-from nightgate.schema_gate import Freeze as Freeze
-from nightgate.schema_gate import GateSide as GateSide
-from nightgate.schema_gate import JointOutcome as JointOutcome
-from nightgate.schema_gate import SeedRun as SeedRun
-from nightgate.schema_gate import SeedStudy as SeedStudy
-from nightgate.schema_gate import TestPrediction as TestPrediction
-from nightgate.schema_gate import TestSet as TestSet
+import nightgate.schema_gate  # noqa: F401 - so that METADATA holds its tables too
+from nightgate.columns import Base, of, one_of
 
+METADATA = Base.metadata
+"""All tables: those below and those of the gate."""
 HEAD = "0005"
 """The revision that this version reads and writes; a test holds it against the migrations."""
 

@@ -24,6 +24,7 @@ from nightgate.errors import ModelError
 from nightgate.files import write_whole
 from nightgate.jobs import Progress, ScoreJob, ScoreResult
 from nightgate.serving import columns_by_name
+from nightgate.threads import pick_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +90,7 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
     from nightgate.snapshots import open_snapshot
 
     pipeline = Pipeline.model_validate(job.pipeline)
-    threads, why = devices.pick_threads()
+    threads, why = pick_threads()
     torch.set_num_threads(threads)
     device, _, _ = devices.pick("fp32")
     log.info("scoring in fp32 on %s with %s", device, why)

@@ -23,17 +23,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate import launch, metrics, registry, supervisor
+from nightgate import launch, metrics, supervisor, version_files
+from nightgate.checkpoints import remove_checkpoints
 from nightgate.config import Pipeline
+from nightgate.counts import Scores
 from nightgate.database import Database
 from nightgate.errors import StorageError, storage_errors
 from nightgate.files import write_whole
 from nightgate.home import Home, existing_home
 from nightgate.jobs import EpochReport, Progress, ScoreJob, TrainJob, TrainResult
-from nightgate.judging import read_predictions
+from nightgate.predictions import read_predictions
 from nightgate.seeds import SeedScore, Study, finish_study, record_failure, record_score
 from nightgate.snapshots import Snapshot, open_snapshot
-from nightgate.steps import remove_checkpoints
 from nightgate.threads import pick_threads
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def _train(
     """The report of the best epoch, and the result."""
     start_from = home.absolute(study.start_from) if study.start_from else None
     if start_from is not None:
-        registry.verify_version(start_from)
+        version_files.verify_version(start_from)
     job = TrainJob(
         run_dir=folder,
         # Never that of a process that died: what it was writing may not be mixed with ours.
@@ -173,9 +174,7 @@ def _train(
     return epochs[result.best_epoch], result
 
 
-def _score(
-    pipeline: Pipeline, snapshot: Snapshot, folder: Path, model: Path, on_progress: OnProgress | None
-) -> metrics.Scores:
+def _score(pipeline: Pipeline, snapshot: Snapshot, folder: Path, model: Path, on_progress: OnProgress | None) -> Scores:
     job = ScoreJob(
         pipeline=pipeline.record(),
         snapshot=snapshot.path,
@@ -186,6 +185,6 @@ def _score(
     return _scores(pipeline, snapshot, "test", read_predictions(written["candidate"]))
 
 
-def _scores(pipeline: Pipeline, snapshot: Snapshot, split: str, predictions: NDArray[np.int64]) -> metrics.Scores:
+def _scores(pipeline: Pipeline, snapshot: Snapshot, split: str, predictions: NDArray[np.int64]) -> Scores:
     references = snapshot.rows(split, ["label"])["label"].to_numpy(dtype=np.int64)
     return metrics.score(references, predictions, len(pipeline.data.label_names))

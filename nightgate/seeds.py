@@ -28,7 +28,8 @@ from nightgate.errors import ConfigurationError, DataError
 from nightgate.lineage import code_version
 from nightgate.logs import without_secrets
 from nightgate.runs import lock_pipeline
-from nightgate.schema import ModelVersion, Promotion, Run, SeedRun, SeedStudy, Snapshot
+from nightgate.schema import ModelVersion, Promotion, Run, Snapshot
+from nightgate.schema_gate import SeedRun, SeedStudy
 
 if TYPE_CHECKING:
     import pandas as pd

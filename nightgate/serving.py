@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from nightgate import threads
 from nightgate.classifier import Classifier
 from nightgate.errors import ModelError, storage_errors
-from nightgate.gate import SERVING_TOLERANCE
 from nightgate.gate.evidence import Serving
+from nightgate.gate.health import SERVING_TOLERANCE
 from nightgate.version_files import CARD, MANIFEST
 
 SCRIPT = Path(__file__).with_name("serve_alone.py")

@@ -91,17 +91,6 @@ def take(
         time.sleep(seconds)
 
 
-def release(db: Database, run_id: str, attempt: int) -> None:
-    """Let the slot go, if the attempt holds one."""
-
-    def work(session: Session) -> None:
-        request = session.get(SlotRequest, (run_id, attempt))
-        if request is not None and request.released_at is None:
-            request.released_at = now(session)
-
-    db.write(work)
-
-
 def queue(db: Database) -> list[SlotRow]:
     """Who holds a slot and who waits for one, by slot and in order."""
 

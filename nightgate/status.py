@@ -172,7 +172,7 @@ def _where(
     run: Run, attempt: Attempt, epochs_done: int | None, recorded: Recorded | None, moment: datetime
 ) -> dict[str, Any]:
     """How far a run has come: from its row, and from the progress of this very attempt."""
-    found: dict[str, Any] = {"epoch": epochs_done, "epochs": run.config.get("training", {}).get("epochs")}
+    found: dict[str, Any] = {"epoch": epochs_done, "epochs": run.config["training"]["epochs"]}
     if run.verdict is not None:
         return found | {"stage": "settling"}
     if run.snapshot_id is None:

@@ -19,31 +19,46 @@ reason, or cancelled when a person or a signal stopped it.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate import approvals, freezes, ledger, metrics, refresh, registry, retention, slots, startup, supervisor
-from nightgate.claim import NightRun as NightRun
-from nightgate.claim import open_night as open_night
+from nightgate import (
+    approvals,
+    counts,
+    freezes,
+    ledger,
+    metrics,
+    refresh,
+    registration,
+    reigns,
+    retention,
+    runs,
+    slots,
+    startup,
+    supervisor,
+    version_files,
+    version_rows,
+)
+from nightgate.checkpoints import remove_checkpoints
+from nightgate.claim import NightRun, open_night
 from nightgate.config import Pipeline
+from nightgate.counts import Scores
 from nightgate.errors import (
     DataError,
     PromotionLostError,
 )
-from nightgate.gathering import score_on_test as score_on_test
-from nightgate.gathering import try_serving as try_serving
+from nightgate.gathering import score_on_test, try_serving
 from nightgate.home import Home
 from nightgate.jobs import EpochReport, Progress, TrainJob
-from nightgate.judging import judge as judge
-from nightgate.judging import read_predictions as read_predictions
+from nightgate.judging import judge
 from nightgate.lineage import base_model_revision, environment
 from nightgate.nights import Night
+from nightgate.predictions import read_predictions
+from nightgate.registration import Candidate
 from nightgate.skips import skip_reason
 from nightgate.snapshots import open_snapshot
 from nightgate.values import duration
@@ -112,7 +127,7 @@ def skip_without_news(run: NightRun, *, force: bool = False) -> bool:
     if run.night.trigger == "schedule" and not (force or run.dry_run or run.attempt > 1):
         reason = skip_reason(run.db, run.run_id, run.pipeline.schedule.max_skips)
         if reason:
-            ledger.finish_run(run.db, run.run_id, run.attempt, "skipped", reason=reason)
+            runs.finish_run(run.db, run.run_id, run.attempt, "skipped", reason=reason)
             run.status, run.reason = "skipped", reason
             log.info("skipped: %s", reason)
             return True
@@ -137,10 +152,10 @@ def fine_tune(run: NightRun, on_progress: Callable[[Progress], None] | None = No
         ModelError: the base model or the champion cannot be used.
     """
     start_from = None
-    champion = ledger.champion(run.db, run.pipeline.name)
+    champion = version_rows.champion(run.db, run.pipeline.name)
     if champion is not None:
         # Before the training and not only behind it: with a damaged champion the night cannot end.
-        registry.verify_version(run.home.absolute(champion.path))
+        version_files.verify_version(run.home.absolute(champion.path))
     if run.pipeline.training.start_from == "champion":
         if champion is None:
             log.info("there is no champion to start from yet: starting from %s", run.pipeline.training.base_model)
@@ -168,7 +183,7 @@ class ScoredEpoch:
     """An epoch with its metrics on the validation rows."""
 
     report: EpochReport
-    scores: metrics.Scores
+    scores: Scores
     f1: float | None
     """By the pipeline's average."""
     predictions: NDArray[np.int64]
@@ -199,11 +214,11 @@ def record_epoch(run: NightRun, scored: ScoredEpoch) -> None:
         report,
         scored.scores,
         metrics.slice_scores(rows, references, predictions, len(names), names),
-        metrics.confusion_counts(references, predictions, len(names)),
+        counts.confusion_counts(references, predictions, len(names)),
     )
     if report.attempt == run.attempt:
         # Now, and not when the training has ended: a night that fails is asked first what it ran on.
-        ledger.record_attempt(
+        runs.record_attempt(
             run.db,
             run.run_id,
             run.attempt,
@@ -218,7 +233,7 @@ def record_epoch(run: NightRun, scored: ScoredEpoch) -> None:
 def register_candidate(run: NightRun) -> None:
     """Make the candidate a numbered version that plain transformers can open. Held ones are versions too."""
     measured, training = run.decision.measured, run.pipeline.training
-    candidate = registry.Candidate(
+    candidate = Candidate(
         pipeline=run.pipeline,
         run_id=run.run_id,
         attempt=run.attempt,
@@ -234,7 +249,7 @@ def register_candidate(run: NightRun) -> None:
         else base_model_revision(training.base_model, training.base_model_revision),
         environment=environment(run.trained.device, run.trained.precision),
     )
-    run.version = registry.register_candidate(run.db, run.home, candidate).version
+    run.version = registration.register_candidate(run.db, run.home, candidate).version
 
 
 def settle(run: NightRun) -> None:
@@ -264,7 +279,7 @@ def settle(run: NightRun) -> None:
 def _promote(run: NightRun) -> None:
     measured = run.decision.measured
     try:
-        ledger.promote(
+        reigns.promote_candidate(
             run.db,
             run.pipeline.name,
             run.version,
@@ -272,7 +287,6 @@ def _promote(run: NightRun) -> None:
             expected_anchor=run.anchor.version if run.anchor else None,
             run_id=run.run_id,
             attempt=run.attempt,
-            by="gate",
             reason=run.decision.reason,
             moves_anchor=measured is not None and measured.moves_anchor,
         )
@@ -283,7 +297,7 @@ def _promote(run: NightRun) -> None:
 
 
 def _hold(run: NightRun, reason: str, next_step: str) -> None:
-    ledger.finish_run(run.db, run.run_id, run.attempt, "held", reason=reason, next_step=next_step)
+    runs.finish_run(run.db, run.run_id, run.attempt, "held", reason=reason, next_step=next_step)
     run.status, run.reason = "held", reason
 
 
@@ -308,10 +322,3 @@ def _publish(home: Home, run_id: str) -> str:
     from nightgate.reports import report
 
     return report.publish_if_possible(home, run_id)
-
-
-def remove_checkpoints(run_dir: Path) -> None:
-    """What only a resume needs: the weights of a version live on under models/. Predictions and logs stay."""
-    for attempt in run_dir.glob("attempt-*"):
-        for folder in ("checkpoint", "weights", "best"):
-            shutil.rmtree(attempt / folder, ignore_errors=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nightgate.database import database_url
+from nightgate.connection import database_url
 from nightgate.home import Home
 from nightgate.pipelines import pipeline_files
 from nightgate.query import published_table

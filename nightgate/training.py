@@ -34,6 +34,7 @@ from nightgate.errors import NonFiniteLossError
 from nightgate.jobs import EpochReport, Phase, Progress, TrainJob, TrainResult
 from nightgate.preparation import prepare, seed_epoch
 from nightgate.scoring import mean_cross_entropy, write_predictions
+from nightgate.threads import pick_threads
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def train(job: TrainJob, listener: Listener, world: World | None = None) -> Trai
     """
     pipeline = Pipeline.model_validate(job.pipeline)
     picked = devices.pick(pipeline.training.precision)
-    threads, why = devices.pick_threads()
+    threads, why = pick_threads()
     torch.set_num_threads(threads)
     log.info("%s; %s", picked.reason, why)
     listener.progress(Progress("load", epochs=pipeline.training.epochs, detail="looking for a checkpoint"))

@@ -44,7 +44,7 @@ class VersionRow:
     """The version that its training went on from; None: the base model."""
     base_model_revision: str | None
     size_bytes: int | None
-    """Of the model's files; None for versions of before it was written down."""
+    """Of the model's files."""
     quarantined_at: datetime | None
     quarantined_by: str | None
     quarantine_reason: str | None
@@ -114,11 +114,6 @@ def champion(db: Database, pipeline_name: str, at: datetime | None = None) -> Ve
 def anchor(db: Database, pipeline_name: str, at: datetime | None = None) -> VersionRow | None:
     """The version that no candidate may fall behind, now or at the instant `at` (aware). None: there was none."""
     return _at(db, _ANCHOR, pipeline_name, at)
-
-
-def reigns(db: Database, pipeline_name: str) -> list[VersionRow]:
-    """Every reign, newest first."""
-    return _rows(db, f"{_REIGN} ORDER BY t.valid_from DESC", {"pipeline": pipeline_name})
 
 
 def versions(db: Database, pipeline_name: str) -> list[VersionRow]:

@@ -10,7 +10,8 @@ from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from nightgate import steps
+from nightgate import gathering, judging, steps
+from nightgate.claim import NightRun
 from nightgate.errors import DatabaseError
 from nightgate.jobs import EpochReport
 from tasks.progress import LiveProgress
@@ -42,23 +43,23 @@ def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 
 @step("wait for slot {run.pipeline.resources.slot}")
-def take_slot(run: steps.NightRun) -> None:
+def take_slot(run: NightRun) -> None:
     steps.take_slot(run)
 
 
 @step("refresh")
-def refresh_data(run: steps.NightRun) -> None:
+def refresh_data(run: NightRun) -> None:
     steps.refresh_data(run)
 
 
 @step("look for news")
-def skip_without_news(run: steps.NightRun, *, force: bool = False) -> bool:
+def skip_without_news(run: NightRun, *, force: bool = False) -> bool:
     return steps.skip_without_news(run, force=force)
 
 
 # Not retried by Prefect: a killed training goes on from its checkpoint as a new attempt of the run.
 @task(task_run_name="fine-tune", cache_policy=NO_CACHE)
-def fine_tune(run: steps.NightRun) -> Generator[EpochReport]:
+def fine_tune(run: NightRun) -> Generator[EpochReport]:
     with LiveProgress(_key(run, "progress")) as live:
         yield from steps.fine_tune(run, live.show)
         epochs = f"{run.trained.epochs_run} epoch{'' if run.trained.epochs_run == 1 else 's'}"
@@ -66,37 +67,37 @@ def fine_tune(run: steps.NightRun) -> Generator[EpochReport]:
 
 
 @step("{scored}")
-def record_epoch(run: steps.NightRun, scored: steps.ScoredEpoch) -> None:
+def record_epoch(run: NightRun, scored: steps.ScoredEpoch) -> None:
     steps.record_epoch(run, scored)
 
 
 @step("score on test")
-def score_on_test(run: steps.NightRun) -> None:
-    steps.score_on_test(run)
+def score_on_test(run: NightRun) -> None:
+    gathering.score_on_test(run)
 
 
 @step("serve in a fresh process")
-def try_serving(run: steps.NightRun) -> None:
-    steps.try_serving(run)
+def try_serving(run: NightRun) -> None:
+    gathering.try_serving(run)
 
 
 @step("judge")
-def judge(run: steps.NightRun) -> None:
-    steps.judge(run)
+def judge(run: NightRun) -> None:
+    judging.judge(run)
 
 
 @step("register")
-def register_candidate(run: steps.NightRun) -> None:
+def register_candidate(run: NightRun) -> None:
     steps.register_candidate(run)
 
 
 @step("settle")
-def settle(run: steps.NightRun) -> None:
+def settle(run: NightRun) -> None:
     steps.settle(run)
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE)
-def report(run: steps.NightRun) -> None:
+def report(run: NightRun) -> None:
     """The night in words and pictures: on the run's page in the UI, and as an HTML file beside the run."""
     markdown = steps.write_report(run)
     if not markdown:
@@ -109,6 +110,6 @@ def report(run: steps.NightRun) -> None:
         log.warning("the run's page has no report: %s; it is at %s", error, run.directory / "report.html")
 
 
-def _key(run: steps.NightRun, what: str) -> str:
+def _key(run: NightRun, what: str) -> str:
     """An artifact's key: lowercase letters, digits and dashes."""
     return f"{run.pipeline.name.replace('_', '-')}-{what}"

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy.pool import QueuePool
 
-from nightgate import ledger
+from nightgate import reigns
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError
 from nightgate.home import open_home
@@ -48,7 +48,7 @@ def main(first: int, last: int) -> None:
             if version == expected:
                 return "reigns"
             try:
-                ledger.promote(
+                reigns.promote(
                     database, "reviews", version, expected=expected, by=f"competitor {version}", reason="race"
                 )
             except PromotionLostError:

@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from nightgate import approvals, ledger, retention
+from nightgate import approvals, reigns, retention
 from nightgate.config import Pipeline, Retention
 from nightgate.database import Database
 from nightgate.home import Home, open_home
@@ -64,15 +64,13 @@ def keeping_one(pipeline: str) -> Pipeline:
 
 
 def operation(database: Database, name: str, pipeline: str, run_id: str) -> Callable[[], Any]:
-    def promote(**options: Any) -> None:
-        ledger.promote(database, pipeline, reason="because", **options)
-
+    own = {"run_id": run_id, "attempt": 1, "expected": 2, "expected_anchor": 2}
     return {
-        "promotion": lambda: promote(
-            version=3, expected=2, expected_anchor=2, by="gate", run_id=run_id, attempt=1, moves_anchor=True
+        "promotion": lambda: reigns.promote_candidate(
+            database, pipeline, 3, reason="because", moves_anchor=True, **own
         ),
         "approval": lambda: approvals.approve(database, run_id, by="ada", reason="checked"),
-        "rollback": lambda: promote(version=1, expected=2, by="ada", kind="rollback"),
+        "rollback": lambda: reigns.roll_back(database, pipeline, 1, expected=2, by="ada", reason="because"),
         "sweep": lambda: retention.sweep(database, database.home, keeping_one(pipeline)),
     }[name]
 

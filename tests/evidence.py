@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate.gate import Evidence, Rows, Serving, Side, Slice
+from nightgate.gate.evidence import Evidence, Rows, Serving, Side, Slice
 
 TONIGHT = datetime(2026, 3, 1, 3, 15, tzinfo=UTC)
 LABELS = ("bad", "fair", "good")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate.gate import Check, Decision, Evidence, Rows, Serving, Side, Slice
+from nightgate.gate.evidence import Evidence, Rows, Serving, Side, Slice
+from nightgate.gate.verdicts import Check, Decision
 
 TONIGHT = datetime(2026, 3, 2, 3, 15, tzinfo=UTC)
 YESTERDAY = TONIGHT - timedelta(days=1)

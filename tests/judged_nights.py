@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate import evidence_store, gate, ledger
+from nightgate import evidence_store, ledger, reigns
 from nightgate.config import Pipeline
 from nightgate.database import Database
-from nightgate.gate import Evidence, Rows, Serving, Side
+from nightgate.gate.decide import decide
+from nightgate.gate.evidence import Evidence, Rows, Serving, Side
+from nightgate.runs import finish_run
 from tests import night_rows
 
 LABELS = ("bad", "good")
@@ -97,15 +99,15 @@ def judged_night(
     runs = {"candidate": opened.run_id}
     runs |= {name: one.run_id for name, one in (("champion", champion), ("anchor", anchor or champion)) if one}
     evidence_store.record_evidence(db, opened.run_id, opened.attempt, evidence, runs)
-    decision = gate.decide(evidence, pipeline.gate)
+    decision = decide(evidence, pipeline.gate)
     ledger.record_decision(db, opened.run_id, opened.attempt, decision, evidence, night_rows.scores())
-    version = ledger.add_version(db, opened.run_id, opened.attempt, lambda number: f"models/reviews/v{number:04d}")
+    version = reigns.add_version(db, opened.run_id, opened.attempt, lambda number: f"models/reviews/v{number:04d}")
     if decision.verdict == "promote":
         own = {"run_id": opened.run_id, "attempt": opened.attempt}
         expected = champion.version if champion else None
-        ledger.promote(db, "reviews", version, expected=expected, by="gate", reason=decision.reason, **own)
+        reigns.promote_candidate(db, "reviews", version, expected=expected, reason=decision.reason, **own)
     else:
-        ledger.finish_run(db, opened.run_id, opened.attempt, "held", reason=decision.reason)
+        finish_run(db, opened.run_id, opened.attempt, "held", reason=decision.reason)
     return replace(made, version=version)
 
 

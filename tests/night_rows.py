@@ -10,16 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 
-from nightgate import gate, ledger
+from nightgate import ledger, opening, reigns, runs
 from nightgate.config import Pipeline
+from nightgate.counts import Scores
 from nightgate.database import Database
+from nightgate.gate.evidence import Evidence, Rows, Side
+from nightgate.gate.verdicts import Check, Decision, Measured, Score, Verdict
 from nightgate.intervals import Interval
 from nightgate.jobs import EpochReport, TrainResult
-from nightgate.metrics import Scores, SliceScore
+from nightgate.metrics import SliceScore
 from nightgate.nights import Night
+from nightgate.opening import OpenedRun
 from nightgate.owners import Owner
 from nightgate.refresh import Refreshed
+from nightgate.schema import Promotion
 from nightgate.snapshots import Snapshot
 from nightgate.tables import Quarantined
 
@@ -59,18 +65,18 @@ def dead_owner() -> Owner:
     return replace(Owner.here(), pid=2**22 + 1)
 
 
-def open_run(db: Database, pipeline: Pipeline, night: Night, **options: Any) -> ledger.OpenedRun:
+def open_run(db: Database, pipeline: Pipeline, night: Night, **options: Any) -> OpenedRun:
     """Of a process that is dead by now, unless `owner` says otherwise: the next one settles it."""
     options.setdefault("owner", dead_owner())
-    return ledger.open_run(db, pipeline, night, **options)
+    return opening.open_run(db, pipeline, night, **options)
 
 
-def superseded(db: Database, pipeline: Pipeline, night: Night) -> ledger.OpenedRun:
+def superseded(db: Database, pipeline: Pipeline, night: Night) -> OpenedRun:
     """A run that ended at once, for a reason that its caller knew."""
     return open_run(db, pipeline, night, overtaken="another is at work")
 
 
-def opened(database: Database, day: int = 0, trigger: str = "schedule", **options: Any) -> ledger.OpenedRun:
+def opened(database: Database, day: int = 0, trigger: str = "schedule", **options: Any) -> OpenedRun:
     """The run of the pipeline `reviews` that night."""
     return open_run(database, pipeline(), replace(night(day), trigger=trigger), **options)
 
@@ -172,11 +178,9 @@ def confusion() -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.array([[4, 1], [2, 3]], dtype=np.int64)
 
 
-def decision(
-    verdict: gate.Verdict = "promote", f1: float | None = 0.6, champion_f1: float | None = None
-) -> gate.Decision:
+def decision(verdict: Verdict = "promote", f1: float | None = 0.6, champion_f1: float | None = None) -> Decision:
     passed = verdict == "promote"
-    check = gate.Check(
+    check = Check(
         name="min_f1",
         outcome="passed" if passed else "failed",
         reason="F1 0.6000 reaches min_f1 0.5400" if passed else "F1 0.5000 is below min_f1 0.5400",
@@ -186,46 +190,54 @@ def decision(
         ci_high=0.7,
         rows_used=10,
     )
-    first = gate.Check(name="beats_champion", outcome="not_run", reason="there is no champion yet")
-    measured = gate.Measured(
+    first = Check(name="beats_champion", outcome="not_run", reason="there is no champion yet")
+    measured = Measured(
         window=np.ones(10, dtype=np.bool_),
         window_start=None,
         left_out=0,
-        candidate=gate.Score(10, f1, Interval(0.5, 0.7)),
-        candidate_all=gate.Score(10, f1),
-        champion=None if champion_f1 is None else gate.Score(10, champion_f1),
+        candidate=Score(10, f1, Interval(0.5, 0.7)),
+        candidate_all=Score(10, f1),
+        champion=None if champion_f1 is None else Score(10, champion_f1),
     )
-    return gate.Decision(verdict, check.reason, (check, first), measured)
+    return Decision(verdict, check.reason, (check, first), measured)
 
 
-def evidence(champion: int | None = None) -> gate.Evidence:
+def evidence(champion: int | None = None) -> Evidence:
     """Ten test rows, on which the candidate and, if there is one, the champion were scored."""
     true = np.array([0] * 5 + [1] * 5)
     guesses = np.array([0, 0, 0, 0, 1, 0, 0, 1, 1, 1])
-    of_champion = gate.Side(guesses, night().data_until, version=champion) if champion is not None else None
-    return gate.Evidence(
+    of_champion = Side(guesses, night().data_until, version=champion) if champion is not None else None
+    return Evidence(
         label_names=pipeline().data.label_names,
         test_version="t-0011223344",
         data_until=night().data_until,
-        test=gate.Rows(true, np.arange(10), tuple(f"{number:032x}" for number in range(10))),
-        candidate=gate.Side(guesses, night().data_until),
+        test=Rows(true, np.arange(10), tuple(f"{number:032x}" for number in range(10))),
+        candidate=Side(guesses, night().data_until),
         champion=of_champion,
     )
 
 
 def judged_version(
-    db: Database, day: int = 0, verdict: gate.Verdict = "promote", name: str = "reviews", **options: Any
-) -> tuple[ledger.OpenedRun, int]:
+    db: Database, day: int = 0, verdict: Verdict = "promote", name: str = "reviews", **options: Any
+) -> tuple[OpenedRun, int]:
     """A run of that night up to its version, still running, and the version's number. Its folder is not made."""
     # As a backfill: tests bring nights in any order.
     opened = open_run(db, pipeline(name), replace(night(day), trigger="backfill"), **options)
     ledger.record_decision(db, opened.run_id, opened.attempt, decision(verdict), evidence(), scores())
-    version = ledger.add_version(db, opened.run_id, opened.attempt, lambda number: f"models/{name}/v{number:04d}")
+    version = reigns.add_version(
+        db, opened.run_id, opened.attempt, lambda number: f"models/{name}/v{number:04d}", size_bytes=1_000_000
+    )
     return opened, version
+
+
+def promotions(db: Database, name: str = "reviews") -> list[Promotion]:
+    """Every promotion and rollback of the pipeline, oldest first."""
+    query = sa.select(Promotion).where(Promotion.pipeline == name).order_by(Promotion.valid_from)
+    return db.read(lambda session: list(session.scalars(query)))
 
 
 def held_version(db: Database, day: int = 0, name: str = "reviews") -> int:
     """A version of an ended run."""
     opened, version = judged_version(db, day, name=name)
-    ledger.finish_run(db, opened.run_id, opened.attempt, "held")
+    runs.finish_run(db, opened.run_id, opened.attempt, "held")
     return version

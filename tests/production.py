@@ -35,7 +35,8 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
-from nightgate.database import Database, database_url, upgrade
+from nightgate.connection import database_url
+from nightgate.database import Database, upgrade
 from nightgate.home import Home, open_home
 from tests.conftest import free_port
 from tests.night import nightgate, write_pipeline

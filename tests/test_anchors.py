@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nightgate import anchors, approvals, evidence_store, gate, ledger
+from nightgate import anchors, approvals, evidence_store, ledger, reigns, runs, version_rows
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
-from nightgate.schema import Anchor, ModelVersion
+from nightgate.gate.verdicts import Check, Decision, Outcome
+from nightgate.schema import ModelVersion
+from nightgate.schema_gate import Anchor
 from tests import night_rows
 
 
@@ -26,11 +28,11 @@ def versions(database: Database) -> Database:
 
 
 def promote(database: Database, version: int, expected: int | None, **options: Any) -> None:
-    ledger.promote(database, "reviews", version, expected=expected, by="ada", reason="fit", **options)
+    reigns.promote(database, "reviews", version, expected=expected, by="ada", reason="fit", **options)
 
 
 def anchor(database: Database, at: datetime | None = None) -> int | None:
-    row = ledger.anchor(database, "reviews", at)
+    row = version_rows.anchor(database, "reviews", at)
     return row.version if row else None
 
 
@@ -45,7 +47,7 @@ def test_the_first_champion_is_the_anchor_and_those_that_follow_are_not(versions
 def test_a_promotion_that_moves_the_anchor_does_so_at_the_instant_of_the_reign(versions: Database) -> None:
     promote(versions, 1, None)
     promote(versions, 2, 1, moves_anchor=True)
-    row, champion = ledger.anchor(versions, "reviews"), ledger.champion(versions, "reviews")
+    row, champion = version_rows.anchor(versions, "reviews"), version_rows.champion(versions, "reviews")
     assert row is not None
     assert champion is not None
     assert champion.valid_from is not None
@@ -65,7 +67,7 @@ def test_a_promotion_that_loses_moves_no_anchor(versions: Database) -> None:
 def test_the_run_whose_evidence_moved_the_anchor_is_written_down(versions: Database) -> None:
     promote(versions, 1, None)
     opened, version = night_rows.judged_version(versions, 4)
-    ledger.promote(
+    reigns.promote_candidate(
         versions,
         "reviews",
         version,
@@ -80,23 +82,11 @@ def test_the_run_whose_evidence_moved_the_anchor_is_written_down(versions: Datab
     assert moved.iloc[1].tolist() == [version, opened.run_id, "gate"]
 
 
-@pytest.mark.parametrize("better", [False, True])
-def test_a_champion_from_before_there_were_anchors_is_the_first_one_until_a_run_finds_a_better(
-    versions: Database, better: bool
-) -> None:
-    promote(versions, 1, None)
-    versions.write(lambda session: session.execute(sa.delete(Anchor)))
-    opened, version = night_rows.judged_version(versions, 4)
-    told = {"by": "gate", "reason": "fit", "run_id": opened.run_id, "attempt": 1, "moves_anchor": better}
-    ledger.promote(versions, "reviews", version, expected=1, **told)  # type: ignore[arg-type]
-    assert anchor(versions) == (version if better else 1)
-
-
 def test_the_anchor_alone_moves_to_the_champion_and_to_no_other_version(versions: Database) -> None:
     promote(versions, 1, None)
     promote(versions, 2, 1)
     anchors.move(versions, "reviews", 2, by="ada", reason="version 1 is lost")
-    row = ledger.anchor(versions, "reviews")
+    row = version_rows.anchor(versions, "reviews")
     assert row is not None
     assert (row.version, row.promoted_by, row.reason) == (2, "ada", "version 1 is lost")
     with pytest.raises(RegistryError, match="version 1 is not the champion of reviews any more, that is version 2"):
@@ -110,8 +100,8 @@ def test_an_anchor_that_knows_other_labels_gives_way(versions: Database) -> None
         values = night_rows.pipeline().record() | {"data": {"source": {"kind": "sample"}, "labels": names}}
         night = replace(night_rows.night(9 + len(names)), trigger="backfill")
         opened = night_rows.open_run(versions, Pipeline.model_validate(values), night)
-        number = ledger.add_version(versions, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
-        ledger.finish_run(versions, opened.run_id, 1, "held")
+        number = reigns.add_version(versions, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
+        runs.finish_run(versions, opened.run_id, 1, "held")
         promote(versions, number, number - 1 if number == 6 else 1)
         assert anchor(versions) == expected_anchor
 
@@ -120,7 +110,7 @@ def test_an_anchor_that_knows_other_labels_gives_way(versions: Database) -> None
 
 
 def roll_back(database: Database, to: int, expected: int) -> None:
-    ledger.promote(database, "reviews", to, expected=expected, by="ada", reason="worse", kind="rollback")
+    reigns.roll_back(database, "reviews", to, expected=expected, by="ada", reason="worse")
 
 
 def test_a_rollback_from_the_anchor_brings_back_the_anchor_before(versions: Database) -> None:
@@ -128,7 +118,7 @@ def test_a_rollback_from_the_anchor_brings_back_the_anchor_before(versions: Data
     promote(versions, 2, 1)
     promote(versions, 3, 2, moves_anchor=True)
     roll_back(versions, 2, 3)
-    row = ledger.anchor(versions, "reviews")
+    row = version_rows.anchor(versions, "reviews")
     assert row is not None
     assert (row.version, row.promoted_by, row.reason) == (1, "ada", "rolled back from version 3 to 2: worse")
 
@@ -160,7 +150,7 @@ def waiting(
     database: Database,
     day: int,
     ci_low: float | None,
-    outcome: gate.Outcome,
+    outcome: Outcome,
     *,
     expected: int = 1,
     judged_against: int | None = None,
@@ -173,16 +163,16 @@ def waiting(
     night = replace(night_rows.night(day), trigger="backfill")
     opened = night_rows.open_run(database, night_rows.pipeline(), night)
     checks = (
-        gate.Check(name="anchor", outcome=outcome, reason="-", ci_low=ci_low, ci_high=0.1),
-        gate.Check(name="beats_champion", outcome="passed", reason="-", ci_low=0.01, ci_high=0.1),
+        Check(name="anchor", outcome=outcome, reason="-", ci_low=ci_low, ci_high=0.1),
+        Check(name="beats_champion", outcome="passed", reason="-", ci_low=0.01, ci_high=0.1),
     )
     plain = night_rows.evidence()
     side = replace(plain.candidate, version=judged_against)
     evidence = replace(plain, anchor=None if judged_against is None else side)
     made_by = dict.fromkeys(("candidate", "anchor"), opened.run_id)
     evidence_store.record_evidence(database, opened.run_id, 1, evidence, made_by)
-    ledger.record_decision(database, opened.run_id, 1, gate.Decision("promote", "fit", checks))
-    ledger.add_version(database, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
+    ledger.record_decision(database, opened.run_id, 1, Decision("promote", "fit", checks))
+    reigns.add_version(database, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
     patience = timedelta(hours=1)
     approvals.request(
         database, opened.run_id, 1, expected=expected, patience=patience, reason="waits", next_step="approve"
@@ -195,7 +185,7 @@ def waiting(
     [(0.001, "passed", True), (0.0, "passed", False), (-0.02, "passed", False), (None, "not_run", False)],
 )
 def test_an_approved_candidate_moves_the_anchor_if_the_gate_found_it_better(
-    versions: Database, ci_low: float | None, outcome: gate.Outcome, moves: bool
+    versions: Database, ci_low: float | None, outcome: Outcome, moves: bool
 ) -> None:
     promote(versions, 1, None)
     run_id = waiting(versions, 5, ci_low, outcome)
@@ -223,7 +213,7 @@ def test_an_approval_loses_when_a_person_has_moved_the_anchor_since_the_night(un
     anchors.move(unanchored, "reviews", 2, by="ada", reason="none may fall behind 2")
     ended = approvals.approve(unanchored, run_id, by="ben", reason="ok")
     assert (ended.status, ended.reason) == ("held", f"approved by ben: ok; not promoted all the same: {LOST}")
-    row = ledger.anchor(unanchored, "reviews")
+    row = version_rows.anchor(unanchored, "reviews")
     assert row is not None
     assert (row.version, row.promoted_by) == (2, "ada")
     stored = unanchored.frame("SELECT status, next_step FROM nightly_runs WHERE run_id = :run", {"run": run_id})
@@ -248,10 +238,10 @@ def test_a_run_loses_when_the_anchor_is_another_one_than_it_was_judged_against(u
     own: dict[str, Any] = {"run_id": opened.run_id, "attempt": 1, "by": "gate", "reason": "fit", "expected": 2}
     anchors.move(unanchored, "reviews", 2, by="ada", reason="none may fall behind 2")
     with pytest.raises(PromotionLostError, match=LOST):
-        ledger.promote(unanchored, "reviews", version, expected_anchor=1, moves_anchor=True, **own)
+        reigns.promote_candidate(unanchored, "reviews", version, expected_anchor=1, moves_anchor=True, **own)
     assert anchor(unanchored) == 2
     unanchored.write(lambda session: session.execute(sa.delete(Anchor)))
-    ledger.promote(unanchored, "reviews", version, expected_anchor=1, **own)
-    row = ledger.champion(unanchored, "reviews")
+    reigns.promote_candidate(unanchored, "reviews", version, expected_anchor=1, **own)
+    row = version_rows.champion(unanchored, "reviews")
     assert row is not None
     assert row.version == version, "no anchor is no obstacle"

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nightgate import approvals, ledger, settling
+from nightgate import approvals, reigns, runs, settling, version_rows
 from nightgate.database import Database
 from nightgate.errors import RegistryError
+from nightgate.owners import Owner
 from nightgate.schema import Run
 from tests import night_rows
 from tests.night_rows import one, opened
@@ -46,7 +47,7 @@ def test_an_approval_promotes_and_says_who_when_and_why(database: Database) -> N
     run_id, version = waiting_run(database)
     ended = approvals.approve(database, run_id, by="anna", reason="looked at the slices")
     assert (ended.status, ended.reason) == ("promoted", "approved by anna: looked at the slices")
-    champion = ledger.champion(database, "reviews")
+    champion = version_rows.champion(database, "reviews")
     assert champion is not None
     assert (champion.version, champion.promoted_by) == (version, "anna")
     [row] = database.frame("SELECT * FROM approvals").to_dict("records")
@@ -61,7 +62,7 @@ def test_a_candidate_that_waits_and_is_promoted_by_hand_waits_no_more(database: 
     waiting = [one.run_id for one in settling.unannounced(database)]
     for end in settling.unannounced(database):
         settling.mark_announced(database, end)
-    ledger.promote(database, "reviews", version, expected=None, by="anna", reason="it cannot wait")
+    reigns.promote(database, "reviews", version, expected=None, by="anna", reason="it cannot wait")
     row = one(database, run_id)
     assert (row["status"], row["reason"]) == ("promoted", "promoted by hand by anna: it cannot wait")
     assert row["finished_at"] is not None
@@ -74,7 +75,7 @@ def test_a_candidate_that_waits_and_is_promoted_by_hand_waits_no_more(database: 
     assert [one.run_id for one in approvals.open_approvals(database)] == [other], "another candidate still waits"
     with pytest.raises(RegistryError, match="it is promoted: promoted by hand by anna: it cannot wait"):
         approvals.approve(database, run_id, by="ben", reason="fine")
-    reign = ledger.champion(database, "reviews")
+    reign = version_rows.champion(database, "reviews")
     assert reign is not None
     assert reign.promoting_run_id is None, "it was a person"
 
@@ -82,13 +83,13 @@ def test_a_candidate_that_waits_and_is_promoted_by_hand_waits_no_more(database: 
 def test_a_late_approval_loses_to_a_champion_that_came_meanwhile_and_says_so(database: Database) -> None:
     run_id, _ = waiting_run(database, 1)
     night_rows.held_version(database, 0)
-    ledger.promote(database, "reviews", 2, expected=None, by="ben", reason="by hand")
+    reigns.promote(database, "reviews", 2, expected=None, by="ben", reason="by hand")
     ended = approvals.approve(database, run_id, by="anna", reason="fine")
     assert ended.status == "held"
     assert "not promoted all the same" in ended.reason
     assert "now there is version 2" in ended.reason
     assert one(database, run_id)["next_step"] == "look at `nightgate champion reviews` and decide again"
-    champion = ledger.champion(database, "reviews")
+    champion = version_rows.champion(database, "reviews")
     assert champion is not None
     assert champion.version == 2
     assert database.frame("SELECT decision FROM approvals")["decision"].tolist() == ["approved"]
@@ -98,7 +99,7 @@ def test_a_rejection_holds(database: Database) -> None:
     run_id, version = waiting_run(database)
     ended = approvals.reject(database, run_id, by="anna", reason="a slice got worse")
     assert (ended.status, ended.reason) == ("held", "rejected by anna: a slice got worse")
-    assert ledger.champion(database, "reviews") is None
+    assert version_rows.champion(database, "reviews") is None
     assert f"nightgate promote reviews {version} --reason TEXT" in one(database, run_id)["next_step"]
 
 
@@ -121,7 +122,7 @@ def test_an_approval_after_the_deadline_is_too_late(database: Database, monkeypa
 
     monkeypatch.setattr(approvals, "datetime", Later)
     ended = approvals.approve(database, run_id, by="anna", reason="fine")
-    assert (ended.status, ledger.champion(database, "reviews")) == ("held", None)
+    assert (ended.status, version_rows.champion(database, "reviews")) == ("held", None)
     assert "nobody approved it by" in ended.reason
 
 
@@ -228,7 +229,7 @@ def test_an_approval_is_not_overwritten_by_a_night_that_goes_to_work_while_it_is
         sa.event.listen(persons._engine, "commit", about_to_commit)
         approvals.approve(persons, run_id, by="anna", reason="fine")
     night.join()
-    champion = ledger.champion(database, "reviews")
+    champion = version_rows.champion(database, "reviews")
     assert champion is not None
     assert (one(database, run_id)["status"], champion.version) == ("promoted", version)
     [row] = database.frame("SELECT decision, decided_by FROM approvals").to_dict("records")
@@ -239,7 +240,7 @@ def test_a_prefect_run_that_is_resumed_after_its_night_was_superseded_trains_not
     run_id, _ = waiting_run(database, prefect_flow_run_id="flow-1")
     newer = opened(database, day=1)
     approvals.supersede_before(database, newer.run_id, newer.attempt)
-    ledger.finish_run(database, newer.run_id, newer.attempt, "held")
+    runs.finish_run(database, newer.run_id, newer.attempt, "held")
     resumed = opened(database, trigger="backfill", prefect_flow_run_id="flow-1")
     assert (resumed.run_id, resumed.status, resumed.ended) == (run_id, "superseded", True)
 
@@ -252,9 +253,9 @@ def test_a_prefect_run_that_is_resumed_is_handed_out_whatever_the_pipeline_does_
 ) -> None:
     run_id, _ = waiting_run(database, prefect_flow_run_id="flow-1")
     rehearses = meanwhile == "a rehearsal is at work"
-    other = opened(database, day=1, owner=ledger.Owner.here(), dry_run=rehearses, prefect_flow_run_id="flow-2")
+    other = opened(database, day=1, owner=Owner.here(), dry_run=rehearses, prefect_flow_run_id="flow-2")
     if meanwhile == "a newer night was skipped":
-        ledger.finish_run(database, other.run_id, other.attempt, "skipped")
+        runs.finish_run(database, other.run_id, other.attempt, "skipped")
     # Started by force from the form: that asked for a new run then, and not on each resume.
     for force in (False, True):
         resumed = opened(database, prefect_flow_run_id="flow-1", overtaken="a newer night is due", force=force)
@@ -289,19 +290,19 @@ def test_every_end_is_announced_once_and_a_wait_before_its_end(database: Databas
 
 def test_a_run_that_is_taken_up_again_is_announced_again_when_it_ends(database: Database) -> None:
     run = opened(database)
-    ledger.finish_run(database, run.run_id, 1, "failed", reason="no disk", next_step="free some")
+    runs.finish_run(database, run.run_id, 1, "failed", reason="no disk", next_step="free some")
     [end] = settling.unannounced(database)
     assert (end.status, end.reason, end.next_step) == ("failed", "no disk", "free some")
     settling.mark_announced(database, end)
     again = opened(database)
     assert settling.unannounced(database) == []
-    ledger.finish_run(database, again.run_id, again.attempt, "held")
+    runs.finish_run(database, again.run_id, again.attempt, "held")
     assert [end.status for end in settling.unannounced(database)] == ["held"]
 
 
 def test_what_ended_long_ago_is_no_news(database: Database) -> None:
     run = opened(database)
-    ledger.finish_run(database, run.run_id, 1, "failed")
+    runs.finish_run(database, run.run_id, 1, "failed")
     assert settling.unannounced(database, datetime.now(UTC) + timedelta(days=8)) == []
 
 
@@ -309,25 +310,25 @@ def test_an_end_is_news_from_its_end_on_however_long_ago_the_run_began(database:
     run = opened(database)
     long_ago = {"started_at": datetime.now(UTC) - timedelta(days=8)}
     database.write(lambda session: session.execute(sa.update(Run).values(long_ago)))
-    ledger.finish_run(database, run.run_id, 1, "failed")
+    runs.finish_run(database, run.run_id, 1, "failed")
     assert [end.status for end in settling.unannounced(database)] == ["failed"]
 
 
 def test_what_a_prefect_run_ended_as_is_what_its_newest_row_says(database: Database) -> None:
     """With another configuration, or by force, a retry opens a row of its own."""
     first = opened(database, prefect_flow_run_id="p")
-    ledger.finish_run(database, first.run_id, 1, "failed", reason="too few rows")
+    runs.finish_run(database, first.run_id, 1, "failed", reason="too few rows")
     assert [(end.run_id, end.status) for end in settling.ended_lately(database)] == [(first.run_id, "failed")]
     again = opened(database, prefect_flow_run_id="p", force=True)
     assert again.run_id != first.run_id
     assert settling.ended_lately(database) == []
-    ledger.finish_run(database, again.run_id, 1, "held")
+    runs.finish_run(database, again.run_id, 1, "held")
     assert [(end.run_id, end.status) for end in settling.ended_lately(database)] == [(again.run_id, "held")]
 
 
 def test_dead_runs_of_all_pipelines_are_settled_at_once(database: Database) -> None:
     dead = [night_rows.open_run(database, night_rows.pipeline(name), night_rows.night()) for name in ("one", "two")]
-    living = night_rows.open_run(database, night_rows.pipeline("three"), night_rows.night(), owner=ledger.Owner.here())
+    living = night_rows.open_run(database, night_rows.pipeline("three"), night_rows.night(), owner=Owner.here())
     settled = settling.settle_running(database)
     assert {ended.run_id for ended in settled} == {run.run_id for run in dead}
     assert one(database, living.run_id)["status"] == "running"

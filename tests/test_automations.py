@@ -37,7 +37,7 @@ from flows.signs import (
     sign_of_life,
     vouch_for_waiting,
 )
-from nightgate import approvals, ledger
+from nightgate import approvals, runs
 from nightgate.database import Database
 from nightgate.errors import ConfigurationError
 from tests.night_rows import judged_version
@@ -235,7 +235,7 @@ def test_a_run_that_waits_for_a_person_is_vouched_for_and_one_that_ended_is_not(
     for day, flow_run_id in enumerate((ended, waits)):
         run, _ = judged_version(database, day, prefect_flow_run_id=str(flow_run_id))
         if flow_run_id == ended:
-            ledger.finish_run(database, run.run_id, run.attempt, "held")
+            runs.finish_run(database, run.run_id, run.attempt, "held")
         else:
             words = {"reason": "it passed", "next_step": "-"}
             approvals.request(database, run.run_id, run.attempt, expected=None, patience=timedelta(hours=18), **words)

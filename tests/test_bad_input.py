@@ -22,13 +22,14 @@ import pytest
 from alembic import command as alembic_command
 
 from nightgate import steps
+from nightgate.claim import open_night
 from nightgate.config import Pipeline
 from nightgate.database import alembic_config, upgrade
 from nightgate.errors import DataError, ModelError
 from nightgate.home import Home
 from nightgate.nights import Night, chosen_night
 from nightgate.pipelines import load_pipeline
-from nightgate.steps import open_night, run_night
+from nightgate.steps import run_night
 from tests.first_night import copy_first_night, first_night
 from tests.night import NIGHT as DATE
 from tests.night import command, nightgate

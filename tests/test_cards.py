@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from nightgate.cards import CardFacts, model_card
-from nightgate.gate import decide
+from nightgate.gate.decide import decide
 from nightgate.intervals import Interval
 from nightgate.pipelines import check_pipeline
 from tests.gate_night import night

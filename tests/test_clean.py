@@ -20,9 +20,7 @@ from nightgate.home import Home
 from nightgate.schema import ModelVersion, Run, Snapshot
 from nightgate.snapshots import write_snapshot
 from nightgate.text import NORMALISATION_VERSION
-from nightgate.version_files import Staging
 from tests import night_rows
-from tests.trained import write_trained_model
 
 LABELS = ("bad", "good")
 
@@ -100,27 +98,15 @@ def test_five_thousand_rows_are_looked_up_in_twenty_large_snapshots_at_once(tmp_
 # --- lines ---
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_trained_model(tmp_path_factory.mktemp("trained"), LABELS)
-
-
 def version(
     db: Database,
     day: int,
     path: Path | None,
     *,
     started_from: int | None = None,
-    in_manifest: int | None = None,
-    trained: Path | None = None,
-    environment: dict[str, str] | None = None,
 ) -> int:
-    """Version `day` + 1, by a run of its own on the snapshot at `path`; with files where `trained` is given."""
+    """Version `day` + 1, by a run of its own on the snapshot at `path`."""
     run = night_rows.open_run(db, night_rows.pipeline(), night_rows.night(day))
-    if trained is not None:
-        facts = {"base_model": {"started_from_version": in_manifest}}
-        Staging(db.home.models / "reviews", trained, LABELS).place(day + 1, "card", facts)
-    columns = {} if environment is None else {"environment": environment}
 
     def work(session: sa.orm.Session) -> None:
         if path is not None and session.get(Snapshot, ("reviews", path.name)) is None:
@@ -135,7 +121,6 @@ def version(
             path=f"models/reviews/v{day + 1:04d}",
             created_at=datetime.now(UTC),
             started_from=started_from,
-            **columns,
         )
         session.add(row)
 
@@ -162,16 +147,13 @@ def nights(home: Home) -> list[Path]:
     return [snapshot(home.snapshots / "reviews", train=[number], test=[100]) for number in range(4)]
 
 
-KNOWN = {"python": "3.11"}
-
-
 def test_a_version_has_the_snapshots_of_all_that_it_goes_back_to(
     database: Database, home: Home, nights: list[Path]
 ) -> None:
-    version(database, 0, nights[0], environment=KNOWN)
-    version(database, 1, nights[1], environment=KNOWN)
-    version(database, 2, nights[2], started_from=1, environment=KNOWN)
-    version(database, 3, nights[2], started_from=3, environment=KNOWN)
+    version(database, 0, nights[0])
+    version(database, 1, nights[1])
+    version(database, 2, nights[2], started_from=1)
+    version(database, 3, nights[2], started_from=3)
     assert line_of(database, home, "reviews", None) == Line(())
     assert line_of(database, home, "reviews", 2) == Line((nights[1],))
     assert line_of(database, home, "reviews", 4) == Line((nights[2], nights[0]))
@@ -180,27 +162,8 @@ def test_a_version_has_the_snapshots_of_all_that_it_goes_back_to(
     assert found_in(line_of(database, home, "reviews", 4), [0, 1, 2, 3, 100]) == [0, 2]
 
 
-def test_what_the_database_did_not_keep_yet_stands_in_the_manifest(
-    database: Database, home: Home, nights: list[Path], trained: Path
-) -> None:
-    version(database, 0, nights[0], trained=trained)
-    version(database, 1, nights[1], trained=trained, in_manifest=1)
-    assert line_of(database, home, "reviews", 2) == Line((nights[1], nights[0]))
-    shutil.rmtree(home.models / "reviews" / "v0001")
-    line = line_of(database, home, "reviews", 2)
-    assert "what version 1 started from is not known: the version's folder" in line.unknown
-    assert trained_on(line, [mark(1)]) == (None, line.unknown)
-
-
-def test_a_version_that_keeps_all_in_the_database_needs_no_files(
-    database: Database, home: Home, nights: list[Path]
-) -> None:
-    version(database, 0, nights[0], environment=KNOWN)
-    assert line_of(database, home, "reviews", 1) == Line((nights[0],))
-
-
 def test_a_line_with_a_gap_is_unknown(database: Database, home: Home, nights: list[Path]) -> None:
-    version(database, 0, None, environment=KNOWN)
-    version(database, 1, nights[1], started_from=1, environment=KNOWN)
+    version(database, 0, None)
+    version(database, 1, nights[1], started_from=1)
     assert line_of(database, home, "reviews", 2).unknown == "version 1 of its line has no snapshot on record"
     assert line_of(database, home, "reviews", 7).unknown == "version 7 of its line is not in the database"

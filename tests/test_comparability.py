@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
@@ -62,9 +61,6 @@ def test_nights_that_are_measured_alike_have_no_break() -> None:
         ({"metric_key": "m-2"}, "defined otherwise"),
         ({"test_window": "30d", "metric_key": "m-2"}, "were those of 90d, 2,000 at least and are those of 30d"),
         ({"min_test_rows": 100, "metric_key": "m-2"}, "90d, 2,000 at least and are those of 90d, 100 at least"),
-        # Of before the column, when all rows counted: what there is says the rest.
-        ({"metric_key": None}, "and are all (a version of Nightgate without a test window)"),
-        ({"metric_key": None, "test_version": "t-2"}, "the test version was t-1 and is t-2"),
     ],
 )
 def test_whatever_changes_is_named(facts: dict[str, Any], words: str) -> None:
@@ -77,23 +73,6 @@ def test_whatever_changes_is_named(facts: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize("facts", [{"label_names": ("good", "bad")}, {"test_window": "2160h"}])
 def test_what_changes_no_score_is_no_break(facts: dict[str, Any]) -> None:
     assert changes(*nights({}, facts)) == ""
-
-
-def test_nights_of_before_the_gate_compare_with_each_other_and_with_none_after() -> None:
-    old = {"metric_key": None, "test_window": None, "min_test_rows": None}
-    found = breaks(nights(old, old, {}, {}))
-    assert [told is not None for told in found] == [False, False, True, False]
-    assert "all (a version of Nightgate without a test window) and are those of 90d" in str(found[2])
-
-
-def test_a_key_of_another_form_is_a_break_only_where_what_it_stands_for_differs() -> None:
-    key = metric_key("t-1", ("bad", "good"), "weighted", "90d", 2000)
-    # As it was written before the window was part of it: sha256 of [1, "t-1", ["bad", "good"], "weighted"].
-    digest = hashlib.sha256(b'[1, "t-1", ["bad", "good"], "weighted"]').hexdigest()
-    short = {"metric_key": f"m-{digest[:12]}"}
-    assert changes(*nights(short, {"metric_key": key})) == ""
-    assert "were those of 30d" in changes(*nights({**short, "test_window": "30d"}, {"metric_key": key}))
-    assert "defined otherwise" in changes(*nights(short, {"metric_key": "m-2"}))
 
 
 def test_a_champion_that_was_scored_on_both_sides_is_the_bridge() -> None:

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from typer.testing import CliRunner
 
-from nightgate import comparison, ledger, registry, schema
+from nightgate import comparison, registry, schema, version_rows
 from nightgate.cli import app
 from nightgate.comparison import Comparison, Section
 from nightgate.database import Database
@@ -35,7 +35,7 @@ def two_champions(db: Database) -> tuple[Model, Model]:
     """Version 1, and version 2 that took its place and met it again, as the anchor, on the night after."""
     first = judged_night(db, 0, Model("first", 0.65))
     second = judged_night(db, 1, Model("second", 0.78), first)
-    champion = ledger.champion(db, "reviews")
+    champion = version_rows.champion(db, "reviews")
     assert champion is not None
     assert champion.version == 2
     judged_night(db, 2, Model("third", 0.7), second, anchor=first)

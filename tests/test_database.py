@@ -43,13 +43,13 @@ def remembered(database: Database) -> set[str]:
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
 def test_every_spelling_of_postgresql_means_psycopg_3(scheme: str, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTGATE_DATABASE_URL", f"{scheme}://me:{QUOTED}@db.example:5433/metrics?sslmode=require")
-    url = databases.database_url(home)
+    url = connections.database_url(home)
     assert url.startswith("postgresql+psycopg://me:")
     assert connections.parse_url(url).password == SECRET
 
 
 def test_without_a_url_the_database_is_a_file_in_the_home(home: Home) -> None:
-    assert databases.database_url(home) == f"sqlite:///{home.root / 'metrics.db'}"
+    assert connections.database_url(home) == f"sqlite:///{home.root / 'metrics.db'}"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_url_that_cannot_be_used_is_refused_without_its_password(
 ) -> None:
     monkeypatch.setenv("NIGHTGATE_DATABASE_URL", url)
     with pytest.raises(DatabaseError, match=complaint) as caught:
-        databases.database_url(home)
+        connections.database_url(home)
     assert caught.value.next_step
     assert "hunter22" not in "".join(traceback.format_exception(caught.value))
 
@@ -130,7 +130,7 @@ def test_a_wrong_password_is_not_shown_and_not_tried_for_long(
 
 
 def test_sqlite_keeps_its_children_writes_ahead_and_waits_for_locks(home: Home) -> None:
-    databases.upgrade(databases.database_url(home))
+    databases.upgrade(connections.database_url(home))
     with Database.open(home) as database:
         expected = {"foreign_keys": 1, "journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000}
         for pragma, value in expected.items():
@@ -148,7 +148,7 @@ def test_a_row_without_its_parent_is_refused(database: Database) -> None:
 def test_every_foreign_key_keeps_the_parent() -> None:
     rules = {
         (key.ondelete, key.onupdate)
-        for table in schema.Base.metadata.tables.values()
+        for table in schema.METADATA.tables.values()
         for key in table.foreign_key_constraints
     }
     assert rules == {("RESTRICT", "RESTRICT")}
@@ -174,7 +174,7 @@ connection.execute("COMMIT")
 @pytest.fixture
 def lock_holder(home: Home) -> Iterator[Any]:
     """Starts a second process that holds the home's SQLite database for some seconds."""
-    databases.upgrade(databases.database_url(home))
+    databases.upgrade(connections.database_url(home))
     started: list[subprocess.Popen[str]] = []
 
     def hold(seconds: float) -> None:
@@ -320,7 +320,7 @@ def test_a_server_that_restarts_is_waited_for(postgres: Any, home: Home, caplog:
 
 
 def test_a_sqlite_file_that_is_briefly_away_is_waited_for_and_not_replaced_by_an_empty_one(home: Home) -> None:
-    databases.upgrade(databases.database_url(home))
+    databases.upgrade(connections.database_url(home))
     path = home.root / "metrics.db"
     with Database.open(home) as database:
         path.rename(home.root / "away.db")
@@ -360,7 +360,7 @@ def test_a_blank_database_is_told_apart(database_url: str, home: Home) -> None:
 @pytest.mark.parametrize("content", [b"review_id,text,stars\n" * 400, b"SQLite format 3\0" + b"\xff" * 9000])
 def test_a_file_that_is_no_database_is_told_in_words(content: bytes, home: Home) -> None:
     (home.root / "metrics.db").write_bytes(content)
-    for use in (lambda: Database.open(home), lambda: databases.upgrade(databases.database_url(home))):
+    for use in (lambda: Database.open(home), lambda: databases.upgrade(connections.database_url(home))):
         with pytest.raises(DatabaseError, match=r"is not a SQLite database, or it is damaged(?s:.*)next:"):
             use()
     assert (home.root / "metrics.db").read_bytes() == content
@@ -426,7 +426,7 @@ def test_a_read_only_database_cannot_be_upgraded(database_url: str, postgres: An
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write every file")
 def test_a_file_without_write_permission_is_read_only(home: Home) -> None:
-    databases.upgrade(databases.database_url(home))
+    databases.upgrade(connections.database_url(home))
     database = Database.open(home)
     (home.root / "metrics.db").chmod(0o444)
     with pytest.raises(DatabaseError, match="is read-only"):
@@ -449,7 +449,7 @@ def test_a_user_without_rights_is_told_in_words(postgres: Any, home: Home) -> No
 
 
 def test_a_full_disk_is_told_in_words(home: Home) -> None:
-    databases.upgrade(databases.database_url(home))
+    databases.upgrade(connections.database_url(home))
     with Database.open(home) as database:
 
         def work(session: Any) -> None:
@@ -492,7 +492,7 @@ def test_what_postgresql_cannot_store_in_text_is_replaced(database: Database) ->
 
 
 def test_sqlite_stores_times_as_text_of_fixed_width(home: Home) -> None:
-    databases.upgrade(databases.database_url(home))
+    databases.upgrade(connections.database_url(home))
     with sqlite3.connect(home.root / "metrics.db") as connection:
         kind = connection.execute("SELECT type FROM pragma_table_info('run') WHERE name = 'started_at'").fetchone()
     connection.close()

@@ -10,7 +10,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
-from nightgate import approvals, ledger
+from nightgate import approvals, reigns, version_rows
 from nightgate.cli import app
 from nightgate.database import Database
 from tests.conftest import free_port
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def waiting(db: Database, day: int = 0, hours: int = 18) -> str:
     """The id of a run whose candidate waits for a person."""
     opened, _ = judged_version(db, day)
-    reigning = ledger.champion(db, "reviews")
+    reigning = version_rows.champion(db, "reviews")
     approvals.request(
         db,
         opened.run_id,
@@ -51,7 +51,7 @@ def test_an_approval_promotes_and_says_who_and_why(database: Database) -> None:
     me = getpass.getuser()
     assert done.stdout == f"reviews, night 2026-03-01: promoted: approved by {me}: it reads well\n", done.output
     assert status_of(database, run_id) == ("promoted", f"approved by {me}: it reads well")
-    champion = ledger.champion(database, "reviews")
+    champion = version_rows.champion(database, "reviews")
     assert champion is not None
     assert champion.run_id == run_id
     report = (database.home.runs / run_id / "report.html").read_text(encoding="utf-8")
@@ -63,13 +63,13 @@ def test_a_rejection_holds_and_says_who_and_why(database: Database) -> None:
     done = say("reject", "reviews", "--run", run_id, "--reason", "worse on boots")
     assert (done.exit_code, done.stdout.split(": ")[1]) == (0, "held")
     assert status_of(database, run_id)[0] == "held"
-    assert ledger.champion(database, "reviews") is None
+    assert version_rows.champion(database, "reviews") is None
 
 
 def test_an_approval_that_comes_after_another_promotion_says_why_it_lost(database: Database) -> None:
     run_id = waiting(database)
     other, version = judged_version(database, day=1)
-    ledger.promote(
+    reigns.promote_candidate(
         database,
         "reviews",
         version,
@@ -78,7 +78,6 @@ def test_an_approval_that_comes_after_another_promotion_says_why_it_lost(databas
         attempt=1,
         by="gate",
         reason="-",
-        kind="promote",
     )
     done = say("approve", "reviews", "--reason", "it reads well")
     assert done.exit_code == 1

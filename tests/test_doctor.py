@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 from alembic import command
 
-from nightgate import approvals, doctor, ledger
+from nightgate import approvals, doctor, opening, reigns
 from nightgate.config import Schedule
-from nightgate.database import Database, alembic_config, database_url, upgrade
-from nightgate.doctor import Finding, Seen, clock_finding, disk_finding, examine, file_system_of, is_network
+from nightgate.connection import database_url
+from nightgate.database import Database, alembic_config, upgrade
+from nightgate.doctor import clock_finding, disk_finding, examine
 from nightgate.doctor_database import place_findings
 from nightgate.doctor_pipelines import daylight_findings
+from nightgate.findings import Finding, Seen, file_system_of, is_network
 from nightgate.home import Home
 from nightgate.owners import Owner
 from nightgate.schema import Attempt, SlotRequest
@@ -306,7 +308,7 @@ def test_a_home_of_another_database_is_a_problem(
 def test_a_copy_of_the_home_is_found_out_by_the_champion_that_it_lacks(database: Database) -> None:
     opened, version = judged_version(database)
     (database.home.models / "reviews" / "v0001").mkdir(parents=True)
-    ledger.promote(
+    reigns.promote_candidate(
         database,
         "reviews",
         version,
@@ -315,7 +317,6 @@ def test_a_copy_of_the_home_is_found_out_by_the_champion_that_it_lacks(database:
         attempt=1,
         by="gate",
         reason="-",
-        kind="promote",
     )
     assert [one.status for one in findings_of("home shared")] == ["ok"]
     shutil.rmtree(database.home.models / "reviews")
@@ -363,7 +364,7 @@ def test_slots_are_told_and_limits_that_cannot_be_read_are_a_problem(
     assert [one.found for one in findings_of("slots")] == ["none is held or waited for"]
     asked = datetime.now(UTC) - timedelta(minutes=5)
     for name, granted in (("first", asked), ("second", None)):
-        opened = ledger.open_run(database, pipeline(name), night(), owner=Owner.here())
+        opened = opening.open_run(database, pipeline(name), night(), owner=Owner.here())
         row = SlotRequest(run_id=opened.run_id, attempt=1, slot="gpu1", priority=0, requested_at=asked)
         row.granted_at = granted
         database.write(lambda session, row=row: session.add(row))

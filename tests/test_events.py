@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.events import announce_ends, announce_stall, next_step
-from nightgate import ledger
+from nightgate import runs
 from nightgate.database import Database
 from nightgate.schema import STATUSES, Run
 from nightgate.settling import End
@@ -113,7 +113,7 @@ def test_an_end_that_was_not_taken_is_told_again_and_keeps_back_no_other(
 ) -> None:
     for day in range(3):
         run = night_rows.open_run(database, night_rows.pipeline(), night_rows.night(day))
-        ledger.finish_run(database, run.run_id, run.attempt, "held", reason="not better")
+        runs.finish_run(database, run.run_id, run.attempt, "held", reason="not better")
     with refusing("2026-03-02", status) as asked:
         announce_ends(database)
     assert nights(asked) == [f"2026-03-{day}" for day in told]
@@ -129,7 +129,7 @@ def test_each_end_is_an_event_of_its_own_and_stays_that_however_often_it_is_sent
     ids = []
     for attempt in (1, 2):
         run = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
-        ledger.finish_run(database, run.run_id, attempt, "failed", reason="no disk")
+        runs.finish_run(database, run.run_id, attempt, "failed", reason="no disk")
         for _ in range(2):  # as two processes that announce at once do
             database.write(lambda session: session.execute(sa.update(Run).values(announced_at=None)))
             with refusing("", 204) as sent:
@@ -144,7 +144,7 @@ def test_each_end_is_an_event_of_its_own_and_stays_that_however_often_it_is_sent
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_an_end_that_is_sent_twice_is_stored_once(prefect_server: str, database: Database) -> None:
     run = night_rows.open_run(database, night_rows.pipeline("told-twice"), night_rows.night())
-    ledger.finish_run(database, run.run_id, run.attempt, "held", reason="not better")
+    runs.finish_run(database, run.run_id, run.attempt, "held", reason="not better")
 
     def stored(name: str) -> list[dict[str, Any]]:
         asked = {"filter": {"event": {"name": [name]}, "resource": {"id": ["nightgate.pipeline.told-twice"]}}}

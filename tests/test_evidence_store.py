@@ -11,11 +11,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate import evidence_store, gate, ledger, replay
+from nightgate import evidence_store, ledger, replay, runs
 from nightgate.config import Gate
 from nightgate.database import Database
 from nightgate.errors import RegistryError
-from nightgate.gate import Evidence, Rows
+from nightgate.gate.decide import decide
+from nightgate.gate.evidence import Evidence, Rows
 from nightgate.home import Home
 from nightgate.outcomes import joint_outcomes
 from nightgate.reports import report
@@ -46,9 +47,9 @@ def judged(db: Database, evidence: Evidence, day: int = 0, champion_run: str | N
         "anchor": champion_run or opened.run_id,
     }
     evidence_store.record_evidence(db, opened.run_id, opened.attempt, evidence, of)
-    decision = gate.decide(evidence, Gate(min_f1=0.5))
+    decision = decide(evidence, Gate(min_f1=0.5))
     ledger.record_decision(db, opened.run_id, opened.attempt, decision, evidence, night_rows.scores())
-    ledger.finish_run(db, opened.run_id, opened.attempt, "held")
+    runs.finish_run(db, opened.run_id, opened.attempt, "held")
     return opened.run_id
 
 
@@ -102,8 +103,8 @@ def test_without_champion_anchor_and_golden_rows_there_is_still_evidence(databas
 
 def test_a_stored_night_is_decided_again_as_it_was(database: Database) -> None:
     evidence = made_up.evidence(400, data_until=night_rows.night().data_until)
-    again = gate.decide(evidence_store.load_evidence(database, judged(database, evidence)), Gate(min_f1=0.5))
-    first = gate.decide(evidence, Gate(min_f1=0.5))
+    again = decide(evidence_store.load_evidence(database, judged(database, evidence)), Gate(min_f1=0.5))
+    first = decide(evidence, Gate(min_f1=0.5))
     assert (again.verdict, again.reason, again.checks) == (first.verdict, first.reason, first.checks)
 
 
@@ -251,7 +252,7 @@ def test_joint_outcomes_hold_every_row_once_a_scope(database: Database) -> None:
     evidence = made_up.evidence(400, data_until=night_rows.night().data_until)
     run_id = judged(database, evidence)
     frame = database.frame("SELECT * FROM joint_outcomes WHERE run_id = :run", {"run": run_id})
-    decision = gate.decide(evidence, Gate(min_f1=0.5))
+    decision = decide(evidence, Gate(min_f1=0.5))
     assert decision.measured is not None
     assert len(frame) == len(joint_outcomes(evidence, decision.measured))
     totals = frame.groupby(["scope", "reference"])["count"].sum().to_dict()

@@ -12,9 +12,10 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Crashed, Running
 
-from nightgate import ledger
+from nightgate import opening, runs
 from nightgate.database import Database
 from nightgate.nights import chosen_night
+from nightgate.owners import Owner
 from nightgate.pipelines import load_pipeline
 from tests.production import Production, as_sqlite, is_gone, kill, within
 
@@ -182,11 +183,11 @@ def test_a_run_that_prefect_took_for_dead_while_it_waited_asks_again_when_it_is_
     # Somebody rehearses another night meanwhile: a person's word counts all the same.
     pipeline = load_pipeline(production.folder / "crashed.toml")
     with Database.open(production.home, production.url) as db:
-        owner, night = ledger.Owner.here(), chosen_night(pipeline.schedule, date(2026, 1, 6))
-        rehearsal = ledger.open_run(db, pipeline, night, owner=owner, dry_run=True)
+        owner, night = Owner.here(), chosen_night(pipeline.schedule, date(2026, 1, 6))
+        rehearsal = opening.open_run(db, pipeline, night, owner=owner, dry_run=True)
         say(production, run, "reject", "a slice got worse")
         assert production.ended(run).name == "Held"
-        ledger.finish_run(db, rehearsal.run_id, rehearsal.attempt, "held")
+        runs.finish_run(db, rehearsal.run_id, rehearsal.attempt, "held")
     row = production.night(run)
     assert (row["status"], row["attempts"]) == ("held", 1)
     assert row["reason"] == "rejected by anna: a slice got worse"

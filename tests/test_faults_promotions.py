@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nightgate import approvals, freezes, ledger, pointer, retention
+from nightgate import approvals, freezes, pointer, reigns, retention, version_rows
 from nightgate.database import Database
 from tests import night_rows
 from tests.dying import keeping_one
@@ -34,8 +33,8 @@ def prepare(database: Database, pipeline: str, *, waits: bool = False) -> str:
         folder.mkdir(parents=True)
         for name in ("model.safetensors", "config.json"):
             (folder / name).write_bytes(b"x")
-    ledger.promote(database, pipeline, 1, expected=None, by="ada", reason="first")
-    ledger.promote(database, pipeline, 2, expected=1, by="ada", reason="second", moves_anchor=True)
+    reigns.promote(database, pipeline, 1, expected=None, by="ada", reason="first")
+    reigns.promote(database, pipeline, 2, expected=1, by="ada", reason="second", moves_anchor=True)
     if waits:
         patience = timedelta(hours=1)
         approvals.request(database, opened.run_id, 1, expected=2, patience=patience, reason="-", next_step="-")
@@ -44,7 +43,7 @@ def prepare(database: Database, pipeline: str, *, waits: bool = False) -> str:
 
 def state(database: Database, pipeline: str) -> dict[str, Any]:
     """All that a promotion or a rollback changes."""
-    champion, anchor = ledger.champion(database, pipeline), ledger.anchor(database, pipeline)
+    champion, anchor = version_rows.champion(database, pipeline), version_rows.anchor(database, pipeline)
     assert champion is not None
     assert anchor is not None
 
@@ -54,10 +53,10 @@ def state(database: Database, pipeline: str) -> dict[str, Any]:
     return {
         "champion": champion.version,
         "anchor": anchor.version,
-        "reigns": [row.version for row in ledger.reigns(database, pipeline)],
+        "reigns": [one.version for one in reversed(night_rows.promotions(database, pipeline))],
         "anchors": len(column("SELECT model_version FROM anchor_timeline")),
-        "versions": [row.status for row in ledger.versions(database, pipeline)],
-        "removed": [row.version for row in ledger.versions(database, pipeline) if row.files_removed_at],
+        "versions": [row.status for row in version_rows.versions(database, pipeline)],
+        "removed": [row.version for row in version_rows.versions(database, pipeline) if row.files_removed_at],
         "runs": sorted(column("SELECT status FROM nightly_runs")),
         "decisions": sorted(map(str, column("SELECT decision FROM approvals"))),
         "frozen": freezes.frozen(database, pipeline) is not None,
@@ -101,7 +100,7 @@ def test_killed_before_any_write_the_champion_is_the_old_or_the_new_one_with_all
         # One whose link was right has no reason to be looked at: a draft that is left goes with the next promotion.
         assert {name for name in names if not name.startswith(".champion-")} == {"champion", "v0001", "v0002", "v0003"}
         another = ({1, 2, 3} - {states[-1]["champion"]}).pop()
-        ledger.promote(
+        reigns.promote(
             database,
             pipeline,
             another,
@@ -126,15 +125,14 @@ def test_killed_before_any_write_the_champion_is_the_old_or_the_new_one_with_all
 def test_a_sweep_that_was_killed_is_finished_by_the_next_one(database: Database) -> None:
     def prepared(pipeline: str) -> str:
         run_id = prepare(database, pipeline)
-        # A former champion, which only the budget takes.
-        os.truncate(database.home.models / pipeline / "v0001" / "model.safetensors", 10**6)
+        # This makes version 1 a former champion, which only the budget takes.
         own = {"run_id": run_id, "attempt": 1, "expected_anchor": 2}
-        ledger.promote(database, pipeline, 3, expected=2, by="gate", reason="-", moves_anchor=True, **own)
+        reigns.promote_candidate(database, pipeline, 3, expected=2, reason="-", moves_anchor=True, **own)
         return run_id
 
     marked = []
     for pipeline, _ in deaths("sweep", prepared):
-        [first, *others] = ledger.versions(database, pipeline)
+        [first, *others] = version_rows.versions(database, pipeline)
         folder = database.home.models / pipeline / "v0001"
         marked.append(first.files_removed_at is not None)
         # Whole where the row says so; a folder without a word of the row never is half there.
@@ -143,6 +141,6 @@ def test_a_sweep_that_was_killed_is_finished_by_the_next_one(database: Database)
         retention.sweep(database, database.home, keeping_one(pipeline))
         names = {path.name for path in folder.parent.iterdir()}
         assert names == {"champion", "v0002", "v0003"}
-        assert ledger.versions(database, pipeline)[0].files_removed_at is not None
+        assert version_rows.versions(database, pipeline)[0].files_removed_at is not None
     assert marked == sorted(marked)
     assert len(marked) > 5

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from nightgate import ledger, slots
+from nightgate import opening, slots
 from nightgate.database import Database
 from nightgate.nights import Night
+from nightgate.opening import OpenedRun
 from nightgate.owners import Owner
 from nightgate.pipelines import load_pipeline
+from nightgate.runs import finish_run
 from tests.conftest import PostgresServer
 from tests.production import Production, kill, within
 
@@ -62,7 +64,7 @@ def due(production: Production) -> Due:
         production.start_server()
         time.sleep(3)
         after = places(db)
-        ledger.finish_run(db, holder.run_id, holder.attempt, "held", reason="its work is done")
+        finish_run(db, holder.run_id, holder.attempt, "held", reason="its work is done")
         flow, _ = production.training(runs["urgent"])
         kill(flow)
         killed_at = time.monotonic()
@@ -78,11 +80,11 @@ def due(production: Production) -> Due:
     return Due(runs, before, after, seconds, killed)
 
 
-def hold(db: Database, production: Production) -> ledger.OpenedRun:
+def hold(db: Database, production: Production) -> OpenedRun:
     """A run of this very process that holds the slot, so that all five have to wait."""
     pipeline = load_pipeline(production.folder / "holder.toml")
     night = Night(date(2026, 1, 5), "manual", datetime(2026, 1, 5, 12, tzinfo=UTC))
-    opened = ledger.open_run(db, pipeline, night, owner=Owner.here())
+    opened = opening.open_run(db, pipeline, night, owner=Owner.here())
     slots.take(db, opened.run_id, opened.attempt, pipeline.resources.slot)
     return opened
 

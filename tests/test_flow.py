@@ -42,9 +42,10 @@ from flows.nightly import _announce as announce_own_ends
 from flows.nightly import let_finish, nightly, nightly_by_hand
 from flows.reconcile import due_nights, newer_is_due
 from flows.server import prefect_server as server_for_a_run
-from nightgate import ledger, steps, supervisor
+from nightgate import claim, runs, steps, supervisor
 from nightgate.config import Pipeline
-from nightgate.database import Database, database_url, upgrade
+from nightgate.connection import database_url
+from nightgate.database import Database, upgrade
 from nightgate.errors import DatabaseError, DataError, NightgateError
 from nightgate.home import Home, open_home
 from nightgate.jobs import Progress
@@ -380,7 +381,7 @@ def test_a_second_run_while_one_is_at_work_completes_as_superseded_and_names_the
     pipeline: Pipeline, prefect_server: str, environment: Path
 ) -> None:
     home = migrated_home(environment)
-    with steps.open_night(pipeline, that_night(pipeline)) as first:
+    with claim.open_night(pipeline, that_night(pipeline)) as first:
         state = by_hand(pipeline, prefect_server)
         assert (state.type.value, state.name) == ("COMPLETED", "Superseded")
         assert first.run_id in str(state.message)
@@ -397,11 +398,11 @@ def test_a_scheduled_night_begins_when_the_rehearsal_that_is_at_work_has_ended(
     migrated_home(environment)
     monkeypatch.setattr("flows.nightly.SECONDS_BETWEEN_LOOKS", 0.05)
     waits = threading.Thread(target=let_finish, args=(pipeline.name, date(2026, 1, 6)))
-    with steps.open_night(pipeline, that_night(pipeline), dry_run=True) as rehearsal:
+    with claim.open_night(pipeline, that_night(pipeline), dry_run=True) as rehearsal:
         waits.start()
         waits.join(1)
         assert waits.is_alive()
-        ledger.finish_run(rehearsal.db, rehearsal.run_id, rehearsal.attempt, "held")
+        runs.finish_run(rehearsal.db, rehearsal.run_id, rehearsal.attempt, "held")
         rehearsal.status = "held"
     waits.join(10)
     assert not waits.is_alive()

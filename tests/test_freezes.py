@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from nightgate import approvals, freezes, ledger
+from nightgate import approvals, freezes, reigns, runs, version_rows
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
+from nightgate.opening import OpenedRun
 from tests import night_rows
 
 
-def promote_itself(database: Database, opened: ledger.OpenedRun, version: int, expected: int | None) -> None:
-    ledger.promote(
+def promote_itself(database: Database, opened: OpenedRun, version: int, expected: int | None) -> None:
+    reigns.promote_candidate(
         database,
         "reviews",
         version,
@@ -28,11 +29,11 @@ def promote_itself(database: Database, opened: ledger.OpenedRun, version: int, e
 
 
 def by_hand(database: Database, version: int, expected: int | None, **options: Any) -> None:
-    ledger.promote(database, "reviews", version, expected=expected, by="ada", reason="I mean it", **options)
+    reigns.promote(database, "reviews", version, expected=expected, by="ada", reason="I mean it", **options)
 
 
 def reigning(database: Database) -> int | None:
-    row = ledger.champion(database, "reviews")
+    row = version_rows.champion(database, "reviews")
     return row.version if row else None
 
 
@@ -43,7 +44,7 @@ def rolled_back(database: Database) -> Database:
         night_rows.held_version(database, day)
     by_hand(database, 1, None)
     by_hand(database, 2, 1)
-    ledger.promote(database, "reviews", 1, expected=2, by="ada", reason="2 is rude", kind="rollback")
+    reigns.roll_back(database, "reviews", 1, expected=2, by="ada", reason="2 is rude")
     return database
 
 
@@ -56,7 +57,7 @@ def test_no_run_promotes_itself_while_its_pipeline_is_frozen_and_then_it_may(dat
     with pytest.raises(PromotionLostError, match=r"reviews is frozen since 20.* UTC by ada: look at") as caught:
         promote_itself(database, opened, version, None)
     assert "nightgate unfreeze reviews" in caught.value.next_step
-    assert (reigning(database), ledger.outcome(database, opened.run_id).status) == (None, "running")
+    assert (reigning(database), runs.outcome(database, opened.run_id).status) == (None, "running")
     freezes.unfreeze(database, "reviews", by="ada", reason="they are fine")
     promote_itself(database, opened, version, None)
     assert reigning(database) == 1
@@ -137,7 +138,7 @@ def test_freezing_and_unfreezing_again_after_a_lost_answer_change_nothing(
 
 
 def test_a_rollback_quarantines_what_it_takes_down_and_freezes(rolled_back: Database) -> None:
-    bad = ledger.versions(rolled_back, "reviews")[1]
+    bad = version_rows.versions(rolled_back, "reviews")[1]
     assert (bad.status, bad.quarantined_by, bad.quarantine_reason) == ("quarantined", "ada", "2 is rude")
     freeze = freezes.frozen(rolled_back, "reviews")
     assert freeze is not None
@@ -153,7 +154,7 @@ def test_a_rollback_of_a_frozen_pipeline_leaves_its_freeze_as_it_is(database: Da
     by_hand(database, 1, None)
     by_hand(database, 2, 1)
     freezes.freeze(database, "reviews", by="ben", reason="a holiday")
-    ledger.promote(database, "reviews", 1, expected=2, by="ada", reason="2 is rude", kind="rollback")
+    reigns.roll_back(database, "reviews", 1, expected=2, by="ada", reason="2 is rude")
     freeze = freezes.frozen(database, "reviews")
     assert freeze is not None
     assert (freeze.frozen_by, freeze.reason) == ("ben", "a holiday")
@@ -163,9 +164,9 @@ def test_a_rollback_that_loses_changes_nothing(rolled_back: Database) -> None:
     freezes.unfreeze(rolled_back, "reviews", by="ada", reason="mended")
     night_rows.held_version(rolled_back, 2)
     with pytest.raises(PromotionLostError):
-        ledger.promote(rolled_back, "reviews", 3, expected=2, by="ada", reason="late", kind="rollback")
+        reigns.roll_back(rolled_back, "reviews", 3, expected=2, by="ada", reason="late")
     assert freezes.frozen(rolled_back, "reviews") is None
-    assert [row.status for row in ledger.versions(rolled_back, "reviews")] == ["champion", "quarantined", "held"]
+    assert [row.status for row in version_rows.versions(rolled_back, "reviews")] == ["champion", "quarantined", "held"]
 
 
 def test_nobody_promotes_a_quarantined_version_unless_it_is_released(rolled_back: Database) -> None:
@@ -176,7 +177,7 @@ def test_nobody_promotes_a_quarantined_version_unless_it_is_released(rolled_back
     assert "nightgate promote reviews 2 --despite-quarantine" in caught.value.next_step
     assert reigning(rolled_back) == 1
     by_hand(rolled_back, 2, 1, despite_quarantine=True)
-    row = ledger.champion(rolled_back, "reviews")
+    row = version_rows.champion(rolled_back, "reviews")
     assert row is not None
     assert (row.version, row.quarantined_at, row.quarantined_by, row.quarantine_reason) == (2, None, None, None)
     assert row.reason is not None
@@ -187,7 +188,7 @@ def test_nobody_promotes_a_quarantined_version_unless_it_is_released(rolled_back
 def test_a_released_version_that_loses_stays_quarantined(rolled_back: Database) -> None:
     with pytest.raises(PromotionLostError):
         by_hand(rolled_back, 2, None, despite_quarantine=True)
-    assert ledger.versions(rolled_back, "reviews")[1].status == "quarantined"
+    assert version_rows.versions(rolled_back, "reviews")[1].status == "quarantined"
 
 
 def test_a_run_whose_version_is_quarantined_is_held_and_does_not_fail(database: Database) -> None:
@@ -201,4 +202,4 @@ def test_a_run_whose_version_is_quarantined_is_held_and_does_not_fail(database: 
     database.write(quarantine)
     with pytest.raises(PromotionLostError, match="is quarantined"):
         promote_itself(database, opened, version, None)
-    assert ledger.outcome(database, opened.run_id).status == "running"
+    assert runs.outcome(database, opened.run_id).status == "running"

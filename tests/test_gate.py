@@ -12,7 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from nightgate.config import Gate
-from nightgate.gate import Evidence, Side, decide, told_apart
+from nightgate.gate.decide import decide
+from nightgate.gate.evidence import Evidence, Side
+from nightgate.gate.words import told_apart
 from tests.gate_night import (
     TONIGHT,
     YESTERDAY,

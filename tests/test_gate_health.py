@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from nightgate.config import Gate
-from nightgate.gate import SERVING_TOLERANCE, Check, Rows, decide
+from nightgate.gate.decide import decide
+from nightgate.gate.evidence import Rows
+from nightgate.gate.health import SERVING_TOLERANCE
+from nightgate.gate.verdicts import Check
 from tests.gate_night import SERVED, check, first_night, night, of_candidate, of_champion, rows, side
 
 POLICY = Gate(min_f1=0.54)

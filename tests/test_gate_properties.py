@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from nightgate.config import Gate, Pipeline
 from nightgate.database import Database
 from nightgate.evidence_store import load_evidence, record_evidence
-from nightgate.gate import Decision, Evidence, Rows, Serving, Side, Slice, decide
-from nightgate.schema import SIDES
+from nightgate.gate.decide import decide
+from nightgate.gate.evidence import Evidence, Rows, Serving, Side, Slice
+from nightgate.gate.verdicts import Decision
+from nightgate.schema_gate import SIDES
 from tests import night_rows
 from tests.gate_night import DAY, SERVED, TONIGHT, UNTIL, check
 

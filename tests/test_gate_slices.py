@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from nightgate.config import Gate
-from nightgate.gate import Decision, Evidence, Slice, decide
+from nightgate.gate.decide import decide
+from nightgate.gate.evidence import Evidence, Slice
+from nightgate.gate.verdicts import Decision
 from tests.evidence import guesses
 from tests.gate_night import DAY, check, first_night, labels, night, of_candidate, of_champion, rows, side
 

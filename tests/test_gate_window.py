@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from nightgate.gate import test_window as window_of
+from nightgate.gate.window import test_window as window_of
 from tests.gate_night import DAY, TONIGHT, UNTIL
 
 AGES = np.array([0, 1, 1, 2, 3, 3, 3, 9])

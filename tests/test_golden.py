@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,7 +16,7 @@ import pytest
 
 from nightgate.config import Pipeline
 from nightgate.errors import DataError, SnapshotError
-from nightgate.golden import GoldenSet, golden_rows, golden_set, stored_texts
+from nightgate.golden import GoldenSet, golden_rows, golden_set
 from nightgate.home import Home, open_home
 from nightgate.nights import Night
 from nightgate.refresh import refresh
@@ -116,20 +115,6 @@ def test_frozen_rows_that_are_damaged_are_told_of_and_not_replaced(tonight: Toni
     assert tonight(reviews.rows(600)).id == first.id
     shutil.rmtree(first.path)
     assert tonight(reviews.rows(600)).id == first.id, "the same rows have the same id"
-
-
-def test_texts_to_try_a_version_on_come_from_whatever_golden_rows_are_whole(
-    tonight: Tonight, tmp_path: Path, home: Home
-) -> None:
-    assert stored_texts(home, "kettles", 64) == []
-    frozen = tonight(reviews.rows(600))
-    assert stored_texts(home, "kettles", 10) == frozen.rows()["text"].tolist()[:10]
-    of_file = tonight(reviews.rows(), data__golden=str(written(tmp_path / "golden.jsonl", reviews.rows(70))))
-    assert of_file.path is not None
-    os.utime(of_file.path / "manifest.json", (2e9, 2e9))
-    assert stored_texts(home, "kettles", 100) == of_file.rows()["text"].tolist()
-    (of_file.path / "rows.parquet").unlink()
-    assert stored_texts(home, "kettles", 10) == frozen.rows()["text"].tolist()[:10]
 
 
 def _freeze(root: str, source: str, seed: int, gate: Any, found: Any) -> None:

@@ -30,7 +30,7 @@ from flows.health import (
     version_finding,
 )
 from flows.signs import TELL, TELL_LATE, UNCANCELLED, ZOMBIES
-from nightgate.doctor import Finding
+from nightgate.findings import Finding
 from tests.conftest import free_port
 
 PIPELINE = """

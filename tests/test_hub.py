@@ -12,7 +12,8 @@ from nightgate.errors import ConfigurationError, DataError
 from nightgate.home import Home
 from nightgate.refresh import refresh
 from nightgate.snapshots import SPLITS
-from nightgate.sources import GIVEN_SPLIT, ORIGIN, read_source
+from nightgate.sources import read_source
+from nightgate.tables import GIVEN_SPLIT, ORIGIN
 from tests import reviews
 
 GIVEN = {"train": "train", "validation": "validation", "test": "test"}

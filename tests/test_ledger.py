@@ -17,9 +17,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from nightgate import approvals, ledger
+from nightgate import approvals, ledger, runs, version_rows
 from nightgate.database import Database
 from nightgate.errors import PromotionLostError, RegistryError
+from nightgate.opening import OpenedRun
+from nightgate.owners import Owner
+from nightgate.reigns import add_version, promote, promote_candidate, roll_back
 from nightgate.tables import Quarantined
 from tests import night_rows
 
@@ -33,7 +36,7 @@ def run_row(database: Database, run_id: str) -> dict[str, Any]:
     return one(database, "SELECT * FROM nightly_runs WHERE run_id = :run_id", run_id=run_id)
 
 
-def opened_run(database: Database, day: int = 0, **options: Any) -> ledger.OpenedRun:
+def opened_run(database: Database, day: int = 0, **options: Any) -> OpenedRun:
     return night_rows.open_run(database, night_rows.pipeline(), night_rows.night(day), **options)
 
 
@@ -53,14 +56,14 @@ def test_a_night_without_a_run_gets_one(database: Database) -> None:
 @pytest.mark.parametrize("status", ["held", "skipped", "waiting"])
 def test_a_night_that_has_ended_stays_as_it_is(database: Database, status: str) -> None:
     first = opened_run(database)
-    ledger.finish_run(database, first.run_id, 1, status, reason="because")
+    runs.finish_run(database, first.run_id, 1, status, reason="because")
     again = opened_run(database)
     assert again == replace(first, ended=True, status=status, reason="because")
 
 
 def test_force_opens_a_new_run_for_a_night_that_has_ended(database: Database) -> None:
     first = opened_run(database)
-    ledger.finish_run(database, first.run_id, 1, "held")
+    runs.finish_run(database, first.run_id, 1, "held")
     forced = opened_run(database, force=True)
     assert forced.run_id != first.run_id
     assert not forced.ended
@@ -68,7 +71,7 @@ def test_force_opens_a_new_run_for_a_night_that_has_ended(database: Database) ->
 
 def test_another_night_is_another_run(database: Database) -> None:
     first = opened_run(database)
-    ledger.finish_run(database, first.run_id, 1, "held")
+    runs.finish_run(database, first.run_id, 1, "held")
     assert opened_run(database, day=1).run_id != first.run_id
 
 
@@ -77,7 +80,7 @@ def test_what_failed_was_cancelled_or_died_is_taken_up_again(database: Database,
     first = opened_run(database)
     ledger.record_snapshot(database, first.run_id, 1, night_rows.refreshed(database))
     if status != "running":
-        ledger.finish_run(database, first.run_id, 1, status, reason="no", error_type="crashed", next_step="again")
+        runs.finish_run(database, first.run_id, 1, status, reason="no", error_type="crashed", next_step="again")
     later = replace(night_rows.night(), data_until=night_rows.night().data_until + timedelta(hours=5))
     second = night_rows.open_run(database, night_rows.pipeline(), later)
     assert (second.run_id, second.attempt, second.status) == (first.run_id, 2, "running")
@@ -94,7 +97,7 @@ def test_what_failed_was_cancelled_or_died_is_taken_up_again(database: Database,
 def test_rows_that_were_at_fault_are_read_again(database: Database) -> None:
     first = opened_run(database)
     ledger.record_snapshot(database, first.run_id, 1, night_rows.refreshed(database))
-    ledger.finish_run(database, first.run_id, 1, "failed", reason="one class only", error_type="data")
+    runs.finish_run(database, first.run_id, 1, "failed", reason="one class only", error_type="data")
     assert opened_run(database).snapshot_path is None
 
 
@@ -126,13 +129,13 @@ def test_settling_touches_only_the_pipeline_that_goes_to_work(database: Database
 
 def test_a_dry_run_does_not_keep_the_night_from_running(database: Database) -> None:
     rehearsal = opened_run(database, dry_run=True)
-    ledger.finish_run(database, rehearsal.run_id, 1, "held")
+    runs.finish_run(database, rehearsal.run_id, 1, "held")
     real = opened_run(database)
     assert (real.run_id == rehearsal.run_id, real.ended, real.dry_run) == (False, False, False)
 
 
 def test_a_run_that_came_second_is_written_down_with_the_first_one_named(database: Database) -> None:
-    first = opened_run(database, owner=ledger.Owner.here())
+    first = opened_run(database, owner=Owner.here())
     second = opened_run(database, day=1)
     assert (second.status, second.ended) == ("superseded", True)
     assert f"run {first.run_id} (process {os.getpid()} on " in run_row(database, second.run_id)["reason"]
@@ -150,7 +153,7 @@ def twice(database: Database, work: Callable[[Any], Any]) -> Any:
 
 def test_opening_again_after_a_lost_answer_changes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened_run(database)
-    ledger.finish_run(database, first.run_id, 1, "failed")
+    runs.finish_run(database, first.run_id, 1, "failed")
     monkeypatch.setattr(Database, "write", twice)
     second = opened_run(database)
     assert second.attempt == 2
@@ -167,14 +170,14 @@ def test_opening_again_after_a_lost_answer_changes_nothing(database: Database, m
     ledger.record_decision(
         database, second.run_id, 2, night_rows.decision(), night_rows.evidence(), night_rows.scores()
     )
-    version = ledger.add_version(database, second.run_id, 2, lambda number: f"models/{number}")
-    ledger.promote(
+    version = add_version(database, second.run_id, 2, lambda number: f"models/{number}")
+    promote_candidate(
         database, "reviews", version, expected=None, run_id=second.run_id, attempt=2, by="gate", reason="fit"
     )
     assert run_row(database, second.run_id)["status"] == "promoted"
     assert run_row(database, second.run_id)["attempts"] == 2
     third = opened_run(database, day=1)
-    ledger.finish_run(database, third.run_id, 1, "held", reason="not fit")
+    runs.finish_run(database, third.run_id, 1, "held", reason="not fit")
     counts = {table: len(database.frame(f"SELECT * FROM {table}")) for table in ("epoch", "gate_check", "promotion")}
     assert counts == {"epoch": 1, "gate_check": 2, "promotion": 1}
 
@@ -200,15 +203,15 @@ def test_a_person_whose_answer_was_lost_is_not_told_that_somebody_else_decided(
 def writes(database: Database, run_id: str) -> list[Callable[[], Any]]:
     """Every way in which attempt 1 writes to its run."""
     return [
-        lambda: ledger.record_attempt(database, run_id, 1, device="cpu"),
+        lambda: runs.record_attempt(database, run_id, 1, device="cpu"),
         lambda: ledger.record_snapshot(database, run_id, 1, night_rows.refreshed(database)),
         lambda: ledger.record_epoch(database, run_id, 1, night_rows.report(1), night_rows.scores()),
         lambda: ledger.record_training(database, run_id, 1, night_rows.trained()),
         lambda: ledger.record_test(database, run_id, 1, 1, night_rows.slices()),
         lambda: ledger.record_decision(database, run_id, 1, night_rows.decision()),
-        lambda: ledger.add_version(database, run_id, 1, lambda number: f"models/{number}"),
-        lambda: ledger.finish_run(database, run_id, 1, "failed", reason="late"),
-        lambda: ledger.promote(
+        lambda: add_version(database, run_id, 1, lambda number: f"models/{number}"),
+        lambda: runs.finish_run(database, run_id, 1, "failed", reason="late"),
+        lambda: promote_candidate(
             database, "reviews", 1, expected=None, run_id=run_id, attempt=1, by="gate", reason="late"
         ),
     ]
@@ -227,7 +230,7 @@ def test_nothing_goes_through_once_another_attempt_has_taken_over(database: Data
 
 def test_nothing_goes_through_once_the_run_has_ended(database: Database) -> None:
     first = opened_run(database)
-    ledger.finish_run(database, first.run_id, 1, "cancelled", reason="by hand")
+    runs.finish_run(database, first.run_id, 1, "cancelled", reason="by hand")
     before = run_row(database, first.run_id)
     for write in writes(database, first.run_id):
         with pytest.raises(RegistryError, match="the run has ended as cancelled"):
@@ -239,7 +242,7 @@ def test_nothing_goes_through_once_the_run_has_ended(database: Database) -> None
 
 def test_a_run_that_does_not_exist_is_named(database: Database) -> None:
     with pytest.raises(RegistryError, match="there is no run nobody"):
-        ledger.record_attempt(database, "nobody", 1, device="cpu")
+        runs.record_attempt(database, "nobody", 1, device="cpu")
 
 
 # --- what a night writes ---
@@ -267,7 +270,7 @@ def test_the_previous_snapshot_is_the_newest_that_is_still_there(database: Datab
     for day, snapshot_id in enumerate(["s-00000000000000aa", "s-00000000000000bb"]):
         opened = opened_run(database, day)
         ledger.record_snapshot(database, opened.run_id, 1, night_rows.refreshed(database, snapshot_id))
-        ledger.finish_run(database, opened.run_id, 1, "held")
+        runs.finish_run(database, opened.run_id, 1, "held")
     folder = database.home.snapshots / "reviews"
     assert ledger.previous_snapshot(database, "reviews") == folder / "s-00000000000000bb"
     before = night_rows.night(1).data_until
@@ -336,7 +339,7 @@ def test_an_epoch_whose_row_was_lost_is_written_under_the_attempt_that_trained_i
 
 def test_how_an_attempt_trained_is_written_down(database: Database) -> None:
     opened = opened_run(database)
-    ledger.record_attempt(database, opened.run_id, 1, threads=4, resumed_from_epoch=0, restarts=1)
+    runs.record_attempt(database, opened.run_id, 1, threads=4, resumed_from_epoch=0, restarts=1)
     ledger.record_training(database, opened.run_id, 1, night_rows.trained(best_epoch=3))
     row = run_row(database, opened.run_id)
     assert (row["device"], row["precision"], row["best_epoch"]) == ("cpu", "fp32", 3)
@@ -384,12 +387,12 @@ def test_versions_count_up_and_a_run_has_one(database: Database) -> None:
         return f"models/reviews/v{number:04d}"
 
     first = opened_run(database)
-    assert [ledger.add_version(database, first.run_id, 1, place) for _ in range(2)] == [1, 1]
-    ledger.finish_run(database, first.run_id, 1, "held")
+    assert [add_version(database, first.run_id, 1, place) for _ in range(2)] == [1, 1]
+    runs.finish_run(database, first.run_id, 1, "held")
     second = opened_run(database, day=1)
-    assert ledger.add_version(database, second.run_id, 1, place) == 2
+    assert add_version(database, second.run_id, 1, place) == 2
     assert placed == [1, 2]
-    assert [(row.version, row.path, row.status) for row in ledger.versions(database, "reviews")] == [
+    assert [(row.version, row.path, row.status) for row in version_rows.versions(database, "reviews")] == [
         (1, "models/reviews/v0001", "held"),
         (2, "models/reviews/v0002", "held"),
     ]
@@ -402,18 +405,18 @@ def test_a_version_that_cannot_be_placed_takes_no_number(database: Database) -> 
         raise OSError(f"no space for {number}")
 
     with pytest.raises(OSError, match="no space for 1"):
-        ledger.add_version(database, opened.run_id, 1, full)
-    assert ledger.add_version(database, opened.run_id, 1, str) == 1
+        add_version(database, opened.run_id, 1, full)
+    assert add_version(database, opened.run_id, 1, str) == 1
 
 
 def test_a_run_promotes_itself_in_one_transaction(database: Database) -> None:
     opened, version = night_rows.judged_version(database)
-    ledger.promote(
+    promote_candidate(
         database, "reviews", version, expected=None, run_id=opened.run_id, attempt=1, by="gate", reason="fit"
     )
     row = run_row(database, opened.run_id)
     assert (row["status"], row["model_version"]) == ("promoted", 1)
-    champion = ledger.champion(database, "reviews")
+    champion = version_rows.champion(database, "reviews")
     assert champion is not None
     assert (champion.version, champion.run_id, champion.status) == (1, opened.run_id, "champion")
     assert (champion.f1, champion.promoted_by, champion.reason, champion.valid_to) == (0.6, "gate", "fit", None)
@@ -423,11 +426,11 @@ def test_a_run_promotes_itself_in_one_transaction(database: Database) -> None:
 def test_a_promotion_that_expects_another_champion_loses_and_changes_nothing(database: Database) -> None:
     night_rows.held_version(database, 0)
     opened, version = night_rows.judged_version(database, 1)
-    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    promote(database, "reviews", 1, expected=None, by="anna", reason="first")
     before = database.frame("SELECT * FROM promotion")
     for expected in (None, 2):
         with pytest.raises(PromotionLostError, match="but now there is version 1"):
-            ledger.promote(
+            promote_candidate(
                 database,
                 "reviews",
                 version,
@@ -444,22 +447,20 @@ def test_a_promotion_that_expects_another_champion_loses_and_changes_nothing(dat
 def test_the_champion_of_every_instant_is_known(database: Database) -> None:
     for day in range(3):
         night_rows.held_version(database, day)
-    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
-    ledger.promote(database, "reviews", 2, expected=1, by="anna", reason="second")
-    ledger.promote(database, "reviews", 1, expected=2, by="ben", reason="back", kind="rollback")
-    reigns = ledger.reigns(database, "reviews")
-    assert [row.version for row in reigns] == [1, 2, 1]
-    for later, earlier in itertools.pairwise(reigns):
+    promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    promote(database, "reviews", 2, expected=1, by="anna", reason="second")
+    roll_back(database, "reviews", 1, expected=2, by="ben", reason="back")
+    promotions = night_rows.promotions(database)
+    assert [row.version for row in promotions] == [1, 2, 1]
+    for earlier, later in itertools.pairwise(promotions):
         assert later.valid_from == earlier.valid_to
-    for row in reigns:
-        assert row.valid_from is not None
-        at = ledger.champion(database, "reviews", at=row.valid_from)
+    for row in promotions:
+        at = version_rows.champion(database, "reviews", at=row.valid_from)
         assert at is not None
         assert at.version == row.version
-    assert reigns[-1].valid_from is not None
-    assert ledger.champion(database, "reviews", at=reigns[-1].valid_from - timedelta(microseconds=1)) is None
-    assert ledger.champion(database, "other") is None
-    statuses = {row.version: row.status for row in ledger.versions(database, "reviews")}
+    assert version_rows.champion(database, "reviews", at=promotions[0].valid_from - timedelta(microseconds=1)) is None
+    assert version_rows.champion(database, "other") is None
+    statuses = {row.version: row.status for row in version_rows.versions(database, "reviews")}
     assert statuses == {1: "champion", 2: "quarantined", 3: "held"}
     audit = database.frame("SELECT kind, model_version, replaced_version FROM promotions ORDER BY promoted_at")
     assert list(audit["kind"]) == ["promote", "promote", "rollback"]
@@ -468,40 +469,40 @@ def test_the_champion_of_every_instant_is_known(database: Database) -> None:
 
 def test_a_version_that_does_not_exist_or_reigns_already_is_refused(database: Database) -> None:
     night_rows.held_version(database)
-    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    promote(database, "reviews", 1, expected=None, by="anna", reason="first")
     with pytest.raises(RegistryError, match=r"no version 9(?s:.*)nightgate versions reviews"):
-        ledger.promote(database, "reviews", 9, expected=1, by="anna", reason="typo")
+        promote(database, "reviews", 9, expected=1, by="anna", reason="typo")
     with pytest.raises(RegistryError, match="is the champion already"):
-        ledger.promote(database, "reviews", 1, expected=1, by="anna", reason="twice")
+        promote(database, "reviews", 1, expected=1, by="anna", reason="twice")
 
 
-def promote_itself(database: Database, opened: ledger.OpenedRun, version: int, expected: int | None) -> None:
-    ledger.promote(
+def promote_itself(database: Database, opened: OpenedRun, version: int, expected: int | None) -> None:
+    promote_candidate(
         database, "reviews", version, expected=expected, run_id=opened.run_id, attempt=1, by="gate", reason="fit"
     )
 
 
 def test_an_older_model_than_the_champion_is_promoted_by_hand_only(database: Database) -> None:
     night_rows.held_version(database, 5)
-    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    promote(database, "reviews", 1, expected=None, by="anna", reason="first")
     opened, version = night_rows.judged_version(database, 2)
     with pytest.raises(
         PromotionLostError, match=r"an older model does not replace it(?s:.*)nightgate promote reviews 2"
     ):
         promote_itself(database, opened, version, 1)
-    ledger.finish_run(database, opened.run_id, 1, "held")
-    ledger.promote(database, "reviews", version, expected=1, by="anna", reason="I mean it")
-    champion = ledger.champion(database, "reviews")
+    runs.finish_run(database, opened.run_id, 1, "held")
+    promote(database, "reviews", version, expected=1, by="anna", reason="I mean it")
+    champion = version_rows.champion(database, "reviews")
     assert champion is not None
     assert champion.version == version
 
 
 def test_a_model_as_old_as_the_champion_may_replace_it(database: Database) -> None:
     night_rows.held_version(database, 1)
-    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    promote(database, "reviews", 1, expected=None, by="anna", reason="first")
     forced = opened_run(database, day=1, force=True)
     ledger.record_decision(database, forced.run_id, 1, night_rows.decision())
-    promote_itself(database, forced, ledger.add_version(database, forced.run_id, 1, str), 1)
+    promote_itself(database, forced, add_version(database, forced.run_id, 1, str), 1)
     assert run_row(database, forced.run_id)["status"] == "promoted"
 
 
@@ -514,7 +515,7 @@ def test_a_run_that_was_not_judged_fit_may_not_promote_itself(database: Database
 def test_a_dry_run_may_not_promote_itself(database: Database) -> None:
     opened = opened_run(database, dry_run=True)
     ledger.record_decision(database, opened.run_id, 1, night_rows.decision())
-    version = ledger.add_version(database, opened.run_id, 1, str)
+    version = add_version(database, opened.run_id, 1, str)
     with pytest.raises(PromotionLostError, match="is a dry run"):
         promote_itself(database, opened, version, None)
 
@@ -541,7 +542,7 @@ def test_of_promotions_by_several_threads_at_once_exactly_one_wins(database: Dat
     def compete(version: int) -> None:
         start.wait(30)
         try:
-            ledger.promote(database, "reviews", version, expected=None, by=str(version), reason="race")
+            promote(database, "reviews", version, expected=None, by=str(version), reason="race")
             outcomes.append("won")
         except PromotionLostError:
             outcomes.append("lost")
@@ -568,7 +569,7 @@ def test_a_run_without_a_snapshot_sees_what_its_night_sees_when_it_is_taken_up_a
     night = night_rows.night()
     early = replace(night, data_until=night.data_until - timedelta(hours=3), scheduled_for=None, trigger="manual")
     first = night_rows.open_run(database, night_rows.pipeline(), early)
-    ledger.finish_run(database, first.run_id, 1, "failed", reason="no rows", error_type="data")
+    runs.finish_run(database, first.run_id, 1, "failed", reason="no rows", error_type="data")
     again = night_rows.open_run(database, night_rows.pipeline(), night)
     assert (again.run_id, again.attempt) == (first.run_id, 2)
     assert again.data_until == night.data_until
@@ -577,7 +578,7 @@ def test_a_run_without_a_snapshot_sees_what_its_night_sees_when_it_is_taken_up_a
 def test_a_promotion_whose_answer_was_lost_is_not_lost_when_it_is_tried_again(database: Database) -> None:
     opened, version = night_rows.judged_version(database)
     for _ in range(2):
-        ledger.promote(
+        promote_candidate(
             database,
             "reviews",
             version,
@@ -596,7 +597,7 @@ def test_a_fence_sees_a_takeover_that_was_committed_while_it_waited(database: Da
     opened = opened_run(database)
     with ThreadPoolExecutor() as pool, database._engine.connect() as other:
         other.execute(sa.text("UPDATE run SET attempt = 2 WHERE run_id = :run"), {"run": opened.run_id})
-        zombie = pool.submit(ledger.finish_run, database, opened.run_id, 1, "failed", reason="zombie")
+        zombie = pool.submit(runs.finish_run, database, opened.run_id, 1, "failed", reason="zombie")
         time.sleep(1)  # it waits for the row's lock now
         other.commit()
         with pytest.raises(RegistryError, match="attempt 2 has taken over"):

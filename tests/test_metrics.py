@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
+from nightgate.counts import Scores, confusion_counts
 from nightgate.metric_module import ClassificationScores
-from nightgate.metrics import Scores, confusion_counts, score, slice_scores
+from nightgate.metrics import score, slice_scores
 
 
 def _random_case(seed: int) -> tuple[np.ndarray, np.ndarray, int]:

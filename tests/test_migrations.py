@@ -50,7 +50,7 @@ def test_blank_to_head_makes_every_table_and_view(database_url: str) -> None:
     views = {"metric_history", "epoch_results", "nightly_runs", "nights", "gate_checks", "slice_metrics", "confusion"}
     views |= {"champion_timeline", "model_versions", "promotions", "snapshots", "quarantined_rows", "approvals"}
     views |= {"anchor_timeline", "freezes", "gate_sides", "joint_outcomes", "seed_studies", "seed_runs"}
-    assert views_and_tables(database_url) == {*schema.Base.metadata.tables, *views, "alembic_version"}
+    assert views_and_tables(database_url) == {*schema.METADATA.tables, *views, "alembic_version"}
 
 
 def test_an_upgrade_at_head_changes_nothing(migrated_url: str) -> None:
@@ -61,17 +61,17 @@ def test_models_and_migrations_do_not_drift(migrated_url: str) -> None:
     engine = connections.make_engine(migrated_url)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, schema.Base.metadata) == []
+        assert compare_metadata(context, schema.METADATA) == []
 
 
 def test_constraints_of_models_and_migrations_do_not_drift(tmp_path: Path) -> None:
     """What Alembic does not compare: checks, the rules of foreign keys, the conditions of indexes."""
     urls = [f"sqlite:///{tmp_path / name}" for name in ("models.db", "migrations.db")]
     with connections.make_engine(urls[0], create=True).begin() as connection:
-        schema.Base.metadata.create_all(connection)
+        schema.METADATA.create_all(connection)
     databases.upgrade(urls[1])
     models, migrations = (sa.inspect(connections.make_engine(url)) for url in urls)
-    for table in schema.Base.metadata.tables:
+    for table in schema.METADATA.tables:
         for facts in ("get_check_constraints", "get_foreign_keys", "get_unique_constraints"):
             expected, found = (sorted(map(str, getattr(side, facts)(table))) for side in (models, migrations))
             assert found == expected, f"{facts} of {table}"

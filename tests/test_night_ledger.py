@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from nightgate import heartbeat, ledger, settling, skips
+from nightgate import heartbeat, ledger, opening, reigns, runs, settling, skips
 from nightgate.database import Database
 from nightgate.errors import RegistryError
+from nightgate.opening import OpenedRun
+from nightgate.owners import Owner
 from tests import night_rows
 from tests.night_rows import one, opened
 
@@ -24,7 +26,7 @@ def statuses(database: Database) -> list[tuple[str, str]]:
 
 
 def test_a_living_process_is_not_given_up(database: Database) -> None:
-    first = opened(database, owner=ledger.Owner.here())
+    first = opened(database, owner=Owner.here())
     second = opened(database, day=1)
     assert (second.status, one(database, first.run_id)["status"]) == ("superseded", "running")
 
@@ -32,7 +34,7 @@ def test_a_living_process_is_not_given_up(database: Database) -> None:
 def test_a_process_elsewhere_lives_as_long_as_its_heart_beats(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = replace(ledger.Owner.here(), host="worker-7")
+    elsewhere = replace(Owner.here(), host="worker-7")
     first = opened(database, owner=elsewhere)
     assert opened(database).status == "superseded"
     monkeypatch.setattr("nightgate.owners.LEASE", timedelta(seconds=-1))
@@ -41,12 +43,12 @@ def test_a_process_elsewhere_lives_as_long_as_its_heart_beats(
 
 
 def test_a_heartbeat_is_written_down_and_learns_that_the_run_was_lost(database: Database) -> None:
-    first = opened(database, prefect_flow_run_id="flow-1", owner=ledger.Owner.here())
+    first = opened(database, prefect_flow_run_id="flow-1", owner=Owner.here())
     with heartbeat.Heartbeat(database, first.run_id, 1, seconds=0.02) as beats:
         beat = night_rows.within(5, lambda: database.frame("SELECT heartbeat_at FROM attempt").iloc[0, 0])
         assert beat is not None
         beats.check()
-        opened(database, prefect_flow_run_id="flow-1", owner=ledger.Owner.here())
+        opened(database, prefect_flow_run_id="flow-1", owner=Owner.here())
 
         def lost() -> str:
             try:
@@ -59,16 +61,16 @@ def test_a_heartbeat_is_written_down_and_learns_that_the_run_was_lost(database: 
 
 
 def test_a_retry_of_the_same_prefect_run_takes_over_from_the_process_that_prefect_gave_up(database: Database) -> None:
-    first = opened(database, prefect_flow_run_id="flow-1", owner=ledger.Owner.here())
-    again = opened(database, prefect_flow_run_id="flow-1", owner=ledger.Owner.here())
+    first = opened(database, prefect_flow_run_id="flow-1", owner=Owner.here())
+    again = opened(database, prefect_flow_run_id="flow-1", owner=Owner.here())
     assert (again.run_id, again.attempt, again.ended) == (first.run_id, 2, False)
     with pytest.raises(RegistryError, match="attempt 2 has taken over"):
-        ledger.finish_run(database, first.run_id, 1, "held")
+        runs.finish_run(database, first.run_id, 1, "held")
 
 
 def test_a_second_prefect_run_of_a_night_that_has_ended_is_superseded(database: Database) -> None:
     first = opened(database, prefect_flow_run_id="flow-1")
-    ledger.finish_run(database, first.run_id, 1, "held", reason="not better")
+    runs.finish_run(database, first.run_id, 1, "held", reason="not better")
     second = opened(database, prefect_flow_run_id="flow-2")
     assert (second.status, second.ended) == ("superseded", True)
     assert f"run {first.run_id} ended held" in second.reason
@@ -79,7 +81,7 @@ def test_a_second_prefect_run_of_a_night_that_has_ended_is_superseded(database: 
 
 def test_a_late_run_that_a_newer_night_has_overtaken_is_superseded_and_a_backfill_is_not(database: Database) -> None:
     newer = opened(database, day=2)
-    ledger.finish_run(database, newer.run_id, 1, "held")
+    runs.finish_run(database, newer.run_id, 1, "held")
     late = opened(database, day=1)
     assert (late.status, late.ended) == ("superseded", True)
     assert "a newer night, 2026-03-03, has overtaken it" in late.reason
@@ -89,36 +91,36 @@ def test_a_late_run_that_a_newer_night_has_overtaken_is_superseded_and_a_backfil
 def test_after_a_week_without_a_worker_one_night_is_worked_on(database: Database) -> None:
     """Prefect starts the late runs oldest first, and each is told of a newer one until there is none."""
     before = opened(database)
-    ledger.finish_run(database, before.run_id, 1, "held")
+    runs.finish_run(database, before.run_id, 1, "held")
     for day in range(1, 8):
         run = opened(database, day=day, overtaken="a newer night is due" if day < 7 else "")
         if not run.ended:
-            ledger.finish_run(database, run.run_id, 1, "held")
+            runs.finish_run(database, run.run_id, 1, "held")
     assert [status for _, status in statuses(database)] == ["held", *["superseded"] * 6, "held"]
 
 
 def test_the_night_of_a_prefect_run_is_the_one_that_it_began_with(database: Database) -> None:
     first = opened(database, prefect_flow_run_id="flow-1")
-    ledger.finish_run(database, first.run_id, 1, "failed")
+    runs.finish_run(database, first.run_id, 1, "failed")
     opened(database, prefect_flow_run_id="flow-1")
-    assert ledger.night_of(database, "flow-1") == night_rows.night()
-    assert ledger.night_of(database, "flow-2") is None
+    assert opening.night_of(database, "flow-1") == night_rows.night()
+    assert opening.night_of(database, "flow-2") is None
 
 
 def by_hand(database: Database, night: str) -> str:
-    return ledger.by_hand_at_work(database, "reviews", date.fromisoformat(night))
+    return opening.by_hand_at_work(database, "reviews", date.fromisoformat(night))
 
 
 def test_a_scheduled_night_waits_for_an_old_night_or_a_rehearsal_that_a_person_has_started(database: Database) -> None:
-    here = ledger.Owner.here()
+    here = Owner.here()
     assert by_hand(database, "2026-03-03") == ""
     backfill = opened(database, day=0, trigger="backfill", owner=here)
     assert by_hand(database, "2026-03-03") == f"run {backfill.run_id} (started by hand, night 2026-03-01)"
     assert by_hand(database, "2026-03-01") == "", "it is that very night"
-    ledger.finish_run(database, backfill.run_id, 1, "held")
+    runs.finish_run(database, backfill.run_id, 1, "held")
     rehearsal = opened(database, day=2, owner=here, dry_run=True)
     assert by_hand(database, "2026-03-03") == f"run {rehearsal.run_id} (a dry run, night 2026-03-03)"
-    ledger.finish_run(database, rehearsal.run_id, 1, "held")
+    runs.finish_run(database, rehearsal.run_id, 1, "held")
     opened(database, day=1, owner=here)
     assert by_hand(database, "2026-03-03") == "", "of scheduled nights one steps back"
 
@@ -132,7 +134,7 @@ def test_a_scheduled_night_does_not_wait_for_a_process_that_is_dead(database: Da
 # --- nights without news ---
 
 
-def with_snapshot(database: Database, day: int, rows: int = 1, **options: Any) -> ledger.OpenedRun:
+def with_snapshot(database: Database, day: int, rows: int = 1, **options: Any) -> OpenedRun:
     run = opened(database, day=day, **options)
     ledger.record_snapshot(database, run.run_id, run.attempt, night_rows.refreshed(database, f"s-{rows}"))
     return run
@@ -140,7 +142,7 @@ def with_snapshot(database: Database, day: int, rows: int = 1, **options: Any) -
 
 def ended_night(database: Database, day: int, status: str, rows: int = 1) -> None:
     run = with_snapshot(database, day, rows)
-    ledger.finish_run(database, run.run_id, run.attempt, status)
+    runs.finish_run(database, run.run_id, run.attempt, status)
 
 
 def reason_to_skip(database: Database, day: int, rows: int = 1, max_skips: int = 6) -> str:
@@ -197,8 +199,8 @@ def test_a_limit_of_zero_skips_nothing(database: Database) -> None:
 def test_a_champion_that_was_moved_by_hand_since_is_news(database: Database) -> None:
     night_rows.held_version(database, 0)
     run = with_snapshot(database, 1)
-    ledger.finish_run(database, run.run_id, 1, "held")
-    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="it is better")
+    runs.finish_run(database, run.run_id, 1, "held")
+    reigns.promote(database, "reviews", 1, expected=None, by="anna", reason="it is better")
     assert reason_to_skip(database, 2) == ""
 
 

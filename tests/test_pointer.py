@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nightgate import doctor_database, ledger, pointer
+from nightgate import doctor_database, pointer, reigns, version_rows
 from nightgate.database import Database
 from nightgate.errors import StorageError
 from tests import night_rows
@@ -23,7 +23,7 @@ def link(database: Database) -> Path:
 
 
 def promote(database: Database, version: int, expected: int | None) -> None:
-    ledger.promote(database, "reviews", version, expected=expected, by="ada", reason="fit")
+    reigns.promote(database, "reviews", version, expected=expected, by="ada", reason="fit")
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -80,7 +80,7 @@ def test_a_link_that_cannot_be_written_stops_no_promotion(
 ) -> None:
     link.mkdir()
     promote(database, 1, None)
-    row = ledger.champion(database, "reviews")
+    row = version_rows.champion(database, "reviews")
     assert row is not None
     assert row.version == 1
     [told] = warnings_of(caplog)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nightgate import gate
 from nightgate.cli import app
 from nightgate.config import Gate
 from nightgate.database import Database
 from nightgate.errors import RegistryError
+from nightgate.gate.decide import decide
 from nightgate.power import newest_power, power_of
 from nightgate.reports.gate_charts import ChampionAt, champions, power_curve
 from tests import evidence as made_up
@@ -27,7 +27,7 @@ NIGHT = night_rows.night().date
 def test_it_is_what_the_night_itself_was_told() -> None:
     evidence, policy = made_up.evidence(3000), Gate()
     power = power_of(NIGHT, evidence, policy)
-    measured = gate.decide(evidence, policy).measured
+    measured = decide(evidence, policy).measured
     assert power is not None
     assert measured is not None
     assert power.rows == measured.candidate.rows
@@ -89,7 +89,6 @@ def test_the_newest_night_that_met_a_champion_counts(database: Database) -> None
     assert "run two nights" in caught.value.next_step
     judged_night(database, 1, Model("second", 0.66), first)
     judged_night(database, 2, Model("third", 0.66), first)
-    night_rows.held_version(database, 3)
     assert newest_power(database, "reviews").night == night_rows.night(2).date
     assert newest_power(database, "reviews", {"gate.margin": 0.03}).margin == 0.03
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from nightgate import ledger, pointer, schema
+from nightgate import pointer, schema, version_rows
+from nightgate.columns import Base
 from nightgate.database import Database
+from nightgate.schema_gate import Anchor, Freeze
 from tests import night_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,17 +68,17 @@ def run_rounds(database: Database, rounds: int, processes: int, versions_each: i
             others = sorted(answer for answer in answers if answer != won)
             assert others == ["lost"] * (len(answers) - 1 - bool(expected)) + ["reigns"] * bool(expected)
             champions.append(int(won.removeprefix("won:")))
-            row = ledger.champion(database, "reviews")
+            row = version_rows.champion(database, "reviews")
             assert row is not None
             assert row.version == champions[-1]
     # Every win is in the books, each in place of the one before, without a gap or an overlap.
-    reigns = ledger.reigns(database, "reviews")[::-1]
-    assert [reign.version for reign in reigns] == champions
-    assert [reign.promoted_by for reign in reigns] == [f"competitor {version}" for version in champions]
-    assert all(earlier.valid_to == later.valid_from for earlier, later in itertools.pairwise(reigns))
+    promotions = night_rows.promotions(database)
+    assert [one.version for one in promotions] == champions
+    assert [one.promoted_by for one in promotions] == [f"competitor {version}" for version in champions]
+    assert all(earlier.valid_to == later.valid_from for earlier, later in itertools.pairwise(promotions))
     replaced = database.frame("SELECT replaced_version FROM promotions ORDER BY promoted_at")["replaced_version"]
     assert replaced.iloc[1:].tolist() == champions[:-1]
-    anchor = ledger.anchor(database, "reviews")
+    anchor = version_rows.anchor(database, "reviews")
     assert anchor is not None
     assert anchor.version == champions[0]
     assert pointer.disagreement(database, database.home, "reviews") == ""
@@ -105,7 +107,7 @@ def two(database: Database) -> Database:
     return database
 
 
-def raw_reign(version: int) -> schema.Base:
+def raw_reign(version: int) -> Base:
     return schema.Promotion(
         promotion_id=uuid.uuid4().hex,
         pipeline="reviews",
@@ -117,8 +119,8 @@ def raw_reign(version: int) -> schema.Base:
     )
 
 
-def raw_anchor(version: int) -> schema.Base:
-    return schema.Anchor(
+def raw_anchor(version: int) -> Base:
+    return Anchor(
         anchor_id=uuid.uuid4().hex,
         pipeline="reviews",
         version=version,
@@ -128,8 +130,8 @@ def raw_anchor(version: int) -> schema.Base:
     )
 
 
-def raw_freeze(version: int) -> schema.Base:
-    return schema.Freeze(
+def raw_freeze(version: int) -> Base:
+    return Freeze(
         freeze_id=uuid.uuid4().hex,
         pipeline="reviews",
         frozen_at=datetime.now(UTC),

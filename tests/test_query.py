@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 import nightgate
-from nightgate import ledger, query
+from nightgate import ledger, query, reigns
 from nightgate.database import Database
 from nightgate.errors import RegistryError
+from nightgate.runs import finish_run
 from tests import night_rows
 
 PUBLISHED_TABLE = """\
@@ -46,7 +47,7 @@ def published_run(database: Database, day: int = 0) -> str:
     ledger.record_decision(
         database, opened.run_id, 1, night_rows.decision(), night_rows.evidence(), night_rows.scores()
     )
-    ledger.finish_run(database, opened.run_id, 1, "held", reason="a rehearsal")
+    finish_run(database, opened.run_id, 1, "held", reason="a rehearsal")
     return opened.run_id
 
 
@@ -117,7 +118,7 @@ def test_one_run_is_found_by_id_or_as_the_latest(database: Database) -> None:
 
 def test_of_a_run_without_epochs_its_end_is_told(database: Database) -> None:
     run = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
-    ledger.finish_run(database, run.run_id, run.attempt, "failed", reason="no rows", next_step="bring rows")
+    finish_run(database, run.run_id, run.attempt, "failed", reason="no rows", next_step="bring rows")
     told = f"run {run.run_id}, night 2026-03-01, has no such rows: it is failed: no rows\n  next: bring rows"
     for name in ("latest", None, run.run_id):
         assert nightgate.history("reviews", run=name, epochs=True).empty
@@ -151,8 +152,8 @@ def test_the_champion_and_the_versions_come_as_frames(database: Database) -> Non
     assert query.champion("reviews").empty
     for day in range(2):
         night_rows.held_version(database, day)
-    ledger.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
-    ledger.promote(database, "reviews", 2, expected=1, by="ben", reason="second")
+    reigns.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    reigns.promote(database, "reviews", 2, expected=1, by="ben", reason="second")
     [now] = query.champion("reviews").to_dict("records")
     assert (now["version"], now["status"], now["promoted_by"], now["test_f1"]) == (2, "champion", "ben", 0.6)
     before = now["valid_from"].to_pydatetime() - timedelta(microseconds=1)

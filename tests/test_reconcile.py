@@ -31,10 +31,11 @@ from prefect.states import (
 from sqlalchemy.orm import Session
 
 from flows.reconcile import Done, agree, obey_cancels, reconcile_now
-from nightgate import ledger, runs, settling
+from nightgate import runs, settling
 from nightgate.database import Database
 from nightgate.errors import NightgateError
 from nightgate.nights import scheduled_night
+from nightgate.opening import OpenedRun
 from nightgate.owners import Owner
 from nightgate.pipelines import load_by_name
 from nightgate.schema import Run
@@ -68,7 +69,7 @@ def run_of_prefect(api: SyncPrefectClient, state: State[Any]) -> FlowRun:
     return run
 
 
-def ended(database: Database, run: FlowRun, status: str, error_type: str | None = None) -> ledger.OpenedRun:
+def ended(database: Database, run: FlowRun, status: str, error_type: str | None = None) -> OpenedRun:
     """The night of a Prefect run, with that end."""
     night = night_rows.open_run(
         database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(run.id), force=True
@@ -211,7 +212,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Database) ->
     due = last_due(pipeline, datetime.now(UTC) - timedelta(days=3))
     assert due is not None
     run = night_rows.open_run(database, pipeline, scheduled_night(pipeline.schedule, due))
-    ledger.finish_run(database, run.run_id, run.attempt, "skipped")
+    runs.finish_run(database, run.run_id, run.attempt, "skipped")
     return "nightly-shop"
 
 
@@ -276,7 +277,7 @@ def test_what_fails_is_named_at_the_end_and_keeps_nothing_else_from_being_put_ri
     del api
     # No id of a Prefect run: states can not be compared, and the event of this end can not be made.
     night = night_rows.open_run(database, night_rows.pipeline("odd"), night_rows.night(), prefect_flow_run_id="odd")
-    ledger.finish_run(database, night.run_id, night.attempt, "held")
+    runs.finish_run(database, night.run_id, night.attempt, "held")
     dead = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     done = reconcile_now()
     assert [one.run_id for one in done.settled] == [dead.run_id]

@@ -12,16 +12,28 @@ from typing import Any
 
 import pytest
 
-from nightgate import approvals, freezes, ledger, registry, serving
+from nightgate import (
+    approvals,
+    freezes,
+    registration,
+    registry,
+    reigns,
+    runs,
+    serving,
+    version_files,
+    version_rows,
+)
+from nightgate.classifier import Classifier
 from nightgate.config import Pipeline
+from nightgate.counts import Scores
 from nightgate.database import Database
 from nightgate.errors import DatabaseError, ModelError, NightgateError, PromotionLostError, RegistryError, StorageError
 from nightgate.home import Home
 from nightgate.intervals import Interval
-from nightgate.metrics import Scores
 from nightgate.nights import Night
+from nightgate.opening import OpenedRun
 from nightgate.pipelines import check_pipeline
-from nightgate.registry import Candidate
+from nightgate.registration import Candidate
 from nightgate.schema import ModelVersion
 from nightgate.snapshots import Snapshot
 from tests import night_rows
@@ -72,7 +84,7 @@ def completed_run(
     )
 
 
-def _record_epoch(db: Database, run: ledger.OpenedRun, epoch: int) -> None:
+def _record_epoch(db: Database, run: OpenedRun, epoch: int) -> None:
     """Straight into the table: what `ledger.record_epoch` does is not under test here."""
     from nightgate.schema import Epoch
 
@@ -103,7 +115,7 @@ def register(db: Database, home: Home, best_model: Path, count: int = 1, name: s
     found = []
     for night in range(count):
         candidate = completed_run(db, home, best_model, night=night, name=name)
-        found.append(registry.register_candidate(db, home, candidate).version)
+        found.append(registration.register_candidate(db, home, candidate).version)
     return found
 
 
@@ -114,12 +126,12 @@ def promote(db: Database, home: Home, version: int) -> str:
 def roll_back(database: Database) -> int:
     """Without trying what comes back, which takes a fresh process a few seconds. Gives the version."""
     champion, version = reigning(database), registry.previous_champion(database, "reviews")
-    ledger.promote(database, "reviews", version, expected=champion, by="ada", reason="worse", kind="rollback")
+    reigns.roll_back(database, "reviews", version, expected=champion, by="ada", reason="worse")
     return version
 
 
 def reigning(db: Database) -> int | None:
-    row = ledger.champion(db, "reviews")
+    row = version_rows.champion(db, "reviews")
     return row.version if row else None
 
 
@@ -130,9 +142,9 @@ def test_a_completed_candidate_becomes_version_1_with_all_its_facts(
     database: Database, home: Home, trained: Path
 ) -> None:
     candidate = completed_run(database, home, trained)
-    row = registry.register_candidate(database, home, candidate)
+    row = registration.register_candidate(database, home, candidate)
     assert (row.version, row.path) == (1, "models/reviews/v0001")
-    manifest = registry.verify_version(home.absolute(row.path))
+    manifest = version_files.verify_version(home.absolute(row.path))
     assert manifest["run_id"] == candidate.run_id
     assert manifest["night"] == "2026-03-02"
     assert manifest["snapshot"]["id"] == "s-0011223344556677"
@@ -163,9 +175,9 @@ def test_a_version_knows_what_it_was_made_from_and_with(database: Database, home
     environment = {"python": "3.11.7", "libraries": {"torch": "2.9"}, "platform": "Linux", "device": "cpu"}
     candidate = completed_run(database, home, trained, night=1)
     made = replace(candidate, started_from=1, base_model_revision="0123abcd", environment=environment)
-    row = registry.register_candidate(database, home, made)
+    row = registration.register_candidate(database, home, made)
     assert (row.started_from, row.base_model_revision) == (1, "0123abcd")
-    manifest = registry.verify_version(row.folder(home))
+    manifest = version_files.verify_version(row.folder(home))
     assert manifest["base_model"]["revision"] == "0123abcd"
     assert manifest["environment"] == environment
     stored = database.read(lambda session: session.get_one(ModelVersion, ("reviews", row.version)).environment)
@@ -176,10 +188,10 @@ def test_held_candidates_get_numbers_too_and_numbers_go_on_per_pipeline(
     database: Database, home: Home, trained: Path
 ) -> None:
     held = completed_run(database, home, trained, night=0, verdict=False)
-    assert registry.register_candidate(database, home, held).version == 1
-    assert registry.register_candidate(database, home, completed_run(database, home, trained, night=1)).version == 2
+    assert registration.register_candidate(database, home, held).version == 1
+    assert registration.register_candidate(database, home, completed_run(database, home, trained, night=1)).version == 2
     other = completed_run(database, home, trained, name="other")
-    assert registry.register_candidate(database, home, other).version == 1
+    assert registration.register_candidate(database, home, other).version == 1
     assert (home.models / "other" / "v0001").is_dir()
 
 
@@ -187,9 +199,9 @@ def test_the_same_run_again_gets_the_same_version_and_writes_nothing(
     database: Database, home: Home, trained: Path
 ) -> None:
     candidate = completed_run(database, home, trained)
-    first = registry.register_candidate(database, home, candidate)
+    first = registration.register_candidate(database, home, candidate)
     before = {file: file.stat().st_mtime_ns for file in home.models.rglob("*")}
-    assert registry.register_candidate(database, home, candidate) == first
+    assert registration.register_candidate(database, home, candidate) == first
     assert {file: file.stat().st_mtime_ns for file in home.models.rglob("*")} == before
 
 
@@ -197,10 +209,10 @@ def test_a_version_holds_the_weights_that_were_scored_or_the_run_is_refused(
     database: Database, home: Home, trained: Path, tmp_path: Path
 ) -> None:
     candidate = completed_run(database, home, trained)
-    registry.register_candidate(database, home, candidate)
+    registration.register_candidate(database, home, candidate)
     other = write_trained_model(tmp_path / "other", LABELS, sharpness=3)
     with pytest.raises(RegistryError, match="weights of attempt 1") as caught:
-        registry.register_candidate(database, home, replace(candidate, best_model=other))
+        registration.register_candidate(database, home, replace(candidate, best_model=other))
     assert "--force" in caught.value.next_step
 
 
@@ -208,12 +220,12 @@ def test_a_damaged_version_is_told_not_repaired_when_its_run_registers_again(
     database: Database, home: Home, trained: Path
 ) -> None:
     candidate = completed_run(database, home, trained)
-    path = home.absolute(registry.register_candidate(database, home, candidate).path)
+    path = home.absolute(registration.register_candidate(database, home, candidate).path)
     # A new file each time in these tests: versions of one trained folder share theirs.
     (path / "config.json").unlink()
     (path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"config\.json is altered"):
-        registry.register_candidate(database, home, candidate)
+        registration.register_candidate(database, home, candidate)
     assert (path / "config.json").read_text() == "{}"
 
 
@@ -221,18 +233,18 @@ def test_a_crash_between_rename_and_commit_costs_nothing(database: Database, hom
     candidate = completed_run(database, home, trained)
     orphan = home.models / "reviews" / "v0001"
     orphan.mkdir(parents=True)
-    row = registry.register_candidate(database, home, candidate)
+    row = registration.register_candidate(database, home, candidate)
     assert row.version == 1
-    registry.verify_version(home.absolute(row.path))
+    version_files.verify_version(home.absolute(row.path))
     assert len(list((home.models / "reviews" / "orphans").iterdir())) == 1
 
 
 def test_an_attempt_that_was_given_up_cannot_register(database: Database, home: Home, trained: Path) -> None:
     candidate = completed_run(database, home, trained)
-    ledger.finish_run(database, candidate.run_id, candidate.attempt, status="cancelled", reason="stopped")
+    runs.finish_run(database, candidate.run_id, candidate.attempt, status="cancelled", reason="stopped")
     with pytest.raises(RegistryError):
-        registry.register_candidate(database, home, candidate)
-    assert ledger.versions(database, "reviews") == []
+        registration.register_candidate(database, home, candidate)
+    assert version_rows.versions(database, "reviews") == []
     assert list((home.models / "reviews").iterdir()) == []
 
 
@@ -251,10 +263,10 @@ def test_on_a_full_disk_there_is_neither_a_version_nor_a_row(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_at_the_manifest)
         with pytest.raises(StorageError, match="No space left"):
-            registry.register_candidate(database, home, candidate)
-    assert ledger.versions(database, "reviews") == []
+            registration.register_candidate(database, home, candidate)
+    assert version_rows.versions(database, "reviews") == []
     assert list((home.models / "reviews").iterdir()) == []
-    assert registry.register_candidate(database, home, candidate).version == 1
+    assert registration.register_candidate(database, home, candidate).version == 1
 
 
 # --- finding ---
@@ -313,7 +325,7 @@ def test_a_promotion_by_hand_is_stored_with_who_and_why(database: Database, home
     assert told == "version 1 is the champion of reviews now, the first one"
     told = registry.promote_by_hand(database, home, "reviews", "v2", reason=" looks right ", by="ada")
     assert told == "version 2 is the champion of reviews now, in place of version 1"
-    row = ledger.champion(database, "reviews")
+    row = version_rows.champion(database, "reviews")
     assert row is not None
     assert (row.version, row.promoted_by, row.reason) == (2, "ada", "looks right")
 
@@ -358,13 +370,13 @@ def test_whoever_is_second_to_move_the_champion_is_told(
 ) -> None:
     register(database, home, trained, 3)
     promote(database, home, 1)
-    opens = registry.Classifier.open
+    opens = Classifier.open
 
     def somebody_else_is_faster(path: Path, **options: Any) -> Any:
-        ledger.promote(database, "reviews", 2, expected=1, by="grace", reason="faster")
+        reigns.promote(database, "reviews", 2, expected=1, by="grace", reason="faster")
         return opens(path, **options)
 
-    monkeypatch.setattr(registry.Classifier, "open", somebody_else_is_faster)
+    monkeypatch.setattr(Classifier, "open", somebody_else_is_faster)
     with pytest.raises(PromotionLostError):
         promote(database, home, 3)
     assert reigning(database) == 2
@@ -381,11 +393,11 @@ def test_a_rollback_brings_back_the_champion_before(database: Database, home: Ho
         "version 2 is the champion of reviews now, in place of version 3, which is quarantined. "
         "No run promotes itself until `nightgate unfreeze reviews --reason TEXT`"
     )
-    row = ledger.champion(database, "reviews")
+    row = version_rows.champion(database, "reviews")
     assert row is not None
     assert (row.promoted_by, row.reason) == ("ada", "3 is rude")
     link = home.models / "reviews" / "champion"
-    assert (str(link.readlink()), registry.verify_version(link)["version"]) == ("v0002", 2)
+    assert (str(link.readlink()), version_files.verify_version(link)["version"]) == ("v0002", 2)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
@@ -420,7 +432,7 @@ def test_a_promotion_by_hand_tells_of_the_run_that_waited_for_an_approval(
     database: Database, home: Home, trained: Path
 ) -> None:
     candidate = completed_run(database, home, trained)
-    row = registry.register_candidate(database, home, candidate)
+    row = registration.register_candidate(database, home, candidate)
     patience = timedelta(hours=1)
     approvals.request(database, row.run_id, 1, expected=None, patience=patience, reason="waits", next_step="approve")
     told = promote(database, home, row.version)
@@ -464,7 +476,7 @@ def test_rollbacks_go_further_back_and_never_to_what_was_rolled_back(
         registry.rollback(database, home, "reviews", reason="worse", by="ada")
     promote(database, home, 4)
     assert roll_back(database) == reigning(database) == 1
-    assert [row.status for row in ledger.versions(database, "reviews")] == ["champion", *["quarantined"] * 3]
+    assert [row.status for row in version_rows.versions(database, "reviews")] == ["champion", *["quarantined"] * 3]
 
 
 def test_a_rollback_after_a_promotion_by_hand_undoes_that(database: Database, home: Home, trained: Path) -> None:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from nightgate.config import Gate
-from nightgate.gate import Evidence, decide
+from nightgate.gate.decide import decide
+from nightgate.gate.evidence import Evidence
 from nightgate.remedies import next_step
 from tests.gate_night import labels, night, of_candidate, of_champion
 

@@ -233,17 +233,6 @@ def test_a_spread_between_seeds_is_of_the_night_s_average_and_no_margin_of_anoth
     assert "the night knew of no study of this configuration" in second.reason
 
 
-def test_nights_without_stored_evidence_are_listed_and_the_chain_goes_on(database: Database) -> None:
-    first = judged_night(database, 0, Model("first", 0.65))
-    night_rows.held_version(database, 1)
-    judged_night(database, 2, Model("third", 0.80), first)
-    nights = replayed(database)
-    assert [one.replayed for one in nights] == ["promote", None, "promote"]
-    assert [one.chain.verdict for one in nights] == ["promote", "unknown", "promote"]
-    assert not nights[1].flips
-    assert "of 1 nights there is no stored evidence" in summary(nights)
-
-
 def test_the_chain_starts_where_the_nights_do(database: Database) -> None:
     four_nights(database)
     nights = replayed(database, since=night_rows.night(2).date)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from nightgate import ledger, seeds, summary
+from nightgate import ledger, opening, reigns, seeds, summary
 from nightgate.database import Database
 from nightgate.errors import SnapshotError
 from nightgate.home import Home, open_home
@@ -21,7 +21,10 @@ from nightgate.query import published_table
 from nightgate.refresh import Refreshed
 from nightgate.reports import document, facts, html_page, report, sections, shares, verdict
 from nightgate.reports.document import Callout, Code, Document, Mark, Mono, Table, Text
-from nightgate.schema import STATUSES, SeedStudy
+from nightgate.reports.facts import ReportFacts, gather
+from nightgate.runs import finish_run, record_attempt
+from nightgate.schema import STATUSES
+from nightgate.schema_gate import SeedStudy
 from nightgate.snapshots import Snapshot, write_snapshot
 from tests import judged_nights, night_rows
 from tests.first_night import copy_first_night
@@ -79,7 +82,7 @@ def shown(markdown: str) -> Page:
     return Page(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown))
 
 
-def blank(**changes: Any) -> report.ReportFacts:
+def blank(**changes: Any) -> ReportFacts:
     """Of a run that came to nothing."""
     values: dict[str, Any] = {
         "run": run_row(**changes.pop("run", {})),
@@ -87,7 +90,7 @@ def blank(**changes: Any) -> report.ReportFacts:
         "label_names": ("1", "2"),
         "attempts": (attempt_row(1),),
     }
-    return report.ReportFacts(**values | changes)
+    return ReportFacts(**values | changes)
 
 
 def titles(page: Document) -> list[str]:
@@ -407,19 +410,19 @@ def test_the_page_leads_to_the_model_beside_it() -> None:
 
 def judged(db: Database, day: int = 0, *, speed: float = 50.0, snapshot: Snapshot | None = None) -> str:
     """A night that was promoted, all of it recorded; gives the run."""
-    opened = ledger.open_run(db, night_rows.pipeline(), night_rows.night(day))
+    opened = opening.open_run(db, night_rows.pipeline(), night_rows.night(day))
     run, attempt = opened.run_id, opened.attempt
     refreshed = Refreshed(snapshot, (), 4, 4, 0) if snapshot else night_rows.refreshed(db, f"s-{day:016d}")
     ledger.record_snapshot(db, run, attempt, refreshed)
     epoch = night_rows.report(1, examples_per_second=speed)
     ledger.record_epoch(db, run, attempt, epoch, night_rows.scores(0.5), night_rows.slices(), night_rows.confusion())
-    ledger.record_attempt(db, run, attempt, device="cpu", precision="fp32")
+    record_attempt(db, run, attempt, device="cpu", precision="fp32")
     ledger.record_training(db, run, attempt, night_rows.trained(best_epoch=1))
     ledger.record_test(db, run, attempt, 1, night_rows.slices(0.7), night_rows.confusion())
     decision = night_rows.decision("promote", 0.6, 0.55 if day else None)
     ledger.record_decision(db, run, attempt, decision, night_rows.evidence(day or None), night_rows.scores())
-    version = ledger.add_version(db, run, attempt, lambda number: f"models/reviews/v{number:04d}")
-    ledger.promote(
+    version = reigns.add_version(db, run, attempt, lambda number: f"models/reviews/v{number:04d}")
+    reigns.promote_candidate(
         db,
         "reviews",
         version,
@@ -428,7 +431,6 @@ def judged(db: Database, day: int = 0, *, speed: float = 50.0, snapshot: Snapsho
         attempt=attempt,
         by="gate",
         reason="F1",
-        kind="promote",
     )
     return run
 
@@ -436,7 +438,7 @@ def judged(db: Database, day: int = 0, *, speed: float = 50.0, snapshot: Snapsho
 def test_the_facts_are_those_of_the_database(database: Database, home: Home) -> None:
     first = judged(database)
     second = judged(database, 1)
-    facts = report.gather(home, second)
+    facts = gather(home, second)
     assert facts.run["status"] == "promoted"
     assert [epoch["epoch"] for epoch in facts.epochs] == [1]
     assert [check["check_name"] for check in facts.checks] == ["min_f1", "beats_champion"]
@@ -484,7 +486,7 @@ def test_the_seed_study_of_a_night_is_the_newest_that_had_ended_by_then(database
             finished_at=moment,
         )
         database.write(lambda session, study=study: session.add(study))  # type: ignore[misc]
-    found = report.gather(home, run_id)
+    found = gather(home, run_id)
     assert found.seed_study is not None
     assert found.seed_study["f1_spread"] == 0.004
     told = "spread 0.0040 of 3 seeds: a margin of 0.0100 is 2.5 times the spread"
@@ -493,11 +495,11 @@ def test_the_seed_study_of_a_night_is_the_newest_that_had_ended_by_then(database
 
 def test_a_failed_run_is_told_and_the_champion_of_its_day_is_kept_in_mind(database: Database, home: Home) -> None:
     judged(database)
-    opened = ledger.open_run(database, night_rows.pipeline(), night_rows.night(1))
-    ledger.finish_run(
+    opened = opening.open_run(database, night_rows.pipeline(), night_rows.night(1))
+    finish_run(
         database, opened.run_id, 1, "failed", reason="no file matches", error_type="data", next_step="check the paths"
     )
-    facts = report.gather(home, opened.run_id)
+    facts = gather(home, opened.run_id)
     assert facts.champion is not None
     assert facts.champion.version == 1
     assert facts.confusion == ()
@@ -513,11 +515,11 @@ def test_a_night_at_half_the_speed_of_the_nights_before_is_diagnosed(database: D
     first, *_, last = [
         judged(database, day, speed=speed) for day, speed in enumerate((20.0, 100.0, 101.0, 102.0, 20.0))
     ]
-    findings = {finding.kind: finding for finding in report.gather(home, last).findings}
+    findings = {finding.kind: finding for finding in gather(home, last).findings}
     assert "20 examples/s where the median of 4 earlier nights on the CPU is 100 examples/s" in findings["starved"].text
     assert findings["starved"].remedy.endswith("--set resources.slot=default")
     # As slow, but there was no night before it.
-    assert "starved" not in {finding.kind for finding in report.gather(home, first).findings}
+    assert "starved" not in {finding.kind for finding in gather(home, first).findings}
 
 
 def test_a_real_night_is_published_with_its_snapshot(environment: Path) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nightgate import approvals, ledger, registry, retention
+from nightgate import approvals, registry, reigns, retention, version_rows
 from nightgate.config import Pipeline, Retention
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.retention import choose
-from nightgate.version_files import Staging
 from tests import night_rows
-from tests.trained import write_trained_model
 
 MB = 10**6
 
@@ -108,13 +105,19 @@ def six(database: Database) -> Database:
 
 
 def promote(database: Database, version: int, expected: int | None, **options: Any) -> None:
-    ledger.promote(database, "reviews", version, expected=expected, by="ada", reason="fit", **options)
+    reigns.promote(database, "reviews", version, expected=expected, by="ada", reason="fit", **options)
+
+
+def roll_back(database: Database, version: int, expected: int) -> None:
+    reigns.roll_back(database, "reviews", version, expected=expected, by="ada", reason="worse")
 
 
 def kept(database: Database) -> list[int]:
     """Versions whose files are there; the rows must say the same."""
-    there = [row.version for row in ledger.versions(database, "reviews") if folder(database, row.version).is_dir()]
-    assert there == [row.version for row in ledger.versions(database, "reviews") if row.files_removed_at is None]
+    there = [
+        row.version for row in version_rows.versions(database, "reviews") if folder(database, row.version).is_dir()
+    ]
+    assert there == [row.version for row in version_rows.versions(database, "reviews") if row.files_removed_at is None]
     names = {path.name for path in (database.home.models / "reviews").iterdir()}
     assert names == {"champion", *(folder(database, version).name for version in there)}
     return there
@@ -123,7 +126,7 @@ def kept(database: Database) -> list[int]:
 def test_champion_anchor_what_a_rollback_takes_and_the_newest_stay(six: Database) -> None:
     assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2]
     assert kept(six) == [3, 4, 5, 6]
-    assert len(ledger.versions(six, "reviews")) == 6
+    assert len(version_rows.versions(six, "reviews")) == 6
     assert retention.sweep(six, six.home, pipeline(models=1)) == []
 
 
@@ -133,9 +136,9 @@ def test_former_champions_and_anchors_stay_for_one_rollback_after_another(six: D
     assert kept(six) == [3, 4, 5, 6]
     for reigning, before in ((6, 5), (5, 4), (4, 3)):
         assert registry.previous_champion(six, "reviews") == before
-        promote(six, before, reigning, kind="rollback")
+        roll_back(six, before, reigning)
         retention.sweep(six, six.home, pipeline(models=1))
-        anchor = ledger.anchor(six, "reviews")
+        anchor = version_rows.anchor(six, "reviews")
         assert anchor is not None
         assert anchor.version == 3
 
@@ -149,7 +152,7 @@ def test_what_is_needed_no_more_goes_with_a_later_sweep_where_the_budget_asks_fo
 
 
 def test_a_quarantined_version_stays_no_longer_than_others(six: Database) -> None:
-    promote(six, 4, 5, kind="rollback")
+    roll_back(six, 4, 5)
     assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2, 5]
     assert kept(six) == [3, 4, 6]
 
@@ -175,7 +178,7 @@ def test_over_the_budget_even_the_newest_go_but_nothing_that_is_needed(six: Data
 
 def test_whoever_needs_files_that_were_removed_is_told_so(six: Database) -> None:
     retention.sweep(six, six.home, pipeline(models=1))
-    [row, *_] = ledger.versions(six, "reviews")
+    [row, *_] = version_rows.versions(six, "reviews")
     assert row.status == "held"
     for use in (
         lambda: row.folder(six.home),
@@ -191,14 +194,14 @@ def test_whoever_needs_files_that_were_removed_is_told_so(six: Database) -> None
 
 def test_a_rollback_passes_over_versions_without_files_and_quarantined_ones(six: Database) -> None:
     promote(six, 6, 5, moves_anchor=True)
-    promote(six, 5, 6, kind="rollback")
+    roll_back(six, 5, 6)
     assert registry.previous_champion(six, "reviews") == 4
-    promote(six, 4, 5, kind="rollback")
+    roll_back(six, 4, 5)
     promote(six, 1, 4)
     promote(six, 2, 1)
     retention.sweep(six, six.home, pipeline(models=1, disk="4MB"))
     assert kept(six) == [1, 2, 3, 4]
-    promote(six, 1, 2, kind="rollback")
+    roll_back(six, 1, 2)
     assert registry.previous_champion(six, "reviews") == 4
     retention.sweep(six, six.home, pipeline(models=1, disk="1MB"))
     assert kept(six) == [1, 3, 4]
@@ -212,33 +215,11 @@ def test_where_no_champion_before_can_be_brought_back_the_reasons_are_listed(dat
     promote(database, 3, 2, moves_anchor=True)
     retention.sweep(database, database.home, pipeline(models=1, disk="2MB"))
     assert kept(database) == [2, 3]
-    promote(database, 2, 3, kind="rollback")
+    roll_back(database, 2, 3)
     with pytest.raises(
         RegistryError, match=r"version 2 of reviews has no champion before it that .*; version 1 has no files any more"
     ):
         registry.previous_champion(database, "reviews")
-
-
-def test_what_only_the_files_of_an_older_release_say_is_written_down_before_they_go(
-    six: Database, caplog: pytest.LogCaptureFixture
-) -> None:
-    from nightgate.schema import ModelVersion
-
-    shutil.rmtree(folder(six, 2))
-    best = write_trained_model(six.home.root / "trained", ("bad", "good"))
-    facts = {
-        "base_model": {"started_from_version": 1},
-        "device": "cpu",
-        "precision": "fp32",
-        "libraries": {"torch": "2"},
-    }
-    Staging(folder(six, 2).parent, best, ("bad", "good")).place(2, "a card", facts)
-    assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2]
-    row = six.read(lambda session: session.get_one(ModelVersion, ("reviews", 2)))
-    assert row.started_from == 1
-    assert row.environment == {"device": "cpu", "precision": "fp32", "libraries": {"torch": "2"}}
-    [told] = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-    assert told.startswith("what version 1 of reviews started from is not known any more: ")
 
 
 def test_an_interrupted_sweep_is_finished_by_the_next_one(six: Database, monkeypatch: pytest.MonkeyPatch) -> None:

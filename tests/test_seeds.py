@@ -27,7 +27,7 @@ from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from nightgate import launch, ledger, seed_training, seeds, supervisor
+from nightgate import launch, ledger, runs, seed_training, seeds, supervisor
 from nightgate.config import Gate, Pipeline
 from nightgate.database import Database
 from nightgate.errors import ConfigurationError, DataError, StorageError, TrainingError
@@ -56,7 +56,7 @@ def night_with_snapshot(db: Database, day: int = 0, pipeline: Pipeline | None = 
     manifest = {**made.manifest, "test_version": split_version(pipeline), "data_until": until}
     opened = night_rows.open_run(db, pipeline, night_rows.night(day))
     ledger.record_snapshot(db, opened.run_id, 1, Refreshed(Snapshot(made.id, made.path, manifest), (), 1, 100, 0))
-    ledger.finish_run(db, opened.run_id, 1, "held")
+    runs.finish_run(db, opened.run_id, 1, "held")
     return made.id
 
 

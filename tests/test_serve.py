@@ -27,13 +27,14 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_RUNNER_POLL_FREQUENCY, temporary_settings
 from prefect.states import Cancelling, Scheduled
 
-from deployments.automations import UNCANCELLED, ZOMBIES
 from deployments.catalog import night_of
 from deployments.deploy import prefect_deployment
 from deployments.serve import make_runner, serve_pipelines
 from flows.nightly import nightly
 from flows.server import answers
-from nightgate.database import database_url, upgrade
+from flows.signs import UNCANCELLED, ZOMBIES
+from nightgate.connection import database_url
+from nightgate.database import upgrade
 from nightgate.errors import NightgateError
 from nightgate.home import open_home
 from nightgate.pipelines import load_pipeline

@@ -10,19 +10,22 @@ from typing import Any
 
 import pytest
 
-from nightgate import ledger, slots
+from nightgate import opening, slots
 from nightgate.database import Database
 from nightgate.errors import ConfigurationError, RegistryError
+from nightgate.opening import OpenedRun
+from nightgate.owners import Owner
+from nightgate.runs import finish_run
 from tests import night_rows
 
 
-def run_of(database: Database, name: str, **options: Any) -> ledger.OpenedRun:
+def run_of(database: Database, name: str, **options: Any) -> OpenedRun:
     """A run of pipeline `name` whose process lives: this one."""
-    options.setdefault("owner", ledger.Owner.here())
-    return ledger.open_run(database, night_rows.pipeline(name), night_rows.night(), **options)
+    options.setdefault("owner", Owner.here())
+    return opening.open_run(database, night_rows.pipeline(name), night_rows.night(), **options)
 
 
-def asked(database: Database, run: ledger.OpenedRun, priority: int = 0) -> str:
+def asked(database: Database, run: OpenedRun, priority: int = 0) -> str:
     """What the run waits for after one look; '' when it holds the slot."""
 
     class WaitsError(Exception):
@@ -38,18 +41,11 @@ def asked(database: Database, run: ledger.OpenedRun, priority: int = 0) -> str:
     return ""
 
 
-def test_the_second_waits_until_the_first_lets_go(database: Database) -> None:
+def test_the_second_waits_until_the_first_has_ended(database: Database) -> None:
     first, second = run_of(database, "one"), run_of(database, "two")
     assert asked(database, first) == ""
     assert asked(database, second) == f"waiting for slot gpu: 0 ahead in the queue, held by one ({first.run_id})"
-    slots.release(database, first.run_id, 1)
-    assert asked(database, second) == ""
-
-
-def test_the_end_of_a_run_lets_its_slot_go(database: Database) -> None:
-    first, second = run_of(database, "one"), run_of(database, "two")
-    asked(database, first)
-    ledger.finish_run(database, first.run_id, 1, "held")
+    finish_run(database, first.run_id, 1, "held")
     assert asked(database, second) == ""
 
 
@@ -67,7 +63,7 @@ def test_the_highest_priority_goes_first_and_among_equals_who_came_first(databas
         asked(database, run, 5 if name == "urgent" else 0)
     queue = slots.queue(database)
     assert [(row.pipeline, row.position) for row in queue] == [("holder", 0), ("urgent", 1), ("early", 2), ("late", 3)]
-    slots.release(database, holder.run_id, 1)
+    finish_run(database, holder.run_id, 1, "held")
     assert asked(database, runs["early"]) == "waiting for slot gpu: 1 ahead in the queue"
     assert asked(database, runs["urgent"], 5) == ""
 
@@ -85,7 +81,7 @@ def test_a_dead_holder_and_a_dead_waiter_are_passed_over(database: Database) -> 
 def test_a_holder_elsewhere_that_gives_no_sign_of_life_is_passed_over(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = run_of(database, "one", owner=replace(ledger.Owner.here(), host="worker-7"))
+    elsewhere = run_of(database, "one", owner=replace(Owner.here(), host="worker-7"))
     living = run_of(database, "two")
     asked(database, elsewhere)
     assert asked(database, living) != ""
@@ -111,7 +107,7 @@ def test_a_run_that_was_ended_from_outside_stops_waiting(database: Database) -> 
     first, second = run_of(database, "one"), run_of(database, "two")
     asked(database, first)
     asked(database, second)
-    ledger.finish_run(database, second.run_id, 1, "cancelled")
+    finish_run(database, second.run_id, 1, "cancelled")
     with pytest.raises(RegistryError, match="the run has ended as cancelled"):
         asked(database, second)
     assert [row.pipeline for row in slots.queue(database)] == ["one"]
@@ -124,7 +120,7 @@ def test_the_wait_is_stored(database: Database) -> None:
     query = "SELECT pipeline, slot, slot_wait_seconds FROM nightly_runs ORDER BY pipeline"
     assert database.frame(query)["slot_wait_seconds"].isna().tolist() == [False, True]
     time.sleep(0.05)
-    slots.release(database, first.run_id, 1)
+    finish_run(database, first.run_id, 1, "held")
     asked(database, second)
     found = database.frame(query).to_dict("records")
     assert [row["slot"] for row in found] == ["gpu", "gpu"]
@@ -137,14 +133,14 @@ def test_of_many_at_once_one_holds_the_slot_at_any_time(database: Database) -> N
     inside: list[str] = []
     most: list[int] = []
 
-    def work(run: ledger.OpenedRun) -> Callable[[], None]:
+    def work(run: OpenedRun) -> Callable[[], None]:
         def go() -> None:
             slots.take(database, run.run_id, 1, "gpu", seconds=0.01)
             inside.append(run.run_id)
             most.append(len(inside))
             time.sleep(0.02)
             inside.remove(run.run_id)
-            slots.release(database, run.run_id, 1)
+            finish_run(database, run.run_id, 1, "held")
 
         return go
 

@@ -15,7 +15,8 @@ import zstandard
 
 from nightgate.errors import DataError
 from nightgate.refresh import refresh
-from nightgate.sources import ORIGIN, RawRows, read_source
+from nightgate.sources import RawRows, read_source
+from nightgate.tables import ORIGIN
 from tests import reviews
 
 

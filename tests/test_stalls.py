@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nightgate import steps, supervisor
-from nightgate.database import database_url, upgrade
+from nightgate import claim, steps, supervisor
+from nightgate.connection import database_url
+from nightgate.database import upgrade
 from nightgate.errors import StalledError
 from nightgate.home import Home
 from nightgate.jobs import TrainJob
@@ -56,7 +57,7 @@ def test_a_restart_is_counted_with_the_attempt(home: Home, tmp_path: Path, monke
     pipeline = tiny_pipeline(tmp_path, rows=60, epochs=1)
     impatient = partial(supervisor.train, python=stand_in(tmp_path / "python", hangs=1), stall_seconds=1)
     monkeypatch.setattr(supervisor, "train", impatient)
-    with steps.open_night(pipeline, chosen_night(pipeline.schedule, date(2026, 1, 5))) as run:
+    with claim.open_night(pipeline, chosen_night(pipeline.schedule, date(2026, 1, 5))) as run:
         steps.refresh_data(run)
         for epoch in steps.fine_tune(run):
             steps.record_epoch(run, steps.score_epoch(run, epoch))

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from nightgate import approvals, freezes, ledger, query
+from nightgate import approvals, freezes, ledger, query, runs
 from nightgate.cli import app
 from nightgate.database import Database
 from nightgate.errors import RegistryError
 from nightgate.jobs import Progress
+from nightgate.opening import OpenedRun
 from nightgate.owners import Owner
 from nightgate.progress import PROGRESS_FILE, read_progress, record_progress
 from nightgate.schema import Attempt, SlotRequest
@@ -50,12 +51,12 @@ def one(db: Database, section: str, **options: Any) -> dict[str, Any]:
     return row
 
 
-def at_work(db: Database, name: str = "reviews", day: int = 0) -> ledger.OpenedRun:
+def at_work(db: Database, name: str = "reviews", day: int = 0) -> OpenedRun:
     """A run of this very process."""
     return night_rows.open_run(db, pipeline(name), night(day), owner=Owner.here())
 
 
-def training(db: Database, attempt: int = 1) -> ledger.OpenedRun:
+def training(db: Database, attempt: int = 1) -> OpenedRun:
     """A run that has come to its training, with word of the attempt where it stands."""
     opened = at_work(db)
     ledger.record_snapshot(db, opened.run_id, opened.attempt, refreshed(db))
@@ -181,7 +182,7 @@ def test_what_waits_for_a_person_is_told_with_the_evidence_and_the_command(datab
 def test_the_last_night_is_the_newest_that_has_ended(database: Database) -> None:
     for day, verdict in enumerate(("held", "failed")):
         opened = night_rows.open_run(database, pipeline(), night(day))
-        ledger.finish_run(database, opened.run_id, opened.attempt, verdict, reason=f"it is {verdict}")
+        runs.finish_run(database, opened.run_id, opened.attempt, verdict, reason=f"it is {verdict}")
     at_work(database, day=2)
     row = one(database, "last_night")
     assert (row["night"], row["status"], row["reason"]) == (night(1).date, "failed", "it is failed")
@@ -191,7 +192,7 @@ def test_the_last_night_is_the_newest_that_has_ended(database: Database) -> None
 def test_versions_are_whole_numbers_also_beside_a_night_without_one(database: Database) -> None:
     night_rows.held_version(database)
     broken = night_rows.open_run(database, pipeline("other"), night())
-    ledger.finish_run(database, broken.run_id, broken.attempt, "failed", reason="no rows")
+    runs.finish_run(database, broken.run_id, broken.attempt, "failed", reason="no rows")
     [line] = [line for line in as_text(status(database)).splitlines() if "held" in line and "reviews" in line]
     assert " 1 " in line
     assert "1.0" not in line
@@ -238,7 +239,7 @@ def test_the_next_night_is_of_the_cron_as_far_as_it_is_active(
 @pytest.mark.usefixtures("file")
 def test_a_night_that_has_not_begun_is_told_as_late(database: Database) -> None:
     opened = night_rows.open_run(database, pipeline(), night())
-    ledger.finish_run(database, opened.run_id, opened.attempt, "held")
+    runs.finish_run(database, opened.run_id, opened.attempt, "held")
     assert one(database, "next_night", moment=night().data_until + timedelta(hours=5))["status"] == "due"
     row = one(database, "next_night", moment=NOON)
     assert (row["status"], row["since"]) == ("late", datetime(2026, 3, 10, 3, 15, tzinfo=UTC))

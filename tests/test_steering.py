@@ -17,7 +17,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.steering import freeze, promote, rollback, unfreeze
-from nightgate import freezes, ledger
+from nightgate import freezes, version_rows
 from nightgate.database import Database
 from nightgate.home import Home
 from tests.test_registry import register
@@ -47,7 +47,7 @@ def two_versions(
 
 def champion(home: Home) -> int | None:
     with Database.open(home) as db:
-        found = ledger.champion(db, "reviews")
+        found = version_rows.champion(db, "reviews")
     return found.version if found else None
 
 

@@ -19,16 +19,33 @@ import sqlalchemy as sa
 import torch
 from safetensors.torch import load_file, save_file
 
-from nightgate import anchors, approvals, gate, gathering, ledger, query, registry, steps
+from nightgate import (
+    anchors,
+    approvals,
+    gathering,
+    judging,
+    ledger,
+    query,
+    registry,
+    reigns,
+    runs,
+    steps,
+    version_rows,
+)
+from nightgate.claim import NightRun, open_night
 from nightgate.config import Pipeline
-from nightgate.database import Database, database_url, upgrade
+from nightgate.connection import database_url
+from nightgate.database import Database, upgrade
 from nightgate.errors import DataError, ModelError, NonFiniteLossError, RegistryError
+from nightgate.gate.verdicts import Measured
 from nightgate.home import Home, open_home
 from nightgate.jobs import TrainResult
 from nightgate.nights import Night, chosen_night, scheduled_night
 from nightgate.pipelines import load_pipeline
-from nightgate.schema import Promotion, TestPrediction
-from nightgate.steps import NightRun, open_night, run_night
+from nightgate.predictions import read_predictions
+from nightgate.schema import Promotion
+from nightgate.schema_gate import TestPrediction
+from nightgate.steps import run_night
 from tests import night_rows
 from tests.first_night import FirstNight, copy_first_night, first_night
 from tests.night import nightgate
@@ -110,7 +127,7 @@ def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, enviro
     pipeline = load_pipeline(site, {**SHORT, "data.labels": three, "gate.policy": "superior"})
     with Database.open(open_home(environment)) as db:
         db.write(lambda session: session.execute(sa.update(Promotion).values(run_id=None, promoted_by="ada")))
-        by_hand = ledger.champion(db, "small")
+        by_hand = version_rows.champion(db, "small")
     run = run_night(pipeline, night_of(pipeline, 6))
     assert by_hand is not None
     assert run.evidence.champion is not None
@@ -154,7 +171,7 @@ def test_a_damaged_anchor_is_a_flaw_of_its_own_and_costs_no_night(site: Path, en
     pipeline = load_pipeline(site, SHORT)
     with broken_by(DataError, "enough"), open_night(pipeline, night_of(pipeline, 6)) as run:
         steps.refresh_data(run)
-        version = ledger.anchor(run.db, "small")
+        version = version_rows.anchor(run.db, "small")
         assert version is not None
         assert "model.safetensors is altered" in gathering._of_anchor(run, version).flaw
         raise DataError("enough", next_step="-")
@@ -169,7 +186,7 @@ def test_the_champion_is_scored_again_whatever_an_earlier_night_stored(site: Pat
         wrong = zlib.compress(bytes(int(first_night_s)))
         run.db.write(lambda session: session.execute(sa.update(TestPrediction).values(labels=wrong)))
         take_as_trained(run, candidate)
-        steps.score_on_test(run)
+        gathering.score_on_test(run)
         champion, labels = run.evidence.champion, run.evidence.candidate.predictions
         assert champion is not None
         assert labels is not None
@@ -197,11 +214,11 @@ def take_as_trained(run: NightRun, model: Path) -> None:
     run.trained = TrainResult(1, model, 1, False, 0, "cpu", "fp32", "", 1, "packed", "", 1)
 
 
-def score_and_judge(run: NightRun, model: Path) -> gate.Measured:
+def score_and_judge(run: NightRun, model: Path) -> Measured:
     take_as_trained(run, model)
-    steps.score_on_test(run)
-    steps.try_serving(run)
-    steps.judge(run)
+    gathering.score_on_test(run)
+    gathering.try_serving(run)
+    judging.judge(run)
     steps.register_candidate(run)
     assert run.decision.measured is not None
     return run.decision.measured
@@ -230,7 +247,7 @@ RAREST, ANOTHER = 1, 4
 
 def reigning(run: NightRun) -> tuple[int, int]:
     """Champion and anchor."""
-    champion, anchor = ledger.champion(run.db, "small"), ledger.anchor(run.db, "small")
+    champion, anchor = version_rows.champion(run.db, "small"), version_rows.anchor(run.db, "small")
     assert champion is not None
     assert anchor is not None
     return champion.version, anchor.version
@@ -269,7 +286,7 @@ def test_a_candidate_whose_anchor_was_moved_after_it_was_judged_is_held(
 ) -> None:
     with open_night(blind_anchor, night_of(blind_anchor, 7)) as run:
         take_as_trained(run, always(ANOTHER, environment))
-        run.champion, run.anchor = ledger.champion(run.db, "small"), ledger.anchor(run.db, "small")
+        run.champion, run.anchor = version_rows.champion(run.db, "small"), version_rows.anchor(run.db, "small")
         run.decision, run.test_scores = night_rows.decision(), night_rows.scores()
         ledger.record_decision(run.db, run.run_id, run.attempt, run.decision, None, run.test_scores)
         steps.register_candidate(run)
@@ -293,13 +310,13 @@ def test_a_promotion_that_somebody_else_was_faster_with_leaves_the_night_held(
         with closing(steps.fine_tune(run)) as epochs:
             for epoch in epochs:
                 steps.record_epoch(run, steps.score_epoch(run, epoch))
-        steps.score_on_test(run)
-        steps.try_serving(run)
-        steps.judge(run)
+        gathering.score_on_test(run)
+        gathering.try_serving(run)
+        judging.judge(run)
         steps.register_candidate(run)
         assert run.decision.verdict == "promote"
         with Database.open(run.home) as another:
-            ledger.promote(another, "small", 1, expected=None, by="somebody", reason="in between")
+            reigns.promote(another, "small", 1, expected=None, by="somebody", reason="in between")
         steps.settle(run)
     row = the_row(run)
     assert (run.status, row["status"], row["verdict"]) == ("held", "held", "promote")
@@ -354,7 +371,7 @@ def test_a_scheduled_night_without_news_is_skipped_and_what_a_person_starts_is_r
             steps.refresh_data(run)
             skipped = steps.skip_without_news(run, force=options.get("force", False))
             if not skipped:  # as a night that trained and was not better
-                ledger.finish_run(run.db, run.run_id, run.attempt, "held")
+                runs.finish_run(run.db, run.run_id, run.attempt, "held")
                 run.status = "held"
         assert the_row(run)["status"] == ("skipped" if skipped else "held")
         return skipped
@@ -392,7 +409,7 @@ def test_a_night_that_breaks_has_a_report_unless_another_attempt_has_taken_it_ov
     with broken_by(RegistryError, "attempt 3 has taken over"), begun() as given_up:
         with broken_by(type(thrown)), begun():
             raise thrown
-        ledger.record_attempt(given_up.db, given_up.run_id, given_up.attempt, threads=1)
+        runs.record_attempt(given_up.db, given_up.run_id, given_up.attempt, threads=1)
     assert told == [(1, "failed"), (3, "failed")], "nothing of attempt 2"
 
 
@@ -461,8 +478,8 @@ def test_the_home_of_these_tests_is_the_one_of_the_environment(environment: Path
 
 def test_a_logit_that_is_not_finite_is_no_prediction(tmp_path: Path) -> None:
     np.savez(tmp_path / "sound.npz", logits=np.array([[0.0, 2.0], [1.0, 0.0]], np.float32))
-    assert steps.read_predictions(tmp_path / "sound.npz").tolist() == [1, 0]
+    assert read_predictions(tmp_path / "sound.npz").tolist() == [1, 0]
     for value in (np.nan, np.inf):
         np.savez(tmp_path / "broken.npz", logits=np.array([[0.0, value], [1.0, 0.0]], np.float32))
         with pytest.raises(NonFiniteLossError, match="1 of 2 rows"):
-            steps.read_predictions(tmp_path / "broken.npz")
+            read_predictions(tmp_path / "broken.npz")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nightgate import ledger, summary
+from nightgate import ledger, runs, summary
 from nightgate.config import Pipeline
 from nightgate.database import Database
 from nightgate.home import Home, open_home
@@ -31,7 +31,7 @@ def test_a_flow_message_gives_back_status_and_run_whatever_the_reason(reason: st
 
 def failed_run(db: Database) -> str:
     opened = night_rows.open_run(db, pipeline(files("kettles.csv")), NIGHT)
-    ledger.finish_run(
+    runs.finish_run(
         db, opened.run_id, 1, "failed", reason="no file matches", error_type="data", next_step="check the paths"
     )
     return opened.run_id
@@ -96,7 +96,7 @@ def test_of_slices_that_passed_the_terminal_has_the_summary_alone(database: Data
 def test_a_night_of_before_the_window_tells_nothing_of_it(database: Database, home: Home) -> None:
     opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     ledger.record_decision(database, opened.run_id, 1, night_rows.decision())
-    ledger.finish_run(database, opened.run_id, 1, "held")
+    runs.finish_run(database, opened.run_id, 1, "held")
     text = summary.as_text(home, opened.run_id)
     assert "Verdict: promote\n  passed       min_f1 " in text
     assert "Decided on" not in text

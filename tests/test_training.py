@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from nightgate import base_models, devices
+from nightgate import base_models, devices, threads
 from nightgate.checkpoints import newest_checkpoint
 from nightgate.config import Training
 from nightgate.encoding import CHUNK, encode
@@ -297,7 +297,7 @@ def test_threads_are_the_cores_that_the_process_may_use(monkeypatch: pytest.Monk
     usable = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(usable)})
     try:
-        assert devices.pick_threads()[0] == 1
+        assert threads.pick_threads()[0] == 1
     finally:
         os.sched_setaffinity(0, usable)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nightgate import ledger, schema
+from nightgate import ledger, reigns, runs, schema
 from nightgate.database import Database
 from tests import night_rows
 
@@ -104,7 +104,7 @@ def test_epoch_results_are_the_line_that_counts(database: Database, line: str) -
     for number, (resumed_from, epochs, status) in enumerate(attempts, 1):
         opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
         assert opened.attempt == number
-        ledger.record_attempt(database, opened.run_id, number, resumed_from_epoch=resumed_from)
+        runs.record_attempt(database, opened.run_id, number, resumed_from_epoch=resumed_from)
         for epoch in epochs:
             report = night_rows.report(epoch, number)
             ledger.record_epoch(
@@ -112,8 +112,8 @@ def test_epoch_results_are_the_line_that_counts(database: Database, line: str) -
             )
         if status == "promoted":
             ledger.record_decision(database, opened.run_id, number, night_rows.decision())
-            version = ledger.add_version(database, opened.run_id, number, str)
-            ledger.promote(
+            version = reigns.add_version(database, opened.run_id, number, str)
+            reigns.promote_candidate(
                 database,
                 "reviews",
                 version,
@@ -124,7 +124,7 @@ def test_epoch_results_are_the_line_that_counts(database: Database, line: str) -
                 reason="fit",
             )
         elif status != "running":
-            ledger.finish_run(database, opened.run_id, number, status)
+            runs.finish_run(database, opened.run_id, number, status)
     assert opened is not None
     rows = database.frame("SELECT epoch, attempt FROM epoch_results ORDER BY epoch")
     assert [tuple(row) for row in rows.to_numpy().tolist()] == expected
@@ -142,7 +142,7 @@ def test_what_is_written_once_per_run_is_that_of_the_last_attempt(database: Data
         )
         ledger.record_test(database, opened.run_id, attempt, attempt, night_rows.slices(), night_rows.confusion())
         ledger.record_decision(database, opened.run_id, attempt, night_rows.decision())
-        ledger.finish_run(database, opened.run_id, attempt, "failed")
+        runs.finish_run(database, opened.run_id, attempt, "failed")
     assert set(database.frame("SELECT attempt FROM gate_checks")["attempt"]) == {2}
     assert len(database.frame("SELECT * FROM gate_checks")) == 2
     assert database.frame("SELECT DISTINCT epoch, split FROM confusion").to_numpy().tolist() == [[2, "test"]]
@@ -163,11 +163,11 @@ def test_of_the_runs_of_a_night_the_newest_that_was_not_superseded_counts(databa
     assert counting_run(database) == later.run_id != only.run_id
     first = night_rows.open_run(database, pipeline, night)
     assert counting_run(database) == first.run_id
-    ledger.finish_run(database, first.run_id, 1, "held")
+    runs.finish_run(database, first.run_id, 1, "held")
     night_rows.superseded(database, pipeline, night)
     assert counting_run(database) == first.run_id
     rehearsal = night_rows.open_run(database, pipeline, night, dry_run=True)
-    ledger.finish_run(database, rehearsal.run_id, 1, "held")
+    runs.finish_run(database, rehearsal.run_id, 1, "held")
     assert counting_run(database) == first.run_id
     forced = night_rows.open_run(database, pipeline, night, force=True)
     assert counting_run(database) == forced.run_id
@@ -184,7 +184,7 @@ def test_each_pipeline_and_night_has_one_row(database: Database) -> None:
     for name in ("reviews", "other"):
         for day in range(3):
             opened = night_rows.open_run(database, night_rows.pipeline(name), night_rows.night(day))
-            ledger.finish_run(database, opened.run_id, 1, "held")
+            runs.finish_run(database, opened.run_id, 1, "held")
     found = database.frame("SELECT pipeline, night FROM nights ORDER BY pipeline, night")
     assert len(found) == 6
     assert list(found["pipeline"]) == ["other"] * 3 + ["reviews"] * 3
@@ -193,7 +193,7 @@ def test_each_pipeline_and_night_has_one_row(database: Database) -> None:
 def test_the_length_of_a_run_is_in_seconds(database: Database) -> None:
     opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     assert database.frame("SELECT duration_seconds FROM nightly_runs").iloc[0, 0] is None
-    ledger.finish_run(database, opened.run_id, 1, "held")
+    runs.finish_run(database, opened.run_id, 1, "held")
     times = {
         "started_at": datetime(2026, 3, 1, 23, 59, 58, 250_000, tzinfo=UTC),
         "finished_at": datetime(2026, 3, 2, 1, 0, 0, tzinfo=UTC),

@@ -25,7 +25,8 @@ from nightgate.errors import SnapshotError
 from nightgate.home import Home
 from nightgate.query import read_history, tidy
 from nightgate.reports.shares import SnapshotShares, read_shares
-from nightgate.schema import Attempt, ModelVersion, Promotion, Run, SeedStudy, Snapshot
+from nightgate.schema import Attempt, ModelVersion, Promotion, Run, Snapshot
+from nightgate.schema_gate import SeedStudy
 from nightgate.seeds import newest_study
 
 REPORT_FILE = "report.html"

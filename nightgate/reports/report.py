@@ -22,9 +22,7 @@ from nightgate.files import write_whole
 from nightgate.home import Home
 from nightgate.reports import document, html_page, sections, verdict
 from nightgate.reports.document import Block, Callout, Code, Document, Facts, Mono, Section, Text
-from nightgate.reports.facts import REPORT_FILE
-from nightgate.reports.facts import ReportFacts as ReportFacts
-from nightgate.reports.facts import gather as gather
+from nightgate.reports.facts import REPORT_FILE, ReportFacts, gather
 from nightgate.reports.parts import moment, status_mark
 from nightgate.summary import EXAMPLE_QUERY
 

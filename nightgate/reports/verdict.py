@@ -71,7 +71,6 @@ def _pictures(facts: ReportFacts) -> list[Block]:
     blocks: list[Block] = [verdict_charts.levels(list(_levels(run)), run["min_f1"], decided_on=on)]
     if gaps := list(_gaps(facts)):
         blocks.append(verdict_charts.differences(gaps, _worst_slices(facts)))
-    # Before there was a policy of its own for them, all were 95 % intervals; so are those of its default.
     told = f"Bars and brackets are {percent(facts.pipeline.gate.confidence)} intervals."
     if run["champion_f1"] is not None:
         same = f"the same {rows(run['test_rows'])}"

@@ -1,4 +1,4 @@
-"""What a verdict was decided on, in sentences that the report and the terminal share. Old nights have none of it."""
+"""What a verdict was decided on, in sentences that the report and the terminal share."""
 
 from __future__ import annotations
 
