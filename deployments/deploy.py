@@ -34,6 +34,8 @@ PROCESS = "process"
 FLOW_ENVIRONMENT = {
     # Prefect's own 180 s would look like death to automations that wait 300 s for a sign of life.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # `python -m prefect.engine` imports from the working folder first: a tasks.py there would run in place of ours.
+    "PYTHONSAFEPATH": "1",
     "DO_NOT_TRACK": "1",
 }
 """What a flow's process needs, wherever it is started."""

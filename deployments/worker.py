@@ -11,6 +11,7 @@ it. This module may go when that is mended.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from abc import ABC
@@ -140,6 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pool", default=POOL, help=f"work pool of type process; {POOL} unless given")
     parser.add_argument("--name", help="how it is listed in the UI")
     chosen = parser.parse_args(arguments)
+    # For runs of pools whose template does not set it: the working folder is no place to import from.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     setup_logging()
     anyio.run(work, PatientWorker(chosen.pool, chosen.name))
 
