@@ -39,7 +39,7 @@ from nightgate.errors import NightgateError
 from nightgate.home import open_home
 from nightgate.pipelines import load_pipeline
 from tests.conftest import free_port
-from tests.night import command, write_pipeline
+from tests.night import TRAPS, command, set_traps, write_pipeline
 
 pytestmark = pytest.mark.flow
 
@@ -312,16 +312,6 @@ def test_what_no_schema_can_say_fails_the_run_in_words(
     assert (state.type.value, state.name) == ("FAILED", "Failed")
     assert told in str(state.message)
     assert "\n  next: " in str(state.message)
-
-
-TRAPS = ("tasks", "flows", "nightgate", "deployments", "prefect", "torch")
-
-
-def set_traps(folder: Path) -> None:
-    """Modules with the names of ours and others', each of which leaves a file when it is executed."""
-    for name in TRAPS:
-        text = "import pathlib\npathlib.Path(__file__).with_suffix('.executed').touch()\nraise ImportError(__file__)\n"
-        (folder / f"{name}.py").write_text(text, encoding="utf-8")
 
 
 def test_a_run_executes_no_module_of_the_working_folder(served: Served, form_run: FormRun) -> None:

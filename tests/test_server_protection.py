@@ -1,4 +1,4 @@
-"""A Prefect server that Nightgate starts, asked as web pages ask: other origins and hosts are refused, programs are not."""
+"""A Prefect server that Nightgate starts refuses pages of other origins and requests for other hosts."""
 
 from __future__ import annotations
 
