@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,6 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLi
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
-from prefect.flows import load_flow_from_entrypoint
 from prefect.runner.storage import LocalStorage
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
@@ -34,6 +34,10 @@ PROCESS = "process"
 FLOW_ENVIRONMENT = {
     # Prefect's own 180 s would look like death to automations that wait 300 s for a sign of life.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # Python and Prefect import from the working folder first: a tasks.py there would be executed in place of ours. The
+    # second loads flows.import_guard.
+    "PYTHONSAFEPATH": "1",
+    "PREFECT_PLUGINS_ENABLED": "true",
     "DO_NOT_TRACK": "1",
 }
 """What a flow's process needs, wherever it is started."""
@@ -93,8 +97,10 @@ def prefect_deployment(one: Deployment, before: DeploymentResponse | None = None
     """An entry of the catalog as Prefect registers it. What a person has paused in `before` stays paused."""
     schedules = before.schedules if before else []
     active = not schedules or any(schedule.active for schedule in schedules)
+    # Not Prefect's load_flow_from_entrypoint, which imports from the working folder first.
+    module, _, flow = one.entrypoint.rpartition(".")
     return RunnerDeployment.from_flow(
-        load_flow_from_entrypoint(one.entrypoint, use_placeholder_flow=False),
+        getattr(import_module(module), flow),
         name=one.name,
         description=one.description,
         schedule=Cron(one.cron, timezone=one.timezone, active=active, slug=SLUG) if one.cron else None,

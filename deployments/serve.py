@@ -9,9 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -22,6 +19,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
 from prefect.settings import (
     PREFECT_API_URL,
+    PREFECT_SERVER_API_PORT,
     get_current_settings,
     temporary_settings,
 )
@@ -29,21 +27,12 @@ from prefect.settings import (
 from deployments import automations
 from deployments.catalog import Deployment, catalog
 from deployments.deploy import FLOW_ENVIRONMENT, existing, prefect_deployment
-from flows.server import answers, local_server, server_problem
+from flows.server import answers, local_server, server_problem, started_server
 from nightgate.config import Pipeline
 from nightgate.errors import NightgateError, without_credentials
-from nightgate.home import open_home
 
 POLL_SECONDS = 2
 """Between a click on Run and its start; Prefect's own 10 s are for hundreds of machines."""
-
-SERVER_ENVIRONMENT = {
-    # In memory, its own choice, a restart forgets who is at work on a deployment and lets a second run start beside it.
-    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-}
-"""What a server of ours is started with, unless the environment says otherwise."""
 
 
 def serve_pipelines(pipelines: Sequence[Pipeline], on_ready: object = None) -> None:
@@ -134,38 +123,14 @@ def _server() -> Iterator[str]:
             )
         yield url
         return
-    log_path = open_home().root / "prefect-server.log"
     with ExitStack() as started:
-        with _endings_wait(), log_path.open("ab") as log:
-            server = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "prefect",
-                    "server",
-                    "start",
-                    "--host",
-                    "127.0.0.1",
-                    "--port",
-                    url.split(":")[-1],
-                ],
-                stdout=log,
-                stderr=log,
-                env={**SERVER_ENVIRONMENT, **os.environ},
-                # Ctrl-C in a terminal reaches a whole session: this one ends last, when the runs have told it their
-                # ends.
-                start_new_session=True,
-            )
-            started.callback(_stop, server)
-        deadline = time.monotonic() + 120
-        while not answers(url):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise NightgateError(
-                    f"the local Prefect server did not come up at {url}",
-                    next_step=f"read {log_path}; if the port is taken, set PREFECT_SERVER_API_PORT to another one, "
-                    "or PREFECT_API_URL to a server of yours",
-                )
-            time.sleep(0.5)
+        with _endings_wait():
+            server = started.enter_context(started_server(PREFECT_SERVER_API_PORT.value()))
+        server.wait_until_up(
+            120,
+            next_step=f"read {server.log}; if the port is taken, set PREFECT_SERVER_API_PORT to another one, or "
+            "PREFECT_API_URL to a server of yours",
+        )
         problem = server_problem(f"{url}/api")
         if problem is not None:
             raise NightgateError(f"the local Prefect server at {url} {problem}", next_step="set it, and serve again")
@@ -184,11 +149,3 @@ def _endings_wait() -> Iterator[None]:
             signal.signal(ending, handler)
     for number in came:
         signal.raise_signal(number)
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    server.terminate()
-    try:
-        server.wait(15)
-    except subprocess.TimeoutExpired:
-        server.kill()

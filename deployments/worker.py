@@ -11,6 +11,7 @@ it. This module may go when that is mended.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from abc import ABC
@@ -27,6 +28,7 @@ from prefect.logging.configuration import setup_logging
 from prefect.workers.process import ProcessWorker
 
 from deployments.catalog import POOL
+from deployments.deploy import FLOW_ENVIRONMENT
 
 
 class _LeftError(Exception):
@@ -140,6 +142,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pool", default=POOL, help=f"work pool of type process; {POOL} unless given")
     parser.add_argument("--name", help="how it is listed in the UI")
     chosen = parser.parse_args(arguments)
+    # For the runs of pools whose template does not set it.
+    for name, value in FLOW_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     setup_logging()
     anyio.run(work, PatientWorker(chosen.pool, chosen.name))
 

@@ -14,14 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefect import flow
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, as_completed
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
 
-from flows.server import start_temporary_server
 from nightgate.database import Database
 from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.home import open_home
@@ -37,12 +34,7 @@ SECONDS_TO_CONNECT = 20
 
 def run_study(study: Study, runner: TaskRunner[Any]) -> State[Any]:
     """The study as a flow whose tasks `runner` has (see `dask`), on the server of the current settings."""
-    start_temporary_server()
-    with get_client(sync_client=True) as client:
-        # Of a temporary one as well, whose address no setting has: each worker would start one of its own.
-        server = str(client.api_url)
-    with temporary_settings({PREFECT_API_URL: server}):
-        state: State[Any] = seeds.with_options(task_runner=runner)(study, return_state=True)
+    state: State[Any] = seeds.with_options(task_runner=runner)(study, return_state=True)
     return state
 
 

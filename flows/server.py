@@ -1,31 +1,37 @@
-"""Which Prefect server a run by hand, or a command about deployments, talks to, and whether it lets us in."""
+"""Which Prefect server a command uses: a configured one, the one of this machine, or one that is started here."""
 
 from __future__ import annotations
 
-import contextvars
 import os
-import signal
-import threading
-from collections.abc import Iterator
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.settings import (
     PREFECT_API_URL,
-    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
-    PREFECT_SERVER_ANALYTICS_ENABLED,
     PREFECT_SERVER_API_PORT,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    PREFECT_UI_URL,
+    get_current_settings,
     temporary_settings,
 )
 
 from nightgate.errors import ConfigurationError, NightgateError, without_credentials
+from nightgate.home import open_home
+
+LOOPBACK = "127.0.0.1"
 
 
 def local_server() -> str:
     """The server that `nightgate serve` starts on this machine; its port is Prefect's own setting, 4200 unless set."""
-    return f"http://127.0.0.1:{PREFECT_SERVER_API_PORT.value()}"
+    return f"http://{LOOPBACK}:{PREFECT_SERVER_API_PORT.value()}"
 
 
 def server_problem(api_url: str) -> str | None:
@@ -49,8 +55,8 @@ _CREDENTIALS = "set PREFECT_API_AUTH_STRING here to the PREFECT_SERVER_API_AUTH_
 
 
 @contextmanager
-def prefect_server() -> Iterator[str]:
-    """Settings for a run by hand, and a sentence that says which server it uses.
+def prefect_server(say: Callable[[str], None]) -> Iterator[None]:
+    """Settings for a manual run; `say` gets a sentence about which server that is, before one has to start.
 
     The server at `PREFECT_API_URL` when it answers, else the one that `nightgate serve` starts on this machine when
     it runs, else a temporary one, which ends with the run and leaves its history in Prefect's own database.
@@ -65,59 +71,113 @@ def prefect_server() -> Iterator[str]:
             continue
         problem = server_problem(api_url)
         if problem is None:
+            say(f"using the Prefect server at {without_credentials(api_url)}")
             with temporary_settings({PREFECT_API_URL: api_url}):
-                yield f"using the Prefect server at {without_credentials(api_url)}"
+                yield
             return
         if api_url == configured or problem.startswith(REFUSES):
             why = f"the Prefect server at {without_credentials(api_url)} {problem}"
-    # 20 s, Prefect's own limit, is too short for the first start in a fresh home.
-    seconds = max(120, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
-    temporary = {
-        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True,
-        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: seconds,
-        PREFECT_SERVER_ANALYTICS_ENABLED: False,
-    }
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    with temporary_settings(temporary, restore_defaults={PREFECT_API_URL}):
-        try:
-            yield f"{why}: starting a temporary one for this run (10 to 30 s)"
-        except RuntimeError as error:
-            if "ephemeral Prefect API server" not in str(error):
-                raise
-            raise NightgateError(
-                f"the temporary Prefect server was not up within {seconds} s",
-                next_step="where the machine is that busy, wait, set PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS "
-                "higher, or run the night with --no-prefect",
-            ) from error
+    say(f"{why}: starting a temporary one for this run (10 to 30 s)")
+    with started_server(temporary=True) as server:
+        # 20 s, Prefect's own limit, is too short for the first start in a fresh home.
+        seconds = max(120, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
+        server.wait_until_up(
+            seconds,
+            next_step=f"read {server.log}; where the machine is that busy, wait, set "
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS higher, or give the command with --no-prefect",
+        )
+        # It has no UI: without an address Prefect logs no links to its pages.
+        with temporary_settings({PREFECT_API_URL: f"{server.url}/api", PREFECT_UI_URL: ""}):
+            yield
 
 
-def start_temporary_server() -> None:
-    """Start the temporary server of the current settings, out of reach of Ctrl-C; nothing where they name one.
+SERVER_ENVIRONMENT = {
+    # In memory, its own choice, a restart forgets who is at work on a deployment and lets a second run start beside it.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+}
+"""What a server of ours is started with, unless the environment says otherwise."""
 
-    Ctrl-C goes to every process of a terminal. A server that it ended first would keep the run, which wants to tell it
-    how it ended, waiting for minutes.
+
+@dataclass(frozen=True)
+class StartedServer:
+    """A Prefect server that this process has started."""
+
+    url: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def wait_until_up(self, seconds: float, *, next_step: str) -> None:
+        """Return once it answers.
+
+        Raises:
+            NightgateError: it ended, or does not answer within `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        while not answers(self.url):
+            code = self.process.poll()
+            if code is not None or time.monotonic() > deadline:
+                why = f"within {seconds:.0f} s" if code is None else f"and ended with code {code}"
+                raise NightgateError(f"the Prefect server at {self.url} did not come up {why}", next_step=next_step)
+            time.sleep(0.2)
+
+
+@contextmanager
+def started_server(port: int = 0, *, temporary: bool = False) -> Iterator[StartedServer]:
+    """Start `flows.own_server` on a loopback port, a free one by default, and stop it at the end.
+
+    It runs in a session of its own: Ctrl-C in a terminal would end it before the runs have reported to it. A temporary
+    server has no UI and ends when this process does, however that happens.
+
+    Raises:
+        NightgateError: the port is taken.
     """
-    if PREFECT_API_URL.value():
-        return
-    # Here and not above: a second, for those who have a server.
-    from prefect.server.api.server import SubprocessASGIServer
-
-    failed: list[Exception] = []
-
-    def start() -> None:
-        # Of this thread alone, from which the server's process has it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    log = open_home().root / "prefect-server.log"
+    with socket.socket() as bound, log.open("ab") as output:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            SubprocessASGIServer().start()
-        except Exception as error:  # noqa: BLE001 - raised below
-            failed.append(error)
-
-    with_settings = contextvars.copy_context().run
-    thread = threading.Thread(target=with_settings, args=(start,), name="nightgate-server-start", daemon=True)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+            bound.bind((LOOPBACK, port))
+        except OSError as error:
+            raise NightgateError(
+                f"no Prefect server can start on port {port} of {LOOPBACK}: {error.strerror}",
+                next_step="set PREFECT_SERVER_API_PORT to a free port, or PREFECT_API_URL to a server of yours",
+            ) from error
+        port = bound.getsockname()[1]
+        environment = {
+            **SERVER_ENVIRONMENT,
+            **os.environ,
+            **get_current_settings().to_environment_variables(exclude_unset=True),
+            "PREFECT_SERVER_API_HOST": LOOPBACK,
+            "PREFECT_SERVER_API_PORT": str(port),
+            "PYTHONSAFEPATH": "1",
+        }
+        # Its pages would ask that one.
+        environment.pop("PREFECT_API_URL", None)
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "flows.own_server", "--fd", str(bound.fileno())),
+                *(["--temporary"] if temporary else []),
+            ],
+            stdin=subprocess.PIPE if temporary else subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            pass_fds=[bound.fileno()],
+            start_new_session=True,
+        )
+    try:
+        yield StartedServer(f"http://{LOOPBACK}:{port}", log, process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def answers(url: str) -> bool:

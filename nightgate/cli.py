@@ -144,13 +144,11 @@ def _run_bare(configuration: Pipeline, chosen: Night, force: bool, dry_run: bool
 def _run_in_prefect(configuration: Pipeline, chosen: Night, force: bool, dry_run: bool) -> str:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from flows.nightly import nightly_by_hand
-    from flows.server import prefect_server, start_temporary_server
+    from flows.server import prefect_server
     from nightgate import summary
     from nightgate.home import open_home
 
-    with prefect_server() as told:
-        typer.echo(told, err=True)
-        start_temporary_server()
+    with prefect_server(say=lambda told: typer.echo(told, err=True)):
         state = nightly_by_hand(configuration, chosen, force, dry_run, return_state=True)
     if state.is_completed():
         status, run_id = summary.run_of_flow_message(state.message or "")

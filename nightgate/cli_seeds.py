@@ -85,8 +85,10 @@ def _train_on_dask(study: Study, address: str, workers: int) -> None:
     from flows.seeds import dask, run_study
     from flows.server import prefect_server
 
-    with dask(len(study.missing), address=address, workers=workers) as runner, prefect_server() as told:
-        typer.echo(told, err=True)
+    with (
+        dask(len(study.missing), address=address, workers=workers) as runner,
+        prefect_server(say=lambda told: typer.echo(told, err=True)),
+    ):
         state = run_study(study, runner)
     if not state.is_completed():
         typer.echo(f"error: {state.message}", err=True)

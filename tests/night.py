@@ -69,3 +69,13 @@ def nightgate(*arguments: object, cwd: Path, **options: Any) -> subprocess.Compl
         check=False,
         **options,
     )
+
+
+TRAPS = ("tasks", "flows", "nightgate", "deployments", "prefect", "torch")
+
+
+def set_traps(folder: Path) -> None:
+    """Modules with the names of ours and others', each of which leaves a file when it is executed."""
+    for name in TRAPS:
+        text = "import pathlib\npathlib.Path(__file__).with_suffix('.executed').touch()\nraise ImportError(__file__)\n"
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")

@@ -35,6 +35,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
+from flows.server import SERVER_ENVIRONMENT
 from nightgate.connection import database_url
 from nightgate.database import Database, upgrade
 from nightgate.home import Home, open_home
@@ -43,7 +44,6 @@ from tests.night import nightgate, write_pipeline
 from tests.tiny import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
-LEASES_ON_DISK = "prefect.server.concurrency.lease_storage.filesystem"
 
 
 def within(seconds: float, what: Callable[[], Any], told: str) -> Any:
@@ -73,7 +73,8 @@ class Production:
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": self.api_url,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
-            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES_ON_DISK,
+            "PREFECT_SERVER_API_PORT": str(self.port),
+            **SERVER_ENVIRONMENT,
             "COLUMNS": "200",
         }
         if url:
@@ -122,8 +123,7 @@ class Production:
     # --- processes ---
 
     def start_server(self) -> None:
-        arguments = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
-        self.server = self._start("server.log", *arguments)
+        self.server = self._start("server.log", "-m", "flows.own_server")
         within(120, self._is_healthy, f"the server: {self.log('server.log')[-3000:]}")
 
     def start_worker(self, *, ours: bool = True) -> None:

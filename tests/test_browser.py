@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import os
 import re
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +29,7 @@ import psutil
 import pytest
 
 from flows.form import GateForm, TrainingForm
-from tests.conftest import free_port
+from tests.conftest import csrf_headers, free_port
 from tests.night import command, write_pipeline
 from tests.prefect_ui import INSTALL, PrefectUI, browser_path, chromium
 
@@ -80,7 +84,7 @@ class Served:
 
     def started(self) -> set[str]:
         """The runs that somebody started, by id."""
-        answer = httpx.post(f"{self.url}/api/flow_runs/filter", json={}, timeout=20)
+        answer = httpx.post(f"{self.url}/api/flow_runs/filter", json={}, headers=csrf_headers(self.url), timeout=20)
         return {run["id"] for run in answer.raise_for_status().json() if "auto-scheduled" not in run["tags"]}
 
     def work(self) -> list[psutil.Process]:
@@ -91,7 +95,7 @@ class Served:
                 line = " ".join(child.cmdline())
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
-            if line and "server start" not in line and "resource_tracker" not in line:
+            if line and "flows.own_server" not in line and "resource_tracker" not in line:
                 found.append(child)
         return found
 
@@ -150,6 +154,70 @@ def ui(served: Served, browser: Browser, tmp_path: Path) -> Iterator[PrefectUI]:
     opened = PrefectUI(browser, served.url)
     yield opened
     opened.close(tmp_path / "page.png")
+
+
+# --- a page of another origin ---
+
+ATTACK = """
+async (api) => {
+  const body = JSON.stringify({pull_steps: [{"prefect.deployments.steps.run_shell_script": {script: "id"}}]});
+  const id = DEPLOYMENT;
+  const tries = {
+    read: () => fetch(`${api}/deployments/${id}`),
+    token: () => fetch(`${api}/csrf-token?client=evil`),
+    patch: () => fetch(`${api}/deployments/${id}`,
+      {method: "PATCH", headers: {"Content-Type": "application/json"}, body}),
+    text: () => fetch(`${api}/deployments/${id}/create_flow_run`, {method: "POST", body: "{}"}),
+    untyped: () => fetch(`${api}/deployments/${id}/create_flow_run`, {method: "POST", body: new Blob(["{}"])}),
+    // The answer may not be read, but the request is sent.
+    blind: () => fetch(`${api}/deployments/${id}/create_flow_run`,
+      {method: "POST", mode: "no-cors", body: new Blob(["{}"])})
+      .then((answer) => { if (answer.type === "opaque") throw new TypeError("opaque"); }),
+    socket: () => new Promise((opened, failed) => {
+      const socket = new WebSocket(api.replace("http", "ws") + "/events/out", "prefect");
+      socket.onopen = opened;
+      socket.onerror = () => failed(new TypeError("refused"));
+    }),
+  };
+  const came = [];
+  for (const [name, attempt] of Object.entries(tries)) {
+    try { await attempt(); came.push(name); } catch (error) { if (!(error instanceof TypeError)) throw error; }
+  }
+  return came;
+}
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[str]:
+    """A web server on another port, whose pages are foreign."""
+    (tmp_path / "index.html").write_text("<title>elsewhere</title>", encoding="utf-8")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_page_of_another_origin_reads_and_changes_nothing_and_starts_no_run(
+    served: Served, ui: PrefectUI, elsewhere: str, host: str
+) -> None:
+    api = f"{served.url}/api".replace("127.0.0.1", host)
+    deployment = httpx.get(f"{served.url}/api/deployments/name/nightly/reviews", timeout=20).json()
+    before = served.started()
+    ui.page.goto(f"http://{elsewhere}/")
+    assert ui.page.evaluate(ATTACK.replace("DEPLOYMENT", json.dumps(deployment["id"])), api) == []
+
+    form = "<form method=post enctype=text/plain action={}><input name='{{\"x\":\"' value='\"}}'></form>"
+    ui.page.set_content(form.format(f"{api}/deployments/{deployment['id']}/create_flow_run"))
+    with ui.page.expect_response("**/create_flow_run") as answered:
+        ui.page.locator("form").evaluate("form => form.submit()")
+    assert answered.value.status == 403
+
+    after = httpx.get(f"{served.url}/api/deployments/name/nightly/reviews", timeout=20).json()
+    assert after["pull_steps"] == deployment["pull_steps"]
+    assert served.started() == before
 
 
 # --- the form ---

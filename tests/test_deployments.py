@@ -30,7 +30,7 @@ from deployments.deploy import Outcome, deploy, problems
 from nightgate.errors import ConfigurationError
 from nightgate.pipelines import load_pipeline
 from tests.conftest import free_port
-from tests.night import nightgate, write_pipeline
+from tests.night import TRAPS, nightgate, set_traps, write_pipeline
 
 ROOT = Path(__file__).parent.parent
 SCHEDULE = '\n[schedule]\ncron = "45 4 * * *"\ntimezone = "Europe/Berlin"\n'
@@ -371,6 +371,7 @@ def test_a_worker_runs_a_night_in_the_folder_in_which_it_was_deployed(
     prepare = [[*NIGHTGATE, "db", "upgrade"], [*NIGHTGATE, "deploy", "--pool", "working-pool"]]
     for command in prepare:
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    set_traps(folder)
     log = tmp_path / "worker.log"
     with log.open("wb") as output:
         worker = subprocess.Popen(
@@ -393,6 +394,10 @@ def test_a_worker_runs_a_night_in_the_folder_in_which_it_was_deployed(
 
             state = within(180, ended, f"the night's end; {log.read_text()}")
         assert (state.type.value, state.name) == ("COMPLETED", "Promoted"), log.read_text()
+        # What it imports is not.
+        assert list(folder.glob("*.executed")) == []
+        for name in TRAPS:
+            (folder / f"{name}.py").unlink()
         # Its home is there, and not in the temporary folder that Prefect gives a process without a pull step.
         history = subprocess.run(
             [*NIGHTGATE, "history", "working", "--format", "json"],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pandas as pd
+import psutil
 import pytest
 from prefect import flow, runtime
 from prefect.client.orchestration import get_client
@@ -30,7 +34,6 @@ from prefect.client.schemas.objects import Artifact, State
 from prefect.exceptions import FailedRun
 from prefect.flow_engine import run_flow
 from prefect.logging.loggers import flow_run_logger
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
@@ -41,6 +44,7 @@ from prefect.settings import (
 from flows.nightly import _announce as announce_own_ends
 from flows.nightly import let_finish, nightly, nightly_by_hand
 from flows.reconcile import due_nights, newer_is_due
+from flows.server import answers
 from flows.server import prefect_server as server_for_a_run
 from nightgate import claim, runs, steps, supervisor
 from nightgate.config import Pipeline
@@ -459,8 +463,10 @@ def test_a_step_is_tried_again_when_the_database_was_away_and_not_when_the_data_
 
 
 def test_a_server_that_answers_is_used(prefect_server: str) -> None:
-    with temporary_settings({PREFECT_API_URL: prefect_server}), server_for_a_run() as told:
-        assert told == f"using the Prefect server at {prefect_server}"
+    told: list[str] = []
+    with temporary_settings({PREFECT_API_URL: prefect_server}), server_for_a_run(told.append):
+        assert PREFECT_API_URL.value() == prefect_server
+    assert told == [f"using the Prefect server at {prefect_server}"]
 
 
 def test_without_a_server_that_answers_a_temporary_one_is_started_and_said_so(
@@ -469,14 +475,18 @@ def test_without_a_server_that_answers_a_temporary_one_is_started_and_said_so(
     del prefect_server
     home = migrated_home(environment)
     nobody = f"http://127.0.0.1:{free_port()}/api"
-    settings = {PREFECT_API_URL: nobody, PREFECT_SERVER_API_PORT: free_port()}
-    try:
-        with temporary_settings(settings), server_for_a_run() as told:
-            state = nightly_by_hand(
-                missing_file(pipeline, tmp_path / "gone.csv"), that_night(pipeline), return_state=True
-            )
-    finally:
-        SubprocessASGIServer().stop()  # at the latest it ends with the process
+    said: list[str] = []
+    with (
+        temporary_settings({PREFECT_API_URL: nobody, PREFECT_SERVER_API_PORT: free_port()}),
+        server_for_a_run(said.append),
+    ):
+        own = PREFECT_API_URL.value().removesuffix("/api")
+        assert answers(own)
+        foreign = httpx.get(f"{own}/api/health", headers={"Origin": "http://evil.example"}, timeout=5)
+        assert foreign.status_code == 403
+        state = nightly_by_hand(missing_file(pipeline, tmp_path / "gone.csv"), that_night(pipeline), return_state=True)
+    assert not answers(own)
+    (told,) = said
     assert nobody in told
     assert "does not answer" in told
     assert "starting a temporary one" in told
@@ -484,16 +494,34 @@ def test_without_a_server_that_answers_a_temporary_one_is_started_and_said_so(
     assert list(rows(home, "SELECT status FROM nightly_runs")["status"]) == ["failed"]
 
 
-def test_a_temporary_server_that_does_not_come_up_is_told_with_what_helps() -> None:
-    server = SubprocessASGIServer(port=free_port())
+def test_a_temporary_server_that_does_not_come_up_is_told_with_what_helps(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////no/such/folder/prefect.db")
     settings = {PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_SERVER_API_PORT: free_port()}
-    try:
-        with (
-            temporary_settings(settings),
-            pytest.raises(NightgateError, match="was not up within 120 s") as refused,
-            server_for_a_run(),
-        ):
-            server.start(timeout=0.1)
-    finally:
-        server.stop()
+    with (
+        temporary_settings(settings),
+        pytest.raises(NightgateError, match="did not come up") as refused,
+        server_for_a_run(lambda _: None),
+    ):
+        pytest.fail("there is no server")
     assert "--no-prefect" in refused.value.next_step
+    assert str(environment / "prefect-server.log") in refused.value.next_step
+
+
+PARENT = """
+import time
+from flows.server import started_server
+with started_server(temporary=True) as server:
+    print(server.process.pid, flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_temporary_server_ends_with_the_process_that_started_it_even_when_that_is_killed(environment: Path) -> None:
+    del environment
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        server = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    assert psutil.wait_procs([server], timeout=30)[1] == []

@@ -19,6 +19,8 @@ import jsonschema
 import pytest
 import yaml
 
+from deployments.deploy import FLOW_ENVIRONMENT
+from flows.server import SERVER_ENVIRONMENT
 from tests.conftest import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -84,9 +86,6 @@ def test_the_example_holds_no_secret_and_binds_to_loopback() -> None:
 
 
 def test_the_example_says_what_serve_and_deploy_set_by_themselves() -> None:
-    from deployments.deploy import FLOW_ENVIRONMENT
-    from deployments.serve import SERVER_ENVIRONMENT
-
     assert (FLOW_ENVIRONMENT | SERVER_ENVIRONMENT).items() <= in_force().items()
 
 
@@ -121,9 +120,9 @@ def test_a_worker_is_stopped_alone_and_given_the_time_of_a_night() -> None:
 def test_a_server_listens_on_loopback_unless_told_otherwise_keeps_leases_on_disk_and_may_be_restarted() -> None:
     server = unit("server")
     # By settings, over which those of /etc/nightgate/env win; an option would win over them.
-    assert server["ExecStart"] == ["/opt/nightgate/.venv/bin/prefect server start"]
+    assert server["ExecStart"] == ["/opt/nightgate/.venv/bin/python -m flows.own_server"]
     assert "PREFECT_SERVER_API_HOST=127.0.0.1" in server["Environment"]
-    assert f"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={LEASES}" in server["Environment"]
+    assert {f"{name}={value}" for name, value in SERVER_ENVIRONMENT.items()} <= set(server["Environment"])
     assert server["Restart"] == ["always"]
     assert "KillMode" not in server
 
@@ -174,7 +173,7 @@ def test_a_job_template_is_one_that_prefect_takes_and_leaves_a_run_its_resources
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(variables, one["variables"])
     environment = one["job_configuration"]["env"]
-    assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert FLOW_ENVIRONMENT.items() <= environment.items()
     assert environment["NIGHTGATE_HOME"] == "/var/lib/nightgate/home"
 
 
@@ -245,6 +244,11 @@ def test_containers_publish_on_loopback_alone_and_ask_for_authentication() -> No
     server = services["server"]["environment"]
     assert server["PREFECT_SERVER_API_AUTH_STRING"].startswith("${PREFECT_AUTH:?")
     assert server["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] == LEASES
+    assert services["server"]["command"] == ["python", "-m", "flows.own_server"]
+    # The worker's address of the server has to be one of the server's own.
+    assert (
+        services["worker"]["environment"]["PREFECT_API_URL"] == f"{server['PREFECT_SERVER_CORS_ALLOWED_ORIGINS']}/api"
+    )
     assert "server:/var/lib/nightgate" in services["server"]["volumes"]
     for name in ("deploy", "worker"):
         assert services[name]["environment"]["PREFECT_API_AUTH_STRING"].startswith("${PREFECT_AUTH:?")

@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -39,7 +40,7 @@ from nightgate.errors import NightgateError
 from nightgate.home import open_home
 from nightgate.pipelines import load_pipeline
 from tests.conftest import free_port
-from tests.night import command, write_pipeline
+from tests.night import TRAPS, command, set_traps, write_pipeline
 
 pytestmark = pytest.mark.flow
 
@@ -127,7 +128,8 @@ def by_name(api_url: str, full_name: str) -> DeploymentResponse:
 def start_serving(pipeline: Path, home: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         return subprocess.Popen(
-            command("serve", pipeline),
+            # As the installed command does, it imports nothing from the working folder.
+            [sys.executable, "-P", *command("serve", pipeline)[1:]],
             cwd=home.parent,
             env={**os.environ, "PYTHONPATH": str(ROOT), "NIGHTGATE_HOME": str(home), **environment},
             stdout=output,
@@ -147,6 +149,7 @@ def comes_up(process: subprocess.Popen[bytes], log: Path, seconds: float, *, tim
 def served(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     (folder / "roots").mkdir()
+    set_traps(folder)
     pipeline = write_served_pipeline(folder, "served")
     log = folder / "serve.log"
     process = start_serving(
@@ -312,6 +315,13 @@ def test_what_no_schema_can_say_fails_the_run_in_words(
     assert "\n  next: " in str(state.message)
 
 
+def test_a_run_executes_no_module_of_the_working_folder(served: Served, form_run: FormRun) -> None:
+    assert form_run.state.type.value == "COMPLETED"
+    folder = served.home.parent
+    assert {path.stem for path in folder.glob("*.py")} == set(TRAPS)
+    assert list(folder.glob("*.executed")) == []
+
+
 # --- its end ---
 
 
@@ -405,7 +415,8 @@ def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both_and_
         settings = httpx.get(f"{url}/api/admin/settings", timeout=5).json()["server"]
         assert settings["concurrency"]["lease_storage"].endswith(".filesystem")
         assert settings["analytics_enabled"] is False
-        automations = httpx.post(f"{url}/api/automations/filter", json={}, timeout=5).json()
+        with client(f"{url}/api") as prefect:
+            automations = prefect.request("POST", "/automations/filter", json={}).json()
         assert {one["name"] for one in automations} == {ZOMBIES, UNCANCELLED}
         everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         assert len(everybody) >= 2
@@ -444,13 +455,13 @@ def test_the_server_of_a_serve_that_was_killed_goes_on_and_the_next_serve_finds_
         return process
 
     first = serve(1)
-    [server] = [one for one in psutil.Process(first.pid).children() if "server" in one.cmdline()]
+    [server] = [one for one in psutil.Process(first.pid).children() if "flows.own_server" in one.cmdline()]
     try:
         first.kill()
         first.wait()
         assert answers(url)
         second = serve(2)
-        assert not [one for one in psutil.Process(second.pid).children() if "server" in one.cmdline()]
+        assert not [one for one in psutil.Process(second.pid).children() if "flows.own_server" in one.cmdline()]
         second.terminate()
         second.wait(40)
         assert answers(url), "it is not its own"

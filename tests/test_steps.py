@@ -111,7 +111,7 @@ def test_training_that_starts_from_the_champion_uses_and_records_it(
     assert job["start_from"] == str(environment / "models/small/v0001")
     assert "the champion to start from: BertForSequenceClassification" in caplog.text
     assert "a new head starts at random" not in caplog.text
-    manifest = registry.verify_version(environment / "models/small/v0002")
+    manifest = version_files.verify_version(environment / "models/small/v0002")
     assert manifest["base_model"]["started_from_version"] == 1
     assert run.evidence.champion is not None
     assert run.evidence.champion.chosen_at is None, "its own night chose it"

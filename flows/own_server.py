@@ -1,0 +1,115 @@
+"""The Prefect server that Nightgate starts: Prefect's application, answering its own hosts and origins only.
+
+    python -m flows.own_server      # in place of `prefect server start`, with the same settings
+
+Prefect 3.8 answers any Host and any origin, and accepts a POST without a content type: a page in any browser on the
+machine can have it run shell code. `PREFECT_SERVER_CORS_ALLOWED_ORIGINS` lists origins to allow besides its own, such
+as a proxy's; their hosts are allowed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from prefect.settings import PREFECT_SERVER_CORS_ALLOWED_ORIGINS, get_current_settings, temporary_settings
+from starlette.datastructures import Headers
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from nightgate.errors import ConfigurationError
+
+
+def own_origins() -> list[str]:
+    """The server's addresses on loopback and at `PREFECT_SERVER_API_HOST`, and the origins that settings add.
+
+    Raises:
+        ConfigurationError: one of the added ones is not an origin.
+    """
+    api = get_current_settings().server.api
+    names = dict.fromkeys(["127.0.0.1", "localhost", "[::1]", f"[{api.host}]" if ":" in api.host else api.host])
+    # Prefect's own default is `*`: all origins.
+    named = [one.strip().rstrip("/") for one in PREFECT_SERVER_CORS_ALLOWED_ORIGINS.value().split(",")]
+    added = [one.lower() for one in named if one not in {"", "*"}]
+    for origin in added:
+        if not urlsplit(origin).hostname:
+            raise ConfigurationError(
+                f"PREFECT_SERVER_CORS_ALLOWED_ORIGINS holds {origin!r}, which is not an origin",
+                next_step="write scheme, host and port, such as https://prefect.example.com",
+            )
+    return [*(f"http://{name}:{api.port}" for name in names), *added]
+
+
+def protected(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
+    """The application behind a check of Host and Origin."""
+    names = {str(urlsplit(origin).hostname) for origin in origins}
+    hosts = [f"[{name}]" if ":" in name else name for name in names]
+    return TrustedHostMiddleware(OwnOrigins(app, origins), allowed_hosts=hosts, www_redirect=False)
+
+
+class OwnOrigins:
+    """Answers 403 to requests and WebSockets of pages from other origins. Programs send no Origin and pass."""
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self.app = app
+        self.origins = frozenset(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in {"http", "websocket"} and self._is_foreign(headers := Headers(scope=scope)):
+            origin = headers.get("origin", "another site")
+            refusal = PlainTextResponse(
+                f"{origin} may not use this server; PREFECT_SERVER_CORS_ALLOWED_ORIGINS lists further origins\n", 403
+            )
+            await refusal(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _is_foreign(self, headers: Headers) -> bool:
+        origin = headers.get("origin")
+        if origin is not None:
+            return origin not in self.origins
+        # Browsers omit Origin for links, which may lead here from anywhere, and for frames and images, which may not.
+        is_elsewhere = headers.get("sec-fetch-site") in {"cross-site", "same-site"}
+        return is_elsewhere and headers.get("sec-fetch-dest") != "document"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the server as `prefect server start` does, until a signal ends it."""
+    parser = argparse.ArgumentParser(prog="python -m flows.own_server", description="Start a protected Prefect server.")
+    parser.add_argument("--fd", type=int, help="descriptor of a bound socket to listen on; default: host and port")
+    parser.add_argument("--temporary", action="store_true", help="no UI, and end when standard input is closed")
+    chosen = parser.parse_args(arguments)
+    if chosen.temporary:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    origins = own_origins()
+    with temporary_settings({PREFECT_SERVER_CORS_ALLOWED_ORIGINS: ",".join(origins)}):
+        server = get_current_settings().server
+        uvicorn.run(
+            protected(create_app(ephemeral=chosen.temporary, final=True), origins),
+            host=server.api.host,
+            port=server.api.port,
+            fd=chosen.fd,
+            timeout_keep_alive=server.api.keepalive_timeout,
+            ws_ping_interval=server.api.websocket_ping_interval,
+            ws_ping_timeout=server.api.websocket_ping_timeout,
+            log_level=server.logging_level.lower(),
+        )
+
+
+def _end_with_parent() -> None:
+    # Not by sys.stdin, whose lock a daemon thread would hold when the interpreter ends.
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()
