@@ -30,6 +30,7 @@ from nightgate import (
     reigns,
     runs,
     steps,
+    version_files,
     version_rows,
 )
 from nightgate.claim import NightRun, open_night
