@@ -10,7 +10,6 @@ A seed that was interrupted goes on from its last checkpoint when the study is a
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from nightgate import launch, metrics, registry, supervisor
@@ -127,22 +127,19 @@ def _home_of(study: Study) -> Home:
 
 @contextmanager
 def _alone(folder: Path, seed: int) -> Iterator[None]:
-    """Within the block nobody else trains this seed: a command that died may have left a worker at it."""
+    """Hold the lock of a seed: a command that died may have left a worker that still trains it."""
+    lock = FileLock(folder / "lock", poll_interval=SECONDS_BETWEEN_LOOKS)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("ab")
-    with lock:
-        waits = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waits:
-                    log.info("seed %d is in the hands of another process: waiting for it", seed)
-                waits = True
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.info("another process trains seed %d: waiting for it", seed)
+            lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _train(
