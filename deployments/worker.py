@@ -27,6 +27,7 @@ from prefect.logging.configuration import setup_logging
 from prefect.workers.process import ProcessWorker
 
 from deployments.catalog import POOL
+from nightgate.settings import unknown_settings
 
 
 class _LeftError(Exception):
@@ -141,6 +142,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", help="how it is listed in the UI")
     chosen = parser.parse_args(arguments)
     setup_logging()
+    for told in unknown_settings():
+        _say(f"warning: {told}")
     anyio.run(work, PatientWorker(chosen.pool, chosen.name))
 
 

@@ -7,7 +7,6 @@ chain of exceptions behind it.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 
 from nightgate.errors import DatabaseError
 from nightgate.home import Home
+from nightgate.settings import read_settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def database_url(home: Home) -> str:
     Raises:
         DatabaseError: the URL cannot be read, or its scheme is not one of ours.
     """
-    given = os.environ.get("NIGHTGATE_DATABASE_URL", "").strip()
+    given = read_settings().database_url.get_secret_value()
     url = parse_url(given) if given else URL.create("sqlite", database=str(home.root / "metrics.db"))
     return url.render_as_string(hide_password=False)
 

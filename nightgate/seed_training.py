@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -32,6 +31,7 @@ from nightgate.home import Home, existing_home
 from nightgate.jobs import EpochReport, Progress, ScoreJob, TrainJob, TrainResult
 from nightgate.judging import read_predictions
 from nightgate.seeds import SeedScore, Study, finish_study, record_failure, record_score
+from nightgate.settings import read_settings
 from nightgate.snapshots import Snapshot, open_snapshot
 from nightgate.steps import remove_checkpoints
 from nightgate.threads import pick_threads
@@ -97,7 +97,7 @@ def local_workers(num_seeds: int, asked: int = 0) -> tuple[list[dict[str, str]],
     """
     together = launch.processes()
     if together > 1:
-        return [{}], f"one seed at a time: {launch.SETTING} has {together} processes train one model"
+        return [{}], f"one seed at a time: NIGHTGATE_PROCESSES has {together} processes train one model"
     gpus = launch.gpus()
     if gpus:
         count = min(num_seeds, asked or len(gpus))
@@ -115,7 +115,7 @@ def _seeds(count: int) -> str:
 
 
 def _home_of(study: Study) -> Home:
-    home = existing_home(os.environ.get("NIGHTGATE_HOME") or study.home)
+    home = existing_home(read_settings().home or study.home)
     if home.id != study.home_id:
         raise StorageError(
             f"the home at {home.root} is not the one of study {study.study_id}, which is at {study.home} on the "
