@@ -9,7 +9,6 @@ A run that lives is known by `prefect.flow-run.*`, anything that happens to it: 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from deployments.catalog import NIGHTLY, TAG
 from flows.server import running_server
 from flows.signs import SIGN_OF_LIFE, TELL, TELL_LATE, UNCANCELLED, ZOMBIES
 from nightgate.errors import ConfigurationError, NightgateError
+from nightgate.settings import read_settings
 
 WEBHOOK = "nightgate"
 """Name of the block that holds the webhook's address, as a secret."""
@@ -69,7 +69,7 @@ def install(
     """
     with running_server() as api_url, get_client(sync_client=True) as client:
         installed = [_put(client, zombies(silence, tag)), _put(client, uncancelled(silence, tag))]
-        block_id = _webhook(client, webhook_url or os.environ.get(SETTING, ""))
+        block_id = _webhook(client, webhook_url or read_settings().webhook_url.get_secret_value())
         if block_id is None:
             note = f"{SETTING} is not set: nobody is told"
             return installed + [Installed(name, "not installed", note) for name in (TELL, TELL_LATE)]

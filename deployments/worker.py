@@ -29,6 +29,7 @@ from prefect.workers.process import ProcessWorker
 
 from deployments.catalog import POOL
 from deployments.deploy import FLOW_ENVIRONMENT
+from nightgate.settings import unknown_settings
 
 
 class _LeftError(Exception):
@@ -146,6 +147,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name, value in FLOW_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     setup_logging()
+    for told in unknown_settings():
+        _say(f"warning: {told}")
     anyio.run(work, PatientWorker(chosen.pool, chosen.name))
 
 

@@ -31,6 +31,7 @@ from pydantic_core import CoreSchema
 
 from nightgate.config import Gate, Section, Training
 from nightgate.errors import ConfigurationError
+from nightgate.settings import read_settings
 
 # Slashes and dots stand between other characters, one at a time: no `..`, no `//`, no address, no backslash, nothing
 # that a terminal would obey. The UI shows a pattern to whom it refuses: short, and nothing in it that must be escaped.
@@ -163,12 +164,12 @@ def refuse_foreign_path(base_model: str) -> None:
     is_path = base_model.startswith((".", "~", "/", os.sep)) or ".." in base_model or Path(base_model).exists()
     if not is_path:
         return
-    roots = [root for root in os.environ.get("NIGHTGATE_MODEL_ROOTS", "").split(os.pathsep) if root]
+    roots = read_settings().model_roots
     path = Path(base_model).expanduser().resolve()
-    if not any(path.is_relative_to(Path(root).expanduser().resolve()) for root in roots):
+    if not any(path.is_relative_to(root.resolve()) for root in roots):
         raise ConfigurationError(
             f"training.base_model: {base_model!r} is a folder outside the model roots "
-            f"({', '.join(roots) or 'none set'})",
+            f"({', '.join(map(str, roots)) or 'none set'})",
             next_step="name a model of the hub, or have NIGHTGATE_MODEL_ROOTS set where the flow is served",
         )
 

@@ -29,7 +29,7 @@ from flows.form import (
     TrainingForm,
     chosen_settings,
 )
-from flows.outages import outlived
+from flows.outages import survive_closed_console
 from flows.reconcile import due_nights, newer_is_due, settle_after_crash
 from nightgate import opening, runs, summary
 from nightgate.claim import NightRun, open_night
@@ -207,7 +207,8 @@ def _in_words(
     """Held is a normal night: the flow completes. Red is for what broke, told in words and not as a traceback."""
     _rename(f"{pipeline.name} {night.date}")
     try:
-        with readable_logs(), outlived():
+        survive_closed_console()
+        with readable_logs():
             told = run_night(pipeline, night, force=force, dry_run=dry_run, due=due)
     except Exception as error:  # noqa: BLE001 - Prefect would show the text of others with their secrets
         _rename(f"{pipeline.name} {night.date}: failed")

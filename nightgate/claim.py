@@ -175,6 +175,12 @@ _AGAIN = {
     "Pause": "Resume in the UI goes on from the last checkpoint",
 }
 
+_LEASE_LOST = (
+    "Prefect ended the run: its lease on the deployment was not renewed, because the server was away or restarted; "
+    "the last checkpoint is kept"
+)
+"""Prefect raises a CancelledError then, and at no other time in a flow that is not asynchronous."""
+
 
 @contextmanager
 def _settled(run: NightRun) -> Iterator[None]:
@@ -188,6 +194,9 @@ def _settled(run: NightRun) -> Iterator[None]:
     except BaseException as stop:
         # Ctrl-C, SIGTERM, or a cancel from Prefect, which raises a BaseException too. Closing of generators is none.
         name = type(stop).__name__
+        if name == "CancelledError":
+            _finish(run, "failed", _LEASE_LOST, "crashed", _AGAIN["TerminationSignal"])
+            raise
         reason = f"stopped by {_WORDS.get(name, name)}; the last checkpoint is kept"
         _finish(run, "cancelled", reason, "cancelled", _AGAIN.get(name, _AGAIN["KeyboardInterrupt"]))
         raise

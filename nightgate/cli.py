@@ -255,10 +255,17 @@ def upgrade_database() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _top(
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
         typer.echo(f"nightgate {__version__}")
         raise typer.Exit
+    from nightgate.settings import unknown_settings
+
+    # `doctor` has a line for each.
+    for told in unknown_settings() if ctx.invoked_subcommand != "doctor" else ():
+        typer.echo(f"warning: {told}", err=True)
 
 
 COMMANDS = (

@@ -7,11 +7,8 @@ chain of exceptions behind it.
 from __future__ import annotations
 
 import logging
-import os
-import random
 import re
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +20,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from nightgate.errors import DatabaseError
 from nightgate.home import Home
+from nightgate.settings import read_settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,7 +46,7 @@ def database_url(home: Home) -> str:
     Raises:
         DatabaseError: the URL cannot be read, or its scheme is not one of ours.
     """
-    given = os.environ.get("NIGHTGATE_DATABASE_URL", "").strip()
+    given = read_settings().database_url.get_secret_value()
     url = parse_url(given) if given else URL.create("sqlite", database=str(home.root / "metrics.db"))
     return url.render_as_string(hide_password=False)
 
@@ -202,11 +201,11 @@ _PASSING = {"25P03", "57P01", "57P02", "57P03", "57P05", "55P03", "53300", "5500
 """States of PostgreSQL that another try may not meet."""
 
 
-def _explain(error: BaseException, url: URL) -> _Trouble | None:
-    """What an exception of the driver means for a user; None for what is a mistake of ours."""
-    name = f"the database {safe_url(url)}"
-    if isinstance(error, IntegrityError):
+def _explain(error: BaseException | None, url: URL) -> _Trouble | None:
+    """What an exception of the driver means for a user; None for any other, and for what is a mistake of ours."""
+    if not isinstance(error, SQLAlchemyError | sqlite3.Error) or isinstance(error, IntegrityError):
         return None
+    name = f"the database {safe_url(url)}"
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, sqlite3.Error):
         return _explain_sqlite(cause, name)
@@ -278,32 +277,44 @@ def _read_only(name: str) -> _Trouble:
 
 
 @contextmanager
-def in_words(url: URL) -> Iterator[None]:
+def in_words(url: URL, patience: float = 0) -> Iterator[None]:
+    """Turn errors of the driver into a DatabaseError that says what to do, and for how long it was tried."""
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error) as error:
         trouble = _explain(error, url)
         if trouble is None:
             raise
+        waited = f" (tried for {patience:.0f} s)" if trouble.passing and patience >= 1 else ""
         # From None: a driver's own text may quote the connection string.
-        raise DatabaseError(trouble.message, next_step=trouble.next_step) from None
+        raise DatabaseError(trouble.message + waited, next_step=trouble.next_step) from None
 
 
 def repeat(url: URL, patience: float, work: Callable[[], T]) -> T:
-    """`work()`, again with back-off while what goes wrong may pass, for about `patience` seconds."""
-    deadline = time.monotonic() + patience
-    pause = 0.05
-    while True:
-        try:
-            return work()
-        except (SQLAlchemyError, sqlite3.Error) as error:
-            trouble = _explain(error, url)
-            if trouble is None:
-                raise
-            if not trouble.passing or time.monotonic() + pause > deadline:
-                waited = f" (tried for {patience:.0f} s)" if trouble.passing and patience >= 1 else ""
-                raise DatabaseError(trouble.message + waited, next_step=trouble.next_step) from None
-            log.log(logging.WARNING if pause > 0.5 else logging.DEBUG, "%s; trying again", trouble.message)
-        # Jitter: those who were refused together should not come back together.
-        time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, 2.0)
+    """The result of `work()`, which is retried with back-off for up to `patience` seconds after errors that may pass.
+
+    Raises:
+        DatabaseError: the last error, or the first one that does not pass.
+    """
+
+    def passing(error: BaseException) -> bool:
+        trouble = _explain(error, url)
+        return trouble is not None and trouble.passing
+
+    def tell(state: RetryCallState) -> None:
+        trouble = _explain(state.outcome.exception(), url) if state.outcome else None
+        if trouble is not None:
+            # The first four tries take less than a second together.
+            level = logging.WARNING if state.attempt_number > 4 else logging.DEBUG
+            log.log(level, "%s; trying again", trouble.message)
+
+    # Jitter: clients that were refused together should not come back together.
+    retrying = Retrying(
+        retry=retry_if_exception(passing),
+        wait=wait_random_exponential(multiplier=0.05, min=0.025, max=2),
+        stop=stop_before_delay(patience),
+        before_sleep=tell,
+        reraise=True,
+    )
+    with in_words(url, patience):
+        return retrying(work)

@@ -23,6 +23,7 @@ from nightgate import doctor_database, doctor_pipelines
 from nightgate.errors import NightgateError
 from nightgate.findings import Finding, Seen, file_system_of, here, is_network, mounts
 from nightgate.home import home_path, open_home
+from nightgate.settings import read_settings, shown_settings, unknown_settings
 
 GIB = 2**30
 HANG_SECONDS = 20.0
@@ -86,6 +87,9 @@ def examine(server: Callable[[], Seen] | None = None) -> list[Finding]:
     Args:
         server: asks the Prefect server.
     """
+    settings = _carried_out(Check("settings", _settings)).findings
+    if any(finding.status == "problem" for finding in settings):
+        return list(settings)  # every other check would break on the same variables
     pending = [_Pending(Check("prefect server", server, clock="the Prefect server"))] if server else []
     pending.append(_Pending(Check("pipelines", doctor_pipelines.examine)))
     pending.append(_Pending(Check("database", doctor_database.examine, clock="the database")))
@@ -95,7 +99,7 @@ def examine(server: Callable[[], Seen] | None = None) -> list[Finding]:
     used = frozenset(name for one in asked for name in one.used)
     clocks = [(one.check.clock, answer.ahead) for one, answer in zip(pending, asked, strict=True)]
     by_name = {one.check.name: answer for one, answer in zip(pending, asked, strict=True)}
-    findings = [finding for one in seen for finding in one.findings]
+    findings = [*settings, *(finding for one in seen for finding in one.findings)]
     for name in ("database", "prefect server"):
         findings += by_name[name].findings if name in by_name else ()
     findings += (_softened(finding, used) for finding in by_name["pipelines"].findings)
@@ -123,6 +127,13 @@ def _softened(finding: Finding, used: frozenset[str]) -> Finding:
 
 
 # --- this machine ---
+
+
+def _settings() -> Iterator[Finding]:
+    for name, value in shown_settings(read_settings()).items():
+        yield Finding("ok", name, value or "not set")
+    for told in unknown_settings():
+        yield Finding("warning", "settings", told, "rename or unset it")
 
 
 def _python() -> Iterator[Finding]:
@@ -173,7 +184,7 @@ def _home() -> Iterator[Finding]:
         if path.exists() and not path.is_dir():
             open_home(path)  # says what is in the way
         told = f"there is none at {path} yet"
-        if os.environ.get("NIGHTGATE_HOME"):
+        if read_settings().home:
             remedy = "mount it if other workers have one; else `nightgate db upgrade` makes it"
             yield Finding("problem", "home", told, remedy)
         else:

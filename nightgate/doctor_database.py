@@ -4,7 +4,6 @@ what lies about unsettled.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,12 +15,12 @@ from nightgate import freezes, pointer, version_rows
 from nightgate.approvals import command, open_approvals
 from nightgate.connection import database_url, parse_url, safe_url, sqlite_path
 from nightgate.database import Database
-from nightgate.errors import NightgateError
 from nightgate.findings import Finding, Seen, file_system_of, here, is_network, mounts
 from nightgate.home import Home, home_path
 from nightgate.owners import cause_of_death, now
 from nightgate.schema import Attempt, Run, Setting
-from nightgate.slots import SlotRow, queue, slot_limits
+from nightgate.settings import read_settings
+from nightgate.slots import SlotRow, queue
 from nightgate.status import used_pipelines
 
 SECONDS = 3
@@ -37,7 +36,7 @@ def examine() -> Seen:
         NightgateError: it cannot be used.
     """
     home = here()
-    if home is None and not os.environ.get("NIGHTGATE_DATABASE_URL"):
+    if home is None and not read_settings().database_url:
         return Seen()  # no home, no database: the line about the home says what to do
     home = home or Home(home_path(), "")
     url = parse_url(database_url(home))
@@ -137,12 +136,7 @@ def _runs(db: Database) -> Iterator[Finding]:
 
 
 def _slots(db: Database) -> Iterator[Finding]:
-    try:
-        limits = slot_limits()
-    except NightgateError as error:
-        yield Finding("problem", "slots", error.reason, error.next_step)
-        return
-    places = queue(db)
+    limits, places = read_settings().slot_limits, queue(db)
     if not places:
         yield Finding("ok", "slots", "none is held or waited for")
     for slot in dict.fromkeys(place.slot for place in places):

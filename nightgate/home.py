@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nightgate.errors import RegistryError, StorageError, storage_errors
+from nightgate.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Home:
 
 def home_path(root: str | Path | None = None) -> Path:
     """Where the home is or would be: `root`, `NIGHTGATE_HOME`, or `.nightgate/` in the working directory."""
-    return Path(root or os.environ.get("NIGHTGATE_HOME") or ".nightgate").expanduser().resolve()
+    return Path(root or read_settings().home or ".nightgate").expanduser().resolve()
 
 
 def existing_home(root: str | Path | None = None) -> Home:
@@ -87,7 +88,7 @@ def home_for_reading() -> Home:
         RegistryError, StorageError: as `existing_home`.
     """
     path = home_path()
-    if os.environ.get("NIGHTGATE_DATABASE_URL", "").strip() and not path.exists():
+    if read_settings().database_url and not path.exists():
         return Home(root=path, id="")
     return existing_home(path)
 

@@ -12,10 +12,8 @@ import subprocess
 from pathlib import Path
 
 import nightgate
-from nightgate.errors import ConfigurationError
+from nightgate.settings import read_settings
 from nightgate.threads import openmp_settings, pick_threads
-
-SETTING = "NIGHTGATE_PROCESSES"
 
 _ALWAYS = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -33,16 +31,10 @@ def processes() -> int:
     """How many processes train together.
 
     Raises:
-        ConfigurationError: the setting is neither a number above 0 nor `gpus`.
+        ConfigurationError: as `read_settings`.
     """
-    asked = os.environ.get(SETTING, "1").strip() or "1"
-    if asked == "gpus":
-        return max(1, len(gpus()))
-    if asked.isdigit() and int(asked) > 0:
-        return int(asked)
-    raise ConfigurationError(
-        f"{SETTING} is {asked!r}, neither a number of processes nor 'gpus'", next_step=f"unset {SETTING}, or correct it"
-    )
+    asked = read_settings().processes
+    return max(1, len(gpus())) if asked == "gpus" else asked
 
 
 def command(python: str, job_file: Path, count: int) -> list[str]:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from nightgate.config import Data, Gate, Pipeline, Resources, Retention, Schedule, Split, Training
 from nightgate.errors import ConfigurationError
+from nightgate.settings import read_settings
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "data": Data,
@@ -78,8 +79,7 @@ FOREIGN = {
 
 def pipeline_files() -> dict[str, Path]:
     """Every pipeline that can be run by name, and its file; the first place that holds a name wins."""
-    places = [Path(place) for place in os.environ.get("NIGHTGATE_PIPELINES", "").split(os.pathsep) if place]
-    places += [Path("deployments/pipelines"), Path(str(files("deployments") / "pipelines"))]
+    places = [*read_settings().pipelines, Path("deployments/pipelines"), Path(str(files("deployments") / "pipelines"))]
     found: dict[str, Path] = {}
     for place in places:
         if place.is_file():

@@ -10,10 +10,8 @@ A seed that was interrupted goes on from its last checkpoint when the study is a
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -21,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from nightgate import launch, metrics, supervisor, version_files
@@ -34,6 +33,7 @@ from nightgate.home import Home, existing_home
 from nightgate.jobs import EpochReport, Progress, ScoreJob, TrainJob, TrainResult
 from nightgate.predictions import read_predictions
 from nightgate.seeds import SeedScore, Study, finish_study, record_failure, record_score
+from nightgate.settings import read_settings
 from nightgate.snapshots import Snapshot, open_snapshot
 from nightgate.threads import pick_threads
 
@@ -98,7 +98,7 @@ def local_workers(num_seeds: int, asked: int = 0) -> tuple[list[dict[str, str]],
     """
     together = launch.processes()
     if together > 1:
-        return [{}], f"one seed at a time: {launch.SETTING} has {together} processes train one model"
+        return [{}], f"one seed at a time: NIGHTGATE_PROCESSES has {together} processes train one model"
     gpus = launch.gpus()
     if gpus:
         count = min(num_seeds, asked or len(gpus))
@@ -116,7 +116,7 @@ def _seeds(count: int) -> str:
 
 
 def _home_of(study: Study) -> Home:
-    home = existing_home(os.environ.get("NIGHTGATE_HOME") or study.home)
+    home = existing_home(read_settings().home or study.home)
     if home.id != study.home_id:
         raise StorageError(
             f"the home at {home.root} is not the one of study {study.study_id}, which is at {study.home} on the "
@@ -128,22 +128,19 @@ def _home_of(study: Study) -> Home:
 
 @contextmanager
 def _alone(folder: Path, seed: int) -> Iterator[None]:
-    """Within the block nobody else trains this seed: a command that died may have left a worker at it."""
+    """Hold the lock of a seed: a command that died may have left a worker that still trains it."""
+    lock = FileLock(folder / "lock", poll_interval=SECONDS_BETWEEN_LOOKS)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("ab")
-    with lock:
-        waits = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waits:
-                    log.info("seed %d is in the hands of another process: waiting for it", seed)
-                waits = True
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.info("another process trains seed %d: waiting for it", seed)
+            lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _train(

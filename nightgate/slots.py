@@ -7,8 +7,6 @@ whoever looks next.
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.database import Database
-from nightgate.errors import ConfigurationError
 from nightgate.owners import cause_of_death, now
 from nightgate.runs import fenced
 from nightgate.schema import Attempt, Run, SlotRequest
+from nightgate.settings import read_settings
 
 SECONDS_BETWEEN_LOOKS = 2.0
 
@@ -40,25 +38,6 @@ class SlotRow:
     granted_at: datetime | None
     position: int
     """0 for who holds the slot, then from 1 in the order in which they come on."""
-
-
-def slot_limits() -> dict[str, int]:
-    """How many runs may hold a slot at once, by name, of NIGHTGATE_SLOT_LIMITS. A slot that it does not name: one.
-
-    Raises:
-        ConfigurationError: it cannot be read.
-    """
-    text = os.environ.get("NIGHTGATE_SLOT_LIMITS", "")
-    limits: dict[str, int] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        found = re.fullmatch(r"([a-z0-9-]{1,63})\s*=\s*([1-9][0-9]{0,3})", part)
-        if not found:
-            raise ConfigurationError(
-                f"NIGHTGATE_SLOT_LIMITS: {part!r} is not a slot and how many runs may hold it",
-                next_step="write it as 'pool=2,gpu1=1'",
-            )
-        limits[found[1]] = int(found[2])
-    return limits
 
 
 def take(
@@ -80,9 +59,9 @@ def take(
 
     Raises:
         RegistryError: another attempt has taken over meanwhile, or the run was ended from outside.
-        ConfigurationError: NIGHTGATE_SLOT_LIMITS cannot be read.
+        ConfigurationError: as `read_settings`.
     """
-    limit = slot_limits().get(slot, 1)
+    limit = read_settings().slot_limits.get(slot, 1)
     told = None
     while why := db.write(lambda session: _take_or_wait(session, run_id, attempt, slot, priority, limit)):
         if why != told and on_wait is not None:

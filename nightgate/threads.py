@@ -24,7 +24,7 @@ JUST_NOW_SECONDS = 2.0
 STALE_SECONDS = 60.0
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-_REASON = "NIGHTGATE_WAITING_REASON"
+_REASON = "_NIGHTGATE_WAITING_REASON"
 """From the parent, which chose, to the child, whose log says so."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pickle
 import shutil
@@ -10,6 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from filelock import FileLock
 
 from tests.night import NIGHT, nightgate, write_pipeline
 
@@ -27,8 +28,7 @@ class FirstNight:
 def first_night() -> FirstNight:
     """Shared by all processes of the session: read it, never change it."""
     folder = Path(os.environ["TESTS_SHARED_ROOT"]) / "first"
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder.with_suffix(".lock")):
         if not (folder / "done.pickle").exists():
             folder.mkdir()
             arguments = ("run", write_pipeline(folder), "--night", NIGHT, "--no-prefect")

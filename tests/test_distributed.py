@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from nightgate import launch
-from nightgate.errors import ConfigurationError, CrashedError
+from nightgate.errors import CrashedError
 from nightgate.jobs import EpochReport, TrainJob, TrainResult
 from nightgate.supervisor import train
 from tests.tiny import tiny_job
@@ -47,7 +47,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path, monkey
     # 13 leaves a last batch that is smaller, and odd shares.
     recipe = {"dropout": 0.0, "batch_size": 13, "epochs": 2, "learning_rate": 1e-3}
     alone, result = finish(tiny_job(tmp_path, run="alone", **recipe))
-    monkeypatch.setenv(launch.SETTING, "2")
+    monkeypatch.setenv("NIGHTGATE_PROCESSES", "2")
     job = tiny_job(tmp_path, run="two", **recipe)
     together, other = finish(job)
     assert [report.step for report in together] == [report.step for report in alone]
@@ -69,7 +69,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path, monkey
 def test_a_process_that_dies_ends_the_attempt_in_words_and_the_next_one_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(launch.SETTING, "2")
+    monkeypatch.setenv("NIGHTGATE_PROCESSES", "2")
     job = tiny_job(tmp_path, epochs=50)
     running = train(job)
     next(running)
@@ -81,23 +81,14 @@ def test_a_process_that_dies_ends_the_attempt_in_words_and_the_next_one_goes_on(
             pass
     assert time.monotonic() - began < 45
     assert not ranks(os.getpid())
-    monkeypatch.setenv(launch.SETTING, "1")
+    monkeypatch.setenv("NIGHTGATE_PROCESSES", "1")
     going_on = train(replace(job, attempt=2))
     assert next(going_on).attempt == 1
     going_on.close()
 
 
-@pytest.mark.parametrize("wrong", ["0", "two", "-1"])
-def test_a_wrong_number_of_processes_is_told_by_the_name_of_the_setting(
-    wrong: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(launch.SETTING, wrong)
-    with pytest.raises(ConfigurationError, match="NIGHTGATE_PROCESSES"):
-        launch.processes()
-
-
 def test_gpus_are_those_that_this_process_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(launch.SETTING, "gpus")
+    monkeypatch.setenv("NIGHTGATE_PROCESSES", "gpus")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,3")
     assert launch.processes() == 3
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

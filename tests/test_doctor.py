@@ -358,9 +358,7 @@ def test_what_died_or_waits_too_long_is_told_with_the_command_that_settles_it(da
 
 
 @SQLITE
-def test_slots_are_told_and_limits_that_cannot_be_read_are_a_problem(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slots_are_told(database: Database) -> None:
     assert [one.found for one in findings_of("slots")] == ["none is held or waited for"]
     asked = datetime.now(UTC) - timedelta(minutes=5)
     for name, granted in (("first", asked), ("second", None)):
@@ -370,10 +368,6 @@ def test_slots_are_told_and_limits_that_cannot_be_read_are_a_problem(
         database.write(lambda session, row=row: session.add(row))
     [finding] = findings_of("slots")
     assert finding.found == "gpu1: 1 of 1 held by first, 1 waiting, the longest for 5 min"
-    monkeypatch.setenv("NIGHTGATE_SLOT_LIMITS", "gpu1=many")
-    [finding] = findings_of("slots")
-    assert finding.status == "problem"
-    assert "'gpu1=many'" in finding.found
 
 
 # --- pipelines ---

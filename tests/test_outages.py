@@ -1,49 +1,43 @@
-"""What a night outlives, on a real server: Prefect's own guard of a lease, with and without us."""
+"""A process goes on, although the worker that read its output is gone."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from uuid import uuid4
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from prefect._internal.concurrency.cancellation import CancelledError
-from prefect.concurrency._leases import maintain_concurrency_lease
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.outages import outlived
+ROOT = Path(__file__).parents[1]
+NIGHT = """
+import logging, sys
+from pathlib import Path
+from prefect.logging.configuration import setup_logging
+from flows.outages import survive_closed_console
 
-pytestmark = pytest.mark.flow
-
-
-@contextmanager
-def forgotten_lease(api_url: str) -> Iterator[None]:
-    """The block works as a flow does: under a lease. The server, which was away for too long, has dropped it."""
-    with (
-        temporary_settings({PREFECT_API_URL: api_url}),
-        maintain_concurrency_lease(uuid4(), 300, raise_on_lease_renewal_failure=True),
-    ):
-        yield
-
-
-def work(seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        time.sleep(0.05)
+setup_logging()
+log = logging.getLogger("nightgate.flows")
+if sys.argv[1] == "survive":
+    survive_closed_console()
+print("ready", flush=True)
+sys.stdin.readline()  # until the reader is gone
+for number in range(3):
+    log.error("epoch %d", number)
+Path(sys.argv[2]).write_text("done")
+"""
 
 
-def test_a_night_outlives_the_loss_of_its_lease(prefect_server: str, caplog: pytest.LogCaptureFixture) -> None:
-    with outlived(), forgotten_lease(prefect_server):
-        until = time.monotonic() + 60
-        while "has given up this run's place" not in caplog.text:
-            assert time.monotonic() < until, caplog.text
-            work(0.1)
-        work(0.5)
-
-
-@pytest.mark.faults
-def test_prefect_would_end_it(prefect_server: str) -> None:
-    """The day on which this fails is the day on which `flows.outages` may forget the lease."""
-    with pytest.raises(CancelledError), forgotten_lease(prefect_server):
-        work(60)
+@pytest.mark.parametrize("kept", [True, False], ids=["with us", "Prefect alone"])
+def test_a_night_survives_a_closed_console_and_would_not_without_us(tmp_path: Path, kept: bool) -> None:
+    command = [sys.executable, "-c", NIGHT, "survive" if kept else "", str(tmp_path / "end")]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as night:
+        assert night.stdin is not None
+        assert night.stdout is not None
+        while night.stdout.readline() != b"ready\n":
+            assert night.poll() is None
+        night.stdout.close()
+        night.stdin.close()
+        night.wait(30)
+    assert (tmp_path / "end").exists() == kept

@@ -27,7 +27,7 @@ from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from nightgate import launch, ledger, runs, seed_training, seeds, supervisor
+from nightgate import ledger, runs, seed_training, seeds, supervisor
 from nightgate.config import Gate, Pipeline
 from nightgate.database import Database
 from nightgate.errors import ConfigurationError, DataError, StorageError, TrainingError
@@ -245,7 +245,7 @@ def test_a_spread_is_told_in_terms_of_the_margin(gate: dict[str, Any], spread: f
             "2 seeds at a time on 2 GPUs",
         ),
         ({"CUDA_VISIBLE_DEVICES": "7"}, 2, 2, [{"CUDA_VISIBLE_DEVICES": "7"}] * 2, "2 seeds at a time on 1 GPU"),
-        ({"CUDA_VISIBLE_DEVICES": "0,1", launch.SETTING: "gpus"}, 5, 0, [{}], "2 processes train one model"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "NIGHTGATE_PROCESSES": "gpus"}, 5, 0, [{}], "2 processes train one model"),
     ],
 )
 def test_this_machine_has_a_worker_for_each_gpu_or_core_and_says_why(

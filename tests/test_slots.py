@@ -12,7 +12,7 @@ import pytest
 
 from nightgate import opening, slots
 from nightgate.database import Database
-from nightgate.errors import ConfigurationError, RegistryError
+from nightgate.errors import RegistryError
 from nightgate.opening import OpenedRun
 from nightgate.owners import Owner
 from nightgate.runs import finish_run
@@ -94,13 +94,6 @@ def test_a_limit_lets_more_than_one_hold_the_slot(database: Database, monkeypatc
     told = [asked(database, run_of(database, name)) for name in ("one", "two", "three")]
     assert told[:2] == ["", ""]
     assert told[2].startswith("waiting for slot gpu: 0 ahead in the queue, held by one (")
-
-
-@pytest.mark.parametrize("text", ["gpu", "gpu=0", "gpu=two", "GPU=1", "a=1;b=2"])
-def test_limits_that_cannot_be_read_are_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NIGHTGATE_SLOT_LIMITS", text)
-    with pytest.raises(ConfigurationError, match="NIGHTGATE_SLOT_LIMITS"):
-        slots.slot_limits()
 
 
 def test_a_run_that_was_ended_from_outside_stops_waiting(database: Database) -> None:

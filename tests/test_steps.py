@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import shutil
@@ -434,6 +435,8 @@ def test_a_second_run_is_recorded_as_superseded_and_names_the_first(empty_site: 
         (ZeroDivisionError("division by zero"), "failed", "internal", "ZeroDivisionError: division by zero"),
         (KeyboardInterrupt(), "cancelled", "cancelled", "stopped by Ctrl-C or SIGTERM; the last checkpoint is kept"),
         (SystemExit(1), "cancelled", "cancelled", "stopped by SystemExit; the last checkpoint is kept"),
+        # How Prefect ends a run whose lease on its deployment is lost.
+        (asyncio.CancelledError(), "failed", "crashed", "the last checkpoint is kept"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
@@ -444,7 +447,8 @@ def test_whatever_leaves_the_night_its_row_is_settled(
     with broken_by(type(thrown)), open_night(pipeline, night_of(pipeline, 5)) as run:
         raise thrown
     row = the_row(run)
-    assert (row["status"], row["error_type"], row["reason"]) == (status, error_type, reason)
+    assert (row["status"], row["error_type"]) == (status, error_type)
+    assert reason in row["reason"]
     assert row["next_step"]
     with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as again:
         assert (again.run_id, again.attempt, again.is_open) == (run.run_id, 2, True)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtr
 
 from nightgate import config
 from nightgate.intervals import Interval
@@ -114,14 +115,4 @@ def mcnemar(
     first, second = reference == true, candidate == true
     losses, gains = int(np.count_nonzero(first & ~second)), int(np.count_nonzero(second & ~first))
     discordant = losses + gains
-    return losses, gains, min(1.0, 2 * _binomial_half(min(losses, gains), discordant))
-
-
-def _binomial_half(most: int, trials: int) -> float:
-    """Probability of at most `most` heads in `trials` tosses of a fair coin."""
-    total = term = 1
-    for heads in range(1, most + 1):
-        term = term * (trials - heads + 1) // heads
-        total += term
-    # As integers: 2^-trials alone is 0 as a float from 1,075 trials on.
-    return total / (1 << trials)
+    return losses, gains, min(1.0, 2 * float(bdtr(min(losses, gains), discordant, 0.5)))

@@ -1,0 +1,119 @@
+"""Settings from the environment: every `NIGHTGATE_*` variable, what it means and what it may be.
+
+nightgate doctor        # shows the settings in force
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from nightgate.errors import ConfigurationError
+
+PREFIX = "NIGHTGATE_"
+OF_TESTS = "NIGHTGATE_TEST_"
+"""Variables of the test suite begin so."""
+
+
+def _paths(text: object) -> object:
+    return [Path(part).expanduser() for part in text.split(os.pathsep) if part] if isinstance(text, str) else text
+
+
+def _limits(text: object) -> object:
+    """`"pool=2, gpu1=1"` as a mapping; a part without `=` fails for want of a number."""
+    if not isinstance(text, str):
+        return text
+    parts = (part.partition("=") for part in text.split(",") if part.strip())
+    return {name.strip(): number.strip() for name, _, number in parts}
+
+
+# NoDecode: lists and mappings of the environment would have to be JSON.
+Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_paths)]
+Slot = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")]
+Limits = Annotated[Mapping[Slot, Annotated[int, Field(ge=1, le=9999)]], NoDecode, BeforeValidator(_limits)]
+Processes = Annotated[int, Field(ge=1, le=1024)] | Literal["gpus"]
+
+
+class Settings(BaseSettings):
+    """The environment as it is when this is constructed. An empty variable counts as one that is not set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, str_strip_whitespace=True, hide_input_in_errors=True
+    )
+
+    home: Path | None = Field(
+        default=None, description="Snapshots, runs, models and metrics.db. Default: .nightgate in the working folder."
+    )
+    database_url: SecretStr = Field(
+        default=SecretStr(""), description="The metrics database, such as PostgreSQL. Default: SQLite in the home."
+    )
+    pipelines: Paths = Field(default=(), description="Further files and folders in which pipelines are looked up.")
+    model_roots: Paths = Field(default=(), description="Folders from which the form of a run may take a base model.")
+    slot_limits: Limits = Field(
+        default={}, description="How many runs may hold a slot at once. Default: one.", examples=["pool=2,gpu1=1"]
+    )
+    processes: Processes = Field(
+        default=1, description="Processes that train one model together.", examples=["2", "gpus"]
+    )
+    webhook_url: SecretStr = Field(
+        default=SecretStr(""), description="Where `python -m deployments.automations` has the ends of nights sent."
+    )
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field of `Settings`."""
+    return PREFIX + field.upper()
+
+
+def read_settings() -> Settings:
+    """The settings in force.
+
+    Raises:
+        ConfigurationError: variables that cannot be used, all of them.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        # A union fails once for each of its members.
+        fields = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors(include_input=False))
+        raise ConfigurationError(
+            "the environment cannot be used:",
+            [_problem(field) for field in fields],
+            next_step="correct or unset these variables; .env.example explains each",
+        ) from None
+
+
+def _problem(field: str) -> str:
+    examples = " or ".join(repr(example) for example in Settings.model_fields[field].examples or ())
+    return f"{variable(field)} is {os.environ.get(variable(field), '')!r}: write it as {examples}"
+
+
+def shown_settings(settings: Settings) -> dict[str, str]:
+    """Each variable with its value as text, '' where it is not set; secrets are masked."""
+    values = {field: getattr(settings, field) for field in Settings.model_fields}
+    return {variable(field): _text(value) if value else "" for field, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return os.pathsep.join(map(str, value))
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={number}" for name, number in value.items())
+    return str(value)
+
+
+def unknown_settings() -> list[str]:
+    """A sentence about each `NIGHTGATE_*` variable that is no setting, such as a misspelt one."""
+    known = [variable(field) for field in Settings.model_fields]
+    told = []
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and not name.startswith(OF_TESTS) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            told.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+    return told
