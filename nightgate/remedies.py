@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from nightgate.claim import NightRun
 from nightgate.gate import Decision, Evidence
-from nightgate.reports import report
+from nightgate.reports.facts import gather
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def next_step(evidence: Evidence, decision: Decision, pipeline: str, version: in
 def _diagnosed(run: NightRun) -> str:
     """What the diagnosis of the training would try first; '' where it finds nothing."""
     try:
-        findings = report.gather(run.home, run.run_id, snapshots=False).findings
+        findings = gather(run.home, run.run_id, snapshots=False).findings
     except Exception as error:  # noqa: BLE001 - a hint, on which no verdict may depend
         log.warning("run %s has no diagnosis: %s", run.run_id, error)
         return ""
