@@ -447,8 +447,8 @@ def test_what_the_gate_stored_is_drawn(database: Database, home: Home) -> None:
     first = judged_nights.judged_night(database, 0, judged_nights.Model("a", 0.9))
     weak = judged_nights.judged_night(database, 1, judged_nights.Model("b", 0.8), first)
     words = Parsed(report.write(home, weak.run_id).read_text(encoding="utf-8")).words
-    for told in ("champion (version 1)", "champion, golden rows", "label: good", "80 % power"):
-        assert told in words, told
+    for what in ("champion (version 1)", "champion, golden rows", "label: good", "80 % power"):
+        assert what in words, what
 
 
 def test_the_seed_study_of_a_night_is_the_newest_that_had_ended_by_then(database: Database, home: Home) -> None:

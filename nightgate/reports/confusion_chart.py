@@ -112,8 +112,8 @@ def _numbers(axes: Axes, counts: Sequence[Sequence[int]], totals: Sequence[int],
                 continue
             weight = "bold" if row == column else "normal"
             axes.text(column + 0.5, row + 0.47, f"{count:,}", va="bottom", fontsize=large, fontweight=weight, **style)
-            told = "<1%" if share < 0.005 else f"{share:.0%}"
-            axes.text(column + 0.5, row + 0.56, told, va="top", fontsize=large * 0.78, **style)
+            words = "<1%" if share < 0.005 else f"{share:.0%}"
+            axes.text(column + 0.5, row + 0.56, words, va="top", fontsize=large * 0.78, **style)
 
 
 def _key(figure: Figure, left: float, bottom: float, width: float, height: float) -> None:
@@ -124,5 +124,5 @@ def _key(figure: Figure, left: float, bottom: float, width: float, height: float
     for level, colour in enumerate(HEAT):
         at = left + level * step / width
         figure.add_artist(Rectangle((at, bottom), side / width, side / height, facecolor=colour, linewidth=0))
-        told = f"{HEAT_FROM[level - 1]:.0%}" if level else "> 0"
-        figure.text(at + (side + 0.05) / width, bottom + side / 2 / height, told, color=MUTED, fontsize=8, va="center")
+        words = f"{HEAT_FROM[level - 1]:.0%}" if level else "> 0"
+        figure.text(at + (side + 0.05) / width, bottom + side / 2 / height, words, color=MUTED, fontsize=8, va="center")

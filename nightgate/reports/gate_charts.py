@@ -57,8 +57,8 @@ def power_curve(power: Power) -> Picture:
                 ends.append((100 * value, f"{name} {100 * value:.2g}", colour))
         values = [end[0] for end in ends] + [100 * power.detectable_with(sizes[0])]
         axes.set_ylim(min(values) / 1.3, max(values) * 1.3)
-        told = f"tonight: {power.rows:,} rows show {tonight:.1f}"
-        note(axes, told, (power.rows, tonight), coords="data", xytext=(10, 11))
+        words = f"tonight: {power.rows:,} rows show {tonight:.1f}"
+        note(axes, words, (power.rows, tonight), coords="data", xytext=(10, 11))
         _label_ends_of_log(axes, ends)
 
     alt = (
