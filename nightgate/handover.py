@@ -177,8 +177,8 @@ def _card(text: str, manifest: Mapping[str, Any], repo: str, base_model: str, ve
     text = text.replace("This folder is a stock Hugging Face model", "This is a stock Hugging Face model")
     text = text.replace(f"the resolved configuration stands in `{MANIFEST}`", f"more of it stands in `{LINEAGE}`")
     return re.sub(
-        r"^The gate spoke after this version was registered; .*$",
-        lambda _: verdict or "The gate has not spoken.",
+        r"^The gate (?:spoke|decided) after this version was registered; .*$",
+        lambda _: verdict or "The gate has not decided.",
         text,
         flags=re.MULTILINE,
     )

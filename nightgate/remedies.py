@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nightgate.claim import NightRun
 from nightgate.gate.evidence import Evidence
 from nightgate.gate.verdicts import Decision
-from nightgate.reports import facts
+from nightgate.reports.facts import gather
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +16,7 @@ OTHERWISE = {
     "clean_test": "bring back the snapshots that it names, which prove what each side was trained on",
     "serving": "see the end of the night's log, which holds what the fresh process said",
     "not_older": "run the newest night: this one saw older data than the champion",
+    "reused_predictions": "see what changed on this machine, then run the night again with --force",
 }
 """What helps where a check failed; the first counts. Of the others, how well it learned, the diagnosis knows more."""
 
@@ -46,7 +47,7 @@ def next_step(evidence: Evidence, decision: Decision, pipeline: str, version: in
 def _diagnosed(run: NightRun) -> str:
     """What the diagnosis of the training would try first; '' where it finds nothing."""
     try:
-        findings = facts.gather(run.home, run.run_id, snapshots=False).findings
+        findings = gather(run.home, run.run_id, snapshots=False).findings
     except Exception as error:  # noqa: BLE001 - a hint, on which no verdict may depend
         log.warning("run %s has no diagnosis: %s", run.run_id, error)
         return ""

@@ -1,6 +1,6 @@
-"""What a night ends with in a terminal: the epoch table, the verdict and its reasons, where to look next.
+"""What a night prints at its end: epoch table, verdict, checks and their reasons, diagnosis, and where to look next.
 
-The facts are those of the report (`nightgate.reports.report`), which shows them in full.
+The report of the same night (`nightgate.reports.report`) shows all of it with pictures.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +19,11 @@ from nightgate.connection import database_url
 from nightgate.home import Home
 from nightgate.pipelines import pipeline_files
 from nightgate.query import published_table
-from nightgate.reports.facts import ReportFacts, Row, gather
-from nightgate.reports.verdict_words import evidence, interval, told_checks
+from nightgate.reports.facts import ReportFacts, gather
+from nightgate.reports.verdict_section import checks, evidence
 
+LONGEST_REASON = 400
+"""Characters of a check's reason."""
 EXAMPLE_QUERY = (
     "SELECT night, epoch, training_loss, validation_loss, f1 FROM epoch_results "
     "WHERE pipeline = '{pipeline}' ORDER BY night, epoch"
@@ -28,7 +31,7 @@ EXAMPLE_QUERY = (
 
 
 def flow_message(run_id: str, status: str, reason: str) -> str:
-    """The message of a finished flow run: what the UI shows, and what `nightgate run` reads back."""
+    """The message of a finished flow run, which the UI shows and `nightgate run` parses."""
     return f"{status}: {reason} [{run_id}]"
 
 
@@ -42,53 +45,83 @@ def run_of_flow_message(message: str) -> tuple[str, str]:
 def as_text(home: Home, run_id: str) -> str:
     """The end of a night for a terminal."""
     facts = gather(home, run_id, snapshots=False)
+    return "\n".join(["", *result_lines(facts), *_pointers(home, facts)])
+
+
+def result_lines(facts: ReportFacts) -> Iterator[str]:
+    """What came of the night; a blank line ends each part."""
     run = facts.run
-    lines = ["", f"Night {run['night']} of {run['pipeline']}: {run['status'].upper()}", f"  {run['reason']}"]
+    yield f"Night {run['night']} of {run['pipeline']}: {run['status'].upper()}"
+    if run["reason"]:
+        yield _hanging("  ", run["reason"], 2)
     if run["next_step"]:
-        lines.append(f"  next: {run['next_step']}")
+        yield f"  next: {run['next_step']}"
+    yield ""
     if facts.epochs:
-        lines += ["", published_table(pd.DataFrame(list(facts.epochs))), "", _best_epoch(facts)]
-    if facts.checks:
-        lines += ["", f"Verdict: {run['verdict']}", *_checks(facts.checks)]
-    if told := evidence(facts):
-        lines += ["", "Decided on:", *(f"  {name:<20} {sentence}" for name, sentence in told)]
-    if facts.findings:
-        lines += ["", "Diagnosis:", *(f"  {finding.text} Try: {finding.remedy}" for finding in facts.findings)]
-    if facts.reigning:
-        lines += ["", f"Champion: version {facts.reigning.version} at {_short(facts.reigning.path)}"]
-    pipeline = run["pipeline"]
-    lines += ["", *_report(facts)]
-    lines += ["Ask the database:", f"  {_sql_command(home, EXAMPLE_QUERY.format(pipeline=pipeline))}"]
-    lines += ["See it in the Prefect UI:", f"  {_program()} serve {_reference(pipeline)}"]
-    return "\n".join(lines)
+        yield published_table(pd.DataFrame(list(facts.epochs)))
+        if run["best_epoch"] is not None:
+            yield f"\nBest epoch by validation F1: {run['best_epoch']}"
+        yield ""
+    shown, left_out = checks(facts)
+    if shown:
+        yield f"Verdict: {run['verdict']}"
+        for outcome, name, reason in shown:
+            name = f"{name:<18} " if len(name) <= 18 else f"{name}: "
+            # The report has all of it: a check may list hundreds of rows.
+            brief = textwrap.shorten(reason, LONGEST_REASON, placeholder=" …")
+            yield _hanging(f"  {outcome:<12} {name}", brief, 34)
+        if left_out:
+            yield f"{'':<34}{left_out}"
+        yield ""
+    if sentences := evidence(facts):
+        yield "Decided on:"
+        yield from (_hanging(f"  {name:<20} ", sentence, 23) for name, sentence in sentences)
+        yield ""
+    if findings := diagnosis_sentences(facts):
+        yield "Diagnosis:"
+        yield from (_hanging("  ", sentence, 2) for sentence in findings)
+        yield ""
 
 
-def _best_epoch(facts: ReportFacts) -> str:
-    run = facts.run
-    if run["best_epoch"] is None:
-        return ""
-    told = f"Best epoch by validation F1: {run['best_epoch']}."
-    if run["test_f1"] is None:
-        return told
-    within = interval(facts, run["f1_ci_low"], run["f1_ci_high"])
-    return f"{told} F1 on {run['test_rows']:,} test rows: {run['test_f1']:.4f}{within}."
+def diagnosis_sentences(facts: ReportFacts) -> list[str]:
+    """Each finding with its remedy, unless that is the run's next step and stated there."""
+    return [
+        finding.text if finding.remedy == facts.run["next_step"] else f"{finding.text} Try: {finding.remedy}"
+        for finding in facts.findings
+    ]
 
 
-def _checks(checks: Iterable[Row]) -> list[str]:
-    shown, left_out = told_checks(checks)
-    lines = [f"  {check['outcome']:<12} {check['check_name']:<18} {check['reason']}" for check in shown]
-    return [*lines, f"  {'':<12} {'':<18} {left_out}"] if left_out else lines
+def _pointers(home: Home, facts: ReportFacts) -> Iterator[str]:
+    pipeline = facts.run["pipeline"]
+    if facts.current_champion:
+        yield f"Champion: version {facts.current_champion.version} at {_short(facts.current_champion.path)}"
+    if facts.report_path.is_file():
+        yield f"Report: {_short(facts.report_path)}"
+    yield f"Ask the database:\n  {_sql_command(home, EXAMPLE_QUERY.format(pipeline=pipeline))}"
+    # A pipeline outside deployments/pipelines/ is served by the path of its file, which is not recorded.
+    reference = pipeline if pipeline in pipeline_files() else f"PATH/TO/{pipeline}.toml"
+    yield f"See it in the Prefect UI:\n  {_program()} serve {reference}"
 
 
-def _report(facts: ReportFacts) -> list[str]:
-    path = facts.report_path
-    return ["The report, with pictures:", f"  {_short(path)}"] if path and path.is_file() else []
+def _hanging(start: str, text: str, indent: int) -> str:
+    """`text` after `start`, wrapped at the terminal's width (80 to 120) and indented."""
+    width = min(120, max(80, shutil.get_terminal_size((120, 24)).columns))
+    filled = textwrap.fill(
+        # No line ends between an option and its value.
+        text.replace("--set ", "--set\N{NO-BREAK SPACE}"),
+        width,
+        initial_indent=start,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return filled.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _sql_command(home: Home, query: str) -> str:
     url = database_url(home)
     if not url.startswith("sqlite"):
-        # psql does not know SQLAlchemy's name of the driver.
+        # psql does not know SQLAlchemy's name of the driver. The URL has a password, so it is not printed.
         return f'psql "${{NIGHTGATE_DATABASE_URL/+psycopg/}}" -c {shlex.quote(query)}'
     path = _short(Path(url.removeprefix("sqlite:///")))
     if shutil.which("sqlite3"):
@@ -98,15 +131,8 @@ def _sql_command(home: Home, query: str) -> str:
 
 
 def _program() -> str:
-    """`nightgate` as it can be typed here: by its path when it is not on PATH."""
-    if shutil.which("nightgate"):
-        return "nightgate"
-    return _short(Path(sys.executable).parent / "nightgate")
-
-
-def _reference(pipeline: str) -> str:
-    """The pipeline as `serve` finds it: by its name, or by the path of a file that only its owner knows."""
-    return pipeline if pipeline in pipeline_files() else f"PATH/TO/{pipeline}.toml"
+    """`nightgate`, by its path if it is not on PATH."""
+    return "nightgate" if shutil.which("nightgate") else _short(Path(sys.executable).parent / "nightgate")
 
 
 def _short(path: Path) -> str:

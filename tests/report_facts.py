@@ -1,4 +1,4 @@
-"""Facts of a night, put together by hand for the tests of its report."""
+"""Facts of a night for the tests of its report, without a database."""
 
 from __future__ import annotations
 
@@ -204,8 +204,8 @@ def published_night(
         ),
         "attempts": (attempt_row(1, status="promoted", precision_reason="bf16 natively", threads=8),),
         "quarantined": {"empty_text": 3},
-        "champion": Champion(1, home / "models/reviews/v0001", "reviews-20260301-ff", date(2026, 3, 1), "s-1", STARTED),
-        "reigning": Champion(2, home / "models/reviews/v0002", run["run_id"], date(2026, 3, 2), "s-0", STARTED),
+        "champion": Champion(1, home / "models/reviews/v0001", "reviews-20260301-ff", "s-1", STARTED),
+        "current_champion": Champion(2, home / "models/reviews/v0002", run["run_id"], "s-0", STARTED),
         "tonight": shares("s-0011223344556677", counts, {"product": {value: 30, "toaster": 20}}),
         "before": shares("s-1", dict.fromkeys(labels, 100), {"product": {value: 10, "kettle of old": 40}}),
         "findings": tuple(diagnose(epoch_facts(epochs), 0.54, machine=MachineFacts(restarts=1, slot="gpu1"))),

@@ -377,7 +377,7 @@ def test_the_same_report_lies_beside_the_run_as_a_page_that_needs_nothing_else(
     ui.page.goto(file.as_uri())
     assert asked == [file.as_uri()]
     pictures = ui.page.get_by_role("img")
-    _all_told([str(picture.get_attribute("aria-label")) for picture in pictures.all()])
+    _all_told([str(picture.get_attribute("alt")) for picture in pictures.all()])
     for picture in pictures.all():
         _is_legible(picture)
 

@@ -50,8 +50,8 @@ TRAINING = [
     "serve_alone",
 ]
 PURE = ["gate", *(f"gate.{path.stem}" for path in sorted((ROOT / "nightgate" / "gate").glob("[a-z]*.py")))]
-PURE += ["intervals", "calibration", "diagnosis", "cards", "reports.document", "reports.charts", "reports.bar_charts"]
-PURE += ["comparability", "reports.gate_charts", "reports.verdict_charts"]
+PURE += ["intervals", "calibration", "diagnosis", "cards", "rendering", "reports.page", "reports.charts"]
+PURE += ["comparability", "reports.confusion_chart", "reports.gate_charts"]
 HEAVY = {"torch", "transformers", "pandas", "numpy", "sqlalchemy", "datasets", "evaluate", "prefect", "alembic"}
 
 

@@ -101,6 +101,8 @@ def test_the_wheel_holds_migrations_and_pipelines_and_no_package_that_shadows_an
         assert f"deployments/pipelines/{path.name}" in names
     for path in (*ROOT.glob("nightgate/*.py"), *ROOT.glob("tasks/*.py"), *ROOT.glob("flows/*.py")):
         assert path.relative_to(ROOT).as_posix() in names
+    for path in ROOT.glob("nightgate/templates/*"):
+        assert path.relative_to(ROOT).as_posix() in names
     assert "nightgate/py.typed" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
@@ -131,6 +133,7 @@ def test_the_sample_night_runs_in_an_empty_folder(installed: Installed) -> None:
     assert done.returncode == 0, done.stderr
     assert "Night 2026-01-05 of sample: PROMOTED" in done.stdout
     assert "Traceback" not in done.stderr
+    assert len([*installed.elsewhere.glob(".nightgate/runs/*/report.html")]) == 1, "the wheel has the templates"
     assert {path.name for path in installed.elsewhere.iterdir()} == {".nightgate"}
     told = installed.run("nightgate", "predict", "sample", "Broke at once", "--format", "json")
     assert [row["text"] for row in json.loads(told.stdout)] == ["Broke at once"], told.stderr

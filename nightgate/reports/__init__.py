@@ -1,1 +1,1 @@
-"""The report of a night: facts from the database, what is said about them, and how it is drawn and written down."""
+"""The report of a night: its facts from the database, its sections and charts, and the files it is written as."""

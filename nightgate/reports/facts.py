@@ -1,7 +1,7 @@
-"""All there is to show of one night, gathered from the database and the snapshots, as it was recorded.
+"""Gather what a report shows of one night from the database and the snapshots, as it was recorded.
 
-Nothing is computed again: no model is loaded, no score is taken anew. What is gone is named in words, never an error:
-a report must come of every night, however it ended.
+No model is loaded and no score computed. What is gone becomes a note, never an error: every night gets a report,
+however it ended.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,19 @@ from nightgate.seeds import newest_study
 
 REPORT_FILE = "report.html"
 EARLIER_NIGHTS = 14
-"""How many earlier nights say what speed is usual."""
+"""Earlier nights whose speed is compared with tonight's."""
 
 Row = Mapping[str, Any]
-"""A row of a view; what is missing is None, never NaN."""
+"""A row of a view; missing values are None, never NaN."""
 
 
 @dataclass(frozen=True)
 class Champion:
-    """A version that reigned or reigns."""
+    """A version that is or was champion."""
 
     version: int
     path: Path
     run_id: str
-    night: date
     snapshot_id: str | None
     since: datetime
 
@@ -56,12 +55,14 @@ class ReportFacts:
     pipeline: Pipeline
     """As it was configured for this run."""
     label_names: tuple[str, ...]
+    report_path: Path
+    """Where the HTML file is or will be."""
     epochs: tuple[Row, ...] = ()
     """Of `epoch_results`, by epoch."""
     checks: tuple[Row, ...] = ()
     """Of `gate_checks`, in their order."""
     confusion: tuple[tuple[int, ...], ...] = ()
-    """Test rows by true and predicted label, as `label_names` are ordered; empty where nothing was scored on test."""
+    """Test rows by true and predicted label, in the order of `label_names`; empty where nothing was scored on test."""
     slices: tuple[Row, ...] = ()
     """Of `slice_metrics` on the test rows; classes are slices named `label`."""
     attempts: tuple[Row, ...] = ()
@@ -69,11 +70,10 @@ class ReportFacts:
     approval: Row | None = None
     """Of `approvals`."""
     quarantined: Mapping[str, int] | None = None
-    """Rows that could not be used, by reason."""
+    """Quarantined rows by reason."""
     champion: Champion | None = None
-    """The one that reigned when the night was judged, or when it began if it never was."""
-    reigning: Champion | None = None
-    """The one that reigns now."""
+    """The champion that the night was judged against, or when it began if it was not judged."""
+    current_champion: Champion | None = None
     tonight: SnapshotShares | None = None
     before: SnapshotShares | None = None
     """Of the champion's snapshot."""
@@ -84,15 +84,13 @@ class ReportFacts:
     findings: tuple[Finding, ...] = ()
     model_path: Path | None = None
     """Of the version that this night made."""
-    report_path: Path | None = None
-    """Where the page is saved, or will be."""
 
 
 def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
     """The facts of one run, of any status.
 
     Args:
-        snapshots: False leaves the rows of the snapshots unread, which are all that takes long.
+        snapshots: False does not read the snapshots' rows, which take most of the time.
 
     Raises:
         DatabaseError: the database cannot be used.
@@ -105,22 +103,15 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
         epochs = _rows(db, "SELECT * FROM epoch_results WHERE run_id = :run ORDER BY epoch", run_id)
         scored = read_history(db, run["pipeline"], run=run_id, slices=True)
         cells = _rows(db, "SELECT * FROM confusion WHERE run_id = :run AND split = 'test'", run_id)
-        quarantined = _rows(
-            db,
-            "SELECT reason, COUNT(*) AS count FROM quarantined_rows WHERE run_id = :run GROUP BY reason "
-            "ORDER BY COUNT(*) DESC, reason",
-            run_id,
-        )
+        reasons = "SELECT reason, COUNT(*) AS count FROM quarantined_rows WHERE run_id = :run GROUP BY reason"
+        quarantined = _rows(db, f"{reasons} ORDER BY COUNT(*) DESC, reason", run_id)
         champion = _champion(home, stored["champion"])
-        tonight = before = None
-        note = ""
-        if snapshots:
-            tonight, before, note = _shares(home, db, run, champion)
-        made = stored["model_path"]
+        tonight, before, note = _shares(home, db, run, champion) if snapshots else (None, None, "")
         return ReportFacts(
             run=run,
             pipeline=pipeline,
-            label_names=tuple(stored["label_names"]),
+            label_names=stored["label_names"],
+            report_path=home.runs / run_id / REPORT_FILE,
             epochs=epochs,
             checks=_rows(db, "SELECT * FROM gate_checks WHERE run_id = :run ORDER BY position", run_id),
             confusion=_matrix(stored["label_names"], cells),
@@ -129,44 +120,36 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
             approval=_one(db, "SELECT * FROM approvals WHERE run_id = :run", run_id),
             quarantined={str(row["reason"]): int(row["count"]) for row in quarantined},
             champion=champion,
-            reigning=_champion(home, stored["reigning"]),
+            current_champion=_champion(home, stored["current"]),
             tonight=tonight,
             before=before,
             shares_note=note,
             seed_study=stored["seed_study"],
-            findings=_findings(
-                run, pipeline, epochs, stored["attempts"], stored["train_rows"], _earlier(db, run, pipeline)
-            ),
-            model_path=home.absolute(made) if made else None,
-            report_path=home.runs / run_id / REPORT_FILE,
+            findings=_findings(run, stored, epochs, _earlier(db, run, pipeline)),
+            model_path=home.absolute(stored["model_path"]) if stored["model_path"] else None,
         )
 
 
 def epoch_facts(epochs: Iterable[Row]) -> list[EpochFacts]:
-    """What the diagnosis and the curves want of `epoch_results`."""
+    """The columns of `epoch_results` that the diagnosis and the curves use."""
     names = ("epoch", "training_loss", "validation_loss", "f1", "examples_per_second")
     return [EpochFacts(*(epoch.get(name) for name in names)) for epoch in epochs]  # type: ignore[arg-type]
 
 
 def _findings(
-    run: Row,
-    pipeline: Pipeline,
-    epochs: Iterable[Row],
-    attempts: Iterable[Row],
-    train_rows: int | None,
-    earlier: tuple[EarlierNight, ...],
+    run: Row, stored: Mapping[str, Any], epochs: Iterable[Row], earlier: tuple[EarlierNight, ...]
 ) -> tuple[Finding, ...]:
-    limit = pipeline.training.max_train_rows
+    training, rows = stored["pipeline"].training, stored["train_rows"]
     machine = MachineFacts(
         device=run["device"],
         precision=run["precision"],
-        restarts=sum(attempt["restarts"] for attempt in attempts),
+        restarts=sum(attempt["restarts"] for attempt in stored["attempts"]),
         micro_batches=run["micro_batches"],
         slot=run.get("slot") or "",
-        train_rows=min(train_rows, limit) if train_rows and limit else train_rows,
+        train_rows=min(rows, training.max_train_rows) if rows and training.max_train_rows else rows,
         earlier=earlier,
     )
-    return tuple(diagnose(epoch_facts(epochs), run["min_f1"], pipeline.training, machine))
+    return tuple(diagnose(epoch_facts(epochs), run["min_f1"], training, machine))
 
 
 def _stored(session: Session, run_id: str) -> dict[str, Any]:
@@ -174,8 +157,8 @@ def _stored(session: Session, run_id: str) -> dict[str, Any]:
     run = session.get_one(Run, run_id)
     attempts = session.scalars(sa.select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.attempt))
     snapshot = session.get(Snapshot, (run.pipeline, run.snapshot_id)) if run.snapshot_id else None
-    reigns = (
-        sa.select(Promotion, ModelVersion, Run.night, Run.snapshot_id)
+    champions = (
+        sa.select(Promotion, ModelVersion, Run.snapshot_id)
         .join(
             ModelVersion,
             (ModelVersion.pipeline == Promotion.pipeline) & (ModelVersion.version == Promotion.version),
@@ -183,12 +166,13 @@ def _stored(session: Session, run_id: str) -> dict[str, Any]:
         .join(Run, Run.run_id == ModelVersion.run_id)
         .where(Promotion.pipeline == run.pipeline)
         .order_by(Promotion.valid_from.desc())
+        .limit(1)
     )
-    # A night that was judged says whom it met; one that was not met, if anyone, who reigned when it began.
+    # Only a night that was judged has recorded its champion.
     if run.champion_version is not None:
-        met = reigns.where(Promotion.version == run.champion_version)
+        met = champions.where(Promotion.version == run.champion_version)
     else:
-        met = reigns.where(
+        met = champions.where(
             Promotion.valid_from <= run.started_at,
             sa.or_(Promotion.valid_to.is_(None), Promotion.valid_to > run.started_at),
         )
@@ -196,13 +180,13 @@ def _stored(session: Session, run_id: str) -> dict[str, Any]:
     study = newest_study(session, pipeline, before=run.finished_at)
     return {
         "pipeline": pipeline,
-        "label_names": [str(name) for name in run.label_names],
+        "label_names": tuple(map(str, run.label_names)),
         "attempts": tuple(map(_as_row, attempts)),
         "seed_study": _as_row(study) if study else None,
         "train_rows": snapshot.rows_train if snapshot else None,
         "model_path": session.scalar(sa.select(ModelVersion.path).where(ModelVersion.run_id == run_id)),
-        "champion": session.execute(met.limit(1)).first(),
-        "reigning": session.execute(reigns.where(Promotion.valid_to.is_(None)).limit(1)).first(),
+        "champion": session.execute(met).first(),
+        "current": session.execute(champions.where(Promotion.valid_to.is_(None))).first(),
     }
 
 
@@ -213,9 +197,8 @@ def _as_row(stored: Attempt | SeedStudy) -> Row:
 def _champion(home: Home, found: Any) -> Champion | None:
     if found is None:
         return None
-    reign, version, night, snapshot_id = found
-    path = home.absolute(version.path)
-    return Champion(version.version, path, version.run_id, night, snapshot_id, reign.valid_from)
+    promotion, version, snapshot_id = found
+    return Champion(version.version, home.absolute(version.path), version.run_id, snapshot_id, promotion.valid_from)
 
 
 def _shares(
@@ -223,18 +206,18 @@ def _shares(
 ) -> tuple[SnapshotShares | None, SnapshotShares | None, str]:
     """Tonight's snapshot, the champion's, and why one of them is missing."""
     if run["snapshot_id"] is None:
-        return None, None, "The night came to no snapshot."
+        return None, None, "The night ended before its snapshot."
     tonight = _read(home, db, run["pipeline"], run["snapshot_id"])
     if tonight is None:
         return None, None, f"Tonight's snapshot {run['snapshot_id']} is gone or cannot be read."
     if champion is None:
         return tonight, None, "There was no champion to compare with."
-    of = f"the champion (version {champion.version})"
+    name = f"the champion (version {champion.version})"
     if champion.snapshot_id == run["snapshot_id"]:
-        return tonight, None, f"It is the snapshot that {of} was trained on: there is nothing to compare."
+        return tonight, None, f"{name[0].upper()}{name[1:]} was trained on the same snapshot."
     before = _read(home, db, run["pipeline"], champion.snapshot_id)
     if before is None:
-        return tonight, None, f"The snapshot of {of}, {champion.snapshot_id}, is gone or cannot be read."
+        return tonight, None, f"The snapshot of {name}, {champion.snapshot_id}, is gone or cannot be read."
     return tonight, before, ""
 
 
@@ -250,7 +233,7 @@ def _read(home: Home, db: Database, pipeline: str, snapshot_id: str | None) -> S
 
 
 def _earlier(db: Database, run: Row, pipeline: Pipeline) -> tuple[EarlierNight, ...]:
-    """The nights before with the same amount of work per example."""
+    """The speed of the nights before with the same amount of work per example."""
 
     def alike(session: Session) -> list[str]:
         query = (
@@ -285,15 +268,10 @@ def _earlier(db: Database, run: Row, pipeline: Pipeline) -> tuple[EarlierNight, 
     )
 
 
-def _matrix(labels: list[str], cells: Iterable[Row]) -> tuple[tuple[int, ...], ...]:
-    place = {label: at for at, label in enumerate(labels)}
-    counts = [[0] * len(labels) for _ in labels]
-    seen = False
-    for cell in cells:
-        if cell["true_label"] in place and cell["predicted_label"] in place:
-            counts[place[cell["true_label"]]][place[cell["predicted_label"]]] = int(cell["count"])
-            seen = True
-    return tuple(tuple(row) for row in counts) if seen else ()
+def _matrix(labels: tuple[str, ...], cells: Iterable[Row]) -> tuple[tuple[int, ...], ...]:
+    counts = {(cell["true_label"], cell["predicted_label"]): int(cell["count"]) for cell in cells}
+    matrix = tuple(tuple(counts.get((true, guess), 0) for guess in labels) for true in labels)
+    return matrix if any(map(any, matrix)) else ()
 
 
 def _one(db: Database, query: str, run_id: str) -> Row | None:
@@ -310,7 +288,7 @@ def _records(frame: pd.DataFrame) -> tuple[Row, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """As Python has it: None for what is missing or not finite, no NumPy and no pandas."""
+    """A value without NumPy and pandas types; None for what is missing or not finite."""
     if value is None or value is pd.NaT or value is pd.NA:
         return None
     if isinstance(value, float):

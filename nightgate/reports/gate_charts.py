@@ -1,4 +1,7 @@
-"""The pictures of the gate: what test rows can see, and the champions of past nights under another policy. Pure."""
+"""The charts of `nightgate gate`: the gain that test rows can show, and champions of past nights under another policy.
+
+Numbers in, `Picture` out.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from nightgate.reports.chart_parts import WIDTH, finite
+from nightgate.reports.charts import DASHES, WIDTH, finite
 from nightgate.reports.pictures import (
     CANDIDATE,
     CHAMPION,
@@ -18,6 +21,7 @@ from nightgate.reports.pictures import (
     Picture,
     draw,
     label_ends,
+    note,
     shortened,
 )
 
@@ -49,35 +53,29 @@ def power_curve(power: Power) -> Picture:
         ends = [(100 * power.detectable_with(sizes[-1]), "detectable gain", CANDIDATE)]
         for name, value, colour in (("margin", power.margin, THRESHOLD), ("tonight's gain", abs(power.gain), CHAMPION)):
             if value:
-                axes.axhline(100 * value, color=colour, linewidth=1.4, dashes=(4, 3), zorder=1)
+                axes.axhline(100 * value, color=colour, linewidth=1.4, linestyle=DASHES, zorder=1)
                 ends.append((100 * value, f"{name} {100 * value:.2g}", colour))
         values = [end[0] for end in ends] + [100 * power.detectable_with(sizes[0])]
         axes.set_ylim(min(values) / 1.3, max(values) * 1.3)
-        axes.annotate(
-            f"tonight: {power.rows:,} rows see {tonight:.1f}",
-            (power.rows, tonight),
-            xytext=(10, 8),
-            textcoords="offset points",
-            color=INK,
-            fontsize=8.5,
-        )
+        words = f"tonight: {power.rows:,} rows show {tonight:.1f}"
+        note(axes, words, (power.rows, tonight), coords="data", xytext=(10, 11))
         _label_ends_of_log(axes, ends)
 
-    told = (
+    alt = (
         f"With {power.rows:,} test rows a gain of {tonight:.1f} points of F1 shows with 80 % power; with "
         f"{sizes[-1]:,} rows one of {100 * power.detectable_with(sizes[-1]):.1f} points"
     )
-    return draw("power", told, WIDTH, 3.2, paint)
+    return draw("power", alt, WIDTH, 3.2, paint)
 
 
 @dataclass(frozen=True)
 class ChampionAt:
-    """Whom a night found reigning, really and in the chain, by their F1 on the night's window."""
+    """The champion that a night met, really and in the replay, by its F1 on the night's window."""
 
     night: date
     f1: float | None
     promoted: bool
-    """The night made another one champion."""
+    """The night made another version champion."""
     chain_f1: float | None
     chain_promoted: bool
     after_break: bool = False
@@ -86,59 +84,50 @@ class ChampionAt:
 
 def champions(nights: Sequence[ChampionAt], policy: str) -> Picture:
     """Both champions over the nights; nights on which one is not known are gaps, and no line crosses a break."""
-    told_break = ", ┆: scores do not compare across it" if any(one.after_break for one in nights) else ""
+    at_break = ", ┆: scores do not compare across it" if any(one.after_break for one in nights) else ""
+    starts = [0, *(place for place, one in enumerate(nights) if place and one.after_break)]
+    parts = [slice(start, end) for start, end in zip(starts, [*starts[1:], len(nights)], strict=True)]
+    real, chain = [one.f1 for one in nights], [one.chain_f1 for one in nights]
 
     def paint(figure: Figure) -> None:
         axes = figure.add_axes((0.07, 0.19, 0.74, 0.67))
-        axes.set_title("F1 of the champion that each night found, on its test rows")
-        axes.set_xlabel(shortened(f"replayed: {policy}, ▲: a night that promoted{told_break}", 110), loc="left")
+        axes.set_title("F1 of the champion that each night met, on its test rows")
+        axes.set_xlabel(shortened(f"replayed: {policy}, ▲: a night that promoted{at_break}", 110), loc="left")
         at: Any = [one.night for one in nights]
-        parts = _parts(nights)
-        for part in parts[1:]:
-            axes.axvline(at[part.start], color=INK, linewidth=0.8, linestyle=":", zorder=1)
+        for start in starts[1:]:
+            axes.axvline(at[start], color=INK, linewidth=0.8, linestyle=":", zorder=1)
         ends = []
-        for name, values, promoted, colour, dashed in (
-            ("as it was", [one.f1 for one in nights], [one.promoted for one in nights], CHAMPION, True),
-            ("replayed", [one.chain_f1 for one in nights], [one.chain_promoted for one in nights], CANDIDATE, False),
+        for name, values, promoted, colour, style, height in (
+            ("as it was", real, [one.promoted for one in nights], CHAMPION, DASHES, 0.06),
+            ("replayed", chain, [one.chain_promoted for one in nights], CANDIDATE, "-", 0.02),
         ):
             points = [math.nan if value is None else value for value in values]
-            style = (0, (5, 2.2)) if dashed else "-"
             for part in parts:
                 axes.plot(at[part], points[part], color=colour, linestyle=style, marker="o", ms=3, mew=0, zorder=3)
-            for night, moved in zip(at, promoted, strict=True):
-                if moved:
-                    height = 0.06 if dashed else 0.02
-                    axes.plot([night], [height], "^", ms=6, color=colour, mew=0, transform=axes.get_xaxis_transform())
+            moved = [night for night, is_one in zip(at, promoted, strict=True) if is_one]
+            for night in moved:
+                axes.plot([night], [height], "^", ms=6, color=colour, mew=0, transform=axes.get_xaxis_transform())
             ends += [(value, f"{name} {value:.4f}", colour) for value in finite(values)[-1:]]
-        known = finite([value for one in nights for value in (one.f1, one.chain_f1)])
-        if known:
+        if known := finite([*real, *chain]):
             pad = max(0.15 * (max(known) - min(known)), 0.005)
             axes.set_ylim(min(known) - 2 * pad, max(known) + pad)
         axes.grid(axis="y")
         _few_dates(axes)
         label_ends(axes, ends)
 
-    told = f"F1 of the champion that each of {len(nights)} nights found, as it was and under {policy}: "
-    told += f"{sum(one.promoted for one in nights)} nights promoted, under {policy} "
-    told += f"{sum(one.chain_promoted for one in nights)}"
-    return draw("replay", told, WIDTH, 3.2, paint)
-
-
-def _parts(nights: Sequence[ChampionAt]) -> list[slice]:
-    """Neighbours whose scores compare."""
-    starts = [0, *(place for place, one in enumerate(nights) if place and one.after_break)]
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(nights)], strict=True)]
+    alt = f"F1 of the champion that each of {len(nights)} nights met, as it was and under {policy}: "
+    alt += f"{sum(one.promoted for one in nights)} nights promoted, under {policy} "
+    alt += f"{sum(one.chain_promoted for one in nights)}"
+    return draw("replay", alt, WIDTH, 3.2, paint)
 
 
 def _plain_numbers(axes: Axes) -> None:
     """1,000 instead of a power of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    for axis in (axes.xaxis, axes.yaxis):
+    for axis, form in ((axes.xaxis, ",.0f"), (axes.yaxis, ".3g")):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _, form=form: format(value, form)))
         axis.set_minor_formatter(NullFormatter())
 
 

@@ -1,67 +1,88 @@
-"""What stands in each section of a report. A section that has nothing to say is an empty list."""
+"""The other sections of a report, each a function from facts to blocks. A section without content is an empty list."""
 
 from __future__ import annotations
 
+import os
+import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
 from nightgate.config import Training
 from nightgate.query import published_rows
-from nightgate.reports import bar_charts, charts
-from nightgate.reports.document import Block, Callout, Facts, Mono, Span, Strong, Table, Text, Tile, Tiles, Tone
+from nightgate.reports import charts
+from nightgate.reports.confusion_chart import confusion_matrix
 from nightgate.reports.facts import ReportFacts, Row, epoch_facts
-from nightgate.reports.parts import (
+from nightgate.reports.page import (
+    Block,
+    Callout,
+    Code,
+    Facts,
+    Mark,
+    Query,
+    Span,
+    Spans,
+    Strong,
+    Table,
+    Text,
+    Tile,
+    Tiles,
     duration,
     first_of,
     gap,
+    mark,
     moment,
     number,
     percent,
     rows,
     score,
-    status_mark,
+    unstated,
 )
-from nightgate.reports.shares import length_edges
+from nightgate.reports.shares import SnapshotShares, length_edges
+from nightgate.summary import EXAMPLE_QUERY, diagnosis_sentences
 
 TABLE_ROWS = 60
-PICTURED_SLICES = 6
-"""Slice columns with pictures: an artifact has to stay small."""
+CHART_COLUMNS = 6
+"""Slice columns with charts, so that an artifact stays small."""
 FEW_EPOCHS = 30
 COMMON_CONFUSIONS = 8
+_WARN = Mark("", "warn")
 
 
-def tiles(facts: ReportFacts) -> list[Block]:
+def head(facts: ReportFacts) -> list[Block]:
     run = facts.run
-    found = []
+    blocks: list[Block] = [Text((run["reason"] or "No reason was recorded.",), "lead")]
+    if run["next_step"]:
+        blocks.append(Callout(("Next: ", *_with_commands(run["next_step"])), _WARN))
+    if run["dry_run"]:
+        blocks.append(Callout(("A dry run: nothing was promoted, whatever the gate decided.",), Mark("", "calm")))
+    tiles = []
     if run["test_f1"] is not None:
-        # A threshold met is no promotion: the colour is the check's, not the night's.
-        tone: Tone = "good" if run["test_f1"] >= run["min_f1"] else "bad"
-        found.append(Tile("F1 on test", score(run["test_f1"]), f"min_f1 {score(run['min_f1'])}", tone))
+        # The colour is that of the check: a night may be held with an F1 above the threshold.
+        is_good = run["test_f1"] >= run["min_f1"]
+        tiles.append(Tile("F1 on test", score(run["test_f1"]), f"min_f1 {score(run['min_f1'])}", _good(is_good).tone))
     if run["f1_delta"] is not None:
-        tone = "good" if run["f1_delta"] >= 0 else "bad"
         champion = f"version {run['champion_version']}: {score(run['champion_f1'])}"
-        found.append(Tile("Against champion", gap(run["f1_delta"]), champion, tone))
+        tiles.append(Tile("Against champion", gap(run["f1_delta"]), champion, _good(run["f1_delta"] >= 0).tone))
     if run["best_epoch"] is not None:
-        found.append(Tile("Best epoch", f"{run['best_epoch']}", f"of {len(facts.epochs)}, by validation F1"))
+        tiles.append(Tile("Best epoch", f"{run['best_epoch']}", f"of {len(facts.epochs)}, by validation F1"))
     if run["test_rows"] is not None:
-        found.append(Tile("Test rows", number(run["test_rows"]), _of_which(run)))
+        since = run["window_start"]
+        of = number(run["rows_total"] if since is None else run["test_rows_all"])
+        tiles.append(
+            Tile("Test rows", number(run["test_rows"]), f"since {since:%Y-%m-%d}, of {of}" if since else f"of {of}")
+        )
     if run["duration_seconds"] is not None:
-        found.append(Tile("Took", duration(run["duration_seconds"]), run["device"] or ""))
-    return [Tiles(found)] if found else []
-
-
-def _of_which(run: Row) -> str:
-    """Of how many rows the test rows that decided are."""
-    if run["window_start"] is None:
-        return f"of {number(run['rows_total'])}"
-    return f"since {run['window_start']:%Y-%m-%d}, of {number(run['test_rows_all'])}"
+        tiles.append(Tile("Took", duration(run["duration_seconds"]), run["device"] or ""))
+    return [*blocks, Tiles(tiles)] if tiles else blocks
 
 
 def diagnosis(facts: ReportFacts) -> list[Block]:
-    return [Callout((f"{finding.text} ", *_remedy(finding.remedy)), tone="warn") for finding in facts.findings]
+    return [Callout(_with_commands(sentence), _WARN) for sentence in diagnosis_sentences(facts)]
 
 
 def epochs(facts: ReportFacts) -> list[Block]:
@@ -70,29 +91,31 @@ def epochs(facts: ReportFacts) -> list[Block]:
     run = facts.run
     header, cells = published_rows(pd.DataFrame(list(facts.epochs)))
     best = next((at for at, epoch in enumerate(facts.epochs) if epoch["epoch"] == run["best_epoch"]), None)
-    told = f"F1, precision and recall are {run['average']} averages on the validation rows"
-    if run["best_epoch"] is not None:
-        told += (
-            f"; they picked epoch {run['best_epoch']}, so its row is optimistic. Nothing was chosen on the test rows"
-        )
+    table: list[Sequence[Span]] = [
+        [Strong(cell) for cell in row] if at == best else row for at, row in enumerate(cells)
+    ]
+    note = f"F1, precision and recall are {run['average']} averages on the validation rows"
+    if best is not None:
+        note += f", which chose epoch {run['best_epoch']}: its row is optimistic. Nothing was chosen on the test rows"
     if run["champion_f1"] is not None:
-        told += ". The champion's line is its F1 on tonight's test rows"
-    picture = charts.curves(
-        epoch_facts(facts.epochs),
-        best_epoch=run["best_epoch"],
-        min_f1=run["min_f1"],
-        champion_f1=run["champion_f1"],
+        note += ". The champion's line is its F1 on tonight's test rows"
+    curves = charts.curves(
+        epoch_facts(facts.epochs), best_epoch=run["best_epoch"], min_f1=run["min_f1"], champion_f1=run["champion_f1"]
     )
-    last = len(cells) - 1
-    brief = {*range(5), *range(last - 14, last + 1), *([best - 1, best, best + 1] if best is not None else [])}
-    table = Table(
-        header,
-        cells,
-        centred=True,
-        highlight=best,
-        brief=sorted(at for at in brief if 0 <= at <= last) if len(cells) > FEW_EPOCHS else None,
-    )
-    return [picture, table, Text((f"{told}.",), kind="small")]
+    return [curves, Table(header, table, "centre", _brief(table, best)), Text((f"{note}.",), "small")]
+
+
+def _brief(table: list[Sequence[Span]], best: int | None) -> list[Sequence[Span]] | None:
+    """The first 5 epochs, those around the best and the last 15, with an ellipsis for each gap."""
+    if len(table) <= FEW_EPOCHS:
+        return None
+    around = [] if best is None else [best - 1, best, best + 1]
+    kept = sorted({*range(5), *range(len(table) - 15, len(table)), *around} & set(range(len(table))))
+    brief: list[Sequence[Span]] = []
+    for before, place in zip([-1, *kept], kept, strict=False):
+        brief += [["…"] * len(table[0])] if place > before + 1 else []
+        brief.append(table[place])
+    return brief
 
 
 def test_rows(facts: ReportFacts) -> list[Block]:
@@ -102,8 +125,8 @@ def test_rows(facts: ReportFacts) -> list[Block]:
     total = sum(map(sum, facts.confusion))
     right = sum(row[at] for at, row in enumerate(facts.confusion))
     blocks: list[Block] = [
-        Text((f"{number(right)} of {rows(total)} were given their label (accuracy {score(run['test_accuracy'])}).",)),
-        charts.confusion_matrix(labels, facts.confusion),
+        Text((f"{number(right)} of {rows(total)} got their label (accuracy {score(run['test_accuracy'])}).",)),
+        confusion_matrix(labels, facts.confusion),
     ]
     pairs = [
         (count, labels[true], labels[guess], count / sum(counts))
@@ -127,158 +150,172 @@ def slices(facts: ReportFacts) -> list[Block]:
     blocks: list[Block] = []
     for place, (name, group) in enumerate(groupby(found, key=lambda row: str(row["slice_name"]))):
         ordered = sorted(group, key=lambda row: (-row["support"], row["slice_value"]))
-        blocks += _scored(name, ordered, facts.run["test_f1"], pictured=place < PICTURED_SLICES)
+        blocks += _scored(name, ordered, facts.run["test_f1"], chart=place < CHART_COLUMNS)
     return blocks
 
 
-def _scored(name: str, found: list[Row], overall: float | None, *, pictured: bool = True) -> list[Block]:
+def _scored(name: str, found: list[Row], overall: float | None, *, chart: bool = True) -> list[Block]:
     if not found:
         return []
     blocks: list[Block] = []
-    if pictured and len(found) > 1:
+    if chart and len(found) > 1:
         bars = [(str(row["slice_value"]), row["f1"], row["support"]) for row in found]
-        blocks.append(bar_charts.score_bars(name, bars, overall))
+        blocks.append(charts.score_bars(name, bars, overall))
     shown, left_out = first_of(found, TABLE_ROWS, f"values of {name}, by their test rows")
     table = [
         [str(row["slice_value"]), number(row["support"]), *(score(row[key]) for key in ("f1", "precision", "recall"))]
         for row in shown
     ]
-    blocks.append(Table((name, "test rows", "F1", "precision", "recall"), table, numbers=True))
-    return [*blocks, Text((left_out,), kind="small")] if left_out else blocks
+    return [*blocks, Table((name, "test rows", "F1", "precision", "recall"), table, "right"), *left_out]
 
 
 def data(facts: ReportFacts) -> list[Block]:
     run, tonight, before = facts.run, facts.tonight, facts.before
-    blocks: list[Block] = []
-    counts: list[tuple[str, list[Span]]] = []
+    counts: list[tuple[str, Spans]] = []
     if run["snapshot_id"]:
-        counts.append(("Snapshot", [Mono(run["snapshot_id"])]))
+        counts.append(("Snapshot", [Code(run["snapshot_id"])]))
     if run["rows_total"] is not None:
         counts.append(("Rows", [f"{number(run['rows_total'])}, of which {number(run['rows_new'])} are new"]))
     if facts.quarantined:
-        told = ", ".join(f"{count:,} {reason}" for reason, count in facts.quarantined.items())
-        counts.append(("Quarantined", [told]))
+        counts.append(
+            ("Quarantined", [", ".join(f"{count:,} {reason}" for reason, count in facts.quarantined.items())])
+        )
     if tonight:
-        counts.append(("Length of texts", [_lengths(tonight.median_length, tonight.long_length)]))
+        counts.append(("Length of texts", [_lengths(tonight)]))
     if before:
-        counts.append(("Champion's snapshot", [Mono(before.snapshot_id), f", {rows(before.rows)}"]))
-        counts.append(("Length of its texts", [_lengths(before.median_length, before.long_length)]))
-    if counts:
-        blocks.append(Facts(counts))
-    if facts.shares_note and blocks:
-        blocks.append(Text((facts.shares_note,), kind="small"))
+        counts.append(("Champion's snapshot", [Code(before.snapshot_id), f", {rows(before.rows)}"]))
+        counts.append(("Length of its texts", [_lengths(before)]))
+    if not counts:
+        return []
+    blocks: list[Block] = [Facts(counts)]
+    if facts.shares_note:
+        blocks.append(Text((facts.shares_note,), "small"))
     if not tonight or not tonight.rows:
         return blocks
     blocks += _shares("label", tonight.labels, before.labels if before else None, list(tonight.labels))
-    blocks.append(bar_charts.length_curves(length_edges(), tonight.lengths, before.lengths if before else None))
-    for name, values in list(tonight.slices.items())[:PICTURED_SLICES]:
-        # A slice that the champion's snapshot has no column of cannot be compared.
-        earlier = before.slices.get(name) if before else None
-        blocks += _shares(name, values, earlier, sorted(values, key=lambda value: (-values[value], value)))
+    blocks.append(charts.length_curves(length_edges(), tonight.lengths, before.lengths if before else None))
+    for name, values in list(tonight.slices.items())[:CHART_COLUMNS]:
+        # None: the champion's snapshot has no such column.
+        then = before.slices.get(name) if before else None
+        blocks += _shares(name, values, then, sorted(values, key=lambda value: (-values[value], value)))
     return blocks
 
 
 def _shares(name: str, tonight: Mapping[str, int], before: Mapping[str, int] | None, order: list[str]) -> list[Block]:
     order += [value for value in before or {} if value not in tonight]
-    if not order:
+    if len(order) < 2:
         return []
-    blocks: list[Block] = []
-    if len(order) > 1:
-        blocks.append(bar_charts.share_bars(name, tonight, before, order=order))
-    total, earlier = max(1, sum(tonight.values())), max(1, sum((before or {}).values()))
-    shown, left_out = first_of(order, TABLE_ROWS, f"values of {name}, by tonight's rows")
-    table = []
-    for value in shown:
-        share = tonight.get(value, 0) / total
-        cells = [value, number(tonight.get(value, 0)), percent(share)]
-        if before is not None:
-            then = before.get(value, 0) / earlier
-            cells += [percent(then), f"{100 * (share - then):+.1f}"]
-        table.append(cells)
-    header = (name, "rows", "share", *(("champion's", "points") if before is not None else ()))
-    blocks.append(Table(header, table, numbers=True))
-    return [*blocks, Text((left_out,), kind="small")] if left_out else blocks
+    _, left_out = first_of(order, charts.BARS, f"values of {name}, by tonight's rows")
+    return [charts.share_bars(name, tonight, before, order=order), *left_out]
+
+
+def _lengths(shares: SnapshotShares) -> str:
+    return f"median {shares.median_length:,} characters, 95 % have no more than {shares.long_length:,}"
 
 
 def how_it_ran(facts: ReportFacts) -> list[Block]:
-    run = facts.run
-    last = facts.attempts[-1] if facts.attempts else None
-    told: list[tuple[str, list[Span]]] = [
-        ("Run", [Mono(run["run_id"]), f", {run['trigger']}"]),
+    run, attempts = facts.run, facts.attempts
+    found: list[tuple[str, Spans]] = [
+        ("Run", [Code(run["run_id"]), f", {run['trigger']}"]),
         ("Started", [moment(run["started_at"])]),
-        ("Took", [duration(run["duration_seconds"]) if run["finished_at"] else "not ended yet"]),
+        ("Took", [duration(run["duration_seconds"]) if run["finished_at"] else "not finished"]),
         ("Data until", [moment(run["data_until"])]),
     ]
     if run.get("slot") is not None:
         wait = run.get("slot_wait_seconds")
-        told.append(
-            ("Slot", [Mono(run["slot"]), f", waited {duration(wait)} for it" if wait is not None else ", waiting"])
+        found.append(
+            ("Slot", [Code(run["slot"]), ", waiting" if wait is None else f", waited {duration(wait)} for it"])
         )
     if run["device"]:
-        reason = next((row["precision_reason"] for row in reversed(facts.attempts) if row["precision_reason"]), None)
-        told.append(("Device", [f"{run['device']}{_threads(facts.attempts)}"]))
-        told.append(("Precision", [run["precision"] or "n/a", f" ({reason})" if reason else ""]))
+        threads = _last(attempts, "threads")
+        count = f", {threads} thread{'' if threads == 1 else 's'}" if threads else ""
+        found.append(("Device", [f"{run['device']}{count}"]))
+        found.append(("Precision", [run["precision"] or "n/a", _because(attempts, "precision_reason")]))
     if run["engine"]:
-        why = next((row["engine_reason"] for row in reversed(facts.attempts) if row["engine_reason"]), None)
-        told.append(("Engine", [run["engine"], f" ({why})" if why else ""]))
+        found.append(("Engine", [run["engine"], _because(attempts, "engine_reason")]))
     if (run["micro_batches"] or 1) > 1:
-        told.append(("Parts of a batch", [f"{run['micro_batches']}, for lack of memory"]))
+        found.append(("Parts of a batch", [f"{run['micro_batches']}, for lack of memory"]))
     speeds = [epoch["examples_per_second"] for epoch in facts.epochs if epoch["examples_per_second"]]
     if speeds:
         within = f", epochs from {min(speeds):,.1f} to {max(speeds):,.1f}" if len(speeds) > 1 else ""
-        told.append(("Training speed", [f"{statistics.median(speeds):,.1f} examples/s{within}"]))
-    restarts = sum(attempt["restarts"] for attempt in facts.attempts)
-    if last:
-        told.append(("Attempts", [f"{len(facts.attempts)}, restarts after a stall: {restarts}"]))
-    told.append(("Base model", [Mono(run["base_model"])]))
-    told.append(("Settings", _settings(facts.pipeline.training)))
-    told.append(("Configuration", [Mono(run["config_hash"]), f", Nightgate {run['code_version']}"]))
+        found.append(("Training speed", [f"{statistics.median(speeds):,.1f} examples/s{within}"]))
+    restarts = sum(attempt["restarts"] for attempt in attempts)
+    if attempts:
+        found.append(("Attempts", [f"{len(attempts)}, restarts after a stall: {restarts}"]))
+    found.append(("Base model", [Code(run["base_model"])]))
+    found.append(("Settings", _settings(facts.pipeline.training)))
+    found.append(("Configuration", [Code(run["config_hash"]), f", Nightgate {run['code_version']}"]))
     if run["prefect_flow_run_id"]:
-        told.append(("Flow run", [Mono(run["prefect_flow_run_id"])]))
-    blocks: list[Block] = [Facts(told)]
-    if len(facts.attempts) > 1 or restarts:
-        blocks.append(_attempts(facts.attempts))
-    return blocks
+        found.append(("Flow run", [Code(run["prefect_flow_run_id"])]))
+    return [Facts(found), *([_attempts(attempts, run["reason"])] if len(attempts) > 1 or restarts else [])]
 
 
-def _attempts(attempts: Iterable[Row]) -> Table:
+def _last(attempts: Sequence[Row], column: str) -> object:
+    return next((attempt[column] for attempt in reversed(attempts) if attempt[column]), None)
+
+
+def _because(attempts: Sequence[Row], column: str) -> str:
+    reason = _last(attempts, column)
+    return f" ({reason})" if reason else ""
+
+
+def _attempts(attempts: Iterable[Row], stated: str | None) -> Table:
     table = [
         [
             f"{attempt['attempt']}",
-            status_mark(attempt["status"]),
+            mark(attempt["status"]),
             moment(attempt["started_at"]),
-            "" if not attempt["resumed_from_epoch"] else f"epoch {attempt['resumed_from_epoch']}",
+            f"epoch {attempt['resumed_from_epoch']}" if attempt["resumed_from_epoch"] else "",
             f"{attempt['restarts']}",
             attempt["host"],
-            attempt["reason"] or "",
+            unstated(attempt["reason"] or "", stated),
         ]
         for attempt in attempts
     ]
-    return Table(("attempt", "status", "started", "went on from", "restarts", "host", "reason"), table)
+    return Table(("attempt", "status", "started", "resumed from", "restarts", "host", "reason"), table)
 
 
-def _settings(training: Training) -> list[Span]:
+def _settings(training: Training) -> Spans:
     """What differs from the published recipe."""
-    defaults = Training()
+    changed = {
+        name: value
+        for name, value in training.model_dump().items()
+        if name != "base_model" and value != getattr(Training(), name)
+    }
     spans: list[Span] = []
-    for name in Training.model_fields:
-        value = getattr(training, name)
-        if name != "base_model" and value != getattr(defaults, name):
-            spans += [", "] if spans else []
-            spans.append(Mono(f"{name}={value}"))
+    for name, value in changed.items():
+        spans += [", "] if spans else []
+        spans.append(Code(f"{name}={value}"))
     return [*spans, "; the rest as in the published recipe"] if spans else ["the published recipe"]
 
 
-def _threads(attempts: Iterable[Row]) -> str:
-    threads = [attempt["threads"] for attempt in attempts if attempt["threads"]]
-    return f", {threads[-1]} thread{'' if threads[-1] == 1 else 's'}" if threads else ""
+def links(facts: ReportFacts) -> list[Block]:
+    run = facts.run
+    found: list[tuple[str, Spans]] = []
+    if facts.model_path:
+        found.append((f"Model, version {run['model_version']}", [_path(facts, facts.model_path)]))
+    champion = facts.current_champion
+    if champion and champion.path != facts.model_path:
+        since = f"  (since {moment(champion.since)})"
+        found.append((f"Champion, version {champion.version}", [_path(facts, champion.path), since]))
+    found.append(("This report", [Code(str(facts.report_path), href=facts.report_path.name)]))
+    history = f"nightgate history {run['pipeline']} --run {run['run_id']}"
+    found += [("Its epochs", [Code(history)])] if facts.epochs else []
+    found += [("Its slices", [Code(f"{history} --slices")])] if facts.slices else []
+    # The column of an artifact is narrow.
+    query = re.sub(r" (?=FROM |WHERE |ORDER BY )", "\n", EXAMPLE_QUERY.format(pipeline=run["pipeline"]))
+    return [Facts(found), Text(("The epochs of all nights, from the database:",)), Query(query)]
 
 
-def _lengths(median: int, long: int) -> str:
-    return f"median {median:,} characters, 95 % have no more than {long:,}"
+def _path(facts: ReportFacts, path: Path) -> Code:
+    return Code(str(path), href=quote(os.path.relpath(path, facts.report_path.parent)) + "/")
 
 
-def _remedy(remedy: str) -> list[Span]:
-    """The remedy with its setting as something to copy."""
-    words, separator, setting = remedy.partition("--set ")
-    return [words, Mono(f"{separator}{setting}")] if separator else [remedy]
+def _good(is_good: bool) -> Mark:
+    return Mark("", "good" if is_good else "bad")
+
+
+def _with_commands(sentence: str) -> Spans:
+    """The sentence, with settings and commands as something to copy."""
+    parts = re.split(r"(--set \S+|(?<=: )nightgate [^;]+)", sentence)
+    return [Code(part) if at % 2 else part for at, part in enumerate(parts) if part]
