@@ -39,7 +39,7 @@ from nightgate.jobs import EpochReport
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nightgate import evidence_store, ledger, registry, seeds, startup, supervisor
+from nightgate import evidence_store, ledger, registry, seeds, supervisor
 from nightgate.calibration import calibration_error, nonfinite_rows
 from nightgate.claim import NightRun
 from nightgate.clean import Line, line_of, trained_on
@@ -80,8 +80,6 @@ def score_on_test(run: NightRun) -> None:
         cache=run.home.cache,
         golden=run.golden.path,
     )
-    # The report would wait for it.
-    startup.load_early("matplotlib.figure", "matplotlib.backends.backend_svg")
     run.scored = supervisor.score_models(job, on_progress=run.while_ours(), on_restart=run.count_restart)
     frames = _Frames(run.snapshot.rows("test"), None if run.golden.path is None else run.golden.rows())
     seen = {name: trained_on(model.line, frames.fingerprints()) for name, model in models.items()}
