@@ -45,7 +45,7 @@ RATES = {"cuda": 2e-4, "cpu": 5e-3}
 """The rehearsal's model is so small that it learns nothing at the other rate."""
 WARM_UP_AND_TIMED = {"cuda": (300, 200), "cpu": (1, 3)}
 """Steps whose time is taken, and those before. A graph is replayed from the third batch of its size on."""
-LIMITS = {"fp32": (0.01, 0.01), "bf16": (0.1, 0.2), "fp16": (0.05, 0.1)}
+LIMITS = {"fp32": (0.01, 0.01), "bf16": (0.05, 0.1), "fp16": (0.02, 0.05)}
 """Largest difference from the CPU's fp32: of losses, as a share of their range; of logits after the steps, as a share
 of the largest one."""
 OVERFLOWING_SCALE = 2.0**40
@@ -130,7 +130,7 @@ class Lab:
 
 
 def reference(lab: Lab) -> Iterator[Line]:
-    """Plain steps on the CPU, which the tests hold equal to a stock loop; the next parts compare with what they give."""
+    """Plain steps on the CPU, which tests hold equal to a stock loop; the next parts compare with what they give."""
     began, engine = time.perf_counter(), lab.engine("fp32", plain=True)
     before, losses, after = lab.logits(engine), lab.losses(engine), lab.logits(engine)
     np.savez(lab.folder / "reference.npz", before=before, losses=losses, after=after)
@@ -232,7 +232,13 @@ def speed(lab: Lab) -> Iterator[Line]:
 
 def _step_seconds(lab: Lab, engine: Engine) -> float:
     warm_up, count = WARM_UP_AND_TIMED[lab.device]
-    return lab.seconds(lambda number: lab.step(engine, lab.batches[number]), warm_up, count)
+
+    def step(number: int) -> object:
+        # The loss is not read: that would wait for the device.
+        rows = lab.batches[number]
+        return engine.step(rows, lab.workload.labels[rows])
+
+    return lab.seconds(step, warm_up, count)
 
 
 def _trainer_seconds(lab: Lab, rows: NDArray[np.int64]) -> tuple[float, float]:
@@ -326,8 +332,9 @@ def in_own_process(name: str, options: argparse.Namespace, folder: Path, seconds
     command = [sys.executable, "-m", "benchmarks.gpu", "--run", name, "--folder", str(folder)]
     command += ["--device", options.device, *(["--sabotage"] if options.sabotage else [])]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if options.device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+    # On several GPUs the Trainer would use all of them.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    environment["CUDA_VISIBLE_DEVICES"] = "" if options.device == "cpu" else visible
     log, found, ended = folder / f"{name}.log", folder / f"{name}.jsonl", ""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
