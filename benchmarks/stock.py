@@ -44,7 +44,7 @@ def serve(channel: Channel, spec: Spec, variant: Variant) -> None:
             Path(spec.scratch) / variant.name,
             device=spec.device,
             max_steps=EPOCHS * STEPS_PER_EPOCH,
-            **(_best_settings(spec.device) if variant.at_its_best else {}),
+            **(best_settings(spec.device) if variant.at_its_best else {}),
         ),
         # Behind the last round comes a batch that is loaded in advance and never trained.
         train_dataset=rows.select(np.concatenate([order, order[:BATCH]])),
@@ -88,7 +88,7 @@ def dataset(workload: Workload, rows: Rows, *, to_max_length: bool = False) -> A
     return Dataset.from_dict(columns)
 
 
-def _best_settings(device: str) -> dict[str, Any]:
+def best_settings(device: str) -> dict[str, Any]:
     if device == "cpu":
         # Making a batch takes 3 ms of a step of seconds: another process would only take a core away.
         return {}

@@ -1,7 +1,8 @@
 """What the benchmark trains on: a model of a given shape in a folder, and rows of token ids as long as reviews are.
 
-`multi`  the Multilingual-MiniLM shape with random weights; ids by Zipf over 60,000 types spread over its vocabulary
-         (its own tokenizer cannot be had offline).
+`multi`  the form of Multilingual-MiniLM with random weights: a BERT body with padding id 0 and more rows than its
+         tokenizer has tokens, whose padding id is 1. Ids by Zipf over 60,000 types spread over the vocabulary (its own
+         tokenizer cannot be had offline).
 `l6`     all-MiniLM-L6-v2 with its real weights; text of its tokenizer's own words, by Zipf over 12,000 of them.
 `tiny`   two small layers, for a smoke test in seconds.
 
@@ -45,6 +46,9 @@ class Shape:
 
     name: str
     vocabulary: int
+    """Rows of the word table."""
+    tokens: int
+    """Of the tokenizer."""
     layers: int
     hidden: int
     inner: int
@@ -53,6 +57,7 @@ class Shape:
     types: int
     """How many different words are drawn from."""
     pad_id: int
+    """Of the tokenizer; the models' own is 0."""
     real: bool = False
     """Weights and tokenizer of all-MiniLM-L6-v2; otherwise random ones."""
 
@@ -69,9 +74,9 @@ class Shape:
 
 
 SHAPES = {
-    "multi": Shape("multi", 250_002, 12, 384, 1536, 12, 514, 60_000, pad_id=1),
-    "l6": Shape("l6", 30_522, 6, 384, 1536, 12, 512, 12_000, pad_id=0, real=True),
-    "tiny": Shape("tiny", 60_000, 2, 32, 64, 2, 130, 30_000, pad_id=1),
+    "multi": Shape("multi", 250_037, 250_002, 12, 384, 1536, 12, 512, 60_000, pad_id=1),
+    "l6": Shape("l6", 30_522, 30_522, 6, 384, 1536, 12, 512, 12_000, pad_id=0, real=True),
+    "tiny": Shape("tiny", 60_035, 60_000, 2, 32, 64, 2, 128, 30_000, pad_id=1),
 }
 
 
@@ -157,7 +162,7 @@ def from_texts(shape: Shape, texts: list[str], labels: NDArray[np.int64], name: 
     cut = encode(AutoTokenizer.from_pretrained(resolve(L6)), texts, MAX_LENGTH)
     ids = cut.ids
     if not shape.real:
-        ids = (ids.astype(np.int64) * (shape.vocabulary - SPECIAL - 2) // SHAPES["l6"].vocabulary).astype(np.int32) + 5
+        ids = (ids.astype(np.int64) * (shape.tokens - SPECIAL - 2) // SHAPES["l6"].tokens).astype(np.int32) + 5
         first, last = _first_and_last(shape)
         ids[cut.offsets[:-1]], ids[cut.offsets[1:] - 1] = first, last
     return Workload(shape, ids, cut.offsets, labels, {name: (0, len(texts))}, {name: _in_words(whole.lengths)})
@@ -205,7 +210,7 @@ def _words(shape: Shape, rng: np.random.Generator) -> NDArray[np.int64]:
         known = json.loads((resolve(L6) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
         ids = np.array([index for word, index in known.items() if word.isalpha() and len(word) > 1])
     else:
-        ids = np.arange(SPECIAL + 2, shape.vocabulary)
+        ids = np.arange(SPECIAL + 2, shape.tokens)
     return rng.permutation(ids)[: shape.types]
 
 
@@ -222,9 +227,8 @@ def _write_random_model(shape: Shape, folder: Path) -> None:
 
     quiet_transformers()
 
-    # As many words as the model has rows: plain code refuses a model and a tokenizer that do not belong together.
     names = {0: "<s>", shape.pad_id: "<pad>", 2: "</s>", 3: "<unk>"}
-    words = {names.get(index, f"w{index}"): index for index in range(shape.vocabulary)}
+    words = {names.get(index, f"w{index}"): index for index in range(shape.tokens)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
@@ -249,7 +253,7 @@ def _write_random_model(shape: Shape, folder: Path) -> None:
         intermediate_size=shape.inner,
         max_position_embeddings=shape.positions,
         type_vocab_size=2,
-        pad_token_id=shape.pad_id,
+        pad_token_id=0,
         hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.1,
     )

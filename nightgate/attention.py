@@ -3,14 +3,12 @@
 Packed: the texts of a batch lie one after the other in one row of T tokens, without padding. Attention is the only part
 of an encoder in which tokens meet, so it alone has to know where a text ends.
 
-On the CPU a compiled kernel (`kernels`) takes the whole row. Where it was not built, the small matrices of each text
-and head are brought side by side by one gather, multiplied as batches of texts of similar length, and brought back by
-another gather: the same result, with the same dropout masks. On a GPU one kernel takes all texts of the row.
+On the CPU one gather brings the small matrices of each text and head side by side, texts of similar length are
+multiplied as batches, and another gather brings the result back. On a GPU one kernel takes all texts of the row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nightgate.dropout import Dropout, Kept
-from nightgate.kernels import Kernel
+from nightgate.dropout import Dropout
 from nightgate.partition import cut
 
 CELLS_PER_GROUP = 4200
@@ -81,19 +78,6 @@ class Layout:
             for part in cut(self.lengths, 2, CELLS_PER_GROUP)
         ]
 
-    @cached_property
-    def squares(self) -> tuple[NDArray[np.int64], ...]:
-        """Where the probabilities of each text lie among those of one head: first cell, cells in all, cells a query."""
-        width = np.concatenate([np.full(group.count, group.width) for group in self.groups])
-        ends = np.cumsum(width**2)
-        return ends - width**2, width**2, width
-
-    @cached_property
-    def rows_of_first(self) -> tuple[NDArray[np.int64], ...]:
-        """The same for those of the first tokens alone: a row of all tokens for each head."""
-        texts = len(self.lengths)
-        return self.starts[:-1], np.full(texts, self.tokens), np.zeros(texts, np.int64)
-
     def gathers(self, heads: int) -> tuple[Tensor, ...]:
         """Indices into rows of one head's width: of qkv by text and head, back; the same for one of three.
 
@@ -127,43 +111,24 @@ class Group:
         """Where a text has ended, bool [count, width]; None where all are of one length."""
 
 
-def attend(
-    qkv: Tensor, layout: Layout, heads: int, dropout: Dropout, rate: float, kernel: Kernel | None = None
-) -> Tensor:
+def attend(qkv: Tensor, layout: Layout, heads: int, dropout: Dropout, rate: float) -> Tensor:
     """Self-attention of every token within its text: [tokens, 3 x width] to [tokens, width]."""
     if qkv.device.type == "cuda":
         return _attend_on_gpu(qkv, layout, heads, rate)
-    kept = None
-    if rate:
-        first, square, row = layout.squares
-        kept = dropout.kept(_num_cells(layout, heads), rate, heads * first, square, row)
-    if kernel is not None and kernel.takes(qkv):
-        return _compiled(kernel, layout, heads, kept, qkv)
-    mask = None if kept is None else kept.mask(_num_cells(layout, heads), qkv.dtype)
-    scale = 1.0 if kept is None else kept.scale
+    mask, scale = dropout.mask(_num_cells(layout, heads), rate, qkv.dtype)
     attended: Tensor = _Attention.apply(qkv, layout, heads, mask, scale)  # type: ignore[no-untyped-call]
     return attended
 
 
 def attend_from_first(
-    query: Tensor,
-    key_value: Tensor,
-    layout: Layout,
-    heads: int,
-    dropout: Dropout,
-    rate: float,
-    kernel: Kernel | None = None,
+    query: Tensor, key_value: Tensor, layout: Layout, heads: int, dropout: Dropout, rate: float
 ) -> Tensor:
     """What each text's first token attends to: query [texts, width], [tokens, 2 x width] to [texts, width].
 
-    But for the kernel, plain operations of fixed shape: autograd, every device and a CUDA graph take them as they are.
+    Plain operations of fixed shape: autograd, every device and a CUDA graph take them as they are.
     """
     texts, width = query.shape
     tokens, of = key_value.shape[0], layout.text_of_token
-    on_cpu = query.device.type == "cpu"
-    kept = dropout.kept(heads * tokens, rate, *layout.rows_of_first) if on_cpu and rate else None
-    if kernel is not None and kernel.takes(query):
-        return _compiled(kernel, layout, heads, kept, query, key_value)
     # Half precision is for matrix products; sums over a text are taken in float32.
     query, key_value = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (query, key_value))
     key, value = key_value.view(tokens, 2, heads, -1).unbind(1)
@@ -173,46 +138,13 @@ def attend_from_first(
     cells = of * layout.longest + layout.place_in_text
     table = scores.new_full((texts * layout.longest, heads), -torch.inf).index_copy(0, cells, scores)
     weights = table.view(texts, layout.longest, heads).softmax(1).view(-1, heads).index_select(0, cells)
-    if not on_cpu:
+    if query.device.type == "cuda":
         weights = functional.dropout(weights, rate)
-    elif kept is not None:
-        weights = weights * kept.mask(heads * tokens, weights.dtype).view(heads, tokens).t() * kept.scale
+    else:
+        mask, scale = dropout.mask(weights.numel(), rate, weights.dtype)
+        weights = weights if mask is None else weights * mask.view_as(weights) * scale
     weighted: Tensor = weights[..., None] * value
     return weighted.new_zeros(texts, heads, width // heads).index_add(0, of, weighted).view(texts, width)
-
-
-def _compiled(kernel: Kernel, layout: Layout, heads: int, kept: Kept | None, *projected: Tensor) -> Tensor:
-    attended: Tensor = _Compiled.apply(kernel, layout, heads, kept, *projected)  # type: ignore[no-untyped-call]
-    return attended
-
-
-class _Compiled(torch.autograd.Function):
-    """Attention by the kernel, of queries, keys and values of all tokens, or of queries apart from the others."""
-
-    @staticmethod
-    def forward(ctx: Any, kernel: Kernel, layout: Layout, heads: int, kept: Kept | None, *projected: Tensor) -> Tensor:
-        projected = tuple(x.contiguous() for x in projected)
-        where = (layout.starts, layout.lengths, heads, kept)
-        out, log_sum = kernel.forward(_parts(projected), *where)
-        ctx.save_for_backward(log_sum, *projected)
-        ctx.kernel, ctx.where = kernel, where
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        log_sum, *projected = ctx.saved_tensors
-        going = tuple(torch.empty_like(x) for x in projected)
-        ctx.kernel.backward(_parts(projected), *ctx.where, log_sum, gradient, _parts(going))
-        return None, None, None, None, *going
-
-
-def _parts(projected: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Queries, keys and values."""
-    if len(projected) == 1:
-        query, key, value = projected[0].chunk(3, 1)
-    else:
-        query, (key, value) = projected[0], projected[1].chunk(2, 1)
-    return query, key, value
 
 
 class _Attention(torch.autograd.Function):

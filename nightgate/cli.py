@@ -29,7 +29,6 @@ from nightgate.cli_seeds import seeds
 from nightgate.errors import NightgateError
 from nightgate.logs import without_secrets
 from nightgate.output import Format
-from nightgate.startup import spare_the_collector
 
 if TYPE_CHECKING:
     from nightgate.config import Pipeline
@@ -298,7 +297,6 @@ app.add_typer(database_app, name="db")
 
 def main() -> None:
     """Entry point."""
-    spare_the_collector()
     app()
 
 

@@ -1,4 +1,4 @@
-"""Scores from confusion counts: numpy alone, so that the training process need not import `evaluate`.
+"""Scores from confusion counts, with numpy alone.
 
 Definitions are scikit-learn's with `labels=None` and `zero_division=0`: averages run over the labels that occur
 in the references or the predictions, and a ratio whose denominator is 0 is 0.

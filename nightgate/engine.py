@@ -5,15 +5,16 @@
     logits = engine.logits(validation_rows, batch_size=16)
     engine.export(folder)                         # a stock Hugging Face folder
 
-What makes it fast changes nothing that a step computes: texts are packed instead of padded (`forward`), the vocabulary
-is cut to the tokens of these rows (`vocabulary`), and the rows of its table are stepped when they are next needed
-(`deferred`). A batch that does not fit into memory is computed in parts whose gradients are summed.
+What makes it fast changes nothing that a step computes: texts are packed instead of padded (`forward`), and the
+vocabulary is cut to the tokens of these rows (`vocabulary`). A batch that does not fit into memory is computed in parts
+whose gradients are summed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nightgate import base_models, deferred, forward, vocabulary
+from nightgate import base_models, forward, vocabulary
 from nightgate.base_models import LoadedModel
 from nightgate.config import Training
 from nightgate.devices import Picked
@@ -45,13 +46,13 @@ MOST_TO_KEEP = 0.8
 
 @dataclass(frozen=True)
 class Wins:
-    """What the engine does beyond the stock step. All on; a benchmark switches them off one by one."""
+    """What the engine does beyond the stock step."""
 
     packed: bool = True
     cls_only: bool = True
     trimmed: bool = True
-    deferred: bool = True
-    compiled: bool = True
+    graphs: bool = False
+    """Batches of fixed shape, on a GPU as CUDA graphs. Off until a figure from a GPU stands beside them."""
 
 
 class Engine:
@@ -79,28 +80,23 @@ class Engine:
         self.steps_done = 0
         self.micro_batches = 1
         self.rate = learning_rates(recipe, total_steps)
-        self.forward = forward.choose(
-            self.model, train, pack=wins.packed, cls_only=wins.cls_only, compiled=wins.compiled
-        )
-        log.info("%s", self.forward.reason)
-        self.vocabulary = self._trim([train, *others]) if wins.trimmed else None
+        self.forward = forward.choose(self.model, train, pack=wins.packed, cls_only=wins.cls_only)
+        self.vocabulary, why = self._trim([train, *others]) if wins.trimmed else (None, "whole, as requested")
+        self.reason = f"{self.forward.reason}; vocabulary: {why}"
+        """Why texts are packed or padded, and what the vocabulary was cut to."""
         self.train = self._own_ids(train)
-        self._word_table: Tensor = self.model.get_input_embeddings().weight
-        self.rows_later = self._defer() if wins.deferred else None
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(picked.device.type, enabled=picked.dtype == torch.float16)
-        on_gpu = picked.device.type == "cuda"
-        self.graphs = StepGraphs(self) if on_gpu and self.kind == "packed" and self.world.size == 1 else None
+        self.graphs: StepGraphs | None = None
+        if wins.graphs and self.world.size == 1 and isinstance(self.forward, forward.Packed):
+            classifier, size = self.forward.classifier, recipe.batch_size
+            self.graphs = StepGraphs(classifier, self.train, picked, size, self._learn)
 
     @property
     def kind(self) -> str:
         """'packed' or 'padded'."""
         return self.forward.kind
-
-    @property
-    def reason(self) -> str:
-        return self.forward.reason
 
     def seed(self, *entropy: int) -> None:
         """Start the sequence of dropout masks that is not torch's own."""
@@ -134,46 +130,33 @@ class Engine:
             return None
 
     def _plain_step(self, rows: Rows, labels: NDArray[np.int64]) -> Tensor:
-        embed, table = self._fetch(rows)
-        leaves = self.parameters if table is None else [*self.parameters, table]
-        loss = self._gradients(rows, labels, embed, leaves)
+        loss = self._gradients(rows, labels)
         if self.world.size > 1:
-            for leaf in leaves:
+            for parameter in self.parameters:
                 # A process without a row in this batch has none.
-                leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            self.world.sum([loss, *(leaf.grad for leaf in leaves)])
-        self._update(leaves, table)
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            self.world.sum([loss, *(parameter.grad for parameter in self.parameters)])
+        self._clip_and_step()
+        self.optimizer.zero_grad(set_to_none=True)
         return loss
 
     def logits(
         self, encoded: Encoded, *, batch_size: int, on_batch: Callable[[int, int], None] | None = None
     ) -> NDArray[np.float32]:
         """Logits [rows, labels] in float32 precision, in the order of `encoded`."""
-        self.settle()
         return forward.run(self.forward, self._own_ids(encoded), batch_size, on_batch, self.world)
-
-    def settle(self) -> None:
-        """Bring every row of the word table to the present step."""
-        if self.rows_later is not None:
-            self.rows_later.settle()
 
     def weights(self) -> dict[str, Tensor]:
         """All parameters and persistent buffers by name, the tensors themselves; the word table as it was cut."""
-        self.settle()
         return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
 
     def moments(self) -> dict[str, Tensor]:
         """`<parameter>:exp_avg`, `:exp_avg_sq` and `:step` of every parameter that was stepped."""
-        self.settle()
-        found = {
+        return {
             f"{name}:{kind}": tensor.detach()
             for name, parameter in self.model.named_parameters()
             for kind, tensor in self.optimizer.state.get(parameter, {}).items()
         }
-        if self.rows_later is not None:
-            found |= {f"{self._table_name}:{kind}": tensor for kind, tensor in self.rows_later.state().items()}
-            found[f"{self._table_name}:step"] = torch.tensor(float(self.steps_done))
-        return found
 
     def restore(self, weights: dict[str, Tensor], moments: dict[str, Tensor], step: int) -> None:
         """Put weights and moments back, as they were after `step` steps."""
@@ -188,9 +171,6 @@ class Engine:
             if f"{name}:step" in moments
         }
         self.optimizer.load_state_dict(record)
-        if self.rows_later is not None:
-            name = self._table_name
-            self.rows_later.restore(moments[f"{name}:exp_avg"], moments[f"{name}:exp_avg_sq"], step)
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Put weights back as `weights` gave them; tied ones may be there once."""
@@ -202,7 +182,6 @@ class Engine:
 
     def export(self, folder: Path, step: int | None = None) -> None:
         """Write a stock folder with the full vocabulary; `step` says which step the weights are of, if not the last."""
-        self.settle()
         with nullcontext() if self.vocabulary is None else self.vocabulary.restored(self._decay(step)):
             base_models.save_model(self.loaded, folder)
 
@@ -218,39 +197,12 @@ class Engine:
             return ""
         return f"{self.vocabulary.digest}-{hashlib.sha256(self.vocabulary.kept.tobytes()).hexdigest()[:16]}"
 
-    def _trim(self, encoded: list[Encoded]) -> vocabulary.TrimmedVocabulary | None:
+    def _trim(self, encoded: list[Encoded]) -> tuple[vocabulary.TrimmedVocabulary | None, str]:
         used = np.unique(np.concatenate([*(rows.ids for rows in encoded), [encoded[0].pad_id]])).astype(np.int64)
         known = self.model.get_input_embeddings().num_embeddings
         if len(used) > MOST_TO_KEEP * known:
-            log.info("vocabulary: whole, %d of its %d tokens are in use", len(used), known)
-            return None
-        trimmed, why = vocabulary.trim(self.model, used)
-        log.info("vocabulary: %s", why)
-        return trimmed
-
-    def _defer(self) -> deferred.DeferredRows | None:
-        recipe = self.recipe
-        if self.picked.device.type != "cpu" or self.picked.dtype == torch.float16 or self.kind != "packed":
-            return None
-        if not self._word_table.requires_grad or not len(self.train):
-            return None
-        sample = range(0, len(self.train), max(1, len(self.train) // 64))
-        batches = [np.arange(start, min(start + recipe.batch_size, len(self.train))) for start in sample]
-        unique = float(np.mean([len(np.unique(self._ids(rows))) for rows in batches]))
-        betas = (recipe.adam_beta1, recipe.adam_beta2)
-        worth, why = deferred.pays(len(self._word_table), unique, betas)
-        log.info("word table: %s", why)
-        if not worth:
-            return None
-        # From here on the table is stepped by hand.
-        self._word_table.requires_grad_(False)
-        return deferred.DeferredRows(
-            self._word_table.data,
-            betas=betas,
-            eps=recipe.adam_epsilon,
-            weight_decay=recipe.weight_decay,
-            rate=self.rate,
-        )
+            return None, f"whole, {len(used)} of its {known} words are in use"
+        return vocabulary.trim(self.model, used)
 
     def _own_ids(self, encoded: Encoded) -> Encoded:
         if self.vocabulary is None:
@@ -258,28 +210,10 @@ class Engine:
         pad = self.vocabulary.remap(np.array([encoded.pad_id], np.int32))
         return replace(encoded, ids=self.vocabulary.remap(encoded.ids), pad_id=int(pad[0]))
 
-    def _ids(self, rows: Rows) -> NDArray[np.int32]:
-        return np.concatenate([self.train.ids[self.train.offsets[row] : self.train.offsets[row + 1]] for row in rows])
-
-    def _fetch(self, rows: Rows) -> tuple[forward.Embed | None, Tensor | None]:
-        """How this batch's tokens are embedded, and the leaf that gathers their gradient, where rows are deferred."""
-        if self.rows_later is None:
-            return None, None
-        ids = torch.from_numpy(np.unique(self._ids(rows)).astype(np.int64))
-        table = self.rows_later.rows(ids)
-        place = torch.empty(len(self._word_table), dtype=torch.int64)
-        place[ids] = torch.arange(len(ids))
-        # The stock table gives its padding row no gradient; some text may spell that token out.
-        padding = self.model.get_input_embeddings().padding_idx
-        hidden = None if padding is None else int(place[padding]) if padding in ids else None
-        return lambda tokens: functional.embedding(place[tokens], table, padding_idx=hidden), table
-
-    def _gradients(
-        self, rows: Rows, labels: NDArray[np.int64], embed: forward.Embed | None, leaves: list[Tensor]
-    ) -> Tensor:
+    def _gradients(self, rows: Rows, labels: NDArray[np.int64]) -> Tensor:
         while True:
             try:
-                return self._summed(rows, labels, embed)
+                return self._summed(rows, labels)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.micro_batches >= len(rows):
                     raise
@@ -290,12 +224,11 @@ class Engine:
                     len(rows),
                     self.micro_batches,
                 )
-                for leaf in leaves:
-                    leaf.grad = None
+                self.optimizer.zero_grad(set_to_none=True)
             if self.picked.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _summed(self, rows: Rows, labels: NDArray[np.int64], embed: forward.Embed | None) -> Tensor:
+    def _summed(self, rows: Rows, labels: NDArray[np.int64]) -> Tensor:
         device, dtype = self.picked.device, self.picked.dtype
         # Dealt out by length: every part of every process takes about the same time and memory.
         mine = share(np.argsort(self.train.lengths[rows], kind="stable"), self.world)
@@ -304,31 +237,33 @@ class Engine:
             part = mine[number :: self.micro_batches]
             target = torch.from_numpy(labels[part]).to(device, non_blocking=True)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = self.forward.logits(self.train, rows[part], embed)
-            loss = self.cross_entropy(logits, target, "sum") / len(rows)
+                logits = self.forward.logits(self.train, rows[part])
+            loss = self._cross_entropy(logits, target, "sum") / len(rows)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return sum(losses[1:], losses[0])
 
-    def cross_entropy(self, logits: Tensor, target: Tensor, reduction: str) -> Tensor:
+    def _learn(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """The rest of a step of fixed shape: the mean loss of the texts of weight 1, backward, clipping, AdamW."""
+        # Not zeros, and not after the step: what the backward pass allocates belongs to the graph that is recorded.
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = (self._cross_entropy(logits, target, "none") * weight).sum() / weight.sum()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._clip_and_step()
+        return loss.detach()
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor, reduction: str) -> Tensor:
         """The recipe's loss, in float32 at least."""
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return functional.cross_entropy(wide, target, label_smoothing=self.recipe.label_smoothing, reduction=reduction)
 
-    def clip_and_step(self, leaves: list[Tensor]) -> None:
-        """AdamW on the gradients of `leaves`, clipped together."""
+    def _clip_and_step(self) -> None:
         if self.recipe.max_grad_norm > 0:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(leaves, self.recipe.max_grad_norm)
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
         # Under fp16 the scaler skips a step whose gradients overflowed and lowers its scale: no error.
         self.scaler.step(self.optimizer)
         self.scaler.update()
-
-    def _update(self, leaves: list[Tensor], table: Tensor | None) -> None:
-        self.clip_and_step(leaves)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.rows_later is not None and table is not None:
-            self.rows_later.update(table)
 
     def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -339,11 +274,6 @@ class Engine:
                 group["lr"] = rate
 
     def _decay(self, step: int | None) -> float:
-        """What weight decay alone has made of a weight of 1."""
+        """What weight decay alone has made of a weight of 1: exactly 1 without decay."""
         last = self.steps_done if step is None else step
-        return deferred.untouched_factor(self.rate, self.recipe.weight_decay, last)
-
-    @property
-    def _table_name(self) -> str:
-        names = {id(tensor): str(name) for name, tensor in self.model.named_parameters()}
-        return names[id(self._word_table)]
+        return math.prod(1 - self.rate(k) * self.recipe.weight_decay for k in range(1, last + 1))

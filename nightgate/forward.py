@@ -28,8 +28,6 @@ TOKENS_PER_PART_ON_CPU = 96
 """What a further part of a padded batch costs (weight gradients summed, calls), in tokens of work."""
 
 Rows = NDArray[np.int64]
-Embed = Callable[[Tensor], Tensor]
-"""Word embeddings [..., width] of token ids [...]."""
 
 
 class Packed:
@@ -40,11 +38,10 @@ class Packed:
     def __init__(self, classifier: packing.PackedClassifier, reason: str) -> None:
         self.classifier, self.model, self.reason = classifier, classifier.model, reason
 
-    def logits(self, encoded: Encoded, rows: Rows, embed: Embed | None = None) -> Tensor:
+    def logits(self, encoded: Encoded, rows: Rows) -> Tensor:
         """[rows, labels], in the order of `rows`."""
         order = np.argsort(encoded.lengths[rows], kind="stable")
-        batch = encoded.packed(rows[order], self.model.device)
-        found = self.classifier(batch, None if embed is None else embed(batch.ids))
+        found = self.classifier(encoded.packed(rows[order], self.model.device))
         return found[torch.from_numpy(np.argsort(order)).to(found.device)]
 
     def batches(self, encoded: Encoded, batch_size: int) -> Iterator[Rows]:
@@ -73,9 +70,8 @@ class Padded:
     def __init__(self, model: Any, reason: str) -> None:
         self.model, self.reason = model, reason
 
-    def logits(self, encoded: Encoded, rows: Rows, embed: Embed | None = None) -> Tensor:
+    def logits(self, encoded: Encoded, rows: Rows) -> Tensor:
         """[rows, labels], in the order of `rows`."""
-        assert embed is None, "the padded path embeds by itself"
         device = self.model.device
         order = np.argsort(encoded.lengths[rows], kind="stable")
         parts = []
@@ -100,11 +96,11 @@ class Padded:
 Forward = Packed | Padded
 
 
-def choose(model: Any, encoded: Encoded, *, pack: bool = True, cls_only: bool = True, compiled: bool = True) -> Forward:
+def choose(model: Any, encoded: Encoded, *, pack: bool = True, cls_only: bool = True) -> Forward:
     """The faster path that gives the stock model's logits on rows of `encoded`."""
     if not pack:
         return Padded(model, "padded texts, as asked for")
-    classifier, why = packing.packed(model, cls_only=cls_only, compiled=compiled)
+    classifier, why = packing.packed(model, cls_only=cls_only)
     if classifier is None:
         return Padded(model, f"padded texts: {why}")
     if not len(encoded):

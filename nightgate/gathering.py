@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nightgate import evidence_store, seeds, startup, supervisor, version_files, version_rows
+from nightgate import evidence_store, seeds, supervisor, version_files, version_rows
 from nightgate.calibration import calibration_error, nonfinite_rows
 from nightgate.claim import NightRun
 from nightgate.clean import Line, line_of, trained_on
@@ -74,8 +74,6 @@ def score_on_test(run: NightRun) -> None:
         out=run.directory / f"attempt-{run.attempt}" / "test",
         golden=run.golden.path,
     )
-    # The report would wait for it.
-    startup.load_early("matplotlib.figure", "matplotlib.backends.backend_svg")
     run.scored = supervisor.score_models(job, on_progress=run.while_ours(), on_restart=run.count_restart)
     frames = _Frames(run.snapshot.rows("test"), None if run.golden.path is None else run.golden.rows())
     seen = {name: trained_on(model.line, frames.fingerprints()) for name, model in models.items()}

@@ -6,14 +6,16 @@ is filled up to the next multiple of 128 tokens with texts whose loss has weight
 
 The first batch of a bucket takes its step without a graph (which sets up the optimiser and warms the kernels), the
 second is recorded, all later ones are replayed. Without CUDA the same code takes every step the first way; the tests
-run that. Recording and replaying have not been run on a GPU yet: see docs/training-engine.md.
+run that. Recording and replaying have not been run on a GPU yet: NIGHTGATE_CUDA_GRAPHS=1 turns graphs on.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nightgate.attention import Layout
-from nightgate.forward import Packed, Rows
-from nightgate.packing import PackedBatch
-
-if TYPE_CHECKING:
-    from nightgate.engine import Engine
+from nightgate.devices import Picked
+from nightgate.encoding import Encoded
+from nightgate.forward import Rows
+from nightgate.packing import PackedBatch, PackedClassifier
 
 log = logging.getLogger(__name__)
 
+SETTING = "NIGHTGATE_CUDA_GRAPHS"
 BUCKET = 128
 """Tokens; a model of shorter texts takes its greatest length."""
 STAGING_BUFFERS = 4
@@ -55,18 +57,33 @@ class _Bucket:
     seen: bool = False
 
 
-class StepGraphs:
-    """Steps of an engine whose texts are packed."""
+def are_wanted(device: torch.device) -> bool:
+    """Whether this machine's setting asks for graphs, and there is a GPU to record them."""
+    return device.type == "cuda" and os.environ.get(SETTING, "") == "1"
 
-    def __init__(self, engine: Engine) -> None:
-        assert isinstance(engine.forward, Packed)
-        self.engine, self.classifier = engine, engine.forward.classifier
-        self.device = engine.picked.device
-        train = engine.train
+
+class StepGraphs:
+    """Steps of fixed shape over packed texts.
+
+    Args:
+        train: the training rows, with the ids of the model's own vocabulary.
+        learn: logits, classes and weights of a batch's texts to their mean loss, with backward pass and update.
+    """
+
+    def __init__(
+        self,
+        classifier: PackedClassifier,
+        train: Encoded,
+        picked: Picked,
+        batch_size: int,
+        learn: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> None:
+        self.classifier, self.train, self.learn = classifier, train, learn
+        self.device, self.dtype = picked.device, picked.dtype
         self.ids = torch.from_numpy(train.ids).to(self.device)
         self.types = None if train.type_ids is None else torch.from_numpy(train.type_ids).to(self.device)
         self.granularity = min(BUCKET, train.max_length)
-        self.texts = engine.recipe.batch_size + 1
+        self.texts = batch_size + 1
         self.records = self.device.type == "cuda"
         # A graph is recorded off the default stream, and gradients stay on the stream on which they first came to be.
         self.stream = torch.cuda.Stream(self.device) if self.records else None  # type: ignore[no-untyped-call]
@@ -100,7 +117,7 @@ class StepGraphs:
         return bucket.loss.clone()
 
     def _fill(self, rows: Rows, labels: NDArray[np.int64]) -> _Bucket:
-        train = self.engine.train
+        train = self.train
         lengths = train.lengths[rows]
         fillers = self.texts - len(rows)
         real = int(lengths.sum())
@@ -137,7 +154,7 @@ class StepGraphs:
         views = dict(zip(parts, torch.split(whole, [len(part) for part in parts.values()]), strict=True))
         layout = Layout.of_buffers(
             tokens,
-            self.engine.train.max_length,
+            self.train.max_length,
             first=views["first"],
             text_of_token=views["text_of_token"],
             place_in_text=views["place_in_text"],
@@ -153,7 +170,7 @@ class StepGraphs:
             return
         # Pinned memory is read while later work goes on: a buffer is free again when its event has passed.
         if len(self._staging) < STAGING_BUFFERS:
-            largest = 4 * (self.texts * self.engine.train.max_length + self.granularity) + 4 * self.texts + 8
+            largest = 4 * (self.texts * self.train.max_length + self.granularity) + 4 * self.texts + 8
             self._staging.append((torch.empty(largest, dtype=torch.int64, pin_memory=True), torch.cuda.Event()))  # type: ignore[no-untyped-call]
             buffer, event = self._staging[-1]
         else:
@@ -164,22 +181,14 @@ class StepGraphs:
         event.record()
 
     def _whole_step(self, bucket: _Bucket) -> Tensor:
-        engine, device, dtype = self.engine, self.device, self.engine.picked.dtype
-        for parameter in engine.parameters:
-            # Not zeros: what the backward pass allocates belongs to the graph that is being recorded.
-            parameter.grad = None
         layout = bucket.batch.layout
-        if device.type == "cuda":
+        if self.device.type == "cuda":
             layout.bounds.copy_(bucket.bounds)
         types = None if self.types is None else self.types[bucket.token].long()
         batch = PackedBatch(self.ids[bucket.token].long(), types, layout)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.classifier(batch)
-        losses = engine.cross_entropy(logits, bucket.target, "none")
-        loss = (losses * bucket.real).sum() / bucket.real.sum()
-        engine.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        engine.clip_and_step(engine.parameters)
-        return loss.detach()
+        return self.learn(logits, bucket.target, bucket.real)
 
     def _record(self, bucket: _Bucket) -> None:
         graph = torch.cuda.CUDAGraph()

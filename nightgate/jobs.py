@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from nightgate.counts import Scores
 from nightgate.files import write_whole
 
 Phase = Literal["load", "train", "evaluate", "save"]
@@ -87,15 +88,22 @@ class EpochReport(_Message):
     """Likewise; padding is not counted."""
     predictions: Path
     """npz: `logits` float32 [rows, labels] and `labels` int64 [rows], in the order of `snapshot.rows("validation")`."""
+    scores: Scores
+    """On the validation rows."""
     precision: str
     device: str
     engine: str
     """'packed' or 'padded'."""
     engine_reason: str
+    """Of packing, vocabulary and threads."""
     is_best: bool
     """Better validation F1 than every epoch before."""
     stopped_early: bool
     """The patience ran out here."""
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        return super().from_json({**record, "scores": Scores(**record["scores"])})
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,8 @@ def read_job(path: Path) -> TrainJob | ScoreJob:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, Scores):
+        return dataclasses.asdict(value)
     return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 

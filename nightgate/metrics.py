@@ -1,7 +1,6 @@
-"""Classification metrics through the library `evaluate`, per class, per slice, and the confusion matrix.
+"""Classification metrics of rows, per class and per slice.
 
-`nightgate.metric_module` is the module of our own for it; `nightgate.counts` says how averages, absent classes and
-empty input are defined.
+`nightgate.counts` says how averages, absent classes and empty input are defined.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate.counts import NOTHING, Scores, class_scores, confusion_counts, overall_scores
+from nightgate.counts import Scores, class_scores, confusion_counts, overall_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,14 +36,7 @@ def score(references: NDArray[np.int64], predictions: NDArray[np.int64], num_lab
     """
     if len(references) != len(predictions):
         raise ValueError(f"{len(references)} references but {len(predictions)} predictions")
-    if not len(references):
-        # `evaluate` cannot hold an empty batch: Arrow's stream stays without a schema.
-        return NOTHING
-    # Here and not above: it takes a second to import, and most commands score nothing.
-    from nightgate.metric_module import ClassificationScores
-
-    values = ClassificationScores().compute(predictions=predictions, references=references, num_labels=num_labels)
-    return Scores(**values)
+    return overall_scores(confusion_counts(references, predictions, num_labels))
 
 
 def slice_scores(

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nightgate import kernels
 from nightgate.attention import Layout, attend, attend_from_first
-from nightgate.dropout import Dropout, add_and_norm
-from nightgate.kernels import Kernel
+from nightgate.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -52,40 +50,33 @@ class Layer:
     output_dropout: float
     down_dropout: float
 
-    def __call__(
-        self, hidden: Tensor, layout: Layout, dropout: Dropout, kernel: Kernel | None, *, training: bool
-    ) -> Tensor:
+    def __call__(self, hidden: Tensor, layout: Layout, dropout: Dropout, *, training: bool) -> Tensor:
         """[tokens, width] to [tokens, width]."""
         qkv = _together(hidden, self.query, self.key, self.value)
-        rate = self.attention_dropout if training else 0.0
-        attended = attend(qkv, layout, self.heads, dropout, rate, kernel)
-        return self._above_attention(hidden, attended, dropout, kernel, training)
+        attended = attend(qkv, layout, self.heads, dropout, self.attention_dropout if training else 0.0)
+        return self._above_attention(hidden, attended, dropout, training)
 
-    def first_tokens(
-        self, hidden: Tensor, layout: Layout, dropout: Dropout, kernel: Kernel | None, *, training: bool
-    ) -> Tensor:
+    def first_tokens(self, hidden: Tensor, layout: Layout, dropout: Dropout, *, training: bool) -> Tensor:
         """[tokens, width] to [texts, width]: the same, for the first token of each text."""
         first = hidden.index_select(0, layout.first)
         key_value = _together(hidden, self.key, self.value)
         rate = self.attention_dropout if training else 0.0
-        attended = attend_from_first(self.query(first), key_value, layout, self.heads, dropout, rate, kernel)
-        return self._above_attention(first, attended, dropout, kernel, training)
+        attended = attend_from_first(self.query(first), key_value, layout, self.heads, dropout, rate)
+        return self._above_attention(first, attended, dropout, training)
 
-    def _above_attention(
-        self, hidden: Tensor, attended: Tensor, dropout: Dropout, kernel: Kernel | None, training: bool
-    ) -> Tensor:
+    def _above_attention(self, hidden: Tensor, attended: Tensor, dropout: Dropout, training: bool) -> Tensor:
         after_attention, after_down = (self.output_dropout, self.down_dropout) if training else (0.0, 0.0)
-        attended = self.output(attended)
-        hidden = add_and_norm(hidden, attended, self.attention_norm, dropout, after_attention, kernel)
+        hidden = self.attention_norm(dropout.add(hidden, self.output(attended), after_attention))
         inner = self.down(self.activation(self.up(hidden)))
-        return add_and_norm(hidden, inner, self.norm, dropout, after_down, kernel)
+        normed: Tensor = self.norm(dropout.add(hidden, inner, after_down))
+        return normed
 
 
 class PackedClassifier:
     """A stock classifier, run on packed batches. It holds no weights of its own."""
 
-    def __init__(self, model: Any, adapter: Adapter, *, cls_only: bool = True, kernel: Kernel | None = None) -> None:
-        self.model, self.cls_only, self.kernel = model, cls_only, kernel
+    def __init__(self, model: Any, adapter: Adapter, *, cls_only: bool = True) -> None:
+        self.model, self.cls_only = model, cls_only
         self.dropout = Dropout()
         body = getattr(model, model.base_model_prefix)
         self._embeddings = body.embeddings
@@ -96,25 +87,21 @@ class PackedClassifier:
         # RoBERTa and its kin count positions from padding_idx + 1, and give none to a padding token.
         self._padding = int(body.embeddings.padding_idx) if adapter.counts_from_padding else None
 
-    def __call__(self, batch: PackedBatch, embedded: Tensor | None = None) -> Tensor:
-        """Logits [texts, labels]; `embedded` [tokens, width] stands in for the word embeddings of the ids."""
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        """Logits [texts, labels]."""
         layout, training = batch.layout, self.model.training
-        inputs: dict[str, Any] = {"position_ids": self._positions(batch)[None]}
-        if embedded is None:
-            inputs["input_ids"] = batch.ids[None]
-        else:
-            inputs |= {"input_ids": None, "inputs_embeds": embedded[None]}
+        inputs: dict[str, Any] = {"input_ids": batch.ids[None], "position_ids": self._positions(batch)[None]}
         if self._takes_types:
             types = torch.zeros_like(batch.ids) if batch.types is None else batch.types
             inputs["token_type_ids"] = types[None]
         hidden = self._project(self._embeddings(**inputs))[0]
         *lower, last = self._layers
         for layer in lower:
-            hidden = layer(hidden, layout, self.dropout, self.kernel, training=training)
+            hidden = layer(hidden, layout, self.dropout, training=training)
         if self.cls_only:
-            first = last.first_tokens(hidden, layout, self.dropout, self.kernel, training=training)
+            first = last.first_tokens(hidden, layout, self.dropout, training=training)
         else:
-            first = last(hidden, layout, self.dropout, self.kernel, training=training)[layout.first]
+            first = last(hidden, layout, self.dropout, training=training)[layout.first]
         return self._head(self.model, first[:, None])
 
     def _positions(self, batch: PackedBatch) -> Tensor:
@@ -140,7 +127,7 @@ class Adapter:
     counts_from_padding: bool = False
 
 
-def packed(model: Any, *, cls_only: bool = True, compiled: bool = True) -> tuple[PackedClassifier | None, str]:
+def packed(model: Any, *, cls_only: bool = True) -> tuple[PackedClassifier | None, str]:
     """The model on packed batches, or None, and why."""
     architecture = model.config.model_type
     adapter = _ADAPTERS.get(architecture)
@@ -148,20 +135,11 @@ def packed(model: Any, *, cls_only: bool = True, compiled: bool = True) -> tuple
         return None, f"{architecture} has no adapter for packed texts"
     if getattr(model.config, "is_decoder", False) or getattr(model.config, "add_cross_attention", False):
         return None, f"this {architecture} is set up as a decoder"
-    kernel, how = _kernel(model, compiled)
     try:
-        classifier = PackedClassifier(model, adapter, cls_only=cls_only, kernel=kernel)
+        return PackedClassifier(model, adapter, cls_only=cls_only), f"{architecture} takes packed texts"
     except AttributeError as error:
         # Another version of transformers may name its parts otherwise.
         return None, f"this {architecture} is not built as its adapter expects: {error}"
-    return classifier, f"{architecture} takes packed texts{how}"
-
-
-def _kernel(model: Any, compiled: bool) -> tuple[Kernel | None, str]:
-    if model.device.type != "cpu":
-        return None, ""
-    kernel, why = kernels.load() if compiled else (None, "attention and norms in plain torch, as asked for")
-    return kernel, f", {why}"
 
 
 def _together(hidden: Tensor, *parts: nn.Linear) -> Tensor:

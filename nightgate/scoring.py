@@ -46,7 +46,7 @@ def logits_of(
     The path, packed or padded, is chosen as for training; rows are taken longest first.
     """
     chosen = forward.choose(model, encoded)
-    log.info("%s", chosen.reason)
+    log.debug("%s", chosen.reason)
     return forward.run(chosen, encoded, batch_size, on_batch)
 
 
@@ -93,7 +93,8 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
     threads, why = pick_threads()
     torch.set_num_threads(threads)
     device, _, _ = devices.pick("fp32")
-    log.info("scoring in fp32 on %s with %s", device, why)
+    log.info("scoring in fp32 on %s", device)
+    log.debug("%s", why)
     on_progress(Progress("load", detail="reading the snapshot"))
     sets = {"": columns(open_snapshot(job.snapshot).rows(job.split, ["text", "label"]))}
     if job.golden is not None:

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
 from nightgate import launch, metrics, supervisor, version_files
 from nightgate.checkpoints import remove_checkpoints
@@ -76,11 +75,10 @@ def train_seed(study: Study, seed: int, on_progress: OnProgress | None = None) -
         pipeline = Pipeline.model_validate(study.record_of(seed))
         best, trained = _train(study, pipeline, home, folder, on_progress)
         test = _score(pipeline, snapshot, folder, trained.best_model, on_progress)
-        validation = _scores(pipeline, snapshot, "validation", read_predictions(best.predictions))
         score = SeedScore(
             seed=seed,
             best_epoch=trained.best_epoch,
-            validation_f1=validation.f1(pipeline.gate.average),
+            validation_f1=best.scores.f1(pipeline.gate.average),
             test_f1=test.f1(pipeline.gate.average),
             test_accuracy=test.accuracy,
             duration_seconds=round(time.monotonic() - began, 3),
@@ -179,9 +177,5 @@ def _score(pipeline: Pipeline, snapshot: Snapshot, folder: Path, model: Path, on
         out=folder / "test",
     )
     written = supervisor.score_models(job, on_progress=on_progress).written
-    return _scores(pipeline, snapshot, "test", read_predictions(written["candidate"]))
-
-
-def _scores(pipeline: Pipeline, snapshot: Snapshot, split: str, predictions: NDArray[np.int64]) -> Scores:
-    references = snapshot.rows(split, ["label"])["label"].to_numpy(dtype=np.int64)
-    return metrics.score(references, predictions, len(pipeline.data.label_names))
+    references = snapshot.rows("test", ["label"])["label"].to_numpy(dtype=np.int64)
+    return metrics.score(references, read_predictions(written["candidate"]), len(pipeline.data.label_names))

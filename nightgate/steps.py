@@ -38,7 +38,6 @@ from nightgate import (
     retention,
     runs,
     slots,
-    startup,
     supervisor,
     version_files,
     version_rows,
@@ -170,8 +169,6 @@ def fine_tune(run: NightRun, on_progress: Callable[[Progress], None] | None = No
         data_until=run.data_until.isoformat(),
         start_from=start_from,
     )
-    # The metrics of the first epoch would wait for the one, the end of the night for the other.
-    startup.load_early("nightgate.metric_module", "nightgate.reports.report")
     run.trained = yield from supervisor.train(
         job, on_progress=run.while_ours(on_progress), on_restart=run.count_restart
     )
@@ -194,11 +191,9 @@ class ScoredEpoch:
 
 
 def score_epoch(run: NightRun, report: EpochReport) -> ScoredEpoch:
-    """Metrics of one epoch on the validation rows."""
-    references = run.snapshot.rows("validation")["label"].to_numpy(dtype=np.int64)
+    """An epoch's metrics, with its predictions as they were stored."""
     predictions = read_predictions(report.predictions)
-    scores = metrics.score(references, predictions, len(run.pipeline.data.label_names))
-    return ScoredEpoch(report, scores, scores.f1(run.pipeline.gate.average), predictions)
+    return ScoredEpoch(report, report.scores, report.scores.f1(run.pipeline.gate.average), predictions)
 
 
 def record_epoch(run: NightRun, scored: ScoredEpoch) -> None:

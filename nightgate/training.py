@@ -24,14 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nightgate import checkpoints, devices
+from nightgate import checkpoints, devices, graphs
 from nightgate.checkpoints import Checkpoint, RunState
 from nightgate.config import Pipeline
-from nightgate.counts import confusion_counts, overall_scores
 from nightgate.distributed import World
-from nightgate.engine import Engine
+from nightgate.engine import Engine, Wins
 from nightgate.errors import NonFiniteLossError
 from nightgate.jobs import EpochReport, Phase, Progress, TrainJob, TrainResult
+from nightgate.metric_module import evaluated_scores
 from nightgate.preparation import prepare, seed_epoch
 from nightgate.scoring import mean_cross_entropy, write_predictions
 from nightgate.threads import pick_threads
@@ -70,7 +70,7 @@ def train(job: TrainJob, listener: Listener, world: World | None = None) -> Trai
     picked = devices.pick(pipeline.training.precision)
     threads, why = pick_threads()
     torch.set_num_threads(threads)
-    log.info("%s; %s", picked.reason, why)
+    log.info("%s", picked.reason)
     listener.progress(Progress("load", epochs=pipeline.training.epochs, detail="looking for a checkpoint"))
     checkpoint = checkpoints.newest_checkpoint(job.run_dir, _recipe(job, pipeline))
     if checkpoint is not None and checkpoint.state.finished:
@@ -78,7 +78,7 @@ def train(job: TrainJob, listener: Listener, world: World | None = None) -> Trai
         for report in checkpoint.state.reports:
             listener.epoch_done(report)
         return _result(job, checkpoint.state, picked, resumed_from=checkpoint.state.epoch)
-    run = _Run(job, pipeline, picked, threads, listener, checkpoint, world or World())
+    run = _Run(job, pipeline, picked, (threads, why), listener, checkpoint, world or World())
     return _result(job, run.to_the_end(), picked, resumed_from=run.resumed_from)
 
 
@@ -143,7 +143,7 @@ class _Run:
         job: TrainJob,
         pipeline: Pipeline,
         picked: devices.Picked,
-        threads: int,
+        threads: tuple[int, str],
         listener: Listener,
         checkpoint: Checkpoint | None,
         world: World,
@@ -157,9 +157,12 @@ class _Run:
         self.steps_per_epoch = math.ceil(len(self.rows.train_labels) / self.recipe.batch_size)
         self.total_steps = self.steps_per_epoch * self.recipe.epochs
         rows = self.rows
+        wins = Wins(graphs=graphs.are_wanted(picked.device))
         self.engine = Engine(
-            rows.loaded, self.recipe, picked, self.total_steps, rows.train, rows.validation, world=world
+            rows.loaded, self.recipe, picked, self.total_steps, rows.train, rows.validation, wins=wins, world=world
         )
+        self.engine_reason = f"{self.engine.reason}; {threads[1]}"
+        log.debug("%s", self.engine_reason)
         self.state = RunState(
             recipe=_recipe(job, pipeline),
             epoch=0,
@@ -168,11 +171,11 @@ class _Run:
             best_f1=-1.0,
             best_weights="",
             epochs_without_better=0,
-            threads=threads,
+            threads=threads[0],
             finished=False,
             reports=(),
             engine=self.engine.kind,
-            engine_reason=self.engine.reason,
+            engine_reason=self.engine_reason,
             base_digest=self.engine.digest(),
         )
         self.resumed_from = 0
@@ -227,10 +230,10 @@ class _Run:
         predictions = self.attempt_dir / "epochs" / f"epoch-{epoch:04d}.npz"
         if self.world.rank == 0:
             write_predictions(predictions, logits, self.rows.validation_labels)
-        counts = confusion_counts(
+        scores = evaluated_scores(
             self.rows.validation_labels, logits.argmax(axis=1).astype(np.int64), len(self.pipeline.data.label_names)
         )
-        f1 = overall_scores(counts).f1(self.pipeline.gate.average)
+        f1 = scores.f1(self.pipeline.gate.average)
         assert f1 is not None
         # Strictly better: of equal epochs the first one stays.
         is_best = f1 > self.state.best_f1
@@ -247,10 +250,11 @@ class _Run:
             examples_per_second=losses.examples / max(seconds, 1e-9),
             tokens_per_second=len(self.rows.train.ids) / max(seconds, 1e-9),
             predictions=predictions,
+            scores=scores,
             precision=self.picked.precision,
             device=devices.describe(self.picked.device),
             engine=self.engine.kind,
-            engine_reason=self.engine.reason,
+            engine_reason=self.engine_reason,
             is_best=is_best,
             stopped_early=stopped_early,
         )

@@ -120,6 +120,7 @@ def report(epoch: int, attempt: int = 1, **other: Any) -> EpochReport:
         "examples_per_second": 50.0,
         "tokens_per_second": 2000.0,
         "predictions": Path("epoch.npz"),
+        "scores": scores(),
         "precision": "fp32",
         "device": "cpu",
         "engine": "packed",

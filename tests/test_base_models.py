@@ -12,41 +12,22 @@ from nightgate.config import SampleSource
 from nightgate.errors import ModelError
 from nightgate.sample import sample_reviews
 from tests import reviews
+from tests.seed_model import write_seed_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 LABELS = ["1", "2", "3", "4", "5"]
-TOKENS = 600
 
 
 @pytest.fixture(scope="module", params=["named", "unnamed"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As Multilingual-MiniLM lies on the hub: a BERT body, XLM-R's SentencePiece file, no tokenizer.json."""
-    import sentencepiece
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("minilm")
+    """A BERT body with XLM-R's SentencePiece file and no tokenizer.json; config.json may not name the tokenizer."""
     texts = sample_reviews(SampleSource(kind="sample", rows_per_day=50, days=4), reviews.NIGHT.data_until)["text"]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(str(text) for text in texts),
-        model_prefix=str(folder / "sentencepiece.bpe"),
-        vocab_size=TOKENS,
-        model_type="unigram",
-        pad_id=-1,
-        minloglevel=2,
-    )
-    (folder / "sentencepiece.bpe.vocab").unlink()
-    body = BertConfig(
-        vocab_size=TOKENS + 2,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    BertModel(body).save_pretrained(folder)
-    if request.param == "named":
+    folder = write_seed_model(tmp_path_factory.mktemp("minilm"), map(str, texts))
+    if request.param == "unnamed":
         config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"tokenizer_class": "XLMRobertaTokenizer"}))
+        del config["tokenizer_class"]
+        (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -65,7 +46,7 @@ def test_a_bert_body_with_a_sentencepiece_tokenizer_reads_words_and_survives_sav
 
 
 def test_a_tokenizer_without_its_files_is_refused(folder: Path, tmp_path: Path) -> None:
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "pytorch_model.bin"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(ModelError, match="token"):
         load_classifier(tmp_path, LABELS, named="base_model 'minilm'", max_length=32)

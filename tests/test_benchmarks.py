@@ -73,6 +73,17 @@ def test_drawn_lengths_are_those_of_reviews(multi: Workload) -> None:
     assert 50_000 < len(np.unique(multi.ids)) <= 60_000 + 3
 
 
+def test_a_random_base_model_has_the_form_of_the_published_one(tmp_path: Path) -> None:
+    from benchmarks.workload import base_model, load
+
+    assert (SHAPES["multi"].vocabulary, SHAPES["multi"].tokens, SHAPES["multi"].pad_id) == (250_037, 250_002, 1)
+    loaded = load(base_model(SHAPES["tiny"], tmp_path / "base"))
+    embedding = loaded.model.get_input_embeddings()
+    assert loaded.model.config.model_type == "bert"
+    assert (loaded.tokenizer.pad_token_id, loaded.model.config.pad_token_id, embedding.padding_idx) == (1, 0, 0)
+    assert embedding.num_embeddings - len(loaded.tokenizer) == 35
+
+
 def test_the_batches_of_a_round_are_as_long_and_as_padded_as_the_epoch_s(multi: Workload) -> None:
     first, last = multi.tables["median 31"]
     whole = multi.lengths[first:last].reshape(-1, BATCH)

@@ -43,6 +43,7 @@ from nightgate.errors import StorageError
 from nightgate.files import sha256_of
 from nightgate.jobs import EpochReport
 from nightgate.scoring import write_predictions
+from tests.night_rows import scores
 
 
 class Killed(BaseException):
@@ -67,9 +68,9 @@ def next_state(run_dir: Path, epoch: int, attempt: int, before: RunState | None,
         rng.normal(size=(10, 5)).astype(np.float32),
         rng.integers(0, 5, 10),
     )
-    report = EpochReport(
-        attempt, epoch, 7 * epoch, 1.5, 1.2, 1e-4, 9.5, 95.5, predictions, "fp32", "cpu", "packed", "", best, False
-    )
+    losses_and_speed = 1.5, 1.2, 1e-4, 9.5, 95.5
+    shown = predictions, scores(), "fp32", "cpu", "packed", ""
+    report = EpochReport(attempt, epoch, 7 * epoch, *losses_and_speed, *shown, best, False)
     state = before or RunState("recipe", 0, 0, 0, 0.5, "", 0, 1, False, ())
     own = weights_path(attempt_dir, epoch).relative_to(run_dir).as_posix()
     state = replace(state, epoch=epoch, step=7 * epoch, reports=(*state.reports, report), weights=own)

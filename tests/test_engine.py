@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from nightgate import graphs
 from nightgate.base_models import LoadedModel, load_classifier
 from nightgate.config import Training
 from nightgate.devices import Picked
 from nightgate.encoding import Encoded, encode
 from nightgate.engine import Engine, Wins
-from nightgate.graphs import StepGraphs
 from nightgate.optimizer import learning_rates, make_optimizer
 from tests.tiny import write_tiny_model
 
@@ -98,11 +98,10 @@ def exported(engine: Engine, folder: Path) -> dict[str, torch.Tensor]:
 
 
 WINS = {
-    "none": Wins(packed=False, cls_only=False, trimmed=False, deferred=False),
-    "packed": Wins(cls_only=False, trimmed=False, deferred=False),
+    "none": Wins(packed=False, cls_only=False, trimmed=False),
+    "packed": Wins(cls_only=False, trimmed=False),
     "padded and trimmed": Wins(packed=False),
-    "packed, first token only": Wins(trimmed=False, deferred=False),
-    "packed and trimmed": Wins(deferred=False),
+    "packed, first token only": Wins(trimmed=False),
     "all": Wins(),
 }
 
@@ -110,17 +109,13 @@ WINS = {
 @pytest.mark.parametrize("wins", WINS)
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "warmup_ratio": 0.3, "label_smoothing": 0.1}])
 def test_ten_steps_in_fp64_are_those_of_the_stock_loop(
-    base: Path, tmp_path: Path, wins: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, wins: str, options: dict[str, Any]
 ) -> None:
-    from nightgate import deferred
-
-    # So small a table never pays.
-    monkeypatch.setattr(deferred, "pays", lambda *_: (True, "the test asks for it"), raising=False)
     stock, ours = load(base), load(base)
     train, labels = texts(stock)
     expected = stock_steps(stock, recipe(**options), train, labels)
     engine = engine_of(ours, recipe(**options), train, wins=WINS[wins])
-    assert (engine.rows_later is not None) == WINS[wins].deferred or not WINS[wins].packed
+    assert (engine.vocabulary is not None) == WINS[wins].trimmed
     found = [float(engine.step(rows, labels[rows])) for rows in batches()]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     for name, tensor in exported(engine, tmp_path / "model").items():
@@ -228,16 +223,23 @@ def test_a_single_row_that_does_not_fit_is_an_error(base: Path) -> None:
 def test_batches_filled_up_to_buckets_are_the_same_steps(base: Path, options: dict[str, Any]) -> None:
     plain, filled = load(base), load(base)
     train, labels = texts(plain)
-    no_deferral = Wins(deferred=False)
-    one = engine_of(plain, recipe(**options), train, wins=no_deferral)
-    other = engine_of(filled, recipe(**options), train, wins=no_deferral)
-    other.graphs = StepGraphs(other)
+    one = engine_of(plain, recipe(**options), train)
+    other = engine_of(filled, recipe(**options), train, wins=Wins(graphs=True))
+    assert one.graphs is None
+    assert other.graphs is not None
     for rows in [*batches()[:-1], batches()[-1][:3]]:
         expected, found = one.step(rows, labels[rows]), other.step(rows, labels[rows])
         assert float(found) == pytest.approx(float(expected), abs=1e-12)
     assert len(other.graphs._buckets) > 1
     for name, tensor in one.weights().items():
         torch.testing.assert_close(other.weights()[name], tensor, rtol=0, atol=1e-10, msg=name)
+
+
+def test_graphs_are_recorded_on_a_gpu_whose_setting_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not graphs.are_wanted(torch.device("cuda"))
+    monkeypatch.setenv("NIGHTGATE_CUDA_GRAPHS", "1")
+    assert graphs.are_wanted(torch.device("cuda"))
+    assert not graphs.are_wanted(CPU)
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "constant"])

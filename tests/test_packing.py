@@ -209,7 +209,7 @@ def test_dropout_keeps_the_share_and_the_mean_and_repeats_by_seed() -> None:
 def test_dropout_masks_of_neighbours_do_not_depend_on_each_other() -> None:
     dropout = Dropout()
     dropout.seed(3)
-    mask, _ = dropout.mask(400_000, 0.5, torch.ones(1))
+    mask, _ = dropout.mask(400_000, 0.5, torch.float32)
     assert mask is not None
     values = mask.double() - 0.5
     for lag in (1, 2, 3, 4, 5, 8, 16):
