@@ -26,7 +26,7 @@ test: $(VENV)/.dev check
 
 # Prefect's UI in headless Chromium, the system's own: says how to install one where there is none. Minutes.
 test-browser: $(VENV)/.dev
-	@$(BIN)/python -m tests.prefect_ui
+	@$(BIN)/python -m tests.support.prefect_ui
 	$(BIN)/python -m pytest -m browser
 
 # What takes long and kills nothing.

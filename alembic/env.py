@@ -1,6 +1,6 @@
 """What Alembic runs for `alembic upgrade head` in the repository root, and for `nightgate db upgrade` anywhere.
 
-The database is the one of `NIGHTGATE_DATABASE_URL` and `NIGHTGATE_HOME`, unless `nightgate.database` names another.
+The database is the one of `NIGHTGATE_DATABASE_URL` and `NIGHTGATE_HOME`, unless `nightgate.database.transactions` names another.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from typing import Any
 
 from alembic import context
 
-from nightgate.connection import database_url, parse_url
-from nightgate.database import migrating
+from nightgate.database.connection import database_url, parse_url
+from nightgate.database.schema import METADATA
+from nightgate.database.transactions import migrating
 from nightgate.home import open_home
-from nightgate.schema import METADATA
 
 
 def run_migrations() -> None:

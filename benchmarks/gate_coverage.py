@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate.intervals import Average, f1_difference, f1_estimate
+from nightgate.metrics.bootstrap import Average, f1_difference, f1_estimate
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from benchmarks.gate_worlds import BASE, CONTESTED, EASY, SEED_SPREAD
 from benchmarks.gate_years import paired_interval
 from nightgate import config
-from nightgate.gate import rules
-from nightgate.gate.case import DECIDING, Case
+from nightgate.gate import statistics
 from nightgate.gate.evidence import Evidence, Rows, Side, Slice
-from nightgate.gate.slices import slices
-from nightgate.intervals import Interval, f1_difference
+from nightgate.gate.measurements import DECIDING, Case
+from nightgate.gate.slice_checks import slices
+from nightgate.metrics.bootstrap import Interval, f1_difference
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -42,7 +42,7 @@ def called_superior(pairs: int, rows: int, seed: int) -> float:
     differ = 2 * chance * (1 - chance) * CONTESTED
     cells = rng.multinomial(rows, [differ / 2, differ / 2, 1 - differ], size=pairs)
     _, low, high = paired_interval(cells[:, 0], cells[:, 1], rows, GATE.confidence)
-    return float(np.mean([rules.is_superior(Interval(*ends)) for ends in zip(low, high, strict=True)]))
+    return float(np.mean([statistics.is_superior(Interval(*ends)) for ends in zip(low, high, strict=True)]))
 
 
 def labelled_night(
@@ -71,13 +71,13 @@ def agreement(nights: int, rows: int, seed: int) -> float:
     agreed = 0
     for night in range(nights):
         true, (champion, candidate) = labelled_night(rows, rng.normal(0, SEED_SPREAD, size=2).tolist(), rng)
-        losses, gains, _ = rules.mcnemar(true, champion, candidate)
+        losses, gains, _ = statistics.mcnemar(true, champion, candidate)
         gap, low, high = paired_interval(np.array([gains]), np.array([losses]), rows, GATE.confidence)
         estimate = f1_difference(
             true, champion, candidate, LABELS, GATE.average, confidence=GATE.confidence, seed=night
         )
         fast, real = (
-            rules.beats(value, interval, GATE, margin=GATE.margin, champion_nights=GATE.refresh_after)
+            statistics.beats(value, interval, GATE, margin=GATE.margin, champion_nights=GATE.refresh_after)
             for value, interval in (
                 (float(gap[0]), Interval(float(low[0]), float(high[0]))),
                 (estimate.value, estimate.interval),

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from benchmarks.gate_worlds import BASE, CONTESTED, EASY, MATTERS, NIGHTS, SEED_SPREAD, WORLDS, World
 from nightgate import config
-from nightgate.gate import rules
-from nightgate.intervals import Interval
+from nightgate.gate import statistics
+from nightgate.metrics.bootstrap import Interval
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -63,7 +63,7 @@ def intervals(gap: tuple[Floats, Floats, Floats]) -> list[Interval]:
 
 def _superior(tonight: Tonight, gate: config.Gate) -> Mask:
     del gate
-    return np.array([rules.is_superior(interval) for interval in intervals(tonight.gap)])
+    return np.array([statistics.is_superior(interval) for interval in intervals(tonight.gap)])
 
 
 def _ours(tonight: Tonight, gate: config.Gate) -> Mask:
@@ -72,8 +72,8 @@ def _ours(tonight: Tonight, gate: config.Gate) -> Mask:
     sides = zip(tonight.gap[0].tolist(), intervals(tonight.gap), intervals(tonight.anchor_gap), nights, strict=True)
     return np.array(
         [
-            rules.beats(gap, champion, gate, margin=gate.margin, champion_nights=age) is not None
-            and rules.is_non_inferior(anchor, gate.margin)
+            statistics.beats(gap, champion, gate, margin=gate.margin, champion_nights=age) is not None
+            and statistics.is_non_inferior(anchor, gate.margin)
             for gap, champion, anchor, age in sides
         ]
     )

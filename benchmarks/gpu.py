@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 from benchmarks import workload as work
 from benchmarks.ours import take
 from benchmarks.workload import BATCH, MAX_LENGTH, SHAPES, Workload
-from nightgate import base_models, devices
 from nightgate.config import Training
-from nightgate.devices import Picked
-from nightgate.engine import Engine, Wins
+from nightgate.engine import base_models, devices
+from nightgate.engine.devices import Picked
+from nightgate.engine.step import Engine, Wins
 
 MINUTES = 8.0
 STEPS, BATCHES = 20, 5
@@ -278,7 +278,7 @@ def night(lab: Lab) -> Iterator[Line]:
     home, began = lab.folder / "home", time.perf_counter()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NIGHTGATE_")}
     subprocess.run(
-        [sys.executable, "-m", "nightgate.cli", "run", "sample", "--night", "2026-01-05", "--no-prefect", *smaller],
+        [sys.executable, "-m", "nightgate.cli.app", "run", "sample", "--night", "2026-01-05", "--no-prefect", *smaller],
         cwd=lab.folder,
         env={**environment, "NIGHTGATE_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[1])},
         check=True,

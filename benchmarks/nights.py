@@ -91,9 +91,9 @@ def spent(lines: list[Mapping[str, Any]], began: float, ended: float) -> Spent:
     Raises:
         NightError: the log does not tell; the night was not trained, or a process was started twice.
     """
-    from nightgate.judging import DECIDED
-    from nightgate.refresh import READ
-    from nightgate.supervisor import DEALT, LIFE
+    from nightgate.data.refresh import READ
+    from nightgate.night.verdict import DECIDED
+    from nightgate.training.supervisor import DEALT, LIFE
 
     lives, dealt = _told(lines, LIFE), _told(lines, DEALT)
     reads, decided = _told(lines, READ), _told(lines, DECIDED)
@@ -175,7 +175,7 @@ class Nights:
 def _nightgate(arguments: list[str], environment: Mapping[str, str]) -> str:
     """What the command printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "nightgate.cli", *arguments],
+        [sys.executable, "-m", "nightgate.cli.app", *arguments],
         env=clean_environment() | dict(environment),
         cwd=Path(__file__).parents[1],
         capture_output=True,

@@ -14,16 +14,18 @@ from benchmarks import workload as work
 from benchmarks.variants import Variant
 from benchmarks.worker import Channel, Spec, folder_bytes, peak_memory
 from benchmarks.workload import BATCH, EPOCHS, MAX_LENGTH, STEPS_PER_EPOCH, VALIDATION_ROWS, Rows, Workload
-from nightgate import checkpoints, devices, threads
-from nightgate.checkpoints import RunState
+from nightgate import cpu_threads
 from nightgate.config import Training
-from nightgate.encoding import Encoded
-from nightgate.engine import Engine, Wins
+from nightgate.engine import devices
+from nightgate.engine.encoding import Encoded
+from nightgate.engine.step import Engine, Wins
+from nightgate.training import checkpoints
+from nightgate.training.checkpoints import RunState
 
 
 def serve(channel: Channel, spec: Spec, variant: Variant) -> None:
     """Build the engine, answer commands until 'stop'."""
-    torch.set_num_threads(threads.pick_threads()[0])
+    torch.set_num_threads(cpu_threads.pick_threads()[0])
     workload = Workload.load(Path(spec.workload))
     trained, evaluated = spec.rows(workload, variant)
     picked = devices.pick("auto")

@@ -24,10 +24,11 @@ from benchmarks import workload as work
 from benchmarks.ours import take
 from benchmarks.worker import Spec
 from benchmarks.workload import BATCH, MAX_LENGTH, Workload
-from nightgate import base_models, devices, threads
+from nightgate import cpu_threads
 from nightgate.config import Training
-from nightgate.encoding import Encoded
-from nightgate.engine import Engine
+from nightgate.engine import base_models, devices
+from nightgate.engine.encoding import Encoded
+from nightgate.engine.step import Engine
 
 LONGEST = 40
 FP64_STEPS, FP32_STEPS = 10, 40
@@ -54,7 +55,7 @@ def check(spec: Spec, *, sabotage: bool) -> dict[str, Any]:
         sabotage: train our side at a rate that is 0.1 % too high, which the gates must notice.
     """
     base_models.quiet_transformers()
-    torch.set_num_threads(threads.pick_threads()[0])
+    torch.set_num_threads(cpu_threads.pick_threads()[0])
     workload = Workload.load(Path(spec.workload))
     folder = work.base_model(workload.shape, Path(spec.folder))
     rate = RATE * (1.001 if sabotage else 1.0)

@@ -81,7 +81,7 @@ def _stock(
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
 
     from benchmarks import stock
-    from nightgate.base_models import quiet_transformers
+    from nightgate.engine.base_models import quiet_transformers
 
     quiet_transformers()
     loaded = load(base_model(workload.shape, scratch / "base"), seed=seed)
@@ -106,10 +106,10 @@ def _ours(
     workload: Workload, rows: Rows, held_out: Rows, seed: int, options: argparse.Namespace, scratch: Path
 ) -> Rows:
     from benchmarks.ours import take
-    from nightgate import devices
     from nightgate.config import Training
-    from nightgate.engine import Engine
-    from nightgate.preparation import seed_epoch
+    from nightgate.engine import devices
+    from nightgate.engine.step import Engine
+    from nightgate.training.inputs import seed_epoch
 
     encoded = workload.encoded()
     train, test = take(encoded, rows), take(encoded, held_out)
@@ -128,7 +128,7 @@ def _ours(
 
 
 def _f1(labels: Rows, predicted: Rows) -> float:
-    from nightgate.counts import confusion_counts, overall_scores
+    from nightgate.metrics.confusion import confusion_counts, overall_scores
 
     f1 = overall_scores(confusion_counts(labels, predicted.astype(np.int64), len(LABELS))).f1("weighted")
     assert f1 is not None

@@ -19,7 +19,8 @@ from benchmarks import workload as work
 from benchmarks.variants import Variant
 from benchmarks.worker import Channel, Spec, folder_bytes, peak_memory
 from benchmarks.workload import BATCH, EPOCHS, MAX_LENGTH, STEPS_PER_EPOCH, Rows, Workload
-from nightgate import base_models, threads
+from nightgate import cpu_threads
+from nightgate.engine import base_models
 
 
 def serve(channel: Channel, spec: Spec, variant: Variant) -> None:
@@ -27,7 +28,7 @@ def serve(channel: Channel, spec: Spec, variant: Variant) -> None:
     base_models.quiet_transformers()
     workload = Workload.load(Path(spec.workload))
     if variant.at_its_best:
-        torch.set_num_threads(threads.pick_threads()[0])
+        torch.set_num_threads(cpu_threads.pick_threads()[0])
     trained, evaluated = spec.rows(workload, variant)
     loaded = work.load(Path(spec.folder))
     rows = dataset(workload, np.arange(len(workload.labels)), to_max_length=variant.to_max_length)

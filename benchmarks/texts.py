@@ -22,8 +22,8 @@ def read_texts(path: Path, text: str, label: str) -> Texts:
         DataError: the file cannot be read, lacks a column or holds more than five labels.
     """
     from nightgate.config import Schedule
-    from nightgate.nights import tonight
-    from nightgate.sources import read_source
+    from nightgate.data.sources import read_source
+    from nightgate.schedule import tonight
 
     data = Data.model_validate(
         {"source": {"kind": "files", "paths": [str(path)]}, "text": text, "label": label, "labels": list(LABELS)}
@@ -43,7 +43,7 @@ def read_texts(path: Path, text: str, label: str) -> Texts:
 
 def sample_texts(rows: int) -> Texts:
     """Different reviews of the sample generator, at least `rows` of them."""
-    from nightgate.sample import sample_reviews
+    from nightgate.data.sample_source import sample_reviews
 
     source = SampleSource(kind="sample", rows_per_day=rows // 20, days=30)
     found = sample_reviews(source, datetime(2026, 1, 5, tzinfo=UTC))

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from nightgate import metrics
 from nightgate.config import Pipeline
-from nightgate.database import Database
+from nightgate.data.refresh import training_rows
+from nightgate.data.snapshots import open_snapshot
+from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError, RegistryError
-from nightgate.evidence_store import load_evidence
 from nightgate.home import open_home
-from nightgate.intervals import f1_difference
-from nightgate.pipelines import load_pipeline
-from nightgate.refresh import training_rows
-from nightgate.snapshots import open_snapshot
+from nightgate.metrics import classification
+from nightgate.metrics.bootstrap import f1_difference
+from nightgate.pipeline_files import load_pipeline
+from nightgate.runs.evidence_store import load_evidence
 
 Labels = NDArray[np.int64]
 Score = Callable[[Labels, Labels], float]
@@ -67,7 +67,9 @@ def compare(pipeline: Pipeline) -> str:
     rows = [(model, used, ours, run["duration_seconds"])]
     for name, fit in (("scikit-learn's defaults", _default), ("tuned on validation", _tuned)):
         started = time.perf_counter()
-        predicted = fit(train, validation, test["text"], lambda a, b: metrics.score(a, b, num_labels).f1(average) or 0)
+        predicted = fit(
+            train, validation, test["text"], lambda a, b: classification.score(a, b, num_labels).f1(average) or 0
+        )
         rows.append((f"TF-IDF and logistic regression, {name}", len(train), predicted, time.perf_counter() - started))
     lines = [
         f"{pipeline.name}, night {run['night']}, run {run['run_id']}, {len(test):,} test rows",
@@ -76,7 +78,7 @@ def compare(pipeline: Pipeline) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, count, predicted, took in rows:
-        scores = metrics.score(references, predicted, num_labels)
+        scores = classification.score(references, predicted, num_labels)
         interval = ""
         if predicted is not ours:
             interval = str(f1_difference(references, predicted, ours, num_labels, average).interval)

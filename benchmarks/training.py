@@ -32,8 +32,8 @@ from benchmarks.report import Measured, Results
 from benchmarks.variants import BEST, OURS, REFERENCE, VARIANTS
 from benchmarks.worker import CEILING, PARITY, Part, Spec, Worker, WorkerError
 from benchmarks.workload import BATCH, SHAPES, STEPS_PER_EPOCH, Workload, drawn
+from nightgate.cpu_threads import openmp_settings
 from nightgate.errors import NightgateError
-from nightgate.threads import openmp_settings
 
 ROUNDS = 9
 STEPS = {"cpu": 2, "cuda": 50}

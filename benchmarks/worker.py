@@ -202,9 +202,9 @@ def _serve_ceiling(channel: Channel, spec: Spec) -> None:
     """Matrix products of 2048 x 2048 in fp32, and in bf16 on a GPU: what the hardware gives when nothing else does."""
     import torch
 
-    from nightgate import threads
+    from nightgate import cpu_threads
 
-    torch.set_num_threads(threads.pick_threads()[0])
+    torch.set_num_threads(cpu_threads.pick_threads()[0])
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16} if spec.device == "cuda" else {"fp32": torch.float32}
     size = 8192 if spec.device == "cuda" else 2048
     channel.send(threads=torch.get_num_threads())

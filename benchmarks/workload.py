@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from nightgate.base_models import LoadedModel
-    from nightgate.encoding import Encoded
+    from nightgate.engine.base_models import LoadedModel
+    from nightgate.engine.encoding import Encoded
 
 Rows = NDArray[np.int64]
 
@@ -99,7 +99,7 @@ class Workload:
 
     def encoded(self) -> Encoded:
         """The rows as the engine takes them."""
-        from nightgate.encoding import Encoded
+        from nightgate.engine.encoding import Encoded
 
         types = np.zeros(len(self.ids), np.int8) if self.shape.real else None
         return Encoded(self.ids, types, self.offsets, self.shape.pad_id, 0, False, MAX_LENGTH)
@@ -155,8 +155,8 @@ def from_texts(shape: Shape, texts: list[str], labels: NDArray[np.int64], name: 
     """Real texts, by the tokenizer of all-MiniLM-L6-v2; on another shape its ids are spread over the vocabulary."""
     from transformers import AutoTokenizer
 
-    from nightgate.base_models import resolve
-    from nightgate.encoding import encode
+    from nightgate.engine.base_models import resolve
+    from nightgate.engine.encoding import encode
 
     whole = encode(AutoTokenizer.from_pretrained(resolve(L6)), texts, 100_000)
     cut = encode(AutoTokenizer.from_pretrained(resolve(L6)), texts, MAX_LENGTH)
@@ -171,7 +171,7 @@ def from_texts(shape: Shape, texts: list[str], labels: NDArray[np.int64], name: 
 def base_model(shape: Shape, folder: Path) -> Path:
     """A folder with the base model: the real one, or random weights of the shape, written to `folder` when missing."""
     if shape.real:
-        from nightgate.base_models import resolve
+        from nightgate.engine.base_models import resolve
 
         return resolve(L6)
     if not (folder / "config.json").exists():
@@ -183,7 +183,7 @@ def load(folder: Path, *, dropout: float | None = None, seed: int = 42) -> Loade
     """The base model with a new head of five labels, the same for every variant of the run."""
     import torch
 
-    from nightgate.base_models import load_classifier
+    from nightgate.engine.base_models import load_classifier
 
     torch.manual_seed(seed)
     return load_classifier(folder, LABELS, named="the base model", max_length=MAX_LENGTH, dropout=dropout)
@@ -205,7 +205,7 @@ def _in_words(lengths: Rows) -> str:
 def _words(shape: Shape, rng: np.random.Generator) -> NDArray[np.int64]:
     """Ids to draw from, the most frequent first."""
     if shape.real:
-        from nightgate.base_models import resolve
+        from nightgate.engine.base_models import resolve
 
         known = json.loads((resolve(L6) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
         ids = np.array([index for word, index in known.items() if word.isalpha() and len(word) > 1])
@@ -223,7 +223,7 @@ def _write_random_model(shape: Shape, folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    from nightgate.base_models import quiet_transformers
+    from nightgate.engine.base_models import quiet_transformers
 
     quiet_transformers()
 

@@ -24,7 +24,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.settings import PREFECT_UI_URL
 
 from deployments.catalog import NIGHTLY, TAG
-from flows.server import running_server
+from flows.server_connection import running_server
 from flows.signs import SIGN_OF_LIFE, TELL, TELL_LATE, UNCANCELLED, ZOMBIES
 from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.settings import read_settings

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml  # type: ignore[import-untyped]  # it comes with Prefect, its types do not
 
 from nightgate.config import Pipeline
-from nightgate.pipelines import load_by_name, pipeline_files
+from nightgate.pipeline_files import load_by_name, pipeline_files
 
 POOL = "nightgate"
 """The work pool of production, of type process unless its owner has made another one."""
@@ -86,28 +86,28 @@ def operations() -> tuple[Deployment, ...]:
         Deployment(
             flow="promote",
             name="nightgate",
-            entrypoint="flows.steering.promote",
+            entrypoint="flows.manual_promotion.promote",
             description="Makes a version the champion of its pipeline by hand, whatever the gate said; it is audited.",
             collision="ENQUEUE",
         ),
         Deployment(
             flow="rollback",
             name="nightgate",
-            entrypoint="flows.steering.rollback",
+            entrypoint="flows.manual_promotion.rollback",
             description="Brings back the champion before the current one and freezes the pipeline; it is audited.",
             collision="ENQUEUE",
         ),
         Deployment(
             flow="freeze",
             name="nightgate",
-            entrypoint="flows.steering.freeze",
+            entrypoint="flows.manual_promotion.freeze",
             description="Keeps a pipeline's runs from promoting themselves: its nights are held; it is audited.",
             collision="ENQUEUE",
         ),
         Deployment(
             flow="unfreeze",
             name="nightgate",
-            entrypoint="flows.steering.unfreeze",
+            entrypoint="flows.manual_promotion.unfreeze",
             description="Lets a pipeline's runs promote themselves again; it is audited.",
             collision="ENQUEUE",
         ),

@@ -24,10 +24,10 @@ from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
 from deployments.catalog import GRACE_SECONDS, NIGHTLY, POOL, SLUG, TAG, Deployment, catalog, deployable
-from flows.server import running_server
+from flows.server_connection import running_server
 from nightgate.config import Pipeline
 from nightgate.errors import ConfigurationError, NightgateError
-from nightgate.pipelines import load_by_name, pipeline_files
+from nightgate.pipeline_files import load_by_name, pipeline_files
 
 PROCESS = "process"
 

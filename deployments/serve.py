@@ -27,7 +27,7 @@ from prefect.settings import (
 from deployments import automations
 from deployments.catalog import Deployment, catalog
 from deployments.deploy import FLOW_ENVIRONMENT, existing, prefect_deployment
-from flows.server import answers, local_server, server_problem, started_server
+from flows.server_connection import answers, local_server, server_problem, started_server
 from nightgate.config import Pipeline
 from nightgate.errors import NightgateError, without_credentials
 

@@ -8,10 +8,10 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from pydantic import Field, ValidationError
 
-from nightgate import approvals
-from nightgate.database import Database
+from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
 from nightgate.home import open_home
+from nightgate.registry import approvals
 
 
 class Approval(RunInput):

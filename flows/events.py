@@ -15,10 +15,10 @@ import httpx
 from prefect.client.orchestration import get_client
 from prefect.events.schemas.events import Event, RelatedResource, Resource
 
-from nightgate.database import Database
+from nightgate.database.transactions import Database
 from nightgate.errors import InternalError
 from nightgate.logs import without_secrets
-from nightgate.settling import End, mark_announced, unannounced
+from nightgate.operations.reconciliation import End, mark_announced, unannounced
 
 log = logging.getLogger("nightgate.flows")
 

@@ -20,7 +20,9 @@ from prefect.states import Completed
 
 from flows.approval import decide_when_resumed
 from flows.events import announce_ends, announce_stall, announce_unclaimed
-from flows.form import (
+from flows.outages import survive_closed_console
+from flows.reconcile import due_nights, newer_is_due, settle_after_crash
+from flows.run_form import (
     AS_IN_FILE_GATE,
     AS_IN_FILE_TRAINING,
     ChosenNight,
@@ -29,17 +31,16 @@ from flows.form import (
     TrainingForm,
     chosen_settings,
 )
-from flows.outages import survive_closed_console
-from flows.reconcile import due_nights, newer_is_due, settle_after_crash
-from nightgate import opening, runs, summary
-from nightgate.claim import NightRun, open_night
 from nightgate.config import Pipeline
-from nightgate.database import Database, prepare
+from nightgate.database.transactions import Database, prepare
 from nightgate.errors import InternalError, NightgateError
 from nightgate.home import open_home
-from nightgate.nights import Night, chosen_night, scheduled_night, tonight
-from nightgate.pipelines import load_by_name
-from nightgate.steps import score_epoch
+from nightgate.night.run import NightRun, open_night
+from nightgate.night.steps import score_epoch
+from nightgate.pipeline_files import load_by_name
+from nightgate.reports import terminal_summary
+from nightgate.runs import claim, lifecycle
+from nightgate.schedule import Night, chosen_night, scheduled_night, tonight
 from tasks.logs import failed, readable_logs
 from tasks.night import (
     fine_tune,
@@ -125,7 +126,7 @@ def _given_up(run: NightRun, flow_run_id: str) -> bool:
     """Whether this process was taken for dead, or cancelled, and the same Prefect run was started again or ended."""
     try:
         with Database.open(run.home) as db:
-            now = runs.outcome(db, run.run_id)
+            now = lifecycle.outcome(db, run.run_id)
     except NightgateError:
         return False  # nobody knows: what broke the run is to be told, and not this
     moved_on = now.attempt > run.attempt or (now.status != "running" and now.reason != run.reason)
@@ -138,13 +139,13 @@ def _after_approval(run: NightRun, flow_run_id: str) -> str:
     Without a deployment nothing could resume it: it ends here, and `nightgate approve` decides.
     """
     with Database.open(run.home) as db:
-        waits_for_us = runs.outcome(db, run.run_id).prefect_flow_run_id == flow_run_id
+        waits_for_us = lifecycle.outcome(db, run.run_id).prefect_flow_run_id == flow_run_id
     if runtime.deployment.id is None or not waits_for_us:
         return _told(run)
     _told(run)
     decide_when_resumed(run.run_id)
     with Database.open(run.home) as db:
-        decided = runs.outcome(db, run.run_id)
+        decided = lifecycle.outcome(db, run.run_id)
     run.status, run.reason = decided.status, decided.reason
     report(run)
     _announce()
@@ -229,7 +230,7 @@ def _begun() -> Night | None:
     home = open_home()
     prepare(home)
     with Database.open(home) as db:
-        return opening.night_of(db, runtime.flow_run.id)
+        return claim.night_of(db, runtime.flow_run.id)
 
 
 def _which_night(pipeline: Pipeline, night: date | None) -> Night:
@@ -250,7 +251,7 @@ def let_finish(pipeline_name: str, night: date) -> None:
     """
     told = ""
     with Database.open(open_home()) as db:
-        while other := opening.by_hand_at_work(db, pipeline_name, night):
+        while other := claim.by_hand_at_work(db, pipeline_name, night):
             if other != told:
                 log.warning("%s is at work: the night of %s begins when it has ended", other, night)
             told = other
@@ -273,12 +274,12 @@ def _told(run: NightRun) -> str:
     if run.status in {"promoted", "held", "waiting"}:
         try:
             with Database.open(run.home) as db:
-                f1 = runs.outcome(db, run.run_id).test_f1
+                f1 = lifecycle.outcome(db, run.run_id).test_f1
             verdict += f", F1 {f1:.4f}" if f1 is not None else ""
         except NightgateError as error:
             log.warning("the run's name does not say its F1: %s", error.reason)
     _rename(f"{run.pipeline.name} {run.night.date}: {verdict}")
-    return summary.flow_message(run.run_id, run.status, run.reason)
+    return terminal_summary.flow_message(run.run_id, run.status, run.reason)
 
 
 def _rename(name: str) -> None:

@@ -1,6 +1,6 @@
 """Keep a night alive when the worker that started it dies: its console closes, which ends the process in Prefect 3.8.
 
-`tests/test_faults_crashes.py` kills a worker for real.
+`tests/runs/test_faults_crashes.py` kills a worker for real.
 """
 
 from __future__ import annotations

@@ -33,13 +33,14 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows.events import announce_ends
 from flows.signs import vouch_for_waiting
-from nightgate import approvals, pointer, settling
-from nightgate.approvals import Ended
-from nightgate.database import Database
+from nightgate.database.transactions import Database
 from nightgate.errors import InternalError, NightgateError
 from nightgate.home import open_home
-from nightgate.pipelines import load_pipeline, pipeline_files
-from nightgate.status import used_pipelines
+from nightgate.operations import reconciliation
+from nightgate.operations.status import used_pipelines
+from nightgate.pipeline_files import load_pipeline, pipeline_files
+from nightgate.registry import approvals, champion_link
+from nightgate.registry.approvals import Ended
 from tasks.logs import failed, readable_logs
 
 log = logging.getLogger("nightgate.flows")
@@ -99,9 +100,9 @@ def reconcile_now() -> Done:
     with Database.open(home) as db:
         for name in sorted(used_pipelines(db)):
             with done.part(f"runs of {name}"):
-                done.settled += settling.settle_running(db, name)
+                done.settled += reconciliation.settle_running(db, name)
             with done.part(f"link to the champion of {name}"):
-                if wrong := pointer.follow(db, name):
+                if wrong := champion_link.follow(db, name):
                     log.info("repaired: %s", wrong)
         with done.part("approvals"):
             done.settled += approvals.hold_overdue(db)
@@ -123,10 +124,10 @@ def _with_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
             # What nobody was to start is not missed; nor is it known without a server.
             deployment_id = _scheduled_by(client, pipeline.name)
             if deployment_id is None:
-                settling.record_pause(db, pipeline.name, datetime.now(UTC))
+                reconciliation.record_pause(db, pipeline.name, datetime.now(UTC))
             else:
                 due = _due(client, deployment_id)
-                done.settled += settling.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
+                done.settled += reconciliation.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
     with done.part("cancelled runs"):
         done.settled += obey_cancels(db, client)
     with done.part("states of Prefect's runs"):
@@ -139,7 +140,7 @@ def _with_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
 
 def agree(db: Database, client: SyncPrefectClient) -> None:
     """Bring the states of Prefect's runs in line with the ledger, which is the truth about nights that have ended."""
-    ends = {UUID(end.prefect_flow_run_id): end for end in settling.ended_lately(db)}
+    ends = {UUID(end.prefect_flow_run_id): end for end in reconciliation.ended_lately(db)}
     ids = list(ends)
     done = Done()
     for first in range(0, len(ids), PAGE):
@@ -163,7 +164,7 @@ def obey_cancels(db: Database, client: SyncPrefectClient) -> list[Ended]:
 
     Their process, if it lives, learns it from the ledger at its next sign of life.
     """
-    known = {UUID(one.prefect_flow_run_id): one for one in settling.unfinished(db) if one.prefect_flow_run_id}
+    known = {UUID(one.prefect_flow_run_id): one for one in reconciliation.unfinished(db) if one.prefect_flow_run_id}
     if not known:
         return []
     runs = client.read_flow_runs(
@@ -174,7 +175,7 @@ def obey_cancels(db: Database, client: SyncPrefectClient) -> list[Ended]:
     )
     unheard = [run for run in runs if run.state and datetime.now(UTC) - run.state.timestamp > TO_BE_HEARD]
     by = "its run was cancelled in Prefect"
-    ended = [settling.cancel(db, known[run.id], by, deployed=run.deployment_id is not None) for run in unheard]
+    ended = [reconciliation.cancel(db, known[run.id], by, deployed=run.deployment_id is not None) for run in unheard]
     return [one for one in ended if one is not None]
 
 
@@ -204,7 +205,7 @@ def settle_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any
     del flow, state
     try:
         with Database.open(open_home()) as db:
-            settling.settle_running(db, str(flow_run.parameters.get("pipeline")))
+            reconciliation.settle_running(db, str(flow_run.parameters.get("pipeline")))
             announce_ends(db)
     except Exception as error:  # noqa: BLE001 - a worker elsewhere may not reach the ledger: the next reconcile does it
         log.warning("run %s is not settled yet, reconcile does it: %s", flow_run.name, error)
@@ -246,7 +247,7 @@ def _due(client: SyncPrefectClient, deployment_id: UUID) -> frozenset[datetime]:
     )
 
 
-def _contradicts(state: State[Any], end: settling.EndedLately) -> bool:
+def _contradicts(state: State[Any], end: reconciliation.EndedLately) -> bool:
     if state.is_scheduled() or state.is_pending():
         return False  # somebody has asked for a retry
     if state.is_running() and state.timestamp > end.finished_at:
@@ -264,7 +265,7 @@ def _contradicts(state: State[Any], end: settling.EndedLately) -> bool:
     return state.is_paused() or is_old or was_cancelled or end.error_type == "crashed"
 
 
-def _state_of(end: settling.EndedLately) -> State[Any]:
+def _state_of(end: reconciliation.EndedLately) -> State[Any]:
     message = f"{end.status}: {end.reason} [{end.run_id}]"
     if end.status == "cancelled":
         return Cancelled(message=message)

@@ -19,11 +19,11 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
 
-from nightgate.database import Database
+from nightgate.analysis.seed_runs import local_workers
+from nightgate.analysis.seed_study import SeedScore, Study, finish_study, record_failure, record_score
+from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.home import open_home
-from nightgate.seed_training import local_workers
-from nightgate.seeds import SeedScore, Study, finish_study, record_failure, record_score
 from tasks.logs import failed, readable_logs
 from tasks.seeds import train_seed
 

@@ -14,8 +14,8 @@ from uuid import UUID, uuid4
 from prefect.events.schemas.events import Event, RelatedResource, Resource
 
 from flows.events import send
-from nightgate.approvals import open_approvals
-from nightgate.database import Database
+from nightgate.database.transactions import Database
+from nightgate.registry.approvals import open_approvals
 
 log = logging.getLogger("nightgate.flows")
 

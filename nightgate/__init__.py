@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nightgate.query import history as history
-    from nightgate.registry import load_champion as load_champion
+    from nightgate.database.queries import history as history
+    from nightgate.registry.champions import load_champion as load_champion
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "history", "load_champion"]
 
-_HOMES = {"load_champion": "nightgate.registry", "history": "nightgate.query"}
+_HOMES = {"load_champion": "nightgate.registry.champions", "history": "nightgate.database.queries"}
 
 
 def __getattr__(name: str) -> Any:

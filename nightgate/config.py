@@ -1,6 +1,6 @@
 """The pipeline file as frozen models: one description for the file, `--set`, the Prefect form and the stored record.
 
-`nightgate.pipelines` finds and reads files; this module says what they may hold, and `nightgate.values` what a text in
+`nightgate.pipeline_files` finds and reads files; this module says what they may hold, and `nightgate.config_types` what a text in
 them may be. Every field has a description and
 bounds; `schema` of each model is what the Prefect form shows.
 """
@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from nightgate.values import Column, Cron, Duration, Label, Size, Timezone, canonical_label
+from nightgate.config_types import Column, Cron, Duration, Label, Size, Timezone, canonical_label
 
 
 class Section(BaseModel):

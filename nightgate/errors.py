@@ -65,7 +65,7 @@ class ConfigurationError(NightgateError, ValueError):
 class DataError(NightgateError, ValueError):
     error_type = "data"
     quarantined: Sequence[Any] = ()
-    """Rows that could not be used (`nightgate.tables.Quarantined`), where that is why nothing is left."""
+    """Rows that could not be used (`nightgate.data.source_table.Quarantined`), where that is why nothing is left."""
 
 
 class SnapshotError(DataError):

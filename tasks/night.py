@@ -1,4 +1,4 @@
-"""One task per step of a night. The steps, and what they promise, are in `nightgate.steps`."""
+"""One task per step of a night. The steps, and what they promise, are in `nightgate.night.steps`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from nightgate import gathering, judging, steps
-from nightgate.claim import NightRun
 from nightgate.errors import DatabaseError
-from nightgate.jobs import EpochReport
+from nightgate.night import evidence, steps, verdict
+from nightgate.night.run import NightRun
+from nightgate.training.protocol import EpochReport
 from tasks.progress import LiveProgress
 
 log = logging.getLogger("nightgate.tasks")
@@ -73,17 +73,17 @@ def record_epoch(run: NightRun, scored: steps.ScoredEpoch) -> None:
 
 @step("score on test")
 def score_on_test(run: NightRun) -> None:
-    gathering.score_on_test(run)
+    evidence.score_on_test(run)
 
 
 @step("serve in a fresh process")
 def try_serving(run: NightRun) -> None:
-    gathering.try_serving(run)
+    evidence.try_serving(run)
 
 
 @step("judge")
 def judge(run: NightRun) -> None:
-    judging.judge(run)
+    verdict.judge(run)
 
 
 @step("register")

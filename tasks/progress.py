@@ -11,8 +11,8 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from nightgate.jobs import Progress
-from nightgate.progress import done_share, progress_line
+from nightgate.training.progress import done_share, progress_line
+from nightgate.training.protocol import Progress
 
 log = logging.getLogger("nightgate.tasks")
 

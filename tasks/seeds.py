@@ -12,10 +12,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
-from nightgate import seed_training
+from nightgate.analysis import seed_runs
+from nightgate.analysis.seed_study import SeedScore, Study
 from nightgate.errors import NightgateError
 from nightgate.logs import TerminalFormatter, night_context, without_secrets
-from nightgate.seeds import SeedScore, Study
 from tasks.logs import readable_logs
 from tasks.progress import LiveProgress
 
@@ -31,7 +31,7 @@ def train_seed(study: Study, seed: int) -> SeedScore | State[Any]:
         LiveProgress(f"{name.replace('_', '-')}-seed-{seed}") as live,
     ):
         try:
-            score = seed_training.train_seed(study, seed, live.show)
+            score = seed_runs.train_seed(study, seed, live.show)
         except NightgateError as error:
             return Failed(message=without_secrets(str(error)))
         live.end(f"done in {score.duration_seconds:.0f} s, the best epoch is epoch {score.best_epoch}")

@@ -143,7 +143,7 @@ def migrated(session_root: Path) -> Callable[[str, Any], str]:
     made: dict[str, str] = {}
 
     def template(dialect: str, server: Any) -> str:
-        from nightgate import database
+        from nightgate.database import transactions as database
 
         if dialect not in made:
             name = str(session_root / "migrated.db") if dialect == "sqlite" else server.create()
@@ -184,7 +184,7 @@ def home(environment: Path) -> Any:
 @pytest.fixture
 def database(migrated_url: str, home: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An open `Database` at head, on each engine; the environment names it too."""
-    from nightgate.database import Database
+    from nightgate.database.transactions import Database
 
     monkeypatch.setenv("NIGHTGATE_DATABASE_URL", migrated_url)
     opened = Database.open(home, migrated_url)

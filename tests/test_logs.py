@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from nightgate import logs, supervisor
+from nightgate import logs
 from nightgate.errors import TrainingError
-from nightgate.jobs import TrainJob
+from nightgate.training import supervisor
+from nightgate.training.protocol import TrainJob
 
 PASSWORD = "s3cr%t@pass/word"
 DATABASE = "postgresql+psycopg://nightly:s3cr%25t%40pass%2Fword@db.example:5432/metrics?sslmode=require"
@@ -193,7 +194,7 @@ def test_a_terminal_gets_each_line_once_in_one_form_whatever_libraries_print_by_
             logging.getLogger(name).propagate = propagates
         from nightgate import logs
         logs.to_stderr()
-        log = logging.getLogger("nightgate.steps")
+        log = logging.getLogger("nightgate.night.steps")
         log.info("nothing is known yet")
         with logs.night_context(pipeline="small", night="2026-01-05", run_id="r1"):
             logs.set_epoch(2)
@@ -233,7 +234,8 @@ def test_the_warnings_of_the_training_process_are_lines_of_the_night_once_and_wi
     code = f"""
         #!{sys.executable}
         import logging, warnings
-        from nightgate import logs, worker
+        from nightgate import logs
+        from nightgate.training import worker
         parent = worker._Parent(1)
         worker._log_to(parent)
         from transformers.utils import logging as theirs
@@ -245,8 +247,8 @@ def test_the_warnings_of_the_training_process_are_lines_of_the_night_once_and_wi
         logger.info("of no interest")
         logging.getLogger("strange.library").warning("odd")
         warnings.warn("deprecated")
-        logging.getLogger("nightgate.training").info("fp32 on the CPU")
-        logging.getLogger("nightgate.training").debug("for its own file")
+        logging.getLogger("nightgate.training.loop").info("fp32 on the CPU")
+        logging.getLogger("nightgate.training.loop").debug("for its own file")
         parent.send("error", error_type="training", message="gave up", next_step="")
     """
     python = tmp_path / "python"
@@ -263,9 +265,9 @@ def test_the_warnings_of_the_training_process_are_lines_of_the_night_once_and_wi
     assert found[-1][3].startswith("the training process ended after ")
     assert found[:-1] == [
         ("WARNING", "transformers.tokenization_utils", 2, "sent ***"),
-        ("WARNING", "nightgate.supervisor", 2, "strange.library: odd"),
+        ("WARNING", "nightgate.training.supervisor", 2, "strange.library: odd"),
         ("WARNING", "py.warnings", 2, f'{python}:14: UserWarning: deprecated\n  warnings.warn("deprecated")'),
-        ("INFO", "nightgate.training", 2, "fp32 on the CPU"),
+        ("INFO", "nightgate.training.loop", 2, "fp32 on the CPU"),
     ]
     own = (job.attempt_dir / "log.txt").read_text()
     assert own.count("sent ***") == 3
@@ -290,7 +292,7 @@ def test_the_runs_page_has_each_line_once_without_secrets_also_with_extra_logger
         @flow
         def night():
             with readable_logs(), logs.night_context(pipeline="small", night="2026-01-05", run_id="r1"):
-                log = logging.getLogger("nightgate.steps")
+                log = logging.getLogger("nightgate.night.steps")
                 log.info("verdict: promote")
                 logs.set_epoch(2)
                 log.info("epoch 2: training loss 1.0")
@@ -301,7 +303,7 @@ def test_the_runs_page_has_each_line_once_without_secrets_also_with_extra_logger
                 fails()
 
         state = night(return_state=True)
-        logging.getLogger("nightgate.steps").info("of no run")
+        logging.getLogger("nightgate.night.steps").info("of no run")
         print(state.state_details.flow_run_id)
     """
     script = tmp_path / "script.py"
@@ -317,7 +319,7 @@ def test_the_runs_page_has_each_line_once_without_secrets_also_with_extra_logger
             "PREFECT_API_AUTH_STRING": "",
             "PYTHONPATH": str(Path(__file__).parents[1]),
             "PREFECT_API_URL": prefect_server,
-            "PREFECT_LOGGING_EXTRA_LOGGERS": "nightgate,nightgate.steps,transformers",
+            "PREFECT_LOGGING_EXTRA_LOGGERS": "nightgate,nightgate.night.steps,transformers",
         },
     )
     page = sorted(told.splitlines()[0] for told in _page(prefect_server, ran.stdout.strip()))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nightgate.doctor import examine
 from nightgate.errors import ConfigurationError
+from nightgate.operations.doctor import examine
 from nightgate.settings import OF_TESTS, Settings, read_settings, shown_settings, unknown_settings, variable
-from tests.night import nightgate
+from tests.support.night import nightgate
 
 ROOT = Path(__file__).parents[1]
 KNOWN = {variable(field) for field in Settings.model_fields}

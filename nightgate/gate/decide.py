@@ -9,16 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 from nightgate import config
-from nightgate.gate.case import Case
-from nightgate.gate.comparisons import anchor, beats_champion, min_f1, moves_anchor, not_older
+from nightgate.gate.decision import Check, Decision, Measured, Score
 from nightgate.gate.evidence import Evidence
-from nightgate.gate.golden import golden
-from nightgate.gate.health import clean_test, degenerate, serving
-from nightgate.gate.rules import Rule
-from nightgate.gate.slices import slices
-from nightgate.gate.verdicts import Check, Decision, Measured, Score
-from nightgate.gate.window import microseconds
-from nightgate.gate.words import signed, stored
+from nightgate.gate.golden_check import golden
+from nightgate.gate.measurements import Case
+from nightgate.gate.performance_checks import anchor, beats_champion, min_f1, moves_anchor, not_older
+from nightgate.gate.sanity_checks import clean_test, degenerate, serving
+from nightgate.gate.slice_checks import slices
+from nightgate.gate.statistics import Rule
+from nightgate.gate.test_window import microseconds
+from nightgate.gate.wording import signed, stored
 
 
 def decide(evidence: Evidence, policy: config.Gate) -> Decision:

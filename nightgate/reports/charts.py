@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nightgate.diagnosis import EpochFacts
 from nightgate.rendering import printable
 from nightgate.reports.pictures import (
     CANDIDATE,
@@ -27,6 +26,7 @@ from nightgate.reports.pictures import (
     note,
     shortened,
 )
+from nightgate.reports.training_diagnosis import EpochFacts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

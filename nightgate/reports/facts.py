@@ -18,16 +18,16 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from nightgate.analysis.seed_study import newest_study
 from nightgate.config import Pipeline
-from nightgate.database import Database
-from nightgate.diagnosis import EarlierNight, EpochFacts, Finding, MachineFacts, diagnose
+from nightgate.database.gate_schema import SeedStudy
+from nightgate.database.queries import read_history, tidy
+from nightgate.database.schema import Attempt, ModelVersion, Promotion, Run, Snapshot
+from nightgate.database.transactions import Database
 from nightgate.errors import SnapshotError
 from nightgate.home import Home
-from nightgate.query import read_history, tidy
 from nightgate.reports.shares import SnapshotShares, read_shares
-from nightgate.schema import Attempt, ModelVersion, Promotion, Run, Snapshot
-from nightgate.schema_gate import SeedStudy
-from nightgate.seeds import newest_study
+from nightgate.reports.training_diagnosis import EarlierNight, EpochFacts, Finding, MachineFacts, diagnose
 
 REPORT_FILE = "report.html"
 EARLIER_NIGHTS = 14

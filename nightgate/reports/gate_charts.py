@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from nightgate.power import Power
+    from nightgate.analysis.power import Power
 
 
 def power_curve(power: Power) -> Picture:

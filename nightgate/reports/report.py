@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from nightgate.files import write_whole
+from nightgate.durable_files import write_whole
 from nightgate.home import Home
 from nightgate.rendering import render
 from nightgate.reports import sections, verdict_section

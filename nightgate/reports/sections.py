@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from nightgate.config import Training
-from nightgate.query import published_rows
+from nightgate.database.queries import published_rows
 from nightgate.reports import charts
 from nightgate.reports.confusion_chart import confusion_matrix
 from nightgate.reports.facts import ReportFacts, Row, epoch_facts
@@ -43,7 +43,7 @@ from nightgate.reports.page import (
     unstated,
 )
 from nightgate.reports.shares import SnapshotShares, length_edges
-from nightgate.summary import EXAMPLE_QUERY, diagnosis_sentences
+from nightgate.reports.terminal_summary import EXAMPLE_QUERY, diagnosis_sentences
 
 TABLE_ROWS = 60
 CHART_COLUMNS = 6

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from nightgate.data.snapshots import ROWS_FILE, open_snapshot
 from nightgate.errors import SnapshotError
-from nightgate.snapshots import ROWS_FILE, open_snapshot
 
 _BATCH = 65_536
 _LONGEST = 100_000

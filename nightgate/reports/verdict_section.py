@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nightgate.gate.words import percent, points
+from nightgate.analysis.seed_study import told_margin
+from nightgate.gate.wording import percent, points
 from nightgate.reports import charts
 from nightgate.reports.charts import Gap, Level
 from nightgate.reports.facts import ReportFacts, Row
@@ -26,7 +27,6 @@ from nightgate.reports.page import (
     score,
     unstated,
 )
-from nightgate.seeds import told_margin
 
 TABLE_ROWS = 60
 CHART_SLICES = 6

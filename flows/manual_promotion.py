@@ -1,0 +1,125 @@
+"""`promote`, `rollback`, `freeze` and `unfreeze` as flows: by hand from the UI, audited as from the command line.
+
+In the UI: Deployments > promote/nightgate > Run > Custom run. Prefect knows no persons: the form asks who it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from prefect import flow, runtime
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+from pydantic import Field
+
+from flows.events import announce
+from nightgate.database.transactions import Database
+from nightgate.errors import NightgateError
+from nightgate.home import Home, existing_home
+from nightgate.registry import champions
+from tasks.logs import failed, readable_logs
+
+PipelineName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+VersionName = Annotated[str, Field(pattern=r"^([1-9][0-9]{0,8}|previous)$")]
+Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=r"\S")]
+Person = Annotated[str, Field(min_length=1, max_length=100, pattern=r"\S")]
+
+
+@flow(name="promote", flow_run_name="promote {pipeline} {version}")
+def promote(
+    pipeline: PipelineName,
+    version: VersionName,
+    reason: Reason,
+    requested_by: Person,
+    move_anchor: bool = False,
+    despite_quarantine: bool = False,
+) -> State[Any]:
+    """Make a version the champion by hand, whatever the gate said.
+
+    Args:
+        pipeline: Name of the pipeline.
+        version: A number as `nightgate versions` lists them, or `previous`.
+        reason: Why. It is stored with who and when.
+        requested_by: Who asks for it.
+        move_anchor: No candidate may fall behind this version from now on.
+        despite_quarantine: Release a version that a rollback took down.
+    """
+
+    def move(db: Database, home: Home) -> str:
+        return champions.promote_by_hand(
+            db,
+            home,
+            pipeline,
+            version,
+            reason=reason,
+            by=requested_by,
+            move_anchor=move_anchor,
+            despite_quarantine=despite_quarantine,
+        )
+
+    return _moved("promoted", pipeline, move, reason, requested_by)
+
+
+@flow(name="rollback", flow_run_name="roll back {pipeline}")
+def rollback(pipeline: PipelineName, reason: Reason, requested_by: Person) -> State[Any]:
+    """Bring back the champion before the current one, quarantine that one, and freeze.
+
+    Args:
+        pipeline: Name of the pipeline.
+        reason: Why. It is stored with who and when.
+        requested_by: Who asks for it.
+    """
+
+    def move(db: Database, home: Home) -> str:
+        return champions.rollback(db, home, pipeline, reason=reason, by=requested_by)
+
+    return _moved("rolled_back", pipeline, move, reason, requested_by)
+
+
+@flow(name="freeze", flow_run_name="freeze {pipeline}")
+def freeze(pipeline: PipelineName, reason: Reason, requested_by: Person) -> State[Any]:
+    """Keep runs from promoting themselves: nights go on and are held.
+
+    Args:
+        pipeline: Name of the pipeline.
+        reason: Why. It is stored with who and when.
+        requested_by: Who asks for it.
+    """
+
+    def hold(db: Database, _: Home) -> str:
+        return champions.freeze(db, pipeline, reason=reason, by=requested_by)
+
+    return _moved("frozen", pipeline, hold, reason, requested_by)
+
+
+@flow(name="unfreeze", flow_run_name="unfreeze {pipeline}")
+def unfreeze(pipeline: PipelineName, reason: Reason, requested_by: Person) -> State[Any]:
+    """Let runs promote themselves again, after `freeze` or `rollback`.
+
+    Args:
+        pipeline: Name of the pipeline.
+        reason: Why. It is stored with who and when.
+        requested_by: Who asks for it.
+    """
+
+    def let(db: Database, _: Home) -> str:
+        return champions.unfreeze(db, pipeline, reason=reason, by=requested_by)
+
+    return _moved("unfrozen", pipeline, let, reason, requested_by)
+
+
+def _moved(
+    what: str, pipeline: str, move: Callable[[Database, Home], str], reason: str, requested_by: str
+) -> State[Any]:
+    """Do it and tell it; a refusal is told in words and not as a traceback."""
+    try:
+        with readable_logs():
+            home = existing_home()
+            with Database.open(home) as db:
+                told = move(db, home)
+    except NightgateError as error:
+        return failed(error)
+    told_why = f"{told} ({requested_by.strip()}: {reason.strip()})"
+    announce(what, pipeline, {"pipeline": pipeline, "status": what, "reason": told_why}, runtime.flow_run.id)
+    return Completed(name=what.replace("_", " ").capitalize(), message=told)

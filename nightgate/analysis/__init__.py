@@ -1,0 +1,1 @@
+"""Questions to past nights."""

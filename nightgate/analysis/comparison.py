@@ -1,0 +1,355 @@
+"""Two versions side by side: `nightgate compare reviews 3 4`.
+
+What each scored on its own night are two numbers of two nights. The honest part is the paired comparison: both models
+on the same rows, the newest test rows that both were scored on, and of these the ones that came after all that either
+was trained on or chosen by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any, Literal, cast
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from nightgate.analysis.rescoring import newest_judged, rescore
+from nightgate.database.schema import ModelVersion, Run, Snapshot
+from nightgate.database.transactions import Database
+from nightgate.gate.evidence import Rows
+from nightgate.gate.wording import percent
+from nightgate.home import Home
+from nightgate.metrics.bootstrap import f1_difference
+from nightgate.metrics.comparability import ScoredNight, changes
+from nightgate.metrics.confusion import class_scores, confusion_counts, overall_scores
+from nightgate.registry.versions import VersionRow
+from nightgate.runs.evidence_store import labels_given, load_evidence, microseconds, scorings_of
+
+Average = Literal["weighted", "macro"]
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One fact of both. `difference` is the second minus the first, where that means something."""
+
+    name: str
+    first: Any
+    second: Any
+    difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    name: str
+    title: str
+    pairs: tuple[Pair, ...] = ()
+    note: str = ""
+    """What the numbers say, or why there are none."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    pipeline: str
+    first: int
+    second: int
+    sections: tuple[Section, ...]
+
+    def record(self) -> dict[str, Any]:
+        """One object, as JSON may hold it."""
+        told = {
+            section.name: {
+                "note": section.note,
+                "facts": {
+                    pair.name: {"a": _plain(pair.first), "b": _plain(pair.second), "difference": pair.difference}
+                    for pair in section.pairs
+                },
+            }
+            for section in self.sections
+        }
+        return {"pipeline": self.pipeline, "a": self.first, "b": self.second, **told}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Both models on the same rows."""
+
+    rows: Rows
+    label_names: tuple[str, ...]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    where: str
+    """Which rows these are, in words."""
+    cautions: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class _Facts:
+    row: VersionRow
+    run: Run
+    version: ModelVersion
+    snapshot: Snapshot | None
+
+    @property
+    def night(self) -> ScoredNight:
+        run = self.run
+        policy = run.config["gate"]
+        return ScoredNight(
+            run.night,
+            run.metric_key,
+            run.test_version,
+            tuple(run.label_names),
+            run.average,
+            policy["test_window"],
+            policy["min_test_rows"],
+        )
+
+
+def compare(db: Database, first: VersionRow, second: VersionRow, scored: Scored | None = None) -> Comparison:
+    """Everything that tells two versions of a pipeline apart.
+
+    Args:
+        scored: both on the same rows, where somebody has scored them just now; None takes what nights have stored.
+    """
+    a, b = _facts(db, first), _facts(db, second)
+    scored = scored or rows_in_common(db, first, second)
+    average = cast("Average", b.run.average)
+    return Comparison(
+        first.pipeline,
+        first.version,
+        second.version,
+        (
+            _versions(a, b),
+            _own_nights(a, b),
+            *_paired(a, b, scored, average),
+            _classes_of_own_nights(db, a, b) if scored is None else _classes(scored),
+            _data(a, b),
+            _configuration(a.run.config, b.run.config),
+            _made_by(a, b),
+        ),
+    )
+
+
+def rows_in_common(db: Database, first: VersionRow, second: VersionRow) -> Scored | None:
+    """The newest test rows that both versions were scored on, whichever nights did it; None: they never met.
+
+    Rows that either was trained on are left out.
+    """
+    scorings = [list(scorings_of(db, version.pipeline, version.run_id)) for version in (first, second)]
+    if not all(scorings):
+        return None
+    newest = max((nights[0] for nights in scorings), key=lambda scoring: scoring.data_until)
+    given = [labels_given(nights) for nights in scorings]
+    place = {name: index for index, name in enumerate(newest.label_names)}
+    names = newest.rows.fingerprints
+    met = [
+        all(name in labels and labels[name].label in place and not labels[name].trained_on for labels in given)
+        for name in names
+    ]
+    if not any(met):
+        return None
+    both = np.flatnonzero(met)
+    cautions = [
+        f"it is not known which of these rows version {version.version} was trained on"
+        for version, labels in zip((first, second), given, strict=True)
+        if any(labels[names[at]].trained_on is None for at in both)
+    ]
+    one, other = (np.array([place[labels[names[at]].label] for at in both]) for labels in given)
+    where = f"test rows of the night of {newest.data_until:%Y-%m-%d} that both were scored on, then or before"
+    return Scored(newest.rows.only(np.array(met)), newest.label_names, one, other, where, tuple(cautions))
+
+
+def scored_now(db: Database, home: Home, first: VersionRow, second: VersionRow) -> Scored:
+    """Both versions, scored now on the test rows of the newest night that was judged; stored nowhere.
+
+    Raises:
+        RegistryError: no night was judged, or the files of a version are gone.
+        ModelError, SnapshotError, TrainingError: as `rescoring.rescore`.
+    """
+    run_id = newest_judged(db, first.pipeline)
+    evidence = load_evidence(db, run_id)
+    found = rescore(db, home, run_id, {"a": first, "b": second}, evidence.test.fingerprints)
+    chosen = np.ones(len(evidence.test), dtype=np.bool_)
+    cautions = []
+    for name, version in (("a", first), ("b", second)):
+        trained_on = found[name].trained_on
+        if trained_on is None:
+            why = found[name].unknown_line
+            cautions.append(f"it is not known which of these rows version {version.version} was trained on: {why}")
+        else:
+            chosen &= ~trained_on
+    a, b = (found[name].predictions[chosen] for name in ("a", "b"))
+    where = f"test rows of the night of {evidence.data_until:%Y-%m-%d}, scored just now"
+    return Scored(evidence.test.only(chosen), evidence.label_names, a, b, where, tuple(cautions))
+
+
+def _facts(db: Database, row: VersionRow) -> _Facts:
+    def work(session: sa.orm.Session) -> _Facts:
+        run = session.get_one(Run, row.run_id)
+        version = session.get_one(ModelVersion, (row.pipeline, row.version))
+        snapshot = session.get(Snapshot, (row.pipeline, run.snapshot_id)) if run.snapshot_id else None
+        return _Facts(row, run, version, snapshot)
+
+    return db.read(work)
+
+
+# --- sections ---
+
+
+def _versions(a: _Facts, b: _Facts) -> Section:
+    def told(name: str) -> Pair:
+        return Pair(name, getattr(a.row, name), getattr(b.row, name))
+
+    started = Pair("started_from", a.version.started_from, b.version.started_from)
+    pairs = (told("version"), told("night"), told("status"), told("run_id"), told("best_epoch"), started)
+    return Section("versions", "Versions", pairs)
+
+
+def _own_nights(a: _Facts, b: _Facts) -> Section:
+    changed = changes(a.night, b.night)
+    pairs = []
+    for name in ("test_f1", "f1_ci_low", "f1_ci_high", "test_accuracy", "test_precision", "test_recall"):
+        first, second = getattr(a.run, name), getattr(b.run, name)
+        known = first is not None and second is not None and not changed and "_ci_" not in name
+        pairs.append(Pair(name, first, second, second - first if known else None))
+    for name in ("test_rows", "test_version", "average"):
+        pairs.append(Pair(name, getattr(a.run, name), getattr(b.run, name)))
+    note = "each on the test rows of its own night, which differ: no evidence that one is better"
+    if changed:
+        note = f"these scores do not compare: {changed}"
+    return Section("own_nights", "On their own nights", tuple(pairs), note)
+
+
+def _paired(a: _Facts, b: _Facts, scored: Scored | None, average: Average) -> list[Section]:
+    title = "On the same rows"
+    if scored is None:
+        note = (
+            f"versions {a.row.version} and {b.row.version} were never scored on the same rows; next: score both now on "
+            f"the newest test rows with `nightgate compare {a.row.pipeline} {a.row.version} {b.row.version} --rescore`"
+        )
+        return [Section("paired", title, note=note)]
+    new = fresh(scored.rows, max(a.run.data_until, b.run.data_until))
+    sections = [_scores("paired", title, scored, average, a, b)]
+    if new.any() and not new.all():
+        newer = Scored(
+            scored.rows.only(new),
+            scored.label_names,
+            scored.first[new],
+            scored.second[new],
+            "of these, the rows that came after all that either was trained on or chosen by",
+        )
+        sections.append(_scores("paired_fresh", "On rows newer than both", newer, average, a, b))
+    return sections
+
+
+def fresh(rows: Rows, data_until: datetime) -> NDArray[np.bool_]:
+    """Rows that came after all that models were trained on and chosen by which saw rows before this instant.
+
+    A row without a time of its own dates from the night that saw it first, and chose by it.
+    """
+    return rows.seen_at > microseconds(data_until)
+
+
+def _scores(name: str, title: str, scored: Scored, average: Average, a: _Facts, b: _Facts) -> Section:
+    count, true = len(scored.label_names), scored.rows.true
+    first, second = (overall_scores(confusion_counts(true, one, count)) for one in (scored.first, scored.second))
+    interval = f1_difference(
+        true, scored.first, scored.second, count, average, groups=scored.rows.groups, confidence=CONFIDENCE
+    ).interval
+    pairs = [Pair("rows", len(true), len(true))]
+    for metric, one, other in (
+        ("f1", first.f1(average), second.f1(average)),
+        ("accuracy", first.accuracy, second.accuracy),
+        ("precision", first.precision(average), second.precision(average)),
+        ("recall", first.recall(average), second.recall(average)),
+    ):
+        assert one is not None
+        assert other is not None
+        pairs.append(Pair(metric, one, other, other - one))
+    hits, misses = scored.first == true, scored.second == true
+    pairs.append(Pair("right_where_other_is_wrong", int((hits & ~misses).sum()), int((misses & ~hits).sum())))
+    gap = cast("float", pairs[1].difference)
+    told = f"{len(true):,} {scored.where}: "
+    told += f"{average} F1 of version {b.row.version} minus version {a.row.version} is {gap:+.4f}"
+    if interval is not None:
+        pairs.append(Pair("f1_ci_low", None, None, interval.low))
+        pairs.append(Pair("f1_ci_high", None, None, interval.high))
+        told += f", {percent(CONFIDENCE)} interval {interval.low:+.4f} to {interval.high:+.4f}"
+        better = b.row.version if interval.low > 0 else a.row.version if interval.high < 0 else None
+        told += f": version {better} is better" if better else ": these rows do not tell them apart"
+    return Section(name, title, tuple(pairs), "; ".join([told, *scored.cautions]))
+
+
+def _classes(scored: Scored) -> Section:
+    count, true = len(scored.label_names), scored.rows.true
+    first, second = (confusion_counts(true, one, count) for one in (scored.first, scored.second))
+    pairs = []
+    for index, label in enumerate(scored.label_names):
+        one, other = class_scores(first, index).f1_weighted, class_scores(second, index).f1_weighted
+        gap = None if one is None or other is None else other - one
+        pairs.append(Pair(label, one, other, gap))
+    return Section("classes", "F1 by class, on the same rows", tuple(pairs))
+
+
+def _classes_of_own_nights(db: Database, a: _Facts, b: _Facts) -> Section:
+    query = (
+        "SELECT slice_value, f1 FROM slice_metrics WHERE run_id = :run_id AND split = 'test' AND slice_name = 'label' "
+        "AND attempt = (SELECT MAX(m.attempt) FROM slice_metrics AS m WHERE m.run_id = :run_id AND m.split = 'test')"
+    )
+    first, second = (
+        dict(db.frame(query, {"run_id": one.run.run_id}).itertuples(index=False, name=None)) for one in (a, b)
+    )
+    names = dict.fromkeys([*a.run.label_names, *b.run.label_names])
+    pairs = tuple(Pair(name, first.get(name), second.get(name)) for name in names)
+    return Section("classes", "F1 by class, on their own nights", pairs, "of other rows each: no evidence")
+
+
+def _data(a: _Facts, b: _Facts) -> Section:
+    pairs = [
+        Pair("snapshot_id", a.run.snapshot_id, b.run.snapshot_id),
+        Pair("data_until", a.run.data_until, b.run.data_until),
+        Pair("rows_new", a.run.rows_new, b.run.rows_new),
+    ]
+    for name in ("rows_total", "rows_train", "rows_validation", "rows_test", "first_time", "last_time"):
+        first, second = (getattr(one.snapshot, name, None) for one in (a, b))
+        gap = second - first if isinstance(first, int) and isinstance(second, int) else None
+        pairs.append(Pair(name, first, second, gap))
+    return Section("data", "Data", tuple(pairs))
+
+
+def _configuration(first: Mapping[str, Any], second: Mapping[str, Any]) -> Section:
+    one, other = flat(first), flat(second)
+    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    pairs = tuple(Pair(name, one.get(name), other.get(name)) for name in names)
+    return Section("configuration", "Configuration", pairs, "" if pairs else "the same")
+
+
+def _made_by(a: _Facts, b: _Facts) -> Section:
+    pairs = [
+        Pair("code_version", a.run.code_version, b.run.code_version),
+        Pair("base_model", a.run.base_model, b.run.base_model),
+        Pair("base_model_revision", a.version.base_model_revision, b.version.base_model_revision),
+    ]
+    one, other = flat(a.version.environment or {}), flat(b.version.environment or {})
+    differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    pairs += [Pair(name, one.get(name), other.get(name)) for name in differing]
+    note = "" if differing else "in the same environment"
+    return Section("made_by", "Code, base model, environment", tuple(pairs), note)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a nested record; lists stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, date | datetime) else value

@@ -1,0 +1,160 @@
+"""Versions on rows of a night that they were not scored on: asked for by hand, and stored nowhere."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from nightgate.data import golden_rows as golden
+from nightgate.data.snapshots import open_snapshot
+from nightgate.database.gate_schema import GateSide
+from nightgate.database.schema import Run, Snapshot
+from nightgate.database.transactions import Database
+from nightgate.errors import RegistryError, SnapshotError
+from nightgate.gate.evidence import Labels, Mask
+from nightgate.home import Home
+from nightgate.models.version_folder import verify_version
+from nightgate.registry import leakage
+from nightgate.registry.versions import VersionRow
+from nightgate.training.predictions import read_predictions
+from nightgate.training.progress import progress_line
+from nightgate.training.protocol import ScoreJob
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """A version on the test rows of a night's snapshot, in their order."""
+
+    predictions: Labels
+    """Class indices by the night's label names."""
+    trained_on: Mask | None
+    """As in `nightgate.gate.Side`."""
+    unknown_line: str
+    golden: Labels | None = None
+    """Likewise, on the golden rows that were asked for, in the order of their fingerprints; None: none were."""
+
+
+def rescore(
+    db: Database,
+    home: Home,
+    run_id: str,
+    versions: Mapping[str, VersionRow],
+    fingerprints: tuple[str, ...],
+    golden_marks: tuple[str, ...] = (),
+) -> dict[str, Rescored]:
+    """Score versions, by whatever name, on the test rows that the run was decided on, and on golden rows.
+
+    Args:
+        fingerprints: of the test rows, in the order of the run's evidence.
+        golden_marks: likewise of its golden rows; () where they are not wanted.
+
+    Raises:
+        RegistryError: retention has removed a version's files.
+        ModelError: a version is altered or knows other labels.
+        NonFiniteLossError: a version gives a row a logit that is NaN or infinite.
+        SnapshotError: the night's snapshot is missing, damaged or another one, or no whole set of golden rows that is
+            stored has all of these.
+        TrainingError: the scoring process ended without a result.
+    """
+    # Here and not above: most comparisons and replays score nothing.
+    from nightgate.training import supervisor
+
+    folders = {name: version.folder(home) for name, version in versions.items()}
+    for folder in folders.values():
+        verify_version(folder)
+    night = _night(db, home, run_id)
+    snapshot = night.snapshot
+    if tuple(open_snapshot(snapshot).rows("test", ["fingerprint"])["fingerprint"]) != fingerprints:
+        raise SnapshotError(
+            f"the test rows of {snapshot} are not those that run {run_id} was decided on",
+            next_step="restore that folder from a backup",
+        )
+    golden_set = _golden_set(home, run_id, night, golden_marks) if golden_marks else None
+    with tempfile.TemporaryDirectory(prefix="nightgate-rescore-") as out:
+        job = ScoreJob(pipeline=night.config, snapshot=snapshot, models=folders, out=Path(out), golden=golden_set)
+        scored = supervisor.score_models(job, on_progress=lambda progress: log.debug("%s", progress_line(progress)))
+        predictions = {name: read_predictions(path) for name, path in scored.written.items()}
+        of_golden = {name: read_predictions(path) for name, path in scored.golden.items()}
+    chosen = [] if golden_set is None else _places(golden_set, golden_marks)
+    found = {}
+    for name, version in versions.items():
+        line = leakage.line_of(db, home, version.pipeline, version.version)
+        found[name] = Rescored(
+            predictions[name],
+            *leakage.trained_on(line, fingerprints),
+            golden=of_golden[name][chosen] if golden_marks else None,
+        )
+    return found
+
+
+def rescorer(db: Database, home: Home) -> Callable[[str, VersionRow, tuple[str, ...], tuple[str, ...]], Rescored]:
+    """`rescore` of one version, as `nightgate.analysis.replay` takes it."""
+
+    def score(
+        run_id: str, version: VersionRow, fingerprints: tuple[str, ...], golden_marks: tuple[str, ...]
+    ) -> Rescored:
+        log.info("scoring version %d on the rows of run %s", version.version, run_id)
+        return rescore(db, home, run_id, {"version": version}, fingerprints, golden_marks)["version"]
+
+    return score
+
+
+def newest_judged(db: Database, pipeline: str) -> str:
+    """The newest run of the pipeline whose evidence is stored.
+
+    Raises:
+        RegistryError: there is none.
+    """
+    query = (
+        sa.select(Run.run_id)
+        .where(Run.pipeline == pipeline, Run.run_id.in_(sa.select(GateSide.run_id)))
+        .order_by(Run.data_until.desc(), Run.started_at.desc())
+    )
+    found = db.read(lambda session: session.scalars(query).first())
+    if found is None:
+        raise RegistryError(
+            f"no night of {pipeline} has stored what it was decided by", next_step=f"run `nightgate run {pipeline}`"
+        )
+    return found
+
+
+class _Night(NamedTuple):
+    pipeline: str
+    config: dict[str, Any]
+    label_names: list[str]
+    snapshot: Path
+
+
+def _night(db: Database, home: Home, run_id: str) -> _Night:
+    query = (
+        sa.select(Run.pipeline, Run.config, Run.label_names, Snapshot.path)
+        .join(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
+        .where(Run.run_id == run_id)
+    )
+    pipeline, config, label_names, path = db.read(lambda session: session.execute(query).one())
+    return _Night(pipeline, config, label_names, home.absolute(path))
+
+
+def _golden_set(home: Home, run_id: str, night: _Night, fingerprints: tuple[str, ...]) -> Path:
+    found = golden.stored_with(home, night.pipeline, night.label_names, fingerprints)
+    if found is None:
+        raise SnapshotError(
+            f"no stored set of golden rows has all {len(fingerprints):,} that run {run_id} was decided on",
+            next_step=f"restore the folders of {home.golden / night.pipeline} from a backup",
+        )
+    return found
+
+
+def _places(golden_set: Path, fingerprints: tuple[str, ...]) -> list[int]:
+    """Of each of these rows its place in the set: rows that a side was trained on were left out of the evidence."""
+    stored = golden.golden_rows(golden_set, (), ["fingerprint"])["fingerprint"]
+    place = {mark: row for row, mark in enumerate(stored)}
+    return [place[mark] for mark in fingerprints]

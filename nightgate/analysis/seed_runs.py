@@ -1,0 +1,183 @@
+"""One seed of a study: trained and scored in processes of its own, on any machine that has the home; no database here.
+
+    score = train_seed(study, seed)                       # what a Dask worker does
+    run_study(db, study)                                  # all that is missing, one after the other
+
+    home/runs/seeds-<study>/seed-<n>/score.json           what it came to, written last; checkpoints are gone then
+
+A seed that was interrupted goes on from its last checkpoint when the study is asked for again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from nightgate.analysis.seed_study import SeedScore, Study, finish_study, record_failure, record_score
+from nightgate.config import Pipeline
+from nightgate.cpu_threads import pick_threads
+from nightgate.data.snapshots import Snapshot, open_snapshot
+from nightgate.database.transactions import Database
+from nightgate.durable_files import write_whole
+from nightgate.errors import StorageError, storage_errors
+from nightgate.home import Home, existing_home
+from nightgate.metrics import classification
+from nightgate.metrics.confusion import Scores
+from nightgate.models import version_folder
+from nightgate.settings import read_settings
+from nightgate.training import launch, supervisor
+from nightgate.training.checkpoints import remove_checkpoints
+from nightgate.training.predictions import read_predictions
+from nightgate.training.protocol import EpochReport, Progress, ScoreJob, TrainJob, TrainResult
+
+log = logging.getLogger(__name__)
+
+SCORE_FILE = "score.json"
+SECONDS_BETWEEN_LOOKS = 1.0
+
+OnProgress = Callable[[Progress], None]
+
+
+def run_study(db: Database, study: Study) -> None:
+    """Train what is missing, one seed after the other, and sum up. A seed that fails is recorded; the study goes on."""
+    for seed in study.missing:
+        try:
+            score = train_seed(study, seed)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the other seeds are worth as much
+            record_failure(db, study, seed, error)
+        else:
+            record_score(db, study, score)
+    finish_study(db, study.study_id)
+
+
+def train_seed(study: Study, seed: int, on_progress: OnProgress | None = None) -> SeedScore:
+    """Train one seed, or go on training, and score its best epoch on the test rows of the snapshot.
+
+    Whoever finds another process at work on it waits and takes that one's score.
+
+    Raises:
+        RegistryError, StorageError: the study's home is not here.
+        TrainingError, DataError, ModelError: as `nightgate.training.supervisor.train`.
+    """
+    home = _home_of(study)
+    folder = home.runs / f"seeds-{study.study_id}" / f"seed-{seed}"
+    with _alone(folder, seed):
+        if (folder / SCORE_FILE).is_file():
+            return SeedScore(**json.loads((folder / SCORE_FILE).read_text(encoding="utf-8")))
+        began = time.monotonic()
+        snapshot = open_snapshot(home.absolute(study.snapshot))
+        pipeline = Pipeline.model_validate(study.record_of(seed))
+        best, trained = _train(study, pipeline, home, folder, on_progress)
+        test = _score(pipeline, snapshot, folder, trained.best_model, on_progress)
+        score = SeedScore(
+            seed=seed,
+            best_epoch=trained.best_epoch,
+            validation_f1=best.scores.f1(pipeline.gate.average),
+            test_f1=test.f1(pipeline.gate.average),
+            test_accuracy=test.accuracy,
+            duration_seconds=round(time.monotonic() - began, 3),
+        )
+        write_whole(folder / SCORE_FILE, json.dumps(asdict(score)).encode())
+        remove_checkpoints(folder)
+    return score
+
+
+def local_workers(num_seeds: int, asked: int = 0) -> tuple[list[dict[str, str]], str]:
+    """What each worker of this machine has in its environment, and why there are so many: one seed at a time on each.
+
+    Args:
+        asked: how many a person wants; 0: as many as there are GPUs, or cores where there is none.
+    """
+    together = launch.processes()
+    if together > 1:
+        return [{}], f"one seed at a time: NIGHTGATE_PROCESSES has {together} processes train one model"
+    gpus = launch.gpus()
+    if gpus:
+        count = min(num_seeds, asked or len(gpus))
+        reason = f"{_seeds(count)} at a time on {len(gpus)} GPU{'' if len(gpus) == 1 else 's'}"
+        return [{"CUDA_VISIBLE_DEVICES": gpus[at % len(gpus)]} for at in range(count)], reason
+    cores, why = pick_threads()
+    count = min(num_seeds, asked or cores)
+    threads = max(1, cores // count)
+    reason = f"{_seeds(count)} at a time with {threads} thread{'' if threads == 1 else 's'} each: there are {why}"
+    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(count)], reason
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def _home_of(study: Study) -> Home:
+    home = existing_home(read_settings().home or study.home)
+    if home.id != study.home_id:
+        raise StorageError(
+            f"the home at {home.root} is not the one of study {study.study_id}, which is at {study.home} on the "
+            "machine that asked for it",
+            next_step="set NIGHTGATE_HOME for the workers to the folder that all machines share",
+        )
+    return home
+
+
+@contextmanager
+def _alone(folder: Path, seed: int) -> Iterator[None]:
+    """Hold the lock of a seed: a command that died may have left a worker that still trains it."""
+    lock = FileLock(folder / "lock", poll_interval=SECONDS_BETWEEN_LOOKS)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.info("another process trains seed %d: waiting for it", seed)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(
+    study: Study, pipeline: Pipeline, home: Home, folder: Path, on_progress: OnProgress | None
+) -> tuple[EpochReport, TrainResult]:
+    """The report of the best epoch, and the result."""
+    start_from = home.absolute(study.start_from) if study.start_from else None
+    if start_from is not None:
+        version_folder.verify_version(start_from)
+    job = TrainJob(
+        run_dir=folder,
+        # Never that of a process that died: what it was writing may not be mixed with ours.
+        attempt=1 + sum(1 for _ in folder.glob("attempt-*")),
+        snapshot=home.absolute(study.snapshot),
+        pipeline=pipeline.record(),
+        data_until=study.data_until,
+        start_from=start_from,
+    )
+    result: TrainResult | None = None
+
+    def reports() -> Generator[EpochReport]:
+        nonlocal result
+        result = yield from supervisor.train(job, on_progress=on_progress)
+
+    with closing(reports()) as found:
+        epochs = {report.epoch: report for report in found}
+    assert result is not None
+    return epochs[result.best_epoch], result
+
+
+def _score(pipeline: Pipeline, snapshot: Snapshot, folder: Path, model: Path, on_progress: OnProgress | None) -> Scores:
+    job = ScoreJob(
+        pipeline=pipeline.record(),
+        snapshot=snapshot.path,
+        models={"candidate": model},
+        out=folder / "test",
+    )
+    written = supervisor.score_models(job, on_progress=on_progress).written
+    references = snapshot.rows("test", ["label"])["label"].to_numpy(dtype=np.int64)
+    return classification.score(references, read_predictions(written["candidate"]), len(pipeline.data.label_names))

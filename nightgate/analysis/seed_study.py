@@ -1,0 +1,293 @@
+"""Seed studies in the database: one snapshot and configuration trained with several seeds, to see what chance does.
+
+    study = open_study(db, pipeline, num_seeds=5)         # what is missing of it: study.missing
+    record_score(db, study, score)                        # as soon as a seed has come to its end
+    finish_study(db, study.study_id)                      # mean and spread of all its seeds
+    newest_spread(db, pipeline)                           # the unit of the gate's margin
+
+A study is one of snapshot, configuration (the seed and the gate's policy left out) and code: asked for again, it does
+what is missing, and with more seeds it grows. How one seed is trained is in `nightgate.analysis.seed_runs`. A study opens no
+run: champion, nights and their rows stay as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import statistics
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from nightgate.config import Gate, Pipeline
+from nightgate.database.gate_schema import SeedRun, SeedStudy
+from nightgate.database.schema import ModelVersion, Promotion, Run, Snapshot
+from nightgate.database.transactions import Database
+from nightgate.errors import ConfigurationError, DataError
+from nightgate.logs import without_secrets
+from nightgate.provenance import code_version
+from nightgate.runs.lifecycle import lock_pipeline
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+LEAST_SEEDS = 3
+"""From so many seeds on a spread is one: that of two says next to nothing."""
+_MOST_SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is to be trained, in words that another machine with the same home understands."""
+
+    study_id: str
+    pipeline: Pipeline
+    home: str
+    """Where the home is on the machine that asked."""
+    home_id: str
+    snapshot_id: str
+    snapshot: str
+    """As the database stores it: relative to the home, as is the next."""
+    start_from: str | None
+    """The champion that reigned when the study began, where training goes on from it."""
+    data_until: str
+    """ISO time with an offset: what `train_window` counts back from."""
+    seeds: tuple[int, ...]
+    """Those that were asked for."""
+    missing: tuple[int, ...]
+    """Of these, the ones that have no score yet."""
+
+    def __str__(self) -> str:
+        return f"{self.pipeline.name}: {len(self.missing)} of {len(self.seeds)} seeds"
+
+    def record_of(self, seed: int) -> dict[str, Any]:
+        """The resolved configuration with this seed."""
+        record = self.pipeline.record()
+        record["training"]["seed"] = seed
+        return record
+
+
+@dataclass(frozen=True)
+class SeedScore:
+    """What one seed came to."""
+
+    seed: int
+    best_epoch: int
+    validation_f1: float | None
+    """Of the best epoch, by the pipeline's average, as the next."""
+    test_f1: float | None
+    test_accuracy: float | None
+    duration_seconds: float
+
+
+def config_hash(pipeline: Pipeline) -> str:
+    """The pipeline's hash with the seed left out, and the gate's policy, which no score depends on."""
+    record = pipeline.record()
+    record["training"]["seed"] = 0
+    record["gate"] = Gate(average=pipeline.gate.average).model_dump(mode="json")
+    return Pipeline.model_validate(record).config_hash
+
+
+def seeds_of(pipeline: Pipeline, num_seeds: int) -> tuple[int, ...]:
+    """The configured seed and those that follow it."""
+    return tuple((pipeline.training.seed + step) % _MOST_SEEDS for step in range(num_seeds))
+
+
+def open_study(db: Database, pipeline: Pipeline, num_seeds: int, night: date | None = None) -> Study:
+    """The study of the newest snapshot on disk, or of that of a night; its row stands in the database from here on.
+
+    Raises:
+        DataError: no such snapshot is on disk.
+        ConfigurationError: the snapshot was made by other rules than this configuration has.
+    """
+    snapshot = _snapshot(db, pipeline, night)
+    of_config, code = config_hash(pipeline), code_version()
+    identity = hashlib.sha256("\n".join((pipeline.name, snapshot.snapshot_id, of_config, code)).encode())
+    study_id = f"{pipeline.name}-{identity.hexdigest()[:12]}"
+    seeds = seeds_of(pipeline, num_seeds)
+
+    def work(session: Session) -> tuple[list[int], str | None]:
+        lock_pipeline(session, pipeline.name)
+        row = session.get(SeedStudy, study_id)
+        if row is None:
+            row = SeedStudy(
+                study_id=study_id,
+                pipeline=pipeline.name,
+                snapshot_id=snapshot.snapshot_id,
+                config_hash=of_config,
+                code_version=code,
+                average=pipeline.gate.average,
+                num_seeds=0,
+                started_at=datetime.now(UTC),
+            )
+            session.add(row)
+            session.flush()
+        goes_on = pipeline.training.start_from == "champion"
+        return _scored(session, study_id), _champion_path(session, row) if goes_on else None
+
+    scored, start_from = db.write(work)
+    return Study(
+        study_id=study_id,
+        pipeline=pipeline,
+        home=str(db.home.root),
+        home_id=db.home.id,
+        snapshot_id=snapshot.snapshot_id,
+        snapshot=snapshot.path,
+        start_from=start_from,
+        data_until=str(snapshot.manifest["data_until"]),
+        seeds=seeds,
+        missing=tuple(seed for seed in seeds if seed not in scored),
+    )
+
+
+def record_score(db: Database, study: Study, score: SeedScore) -> None:
+    """Store what a seed came to; what is stored already stays as it is."""
+    _record(
+        db,
+        study,
+        score.seed,
+        best_epoch=score.best_epoch,
+        validation_f1=score.validation_f1,
+        test_f1=score.test_f1,
+        test_accuracy=score.test_accuracy,
+        duration_seconds=score.duration_seconds,
+    )
+    f1 = "no F1" if score.test_f1 is None else f"F1 {score.test_f1:.4f}"
+    log.info("seed %d: %s on the test rows, best epoch %d", score.seed, f1, score.best_epoch)
+
+
+def record_failure(db: Database, study: Study, seed: int, error: Exception) -> None:
+    """Store why a seed came to no score; asked for again, the study tries it again."""
+    words = without_secrets(str(error) or type(error).__name__)
+    _record(db, study, seed, error=words)
+    log.warning("seed %d came to no score: %s", seed, words)
+
+
+def finish_study(db: Database, study_id: str) -> SeedStudy:
+    """Sum up all seeds that have a score, also those that were asked for earlier; what has not grown stays as it is."""
+
+    def work(session: Session) -> SeedStudy:
+        row = session.get_one(SeedStudy, study_id, with_for_update=True)
+        scores = sa.select(SeedRun.test_f1).where(SeedRun.study_id == study_id, SeedRun.test_f1.is_not(None))
+        found = [f1 for f1 in session.scalars(scores) if f1 is not None]
+        if row.finished_at is not None and row.num_seeds == len(found):
+            return row
+        row.num_seeds = len(found)
+        row.f1_mean = statistics.fmean(found) if found else None
+        row.f1_spread = statistics.stdev(found) if len(found) > 1 else None
+        row.finished_at = datetime.now(UTC)
+        return row
+
+    return db.write(work)
+
+
+def read_study(db: Database, study_id: str) -> pd.DataFrame:
+    """The rows of `seed_runs` of a study, by seed."""
+    from nightgate.database.queries import tidy
+
+    return tidy(db.frame("SELECT * FROM seed_runs WHERE study_id = :study ORDER BY seed", {"study": study_id}))
+
+
+def newest_study(session: Session, pipeline: Pipeline, *, before: datetime | None = None) -> SeedStudy | None:
+    """The study of this configuration that ended last, of those with `LEAST_SEEDS` seeds; before an instant (aware).
+
+    One of other labels, data or training says nothing of this one's nights. The snapshot may be another one: it is with
+    every night, and the spread is a property of the recipe.
+    """
+    query = sa.select(SeedStudy).where(
+        SeedStudy.pipeline == pipeline.name,
+        SeedStudy.config_hash == config_hash(pipeline),
+        SeedStudy.finished_at.is_not(None),
+        SeedStudy.num_seeds >= LEAST_SEEDS,
+        SeedStudy.f1_spread.is_not(None),
+    )
+    query = query if before is None else query.where(SeedStudy.finished_at <= before)
+    return session.scalars(query.order_by(SeedStudy.finished_at.desc(), SeedStudy.study_id).limit(1)).first()
+
+
+def newest_spread(db: Database, pipeline: Pipeline) -> float | None:
+    """Standard deviation of F1 between seeds, as `newest_study` has it; None: there is none."""
+    found = db.read(lambda session: newest_study(session, pipeline))
+    return found.f1_spread if found else None
+
+
+def told_margin(gate: Gate, spread: float) -> str:
+    """What a spread means for the margin by which a candidate may be worse."""
+    if gate.margin_unit == "seed_spread":
+        return f"a margin of {gate.margin:g} times the spread is {gate.margin * spread:.4f}"
+    if not spread:
+        return f"a margin of {gate.margin:.4f} cannot be measured against a spread of 0: every seed came to the same F1"
+    return f"a margin of {gate.margin:.4f} is {gate.margin / spread:.1f} times the spread"
+
+
+def _record(db: Database, study: Study, seed: int, **facts: Any) -> None:
+    def work(session: Session) -> None:
+        # Two that do the same study at once take turns: neither finds no row and adds one.
+        lock_pipeline(session, study.pipeline.name)
+        known = session.get(SeedRun, (study.study_id, seed))
+        if known is None or known.test_f1 is None:
+            blank = dict.fromkeys(("best_epoch", "validation_f1", "test_f1", "test_accuracy", "error"))
+            row = blank | {"duration_seconds": None} | facts
+            session.merge(SeedRun(study_id=study.study_id, seed=seed, recorded_at=datetime.now(UTC), **row))
+
+    db.write(work)
+
+
+def _scored(session: Session, study_id: str) -> list[int]:
+    query = sa.select(SeedRun.seed).where(SeedRun.study_id == study_id, SeedRun.test_f1.is_not(None))
+    return list(session.scalars(query))
+
+
+def _snapshot(db: Database, pipeline: Pipeline, night: date | None) -> Snapshot:
+    """That of the night, or of the newest one whose snapshot is on disk."""
+    query = (
+        sa.select(Snapshot)
+        .join(Run, (Run.pipeline == Snapshot.pipeline) & (Run.snapshot_id == Snapshot.snapshot_id))
+        .where(Run.pipeline == pipeline.name)
+        .order_by(Run.data_until.desc(), Run.started_at.desc())
+    )
+    if night is not None:
+        query = query.where(Run.night == night)
+    found = db.read(lambda session: session.scalars(query).all())
+    on_disk = (one for one in found if (db.home.absolute(one.path) / "manifest.json").is_file())
+    snapshot = next(on_disk, None)
+    if snapshot is None:
+        of_night = "" if night is None else f" of the night of {night}"
+        again = "" if night is None else f" --night {night}"
+        raise DataError(
+            f"pipeline {pipeline.name} has no snapshot{of_night} on disk that seeds could be trained on",
+            next_step=f"run a night first: nightgate run {pipeline.name}{again}",
+        )
+    _require_same_rules(snapshot, pipeline)
+    return snapshot
+
+
+def _require_same_rules(snapshot: Snapshot, pipeline: Pipeline) -> None:
+    from nightgate.data.refresh import split_version
+
+    version = split_version(pipeline)
+    if snapshot.test_version != version:
+        raise ConfigurationError(
+            f"snapshot {snapshot.snapshot_id} of pipeline {pipeline.name} has test version {snapshot.test_version}, "
+            f"this configuration divides and labels rows as test version {version}",
+            next_step="run a night with this configuration first, or leave data and split as that night had them",
+        )
+
+
+def _champion_path(session: Session, study: SeedStudy) -> str | None:
+    """Of the version that reigned when the study began, so that all its seeds start from the same."""
+    query = (
+        sa.select(ModelVersion.path)
+        .join(Promotion, (Promotion.pipeline == ModelVersion.pipeline) & (Promotion.version == ModelVersion.version))
+        .where(
+            Promotion.pipeline == study.pipeline,
+            Promotion.valid_from <= study.started_at,
+            sa.or_(Promotion.valid_to.is_(None), Promotion.valid_to > study.started_at),
+        )
+    )
+    return session.scalar(query)

@@ -1,0 +1,135 @@
+"""The commands that decide: who reigns, and what becomes of a candidate that waits for a person."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nightgate.cli.options import PipelineName, Reason, RunId, VersionName, name_of, person
+
+if TYPE_CHECKING:
+    from nightgate.database.transactions import Database
+    from nightgate.home import Home
+    from nightgate.registry.approvals import Ended
+
+
+def promote(
+    pipeline: PipelineName,
+    version: VersionName,
+    reason: Reason,
+    anchor: Annotated[
+        bool, typer.Option("--anchor", help="No candidate may fall behind it from now on: it is the anchor too.")
+    ] = False,
+    despite_quarantine: Annotated[
+        bool, typer.Option("--despite-quarantine", help="Release a version that a rollback took down.")
+    ] = False,
+) -> None:
+    """Make a version the champion by hand."""
+    from nightgate.registry import champions
+
+    _say(
+        lambda db, home: champions.promote_by_hand(
+            db,
+            home,
+            name_of(pipeline),
+            version,
+            reason=reason,
+            by=person(),
+            move_anchor=anchor,
+            despite_quarantine=despite_quarantine,
+        )
+    )
+
+
+def rollback(pipeline: PipelineName, reason: Reason) -> None:
+    """Bring back the champion before the current one, quarantine that one, and freeze."""
+    from nightgate.registry import champions
+
+    _say(lambda db, home: champions.rollback(db, home, name_of(pipeline), reason=reason, by=person()))
+
+
+def freeze(pipeline: PipelineName, reason: Reason) -> None:
+    """Keep runs from promoting themselves: nights go on and are held."""
+    from nightgate.registry import champions
+
+    _say(lambda db, _: champions.freeze(db, name_of(pipeline), reason=reason, by=person()))
+
+
+def unfreeze(pipeline: PipelineName, reason: Reason) -> None:
+    """Let runs promote themselves again, after `freeze` or `rollback`."""
+    from nightgate.registry import champions
+
+    _say(lambda db, _: champions.unfreeze(db, name_of(pipeline), reason=reason, by=person()))
+
+
+def approve(pipeline: PipelineName, reason: Reason, run_id: RunId = None) -> None:
+    """Promote the candidate that waits for an approval."""
+    _decide(pipeline, run_id, reason, approved=True)
+
+
+def reject(pipeline: PipelineName, reason: Reason, run_id: RunId = None) -> None:
+    """Hold the candidate that waits for an approval."""
+    _decide(pipeline, run_id, reason, approved=False)
+
+
+def reconcile() -> None:
+    """Settle what died, waits too long or never started, in the database and on the Prefect server."""
+    from nightgate.home import existing_home
+
+    existing_home()
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from flows.reconcile import reconcile_now
+    from flows.server_checks import usual_server
+
+    with usual_server() as silence:
+        done = reconcile_now()
+    for one in done.settled:
+        typer.echo(_told(one))
+    if not done.settled and not done.failed:
+        typer.echo("nothing to settle")
+    if silence:
+        typer.echo(f"{silence}: only the database was put right", err=True)
+    done.check()
+
+
+def _say(what: Callable[[Database, Home], str]) -> None:
+    from nightgate.database.transactions import Database
+    from nightgate.home import existing_home
+
+    home = existing_home()
+    with Database.open(home) as db:
+        typer.echo(what(db, home))
+
+
+def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -> None:
+    from nightgate.database.transactions import Database
+    from nightgate.home import existing_home
+    from nightgate.registry import approvals
+
+    home = existing_home()
+    with Database.open(home) as db:
+        waiting = approvals.find(db, name_of(pipeline), run_id)
+        decide = approvals.approve if approved else approvals.reject
+        ended = decide(db, waiting.run_id, by=person(), reason=reason)
+    typer.echo(_told(ended))
+    if ended.prefect_flow_run_id:
+        # It is suspended: without a word it would stay so.
+        os.environ.setdefault("DO_NOT_TRACK", "1")
+        from flows.reconcile import settle_flow_runs
+        from flows.server_checks import usual_server
+
+        with usual_server():
+            if unsaid := settle_flow_runs([ended]):
+                typer.echo(unsaid, err=True)
+    from nightgate.reports import report
+
+    report.publish_if_possible(home, ended.run_id)
+    if approved and ended.status != "promoted":
+        raise typer.Exit(1)
+
+
+def _told(ended: Ended) -> str:
+    return f"{ended.pipeline}, night {ended.night}: {ended.status}: {ended.reason}"

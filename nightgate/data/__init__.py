@@ -1,0 +1,1 @@
+"""Source rows to an immutable snapshot."""

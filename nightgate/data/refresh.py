@@ -1,0 +1,271 @@
+"""Take in the rows of a night: source -> normalise -> quarantine -> deduplicate -> split -> snapshot.
+
+    refreshed = refresh(pipeline, night, home, previous=None)
+    rows = training_rows(refreshed.snapshot, pipeline, night.data_until)
+
+Rows whose time is not before `night.data_until` are not seen: neither taken in nor quarantined. `nightgate.data.validation` says
+what is quarantined and which of two rows with the same text stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nightgate import config, cpu_threads
+from nightgate.config import Pipeline
+from nightgate.config_types import duration
+from nightgate.data.normalization import NORMALISATION_VERSION, hashed_fraction, side_of
+from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
+from nightgate.data.source_table import Quarantined, told_quarantine
+from nightgate.data.sources import read_source
+from nightgate.data.validation import Row, as_frame, deduplicate, validate
+from nightgate.errors import DataError, SnapshotError
+from nightgate.home import Home
+from nightgate.schedule import Night
+
+log = logging.getLogger(__name__)
+
+READ = "snapshot %s: %s; read in %.2f s"
+"""What `benchmarks.orchestration` reads."""
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a refresh found. The counts are tonight's, also where the snapshot is an earlier one that was reused."""
+
+    snapshot: Snapshot
+    quarantined: tuple[Quarantined, ...]
+    rows_new: int
+    """Rows whose text the previous snapshot lacks; all of them when there is none."""
+    rows_total: int
+    rows_duplicate: int
+
+
+def refresh(pipeline: Pipeline, night: Night, home: Home, previous: Path | None = None) -> Refreshed:
+    """Read the source and write tonight's snapshot, or reuse the one that has the same rows and rules.
+
+    Args:
+        previous: folder of the pipeline's previous snapshot, for counting what is new.
+
+    Raises:
+        DataError: the source cannot be read, or there is not enough in it to train and judge a model. Nothing is
+            written then.
+        StorageError: the snapshot cannot be written.
+    """
+    began = time.monotonic()
+    # How busy the machine is decides how the training process waits: it is found out while the source is read.
+    cpu_threads.look()
+    data = pipeline.data
+    raw = read_source(data, night, split_column=pipeline.split.column)
+    usable, quarantined, unseen = validate(raw, pipeline, night)
+    if unseen:
+        log.info("%s rows at or after %s are not seen tonight", f"{unseen:,}", f"{night.data_until:%Y-%m-%d %H:%M} UTC")
+    rows = deduplicate(usable, keep_oldest=data.group is not None)
+    try:
+        _require_usable(rows, quarantined, unseen, pipeline)
+        frame = _divided(rows, pipeline)
+        _require_splits(frame, pipeline)
+        _require_trainable(_windowed(frame[frame["split"] == "train"], pipeline, night.data_until), pipeline)
+    except DataError as error:
+        error.quarantined = tuple(quarantined)
+        raise
+    facts = _facts(frame, pipeline, night, len(quarantined), len(usable) - len(rows))
+    snapshot = write_snapshot(home.snapshots / pipeline.name, frame, _rules(pipeline), facts)
+    rows_new = _count_new(frame, previous)
+    counts = f"{len(frame):,} rows, {rows_new:,} of them new, {len(quarantined):,} quarantined"
+    log.info(READ, snapshot.id, counts, time.monotonic() - began)
+    return Refreshed(snapshot, tuple(quarantined), rows_new, len(frame), len(usable) - len(rows))
+
+
+def training_rows(snapshot: Snapshot, pipeline: Pipeline, data_until: datetime) -> pd.DataFrame:
+    """The train split after `train_window`, `max_train_rows` and `keep`, sorted by fingerprint.
+
+    `newest` goes by time, ties and rows without time by a hash of seed and text; `random` by that hash alone, so
+    that the choice is the same on any machine and hardly moves when rows arrive.
+
+    Raises:
+        DataError: nothing is left, or rows of one class only.
+    """
+    frame = _windowed(snapshot.rows("train"), pipeline, data_until)
+    limit = pipeline.training.max_train_rows
+    if limit and len(frame) > limit:
+        seed = pipeline.training.seed
+        order = pd.DataFrame({"hash": [hashed_fraction(seed, key) for key in frame["fingerprint"]]}, index=frame.index)
+        if pipeline.training.keep == "newest" and "time" in frame:
+            order["time"] = frame["time"]
+            chosen = order.sort_values(["time", "hash"], ascending=[False, True], kind="stable").index[:limit]
+        else:
+            chosen = order.sort_values("hash", kind="stable").index[:limit]
+        frame = frame.loc[chosen.sort_values()]
+    _require_trainable(frame, pipeline)
+    return frame.reset_index(drop=True)
+
+
+def split_version(pipeline: Pipeline) -> str:
+    """The test version, `t-` and 10 hex digits: it changes when rows are divided otherwise, not when rows arrive."""
+    return f"t-{_hash(_rules(pipeline))[:10]}"
+
+
+def _rules(pipeline: Pipeline) -> dict[str, Any]:
+    """What decides the side and the class number of a row: part of the snapshot id, and all of the test version."""
+    data, split = pipeline.data, pipeline.split
+    shares = _shares_by_hash(pipeline)
+    by_hash = {"seed": split.seed, **shares, "by": data.group or "text"}
+    return {
+        "normalisation": NORMALISATION_VERSION,
+        "text": list(data.text_columns),
+        "labels": list(data.label_names),
+        "split": by_hash if any(shares.values()) else "given",
+    }
+
+
+def _shares_by_hash(pipeline: Pipeline) -> dict[str, float]:
+    """Shares of the rows that are divided by hash: all rows, or a source's training rows for a part that it lacks."""
+    source = pipeline.data.source
+    given: Collection[str] = ()
+    if pipeline.split.column:
+        given = SPLITS
+    elif isinstance(source, config.HubSource) and source.splits:
+        given = source.splits
+    return {part: 0.0 if part in given else getattr(pipeline.split, part) for part in ("validation", "test")}
+
+
+def _has_given_splits(pipeline: Pipeline) -> bool:
+    source = pipeline.data.source
+    return bool(pipeline.split.column or (isinstance(source, config.HubSource) and source.splits))
+
+
+def _divided(rows: Sequence[Row], pipeline: Pipeline) -> pd.DataFrame:
+    """The rows as a frame with the columns of a snapshot and `split`."""
+    split = pipeline.split
+    shares = _shares_by_hash(pipeline)
+    sides = [
+        row.given
+        if row.given in ("validation", "test")
+        else side_of(row.group or row.fingerprint, seed=split.seed, **shares)
+        for row in rows
+    ]
+    return as_frame(rows, pipeline.data, sides)
+
+
+def _windowed(train: pd.DataFrame, pipeline: Pipeline, data_until: datetime) -> pd.DataFrame:
+    window = duration(pipeline.data.train_window)
+    return train if window is None else train[train["time"] >= pd.Timestamp(data_until - window)]
+
+
+def _facts(frame: pd.DataFrame, pipeline: Pipeline, night: Night, quarantined: int, duplicate: int) -> dict[str, Any]:
+    names = pipeline.data.label_names
+    counts = frame.groupby(["split", "label"]).size()
+    has_time = "time" in frame
+    return {
+        "pipeline": pipeline.name,
+        "label_names": list(names),
+        "slices": list(pipeline.data.slices),
+        "group": pipeline.data.group is not None,
+        "rows": {split: int((frame["split"] == split).sum()) for split in SPLITS},
+        "rows_total": len(frame),
+        "rows_quarantined": quarantined,
+        "rows_duplicate": duplicate,
+        "label_counts": {
+            split: {name: int(counts.get((split, index), 0)) for index, name in enumerate(names)} for split in SPLITS
+        },
+        "test_version": split_version(pipeline),
+        "data_until": night.data_until.astimezone(UTC).isoformat(),
+        "first_time": frame["time"].min().isoformat() if has_time else None,
+        "last_time": frame["time"].max().isoformat() if has_time else None,
+    }
+
+
+def _count_new(frame: pd.DataFrame, previous: Path | None) -> int:
+    if previous is None:
+        return len(frame)
+    try:
+        before = open_snapshot(previous, verify=False)
+        known = {mark for split in SPLITS for mark in before.rows(split, ["fingerprint"])["fingerprint"]}
+    except SnapshotError as error:
+        log.warning("all rows count as new, the previous snapshot cannot be read: %s", error.reason)
+        return len(frame)
+    return sum(mark not in known for mark in frame["fingerprint"])
+
+
+def _require_usable(rows: Sequence[Row], quarantined: Sequence[Quarantined], unseen: int, pipeline: Pipeline) -> None:
+    num_classes = len(pipeline.data.label_names)
+    if rows:
+        if len(rows) < num_classes:
+            raise DataError(
+                f"pipeline {pipeline.name}: {len(rows)} usable rows with different texts for {num_classes} labels"
+                f"{told_quarantine(quarantined)}",
+                next_step="bring more rows, or name fewer labels in data.labels",
+            )
+        return
+    if quarantined:
+        raise DataError(
+            f"pipeline {pipeline.name}: none of {len(quarantined):,} rows is usable{told_quarantine(quarantined)}",
+            next_step="check text, label, labels, time and split in the pipeline file against the source",
+        )
+    if unseen:
+        raise DataError(
+            f"pipeline {pipeline.name}: this night sees none of {unseen:,} rows: all have a time at or after its limit",
+            next_step="run a later night, or check data.time and data.timezone",
+        )
+    raise DataError(
+        f"pipeline {pipeline.name}: the source holds no rows",
+        next_step="check data.source: files may hold a header and nothing else",
+    )
+
+
+def _require_splits(frame: pd.DataFrame, pipeline: Pipeline) -> None:
+    counts = frame["split"].value_counts()
+    empty = [split for split in SPLITS if split not in counts]
+    if not empty:
+        return
+    found = ", ".join(f"{split} {int(counts.get(split, 0)):,}" for split in SPLITS)
+    message = f"pipeline {pipeline.name}: the {' and the '.join(empty)} split is empty ({found} rows)"
+    if _has_given_splits(pipeline):
+        raise DataError(
+            message,
+            next_step="the source must give training rows and enough of the others; leave split.column or "
+            "data.source.splits out to divide all rows by hash",
+        )
+    if pipeline.data.group:
+        groups = frame["group"].value_counts()
+        raise DataError(
+            f"{message}; {len(groups):,} groups, the largest ({groups.index[0]!r}) holds {groups.iloc[0]:,} rows",
+            next_step="group by a column with more and smaller groups, or leave data.group out",
+        )
+    raise DataError(
+        message, next_step="bring more rows, or raise split.validation and split.test; a few hundred rows are a start"
+    )
+
+
+def _require_trainable(train: pd.DataFrame, pipeline: Pipeline) -> None:
+    names = pipeline.data.label_names
+    if train.empty:
+        raise DataError(
+            f"pipeline {pipeline.name}: no training rows are left within train_window {pipeline.data.train_window!r}",
+            next_step="widen data.train_window, or check that the source still brings rows",
+        )
+    counts = train["label"].value_counts()
+    if len(counts) == 1:
+        raise DataError(
+            f"pipeline {pipeline.name}: all {len(train):,} training rows have the label {names[counts.index[0]]!r}",
+            next_step="bring rows of the other labels, or check data.label and data.labels; a cut by "
+            "max_train_rows or train_window can also leave one label",
+        )
+    absent = [name for index, name in enumerate(names) if index not in counts.index]
+    if absent:
+        log.warning("no training row has the label %s", ", ".join(absent))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

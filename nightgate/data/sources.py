@@ -1,0 +1,264 @@
+"""Where rows come from: files, `datasets.load_dataset` or the sample generator, all as one frame of untouched values.
+
+`read_source` reads everything or fails as a whole: a file that is damaged fails the refresh before anything is
+written. Only a CSV row with too few or too many fields is passed on as `rejected`, to be quarantined.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from nightgate import config
+from nightgate.data.hub_source import read_hub
+from nightgate.data.sample_source import sample_reviews
+from nightgate.data.source_table import GIVEN_SPLIT, ORIGIN, Quarantined, Table, check_columns, from_arrow
+from nightgate.errors import DataError
+from nightgate.schedule import Night
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+}
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_LONGEST_FIELD = 2**26
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """What a source holds: `frame` has the pipeline's columns with values as they came, and `ORIGIN`."""
+
+    frame: pd.DataFrame
+    rejected: tuple[Quarantined, ...] = ()
+
+
+def wanted_columns(data: config.Data, split_column: str | None = None) -> tuple[str, ...]:
+    """The source columns that a pipeline reads."""
+    columns = (data.id, *data.text_columns, data.label, data.time, *data.slices, data.group, split_column)
+    return tuple(dict.fromkeys(column for column in columns if column is not None))
+
+
+def read_source(data: config.Data, night: Night, *, split_column: str | None = None) -> RawRows:
+    """All rows of the source of `data`.
+
+    Values are untouched: CSV gives text (so ids such as 007 survive), the others give their own types; missing
+    values and empty CSV fields are None. `split_column` is read too.
+
+    Raises:
+        DataError: a file or data set is missing, empty, damaged, in another encoding or lacks a column.
+    """
+    columns = wanted_columns(data, split_column)
+    source = data.source
+    if isinstance(source, config.SampleSource):
+        sample = sample_reviews(source, night.data_until)
+        check_columns(columns, list(sample), "the sample source")
+        return RawRows(_frame([Table({name: sample[name] for name in columns}, sample["review_id"])], columns))
+    if isinstance(source, config.FilesSource):
+        tables = [_read_file(path, source, columns) for path in matching_files(source.paths)]
+        return RawRows(_frame(tables, columns), tuple(row for table in tables for row in table.rejected))
+    tables = read_hub(source, data, columns)
+    return RawRows(_frame(tables, (*columns, GIVEN_SPLIT) if source.splits else columns))
+
+
+def matching_files(patterns: Sequence[str]) -> list[Path]:
+    """The files of paths and globs, sorted; one that is matched twice stands once.
+
+    Raises:
+        DataError: a pattern that matches no file.
+    """
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        expanded = str(Path(pattern).expanduser())
+        # A name with brackets in it is a file first and a glob second.
+        names = [expanded] if Path(expanded).exists() else glob.glob(expanded, recursive=True)  # noqa: PTH207 (Path.glob refuses absolute patterns)
+        files = [Path(name) for name in names if Path(name).is_file()]
+        if not files:
+            folders = [name for name in sorted(names) if Path(name).is_dir()]
+            raise DataError(
+                f"{pattern} is a folder" if folders else f"no file matches {pattern} (looked from {Path.cwd()})",
+                next_step=f'name the files in it, such as "{folders[0].rstrip("/")}/*.parquet"'
+                if folders
+                else "check data.source.paths; they are relative to the folder in which the command runs",
+            )
+        for path in sorted(files):
+            found.setdefault(path.resolve(), path)
+    return sorted(found.values())
+
+
+def _read_file(path: Path, source: config.FilesSource, columns: Sequence[str]) -> Table:
+    compression = _COMPRESSIONS.get(path.suffix.lower())
+    suffix = (path.with_suffix("") if compression else path).suffix.lower()
+    kind = FORMATS.get(suffix, "") if source.format == "auto" else source.format
+    if not kind:
+        raise DataError(
+            f"{path}: {suffix or 'a name without extension'} tells no format; known are {', '.join(FORMATS)}, "
+            "with .gz or .zst behind",
+            next_step='name it: source = { kind = "files", format = "csv", ... }',
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror}", next_step="give this user the right to read it"
+        ) from error
+    content = _unpacked(content, compression, path)
+    if not content.strip():
+        raise DataError(f"{path} is empty", next_step="write it again, or take it out of data.source.paths")
+    if kind == "parquet":
+        return _read_parquet(content, path, columns)
+    text = _decoded(content, source.encoding, path)
+    if kind == "jsonl":
+        return _read_json_lines(text, path, columns)
+    return _read_delimited(text, "," if kind == "csv" else "\t", path, columns)
+
+
+def _unpacked(content: bytes, compression: str | None, path: Path) -> bytes:
+    if compression is None or not content:
+        return content
+    try:
+        return gzip.decompress(content) if compression == "gzip" else _unpacked_zstd(content)
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        what = "ends too early" if isinstance(error, EOFError) else f"is not {compression}, or is damaged ({error})"
+        raise DataError(f"{path} {what}", next_step="copy or write it again; nothing of it was taken in") from error
+
+
+def _unpacked_zstd(content: bytes) -> bytes:
+    # The stream reader of zstandard says nothing when a frame ends too early; a decompressor's `eof` does.
+    parts = []
+    while content:
+        frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+        parts.append(frame.decompress(content))
+        if not frame.eof:
+            raise EOFError
+        content = frame.unused_data
+    return b"".join(parts)
+
+
+def _decoded(content: bytes, encoding: str, path: Path) -> str:
+    is_utf8 = encoding.lower().replace("_", "-") in {"utf-8", "utf8"}
+    try:
+        return content.decode("utf-8-sig" if is_utf8 else encoding)
+    except UnicodeError as error:
+        start = error.start if isinstance(error, UnicodeDecodeError) else 0
+        packed = {b"\x1f\x8b": ".gz", b"\x28\xb5": ".zst"}.get(content[:2])
+        guess = "utf-16" if content[:2] in {b"\xff\xfe", b"\xfe\xff"} else "cp1252" if is_utf8 else "utf-8"
+        line = content.count(b"\n", 0, start) + 1
+        raise DataError(
+            f"{path} is not {encoding}: byte {start} (line {line}) is 0x{content[start : start + 1].hex() or '??'}",
+            next_step=f"it looks compressed: its name must end in {packed}"
+            if packed
+            else f'name its encoding in data.source, such as encoding = "{guess}", or save it as UTF-8',
+        ) from error
+
+
+def _read_delimited(text: str, delimiter: str, path: Path, columns: Sequence[str]) -> Table:
+    nul = text.find("\0")
+    if nul >= 0:
+        raise DataError(
+            f"{path}, line {text.count(chr(10), 0, nul) + 1}: holds a NUL byte, which no text has",
+            next_step="write the file again; a crash while it was written often leaves such bytes",
+        )
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    limit = csv.field_size_limit(_LONGEST_FIELD)
+    row_start = 1
+    rows, origins, rejected = [], [], []
+    try:
+        header = [name.strip() for name in next(reader)]
+        check_columns(columns, header, str(path))
+        twice = sorted(name for name in columns if header.count(name) > 1)
+        if twice:
+            raise DataError(f"{path}: the header names {twice[0]!r} twice", next_step="rename one of the two columns")
+        places = [header.index(name) for name in columns]
+        row_start = reader.line_num + 1
+        for row in reader:
+            origin = f"{path}:{row_start}"
+            row_start = reader.line_num + 1
+            if len(row) > len(header) and not any(row[len(header) :]):
+                del row[len(header) :]
+            if len(row) == len(header):
+                rows.append([row[place] or None for place in places])
+                origins.append(origin)
+            elif row:
+                detail = f"has {len(row)} fields where the header has {len(header)}"
+                rejected.append(Quarantined(origin, None, "bad_row", detail, delimiter.join(row)[:200]))
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {row_start}: a quoted field is not closed, or text follows its closing quote ({error})",
+            next_step='mend that line: a quote inside a quoted field is written twice ("")',
+        ) from error
+    except StopIteration:
+        raise DataError(f"{path} is empty", next_step="write it again, or take it out of data.source.paths") from None
+    finally:
+        csv.field_size_limit(limit)
+    values = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in columns]
+    return Table(dict(zip(columns, values, strict=True)), origins, rejected)
+
+
+def _read_json_lines(text: str, path: Path, columns: Sequence[str]) -> Table:
+    if text.lstrip()[:1] == "[":
+        raise DataError(
+            f"{path} holds a JSON array; one object a line is wanted (JSON lines)",
+            next_step=f"convert it, for example: jq -c '.[]' {path} > {path.with_suffix('.jsonl')}",
+        )
+    rows: list[dict[str, Any]] = []
+    origins = []
+    # Not splitlines(): JSON text may hold U+2028 and its like unescaped.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}, line {number}: not JSON ({error}); it begins with {line[:60]!r}",
+                next_step="mend or remove that line; a last line cut short means that the file is truncated",
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, line {number}: holds {line.strip()[:60]!r}, which is not an object",
+                next_step='write one object a line, such as {"text": "...", "label": 5}',
+            )
+        rows.append(row)
+        origins.append(f"{path}:{number}")
+    check_columns(columns, list(dict.fromkeys(key for row in rows for key in row)), str(path))
+    return Table({name: [row.get(name) for row in rows] for name in columns}, origins)
+
+
+def _read_parquet(content: bytes, path: Path, columns: Sequence[str]) -> Table:
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        check_columns(columns, file.schema_arrow.names, str(path))
+        table = file.read(columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} is not a Parquet file, or is truncated or damaged ({str(error).splitlines()[0]})",
+            next_step="copy or write it again; nothing of it was taken in",
+        ) from error
+    return from_arrow(table, columns, str(path))
+
+
+def _frame(tables: Iterable[Table], columns: Iterable[str]) -> pd.DataFrame:
+    tables = list(tables)
+    joined: dict[str, list[Any]] = {
+        name: [value for table in tables for value in table.columns[name]] for name in columns
+    }
+    joined[ORIGIN] = [origin for table in tables for origin in table.origins]
+    # As objects: pandas would turn whole numbers beside a missing value into floats, and fail on half a surrogate pair.
+    return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in joined.items()})

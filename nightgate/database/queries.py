@@ -1,0 +1,236 @@
+"""Metrics as data frames: what `nightgate history`, `champion` and `versions` show, and `nightgate.history` in Python.
+
+    import nightgate
+    nights = nightgate.history("sample")                        # one row per night
+    epochs = nightgate.history("sample", epochs=True)           # the last night's epochs
+
+Everything is a plain SELECT on the views, which can be queried just as well without Nightgate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pandas as pd
+import sqlalchemy as sa
+
+from nightgate.database.column_types import UtcTime, as_text
+from nightgate.database.schema import METADATA, Run
+from nightgate.database.transactions import Database
+from nightgate.errors import RegistryError
+from nightgate.home import home_for_reading
+from nightgate.metrics.comparability import ScoredNight, breaks
+
+_PUBLISHED = {
+    "Training Loss": "training_loss",
+    "Epoch": "epoch",
+    "Step": "step",
+    "Validation Loss": "validation_loss",
+    "Accuracy": "accuracy",
+    "F1": "f1",
+    "Precision": "precision",
+    "Recall": "recall",
+}
+
+
+def history(
+    pipeline: str,
+    run: str | None = None,
+    epochs: bool = False,
+    slices: bool = False,
+    since: date | str | None = None,
+) -> pd.DataFrame:
+    """What the nights of a pipeline showed. Times are aware (UTC), `night` is a date.
+
+    Nights have the columns of the view `nights`, and `break_before`: why scores from that night on do not compare with
+    those before it, in a sentence; nothing where they do.
+
+    Args:
+        pipeline: name.
+        run: a run id, or "latest" for the run that counts of the newest night. Without `slices` it gives its epochs.
+        epochs: rows of `epoch_results` instead of `nights`; of the latest run, or of all nights if `since` is given.
+        slices: rows of `slice_metrics`: classes and slices of each run's best epoch, on validation and on test.
+        since: only nights from this date on.
+
+    Raises:
+        RegistryError: there is no home here, or no such run.
+        DatabaseError: the database cannot be used.
+    """
+    with Database.open(home_for_reading(), any_home=True) as db:
+        return read_history(db, pipeline, run=run, epochs=epochs, slices=slices, since=since)
+
+
+def read_history(
+    db: Database,
+    pipeline: str,
+    *,
+    run: str | None = None,
+    epochs: bool = False,
+    slices: bool = False,
+    since: date | str | None = None,
+) -> pd.DataFrame:
+    """See `history`."""
+    detailed = epochs or slices or run is not None
+    where = ["x.pipeline = :pipeline"]
+    parameters: dict[str, Any] = {"pipeline": pipeline}
+    if since is not None:
+        where.append("x.night >= :since")
+        # Text on SQLite, where a date is one; PostgreSQL reads the same text as a date.
+        parameters["since"] = str(since) if db.dialect == "sqlite" else date.fromisoformat(str(since))
+    if run == "latest" or (run is None and detailed and since is None):
+        run = _latest_run(db, pipeline)
+    elif run is not None:
+        _must_exist(db, pipeline, run)
+    if detailed and run is not None:
+        where.append("x.run_id = :run")
+        parameters["run"] = run
+    elif detailed:
+        where.append("x.run_id IN (SELECT run_id FROM nights)")
+    condition = " AND ".join(where)
+    if slices:
+        query = (
+            "SELECT x.* FROM slice_metrics AS x JOIN nightly_runs AS r ON r.run_id = x.run_id "
+            "LEFT JOIN epoch_results AS e ON e.run_id = x.run_id AND e.epoch = x.epoch "
+            f"WHERE {condition} AND x.epoch = COALESCE(r.best_epoch, "
+            "(SELECT MAX(m.epoch) FROM epoch_results AS m WHERE m.run_id = x.run_id)) "
+            "AND (x.split = 'validation' AND x.attempt = e.attempt OR x.split = 'test' AND x.attempt = "
+            "(SELECT MAX(t.attempt) FROM slice_metrics AS t WHERE t.run_id = x.run_id AND t.split = 'test')) "
+            "ORDER BY x.night, x.split DESC, x.slice_name, x.slice_value"
+        )
+    elif detailed:
+        query = f"SELECT x.* FROM epoch_results AS x WHERE {condition} ORDER BY x.night, x.epoch"
+    else:
+        query = f"SELECT x.* FROM nights AS x WHERE {condition} ORDER BY x.night"
+    found = tidy(db.frame(query, parameters))
+    return found if detailed else found.assign(break_before=_breaks(db, pipeline, found["run_id"]))
+
+
+def why_no_epochs(pipeline: str, run: str | None) -> str:
+    """What became of a run that has none; '' where there is no such run.
+
+    Args:
+        run: as `history` takes it; None for the latest.
+    """
+    with Database.open(home_for_reading(), any_home=True) as db:
+        run_id = _latest_run(db, pipeline) if run in {None, "latest"} else run
+        query = "SELECT night, status, reason, next_step FROM nightly_runs WHERE run_id = :run"
+        rows = tidy(db.frame(query, {"run": run_id})).to_dict("records")
+    if not rows:
+        return ""
+    [row] = rows
+    told = f"run {run_id}, night {row['night']}, has no such rows: it is {row['status']}"
+    told += f": {row['reason']}" if row["reason"] else ""
+    return told + (f"\n  next: {row['next_step']}" if row["next_step"] else "")
+
+
+def _breaks(db: Database, pipeline: str, shown: Iterable[str]) -> pd.Series[Any]:
+    """`nightgate.metrics.comparability.breaks` of all nights that were scored, for those that are shown."""
+    nights = tidy(
+        db.frame(
+            "SELECT n.night, n.run_id, n.metric_key, n.test_version, n.average, n.model_version, n.test_f1, "
+            "n.champion_version, n.champion_f1 FROM nights AS n "
+            "WHERE n.pipeline = :pipeline AND n.test_f1 IS NOT NULL ORDER BY n.night",
+            {"pipeline": pipeline},
+        )
+    )
+    of_runs = sa.select(Run.run_id, Run.label_names, Run.config["gate"]).where(Run.pipeline == pipeline)
+    found = db.read(lambda session: session.execute(of_runs).tuples().all())
+    settings = {
+        run_id: {"label_names": tuple(names)} | {name: gate[name] for name in ("test_window", "min_test_rows")}
+        for run_id, names, gate in found
+    }
+    scored = []
+    for row in nights.astype(object).where(nights.notna(), None).to_dict("records"):
+        facts = {str(name): value for name, value in row.items() if name != "run_id"}
+        scored.append(ScoredNight(**settings[row["run_id"]], **facts))
+    told = dict(zip(nights["run_id"], breaks(scored), strict=True))
+    return pd.Series([told.get(run_id) for run_id in shown], dtype=object)
+
+
+def champion(pipeline: str, at: datetime | None = None) -> pd.DataFrame:
+    """The reign of now, or of the instant `at` (aware): one row, or none where nobody reigned."""
+    with Database.open(home_for_reading(), any_home=True) as db:
+        moment = "c.valid_to IS NULL"
+        parameters: dict[str, Any] = {"pipeline": pipeline}
+        if at is not None:
+            assert at.tzinfo is not None, f"{at} has no timezone"
+            instant = at.astimezone(UTC)
+            parameters["at"] = instant if db.dialect == "postgresql" else as_text(instant)
+            moment = "c.valid_from <= :at AND (c.valid_to > :at OR c.valid_to IS NULL)"
+        query = (
+            "SELECT v.*, c.valid_from, c.valid_to, c.promoted_by, c.reason FROM champion_timeline AS c "
+            "JOIN model_versions AS v ON v.pipeline = c.pipeline AND v.version = c.model_version "
+            f"WHERE c.pipeline = :pipeline AND {moment}"
+        )
+        return tidy(db.frame(query, parameters))
+
+
+def versions(pipeline: str) -> pd.DataFrame:
+    """Every version of the pipeline, oldest first."""
+    with Database.open(home_for_reading(), any_home=True) as db:
+        query = "SELECT * FROM model_versions WHERE pipeline = :pipeline ORDER BY version"
+        return tidy(db.frame(query, {"pipeline": pipeline}))
+
+
+def published_rows(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the epochs in the shape in which fine-tuned models are published, as text.
+
+    Four decimals, `n/a` for no value.
+    """
+    columns = list(_PUBLISHED.values())
+    found = rows[columns].itertuples(index=False)
+    cells = [[_cell(column, value) for column, value in zip(columns, values, strict=True)] for values in found]
+    return list(_PUBLISHED), cells
+
+
+def published_table(rows: pd.DataFrame) -> str:
+    """The same as markdown."""
+    header, cells = published_rows(rows)
+    lines = [f"| {' | '.join(header)} |", f"|{'|'.join(':-:' for _ in header)}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
+
+
+def tidy(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same types from both engines: aware times, `datetime.date` nights, booleans, whole numbers that may miss."""
+    kinds = {column.name: column.type for table in METADATA.tables.values() for column in table.columns}
+    kinds |= dict.fromkeys(("promoted_at", "ended_at"), UtcTime())
+    kinds |= dict.fromkeys(("attempts", "model_version"), sa.Integer())
+    for name in frame.columns:
+        kind = kinds.get(name)
+        if isinstance(kind, UtcTime):
+            frame[name] = pd.to_datetime(frame[name], utc=True, format="ISO8601")
+        elif isinstance(kind, sa.Date):
+            nights = [value if isinstance(value, date) else date.fromisoformat(value) for value in frame[name]]
+            frame[name] = pd.Series(nights, index=frame.index, dtype=object)
+        elif isinstance(kind, sa.Boolean):
+            frame[name] = frame[name].astype(bool)
+        elif isinstance(kind, sa.Integer):
+            frame[name] = frame[name].astype("Int64")
+    return frame
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None or pd.isna(value):
+        return "n/a"
+    if column == "step":
+        return str(int(value))
+    return f"{float(value):.1f}" if column == "epoch" else f"{float(value):.4f}"
+
+
+def _latest_run(db: Database, pipeline: str) -> str | None:
+    """The run that counts of the newest night; None, which matches nothing, where there is none."""
+    found = db.frame(
+        "SELECT run_id FROM nights WHERE pipeline = :pipeline ORDER BY night DESC LIMIT 1", {"pipeline": pipeline}
+    )
+    return str(found["run_id"].iloc[0]) if len(found) else None
+
+
+def _must_exist(db: Database, pipeline: str, run: str) -> None:
+    query = "SELECT run_id FROM nightly_runs WHERE run_id = :run AND pipeline = :pipeline"
+    if db.frame(query, {"run": run, "pipeline": pipeline}).empty:
+        raise RegistryError(
+            f"pipeline {pipeline} has no run {run}",
+            next_step=f"choose a run_id of `nightgate history {pipeline} --format csv`",
+        )

@@ -1,0 +1,243 @@
+"""Attention within each text of a packed row of tokens.
+
+Packed: the texts of a batch lie one after the other in one row of T tokens, without padding. Attention is the only part
+of an encoder in which tokens meet, so it alone has to know where a text ends.
+
+On the CPU one gather brings the small matrices of each text and head side by side, texts of similar length are
+multiplied as batches, and another gather brings the result back. On a GPU one kernel takes all texts of the row.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from nightgate.engine.dropout import Dropout
+from nightgate.engine.partition import cut
+
+CELLS_PER_GROUP = 4200
+"""What a further group costs in calls, in cells of a text's square of probabilities: 0.4 ms and 90 ns on two cores."""
+
+
+class Layout:
+    """Where each text lies in a packed row; the CPU's attention wants them in order of length.
+
+    Args:
+        lengths: tokens of each text, [texts].
+    """
+
+    def __init__(self, lengths: NDArray[np.int64], device: torch.device) -> None:
+        self.device = device
+        self.lengths = np.ascontiguousarray(lengths, np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self.tokens = int(self.starts[-1])
+        self.longest = int(lengths.max())
+        self._gathers: dict[int, tuple[Tensor, ...]] = {}
+
+    @classmethod
+    def of_buffers(cls, tokens: int, longest: int, **buffers: Tensor) -> Layout:
+        """A layout whose tensors are given, by name; their contents may change, as those of a CUDA graph do."""
+        layout = cls.__new__(cls)
+        layout.tokens, layout.longest = tokens, longest
+        # Where cached properties keep their values.
+        layout.__dict__.update(buffers)
+        return layout
+
+    @cached_property
+    def first(self) -> Tensor:
+        """Index of each text's first token, int64 [texts]."""
+        return torch.from_numpy(self.starts[:-1]).to(self.device)
+
+    @cached_property
+    def text_of_token(self) -> Tensor:
+        """int64 [tokens]."""
+        return torch.from_numpy(np.repeat(np.arange(len(self.lengths)), self.lengths)).to(self.device)
+
+    @cached_property
+    def place_in_text(self) -> Tensor:
+        """Position of each token within its text, from 0, int64 [tokens]."""
+        return torch.arange(self.tokens, device=self.device) - self.first[self.text_of_token]
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """Cumulative lengths, int32 [texts + 1], as varlen kernels want them."""
+        return torch.from_numpy(self.starts.astype(np.int32)).to(self.device)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Neighbours that are multiplied together, in order."""
+        assert (np.diff(self.lengths) >= 0).all(), "texts come in order of length"
+        return [
+            Group(int(self.lengths[part].max()), self.lengths[part], self.starts[:-1][part])
+            for part in cut(self.lengths, 2, CELLS_PER_GROUP)
+        ]
+
+    def gathers(self, heads: int) -> tuple[Tensor, ...]:
+        """Indices into rows of one head's width: of qkv by text and head, back; the same for one of three.
+
+        `[tokens, 3, heads]` becomes `[3, text, head, place]`, and `[tokens, heads]` becomes `[text, head, place]`.
+        Places behind a text's end repeat its first token; nothing is read back from them.
+        """
+        if heads not in self._gathers:
+            head = np.arange(heads)[:, None]
+            token = [group.tokens[:, None, :] for group in self.groups]
+            one = np.concatenate([(tokens * heads + head).ravel() for tokens in token])
+            valid = np.concatenate([np.repeat(group.valid[:, None], heads, 1).ravel() for group in self.groups])
+            back = np.empty(self.tokens * heads, np.int64)
+            back[one[valid]] = np.flatnonzero(valid)
+            token_of, head_of = np.divmod(one, heads)
+            part = np.arange(3)
+            three = (token_of * 3 * heads + head_of + heads * part[:, None]).ravel()
+            back_three = (back.reshape(self.tokens, 1, heads) + len(one) * part[:, None]).ravel()
+            self._gathers[heads] = tuple(torch.from_numpy(index) for index in (three, back_three, one, back))
+        return self._gathers[heads]
+
+
+class Group:
+    """Texts side by side, [count, width]: the shorter ones end before the width."""
+
+    def __init__(self, width: int, lengths: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
+        self.width, self.count = width, len(lengths)
+        place = np.arange(width)
+        self.valid = place < lengths[:, None]
+        self.tokens = starts[:, None] + np.where(self.valid, place, 0)
+        self.behind = None if self.valid.all() else torch.from_numpy(~self.valid)
+        """Where a text has ended, bool [count, width]; None where all are of one length."""
+
+
+def attend(qkv: Tensor, layout: Layout, heads: int, dropout: Dropout, rate: float) -> Tensor:
+    """Self-attention of every token within its text: [tokens, 3 x width] to [tokens, width]."""
+    if qkv.device.type == "cuda":
+        return _attend_on_gpu(qkv, layout, heads, rate)
+    mask, scale = dropout.mask(_num_cells(layout, heads), rate, qkv.dtype)
+    attended: Tensor = _Attention.apply(qkv, layout, heads, mask, scale)  # type: ignore[no-untyped-call]
+    return attended
+
+
+def attend_from_first(
+    query: Tensor, key_value: Tensor, layout: Layout, heads: int, dropout: Dropout, rate: float
+) -> Tensor:
+    """What each text's first token attends to: query [texts, width], [tokens, 2 x width] to [texts, width].
+
+    Plain operations of fixed shape: autograd, every device and a CUDA graph take them as they are.
+    """
+    texts, width = query.shape
+    tokens, of = key_value.shape[0], layout.text_of_token
+    # Half precision is for matrix products; sums over a text are taken in float32.
+    query, key_value = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (query, key_value))
+    key, value = key_value.view(tokens, 2, heads, -1).unbind(1)
+    # index_select and not [of]: the gradient of the latter is summed by threads in whatever order they come.
+    of_token = query.index_select(0, of).view(tokens, heads, -1)
+    scores = (of_token * key).sum(-1) * (width // heads) ** -0.5
+    cells = of * layout.longest + layout.place_in_text
+    table = scores.new_full((texts * layout.longest, heads), -torch.inf).index_copy(0, cells, scores)
+    weights = table.view(texts, layout.longest, heads).softmax(1).view(-1, heads).index_select(0, cells)
+    if query.device.type == "cuda":
+        weights = functional.dropout(weights, rate)
+    else:
+        mask, scale = dropout.mask(weights.numel(), rate, weights.dtype)
+        weights = weights if mask is None else weights * mask.view_as(weights) * scale
+    weighted: Tensor = weights[..., None] * value
+    return weighted.new_zeros(texts, heads, width // heads).index_add(0, of, weighted).view(texts, width)
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(q k' / sqrt(d)) v of each text and head, with dropout of the probabilities by a given mask."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, layout: Layout, heads: int, mask: Tensor | None, scale: float) -> Tensor:
+        tokens, width = qkv.shape[0], qkv.shape[1] // 3
+        gather, _, one, scatter = layout.gathers(heads)
+        rows = qkv.reshape(-1, width // heads).index_select(0, gather)
+        query, key, value = (_by_text(part, layout, heads) for part in rows.chunk(3))
+        probabilities = qkv.new_empty(_num_cells(layout, heads))
+        out = qkv.new_empty(len(one), width // heads)
+        squares = _squares(probabilities, layout, heads)
+        for group, square, q, k in zip(layout.groups, squares, query, key, strict=True):
+            torch.baddbmm(square, q, k.transpose(1, 2), beta=0, alpha=(width // heads) ** -0.5, out=square)
+            of_texts = square.view(group.count, heads, group.width, group.width)
+            if group.behind is not None:
+                of_texts.masked_fill_(group.behind[:, None, None, :], -torch.inf)
+            torch.softmax(square, -1, out=square)
+            if group.behind is not None:
+                # With probability 0 both ways, what stands behind a text's end reaches neither output nor gradient.
+                of_texts.masked_fill_(group.behind[:, None, :, None], 0)
+        kept = probabilities if mask is None else probabilities * mask
+        for square, v, o in zip(_squares(kept, layout, heads), value, _by_text(out, layout, heads), strict=True):
+            torch.bmm(square, v, out=o)
+        ctx.save_for_backward(rows, probabilities, kept, mask)
+        ctx.layout, ctx.heads, ctx.scale = layout, heads, scale
+        attended = out.index_select(0, scatter).view(tokens, width)
+        return attended if mask is None else attended.mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, probabilities, kept, mask = ctx.saved_tensors
+        layout, heads = ctx.layout, ctx.heads
+        tokens, width = gradient.shape
+        _, scatter, gather, _ = layout.gathers(heads)
+        coming = gradient.reshape(-1, width // heads).index_select(0, gather)
+        if mask is not None:
+            coming.mul_(ctx.scale)
+        going = torch.empty_like(rows)
+        query, key, value = (_by_text(part, layout, heads) for part in rows.chunk(3))
+        d_query, d_key, d_value = (_by_text(part, layout, heads) for part in going.chunk(3))
+        d_kept = torch.empty_like(probabilities)
+        squares = _squares(d_kept, layout, heads)
+        for square, k, g, v, dv in zip(
+            squares, _squares(kept, layout, heads), _by_text(coming, layout, heads), value, d_value, strict=True
+        ):
+            torch.bmm(g, v.transpose(1, 2), out=square)
+            torch.bmm(k.transpose(1, 2), g, out=dv)
+        if mask is not None:
+            d_kept.mul_(mask)
+        factor = (width // heads) ** -0.5
+        for square, p, q, k, dq, dk in zip(
+            squares, _squares(probabilities, layout, heads), query, key, d_query, d_key, strict=True
+        ):
+            d_scores = torch.ops.aten._softmax_backward_data(square, p, -1, p.dtype)
+            torch.baddbmm(dq, d_scores, k, beta=0, alpha=factor, out=dq)
+            torch.baddbmm(dk, d_scores.transpose(1, 2), q, beta=0, alpha=factor, out=dk)
+        return going.index_select(0, scatter).view(tokens, 3 * width), None, None, None, None
+
+
+def _attend_on_gpu(qkv: Tensor, layout: Layout, heads: int, rate: float) -> Tensor:
+    tokens, width = qkv.shape[0], qkv.shape[1] // 3
+    query, key, value = qkv.view(tokens, 3, heads, width // heads).unbind(1)
+    bounds, longest = layout.bounds, layout.longest
+    if qkv.dtype in (torch.float16, torch.bfloat16) and torch.cuda.get_device_capability(qkv.device) >= (8, 0):
+        # torch's own varlen_attn takes no dropout; the operator below it does.
+        out = torch.ops.aten._flash_attention_forward(
+            query, key, value, bounds, bounds, longest, longest, rate, False, False
+        )[0]
+    else:
+        out = torch.ops.aten._efficient_attention_forward(
+            query[None], key[None], value[None], None, bounds, bounds, longest, longest, rate, 0, True
+        )[0][0]
+    attended: Tensor = out.reshape(tokens, width)
+    return attended
+
+
+def _by_text(rows: Tensor, layout: Layout, heads: int) -> list[Tensor]:
+    """Views [texts x heads, width of the group, head width] of `rows`, one for each group."""
+    parts = torch.split(rows, [group.count * heads * group.width for group in layout.groups])
+    return [part.view(group.count * heads, group.width, -1) for part, group in zip(parts, layout.groups, strict=True)]
+
+
+def _squares(cells: Tensor, layout: Layout, heads: int) -> list[Tensor]:
+    """Views [texts x heads, width of the group, the same] of `cells`, one for each group."""
+    parts = torch.split(cells, [group.count * heads * group.width**2 for group in layout.groups])
+    return [
+        part.view(group.count * heads, group.width, group.width)
+        for part, group in zip(parts, layout.groups, strict=True)
+    ]
+
+
+def _num_cells(layout: Layout, heads: int) -> int:
+    return heads * sum(group.count * group.width**2 for group in layout.groups)

@@ -1,0 +1,166 @@
+"""From rows to logits: packed where the architecture allows it, padded where not, and the reason for the log.
+
+Before packed texts are trusted, a few rows are run both ways; logits that differ from the stock model's by more than
+1e-4 send everything down the padded path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nightgate.engine import packing
+from nightgate.engine.distributed import World
+from nightgate.engine.encoding import Encoded
+from nightgate.engine.partition import cut
+
+TOLERANCE = 1e-4
+"""Largest difference between packed and stock logits, of weights in float32."""
+ROWS_TO_CHECK = 8
+WIDTH_STEP = 8
+"""Padded widths are multiples of this: fewer shapes."""
+TOKENS_PER_PART_ON_CPU = 96
+"""What a further part of a padded batch costs (weight gradients summed, calls), in tokens of work."""
+
+Rows = NDArray[np.int64]
+
+
+class Packed:
+    """Rows one after the other in one row of tokens."""
+
+    kind = "packed"
+
+    def __init__(self, classifier: packing.PackedClassifier, reason: str) -> None:
+        self.classifier, self.model, self.reason = classifier, classifier.model, reason
+
+    def logits(self, encoded: Encoded, rows: Rows) -> Tensor:
+        """[rows, labels], in the order of `rows`."""
+        order = np.argsort(encoded.lengths[rows], kind="stable")
+        found = self.classifier(encoded.packed(rows[order], self.model.device))
+        return found[torch.from_numpy(np.argsort(order)).to(found.device)]
+
+    def batches(self, encoded: Encoded, batch_size: int) -> Iterator[Rows]:
+        """All rows, longest first; as many at once as take the memory of `batch_size` rows of the greatest length."""
+        order = np.argsort(-encoded.lengths, kind="stable")
+        lengths = encoded.lengths[order]
+        budget = int(lengths[0]) * batch_size if len(order) else 0
+        start = 0
+        ends = np.cumsum(lengths)
+        while start < len(order):
+            before = int(ends[start - 1]) if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, before + budget, side="right")))
+            yield order[start:stop]
+            start = stop
+
+
+class Padded:
+    """Rows beside each other, padded to the longest, as stock models take them.
+
+    A batch is computed in parts of similar length where that saves more padding than it costs. The parts' gradients are
+    summed: it stays one batch of one step.
+    """
+
+    kind = "padded"
+
+    def __init__(self, model: Any, reason: str) -> None:
+        self.model, self.reason = model, reason
+
+    def logits(self, encoded: Encoded, rows: Rows) -> Tensor:
+        """[rows, labels], in the order of `rows`."""
+        device = self.model.device
+        order = np.argsort(encoded.lengths[rows], kind="stable")
+        parts = []
+        for part in self._parts(encoded.lengths[rows][order]):
+            inputs = encoded.batch(rows[order[part]], WIDTH_STEP)
+            parts.append(self.model(**{name: x.to(device, non_blocking=True) for name, x in inputs.items()}).logits)
+        return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(device)]
+
+    def _parts(self, lengths: NDArray[np.int64]) -> list[slice]:
+        """Of ascending lengths."""
+        if self.model.device.type != "cpu":
+            return [slice(0, len(lengths))]
+        return cut(-(-lengths // WIDTH_STEP) * WIDTH_STEP, 1, TOKENS_PER_PART_ON_CPU)
+
+    def batches(self, encoded: Encoded, batch_size: int) -> Iterator[Rows]:
+        """All rows, longest first: little padding, and a lack of memory shows at once."""
+        order = np.argsort(-encoded.lengths, kind="stable")
+        for start in range(0, len(order), batch_size):
+            yield order[start : start + batch_size]
+
+
+Forward = Packed | Padded
+
+
+def choose(model: Any, encoded: Encoded, *, pack: bool = True, cls_only: bool = True) -> Forward:
+    """The faster path that gives the stock model's logits on rows of `encoded`."""
+    if not pack:
+        return Padded(model, "padded texts, as asked for")
+    classifier, why = packing.packed(model, cls_only=cls_only)
+    if classifier is None:
+        return Padded(model, f"padded texts: {why}")
+    if not len(encoded):
+        return Padded(model, "padded texts: there are no rows to check packed ones on")
+    try:
+        difference = _difference(Packed(classifier, ""), Padded(model, ""), encoded)
+    except RuntimeError as error:
+        # Out of memory is met where a batch is computed; here it would hide behind a slower path.
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Padded(model, f"padded texts: packed ones do not run here ({said})")
+    if not difference <= TOLERANCE:
+        return Padded(
+            model,
+            f"padded texts: packed logits differ from the stock model's by {difference:.1e}, allowed {TOLERANCE:g}",
+        )
+    return Packed(classifier, f"packed texts: {why}, logits within {difference:.0e} of the stock model's")
+
+
+def run(
+    chosen: Forward,
+    encoded: Encoded,
+    batch_size: int,
+    on_batch: Callable[[int, int], None] | None = None,
+    world: World | None = None,
+) -> NDArray[np.float32]:
+    """Logits [rows, labels] in the order of `encoded`, the same in every process of `world`.
+
+    `on_batch(rows done, rows)` is called after each batch.
+    """
+    world = world or World()
+    device = chosen.model.device
+    logits = torch.zeros(len(encoded), int(chosen.model.config.num_labels), device=device)
+    chosen.model.eval()
+    done = 0
+    with torch.inference_mode():
+        for number, rows in enumerate(chosen.batches(encoded, batch_size)):
+            if number % world.size == world.rank:
+                logits[torch.from_numpy(rows).to(device)] = chosen.logits(encoded, rows).float()
+            done += len(rows)
+            if on_batch is not None:
+                on_batch(done, len(encoded))
+        world.sum([logits])
+    found: NDArray[np.float32] = logits.cpu().numpy()
+    return found
+
+
+def _difference(packed: Packed, padded: Padded, encoded: Encoded) -> float:
+    """Largest absolute difference of logits over rows of all lengths; NaN where either is not finite."""
+    count = min(ROWS_TO_CHECK, len(encoded))
+    rows = np.argsort(encoded.lengths, kind="stable")[np.linspace(0, len(encoded) - 1, count).astype(np.int64)]
+    was_training = packed.model.training
+    packed.model.eval()
+    try:
+        with torch.inference_mode():
+            ours, stock = packed.logits(encoded, rows), padded.logits(encoded, rows)
+            if not torch.isfinite(stock).all():
+                # Weights that hold NaN are the training's to report, whatever the path.
+                return 0.0
+            return float((ours - stock).abs().max())
+    finally:
+        packed.model.train(was_training)

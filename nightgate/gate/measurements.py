@@ -1,0 +1,225 @@
+"""What all checks share: the rows that decide, the sides' labels on them, and how far the sides are apart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, reduce
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nightgate import config
+from nightgate.gate.decision import Score
+from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Side
+from nightgate.gate.statistics import detectable_gain, unseen_gain
+from nightgate.gate.test_window import test_window
+from nightgate.gate.wording import named
+from nightgate.metrics.bootstrap import Estimate, Statistic, f1_difference, f1_estimate
+
+Role = Literal["candidate", "champion", "anchor"]
+Other = Literal["champion", "anchor"]
+
+REPORTED = 2_000
+"""Resamples of an interval that decides nothing."""
+DECIDING = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Candidate and another side on the window, rows (or groups) paired."""
+
+    ours: float
+    theirs: float
+    gap: Estimate
+    detectable: float
+    """The true gain that would be seen with 80 % power; infinite where nothing can be resampled."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Evidence and policy, and what follows from both.
+
+    Classes are numbered in the order of their names here, whatever their order in the pipeline: the bootstrap's draws
+    then do not depend on it either.
+    """
+
+    evidence: Evidence
+    policy: config.Gate
+
+    # --- rows ---
+
+    @cached_property
+    def roles(self) -> tuple[Role, ...]:
+        """Of the sides that are there; an anchor that is the champion is no side of its own."""
+        anchor = self.evidence.anchor is not None and not self.evidence.anchored_by_champion
+        champion = self.evidence.champion is not None
+        return ("candidate", *(("champion",) if champion else ()), *(("anchor",) if anchor else ()))
+
+    @cached_property
+    def clean(self) -> Mask:
+        """Test rows that no side is known to have been trained on."""
+        known = [side.trained_on for role in self.roles if (side := self.side(role)) and side.trained_on is not None]
+        return ~reduce(np.logical_or, known, np.zeros(len(self.evidence.test), dtype=np.bool_))
+
+    @cached_property
+    def window_and_start(self) -> tuple[Mask, datetime | None]:
+        policy, test = self.policy, self.evidence.test
+        return test_window(test.seen_at, self.evidence.data_until, policy.test_window, policy.min_test_rows, self.clean)
+
+    @property
+    def window(self) -> Mask:
+        return self.window_and_start[0]
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Rows in the window."""
+        return int(np.count_nonzero(self.window))
+
+    # --- sides ---
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.evidence.label_names)
+
+    @cached_property
+    def places(self) -> Labels:
+        """Of each class the place of its name among the sorted names."""
+        names = self.evidence.label_names
+        return np.array([sorted(names).index(name) for name in names], dtype=np.int64)
+
+    def side(self, role: Role) -> Side | None:
+        side: Side | None = getattr(self.evidence, role)
+        return side
+
+    def name(self, role: Role) -> str:
+        return named(role, self.side(role))
+
+    def obstacle(self, *roles: Role) -> str:
+        """Why these sides cannot be scored on the window, as a clause; '' where they can."""
+        for role in roles:
+            side = self.side(role)
+            assert side is not None, role
+            if flaw := side.flaw or unusable(side.predictions, self.evidence.test, self.num_labels):
+                return f"{self.name(role)} {flaw}"
+        return "" if self.num_rows else "there are no test rows that no side was trained on"
+
+    def true(self, mask: Mask) -> Labels:
+        return self.places[self.evidence.test.true[mask]]
+
+    def labels(self, role: Role, mask: Mask) -> Labels:
+        """What a side without an obstacle said of these rows."""
+        side = self.side(role)
+        assert side is not None, role
+        assert side.predictions is not None, role
+        return self.places[side.predictions[mask]]
+
+    def groups(self, mask: Mask) -> Labels | None:
+        groups = self.evidence.test.groups
+        return None if groups is None else groups[mask]
+
+    def num_units(self, mask: Mask) -> int:
+        """Of what is drawn independently: groups where rows come in groups, else rows."""
+        groups = self.groups(mask)
+        return int(np.count_nonzero(mask)) if groups is None else len(np.unique(groups))
+
+    # --- F1 ---
+
+    def estimate(self, role: Role, mask: Mask, statistic: Statistic, resamples: int) -> Estimate:
+        """A side's F1; a class is meant by its place among the names."""
+        return f1_estimate(
+            self.true(mask),
+            self.labels(role, mask),
+            self.num_labels,
+            statistic,
+            groups=self.groups(mask),
+            confidence=self.policy.confidence,
+            resamples=resamples,
+        )
+
+    def difference(self, role: Other, mask: Mask, statistic: Statistic, resamples: int) -> Estimate:
+        """Of candidate's F1 minus that side's, rows (or groups) paired; otherwise as `estimate`."""
+        return f1_difference(
+            self.true(mask),
+            self.labels(role, mask),
+            self.labels("candidate", mask),
+            self.num_labels,
+            statistic,
+            groups=self.groups(mask),
+            confidence=self.policy.confidence,
+            resamples=resamples,
+        )
+
+    def score(self, role: Role, mask: Mask, resamples: int = REPORTED) -> Score:
+        rows = int(np.count_nonzero(mask))
+        if not rows or self.obstacle(role):
+            return Score(rows, None)
+        found = self.estimate(role, mask, self.policy.average, resamples)
+        return Score(rows, found.value, found.interval)
+
+    @cached_property
+    def scores(self) -> dict[Role, Score]:
+        """Of each side, on the window."""
+        decides = "candidate" if self.policy.min_f1_on == "lower" else None
+        found = {role: self.score(role, self.window, DECIDING if role == decides else REPORTED) for role in self.roles}
+        return found | ({"anchor": found["champion"]} if self.evidence.anchored_by_champion else {})
+
+    def against(self, role: Other) -> Comparison | None:
+        """Candidate and that side on the window; None where one of them cannot be scored, or that one is not there."""
+        if role == "anchor" and not self.evidence.anchored_by_champion:
+            return self._against_anchor
+        return self._against_champion
+
+    @cached_property
+    def _against_champion(self) -> Comparison | None:
+        return self._compare("champion")
+
+    @cached_property
+    def _against_anchor(self) -> Comparison | None:
+        return self._compare("anchor")
+
+    def _compare(self, role: Other) -> Comparison | None:
+        if self.side(role) is None or self.obstacle("candidate", role):
+            return None
+        gap = self.difference(role, self.window, self.policy.average, DECIDING)
+        ours, theirs = self.scores["candidate"].f1, self.scores[role].f1
+        assert ours is not None
+        assert theirs is not None
+        error = math.inf if gap.std_error is None else gap.std_error
+        confidence = self.policy.confidence
+        # Of models that never differ the bootstrap knows no error.
+        seen = detectable_gain(error, confidence) if error else unseen_gain(self.num_units(self.window), confidence)
+        return Comparison(ours, theirs, gap, seen)
+
+    # --- policy ---
+
+    @cached_property
+    def margin(self) -> float | None:
+        """In F1. None where it is in units of a spread that nobody measured, or measured by another average only."""
+        if self.policy.margin_unit == "f1":
+            return self.policy.margin
+        if self.evidence.seed_average not in {None, self.policy.average}:
+            return None
+        spread = self.evidence.seed_spread
+        return None if spread is None or not math.isfinite(spread) or spread < 0 else self.policy.margin * spread
+
+
+MARGIN_UNKNOWN = (
+    "the margin is in units of the spread between seeds (margin_unit 'seed_spread'), and the night knew of no study "
+    "of this configuration: run `nightgate seeds PIPELINE` first, with the same --set where a night has one"
+)
+
+
+def unusable(predictions: NDArray[np.generic] | None, rows: Rows, num_labels: int, kind: str = "test") -> str:
+    """What is wrong with a side's labels of these rows, to be put behind its name; '' where nothing is."""
+    if predictions is None:
+        return f"has no predictions on the {kind} rows"
+    if predictions.shape != (len(rows),):
+        return f"has {len(predictions):,} predictions for {len(rows):,} {kind} rows"
+    if not np.issubdtype(predictions.dtype, np.integer):
+        return f"has predictions on the {kind} rows that are no class indices ({predictions.dtype})"
+    if len(rows) and not 0 <= int(predictions.min()) <= int(predictions.max()) < num_labels:
+        return f"has predictions on the {kind} rows that are none of the {num_labels} classes"
+    return ""

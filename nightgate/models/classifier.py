@@ -1,0 +1,147 @@
+"""A version at work: `nightgate.load_champion("reviews").predict(["Fits well", "Broke at once"])`.
+
+Texts are normalised, tokenised and cut by the code that training uses, so a prediction here is the one that the
+version's test score was measured with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nightgate.data.normalization import join_texts
+from nightgate.errors import DataError, ModelError
+from nightgate.models.version_folder import RESTORE, verify_version
+
+
+@dataclass(frozen=True)
+class Prediction:
+    label: str
+    probability: float
+    """Of `label`."""
+    probabilities: dict[str, float]
+    """By label, in the order of the classes; they sum to 1."""
+
+
+class Classifier:
+    """A verified version, loaded and in evaluation mode. Not safe to share between threads: the tokenizer has state."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], loaded: Any, device: str) -> None:
+        configured = int(manifest["configuration"]["training"]["max_length"])
+        self.path = path
+        self.manifest = manifest
+        self.pipeline: str = manifest["pipeline"]
+        self.version: int = manifest["version"]
+        self.label_names: tuple[str, ...] = tuple(manifest["label_names"])
+        self.max_length: int = min(configured, loaded.max_length)
+        self.device = device
+        self._model = loaded.model.to(device).eval()
+        self._tokenizer = loaded.tokenizer
+
+    @classmethod
+    def open(cls, path: Path, *, device: str | None = None) -> Classifier:
+        """Verify and load the version at `path`.
+
+        Args:
+            device: as PyTorch names it; None takes a GPU where there is one.
+
+        Raises:
+            ModelError: the folder is incomplete or altered, or cannot be loaded.
+        """
+        manifest = verify_version(path)
+        named = f"version {manifest['version']} of {manifest['pipeline']}"
+        with _transformers_left_as_it_was():
+            # Imported here: whoever only lists versions needs no PyTorch.
+            import torch
+
+            from nightgate.engine import base_models
+
+            loaded = base_models.load_trained(path, named=named)
+            found = base_models.labels_of(loaded.model)
+        if found != manifest["label_names"]:
+            raise ModelError(
+                f"{named} has the labels {found}, its manifest says {manifest['label_names']}", next_step=RESTORE
+            )
+        return cls(path, manifest, loaded, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def __repr__(self) -> str:
+        return f"<Classifier {self.pipeline} version {self.version} on {self.device}>"
+
+    def predict(self, texts: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Prediction]:
+        """One prediction for each text, in their order; texts longer than `max_length` tokens are cut.
+
+        Args:
+            texts: a text each, or a sequence of its parts where the pipeline joins several columns.
+
+        Raises:
+            DataError: not a list of texts, a text that is empty or no text, or a batch size below 1.
+        """
+        if batch_size < 1:
+            raise DataError(f"batch_size is {batch_size}", next_step="give the number of texts per batch, 1 or more")
+        if isinstance(texts, str):
+            raise DataError(
+                "predict was given one text where it takes a list of texts", next_step="write predict([text])"
+            )
+        clean = [_normalised(text, position) for position, text in enumerate(texts)]
+        if not clean:
+            return []
+        logits = self.logits(clean, batch_size)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        if not np.isfinite(shares).all():
+            raise ModelError(f"version {self.version} of {self.pipeline} predicts NaN or infinity", next_step=RESTORE)
+        return [self._prediction(row) for row in shares]
+
+    def _prediction(self, shares: NDArray[np.float64]) -> Prediction:
+        best = int(shares.argmax())
+        by_label = dict(zip(self.label_names, map(float, shares), strict=True))
+        return Prediction(self.label_names[best], float(shares[best]), by_label)
+
+    def logits(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float64]:
+        """Of texts that are normalised already: shape [texts, labels], in their order and that of `label_names`."""
+        import torch
+
+        from nightgate.engine.encoding import encode
+
+        encoded = encode(self._tokenizer, texts, self.max_length)
+        logits = np.empty((len(texts), len(self.label_names)))
+        # Texts of like length together: little padding.
+        order = np.argsort(encoded.lengths, kind="stable")
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                inputs = {name: values.to(self.device) for name, values in encoded.batch(rows).items()}
+                logits[rows] = self._model(**inputs).logits.double().cpu().numpy()
+        return logits
+
+
+def _normalised(text: str | Sequence[str], position: int) -> str:
+    parts = [text] if isinstance(text, str) else text
+    if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+        raise DataError(
+            f"text {position} (counted from 0) is {text!r}, which is no text", next_step="leave out missing values"
+        )
+    joined = join_texts(parts)
+    if not joined:
+        raise DataError(f"text {position} (counted from 0) is empty: {text!r}", next_step="leave out empty texts")
+    return joined
+
+
+@contextmanager
+def _transformers_left_as_it_was() -> Iterator[None]:
+    """Loading is silent; afterwards transformers' log level and progress bars are the caller's own again."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,87 @@
+"""Write the model card of a version: README.md with the front matter that the Hugging Face Hub reads.
+
+The text is the template `model_card.md`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nightgate.config import HubSource, Pipeline
+from nightgate.gate.decision import Decision
+from nightgate.metrics.bootstrap import Interval
+from nightgate.rendering import render
+
+_NAMES = {"accuracy": "Accuracy", "f1": "F1", "precision": "Precision", "recall": "Recall"}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    pipeline: Pipeline
+    version: int
+    run_id: str
+    night: str
+    """A date."""
+    best_epoch: int
+    results_table: str
+    """All epochs as a Markdown table in the published shape."""
+    test: Mapping[str, float | None]
+    """accuracy, f1, precision and recall on the test split, by `gate.average`; None: not measured."""
+    test_rows: int
+    test_interval: Interval | None
+    snapshot: Mapping[str, Any]
+    """The snapshot's manifest."""
+    decision: Decision | None
+    """None before the gate decided."""
+    started_from: int | None
+    """The champion's version from which training continued; None: the base model."""
+    code_version: str
+    libraries: Mapping[str, str]
+
+
+def model_card(facts: CardFacts) -> str:
+    """The whole text of README.md."""
+    return render(
+        "model_card.md",
+        card=facts,
+        pipeline=facts.pipeline,
+        training=facts.pipeline.training,
+        snapshot=facts.snapshot,
+        front_matter=_front_matter(facts),
+        names=_NAMES,
+    )
+
+
+def _front_matter(facts: CardFacts) -> dict[str, Any]:
+    entries: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["text-classification", "nightgate"],
+        "metrics": list(_NAMES),
+    }
+    name, source = facts.pipeline.name, facts.pipeline.data.source
+    if _is_hub_name(facts.pipeline.training.base_model):
+        entries["base_model"] = facts.pipeline.training.base_model
+    if isinstance(source, HubSource) and _is_hub_name(source.dataset):
+        entries["datasets"] = [source.dataset]
+    measured = [
+        {"type": metric, "name": _NAMES[metric], "value": round(value, 4)}
+        for metric, value in facts.test.items()
+        if value is not None
+    ]
+    if measured:
+        result = {
+            "task": {"type": "text-classification", "name": "Text Classification"},
+            "dataset": {"name": name, "type": name, "split": "test"},
+            "metrics": measured,
+        }
+        entries["model-index"] = [{"name": f"{name}-v{facts.version}", "results": [result]}]
+    return entries
+
+
+def _is_hub_name(name: str) -> bool:
+    """Whether `name` is `owner/name` as on the hub; paths and `package:` references are not."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None

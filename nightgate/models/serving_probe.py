@@ -1,0 +1,134 @@
+"""Serve saved models as somebody does who has torch and transformers and has never heard of Nightgate.
+
+    python -I serve_alone.py JOB.json
+
+The job is {"models": {NAME: {"folder": PATH, "max_length": TOKENS}}, "texts": [...], "parent": PID}. Standard output
+gets one JSON object per line: {"stage", "model"} before each step, {"model", "labels", "logits"} or {"model", "flaw"}
+when a model was tried, and at last {"latency_ms": {NAME: median of one text alone}}. Nothing of ours is imported here.
+`nightgate.models.serving_check` starts it and reads what it says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from typing import Any
+
+BATCH_SIZE = 16
+TURNS_TO_WARM_UP = 3
+SECONDS_TO_TIME = 10.0
+"""After so long no further text is timed."""
+
+
+class Unusable(Exception):  # noqa: N818 (never leaves this script)
+    """What a user of the folder would meet, in words."""
+
+
+def main(job_file: str) -> None:
+    # Whatever a library prints must not mix with the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(**facts: Any) -> None:
+        print(json.dumps(facts), file=answers, flush=True)
+
+    with open(job_file, encoding="utf-8") as file:  # noqa: PTH123 - nothing is loaded that need not be
+        job = json.load(file)
+    threading.Thread(target=end_with, args=[job["parent"]], daemon=True).start()
+    served: dict[str, tuple[Any, Any, int]] = {}
+    say(stage="importing torch and transformers")
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    with torch.inference_mode():
+        for name, wanted in job["models"].items():
+            try:
+                say(stage="loading", model=name)
+                opened = (*load(wanted["folder"]), wanted["max_length"])
+                say(stage="predicting", model=name)
+                logits = [row for batch in batches(job["texts"]) for row in predict(*opened, batch).tolist()]
+                labels = opened[0].config.id2label
+                say(model=name, labels=[str(labels[index]) for index in range(len(labels))], logits=logits)
+                served[name] = opened
+            except Exception as error:  # noqa: BLE001 - of a folder that may hold anything
+                say(model=name, flaw=in_words(error))
+        say(stage="timing")
+        latency = time_in_turns(served, job["texts"])
+    if any(module.partition(".")[0] == "nightgate" for module in sys.modules):
+        raise SystemExit("a module of nightgate was imported: this says nothing about plain transformers")
+    say(latency_ms=latency)
+
+
+def load(folder: str) -> tuple[Any, Any]:
+    """Model and tokenizer, as a reader of the model card would open them; weights keep the type they were saved in."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    offline = {"local_files_only": True, "trust_remote_code": False}
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, use_safetensors=True, output_loading_info=True, **offline
+    )
+    if lacking := sorted(map(str, info["missing_keys"])):
+        raise Unusable(f"its weights lack {', '.join(lacking[:4])}: transformers would start them at random")
+    tokenizer = AutoTokenizer.from_pretrained(folder, **offline)
+    known = model.get_input_embeddings().num_embeddings
+    # AutoTokenizer gives an empty tokenizer without a word where it does not find the files of the class it expects.
+    if not known / 2 <= len(tokenizer) <= known:
+        raise Unusable(
+            f"AutoTokenizer finds a {type(tokenizer).__name__} of {len(tokenizer):,} tokens, the model knows {known:,}:"
+            " files of the tokenizer are missing, or of another kind than config.json says"
+        )
+    return model.eval(), tokenizer
+
+
+def predict(model: Any, tokenizer: Any, max_length: int, texts: list[str]) -> Any:
+    """Logits [texts, labels]."""
+    inputs = tokenizer(texts, truncation=True, max_length=max_length, padding="longest", return_tensors="pt")
+    return model(**inputs).logits.float()
+
+
+def batches(texts: list[str]) -> list[list[str]]:
+    return [texts[start : start + BATCH_SIZE] for start in range(0, len(texts), BATCH_SIZE)]
+
+
+def time_in_turns(served: dict[str, tuple[Any, Any, int]], texts: list[str]) -> dict[str, float]:
+    """Median milliseconds of one text alone, from text to logits, by model.
+
+    Every text goes to all models before the next one does, and another model comes first each time, so that whatever
+    else the machine is at slows all of them alike.
+    """
+    names = list(served)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    began = time.perf_counter()
+    for turn, text in enumerate([*texts[:TURNS_TO_WARM_UP], *texts]):
+        first = turn % len(names) if names else 0
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            predict(*served[name], [text])
+            if turn >= TURNS_TO_WARM_UP:
+                seconds[name].append(time.perf_counter() - start)
+        if turn >= TURNS_TO_WARM_UP and time.perf_counter() - began > SECONDS_TO_TIME:
+            break
+    return {name: 1000 * statistics.median(taken) for name, taken in seconds.items() if taken}
+
+
+def in_words(error: Exception) -> str:
+    said = (str(error).strip().splitlines() or [""])[0]
+    return said if isinstance(error, Unusable) else f"plain transformers says {type(error).__name__}: {said}"
+
+
+def end_with(parent: int) -> None:
+    """Where the process that started this one is gone, nobody is left to read the answers."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+    # Tearing torch down takes time, and may crash after all is said.
+    os._exit(0)

@@ -1,0 +1,1 @@
+"""One night, step by step."""

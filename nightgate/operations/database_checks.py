@@ -1,0 +1,187 @@
+"""What the metrics database tells `nightgate doctor`: whether it can be used, whether all workers share one home, and
+what lies about unsettled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from nightgate.database.connection import database_url, parse_url, safe_url, sqlite_path
+from nightgate.database.schema import Attempt, Run, Setting
+from nightgate.database.transactions import Database
+from nightgate.home import Home, home_path
+from nightgate.operations.findings import Finding, Seen, file_system_of, here, is_network, mounts
+from nightgate.operations.status import used_pipelines
+from nightgate.registry import champion_link, freezes, versions
+from nightgate.registry.approvals import command, open_approvals
+from nightgate.runs.liveness import cause_of_death, now
+from nightgate.runs.slot_queue import SlotRow, queue
+from nightgate.settings import read_settings
+
+SECONDS = 3
+"""For which a server that does not answer is waited for, and a lock."""
+LATELY = timedelta(days=14)
+RECONCILE = "nightgate reconcile"
+
+
+def examine() -> Seen:
+    """All checks that ask the database.
+
+    Raises:
+        NightgateError: it cannot be used.
+    """
+    home = here()
+    if home is None and not read_settings().database_url:
+        return Seen()  # no home, no database: the line about the home says what to do
+    home = home or Home(home_path(), "")
+    url = parse_url(database_url(home))
+    if url.get_backend_name() == "postgresql" and "connect_timeout" not in url.query:
+        url = url.update_query_dict({"connect_timeout": str(SECONDS)})
+    written = url.render_as_string(hide_password=False)
+    with Database.open(home, written, any_home=True, patience=SECONDS) as db:
+        findings = [_writable(db, safe_url(url))]
+        findings += place_findings(home.root, sqlite_path(url), mounts())
+        findings += [*_shared_home(db, home), *_workers(db), *_runs(db), *_slots(db), *_approvals(db)]
+        findings += [*_pointers(db, home), *_freezes(db)]
+        return Seen(findings, frozenset(used_pipelines(db)), _ahead(db))
+
+
+def _writable(db: Database, name: str) -> Finding:
+    def work(session: Session) -> bool:
+        server = session.get_bind().dialect.name == "postgresql"
+        return server and session.scalar(sa.text("SHOW transaction_read_only")) == "on"
+
+    if db.write(work):
+        remedy = "name the primary server in NIGHTGATE_DATABASE_URL, or give this user the right to write"
+        return Finding("problem", "database", f"{name} answers, but only to read", remedy)
+    return Finding("ok", "database", f"{name} answers, at this version's revision")
+
+
+def place_findings(home: Path, database: Path | None, known: Iterable[tuple[str, str]]) -> Iterator[Finding]:
+    """What is wrong with where the database lies. `database` is SQLite's file, `known` what `findings.mounts` gives."""
+    if database is None:
+        return
+    known = list(known)
+    remedy = "set NIGHTGATE_DATABASE_URL to a PostgreSQL server that all workers reach"
+    kind, of_home = file_system_of(database, known), file_system_of(home, known)
+    if is_network(kind):
+        told = f"{database} is SQLite on {kind}: its locks do not hold between machines, and rows get lost"
+        yield Finding("problem", "database place", told, remedy)
+    elif is_network(of_home):
+        told = f"the home lies on {of_home}, which other machines see, and its database ({database}) on this one alone"
+        yield Finding("problem", "database place", told, remedy)
+
+
+def _shared_home(db: Database, home: Home) -> Iterator[Finding]:
+    """Whether the paths of the database lead somewhere from here: its home is this one, and not a copy of it."""
+    known = db.read(lambda session: session.scalar(sa.select(Setting.value).where(Setting.key == "home_id")))
+    if known is None or not home.id:
+        return
+    remedy = "set NIGHTGATE_HOME to the folder that the other workers share"
+    if known != home.id:
+        told = f"the database belongs to home {known[:8]}, and {home.root} is home {home.id[:8]}"
+        yield Finding("problem", "home shared", told, f"{remedy}, or NIGHTGATE_DATABASE_URL to a database of its own")
+        return
+    missing = []
+    for pipeline in sorted(used_pipelines(db)):
+        champion = versions.champion(db, pipeline)
+        if champion is not None and not home.absolute(champion.path).is_dir():
+            missing.append(f"the champion of {pipeline} ({champion.path})")
+    if missing:
+        told = f"{home.root} lacks {', '.join(missing)}: it is a copy of the home that other workers write to"
+        yield Finding("problem", "home shared", told, remedy)
+    else:
+        yield Finding("ok", "home shared", "it is the home of this database, and every champion lies in it")
+
+
+def _workers(db: Database) -> Iterator[Finding]:
+    since = datetime.now(UTC) - LATELY
+    query = (
+        sa.select(Attempt.host, sa.func.max(Attempt.started_at))
+        .where(Attempt.started_at > since)
+        .group_by(Attempt.host)
+        .order_by(Attempt.host)
+    )
+    hosts = [host for host, _ in db.read(lambda session: session.execute(query).all())]
+    told = f"runs of the last {LATELY.days} days: on {', '.join(hosts) or 'no machine'}"
+    if len(hosts) > 1 and db.dialect == "sqlite":
+        remedy = "if these are several machines and not containers on one, set NIGHTGATE_DATABASE_URL to PostgreSQL"
+        yield Finding("warning", "workers", f"{told}, with one SQLite file", remedy)
+    else:
+        yield Finding("ok", "workers", told)
+
+
+def _runs(db: Database) -> Iterator[Finding]:
+    def dead(session: Session) -> list[tuple[str, str]]:
+        rows = session.execute(
+            sa.select(Run, Attempt)
+            .join(Attempt, (Attempt.run_id == Run.run_id) & (Attempt.attempt == Run.attempt))
+            .where(Run.status == "running")
+            .order_by(Run.run_id)
+        ).all()
+        moment = now(session)
+        return [(run.run_id, cause_of_death(attempt, moment)) for run, attempt in rows]
+
+    found = db.read(dead)
+    for run_id, death in found:
+        if death:
+            yield Finding("warning", "runs", f"run {run_id} is recorded as running: {death}", RECONCILE)
+    if not any(death for _, death in found):
+        yield Finding("ok", "runs", f"{len(found)} at work, none of them dead")
+
+
+def _slots(db: Database) -> Iterator[Finding]:
+    limits, places = read_settings().slot_limits, queue(db)
+    if not places:
+        yield Finding("ok", "slots", "none is held or waited for")
+    for slot in dict.fromkeys(place.slot for place in places):
+        mine = [place for place in places if place.slot == slot]
+        yield Finding("ok", "slots", f"{slot}: {_queue_in_words(mine, limits.get(slot, 1))}")
+
+
+def _queue_in_words(places: list[SlotRow], limit: int) -> str:
+    holders = [place for place in places if place.granted_at is not None]
+    waiting = [place for place in places if place.granted_at is None]
+    told = f"{len(holders)} of {limit} held" + (f" by {', '.join(one.pipeline for one in holders)}" if holders else "")
+    if waiting:
+        longest = datetime.now(UTC) - min(one.requested_at for one in waiting)
+        told += f", {len(waiting)} waiting, the longest for {longest.total_seconds() / 60:.0f} min"
+    return told
+
+
+def _approvals(db: Database) -> Iterator[Finding]:
+    waiting = open_approvals(db)
+    moment = datetime.now(UTC)
+    for one in waiting:
+        told = f"version {one.version} of {one.pipeline} waits until {one.deadline:%Y-%m-%d %H:%M} UTC"
+        if one.deadline <= moment:
+            yield Finding("warning", "approvals", f"{told}, which is over", RECONCILE)
+        else:
+            yield Finding("ok", "approvals", told, command(one.pipeline, one.run_id))
+
+
+def _pointers(db: Database, home: Home) -> Iterator[Finding]:
+    if not home.id:
+        return  # a home that is not on this machine has no links to look at
+    for pipeline in sorted(used_pipelines(db)):
+        if wrong := champion_link.disagreement(db, home, pipeline):
+            yield Finding("warning", "champion links", wrong, RECONCILE)
+
+
+def _freezes(db: Database) -> Iterator[Finding]:
+    for pipeline in sorted(used_pipelines(db)):
+        if freeze := freezes.frozen(db, pipeline):
+            yield Finding("warning", "freezes", f"{pipeline} is {freeze}", freeze.remedy)
+
+
+def _ahead(db: Database) -> timedelta | None:
+    if db.dialect != "postgresql":
+        return None
+    before = datetime.now(UTC)
+    theirs = db.read(now)
+    return theirs - (before + (datetime.now(UTC) - before) / 2)

@@ -1,0 +1,371 @@
+"""`nightgate status`: what runs, what waits, how the last nights ended, and when the next ones begin.
+
+Read from the database, plus the live progress that a training leaves in its run's folder. What only a Prefect server
+knows (`Deployed`) is handed in: the library does not talk to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+import sqlalchemy as sa
+from cronsim import CronSim
+from sqlalchemy.orm import Session
+
+from nightgate.config import Pipeline
+from nightgate.database.queries import tidy
+from nightgate.database.schema import Attempt, Epoch, Run
+from nightgate.database.transactions import Database
+from nightgate.errors import NightgateError
+from nightgate.pipeline_files import load_pipeline, pipeline_files
+from nightgate.registry.approvals import command, open_approvals
+from nightgate.registry.freezes import frozen
+from nightgate.runs.liveness import cause_of_death, now
+from nightgate.runs.slot_queue import queue
+from nightgate.training.progress import Recorded, read_progress
+
+COLUMNS = (
+    "section",
+    "pipeline",
+    "night",
+    "status",
+    "run_id",
+    "attempt",
+    "stage",
+    "epoch",
+    "epochs",
+    "step",
+    "total_steps",
+    "loss",
+    "examples_per_second",
+    "eta_seconds",
+    "waits_for",
+    "position",
+    "model_version",
+    "test_f1",
+    "f1_delta",
+    "since",
+    "until",
+    "host",
+    "schedule",
+    "reason",
+    "next_step",
+)
+"""Of every row, whatever its section; what a section has no use for is empty. `until` is the deadline of what waits,
+the end of what has ended, and the instant at which the next night begins."""
+
+SECTIONS = {
+    "running": "Running",
+    "waiting": "Waiting",
+    "last_night": "Last night",
+    "next_night": "Next night",
+}
+
+FRESH = timedelta(seconds=60)
+"""Older progress says where the training stood, and nothing about its speed."""
+LATE = timedelta(minutes=15)
+"""By which a night may begin late before that is told: a worker looks every 15 s, a busy one takes a while."""
+RECONCILE = "nightgate reconcile"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What a Prefect server knows of a pipeline's schedule."""
+
+    schedule: Literal["active", "paused", "none"]
+    next_at: datetime | None = None
+    """Aware: when the next scheduled run is due; None where none is ahead."""
+
+
+def status(
+    db: Database, deployed: Mapping[str, Deployed] | None = None, *, moment: datetime | None = None
+) -> pd.DataFrame:
+    """The rows of all sections, with COLUMNS.
+
+    Args:
+        deployed: by pipeline, as a Prefect server says; None where none answers.
+        moment: the present (aware), for the nights to come.
+    """
+    moment = moment or datetime.now(UTC)
+    rows = [*_at_work(db, moment), *_unapproved(db, moment), *_last_nights(db)]
+    known = {str(row["pipeline"]) for row in rows}
+    rows += (_and_frozen(db, row) for row in _next_nights(db, known, deployed, moment))
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    for name in ("since", "until"):
+        frame[name] = pd.to_datetime(frame[name], utc=True)
+    for name in ("attempt", "epoch", "epochs", "step", "total_steps", "position", "model_version"):
+        frame[name] = frame[name].astype("Int64")
+    return frame
+
+
+def used_pipelines(db: Database) -> set[str]:
+    """Pipelines that have a run in the database, whether or not their file is still there."""
+    return set(db.read(lambda session: session.scalars(sa.select(Run.pipeline).distinct()).all()))
+
+
+def last_due(pipeline: Pipeline, before: datetime) -> datetime | None:
+    """The last instant (aware, UTC) before `before` (aware) at which the cron fired, of the last 60 days."""
+    zone = ZoneInfo(pipeline.schedule.timezone)
+    found = None
+    for firing in CronSim(pipeline.schedule.cron, (before - timedelta(days=60)).astimezone(zone)):
+        if firing.astimezone(UTC) >= before:
+            break
+        found = firing.astimezone(UTC)
+    return found
+
+
+# --- what is at work, and what waits ---
+
+
+def _at_work(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
+    def read(session: Session) -> list[tuple[Run, Attempt, int | None, str]]:
+        done = sa.select(sa.func.max(Epoch.epoch)).where(Epoch.run_id == Run.run_id).scalar_subquery()
+        found = session.execute(
+            sa.select(Run, Attempt, done)
+            .join(Attempt, (Attempt.run_id == Run.run_id) & (Attempt.attempt == Run.attempt))
+            .where(Run.status == "running")
+            .order_by(Attempt.started_at)
+        ).all()
+        present = now(session)
+        return [(run, attempt, epoch, cause_of_death(attempt, present)) for run, attempt, epoch in found]
+
+    places = queue(db)
+    requests = {(place.run_id, place.attempt): place for place in places}
+    waiting = []
+    for run, attempt, epochs_done, death in db.read(read):
+        place = requests.get((run.run_id, attempt.attempt))
+        row: dict[str, Any] = {
+            "section": "running",
+            "pipeline": run.pipeline,
+            "night": run.night,
+            "status": "dead" if death else "running",
+            "run_id": run.run_id,
+            "attempt": attempt.attempt,
+            "since": attempt.started_at,
+            "host": attempt.host,
+            "reason": death,
+            "next_step": RECONCILE if death else "",
+        }
+        if place is not None and place.granted_at is None and not death:
+            holders = [one.pipeline for one in places if one.slot == place.slot and one.granted_at]
+            row |= {
+                "section": "waiting",
+                "status": "waiting",
+                "waits_for": f"slot {place.slot}",
+                "position": place.position,
+                "since": place.requested_at,
+                "reason": f"held by {', '.join(holders)}" if holders else "",
+            }
+            waiting.append(row)
+        else:
+            recorded = read_progress(db.home.runs / run.run_id)
+            yield row | _where(run, attempt, epochs_done, recorded, moment)
+    yield from sorted(waiting, key=lambda row: (row["waits_for"], row["position"]))
+
+
+def _where(
+    run: Run, attempt: Attempt, epochs_done: int | None, recorded: Recorded | None, moment: datetime
+) -> dict[str, Any]:
+    """How far a run has come: from its row, and from the progress of this very attempt."""
+    found: dict[str, Any] = {"epoch": epochs_done, "epochs": run.config["training"]["epochs"]}
+    if run.verdict is not None:
+        return found | {"stage": "settling"}
+    if run.snapshot_id is None:
+        return found | {"stage": "refreshing data"}
+    if recorded is None or recorded.attempt != attempt.attempt:
+        return found | {"stage": "starting the training"}
+    progress = recorded.progress
+    found |= {"epoch": progress.epoch or epochs_done, "step": progress.step, "total_steps": progress.total_steps}
+    if moment - recorded.at > FRESH:
+        return found | {"stage": "scoring on test" if run.best_epoch else "at work"}
+    stages = {"load": progress.detail or "loading", "train": "training", "evaluate": "evaluating", "save": "saving"}
+    return found | {
+        "stage": stages[progress.phase],
+        "loss": progress.loss,
+        "examples_per_second": progress.examples_per_second,
+        "eta_seconds": progress.eta_seconds,
+    }
+
+
+def _unapproved(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
+    for one in open_approvals(db):
+        overdue = one.deadline <= moment
+        yield {
+            "section": "waiting",
+            "pipeline": one.pipeline,
+            "night": one.night,
+            "status": "overdue" if overdue else "waiting",
+            "run_id": one.run_id,
+            "waits_for": f"approval of version {one.version}",
+            "model_version": one.version,
+            "test_f1": one.test_f1,
+            "f1_delta": one.test_f1 - one.champion_f1
+            if one.test_f1 is not None and one.champion_f1 is not None
+            else None,
+            "since": one.requested_at,
+            "until": one.deadline,
+            "reason": one.reason,
+            "next_step": RECONCILE if overdue else command(one.pipeline, one.run_id),
+        }
+
+
+# --- what was, and what comes ---
+
+
+def _last_nights(db: Database) -> Iterator[dict[str, Any]]:
+    query = (
+        "SELECT n.pipeline, n.night, n.status, n.run_id, n.model_version, n.test_f1, n.f1_delta, "
+        "n.started_at AS since, n.finished_at AS until, n.reason, n.next_step FROM nights AS n "
+        "WHERE n.night = (SELECT MAX(x.night) FROM nights AS x "
+        "WHERE x.pipeline = n.pipeline AND x.status NOT IN ('running', 'waiting')) ORDER BY n.pipeline"
+    )
+    for row in tidy(db.frame(query)).to_dict("records"):
+        yield {"section": "last_night"} | {str(key): None if _missing(value) else value for key, value in row.items()}
+
+
+def _next_nights(
+    db: Database, known: Iterable[str], deployed: Mapping[str, Deployed] | None, moment: datetime
+) -> Iterator[dict[str, Any]]:
+    files = pipeline_files()
+    scheduled = dict(_last_scheduled(db))
+    for name in sorted({*known, *(deployed or ())}):
+        row: dict[str, Any] = {"section": "next_night", "pipeline": name, "status": "unknown"}
+        try:
+            pipeline = load_pipeline(files[name]) if name in files else None
+        except NightgateError as error:
+            yield row | {"reason": error.reason.splitlines()[0], "next_step": "nightgate doctor"}
+            continue
+        there = None if deployed is None else deployed.get(name, Deployed("none"))
+        row["schedule"] = there.schedule if there else "no server answers"
+        if pipeline is None:
+            yield row | {"until": there.next_at if there else None, "reason": "no file of that name here"}
+            continue
+        at = there.next_at if there else None
+        if at is None and (there is None or there.schedule == "active"):
+            at = pipeline.next_night(moment)
+        row |= {"until": at, "status": "due" if at else "unscheduled"}
+        due, last = last_due(pipeline, moment - LATE), scheduled.get(name)
+        if last is not None and due is not None and last < due:
+            row |= {
+                "status": "late",
+                "since": due,
+                "reason": f"the night of {due:%Y-%m-%d %H:%M} UTC has not begun",
+                "next_step": "nightgate doctor",
+            }
+        yield row
+
+
+def _and_frozen(db: Database, row: dict[str, Any]) -> dict[str, Any]:
+    """A night to come, with the freeze that it will be held by."""
+    freeze = frozen(db, str(row["pipeline"]))
+    if freeze is None:
+        return row
+    reason = f"its nights are held, for it is {freeze}"
+    told = f"{row['reason']}; {reason}" if row.get("reason") else reason
+    return row | {"reason": told, "next_step": row.get("next_step") or freeze.remedy}
+
+
+def _last_scheduled(db: Database) -> list[tuple[str, datetime]]:
+    """Of each pipeline that runs on a schedule: the instant of the last night that is known, missed ones among them."""
+    first = (Attempt.run_id == Run.run_id) & (Attempt.attempt == 1)
+    query = (
+        sa.select(Run.pipeline, sa.func.max(Run.scheduled_for))
+        .join(Attempt, first, isouter=True)
+        .where(Run.scheduled_for.is_not(None), sa.or_(Run.status == "missed", Attempt.trigger == "schedule"))
+        .group_by(Run.pipeline)
+    )
+    return db.read(lambda session: [(name, at) for name, at in session.execute(query)])
+
+
+# --- for eyes ---
+
+
+def as_text(frame: pd.DataFrame, *, moment: datetime | None = None) -> str:
+    """The sections as tables below each other. Times are UTC."""
+    from nightgate.cli.tables_as_text import Format, formatted
+
+    moment = moment or datetime.now(UTC)
+    shown = []
+    for section, title in SECTIONS.items():
+        rows = frame[frame["section"] == section].to_dict("records")
+        body = formatted(pd.DataFrame([_for_eyes(section, row, moment) for row in rows]), Format.table)
+        shown.append(f"{title}\n{_indented(body) if body else '  nothing'}")
+    return "\n\n".join(shown)
+
+
+def _for_eyes(section: str, row: Mapping[Any, Any], moment: datetime) -> dict[str, Any]:
+    cell = {key: None if _missing(value) else value for key, value in row.items()}
+    named = {"pipeline": cell["pipeline"], "night": cell["night"]}
+    if section == "running":
+        epoch = f"{cell['epoch'] or 0} of {cell['epochs']}" if cell["epochs"] else ""
+        step = f"{cell['step']}/{cell['total_steps']}" if cell["total_steps"] else ""
+        speed = cell["examples_per_second"]
+        return named | {
+            "stage": f"{cell['status']}: {cell['stage']}" if cell["status"] == "dead" else cell["stage"],
+            "epoch": epoch,
+            "step": step,
+            "loss": "" if cell["loss"] is None else f"{cell['loss']:.4g}",
+            "examples/s": "" if speed is None else f"{speed:.3g}",
+            "left": "" if cell["eta_seconds"] is None else _length(timedelta(seconds=cell["eta_seconds"])),
+            "since": cell["since"],
+            "host": cell["host"],
+            "run": cell["run_id"],
+            "remedy": f"{cell['reason']}: {cell['next_step']}" if cell["status"] == "dead" else "",
+        }
+    if section == "waiting":
+        place = f", number {cell['position']} in the queue" if cell["position"] else ""
+        return named | {
+            "waits for": f"{cell['waits_for']}{place}",
+            "F1": cell["test_f1"],
+            "delta": _gap(cell["f1_delta"]),
+            "since": cell["since"],
+            "until": cell["until"],
+            "run": cell["run_id"],
+            "next": cell["next_step"] or cell["reason"],
+        }
+    if section == "last_night":
+        return named | {
+            "status": cell["status"],
+            # As text: beside nights without a version, numbers would become 1.0.
+            "version": "" if cell["model_version"] is None else str(cell["model_version"]),
+            "F1": cell["test_f1"],
+            "delta": _gap(cell["f1_delta"]),
+            "reason": cell["reason"],
+        }
+    told = f"{cell['reason']}: {cell['next_step']}" if cell["next_step"] else cell["reason"]
+    return {
+        "pipeline": cell["pipeline"],
+        "begins": cell["until"],
+        "in": _length(cell["until"] - moment) if cell["until"] is not None else "",
+        "schedule": cell["schedule"],
+        "": told,
+    }
+
+
+def _gap(delta: float | None) -> str:
+    return "" if delta is None else f"{delta:+.4f}"
+
+
+def _missing(value: Any) -> bool:
+    return bool(pd.isna(value))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _length(span: timedelta) -> str:
+    """`3 h 05 min`, `4 min`, `12 s`; '' for what is over."""
+    seconds = round(span.total_seconds())
+    if seconds <= 0:
+        return ""
+    hours, minutes = divmod(seconds // 60, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"

@@ -1,0 +1,204 @@
+"""Hand a version on to the Hugging Face Hub: `nightgate push reviews champion someone/reviews`.
+
+What is sent: the stock model files, the model card and `lineage.json`. The version's own manifest stays here: it holds
+the whole configuration, with paths and names of this machine. `lay_out` makes the folder that is sent, `push` sends it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from nightgate.database.schema import ModelVersion, Run
+from nightgate.database.transactions import Database
+from nightgate.errors import ModelError, RegistryError, without_credentials
+from nightgate.models.version_folder import CARD, MANIFEST, verify_version
+from nightgate.registry.versions import VersionRow
+
+LINEAGE = "lineage.json"
+_KEPT = (
+    "pipeline",
+    "version",
+    "run_id",
+    "night",
+    "created_at",
+    "label_names",
+    "snapshot",
+    "metrics",
+    "verdict",
+    "config_hash",
+    "code_version",
+    "device",
+    "precision",
+    "libraries",
+)
+"""Of the manifest, what says something elsewhere and names nothing of this machine."""
+_REPLACED = ["*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"]
+"""Of an earlier version in the same repository: a loader may prefer what is left of it."""
+
+
+def lay_out(
+    folder: Path, target: Path, repo: str, *, home: Path, revision: str | None = None, verdict: str = ""
+) -> list[Path]:
+    """Make in `target` the folder that is sent of the version in `folder`, verified; gives its files, sorted.
+
+    Args:
+        repo: OWNER/NAME, which the card names in its example.
+        home: whose path nothing that is sent may name.
+        revision: of the base model, as `nightgate.provenance.base_model_revision` gives it.
+        verdict: the gate's, in words.
+
+    Raises:
+        ModelError: the version is incomplete or altered, or a file of it names a path of this machine.
+    """
+    manifest = verify_version(folder)
+    base_model = str(manifest["base_model"]["name"])
+    public = _public_name(base_model, revision)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in manifest["files"]:
+        copy = target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if name != CARD:
+            # Not a copy: weights are large, and nothing here writes to them.
+            copy.symlink_to((folder / name).resolve())
+    card = _card((folder / CARD).read_text(encoding="utf-8"), manifest, repo, public, verdict)
+    (target / CARD).write_text(card, encoding="utf-8")
+    lineage = _lineage(manifest, public, revision)
+    (target / LINEAGE).write_text(json.dumps(lineage, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    files = sorted(path for path in target.rglob("*") if path.is_file())
+    # A folder's name alone, which is public, says nothing of where it lies.
+    _refuse_paths_of_ours(files, [str(home), *([base_model] if public != base_model else [])])
+    return files
+
+
+def push(
+    folder: Path, repo: str, *, message: str, private: bool = False, branch: str | None = None, token: str | None = None
+) -> str:
+    """Send what `lay_out` made; the repository and the branch are made where they are missing. Gives the commit's URL.
+
+    Args:
+        private: a new repository is private, and one that is public already gets nothing.
+        token: None takes HF_TOKEN, or the login that is stored on this machine.
+
+    Raises:
+        RegistryError: the hub refuses, or cannot be reached.
+    """
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    api = HfApi(token=token)
+    try:
+        made = api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.model_info(made.repo_id).private:
+            raise RegistryError(
+                f"{made.repo_id} exists already and is public: nothing was sent",
+                next_step="make it private on the hub, name another one, or leave out --private",
+            )
+        if branch:
+            api.create_branch(made.repo_id, branch=branch, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            revision=branch,
+            commit_message=message,
+            delete_patterns=_REPLACED,
+        )
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, ValueError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        raise RegistryError(
+            without_credentials(f"the hub ({constants.ENDPOINT}) did not take {repo}: {said}"),
+            next_step=_next_step(error, status),
+        ) from error
+    return str(commit.commit_url)
+
+
+def _next_step(error: Exception, status: int | None) -> str:
+    if status in (401, 403):
+        return "set HF_TOKEN in the environment to a token that may write there, or log in with `hf auth login`"
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return "unset HF_HUB_OFFLINE, or see with --dry-run what would be sent"
+    if type(error).__name__ == "HFValidationError":
+        return "write the repository as OWNER/NAME"
+    return "mend what it says, then run the same command again: nothing is sent by halves"
+
+
+def told_of(db: Database, version: VersionRow) -> tuple[str | None, str]:
+    """What `lay_out` takes of the database: the base model's revision, and the gate's verdict in words.
+
+    Raises:
+        RegistryError: the version is quarantined.
+    """
+    if version.quarantined_at is not None:
+        raise RegistryError(
+            f"version {version.version} of {version.pipeline} is quarantined ({version.quarantine_reason}): "
+            "nothing was sent",
+            next_step="choose another; only a promotion with --despite-quarantine releases it",
+        )
+
+    def work(session: Session) -> tuple[str | None, str]:
+        row = session.get_one(ModelVersion, (version.pipeline, version.version))
+        run = session.get_one(Run, version.run_id)
+        return row.base_model_revision, f"Verdict: {run.verdict}. {run.reason}" if run.verdict else ""
+
+    return db.read(work)
+
+
+# --- what is sent ---
+
+
+def _lineage(manifest: Mapping[str, Any], base_model: str, revision: str | None) -> dict[str, Any]:
+    configuration = manifest["configuration"]
+    training = {**configuration["training"], "base_model": base_model}
+    started_from = manifest["base_model"]["started_from_version"]
+    return {
+        **{name: manifest.get(name) for name in _KEPT},
+        "base_model": {"name": base_model, "revision": revision, "started_from_version": started_from},
+        "training": training,
+        "gate": configuration["gate"],
+        "split": {name: value for name, value in configuration["split"].items() if name != "column"},
+        "files": {name: facts["sha256"] for name, facts in manifest["files"].items() if name != CARD},
+    }
+
+
+def _card(text: str, manifest: Mapping[str, Any], repo: str, base_model: str, verdict: str) -> str:
+    """The version's card as it reads elsewhere: without paths of this machine and without its database."""
+    own = str(manifest["base_model"]["name"])
+    if own != base_model:
+        text = re.sub(r"^base_model: .*\n", "", text, count=1, flags=re.MULTILINE).replace(own, base_model)
+    place = f'"models/{manifest["pipeline"]}/v{manifest["version"]:04d}"  # where this file lies'
+    text = text.replace(place, json.dumps(repo))
+    text = text.replace("This folder is a stock Hugging Face model", "This is a stock Hugging Face model")
+    text = text.replace(f"the resolved configuration stands in `{MANIFEST}`", f"more of it stands in `{LINEAGE}`")
+    return re.sub(
+        r"^The gate (?:spoke|decided) after this version was registered; .*$",
+        lambda _: verdict or "The gate has not decided.",
+        text,
+        flags=re.MULTILINE,
+    )
+
+
+def _public_name(base_model: str, revision: str | None) -> str:
+    """What a base model may be called elsewhere: of a folder of this machine only its last name."""
+    is_local = (
+        base_model.startswith((".", "/", "~")) or base_model.count("/") > 1 or (revision or "").startswith("sha256:")
+    )
+    return Path(base_model).name if is_local and not base_model.startswith("package:") else base_model
+
+
+def _refuse_paths_of_ours(files: list[Path], paths: list[str]) -> None:
+    for file in files:
+        if file.suffix == ".safetensors":
+            continue
+        content = file.read_bytes()
+        if found := next((path for path in paths if path.encode() in content), None):
+            raise ModelError(
+                f"{file.name} names {found}, a path of this machine: nothing was sent",
+                next_step="take it out of that file in the base model, train a new version and push that one",
+            )

@@ -1,0 +1,384 @@
+"""Number versions and change the champion, each in one transaction with all that depends on it.
+
+A promotion names the champion that it expects to replace, and one of a run the anchor that the run was judged against.
+If either was changed meanwhile, it loses and nothing changes. A unique index allows one open promotion per pipeline,
+whatever any program does. `nightgate.registry.versions` reads what is written here.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from nightgate.database.schema import ModelVersion, Promotion, Run
+from nightgate.database.transactions import Database
+from nightgate.errors import PromotionLostError, RegistryError
+from nightgate.registry import anchors, champion_link, freezes
+from nightgate.registry.versions import champion, files_removed, quarantined
+from nightgate.runs.lifecycle import end, fenced, lock_pipeline, record_decided
+
+
+def add_version(
+    db: Database,
+    run_id: str,
+    attempt: int,
+    place: Callable[[int], str],
+    *,
+    started_from: int | None = None,
+    base_model_revision: str | None = None,
+    environment: dict[str, Any] | None = None,
+    size_bytes: int | None = None,
+) -> int:
+    """Give the run's model the next number of its pipeline. A run has one version: asking again gives the same.
+
+    `place(version)` moves the finished folder to where it belongs and gives its path relative to the home. It is called
+    once, inside the transaction: a folder that has a number but no row belongs to a process that died in between.
+
+    Args:
+        started_from: the version that training went on from; None: the base model.
+        base_model_revision: the commit of the base model, or a hash of its weights where it has none.
+        environment: Python, libraries, machine and device that trained it, as JSON can hold them.
+        size_bytes: of the model's files.
+
+    Raises:
+        RegistryError: the run has ended or another attempt has taken over.
+    """
+    placed: dict[int, str] = {}
+
+    def work(session: Session) -> int:
+        name = session.scalar(sa.select(Run.pipeline).where(Run.run_id == run_id))
+        lock_pipeline(session, name or "")
+        run = fenced(session, run_id, attempt)
+        known = session.scalar(sa.select(ModelVersion.version).where(ModelVersion.run_id == run_id))
+        if known is not None:
+            return known
+        highest = sa.select(sa.func.max(ModelVersion.version)).where(ModelVersion.pipeline == run.pipeline)
+        version = (session.scalar(highest) or 0) + 1
+        if version not in placed:
+            if placed:
+                raise RegistryError(
+                    f"the number of run {run_id}'s version was taken by another run while the database was away",
+                    next_step=f"run the night again: nightgate run {run.pipeline} --night {run.night}",
+                )
+            placed[version] = place(version)
+        session.add(
+            ModelVersion(
+                pipeline=run.pipeline,
+                version=version,
+                run_id=run_id,
+                attempt=attempt,
+                path=placed[version],
+                created_at=datetime.now(UTC),
+                started_from=started_from,
+                base_model_revision=base_model_revision,
+                environment=environment,
+                size_bytes=size_bytes,
+            )
+        )
+        return version
+
+    return db.write(work)
+
+
+@dataclass(frozen=True)
+class _Swap:
+    """A change of the champion: `version` in place of `expected` (None: there is no champion)."""
+
+    pipeline: str
+    version: int
+    expected: int | None
+    by: str
+    kind: Literal["promote", "rollback"] = "promote"
+    run_id: str | None = None
+    promotion_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+def promote_candidate(
+    db: Database,
+    pipeline: str,
+    version: int,
+    *,
+    run_id: str,
+    attempt: int,
+    expected: int | None,
+    expected_anchor: int | None = None,
+    by: str = "gate",
+    reason: str,
+    approved: str | None = None,
+    moves_anchor: bool = False,
+) -> None:
+    """Make a run's own version the champion in place of `expected`, and end the run as promoted.
+
+    Args:
+        expected_anchor: the anchor that the run was judged against; None: it is not known, and not compared.
+        approved: the reason that `by` gave for approving a run that waits, which no freeze stops.
+
+    Raises:
+        PromotionLostError: the champion or the anchor is another one by now, or the run may not promote.
+    """
+    swap = _Swap(pipeline, version, expected, by, run_id=run_id)
+
+    def work(session: Session) -> None:
+        run = fenced(session, run_id, attempt, PromotionLostError, status="running" if approved is None else "waiting")
+        candidate, champion = _compare(session, swap)
+        _require_permission(session, run, candidate, champion, expected_anchor, approved=approved is not None)
+        moment = _swap_champion(session, swap, champion, _usable(candidate, reason, False, PromotionLostError))
+        anchors.follow(session, candidate, moment, asked=moves_anchor, by=by, reason=reason, run_id=run_id)
+        end(session, run, "promoted", moment, reason)
+        if approved is not None:
+            record_decided(session, run_id, "approved", by, approved, moment)
+
+    _commit(db, swap, work)
+
+
+def promote(
+    db: Database,
+    pipeline: str,
+    version: int,
+    *,
+    expected: int | None,
+    by: str,
+    reason: str,
+    moves_anchor: bool = False,
+    despite_quarantine: bool = False,
+) -> None:
+    """Make a version the champion in place of `expected` because a person says so. A run of it that waits for an
+    approval ends as promoted.
+
+    Args:
+        moves_anchor: the version is the anchor from now on. It is in any case where there is none that it could be
+            compared with.
+        despite_quarantine: release the version from its quarantine; the promotion's reason says so.
+
+    Raises:
+        PromotionLostError: the champion is another one by now.
+        RegistryError: there is no such version, it is the champion, is quarantined, or retention removed its files.
+    """
+    swap = _Swap(pipeline, version, expected, by)
+
+    def work(session: Session) -> None:
+        candidate, champion = _compare(session, swap)
+        why = _usable(candidate, reason, despite_quarantine, RegistryError)
+        moment = _swap_champion(session, swap, champion, why)
+        anchors.follow(session, candidate, moment, asked=moves_anchor, by=by, reason=why, run_id=None)
+        _end_waiting(session, candidate, moment, by, reason)
+
+    _commit(db, swap, work)
+
+
+def roll_back(db: Database, pipeline: str, version: int, *, expected: int, by: str, reason: str) -> None:
+    """Make a version the champion in place of `expected`, which is quarantined and is no anchor any more; freeze the
+    pipeline. Raises as `promote`.
+    """
+    swap = _Swap(pipeline, version, expected, by, kind="rollback")
+
+    def work(session: Session) -> None:
+        candidate, champion = _compare(session, swap)
+        moment = _swap_champion(session, swap, champion, _usable(candidate, reason, False, RegistryError))
+        _take_down(session, expected, candidate, moment, by, reason)
+        anchors.follow(session, candidate, moment, asked=False, by=by, reason=reason, run_id=None)
+        _end_waiting(session, candidate, moment, by, reason)
+
+    _commit(db, swap, work)
+
+
+def _commit(db: Database, swap: _Swap, work: Callable[[Session], None]) -> None:
+    """Do the `work` of a swap under the pipeline's lock, once however often it is tried, and move the pointer."""
+
+    def once(session: Session) -> None:
+        lock_pipeline(session, swap.pipeline)
+        own = Promotion.run_id == swap.run_id if swap.run_id else Promotion.promotion_id == swap.promotion_id
+        if session.scalar(sa.select(Promotion.promotion_id).where(own, Promotion.version == swap.version)):
+            return  # an earlier try was committed, and its answer was lost
+        work(session)
+        session.flush()
+
+    try:
+        db.write(once)
+    except IntegrityError:
+        # The unique index: a program that does not take our lock has moved the champion meanwhile.
+        row = champion(db, swap.pipeline)
+        raise _lost(swap, row.version if row else None) from None
+    champion_link.follow(db, swap.pipeline)
+
+
+# --- inside the transaction ---
+
+
+def _compare(session: Session, swap: _Swap) -> tuple[ModelVersion, Promotion | None]:
+    """The version that takes over, and the open promotion that it replaces, if that is the one expected."""
+    candidate = _version(session, swap.pipeline, swap.version)
+    current = session.scalars(
+        sa.select(Promotion).where(Promotion.pipeline == swap.pipeline, Promotion.valid_to.is_(None))
+    ).one_or_none()
+    found = current.version if current else None
+    if found != swap.expected:
+        raise _lost(swap, found)
+    if found == swap.version:
+        raise RegistryError(f"version {swap.version} of pipeline {swap.pipeline} is the champion already")
+    return candidate, current
+
+
+def _swap_champion(session: Session, swap: _Swap, current: Promotion | None, reason: str) -> datetime:
+    """Close the `current` promotion and open the next one; returns the instant at which both happen."""
+    moment = datetime.now(UTC)
+    if current is not None:
+        # A clock that was set back must not make a promotion that ends before it began.
+        moment = max(moment, current.valid_from + timedelta(microseconds=1))
+        if not _close(session, current, moment):
+            raise _lost(swap, None)
+    session.add(
+        Promotion(
+            promotion_id=swap.promotion_id,
+            pipeline=swap.pipeline,
+            version=swap.version,
+            replaced_version=swap.expected,
+            kind=swap.kind,
+            run_id=swap.run_id,
+            promoted_by=swap.by,
+            reason=reason,
+            valid_from=moment,
+        )
+    )
+    return moment
+
+
+def _version(session: Session, pipeline_name: str, version: int) -> ModelVersion:
+    found = session.get(ModelVersion, (pipeline_name, version))
+    if found is None:
+        raise RegistryError(
+            f"pipeline {pipeline_name} has no version {version}",
+            next_step=f"choose one of `nightgate versions {pipeline_name}`",
+        )
+    return found
+
+
+def _end_waiting(session: Session, candidate: ModelVersion, moment: datetime, by: str, reason: str) -> None:
+    """Else it would be held in the end, although its version reigns."""
+    run = session.get_one(Run, candidate.run_id, with_for_update=True, populate_existing=True)
+    if run.status == "waiting":
+        record_decided(session, run.run_id, "approved", by, reason, moment)
+        end(session, run, "promoted", moment, f"promoted by hand by {by}: {reason}")
+
+
+def _close(session: Session, reign: Promotion, moment: datetime) -> bool:
+    """False: a program that does not take our lock was faster."""
+    closed = session.execute(
+        sa.update(Promotion)
+        .where(Promotion.promotion_id == reign.promotion_id, Promotion.valid_to.is_(None))
+        .values(valid_to=moment)
+        .execution_options(synchronize_session=False)
+    )
+    return bool(closed.rowcount == 1)  # type: ignore[attr-defined]
+
+
+def _usable(candidate: ModelVersion, reason: str, despite_quarantine: bool, error: type[RegistryError]) -> str:
+    """Release the version from its quarantine if that is asked; gives the reason to store, which tells of it."""
+    name, version = candidate.pipeline, candidate.version
+    if candidate.files_removed_at is not None:
+        raise files_removed(error, name, version, candidate.files_removed_at)
+    if candidate.quarantined_at is None:
+        return reason
+    if not despite_quarantine:
+        raise quarantined(error, candidate)
+    since = f"{candidate.quarantined_at:%Y-%m-%d %H:%M} UTC by {candidate.quarantined_by}"
+    told = f"{reason} (released from the quarantine since {since}: {candidate.quarantine_reason})"
+    candidate.quarantined_at = candidate.quarantined_by = candidate.quarantine_reason = None
+    return told
+
+
+def _take_down(session: Session, version: int, champion: ModelVersion, moment: datetime, by: str, reason: str) -> None:
+    """What a rollback does to the version that reigned, and to what would follow it."""
+    bad = _version(session, champion.pipeline, version)
+    bad.quarantined_at, bad.quarantined_by, bad.quarantine_reason = moment, by, reason
+    told = f"rolled back from version {version} to {champion.version}: {reason}"
+    anchors.leave(session, version, champion, moment, by=by, reason=told)
+    freezes.begin(session, champion.pipeline, moment, by, told)
+
+
+def _require_permission(
+    session: Session,
+    run: Run,
+    candidate: ModelVersion,
+    champion: Promotion | None,
+    expected_anchor: int | None,
+    *,
+    approved: bool,
+) -> None:
+    """Refuse what only a person may do.
+
+    Raises:
+        PromotionLostError: the anchor was moved, the run was not judged fit or is a dry run, the champion saw newer
+            rows, or the pipeline is frozen.
+    """
+    _require_anchor(session, run, candidate, expected_anchor)
+    _may_promote_itself(session, run, candidate, champion)
+    if not approved:
+        _require_unfrozen(session, run, candidate)
+
+
+def _require_anchor(session: Session, run: Run, candidate: ModelVersion, expected: int | None) -> None:
+    """A person may have moved it and left the champion, after the candidate was judged."""
+    anchor = anchors.open_version(session, run.pipeline)
+    if expected is None or anchor is None or anchor == expected:
+        return
+    raise PromotionLostError(
+        f"version {candidate.version} of pipeline {run.pipeline} was not promoted: it was judged against the anchor "
+        f"version {expected}, but now that is version {anchor}",
+        next_step=f"the next night is judged against version {anchor}; {_by_hand(run, candidate)}",
+    )
+
+
+def _may_promote_itself(session: Session, run: Run, candidate: ModelVersion, reign: Promotion | None) -> None:
+    by_hand = _by_hand(run, candidate)
+    if candidate.run_id != run.run_id:
+        raise PromotionLostError(f"run {run.run_id} may not promote version {candidate.version} of {candidate.run_id}")
+    if run.dry_run:
+        raise PromotionLostError(f"run {run.run_id} is a dry run: it may not promote", next_step=by_hand)
+    if run.verdict != "promote":
+        raise PromotionLostError(
+            f"run {run.run_id} may not promote: its verdict is {run.verdict or 'not recorded'}", next_step=by_hand
+        )
+    if reign is None:
+        return
+    newer = session.execute(
+        sa.select(Run.data_until)
+        .join(ModelVersion, ModelVersion.run_id == Run.run_id)
+        .where(ModelVersion.pipeline == reign.pipeline, ModelVersion.version == reign.version)
+    ).scalar_one()
+    if run.data_until < newer:
+        raise PromotionLostError(
+            f"version {candidate.version} has seen rows up to {run.data_until:%Y-%m-%d %H:%M} UTC, "
+            f"the champion (version {reign.version}) up to {newer:%Y-%m-%d %H:%M}: an older model does not replace it",
+            next_step=by_hand,
+        )
+
+
+def _require_unfrozen(session: Session, run: Run, candidate: ModelVersion) -> None:
+    freeze = freezes.current(session, run.pipeline)
+    if freeze is not None:
+        raise PromotionLostError(
+            f"{run.pipeline} is {freeze}", next_step=f"{freeze.remedy}; {_by_hand(run, candidate)}"
+        )
+
+
+def _by_hand(run: Run, candidate: ModelVersion) -> str:
+    return f"promote it by hand if you mean it: nightgate promote {run.pipeline} {candidate.version} --reason ..."
+
+
+def _lost(swap: _Swap, found: int | None) -> PromotionLostError:
+    def named(number: int | None) -> str:
+        return f"version {number}" if number is not None else "no champion"
+
+    return PromotionLostError(
+        f"version {swap.version} of pipeline {swap.pipeline} was not promoted: it expected to replace "
+        f"{named(swap.expected)}, but now there is {named(found)}",
+        next_step=f"look at `nightgate champion {swap.pipeline}` and decide again",
+    )

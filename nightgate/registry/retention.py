@@ -1,0 +1,130 @@
+"""What stays on disk: `[retention]` of a pipeline file. Rows are never removed, only a version's files.
+
+The row is marked first and the folder goes after it: from the mark on nothing can be promoted that is about to vanish,
+and a sweep that was interrupted is finished by the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from collections.abc import Mapping, Set
+from datetime import UTC, datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from nightgate.config import Pipeline, Retention
+from nightgate.config_types import num_bytes
+from nightgate.database.gate_schema import Anchor
+from nightgate.database.schema import ModelVersion, Promotion, Run
+from nightgate.database.transactions import Database
+from nightgate.errors import NightgateError
+from nightgate.home import Home
+from nightgate.registry.versions import champions_before, versions
+from nightgate.runs.lifecycle import lock_pipeline
+
+log = logging.getLogger(__name__)
+
+
+def sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
+    """Remove the files of versions that `[retention]` does not keep; gives their numbers, the oldest first.
+
+    What stands in its way is only told in the log, and the next sweep tries again: no night fails for it.
+    """
+    try:
+        return _sweep(db, home, pipeline)
+    except (OSError, NightgateError) as error:
+        told = getattr(error, "reason", error)
+        log.warning("nothing of %s was cleared away, the next sweep tries again: %s", pipeline.name, told)
+        return []
+
+
+def _sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
+    rows = versions(db, pipeline.name)
+    sizes = {row.version: row.size_bytes or 0 for row in rows if row.files_removed_at is None}
+
+    def mark(session: Session) -> list[int]:
+        lock_pipeline(session, pipeline.name)
+        going = choose(sizes, _needed(session, pipeline.name), _former(session, pipeline.name), pipeline.retention)
+        for version in going:
+            row = session.get_one(ModelVersion, (pipeline.name, version))
+            if row.files_removed_at is None:
+                row.files_removed_at = datetime.now(UTC)
+        return going
+
+    going = db.write(mark)
+    for row in rows:
+        if row.version in going or row.files_removed_at is not None:
+            _remove(home.absolute(row.path), home.models / pipeline.name)
+    for left in (home.models / pipeline.name).glob(".removed-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    if going:
+        log.info("retention removed the files of versions %s of %s", ", ".join(map(str, going)), pipeline.name)
+    return going
+
+
+def choose(sizes: Mapping[int, int], needed: Set[int], former: Set[int], retention: Retention) -> list[int]:
+    """Which versions' files go, the oldest first: all beyond the newest `models`, then the oldest of these until the
+    rest keeps to `disk`, and the oldest of `former` where that is not enough.
+
+    Args:
+        sizes: bytes of every version that has files, by number.
+        needed: versions that stay, whatever the limits say.
+        former: versions that only `disk` takes, once all others are gone.
+    """
+    newest = set(sorted(sizes)[-retention.models :])
+    kept = newest | former
+    budget = num_bytes(retention.disk)
+    total = sum(sizes.values())
+    going: list[int] = []
+    for version in sorted(set(sizes) - needed, key=lambda number: (number in former, number in kept, number)):
+        if version in kept and (budget is None or total <= budget):
+            break
+        going.append(version)
+        total -= sizes[version]
+    if budget is not None and total > budget:
+        log.warning("versions that must stay take %.2f GB: retention.disk is %s", total / 1e9, retention.disk)
+    return sorted(going)
+
+
+def _needed(session: Session, pipeline_name: str) -> set[int]:
+    """Champion, anchor, what a rollback would bring back, and candidates that are judged or wait for a person."""
+    in_use = (
+        sa.select(Promotion.version).where(Promotion.pipeline == pipeline_name, Promotion.valid_to.is_(None)),
+        sa.select(Anchor.version).where(Anchor.pipeline == pipeline_name, Anchor.valid_to.is_(None)),
+        sa.select(ModelVersion.version)
+        .join(Run, Run.run_id == ModelVersion.run_id)
+        .where(ModelVersion.pipeline == pipeline_name, Run.status.in_(("running", "waiting"))),
+    )
+    found = {version for query in in_use for version in session.scalars(query)}
+    before = next((version for version, flaw in champions_before(session, pipeline_name) if not flaw), None)
+    return found if before is None else found | {before}
+
+
+def _former(session: Session, pipeline_name: str) -> set[int]:
+    """Every version that ever was champion or anchor and is not quarantined: what rollbacks go back to, one after the
+    other, the anchor with them.
+    """
+    return {
+        version
+        for was in (Promotion, Anchor)
+        for version in session.scalars(
+            sa.select(was.version)
+            .join(ModelVersion, (ModelVersion.pipeline == was.pipeline) & (ModelVersion.version == was.version))
+            .where(was.pipeline == pipeline_name, ModelVersion.quarantined_at.is_(None))
+        )
+    }
+
+
+def _remove(folder: Path, models: Path) -> None:
+    """Take a version's folder away under another name at once, so that nobody finds half a version under its own."""
+    if folder.parent != models.resolve() or not folder.is_dir():
+        return
+    away = models / f".removed-{folder.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.rename(away)
+    except OSError as error:
+        log.warning("retention could not remove %s, the next sweep tries again: %s", folder, error)

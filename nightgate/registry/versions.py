@@ -1,0 +1,185 @@
+"""Versions, and who reigned when, as the database knows them. What changes them is in `nightgate.registry.promotion`."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from nightgate.database.schema import ModelVersion, Promotion, Run
+from nightgate.database.transactions import Database
+from nightgate.errors import RegistryError
+from nightgate.home import Home
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    pipeline: str
+    version: int
+    run_id: str
+    night: date
+    status: str
+    """champion, quarantined (a rollback took it down), former (it reigned once) or held (it never did)."""
+    path: str
+    """As stored: relative to the home. `folder(home)` is where its files are."""
+    f1: float | None
+    """On the test rows of its night, by the pipeline's average."""
+    f1_ci_low: float | None
+    f1_ci_high: float | None
+    test_rows: int | None
+    test_version: str | None
+    best_epoch: int | None
+    snapshot_id: str | None
+    data_until: datetime
+    base_model: str
+    config_hash: str
+    code_version: str
+    created_at: datetime
+    started_from: int | None
+    """The version that its training went on from; None: the base model."""
+    base_model_revision: str | None
+    size_bytes: int | None
+    """Of the model's files."""
+    quarantined_at: datetime | None
+    quarantined_by: str | None
+    quarantine_reason: str | None
+    files_removed_at: datetime | None
+    valid_from: datetime | None = None
+    """Of the reign, or the time as anchor, that was asked for; None in a list of versions."""
+    valid_to: datetime | None = None
+    promoted_by: str | None = None
+    promoting_run_id: str | None = None
+    """The run whose night made it champion; None where a person did, by a promotion or a rollback."""
+    reason: str | None = None
+
+    def folder(self, home: Home) -> Path:
+        """Where its files lie.
+
+        Raises:
+            RegistryError: retention has removed them.
+        """
+        if self.files_removed_at is not None:
+            raise files_removed(RegistryError, self.pipeline, self.version, self.files_removed_at)
+        return home.absolute(self.path)
+
+
+def files_removed(error: type[RegistryError], pipeline: str, version: int, moment: datetime) -> RegistryError:
+    """What whoever needs the files of a version is told once retention has removed them."""
+    return error(
+        f"version {version} of {pipeline} has no files any more: retention removed them on {moment:%Y-%m-%d}",
+        next_step=f"choose a version of `nightgate versions {pipeline}` that has its files; "
+        "[retention] says how many are kept",
+    )
+
+
+def quarantined(error: type[RegistryError], row: VersionRow | ModelVersion) -> RegistryError:
+    """What whoever promotes a version that a rollback took down is told."""
+    assert row.quarantined_at is not None, "it is quarantined"
+    return error(
+        f"version {row.version} of {row.pipeline} is quarantined since {row.quarantined_at:%Y-%m-%d %H:%M} UTC by "
+        f"{row.quarantined_by}: {row.quarantine_reason}",
+        next_step=f"choose another, or release it: nightgate promote {row.pipeline} {row.version} "
+        "--despite-quarantine --reason TEXT",
+    )
+
+
+_VERSION = (
+    "v.pipeline, v.version, v.run_id, v.night, v.status, v.path, v.test_f1 AS f1, v.f1_ci_low, v.f1_ci_high, "
+    "v.test_rows, v.test_version, v.best_epoch, v.snapshot_id, v.data_until, v.base_model, v.config_hash, "
+    "v.code_version, v.created_at, v.started_from, v.base_model_revision, v.size_bytes, v.quarantined_at, "
+    "v.quarantined_by, v.quarantine_reason, v.files_removed_at"
+)
+_REIGN = (
+    f"SELECT {_VERSION}, t.valid_from, t.valid_to, t.promoted_by, t.run_id AS promoting_run_id, t.reason "
+    "FROM promotion AS t "
+    "JOIN model_versions AS v ON v.pipeline = t.pipeline AND v.version = t.version WHERE t.pipeline = :pipeline"
+)
+_ANCHOR = (
+    f"SELECT {_VERSION}, t.valid_from, t.valid_to, t.moved_by AS promoted_by, t.reason FROM anchor_timeline AS t "
+    "JOIN model_versions AS v ON v.pipeline = t.pipeline AND v.version = t.model_version WHERE t.pipeline = :pipeline"
+)
+_THEN = "t.valid_from <= :at AND (t.valid_to > :at OR t.valid_to IS NULL)"
+
+
+def champion(db: Database, pipeline_name: str, at: datetime | None = None) -> VersionRow | None:
+    """The version that reigns, or reigned at the instant `at` (aware). None: there was none."""
+    return _at(db, _REIGN, pipeline_name, at)
+
+
+def anchor(db: Database, pipeline_name: str, at: datetime | None = None) -> VersionRow | None:
+    """The version that no candidate may fall behind, now or at the instant `at` (aware). None: there was none."""
+    return _at(db, _ANCHOR, pipeline_name, at)
+
+
+def versions(db: Database, pipeline_name: str) -> list[VersionRow]:
+    """Every version of the pipeline, oldest first."""
+    query = f"SELECT {_VERSION} FROM model_versions AS v WHERE v.pipeline = :pipeline ORDER BY v.version"
+    return _rows(db, query, {"pipeline": pipeline_name})
+
+
+def _at(db: Database, query: str, pipeline_name: str, at: datetime | None) -> VersionRow | None:
+    parameters: dict[str, Any] = {"pipeline": pipeline_name} | ({} if at is None else {"at": at})
+    rows = _rows(db, f"{query} AND {'t.valid_to IS NULL' if at is None else _THEN}", parameters)
+    return rows[0] if rows else None
+
+
+def _rows(db: Database, query: str, parameters: dict[str, Any]) -> list[VersionRow]:
+    time = Run.started_at.type
+    times = ("data_until", "created_at", "quarantined_at", "files_removed_at", "valid_from", "valid_to")
+    statement = sa.text(query).columns(night=sa.Date(), **dict.fromkeys(times, time))
+    if "at" in parameters:
+        statement = statement.bindparams(sa.bindparam("at", type_=time))
+    return db.read(lambda session: [VersionRow(**row._mapping) for row in session.execute(statement, parameters)])
+
+
+def require_pipeline(db: Database, pipeline_name: str) -> None:
+    """Know the pipeline, or say in words which are known.
+
+    Raises:
+        RegistryError: no run was ever of this pipeline.
+    """
+    known = db.read(lambda session: session.scalars(sa.select(Run.pipeline).distinct()).all())
+    if pipeline_name in known:
+        return
+    near = difflib.get_close_matches(pipeline_name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise RegistryError(
+        f"the database knows no pipeline {pipeline_name!r}; {hint}known: {', '.join(sorted(known)) or 'none'}",
+        next_step=f"name one of them, or run `nightgate run {pipeline_name}`",
+    )
+
+
+# --- inside a transaction ---
+
+
+def champions_before(session: Session, pipeline_name: str) -> list[tuple[int, str]]:
+    """What a rollback goes through: the champions before the current one, the last of them first, each with why it
+    cannot be brought back ('' where it can).
+
+    A rollback undoes a promotion: after promotions of 1, 2 and 3 and a rollback to 2, the one before is 1, not 3.
+    """
+    found = session.execute(
+        sa.select(Promotion.version, Promotion.kind, ModelVersion.quarantined_at, ModelVersion.files_removed_at)
+        .join(
+            ModelVersion,
+            (ModelVersion.pipeline == Promotion.pipeline) & (ModelVersion.version == Promotion.version),
+        )
+        .where(Promotion.pipeline == pipeline_name)
+        .order_by(Promotion.valid_from)
+    )
+    flaws: dict[int, str] = {}
+    stack: list[int] = []
+    for version, kind, quarantined_at, removed_at in found:
+        flaws[version] = "is quarantined" if quarantined_at else "has no files any more" if removed_at else ""
+        if kind == "rollback":
+            while stack and stack[-1] != version:
+                stack.pop()
+        if not stack or stack[-1] != version:
+            stack.append(version)
+    reigning, before = stack[-1:], stack[-2::-1]
+    return [(version, flaws[version]) for version in dict.fromkeys(before) if version not in reigning]

@@ -1,0 +1,349 @@
+"""What a night leaves in the database, each as one transaction that is committed at once.
+
+    record_snapshot(db, run_id, attempt, refreshed)
+    record_epoch(db, run_id, attempt, report, ...)    # when the epoch is evaluated, not at the end
+    record_training(db, run_id, attempt, trained)
+    record_test(db, run_id, attempt, best_epoch, ...)
+    record_decision(db, run_id, attempt, decision, ...)
+
+Every one may be repeated: what is recorded already stays as it is. How a run begins is in `nightgate.runs.claim`, how it
+lives and ends in `nightgate.runs.lifecycle`; versions and champions are moved in `nightgate.registry.promotion` and read in
+`nightgate.registry.versions`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from nightgate.database.gate_schema import JointOutcome
+from nightgate.database.schema import ConfusionCell, Epoch, GateCheck, QuarantinedRow, Run, SliceMetric, Snapshot
+from nightgate.database.transactions import Database
+from nightgate.gate.joint_counts import joint_outcomes
+from nightgate.metrics.comparability import metric_key
+from nightgate.runs.lifecycle import attempt_of, fenced
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from nightgate.data.refresh import Refreshed
+    from nightgate.data.source_table import Quarantined
+    from nightgate.gate.decision import Decision, Measured
+    from nightgate.gate.evidence import Evidence
+    from nightgate.metrics.classification import SliceScore
+    from nightgate.metrics.confusion import Average, Scores
+    from nightgate.training.protocol import EpochReport, TrainResult
+
+
+def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshed) -> None:
+    """The run's snapshot, what it counts, and the rows that it could not use."""
+    snapshot = refreshed.snapshot
+    manifest = snapshot.manifest
+
+    def work(session: Session) -> None:
+        run = fenced(session, run_id, attempt)
+        if session.get(Snapshot, (run.pipeline, snapshot.id)) is None:
+            session.add(
+                Snapshot(
+                    pipeline=run.pipeline,
+                    snapshot_id=snapshot.id,
+                    path=db.home.relative(snapshot.path),
+                    test_version=manifest["test_version"],
+                    rows_total=manifest["rows_total"],
+                    rows_train=manifest["rows"]["train"],
+                    rows_validation=manifest["rows"]["validation"],
+                    rows_test=manifest["rows"]["test"],
+                    rows_duplicate=manifest["rows_duplicate"],
+                    rows_quarantined=manifest["rows_quarantined"],
+                    data_until=_time(manifest.get("data_until")),
+                    first_time=_time(manifest.get("first_time")),
+                    last_time=_time(manifest.get("last_time")),
+                    manifest=manifest,
+                    recorded_at=datetime.now(UTC),
+                )
+            )
+            session.flush()
+        run.snapshot_id = snapshot.id
+        run.rows_new, run.rows_total = refreshed.rows_new, refreshed.rows_total
+        _add_quarantined(session, run_id, attempt, refreshed.quarantined)
+
+    db.write(work)
+
+
+def record_quarantined(db: Database, run_id: str, attempt: int, quarantined: Sequence[Quarantined]) -> None:
+    """Rows that could not be used, of a refresh that came to nothing."""
+
+    def work(session: Session) -> None:
+        fenced(session, run_id, attempt)
+        _add_quarantined(session, run_id, attempt, quarantined)
+
+    db.write(work)
+
+
+def _add_quarantined(session: Session, run_id: str, attempt: int, quarantined: Sequence[Quarantined]) -> None:
+    if not quarantined or session.get(QuarantinedRow, (run_id, attempt, 0)) is not None:
+        return
+    rows = [
+        {
+            "run_id": run_id,
+            "attempt": attempt,
+            "position": position,
+            "origin": row.origin,
+            "row_id": row.row_id,
+            "reason": row.reason,
+            "detail": row.detail,
+            "excerpt": row.excerpt,
+        }
+        for position, row in enumerate(quarantined)
+    ]
+    session.execute(sa.insert(QuarantinedRow), rows)
+
+
+def previous_snapshot(db: Database, pipeline_name: str, before: datetime | None = None) -> Path | None:
+    """The folder of the newest snapshot that a run of the pipeline made and that is still there.
+
+    Args:
+        before: aware; only of runs whose `data_until` lies before it, so that a night in the past is not compared
+            with a later one.
+    """
+
+    def work(session: Session) -> list[str]:
+        query = (
+            sa.select(Snapshot.path)
+            .join(Run, (Run.pipeline == Snapshot.pipeline) & (Run.snapshot_id == Snapshot.snapshot_id))
+            .where(Run.pipeline == pipeline_name)
+            .order_by(Run.data_until.desc(), Run.started_at.desc())
+        )
+        return list(session.scalars(query if before is None else query.where(Run.data_until < before)))
+
+    folders = (db.home.absolute(path) for path in dict.fromkeys(db.read(work)))
+    return next((folder for folder in folders if (folder / "manifest.json").is_file()), None)
+
+
+def record_epoch(
+    db: Database,
+    run_id: str,
+    attempt: int,
+    report: EpochReport,
+    scores: Scores,
+    slices: Sequence[SliceScore] = (),
+    confusion: NDArray[np.int64] | None = None,
+) -> None:
+    """An epoch and its scores on the validation rows. What is recorded already is never written over.
+
+    Args:
+        attempt: who records it; `report.attempt` is who trained it, an earlier one whose row may have been lost.
+        confusion: counts [labels, labels], rows are true labels.
+
+    Raises:
+        RegistryError: `attempt` is not the run's current one, or the run has ended.
+    """
+    values: dict[str, float | None] = {
+        "training_loss": report.training_loss,
+        "validation_loss": report.validation_loss,
+        "accuracy": scores.accuracy,
+        "f1_weighted": scores.f1_weighted,
+        "f1_macro": scores.f1_macro,
+        "precision_weighted": scores.precision_weighted,
+        "precision_macro": scores.precision_macro,
+        "recall_weighted": scores.recall_weighted,
+        "recall_macro": scores.recall_macro,
+        "learning_rate": report.learning_rate,
+        "examples_per_second": report.examples_per_second,
+        "tokens_per_second": report.tokens_per_second,
+    }
+    key = {"run_id": run_id, "attempt": report.attempt, "epoch": report.epoch}
+
+    def work(session: Session) -> None:
+        run = fenced(session, run_id, attempt)
+        if session.get(Epoch, key) is not None:
+            return
+        session.add(
+            Epoch(
+                **key,
+                **values,
+                step=report.step,
+                support=scores.support,
+                nonfinite=_nonfinite(values),
+                recorded_at=datetime.now(UTC),
+            )
+        )
+        _add_details(session, run, key | {"split": "validation"}, slices, confusion)
+
+    db.write(work)
+
+
+def record_training(db: Database, run_id: str, attempt: int, trained: TrainResult) -> None:
+    """How the attempt trained, and which epoch was best."""
+
+    def work(session: Session) -> None:
+        run = fenced(session, run_id, attempt)
+        run.best_epoch = trained.best_epoch
+        row = attempt_of(session, run)
+        row.device, row.precision, row.threads = trained.device, trained.precision, trained.threads
+        row.precision_reason, row.resumed_from_epoch = trained.precision_reason, trained.resumed_from
+        row.engine, row.engine_reason, row.micro_batches = trained.engine, trained.engine_reason, trained.micro_batches
+
+    db.write(work)
+
+
+def record_test(
+    db: Database,
+    run_id: str,
+    attempt: int,
+    best_epoch: int,
+    slices: Sequence[SliceScore] = (),
+    confusion: NDArray[np.int64] | None = None,
+) -> None:
+    """The best epoch on the test rows, by class and slice. See `record_epoch`; `record_decision` has the totals."""
+
+    def work(session: Session) -> None:
+        run = fenced(session, run_id, attempt)
+        run.best_epoch = best_epoch
+        place = {"run_id": run_id, "attempt": attempt, "epoch": best_epoch, "split": "test"}
+        _add_details(session, run, place, slices, confusion)
+
+    db.write(work)
+
+
+def record_decision(
+    db: Database,
+    run_id: str,
+    attempt: int,
+    decision: Decision,
+    evidence: Evidence | None = None,
+    scores: Scores | None = None,
+) -> None:
+    """The verdict, its reason, every check behind it, and what the sides showed on the test rows.
+
+    Args:
+        evidence: what it was decided by, for the joint outcomes; None where nothing could be measured.
+        scores: of the candidate on the rows that decided.
+    """
+    outcomes = joint_outcomes(evidence, decision.measured) if evidence and decision.measured else []
+
+    def work(session: Session) -> None:
+        run = fenced(session, run_id, attempt)
+        run.verdict, run.reason = decision.verdict, decision.reason
+        if evidence is not None and decision.measured is not None:
+            _add_measured(run, evidence, decision.measured, scores)
+        if session.scalar(_count(GateCheck, run_id=run_id, attempt=attempt)):
+            return
+        place = {"run_id": run_id, "attempt": attempt}
+        for position, check in enumerate(decision.checks):
+            session.add(
+                GateCheck(
+                    **place,
+                    position=position,
+                    check_name=check.name,
+                    slice_name=check.slice_name or "",
+                    slice_value=check.slice_value or "",
+                    metric=check.metric,
+                    candidate_value=check.candidate_value,
+                    champion_value=check.champion_value,
+                    threshold=check.threshold,
+                    ci_low=check.ci_low,
+                    ci_high=check.ci_high,
+                    rows_used=check.rows_used,
+                    outcome=check.outcome,
+                    reason=check.reason,
+                )
+            )
+        if outcomes:
+            session.execute(sa.insert(JointOutcome), [place | cell for cell in outcomes])
+
+    db.write(work)
+
+
+def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scores | None) -> None:
+    average = cast("Average", run.average)
+    ours, theirs, fresh = measured.candidate, measured.champion, measured.champion_fresh
+    low, high = ours.interval or (None, None)
+    fresh_low, fresh_high = (fresh.interval if fresh else None) or (None, None)
+    reigning = theirs.f1 if theirs else None
+    values: dict[str, float | None] = {
+        "test_accuracy": scores.accuracy if scores else None,
+        "test_f1": ours.f1,
+        "test_precision": scores.precision(average) if scores else None,
+        "test_recall": scores.recall(average) if scores else None,
+        "f1_ci_low": low,
+        "f1_ci_high": high,
+        "champion_f1": reigning,
+        "f1_delta": ours.f1 - reigning if ours.f1 is not None and reigning is not None else None,
+        "test_f1_all": measured.candidate_all.f1,
+        "detectable_gain": measured.detectable_gain,
+        "champion_fresh_f1": fresh.f1 if fresh else None,
+        "fresh_ci_low": fresh_low,
+        "fresh_ci_high": fresh_high,
+        "anchor_f1": measured.anchor.f1 if measured.anchor else None,
+    }
+    for name, value in values.items():
+        setattr(run, name, value)
+    run.nonfinite = _nonfinite(values)
+    run.test_version, run.test_rows, run.test_rows_all = evidence.test_version, ours.rows, measured.candidate_all.rows
+    run.window_start, run.rows_left_out = measured.window_start, measured.left_out
+    run.champion_version = evidence.champion.version if evidence.champion else None
+    run.champion_fresh_rows = fresh.rows if fresh else None
+    run.anchor_version = evidence.anchor.version if evidence.anchor else None
+    policy = run.config["gate"]
+    run.metric_key = metric_key(
+        evidence.test_version, evidence.label_names, average, policy["test_window"], policy["min_test_rows"]
+    )
+
+
+def _add_details(
+    session: Session,
+    run: Run,
+    place: dict[str, Any],
+    slices: Sequence[SliceScore],
+    confusion: NDArray[np.int64] | None,
+) -> None:
+    """Slices and confusion counts of one epoch and split, unless they are there already."""
+    average = cast("Average", run.average)
+    if slices and not session.scalar(_count(SliceMetric, **place)):
+        rows = [
+            place
+            | {
+                "slice_name": one.slice_name,
+                "slice_value": one.slice_value,
+                "support": one.scores.support,
+                "accuracy": one.scores.accuracy,
+                "f1": one.scores.f1(average),
+                "precision": one.scores.precision(average),
+                "recall": one.scores.recall(average),
+            }
+            for one in slices
+        ]
+        session.execute(sa.insert(SliceMetric), rows)
+    if confusion is not None and not session.scalar(_count(ConfusionCell, **place)):
+        names = run.label_names
+        assert confusion.shape == (len(names), len(names)), f"{confusion.shape} for {len(names)} labels"
+        cells = [
+            place | {"true_label": true, "predicted_label": predicted, "count": int(confusion[row, column])}
+            for row, true in enumerate(names)
+            for column, predicted in enumerate(names)
+        ]
+        session.execute(sa.insert(ConfusionCell), cells)
+
+
+def _count(table: type[GateCheck | SliceMetric | ConfusionCell], **place: Any) -> sa.Select[Any]:
+    return sa.select(sa.func.count()).select_from(table).filter_by(**place)
+
+
+def _nonfinite(values: dict[str, float | None]) -> str:
+    """The names of what is NaN or infinite: the columns themselves are NULL then, as if there were no value."""
+    return ", ".join(name for name, value in values.items() if value is not None and not math.isfinite(value))
+
+
+def _time(text: str | None) -> datetime | None:
+    if not text:
+        return None
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

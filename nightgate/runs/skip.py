@@ -1,0 +1,56 @@
+"""Whether tonight brings any news: a night that would only repeat the last one is skipped."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from nightgate.database.schema import Promotion, Run
+from nightgate.database.transactions import Database
+
+_SETTLED = ("promoted", "held", "skipped", "waiting")
+
+
+def skip_reason(db: Database, run_id: str, max_skips: int) -> str:
+    """Why the run's night may be skipped; '' where it must be run. The run has its snapshot by now.
+
+    It may be when the last night came to an end, and data, configuration, code and champion are what they were then:
+    the same seed would train the same model. After `max_skips` such nights in a row one is run all the same.
+    """
+
+    def work(session: Session) -> str:
+        run = session.get_one(Run, run_id)
+        before = list(
+            session.scalars(
+                sa.select(Run)
+                .where(Run.pipeline == run.pipeline, Run.dry_run.is_(False), Run.run_id != run_id)
+                .where(Run.status.not_in(("superseded", "missed")))
+                .order_by(Run.started_at.desc(), Run.run_id.desc())
+                .limit(max_skips + 1)
+            )
+        )
+        if not before or before[0].status not in _SETTLED:
+            return ""
+        last = before[0]
+        skipped = next((at for at, one in enumerate(before) if one.status != "skipped"), len(before))
+        if skipped >= max_skips:
+            return ""
+        same = (last.snapshot_id, last.config_hash, last.code_version)
+        if (run.snapshot_id, run.config_hash, run.code_version) != same or _champion_moved(session, last):
+            return ""
+        return (
+            f"nothing is new since the night of {last.night} (run {last.run_id}, {last.status}): the same snapshot "
+            f"{run.snapshot_id}, configuration and code"
+        )
+
+    return db.read(work)
+
+
+def _champion_moved(session: Session, last: Run) -> bool:
+    """By somebody else than that run."""
+    moved = sa.select(sa.func.count()).where(
+        Promotion.pipeline == last.pipeline,
+        Promotion.valid_from > last.started_at,
+        sa.or_(Promotion.run_id.is_(None), Promotion.run_id != last.run_id),
+    )
+    return bool(session.scalar(moved))

@@ -1,0 +1,1 @@
+"""Fine-tuning and scoring in a child process."""

@@ -1,0 +1,119 @@
+"""What a training begins with: the model with a head for the pipeline's labels, and its rows as token ids."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nightgate.config import Pipeline
+from nightgate.engine import base_models
+from nightgate.engine.base_models import LoadedModel
+from nightgate.engine.encoding import Encoded, encode
+from nightgate.errors import DataError, ModelError
+from nightgate.training.protocol import Phase, TrainJob
+from nightgate.training.scoring import columns
+
+log = logging.getLogger(__name__)
+
+
+class Say(Protocol):
+    """Where the work stands, as the fields of `Progress`."""
+
+    def __call__(self, phase: Phase, **facts: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    loaded: LoadedModel
+    train: Encoded
+    train_labels: NDArray[np.int64]
+    """Class of each row, [rows]."""
+    validation: Encoded
+    validation_labels: NDArray[np.int64]
+
+
+def prepare(job: TrainJob, pipeline: Pipeline, say: Say) -> Prepared:
+    """Read the snapshot, load the model, tokenise.
+
+    Raises:
+        DataError: there are no training or no validation rows.
+        ModelError: the base model cannot be found, loaded or used, or the champion has other labels.
+    """
+    from nightgate.data.refresh import training_rows
+    from nightgate.data.snapshots import open_snapshot
+
+    say("load", detail="reading the snapshot")
+    snapshot = open_snapshot(job.snapshot)
+    data_until = datetime.fromisoformat(job.data_until)
+    train_texts, train_labels = columns(training_rows(snapshot, pipeline, data_until))
+    validation_texts, validation_labels = columns(snapshot.rows("validation", ["text", "label"]))
+    for split, labels in (("training", train_labels), ("validation", validation_labels)):
+        if not len(labels):
+            raise DataError(
+                f"the snapshot {job.snapshot} holds no {split} rows",
+                next_step="give the source more rows, or look at split and data.train_window",
+            )
+    loaded = _load_model(job, pipeline, say)
+
+    def tokens(texts: list[str]) -> Encoded:
+        def on_chunk(done: int, total: int) -> None:
+            say("load", detail="tokenising", done=done, total=total)
+
+        return encode(loaded.tokenizer, texts, loaded.max_length, on_chunk)
+
+    return Prepared(loaded, tokens(train_texts), train_labels, tokens(validation_texts), validation_labels)
+
+
+def seed_epoch(seed: int, epoch: int, rank: int = 0) -> np.random.Generator:
+    """Seed torch, numpy and random for an epoch (0: the new head) and return the generator of its row order.
+
+    The order is the same in every process; dropout is not.
+    """
+    mixed = int(np.random.SeedSequence([seed, epoch, *([rank] if rank else [])]).generate_state(1)[0])
+    torch.manual_seed(mixed)
+    np.random.seed(mixed)
+    random.seed(mixed)
+    return np.random.default_rng([seed, epoch])
+
+
+def _load_model(job: TrainJob, pipeline: Pipeline, say: Say) -> LoadedModel:
+    recipe = pipeline.training
+
+    def report(what: str, done: int, total: int) -> None:
+        say("load", detail=what, done=done, total=total)
+
+    if job.start_from is not None:
+        folder, named = job.start_from, "the champion to start from"
+        _check_labels(folder, pipeline)
+    else:
+        say("load", detail=f"finding {recipe.base_model}")
+        folder = base_models.resolve(recipe.base_model, recipe.base_model_revision, report)
+        named = f"base_model {recipe.base_model!r}"
+    say("load", detail="loading the model")
+    seed_epoch(recipe.seed, 0)
+    loaded = base_models.load_classifier(
+        folder,
+        pipeline.data.label_names,
+        named=named,
+        max_length=recipe.max_length,
+        dropout=None if recipe.dropout == "model" else recipe.dropout,
+    )
+    log.info("%s: %s, texts cut at %d tokens", named, type(loaded.model).__name__, loaded.max_length)
+    return loaded
+
+
+def _check_labels(folder: Path, pipeline: Pipeline) -> None:
+    own, wanted = base_models.labels_in(folder), list(pipeline.data.label_names)
+    if own != wanted:
+        raise ModelError(
+            f"the champion in {folder} knows the labels {own}, the pipeline has {wanted}",
+            next_step="set training.start_from = 'base' for the night in which labels change",
+        )

@@ -1,0 +1,72 @@
+"""How the training process is started: by itself, or several of them under `torchrun`. Free of torch.
+
+`NIGHTGATE_PROCESSES` says how many train one model together: a number, or `gpus` for one on each GPU. They share the
+batch: the recipe, and the numbers up to rounding and dropout masks, do not depend on it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nightgate
+from nightgate.cpu_threads import openmp_settings, pick_threads
+from nightgate.settings import read_settings
+
+_ALWAYS = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Seconds of silence after which the hub counts as unreachable.
+    "HF_HUB_ETAG_TIMEOUT": "10",
+    "HF_HUB_DOWNLOAD_TIMEOUT": "30",
+    "TRANSFORMERS_VERBOSITY": "warning",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def processes() -> int:
+    """How many processes train together.
+
+    Raises:
+        ConfigurationError: as `read_settings`.
+    """
+    asked = read_settings().processes
+    return max(1, len(gpus())) if asked == "gpus" else asked
+
+
+def command(python: str, job_file: Path, count: int) -> list[str]:
+    """What starts `nightgate.training.worker` on a job, `count` times."""
+    # -P: a file of the working directory must not shadow a module.
+    if count == 1:
+        return [python, "-P", "-m", "nightgate.training.worker", str(job_file)]
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--max-restarts=0"]
+    return [python, "-P", "-m", *torchrun, "-m", "nightgate.training.worker", str(job_file)]
+
+
+def environment(count: int) -> dict[str, str]:
+    """The environment of the training process: this one's, less what it does not need."""
+    # No database, no orchestrator.
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PREFECT_") and name != "NIGHTGATE_DATABASE_URL"
+    }
+    code = str(Path(nightgate.__file__).parents[1])
+    path = os.pathsep.join(part for part in (code, kept.get("PYTHONPATH", "")) if part)
+    # Processes of one machine divide its cores.
+    threads = {"OMP_NUM_THREADS": str(max(1, pick_threads()[0] // count))} if count > 1 else {}
+    return {**_ALWAYS, **openmp_settings(), **threads, **kept, "PYTHONPATH": path}
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30)
+    return [str(at) for at in range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))]

@@ -1,0 +1,385 @@
+"""Fine-tuning: a plain PyTorch loop that can be killed after any instruction and goes on from its last epoch.
+
+Runs in a process of its own, `python -m nightgate.training.worker JOB.json`, which `nightgate.training.supervisor` watches.
+
+Every epoch is seeded from (seed, epoch): its order of rows and its dropout masks do not depend on what ran before, so
+a resumed run needs no state of random generators and gives the numbers of an uninterrupted one, bit for bit on the
+same CPU with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import statistics
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nightgate.config import Pipeline
+from nightgate.cpu_threads import pick_threads
+from nightgate.engine import cuda_graphs, devices
+from nightgate.engine.distributed import World
+from nightgate.engine.step import Engine, Wins
+from nightgate.errors import NonFiniteLossError
+from nightgate.metrics.evaluate_metric import evaluated_scores
+from nightgate.training import checkpoints
+from nightgate.training.checkpoints import Checkpoint, RunState
+from nightgate.training.inputs import prepare, seed_epoch
+from nightgate.training.protocol import EpochReport, Phase, Progress, TrainJob, TrainResult
+from nightgate.training.scoring import mean_cross_entropy, write_predictions
+
+log = logging.getLogger(__name__)
+
+LOSSES_PER_CHECK_ON_GPU = 10
+"""Reading a loss waits for the GPU: losses are read, and checked, this many at a time."""
+
+_BAD_FROM_THE_START = "check the base model: its very first loss is not finite, so its weights hold NaN or infinity"
+_CALMER = "lower training.learning_rate, raise training.warmup_ratio, or set training.precision = 'fp32'"
+
+
+STEPS_IN_MEDIAN = 50
+
+
+class Listener(Protocol):
+    def progress(self, progress: Progress) -> None: ...
+
+    def epoch_done(self, report: EpochReport) -> None:
+        """May wait until the report before was dealt with. Called from the thread that saves."""
+
+
+def train(job: TrainJob, listener: Listener, world: World | None = None) -> TrainResult:
+    """Train, or go on training, and report each epoch; epochs that were done before are reported again first.
+
+    With several processes in `world` each calls this; the first one reports and writes.
+
+    Raises:
+        DataError: there are no training or no validation rows.
+        ModelError: the base model cannot be found, loaded or used.
+        NonFiniteLossError: NaN or infinity in a training or validation loss.
+        StorageError: the disk is full or read-only; the last checkpoint is whole.
+    """
+    pipeline = Pipeline.model_validate(job.pipeline)
+    picked = devices.pick(pipeline.training.precision)
+    threads, why = pick_threads()
+    torch.set_num_threads(threads)
+    log.info("%s", picked.reason)
+    listener.progress(Progress("load", epochs=pipeline.training.epochs, detail="looking for a checkpoint"))
+    checkpoint = checkpoints.newest_checkpoint(job.run_dir, _recipe(job, pipeline))
+    if checkpoint is not None and checkpoint.state.finished:
+        log.info("all epochs are done already, see %s", checkpoint.path)
+        for report in checkpoint.state.reports:
+            listener.epoch_done(report)
+        return _result(job, checkpoint.state, picked, resumed_from=checkpoint.state.epoch)
+    run = _Run(job, pipeline, picked, (threads, why), listener, checkpoint, world or World())
+    return _result(job, run.to_the_end(), picked, resumed_from=run.resumed_from)
+
+
+def _result(job: TrainJob, state: RunState, picked: devices.Picked, *, resumed_from: int) -> TrainResult:
+    return TrainResult(
+        best_epoch=state.best_epoch,
+        best_model=job.run_dir / state.best_folder,
+        epochs_run=state.epoch,
+        stopped_early=state.reports[-1].stopped_early,
+        resumed_from=resumed_from,
+        device=devices.describe(picked.device),
+        precision=picked.precision,
+        precision_reason=picked.reason,
+        threads=state.threads,
+        engine=state.engine,
+        engine_reason=state.engine_reason,
+        micro_batches=state.micro_batches,
+    )
+
+
+@dataclass
+class _Losses:
+    """Losses of an epoch, read in groups and refused when one is not finite."""
+
+    epoch: int
+    precision: str
+    group: int
+    total: float = 0.0
+    examples: int = 0
+    _unread: list[tuple[int, float, int, Tensor]] = field(default_factory=list)
+
+    def add(self, step: int, rate: float, examples: int, loss: Tensor) -> None:
+        self._unread.append((step, rate, examples, loss.detach()))
+        if len(self._unread) >= self.group:
+            self.read()
+
+    def read(self) -> None:
+        if not self._unread:
+            return
+        values = torch.stack([loss for *_, loss in self._unread]).tolist()
+        for (step, rate, examples, _), value in zip(self._unread, values, strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(
+                    f"the training loss is {value} in epoch {self.epoch}, step {step} "
+                    f"(learning rate {rate:g}, {self.precision})",
+                    next_step=_BAD_FROM_THE_START if step == 1 else _CALMER,
+                )
+            self.total += value * examples
+            self.examples += examples
+        self._unread.clear()
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(self.examples, 1)
+
+
+class _Run:
+    """One attempt: everything that lives from epoch to epoch."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        pipeline: Pipeline,
+        picked: devices.Picked,
+        threads: tuple[int, str],
+        listener: Listener,
+        checkpoint: Checkpoint | None,
+        world: World,
+    ) -> None:
+        self.job, self.pipeline, self.recipe = job, pipeline, pipeline.training
+        self.picked, self.listener, self.world = picked, listener, world
+        self.attempt_dir = job.attempt_dir
+        self.evaluation_seconds = 0.0
+        self.step_seconds: deque[float] = deque(maxlen=STEPS_IN_MEDIAN)
+        self.rows = prepare(job, pipeline, self._say)
+        self.steps_per_epoch = math.ceil(len(self.rows.train_labels) / self.recipe.batch_size)
+        self.total_steps = self.steps_per_epoch * self.recipe.epochs
+        rows = self.rows
+        wins = Wins(graphs=cuda_graphs.are_wanted(picked.device))
+        self.engine = Engine(
+            rows.loaded, self.recipe, picked, self.total_steps, rows.train, rows.validation, wins=wins, world=world
+        )
+        self.engine_reason = f"{self.engine.reason}; {threads[1]}"
+        log.debug("%s", self.engine_reason)
+        self.state = RunState(
+            recipe=_recipe(job, pipeline),
+            epoch=0,
+            step=0,
+            best_epoch=0,
+            best_f1=-1.0,
+            best_weights="",
+            epochs_without_better=0,
+            threads=threads[0],
+            finished=False,
+            reports=(),
+            engine=self.engine.kind,
+            engine_reason=self.engine_reason,
+            base_digest=self.engine.digest(),
+        )
+        self.resumed_from = 0
+        if checkpoint is not None:
+            self._resume(checkpoint)
+
+    def to_the_end(self) -> RunState:
+        with checkpoints.Saver() as saver:
+            for epoch in range(self.state.epoch + 1, self.recipe.epochs + 1):
+                self._one_epoch(epoch, saver)
+                if self.state.finished:
+                    break
+        return self.state
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        then, now = checkpoint.state, self.state
+        if then.base_digest != now.base_digest:
+            log.warning("starting anew: the base model or its vocabulary is not the one of %s", checkpoint.path)
+            return
+        log.info("going on after epoch %d, from %s", then.epoch, checkpoint.path)
+        if then.threads != now.threads:
+            log.warning(
+                "earlier epochs ran with %d threads, this attempt has %d: the last digits may differ",
+                then.threads,
+                now.threads,
+            )
+        if then.engine != now.engine:
+            log.warning("earlier epochs ran on %s texts, this attempt on %s ones", then.engine, now.engine)
+        self.engine.restore(checkpoint.weights(self.job.run_dir), checkpoint.moments(), then.step)
+        self.engine.micro_batches = then.micro_batches
+        if then.scaler:
+            self.engine.scaler.load_state_dict(then.scaler)
+        self.state = replace(then, threads=now.threads, engine=now.engine, engine_reason=now.engine_reason)
+        self.resumed_from = then.epoch
+        for report in then.reports:
+            self.listener.epoch_done(report)
+
+    def _one_epoch(self, epoch: int, saver: checkpoints.Saver) -> None:
+        losses, seconds, rate = self._train_epoch(epoch, saver)
+        step = self.state.step + self.steps_per_epoch
+        logits = self._evaluate(epoch, step, losses.mean)
+        validation_loss = mean_cross_entropy(logits, self.rows.validation_labels)
+        if not math.isfinite(validation_loss):
+            raise NonFiniteLossError(
+                f"the validation loss is {validation_loss} after epoch {epoch}, step {step} "
+                f"(learning rate {rate:g}, {self.picked.precision})",
+                next_step=_CALMER,
+            )
+        self._say("save", epoch=epoch, step=step, loss=losses.mean, detail="writing predictions")
+        # Never more than one epoch ahead of the rows in SQL: the epoch before is reported when it is saved.
+        saver.wait()
+        predictions = self.attempt_dir / "epochs" / f"epoch-{epoch:04d}.npz"
+        if self.world.rank == 0:
+            write_predictions(predictions, logits, self.rows.validation_labels)
+        scores = evaluated_scores(
+            self.rows.validation_labels, logits.argmax(axis=1).astype(np.int64), len(self.pipeline.data.label_names)
+        )
+        f1 = scores.f1(self.pipeline.gate.average)
+        assert f1 is not None
+        # Strictly better: of equal epochs the first one stays.
+        is_best = f1 > self.state.best_f1
+        without_better = 0 if is_best else self.state.epochs_without_better + 1
+        patience = self.recipe.early_stopping_patience
+        stopped_early = 0 < patience <= without_better and epoch < self.recipe.epochs
+        report = EpochReport(
+            attempt=self.job.attempt,
+            epoch=epoch,
+            step=step,
+            training_loss=losses.mean,
+            validation_loss=validation_loss,
+            learning_rate=rate,
+            examples_per_second=losses.examples / max(seconds, 1e-9),
+            tokens_per_second=len(self.rows.train.ids) / max(seconds, 1e-9),
+            predictions=predictions,
+            scores=scores,
+            precision=self.picked.precision,
+            device=devices.describe(self.picked.device),
+            engine=self.engine.kind,
+            engine_reason=self.engine_reason,
+            is_best=is_best,
+            stopped_early=stopped_early,
+        )
+        weights = checkpoints.weights_path(self.attempt_dir, epoch).relative_to(self.job.run_dir).as_posix()
+        state = replace(
+            self.state,
+            epoch=epoch,
+            step=step,
+            epochs_without_better=without_better,
+            micro_batches=self.engine.micro_batches,
+            reports=(*self.state.reports, report),
+            scaler=self.engine.scaler.state_dict(),
+            weights=weights,
+        )
+        if is_best:
+            state = replace(state, best_epoch=epoch, best_f1=f1, best_weights=weights)
+        self._say("save", epoch=epoch, step=step, loss=losses.mean, detail="writing the checkpoint")
+        if stopped_early or epoch == self.recipe.epochs:
+            self._finish(state, saver)
+            self.listener.epoch_done(report)
+            return
+        self.state = state
+        if self.world.rank:
+            return
+        tensors = checkpoints.snapshot(self.engine.weights()), checkpoints.snapshot(self.engine.moments())
+
+        def save() -> None:
+            checkpoints.save_epoch(self.job.run_dir, self.attempt_dir, state, *tensors)
+            self.listener.epoch_done(report)
+
+        saver.submit(save)
+
+    def _finish(self, state: RunState, saver: checkpoints.Saver) -> None:
+        saver.close()
+        if self.world.rank:
+            self.state = replace(state, finished=True)
+            return
+        if state.best_epoch != state.epoch:
+            best = self.job.run_dir / state.best_weights
+            self.engine.load_weights(checkpoints.load_tensors(best, state.hashes[state.best_weights]))
+        best_step = state.best_epoch * self.steps_per_epoch
+        self.state = checkpoints.save_finished(
+            self.job.run_dir, self.attempt_dir, state, lambda folder: self.engine.export(folder, best_step)
+        ).state
+
+    def _train_epoch(self, epoch: int, saver: checkpoints.Saver) -> tuple[_Losses, float, float]:
+        """The epoch's losses, its seconds, and the learning rate of its last step."""
+        on_cpu = self.picked.device.type == "cpu"
+        losses = _Losses(epoch, self.picked.precision, 1 if on_cpu else LOSSES_PER_CHECK_ON_GPU)
+        order = seed_epoch(self.recipe.seed, epoch, self.world.rank).permutation(len(self.rows.train_labels))
+        self.engine.seed(self.recipe.seed, epoch, self.world.rank)
+        size, lengths = self.recipe.batch_size, self.rows.train.lengths
+        examples = tokens = 0
+        skipped = self.engine.skipped_steps
+        rate = self.recipe.learning_rate
+        began = last = time.monotonic()
+        for number in range(1, self.steps_per_epoch + 1):
+            rows = order[(number - 1) * size : number * size]
+            step = self.state.step + number
+            rate = self.engine.rate(step)
+            losses.add(step, rate, len(rows), self.engine.step(rows, self.rows.train_labels[rows]))
+            saver.check()
+            examples += len(rows)
+            tokens += int(lengths[rows].sum())
+            now = time.monotonic()
+            self.step_seconds.append(now - last)
+            last, elapsed = now, max(now - began, 1e-9)
+            self._say(
+                "train",
+                epoch=epoch,
+                step=step,
+                loss=losses.mean if losses.examples else None,
+                examples_per_second=examples / elapsed,
+                tokens_per_second=tokens / elapsed,
+                step_seconds=statistics.median(self.step_seconds),
+                eta_seconds=self._seconds_left(epoch, number, elapsed / number),
+            )
+        losses.read()
+        self._check_skipped(epoch, self.engine.skipped_steps - skipped)
+        return losses, time.monotonic() - began, rate
+
+    def _check_skipped(self, epoch: int, skipped: int) -> None:
+        if skipped == self.steps_per_epoch:
+            raise NonFiniteLossError(
+                f"the gradients of all {skipped} steps of epoch {epoch} overflowed in fp16: nothing was learnt",
+                next_step="set training.precision = 'bf16' or 'fp32'",
+            )
+        if skipped:
+            log.info("epoch %d: fp16 left out %d steps whose gradients overflowed", epoch, skipped)
+
+    def _evaluate(self, epoch: int, step: int, loss: float) -> NDArray[np.float32]:
+        began = time.monotonic()
+
+        def on_batch(done: int, total: int) -> None:
+            rate = done / max(time.monotonic() - began, 1e-9)
+            self._say(
+                "evaluate",
+                epoch=epoch,
+                step=step,
+                loss=loss,
+                examples_per_second=rate,
+                eta_seconds=(total - done) / rate,
+                step_seconds=self.recipe.eval_batch_size / rate,
+                done=done,
+                total=total,
+            )
+
+        logits = self.engine.logits(self.rows.validation, batch_size=self.recipe.eval_batch_size, on_batch=on_batch)
+        self.evaluation_seconds = time.monotonic() - began
+        return logits
+
+    def _seconds_left(self, epoch: int, steps_done: int, step_seconds: float) -> float:
+        # A forward pass is about a third of a step; before the first evaluation that is the best guess.
+        guess = step_seconds / 3 * len(self.rows.validation_labels) / self.recipe.batch_size
+        epochs_left = self.recipe.epochs - epoch
+        steps_left = self.steps_per_epoch - steps_done + epochs_left * self.steps_per_epoch
+        return steps_left * step_seconds + (epochs_left + 1) * (self.evaluation_seconds or guess)
+
+    def _say(self, phase: Phase, **facts: Any) -> None:
+        total_steps = getattr(self, "total_steps", 0)
+        self.listener.progress(Progress(phase, epochs=self.recipe.epochs, total_steps=total_steps, **facts))
+
+
+def _recipe(job: TrainJob, pipeline: Pipeline) -> str:
+    """What shapes the numbers of a run: checkpoints are only resumed under the same."""
+    facts = [pipeline.config_hash, job.snapshot.name, job.data_until, job.start_from.name if job.start_from else ""]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

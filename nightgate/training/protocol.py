@@ -1,0 +1,196 @@
+"""What the flow's process and the training process tell each other: a job file one way, JSON lines back.
+
+Free of torch, so that the watching side stays light.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from nightgate.durable_files import write_whole
+from nightgate.metrics.confusion import Scores
+
+Phase = Literal["load", "train", "evaluate", "save"]
+
+
+class _Message:
+    """JSON in and out for the flat dataclasses below: paths as text, everything else as it is."""
+
+    def to_json(self) -> dict[str, Any]:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {field.name: _plain(getattr(self, field.name)) for field in fields}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        """Unknown keys are an error: both sides come from the same installation."""
+        paths = {field.name for field in dataclasses.fields(cls) if "Path" in str(field.type)}  # type: ignore[arg-type]
+        return cls(**{name: _with_paths(value) if name in paths else value for name, value in record.items()})
+
+
+@dataclass(frozen=True)
+class TrainJob(_Message):
+    """One attempt at fine-tuning."""
+
+    run_dir: Path
+    """`home/runs/<run_id>`; the attempt owns `attempt-<n>/` below it."""
+    attempt: int
+    snapshot: Path
+    pipeline: dict[str, Any]
+    """`Pipeline.record()`."""
+    data_until: str
+    """ISO time with an offset: what `train_window` counts back from."""
+    start_from: Path | None = None
+    """Folder of the champion to go on from; None starts from `training.base_model`."""
+
+    @property
+    def attempt_dir(self) -> Path:
+        return self.run_dir / f"attempt-{self.attempt}"
+
+
+@dataclass(frozen=True)
+class ScoreJob(_Message):
+    """Score several models on the same rows, one after the other."""
+
+    pipeline: dict[str, Any]
+    snapshot: Path
+    models: dict[str, Path]
+    """Name to model folder: {"candidate": ..., "champion": ..., "anchor": ...}."""
+    out: Path
+    """Folder that gets `<name>.npz` of every model, `score.json` and `score.log`."""
+    split: str = "test"
+    golden: Path | None = None
+    """Folder of golden rows (`nightgate.data.golden_rows`), which are scored too: `<name>.golden.npz`."""
+
+
+@dataclass(frozen=True)
+class EpochReport(_Message):
+    """One epoch, trained and scored on validation."""
+
+    attempt: int
+    """The attempt that trained it; a resumed attempt repeats the reports of the epochs that were done before."""
+    epoch: int
+    """From 1."""
+    step: int
+    """Optimiser steps since the start of the run."""
+    training_loss: float
+    """Mean over the epoch's examples, as optimised (with label smoothing)."""
+    validation_loss: float
+    """Mean cross-entropy over the validation rows, without label smoothing."""
+    learning_rate: float
+    """Of the epoch's last step."""
+    examples_per_second: float
+    """In training; evaluation and saving are not counted."""
+    tokens_per_second: float
+    """Likewise; padding is not counted."""
+    predictions: Path
+    """npz: `logits` float32 [rows, labels] and `labels` int64 [rows], in the order of `snapshot.rows("validation")`."""
+    scores: Scores
+    """On the validation rows."""
+    precision: str
+    device: str
+    engine: str
+    """'packed' or 'padded'."""
+    engine_reason: str
+    """Of packing, vocabulary and threads."""
+    is_best: bool
+    """Better validation F1 than every epoch before."""
+    stopped_early: bool
+    """The patience ran out here."""
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        return super().from_json({**record, "scores": Scores(**record["scores"])})
+
+
+@dataclass(frozen=True)
+class TrainResult(_Message):
+    best_epoch: int
+    best_model: Path
+    """A stock Hugging Face folder: model.safetensors, config.json with label names, tokenizer."""
+    epochs_run: int
+    stopped_early: bool
+    resumed_from: int
+    """The epoch that the attempt went on from; 0 when it started anew."""
+    device: str
+    precision: str
+    precision_reason: str
+    threads: int
+    engine: str
+    """'packed' or 'padded': how texts were laid out in memory."""
+    engine_reason: str
+    micro_batches: int
+    """Parts that one batch was computed in, for lack of memory; 1 when it fitted whole. The step is the same."""
+
+
+@dataclass(frozen=True)
+class ScoreResult(_Message):
+    """What came of a `ScoreJob`, each by the name of the model."""
+
+    written: dict[str, Path]
+    """npz: `logits` float32 [rows, labels] and `labels` int64 [rows], in the order of `snapshot.rows(job.split)`.
+    Logits that are not finite are written like others: they are evidence."""
+    golden: dict[str, Path]
+    """The same of the golden rows, in their order; empty without them."""
+    max_length: dict[str, int]
+    """Tokens that texts were cut at."""
+
+
+@dataclass(frozen=True)
+class Progress(_Message):
+    """Where the work stands; sent about once a second."""
+
+    phase: Phase
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    """Optimiser steps since the start of the run."""
+    total_steps: int = 0
+    loss: float | None = None
+    """Mean of the examples since the last report."""
+    examples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    """Without padding."""
+    eta_seconds: float | None = None
+    """Until the end of the whole training, or of the scoring."""
+    step_seconds: float | None = None
+    """Median of what a step (or batch) took lately."""
+    detail: str = ""
+    """What is being done, such as `tokenising` or `candidate`."""
+    done: int = 0
+    total: int = 0
+    """Rows (or bytes) of the phase's own work, where it has a measure."""
+
+
+def write_job(job: TrainJob | ScoreJob, path: Path) -> Path:
+    """Write the job file that `python -m nightgate.training.worker` reads.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    record = {"kind": "train" if isinstance(job, TrainJob) else "score", **job.to_json()}
+    write_whole(path, json.dumps(record, indent=1).encode())
+    return path
+
+
+def read_job(path: Path) -> TrainJob | ScoreJob:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    kind = record.pop("kind")
+    return TrainJob.from_json(record) if kind == "train" else ScoreJob.from_json(record)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Scores):
+        return dataclasses.asdict(value)
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _with_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: Path(item) for key, item in value.items()}
+    return None if value is None else Path(value)

@@ -1,0 +1,160 @@
+"""Forward passes over rows: logits in the order of the rows, always computed in float32.
+
+Whatever precision trained a model, it is evaluated as plain `transformers` will run it for its users.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nightgate.config import Pipeline
+from nightgate.cpu_threads import pick_threads
+from nightgate.durable_files import write_whole
+from nightgate.engine import devices, forward
+from nightgate.engine.base_models import labels_of, load_trained
+from nightgate.engine.encoding import Encoded, encode
+from nightgate.errors import ModelError
+from nightgate.models.serving_check import columns_by_name
+from nightgate.training.protocol import Progress, ScoreJob, ScoreResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+Logits = NDArray[np.float32]
+
+
+def logits_of(
+    model: Any,
+    encoded: Encoded,
+    *,
+    batch_size: int,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Logits:
+    """Logits [rows, labels] in the order of `encoded`; `on_batch(rows done, rows)` is called after each batch.
+
+    The path, packed or padded, is chosen as for training; rows are taken longest first.
+    """
+    chosen = forward.choose(model, encoded)
+    log.debug("%s", chosen.reason)
+    return forward.run(chosen, encoded, batch_size, on_batch)
+
+
+def mean_cross_entropy(logits: Logits, labels: NDArray[np.int64]) -> float:
+    """Mean over rows of -log softmax(logits)[label]; NaN or infinite when a logit is."""
+    wide = logits.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        shifted = wide - wide.max(axis=1, keepdims=True)
+        log_sum = np.log(np.exp(shifted).sum(axis=1))
+        return float((log_sum - shifted[np.arange(len(labels)), labels]).mean())
+
+
+def write_predictions(path: Path, logits: Logits, labels: NDArray[np.int64]) -> Path:
+    """Write `logits` and `labels` as npz, whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, logits=logits.astype(np.float32), labels=labels.astype(np.int64))
+    write_whole(path, buffer.getvalue())
+    return path
+
+
+def columns(frame: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
+    """Texts and class indices of a snapshot's rows."""
+    return frame["text"].astype(str).tolist(), frame["label"].to_numpy(dtype=np.int64)
+
+
+def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> ScoreResult:
+    """Write `<out>/<name>.npz` for each model of the job, in the order of `snapshot.rows(job.split)`.
+
+    With golden rows `<out>/<name>.golden.npz` too, in theirs. Columns of `logits` are the pipeline's labels in its
+    order, whatever order a model's own configuration has. Logits that are not finite are written like others.
+
+    Raises:
+        ModelError: a model is missing, damaged, or knows other labels.
+        SnapshotError: the snapshot or the golden rows are missing or altered.
+    """
+    from nightgate.data.golden_rows import golden_rows
+    from nightgate.data.snapshots import open_snapshot
+
+    pipeline = Pipeline.model_validate(job.pipeline)
+    threads, why = pick_threads()
+    torch.set_num_threads(threads)
+    device, _, _ = devices.pick("fp32")
+    log.info("scoring in fp32 on %s", device)
+    log.debug("%s", why)
+    on_progress(Progress("load", detail="reading the snapshot"))
+    sets = {"": columns(open_snapshot(job.snapshot).rows(job.split, ["text", "label"]))}
+    if job.golden is not None:
+        sets[".golden"] = columns(golden_rows(job.golden, pipeline.data.label_names, ["text", "label"]))
+    # A golden row may be a test row as well.
+    different = list(dict.fromkeys(text for texts, _ in sets.values() for text in texts))
+    place = {text: row for row, text in enumerate(different)}
+    written: dict[str, dict[str, Path]] = {kind: {} for kind in ("", ".golden")}
+    max_length: dict[str, int] = {}
+    for name, folder in job.models.items():
+        logits, max_length[name] = _score(pipeline, name, folder, different, device, on_progress)
+        for kind, (texts, labels) in sets.items():
+            of_rows = logits[[place[text] for text in texts]]
+            written[kind][name] = write_predictions(job.out / f"{name}{kind}.npz", of_rows, labels)
+    return ScoreResult(written=written[""], golden=written[".golden"], max_length=max_length)
+
+
+def _score(
+    pipeline: Pipeline,
+    name: str,
+    folder: Path,
+    texts: list[str],
+    device: torch.device,
+    on_progress: Callable[[Progress], None],
+) -> tuple[Logits, int]:
+    """Logits [texts, labels], columns as the pipeline has its labels, and the tokens that texts were cut at."""
+    on_progress(Progress("load", detail=f"loading the {name}"))
+    loaded = load_trained(folder, named=f"the {name}")
+    own_columns = _columns_for(pipeline.data.label_names, labels_of(loaded.model), name, folder)
+
+    def on_chunk(done: int, total: int) -> None:
+        on_progress(Progress("load", detail="tokenising", done=done, total=total))
+
+    encoded = encode(loaded.tokenizer, texts, loaded.max_length, on_chunk)
+    batch_size = pipeline.training.eval_batch_size
+    began = time.monotonic()
+
+    def on_batch(done: int, total: int) -> None:
+        rate = done / max(time.monotonic() - began, 1e-9)
+        on_progress(
+            Progress(
+                "evaluate",
+                detail=f"scoring the {name}",
+                done=done,
+                total=total,
+                examples_per_second=rate,
+                eta_seconds=(total - done) / rate,
+                step_seconds=batch_size / rate,
+            )
+        )
+
+    logits = logits_of(loaded.model.to(device), encoded, batch_size=batch_size, on_batch=on_batch)
+    return logits[:, own_columns], loaded.max_length
+
+
+def _columns_for(label_names: Sequence[str], own: list[str], name: str, folder: Path) -> list[int]:
+    columns = columns_by_name(own, label_names)
+    if columns is None:
+        raise ModelError(
+            f"the {name} in {folder} knows the labels {own}, the pipeline has {list(label_names)}",
+            next_step="train a new version for the new labels, and promote it by hand",
+        )
+    return columns

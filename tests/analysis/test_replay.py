@@ -1,0 +1,330 @@
+"""Past nights decided again: the same policy says the same, another one flips verdicts and makes other champions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nightgate.analysis import rescoring as rescoring_module
+from nightgate.analysis.replay import ReplayedNight, Rescorer, policy_of, replay, summary
+from nightgate.analysis.rescoring import Rescored, rescore
+from nightgate.cli.app import app
+from nightgate.config import Gate
+from nightgate.database.transactions import Database
+from nightgate.errors import ConfigurationError, ModelError, SnapshotError
+from nightgate.registry.versions import VersionRow
+from tests.support import night_rows
+from tests.support.first_night import copy_first_night
+from tests.support.judged_nights import Model, judged_night, rows_of
+
+LENIENT = {"gate.policy": "non_inferior", "gate.margin": 0.05}
+
+OTHER_GOLDEN = rows_of(1).only(np.arange(800) >= 400)
+"""None of those that `judged_night` has by itself."""
+
+
+def four_nights(db: Database) -> list[Model]:
+    """Version 1 reigns; 2 is not clearly better, 3 takes its place, 4 is a little below it."""
+    first = judged_night(db, 0, Model("first", 0.65))
+    second = judged_night(db, 1, Model("second", 0.66), first)
+    third = judged_night(db, 2, Model("third", 0.80), first)
+    return [first, second, third, judged_night(db, 3, Model("fourth", 0.79), third)]
+
+
+def replayed(db: Database, overrides: dict[str, Any] | None = None, **options: Any) -> list[ReplayedNight]:
+    return list(replay(db, "reviews", overrides, **options))
+
+
+def test_the_same_policy_says_the_same_and_its_chain_is_what_happened(database: Database) -> None:
+    four_nights(database)
+    nights = replayed(database)
+    stored = database.frame("SELECT verdict, reason, test_f1, champion_f1 FROM nights ORDER BY night")
+    assert [one.verdict for one in nights] == ["promote", "underpowered", "promote", "hold"]
+    for one, night in zip(nights, stored.itertuples(), strict=True):
+        assert (one.replayed, one.reason, one.candidate_f1) == (night.verdict, night.reason, night.test_f1)
+        assert not one.flips
+        assert (one.chain.verdict, one.chain.reason) == (one.verdict, one.reason)
+        assert (one.chain.champion_version, one.chain.champion_f1) == (one.champion_version, one.champion_f1)
+    assert summary(nights).splitlines() == ["0 of 4 verdicts flip", "the chain promotes on 2 nights, 2 did"]
+
+
+def test_a_stricter_policy_flips_what_was_promoted_and_starts_its_chain_later(database: Database) -> None:
+    four_nights(database)
+    nights = replayed(database, {"gate.min_f1": 0.7})
+    assert [one.flips for one in nights] == [True, False, False, False]
+    assert [one.chain.verdict for one in nights] == ["hold", "hold", "promote", "hold"]
+    assert [one.chain.champion_version for one in nights] == [None, None, None, 3]
+    assert "2026-03-01 (promote to hold)" in summary(nights)
+
+
+def test_a_champion_that_never_met_the_rows_leaves_the_night_unknown_and_reigns_on(database: Database) -> None:
+    four_nights(database)
+    nights = replayed(database, LENIENT)
+    assert [one.flips for one in nights] == [False, True, False, True]
+    assert [one.chain.verdict for one in nights] == ["promote", "promote", "unknown", "unknown"]
+    assert [one.chain.champion_version for one in nights] == [None, 1, 2, 2]
+    assert nights[2].chain.reason == "version 2 was scored on 66.7 % of the rows that decide"
+    assert "2 are unknown, the first 2026-03-03 (version 2 was scored on 66.7 %" in summary(nights)
+
+
+def rescoring(models: list[Model], asked: list[tuple[str, int]]) -> Rescorer:
+    """Scores made-up models; what it was asked for is kept."""
+
+    def score(run_id: str, version: VersionRow, fingerprints: tuple[str, ...], golden: tuple[str, ...]) -> Rescored:
+        asked.append((run_id, version.version))
+        rows, model = rows_of(len(fingerprints) // 400 - 1), models[version.version - 1]
+        assert rows.fingerprints == fingerprints
+        of_golden = None
+        if golden:
+            assert golden == OTHER_GOLDEN.fingerprints
+            of_golden = model.predictions(OTHER_GOLDEN)
+        return Rescored(model.predictions(rows), np.zeros(len(rows), dtype=np.bool_), "", of_golden)
+
+    return score
+
+
+def test_rescoring_knows_what_no_night_has_stored(database: Database) -> None:
+    models = four_nights(database)
+    asked: list[tuple[str, int]] = []
+    nights = replayed(database, LENIENT, rescorer=rescoring(models, asked))
+    assert [one.chain.verdict for one in nights] == ["promote"] * 4
+    assert [one.chain.champion_version for one in nights] == [None, 1, 2, 3]
+    # Only where it is needed: version 3 really reigned on the fourth night.
+    assert asked == [(nights[2].run_id, 2)]
+    rows = rows_of(2)
+    share = float((models[1].predictions(rows) == rows.true).mean())
+    assert nights[2].chain.champion_f1 == pytest.approx(share, abs=0.01)
+
+
+def test_a_version_that_cannot_be_scored_leaves_the_night_unknown(database: Database) -> None:
+    four_nights(database)
+
+    def fails(*_: Any) -> Rescored:
+        raise ModelError("version 2 is altered")
+
+    nights = replayed(database, LENIENT, rescorer=fails)
+    assert nights[2].chain.verdict == "unknown"
+    assert nights[2].chain.reason == "version 2 cannot be scored on these rows: version 2 is altered"
+
+
+def test_a_few_rows_that_it_never_met_are_left_out(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.65), num_rows=1000)
+    judged_night(database, 1, Model("second", 0.65), first, num_rows=1000)
+    judged_night(database, 2, Model("third", 0.80), first, num_rows=1005)
+    night = replayed(database, LENIENT)[2]
+    assert (night.chain.verdict, night.chain.champion_version) == ("promote", 2)
+    assert "on 1,000 test rows" in night.chain.reason
+
+
+def test_rows_that_the_chain_s_champion_was_trained_on_are_left_out(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.65), num_rows=1000)
+    judged_night(database, 1, Model("second", 0.65, trained_on=50), first, num_rows=1000)
+    judged_night(database, 2, Model("third", 0.80), first, num_rows=1000)
+    night = replayed(database, LENIENT)[2]
+    assert (night.chain.verdict, night.chain.champion_version) == ("promote", 2)
+    assert "on 950 test rows" in night.chain.reason
+
+
+def test_a_champion_of_the_chain_whose_training_rows_nights_did_not_know_is_kept(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.65), num_rows=1000)
+    second = judged_night(database, 1, Model("second", 0.65), first, num_rows=1000)
+    judged_night(database, 2, Model("third", 0.80), replace(second, trained_on=None), num_rows=1000)
+    judged_night(database, 3, Model("fourth", 0.80), first, num_rows=1000)
+    night = replayed(database, LENIENT)[3]
+    assert (night.chain.verdict, night.chain.champion_version) == ("hold", 2)
+    assert night.chain.reason == (
+        "it is not known which test rows the champion (version 2) was trained on: "
+        "it was not known on the nights that scored it"
+    )
+
+
+def test_small_losses_do_not_add_up_along_the_chain(database: Database) -> None:
+    gate = Gate(policy="non_inferior", margin=0.15, slice_margin=0.3, min_f1=0.5)
+    lenient = night_rows.pipeline().model_copy(update={"gate": gate})
+    first = judged_night(database, 0, Model("first", 0.76), pipeline=lenient)
+    second = judged_night(database, 1, Model("second", 0.68), first, pipeline=lenient)
+    judged_night(database, 2, Model("third", 0.60), second, anchor=first, pipeline=lenient)
+    nights = replayed(database)
+    assert [one.verdict for one in nights] == ["promote", "promote", "hold"]
+    assert [one.chain.verdict for one in nights] == ["promote", "promote", "hold"]
+    # It is not worse than the champion by the margin: the anchor alone holds it.
+    assert "of the anchor (version 1)" in nights[2].chain.reason
+    assert "champion" not in nights[2].chain.reason
+
+
+def test_a_refresh_counts_the_nights_of_the_chain_s_own_champion(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.70), num_rows=1000)
+    judged_night(database, 10, Model("second", 0.69), first, num_rows=1000)
+    for day in (39, 40):
+        judged_night(database, day, Model("third", 0.74), first, num_rows=1000)
+    nights = replayed(database, {"gate.margin": 0.1}, since=night_rows.night(10).date)
+    assert [one.chain.champion_version for one in nights] == [None, 2, 2]
+    assert [one.chain.verdict for one in nights] == ["promote", "hold", "promote"]
+    assert nights[1].reason.endswith("refresh after 39 nights")
+    assert nights[2].chain.reason.endswith("refresh after 30 nights")
+
+
+def test_golden_rows_that_block_must_be_known_of_the_champion(database: Database) -> None:
+    four_nights(database)
+    nights = replayed(database, {"gate.golden_blocks": True, "gate.min_f1": 0.6})
+    assert [one.chain.verdict for one in nights] == ["promote", "underpowered", "promote", "hold"]
+
+
+def new_golden_rows(db: Database) -> list[Model]:
+    """Version 2 reigns in the lenient chain when the third night comes, whose golden rows are others than before."""
+    first = judged_night(db, 0, Model("first", 0.65))
+    second = judged_night(db, 1, Model("second", 0.66), first)
+    return [first, second, judged_night(db, 2, Model("third", 0.80), first, golden=OTHER_GOLDEN)]
+
+
+def test_golden_rows_that_a_version_never_met_are_rescored_where_they_block(database: Database) -> None:
+    models, policy = new_golden_rows(database), LENIENT | {"gate.golden_blocks": True}
+    unknown = replayed(database, policy)
+    assert unknown[2].chain.reason == "version 2 was never scored on the golden rows, and golden_blocks asks for them"
+    assert "--rescore scores what they lack" in summary(unknown)
+    asked: list[tuple[str, int]] = []
+    nights = replayed(database, policy, rescorer=rescoring(models, asked))
+    assert asked == [(nights[2].run_id, 2)]
+    assert [one.chain.verdict for one in nights] == ["promote"] * 3
+    # With golden rows that it is far better on than the candidate, the chain's champion stays.
+    stronger = [models[0], replace(models[1], skill=1.0), models[2]]
+    blocked = replayed(database, policy | {"gate.margin": 1.0}, rescorer=rescoring(stronger, asked))
+    assert (blocked[2].chain.verdict, blocked[2].chain.champion_version) == ("hold", 2)
+    assert "golden" in blocked[2].chain.reason
+
+
+def test_golden_rows_that_do_not_block_are_not_rescored_for_their_own_sake(database: Database) -> None:
+    models = new_golden_rows(database)
+
+    def without_golden(run_id: str, version: VersionRow, fingerprints: tuple[str, ...], golden: Any) -> Rescored:
+        assert golden == ()
+        return rescoring(models, [])(run_id, version, fingerprints, golden)
+
+    assert replayed(database, LENIENT, rescorer=without_golden)[2].chain.verdict == "promote"
+
+
+def test_a_night_whose_golden_rows_are_gone_is_unknown_and_is_not_told_to_rescore_again(database: Database) -> None:
+    new_golden_rows(database)
+
+    def fails(*_: Any) -> Rescored:
+        raise SnapshotError("no stored set of golden rows has all 400", next_step="-")
+
+    nights = replayed(database, LENIENT | {"gate.golden_blocks": True}, rescorer=fails)
+    told = "version 2 cannot be scored on these rows: no stored set of golden rows has all 400"
+    assert (nights[2].chain.verdict, nights[2].chain.reason) == ("unknown", told)
+    assert summary(nights, rescored=True).endswith(f"1 are unknown, the first 2026-03-03 ({told})")
+
+
+def test_a_spread_between_seeds_is_of_the_night_s_average_and_no_margin_of_another_one(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.65), seed_spread=0.006)
+    judged_night(database, 1, Model("second", 0.80), first, seed_spread=0.006)
+    policy = {"gate.policy": "non_inferior", "gate.margin_unit": "seed_spread", "gate.margin": 2}
+    assert [one.replayed for one in replayed(database, policy)] == ["promote", "promote"]
+    assert [one.replayed for one in replayed(database, policy | {"gate.average": "weighted"})] == ["promote"] * 2
+    second = replayed(database, policy | {"gate.average": "macro"})[1]
+    assert second.replayed == "hold"
+    assert "the night knew of no study of this configuration" in second.reason
+
+
+def test_the_chain_starts_where_the_nights_do(database: Database) -> None:
+    four_nights(database)
+    nights = replayed(database, since=night_rows.night(2).date)
+    assert [one.night for one in nights] == [night_rows.night(day).date for day in (2, 3)]
+    assert [one.chain.champion_version for one in nights] == [None, 3]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"gate.polcy": "superior"}, "did you mean gate.policy"),
+        ({"gate.min_f1": 2}, "less than or equal to 1"),
+        ({"training.epochs": 1}, "only the gate can be another one"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused_in_words(overrides: dict[str, Any], words: str) -> None:
+    config = night_rows.pipeline().record()
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        policy_of(config, overrides)
+    assert caught.value.next_step
+
+
+def test_a_policy_of_before_a_key_has_its_default() -> None:
+    config = night_rows.pipeline().record()
+    del config["gate"]["refresh_after"]
+    assert policy_of(config, {"gate.margin": 0.02}).refresh_after == 30
+    assert policy_of(config, {"gate.margin": 0.02}).margin == 0.02
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_the_command_prints_nights_and_saves_a_picture(database: Database, home: Any) -> None:
+    four_nights(database)
+    command = ["gate", "replay", "reviews", "--set", "gate.policy=non_inferior", "--set", "gate.margin=0.05"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[0].split()[:5] == ["night", "status", "verdict", "replayed", "flips"]
+    assert "2 of 4 verdicts flip" in done.stderr
+    picture = home.root / "reports" / "reviews" / "replay.svg"
+    assert f"picture: {picture}" in done.stderr
+    assert "gate.policy=non_inferior" in picture.read_text(encoding="utf-8")
+    rows = json.loads(CliRunner().invoke(app, [*command, "--format", "json"]).stdout)
+    assert [row["chain_version"] for row in rows] == [None, 1, 2, 2]
+    assert rows[2]["chain_reason"].startswith("version 2 was scored on")
+    wrong = CliRunner().invoke(app, ["gate", "replay", "reviews", "--set", "gate.min_f1=high"])
+    assert wrong.exit_code == 2
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.usefixtures("database")
+def test_without_nights_commands_still_refuse_what_makes_no_sense_and_print_their_columns() -> None:
+    runner = CliRunner()
+    for command in ("replay", "power"):
+        wrong = runner.invoke(app, ["gate", command, "reviews", "--set", "gate.polcy=superior"])
+        assert (wrong.exit_code, wrong.stdout) == (2, "")
+    rows = runner.invoke(app, ["gate", "replay", "reviews", "--format", "csv"])
+    assert (rows.exit_code, rows.stdout[:21]) == (0, "night,run_id,status,m")
+    assert rows.stdout.endswith(",break_before\n")
+    nothing = runner.invoke(app, ["gate", "replay", "reviews"])
+    assert "no night of reviews was judged\n  next: run a night with `nightgate run reviews`" in nothing.stderr
+    for command in ("versions", "history", "champion"):
+        assert "\n  next: run a night with `nightgate run reviews`" in runner.invoke(app, [command, "reviews"]).stderr
+
+
+def test_a_real_version_is_scored_again_as_the_night_scored_it(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nightgate.analysis.rescoring import newest_judged
+    from nightgate.home import existing_home
+    from nightgate.registry.versions import versions
+    from nightgate.runs.evidence_store import load_evidence
+
+    copy_first_night(environment)
+    monkeypatch.setenv("NIGHTGATE_HOME", str(environment))
+    home = existing_home()
+    with Database.open(home) as db:
+        [version] = versions(db, "small")
+        run_id = newest_judged(db, "small")
+        evidence = load_evidence(db, run_id)
+        assert evidence.golden is not None
+        backwards = evidence.golden.fingerprints[::-1]
+        found = rescore(db, home, run_id, {"champion": version}, evidence.test.fingerprints, backwards)["champion"]
+        # So small a model may say the same of all of them.
+        [golden_set] = (home.golden / "small").iterdir()
+        assert rescoring_module._places(golden_set, backwards) == list(range(len(backwards)))[::-1]
+        assert rescoring_module._places(golden_set, backwards[:2]) == [len(backwards) - 1, len(backwards) - 2]
+        shutil.rmtree(home.golden / "small")
+        with pytest.raises(SnapshotError, match=f"no stored set of golden rows has all {len(backwards)} that run"):
+            rescore(db, home, run_id, {"champion": version}, evidence.test.fingerprints, backwards)
+    assert evidence.candidate.predictions is not None
+    assert found.predictions.tolist() == evidence.candidate.predictions.tolist()
+    assert evidence.candidate.golden is not None
+    assert found.golden is not None
+    assert found.golden.tolist() == evidence.candidate.golden[::-1].tolist()
+    assert found.trained_on is not None
+    assert not found.trained_on.any()

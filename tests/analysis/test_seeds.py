@@ -1,0 +1,531 @@
+"""Seed studies: what they leave in SQL and on disk, what they do not touch, and that asking again only fills gaps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
+from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from nightgate.analysis import seed_runs, seed_study
+from nightgate.analysis.seed_study import SeedScore, Study
+from nightgate.config import Gate, Pipeline
+from nightgate.data.refresh import Refreshed, split_version
+from nightgate.data.snapshots import Snapshot
+from nightgate.database.transactions import Database
+from nightgate.errors import ConfigurationError, DataError, StorageError, TrainingError
+from nightgate.home import Home, open_home
+from nightgate.pipeline_files import load_pipeline
+from nightgate.runs import lifecycle, records
+from nightgate.training import supervisor
+from nightgate.training.protocol import TrainJob
+from tests.conftest import free_port
+from tests.support import night_rows
+from tests.support.first_night import FirstNight, copy_first_night, first_night
+from tests.support.night import command, nightgate
+
+LEFT_BY_NIGHTS = ("nightly_runs", "epoch_results", "gate_checks", "model_versions", "champion_timeline", "promotions")
+
+
+# --- studies in the database ---
+
+
+def night_with_snapshot(db: Database, day: int = 0, pipeline: Pipeline | None = None) -> str:
+    """A night that ended, with a snapshot of this pipeline's rules on disk; gives the snapshot's id."""
+    pipeline = pipeline or night_rows.pipeline()
+    made = night_rows.refreshed(db, f"s-{day:016d}").snapshot
+    until = night_rows.night(day).data_until.isoformat()
+    manifest = {**made.manifest, "test_version": split_version(pipeline), "data_until": until}
+    opened = night_rows.open_run(db, pipeline, night_rows.night(day))
+    records.record_snapshot(db, opened.run_id, 1, Refreshed(Snapshot(made.id, made.path, manifest), (), 1, 100, 0))
+    lifecycle.finish_run(db, opened.run_id, 1, "held")
+    return made.id
+
+
+def scored(seed: int, f1: float | None = 0.6) -> SeedScore:
+    return SeedScore(seed, 3, 0.61, f1, f1, 12.5)
+
+
+def store(db: Database, study: Study, *f1s: float) -> None:
+    for seed, f1 in zip(study.seeds, f1s, strict=True):
+        seed_study.record_score(db, study, scored(seed, f1))
+    seed_study.finish_study(db, study.study_id)
+
+
+@pytest.mark.parametrize(
+    ("setting", "same"),
+    [
+        ({"training": {"seed": 7, "learning_rate": 5e-5}}, True),
+        ({"gate": {"margin": 0.02, "min_f1": 0.1}}, True),
+        ({"gate": {"average": "macro"}}, False),
+        ({"training": {"learning_rate": 1e-5}}, False),
+        ({"split": {"seed": 7}}, False),
+    ],
+)
+def test_the_configuration_of_a_study_leaves_out_the_seed_and_the_gates_policy(
+    setting: dict[str, Any], same: bool
+) -> None:
+    usual = night_rows.pipeline()
+    other = Pipeline.model_validate({**usual.record(), **setting})
+    assert (seed_study.config_hash(other) == seed_study.config_hash(usual)) is same
+
+
+def test_seeds_begin_with_the_configured_one_and_stay_within_bounds() -> None:
+    pipeline = night_rows.pipeline()
+    assert seed_study.seeds_of(pipeline, 3) == (42, 43, 44)
+    last = Pipeline.model_validate({**pipeline.record(), "training": {"seed": 2**32 - 1}})
+    assert seed_study.seeds_of(last, 2) == (2**32 - 1, 0)
+
+
+def test_a_pipeline_without_a_snapshot_is_told_to_run_a_night_first(database: Database) -> None:
+    with pytest.raises(DataError, match="no snapshot on disk") as raised:
+        seed_study.open_study(database, night_rows.pipeline(), 3)
+    assert raised.value.next_step == "run a night first: nightgate run reviews"
+
+
+def test_the_newest_snapshot_on_disk_is_taken_or_that_of_a_night(database: Database, home: Home) -> None:
+    made = [night_with_snapshot(database, day) for day in range(3)]
+    pipeline = night_rows.pipeline()
+    study = seed_study.open_study(database, pipeline, 2)
+    assert (study.snapshot_id, study.data_until) == (made[2], "2026-03-03T03:15:00+00:00")
+    shutil.rmtree(home.snapshots / "reviews" / made[2])
+    assert seed_study.open_study(database, pipeline, 2).snapshot_id == made[1]
+    assert seed_study.open_study(database, pipeline, 2, date(2026, 3, 1)).snapshot_id == made[0]
+    with pytest.raises(DataError, match="no snapshot of the night of 2026-03-03 on disk") as raised:
+        seed_study.open_study(database, pipeline, 2, date(2026, 3, 3))
+    assert raised.value.next_step.endswith("nightgate run reviews --night 2026-03-03")
+
+
+def test_a_snapshot_of_other_rules_is_refused(database: Database) -> None:
+    night_with_snapshot(database)
+    other = Pipeline.model_validate({**night_rows.pipeline().record(), "split": {"seed": 7}})
+    with pytest.raises(ConfigurationError, match="test version t-"):
+        seed_study.open_study(database, other, 2)
+
+
+def test_a_study_that_is_asked_for_again_misses_only_what_has_no_score(database: Database) -> None:
+    night_with_snapshot(database)
+    pipeline = night_rows.pipeline()
+    study = seed_study.open_study(database, pipeline, 3)
+    assert study.missing == study.seeds == (42, 43, 44)
+    seed_study.record_score(database, study, scored(42))
+    seed_study.record_failure(database, study, 43, TrainingError("no memory", next_step="buy some"))
+    again = seed_study.open_study(database, pipeline, 4)
+    assert (again.study_id, again.missing) == (study.study_id, (43, 44, 45))
+    found = seed_study.read_study(database, study.study_id)
+    assert list(found["seed"]) == [42, 43]
+    assert found["error"][1] == "no memory\n  next: buy some"
+    assert pd.isna(found["error"][0])
+    # Another configuration or code, another study.
+    assert seed_study.open_study(database, night_rows.pipeline(learning_rate=1e-4), 3).study_id != study.study_id
+
+
+def test_a_score_is_stored_once_and_takes_the_place_of_a_failure(database: Database) -> None:
+    night_with_snapshot(database)
+    study = seed_study.open_study(database, night_rows.pipeline(), 2)
+    seed_study.record_failure(database, study, 42, TrainingError("no memory"))
+    seed_study.record_score(database, study, scored(42, 0.6))
+    seed_study.record_score(database, study, scored(42, 0.9))
+    seed_study.record_failure(database, study, 42, TrainingError("too late"))
+    [row] = seed_study.read_study(database, study.study_id).to_dict("records")
+    assert (row["test_f1"], row["duration_seconds"], row["best_epoch"]) == (0.6, 12.5, 3)
+    assert row["error"] is None
+
+
+def test_no_secret_comes_with_the_words_of_a_failure(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    night_with_snapshot(database)
+    study = seed_study.open_study(database, night_rows.pipeline(), 1)
+    monkeypatch.setenv("HUB_TOKEN", "not-for-your-eyes")
+    seed_study.record_failure(database, study, 42, RuntimeError("401 for not-for-your-eyes"))
+    assert seed_study.read_study(database, study.study_id)["error"][0] == "401 for ***"
+
+
+@pytest.mark.parametrize(
+    ("f1s", "mean", "spread"),
+    [((), None, None), ((0.6,), 0.6, None), ((0.6, 0.62), 0.61, 0.0141421), ((0.5, 0.6, 0.7), 0.6, 0.1)],
+)
+def test_a_study_ends_with_mean_and_spread_of_the_seeds_that_came_to_a_score(
+    database: Database, f1s: tuple[float, ...], mean: float | None, spread: float | None
+) -> None:
+    night_with_snapshot(database)
+    study = seed_study.open_study(database, night_rows.pipeline(), len(f1s) + 1)
+    for seed, f1 in zip(study.seeds, f1s, strict=False):
+        seed_study.record_score(database, study, scored(seed, f1))
+    seed_study.record_failure(database, study, study.seeds[-1], TrainingError("no memory"))
+    row = seed_study.finish_study(database, study.study_id)
+    assert row.num_seeds == len(f1s)
+    assert row.f1_mean == (None if mean is None else pytest.approx(mean))
+    assert row.f1_spread == (None if spread is None else pytest.approx(spread, rel=1e-5))
+
+
+def test_the_spread_is_that_of_the_newest_finished_study_with_three_seeds(database: Database) -> None:
+    made = [night_with_snapshot(database, day) for day in range(4)]
+    assert len(set(made)) == 4
+    usual = night_rows.pipeline()
+    studies = [
+        seed_study.open_study(database, night_rows.pipeline(), 3, night_rows.night(day).date) for day in range(3)
+    ]
+    assert seed_study.newest_spread(database, usual) is None
+    store(database, studies[1], 0.5, 0.6, 0.7)
+    store(database, studies[0], 0.58, 0.6, 0.62)
+    store(database, replace(studies[2], seeds=(42, 43)), 0.1, 0.9)
+    macro = seed_study.open_study(database, night_rows.pipeline(average="macro"), 3)
+    store(database, macro, 0.2, 0.4, 0.6)
+    assert seed_study.newest_spread(database, usual) == pytest.approx(0.02)
+    assert seed_study.newest_spread(database, night_rows.pipeline(average="macro")) == pytest.approx(0.2)
+    assert seed_study.newest_spread(database, night_rows.pipeline("other")) is None
+    # Grown, it is the newest; asked for again, it is not.
+    seed_study.finish_study(database, studies[1].study_id)
+    assert seed_study.newest_spread(database, usual) == pytest.approx(0.02)
+    seed_study.record_score(database, studies[1], scored(45, 0.6))
+    seed_study.finish_study(database, studies[1].study_id)
+    assert seed_study.newest_spread(database, usual) == pytest.approx(statistics.stdev([0.5, 0.6, 0.7, 0.6]))
+
+
+def test_a_study_of_another_configuration_is_no_unit_of_this_ones_margin(database: Database) -> None:
+    usual = night_rows.pipeline()
+    night_with_snapshot(database)
+    store(database, seed_study.open_study(database, usual, 3), 0.58, 0.6, 0.62)
+    # Newer ones: `nightgate seeds reviews --set training.epochs=1`, and other labels with a test version of their own.
+    short = Pipeline.model_validate({**usual.record(), "training": {"epochs": 1}})
+    store(database, seed_study.open_study(database, short, 3), 0.1, 0.5, 0.9)
+    record = usual.record()
+    relabelled = Pipeline.model_validate({**record, "data": {**record["data"], "labels": ["bad", "fine"]}})
+    night_with_snapshot(database, 1, relabelled)
+    store(database, seed_study.open_study(database, relabelled, 3), 0.2, 0.5, 0.8)
+    assert seed_study.newest_spread(database, usual) == pytest.approx(0.02)
+    assert seed_study.newest_spread(database, short) == pytest.approx(0.4)
+    assert seed_study.newest_spread(database, relabelled) == pytest.approx(0.3)
+    # Another policy and another seed are the same recipe; one that nobody studied has no spread.
+    aside = {"training": {"seed": 7}, "gate": {"margin": 1, "margin_unit": "seed_spread"}}
+    assert seed_study.newest_spread(database, Pipeline.model_validate({**record, **aside})) == pytest.approx(0.02)
+    assert seed_study.newest_spread(database, night_rows.pipeline(learning_rate=1e-4)) is None
+
+
+@pytest.mark.parametrize(
+    ("gate", "spread", "told"),
+    [
+        ({}, 0.0059, "a margin of 0.0100 is 1.7 times the spread"),
+        ({}, 0.0, "a margin of 0.0100 cannot be measured against a spread of 0: every seed came to the same F1"),
+        ({"margin": 1.5, "margin_unit": "seed_spread"}, 0.006, "a margin of 1.5 times the spread is 0.0090"),
+    ],
+)
+def test_a_spread_is_told_in_terms_of_the_margin(gate: dict[str, Any], spread: float, told: str) -> None:
+    assert seed_study.told_margin(Gate(**gate), spread) == told
+
+
+@pytest.mark.parametrize(
+    ("environment", "num_seeds", "asked", "expected", "reason"),
+    [
+        ({"OMP_NUM_THREADS": "8"}, 5, 0, [{"OMP_NUM_THREADS": "1"}] * 5, "5 seeds at a time with 1 thread each"),
+        ({"OMP_NUM_THREADS": "8"}, 5, 2, [{"OMP_NUM_THREADS": "4"}] * 2, "2 seeds at a time with 4 threads each"),
+        ({"OMP_NUM_THREADS": "1"}, 5, 0, [{"OMP_NUM_THREADS": "1"}], "one seed at a time with 1 thread each"),
+        ({"OMP_NUM_THREADS": "2"}, 1, 4, [{"OMP_NUM_THREADS": "2"}], "one seed at a time with 2 threads each"),
+        (
+            {"CUDA_VISIBLE_DEVICES": "2,5"},
+            5,
+            0,
+            [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}],
+            "2 seeds at a time on 2 GPUs",
+        ),
+        ({"CUDA_VISIBLE_DEVICES": "7"}, 2, 2, [{"CUDA_VISIBLE_DEVICES": "7"}] * 2, "2 seeds at a time on 1 GPU"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "NIGHTGATE_PROCESSES": "gpus"}, 5, 0, [{}], "2 processes train one model"),
+    ],
+)
+def test_this_machine_has_a_worker_for_each_gpu_or_core_and_says_why(
+    environment: dict[str, str],
+    num_seeds: int,
+    asked: int,
+    expected: list[dict[str, str]],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"CUDA_VISIBLE_DEVICES": "", **environment}.items():
+        monkeypatch.setenv(name, value)
+    workers, told = seed_runs.local_workers(num_seeds, asked)
+    assert workers == expected
+    assert reason in told
+
+
+# --- seeds that are trained ---
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
+    """Night one, in a home in which this module trains seeds."""
+    return copy_first_night(tmp_path_factory.mktemp("seeds") / "home")
+
+
+@pytest.fixture
+def site(first: FirstNight, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    monkeypatch.setenv("NIGHTGATE_HOME", str(first.home))
+    with Database.open(open_home()) as db:
+        yield db
+
+
+@pytest.fixture
+def pipeline(first: FirstNight) -> Pipeline:
+    return load_pipeline(first.pipeline)
+
+
+def one_epoch(pipeline: Pipeline, **training: object) -> Pipeline:
+    record = pipeline.record()
+    return Pipeline.model_validate({**record, "training": {**record["training"], "epochs": 1, **training}})
+
+
+def left_by_nights(db: Database) -> dict[str, list[dict[str, Any]]]:
+    return {view: db.frame(f"SELECT * FROM {view}").astype(str).to_dict("records") for view in LEFT_BY_NIGHTS}
+
+
+def folder_of(db: Database, study: Study, seed: int) -> Path:
+    return db.home.runs / f"seeds-{study.study_id}" / f"seed-{seed}"
+
+
+def test_seeds_are_trained_scored_and_told_and_the_nights_stay_as_they_are(site: Database, first: FirstNight) -> None:
+    before = left_by_nights(site)
+    arguments = ("seeds", first.pipeline, "-n", 2, "--no-prefect")
+    done = nightgate(*arguments, cwd=first.home.parent, env={"NIGHTGATE_HOME": str(first.home)})
+    assert done.returncode == 0, done.stderr
+    [study] = site.frame("SELECT * FROM seed_studies").to_dict("records")
+    rows = seed_study.read_study(site, str(study["study_id"]))
+    assert list(rows["seed"]) == [42, 43]
+    # The configured seed on the night's snapshot is that night once more.
+    [night] = before["nightly_runs"]
+    assert rows["test_f1"][0] == pytest.approx(float(night["test_f1"]), abs=1e-9)
+    assert rows["best_epoch"][0] == int(night["best_epoch"])
+    [best] = [epoch for epoch in before["epoch_results"] if epoch["epoch"] == night["best_epoch"]]
+    assert rows["validation_f1"][0] == pytest.approx(float(best["f1"]), abs=1e-9)
+    assert (study["num_seeds"], study["average"], study["snapshot_id"]) == (2, "weighted", night["snapshot_id"])
+    assert study["f1_spread"] == pytest.approx(statistics.stdev(rows["test_f1"]))
+    assert "mean F1" in done.stdout
+    told = seed_study.told_margin(load_pipeline(first.pipeline).gate, float(study["f1_spread"]))
+    assert f"spread {study['f1_spread']:.4f} (standard deviation): {told}" in done.stdout
+    assert left_by_nights(site) == before
+    # What a resume needed is gone; logs and predictions are not.
+    logits = []
+    for seed in (42, 43):
+        folder = first.home / "runs" / f"seeds-{study['study_id']}" / f"seed-{seed}"
+        assert {file.name for file in (folder / "attempt-1").iterdir()} == {"epochs", "job.json", "log.txt"}
+        logits.append(np.load(folder / "test" / "candidate.npz")["logits"])
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_asked_again_a_study_trains_what_is_missing_and_one_seed_that_fails_stops_no_other(
+    site: Database, pipeline: Pipeline
+) -> None:
+    short = one_epoch(pipeline)
+    study = seed_study.open_study(site, short, 2)
+    in_the_way = folder_of(site, study, 42)
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("a file where a folder should be")
+    seed_runs.run_study(site, study)
+    rows = seed_study.read_study(site, study.study_id)
+    assert "File exists" in rows["error"][0]
+    assert rows["test_f1"].notna().tolist() == [False, True]
+    in_the_way.unlink()
+    again = seed_study.open_study(site, short, 2)
+    assert again.missing == (42,)
+    job_of_43 = (folder_of(site, study, 43) / "attempt-1" / "job.json").stat().st_mtime_ns
+    seed_runs.run_study(site, again)
+    assert seed_study.read_study(site, study.study_id)["test_f1"].notna().all()
+    assert [folder.name for folder in folder_of(site, study, 43).glob("attempt-*")] == ["attempt-1"]
+    assert (folder_of(site, study, 43) / "attempt-1" / "job.json").stat().st_mtime_ns == job_of_43
+    # Of a command that died before it had stored a score, the score is found on disk.
+    assert seed_runs.train_seed(again, 42).test_f1 == seed_study.read_study(site, study.study_id)["test_f1"][0]
+
+
+@pytest.mark.faults
+def test_a_seed_that_was_interrupted_goes_on_from_its_checkpoint_to_the_same_score(
+    site: Database, pipeline: Pipeline
+) -> None:
+    study = seed_study.open_study(site, pipeline, 1)
+    folder = folder_of(site, study, 50)
+    job = TrainJob(
+        run_dir=folder,
+        attempt=1,
+        snapshot=site.home.absolute(study.snapshot),
+        pipeline=study.record_of(50),
+        data_until=study.data_until,
+    )
+    folder.mkdir(parents=True)
+    begun = supervisor.train(job)
+    assert next(begun).epoch == 1
+    begun.close()
+    interrupted = seed_runs.train_seed(study, 50)
+    assert (folder / "attempt-2" / "job.json").is_file()
+    assert "going on after epoch 1" in (folder / "attempt-2" / "log.txt").read_text()
+    shutil.rmtree(folder)
+    whole = seed_runs.train_seed(study, 50)
+    assert replace(interrupted, duration_seconds=0) == replace(whole, duration_seconds=0)
+
+
+def test_a_worker_with_another_home_is_refused_in_words(
+    site: Database, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = seed_study.open_study(site, pipeline, 1)
+    open_home(tmp_path / "other")
+    monkeypatch.setenv("NIGHTGATE_HOME", str(tmp_path / "other"))
+    with pytest.raises(StorageError, match="is not the one of study") as raised:
+        seed_runs.train_seed(study, 42)
+    assert str(site.home.root) in raised.value.reason
+
+
+def test_training_that_starts_from_the_champion_starts_from_the_one_that_reigned_when_the_study_began(
+    site: Database, pipeline: Pipeline
+) -> None:
+    record = pipeline.record()
+    study = seed_study.open_study(site, pipeline, 1)
+    assert study.start_from is None
+    goes_on = Pipeline.model_validate({**record, "training": {**record["training"], "start_from": "champion"}})
+    assert seed_study.open_study(site, goes_on, 1).start_from == "models/small/v0001"
+
+
+@pytest.mark.parametrize("options", [("--no-prefect", "--workers", 2), ("--address", "tcp://x:1", "--workers", 2)])
+def test_options_that_exclude_each_other_are_refused(
+    first: FirstNight, options: tuple[object, ...], tmp_path: Path
+) -> None:
+    done = nightgate("seeds", first.pipeline, *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "exclude each other" in done.stderr
+
+
+def test_without_a_night_the_command_says_what_to_run(tmp_path: Path) -> None:
+    done = nightgate("seeds", first_night().pipeline, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "next: run a night first: nightgate run small" in done.stderr
+
+
+# --- on Dask ---
+
+
+def test_without_dask_the_extra_is_named_and_the_way_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.seeds import dask
+
+    monkeypatch.setitem(sys.modules, "prefect_dask", None)
+    with pytest.raises(ConfigurationError, match="need Dask") as raised, dask(2):
+        pass
+    assert "pip install -c constraints.txt 'nightgate[dask]'" in raised.value.next_step
+    assert "--no-prefect" in raised.value.next_step
+
+
+def test_an_address_at_which_nobody_answers_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import seeds as flow
+
+    monkeypatch.setattr(flow, "SECONDS_TO_CONNECT", 1)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with (
+        pytest.raises(ConfigurationError, match=f"no Dask scheduler answers at {address}"),
+        flow.dask(2, address=address),
+    ):
+        pass
+
+
+def task_runs(api_url: str, state: State[Any]) -> dict[str, str]:
+    """Name and state name of each task run of a flow run."""
+    ours = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[UUID(str(state.state_details.flow_run_id))]))
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+        return {str(run.name): str(run.state_name) for run in client.read_task_runs(task_run_filter=ours)}
+
+
+@pytest.mark.flow
+def test_seeds_on_dask_are_tasks_side_by_side_and_one_that_fails_stops_no_other(
+    site: Database, pipeline: Pipeline, prefect_server: str
+) -> None:
+    from flows import seeds as flow
+
+    study = seed_study.open_study(site, one_epoch(pipeline, learning_rate=2e-3), 3)
+    in_the_way = folder_of(site, study, 44)
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("a file where a folder should be")
+    with temporary_settings({PREFECT_API_URL: prefect_server}), flow.dask(3, workers=2) as runner:
+        state = flow.run_study(study, runner)
+    assert (state.type.value, str(state.message)[:16]) == ("COMPLETED", "2 seeds, mean F1")
+    rows = seed_study.read_study(site, study.study_id)
+    assert rows["test_f1"].notna().tolist() == [True, True, False]
+    assert "File exists" in rows["error"][2]
+    jobs = [json.loads((folder_of(site, study, seed) / "attempt-1/job.json").read_text()) for seed in (42, 43)]
+    assert [job["pipeline"]["training"]["seed"] for job in jobs] == [42, 43]
+    assert task_runs(prefect_server, state) == {"seed 42": "Completed", "seed 43": "Completed", "seed 44": "Failed"}
+
+
+@pytest.mark.flow
+@pytest.mark.slow
+def test_a_cluster_that_stands_trains_seeds_as_well(site: Database, pipeline: Pipeline, prefect_server: str) -> None:
+    from distributed import LocalCluster
+
+    from flows import seeds as flow
+
+    study = seed_study.open_study(site, one_epoch(pipeline, learning_rate=3e-3), 1)
+    place = {"protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, silence_logs=logging.ERROR, **place
+        ) as cluster,
+        temporary_settings({PREFECT_API_URL: prefect_server}),
+        flow.dask(1, address=cluster.scheduler_address) as runner,
+    ):
+        state = flow.run_study(study, runner)
+    assert state.is_completed()
+    assert seed_study.read_study(site, study.study_id)["test_f1"].notna().tolist() == [True]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_study_that_is_stopped_leaves_no_process_behind_and_its_checkpoints(
+    environment: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C goes to all processes of a terminal, the other two to the command alone."""
+    first = copy_first_night(environment)
+    told = environment.parent / "stderr.txt"
+    with (
+        told.open("w") as stderr,
+        subprocess.Popen(
+            command("seeds", first.pipeline, "-n", 2, "--set", "training.epochs=1000"),
+            cwd=environment.parent,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+            # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process,
+    ):
+        deadline = time.monotonic() + 200
+        while len(list((environment / "runs").glob("seeds-*/seed-*/attempt-1/checkpoint/*"))) < 2:
+            assert process.poll() is None, told.read_text()
+            assert time.monotonic() < deadline, told.read_text()
+            time.sleep(0.1)
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert sum("nightgate.training.worker" in one.cmdline() for one in below) == 2
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        began = time.monotonic()
+        process.wait(120)
+    assert psutil.wait_procs(below, timeout=30)[1] == []
+    assert time.monotonic() - began < 60
+    assert list((environment / "runs").glob("seeds-*/seed-*/attempt-1/checkpoint/*"))
+    if number != signal.SIGKILL:
+        assert process.returncode == 1
+        assert "cancelled: run the same command again to go on from the last checkpoint" in told.read_text()

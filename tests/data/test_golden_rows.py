@@ -1,0 +1,217 @@
+"""Golden rows: frozen once and never again, or read from a file; whole or not there, and never silently others."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nightgate.config import Pipeline
+from nightgate.data.golden_rows import GoldenSet, golden_rows, golden_set
+from nightgate.data.refresh import refresh
+from nightgate.errors import DataError, SnapshotError
+from nightgate.home import Home, open_home
+from nightgate.schedule import Night
+from tests.support import reviews
+
+Tonight = Callable[..., GoldenSet]
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pipeline(source: Path, **changes: Any) -> Pipeline:
+    columns = {"data__time": "created_at", "data__group": "product", "data__slices": ["shop"]}
+    return reviews.pipeline(reviews.files(source), **(columns | changes))
+
+
+@pytest.fixture
+def tonight(tmp_path: Path, home: Home) -> Tonight:
+    """The golden set of a night whose source holds `rows`."""
+
+    def take(rows: list[dict[str, Any]], night: Night = reviews.NIGHT, **changes: Any) -> GoldenSet:
+        configured = pipeline(written(tmp_path / "rows.jsonl", rows), **changes)
+        return golden_set(configured, home, refresh(configured, night, home).snapshot, night)
+
+    return take
+
+
+# --- frozen ---
+
+
+def test_the_first_night_freezes_test_rows_with_all_their_columns(tonight: Tonight, home: Home) -> None:
+    found = tonight(reviews.rows(600))
+    [snapshot] = (home.snapshots / "kettles").iterdir()
+    test = refresh_rows(snapshot)
+    assert found.note == f"{len(test)} test rows were frozen tonight as golden rows"
+    assert found.path is not None
+    assert found.path.parent == home.golden / "kettles"
+    pd.testing.assert_frame_equal(found.rows(), test)
+    assert list(found.rows()) == ["row_id", "fingerprint", "text", "label", "time", "group", "slice_shop"]
+
+
+def refresh_rows(snapshot: Path) -> pd.DataFrame:
+    from nightgate.data.snapshots import open_snapshot
+
+    return open_snapshot(snapshot).rows("test")
+
+
+def test_not_more_than_golden_rows_are_frozen_and_those_by_hash(tonight: Tonight, home: Home) -> None:
+    found = tonight(reviews.rows(600), data__golden_rows=64)
+    [snapshot] = (home.snapshots / "kettles").iterdir()
+    assert found.rows()["fingerprint"].tolist() == refresh_rows(snapshot)["fingerprint"].tolist()[:64]
+
+
+def test_later_nights_open_the_same_rows_whatever_became_of_the_source(tonight: Tonight) -> None:
+    first = tonight(reviews.rows(600))
+    other = [{**row, "text": f"Another pan, number {index}"} for index, row in enumerate(reviews.rows(900))]
+    later = tonight(other, data__golden_rows=100, split__seed=7)
+    assert (later.id, later.path, later.note) == (first.id, first.path, "")
+    pd.testing.assert_frame_equal(later.rows(), first.rows())
+
+
+def test_other_labels_freeze_other_rows_and_the_first_ones_stay_for_theirs(tonight: Tonight) -> None:
+    first = tonight(reviews.rows(600))
+    worded = tonight(reviews.rows(600), data__labels={"1": "bad", "5": "good"})
+    assert worded.path != first.path
+    assert worded.note.endswith("frozen tonight as golden rows: those of before have other labels than bad, good")
+    again = tonight(reviews.rows(600))
+    assert (again.id, again.path, again.note) == (first.id, first.path, "")
+
+
+def test_labels_in_another_order_are_the_same_rows_numbered_anew(tonight: Tonight) -> None:
+    first = tonight(reviews.rows(600))
+    turned = tonight(reviews.rows(600), data__labels=[5, 1])
+    assert (turned.path, turned.note) == (first.path, "")
+    assert (turned.rows()["label"].to_numpy() == 1 - first.rows()["label"].to_numpy()).all()
+    assert list(turned.rows(["text"])) == ["text"]
+
+
+def test_frozen_rows_that_are_damaged_are_told_of_and_not_replaced(tonight: Tonight) -> None:
+    first = tonight(reviews.rows(600))
+    assert first.path is not None
+    file = first.path / "rows.parquet"
+    content = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(content[:-1] + b"x")
+    damaged = tonight(reviews.rows(600))
+    assert (damaged.id, damaged.path) == ("", None)
+    assert "rows.parquet differs from its manifest" in damaged.note
+    assert "restore the folder, or remove it to freeze new ones" in damaged.note
+    assert "--force" not in damaged.note
+    with pytest.raises(SnapshotError):
+        first.rows()
+    file.write_bytes(content)
+    assert tonight(reviews.rows(600)).id == first.id
+    shutil.rmtree(first.path)
+    assert tonight(reviews.rows(600)).id == first.id, "the same rows have the same id"
+
+
+def _freeze(root: str, source: str, seed: int, gate: Any, found: Any) -> None:
+    home = open_home(root)
+    configured = pipeline(Path(source), split__seed=seed)
+    snapshot = refresh(configured, reviews.NIGHT, home).snapshot
+    gate.wait()
+    frozen = golden_set(configured, home, snapshot, reviews.NIGHT)
+    found.put((frozen.id, golden_rows(frozen.path, frozen.label_names)["fingerprint"].tolist()))  # type: ignore[arg-type]
+
+
+def test_of_processes_that_freeze_at_once_all_get_the_rows_of_one(tmp_path: Path, home: Home) -> None:
+    source = written(tmp_path / "rows.jsonl", reviews.rows(600))
+    context = multiprocessing.get_context("fork")
+    gate, found = context.Barrier(4), context.Queue()
+    processes = [
+        context.Process(target=_freeze, args=(str(home.root), str(source), seed, gate, found)) for seed in range(4)
+    ]
+    for process in processes:
+        process.start()
+    answers = [found.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert all(answer == answers[0] for answer in answers)
+    assert len(list((home.golden / "kettles").iterdir())) == 1
+
+
+# --- of a file ---
+
+
+def test_a_file_is_read_as_the_source_is_and_its_rows_are_kept_by_content(
+    tonight: Tonight, tmp_path: Path, home: Home
+) -> None:
+    rows = [{**row, "text": f"Golden &amp; shiny, number {index}"} for index, row in enumerate(reviews.rows(100))]
+    golden = written(tmp_path / "golden.jsonl", rows)
+    found = tonight(reviews.rows(), data__golden=str(golden), data__golden_rows=80)
+    frame = found.rows()
+    assert found.note == ""
+    assert len(frame) == 80
+    assert frame["fingerprint"].is_monotonic_increasing
+    assert frame["text"].str.fullmatch(r"Golden & shiny, number \d+").all()
+    assert list(frame) == ["row_id", "fingerprint", "text", "label", "time", "group", "slice_shop"]
+    again = tonight(reviews.rows(), data__golden=str(golden), data__golden_rows=80)
+    assert (again.id, again.path) == (found.id, found.path)
+    written(golden, rows[:70])
+    fewer = tonight(reviews.rows(), data__golden=str(golden), data__golden_rows=80)
+    assert fewer.path != found.path
+    assert len(fewer.rows()) == 70
+    assert len(list((home.golden / "kettles").iterdir())) == 2
+
+
+def test_rows_of_the_file_that_cannot_be_used_are_counted(tonight: Tonight, tmp_path: Path) -> None:
+    rows = reviews.rows(100)
+    rows[3]["stars"], rows[4]["stars"], rows[5]["text"] = 9, 9, " "
+    rows[6]["created_at"] = (reviews.NIGHT.data_until + timedelta(days=1)).isoformat()
+    golden = written(tmp_path / "golden.jsonl", [*rows, rows[0]])
+    found = tonight(reviews.rows(), data__golden=str(golden))
+    assert len(found.rows()) == 96
+    assert found.note == (
+        f"of the rows of {golden} some are left out: 1 not before this night's end; quarantined: 2 unknown_label "
+        f"({golden}:4: '9' is not one of the labels 1, 5), 1 empty_text ({golden}:6: no text is left after white space "
+        "and invisible characters)"
+    )
+
+
+def test_a_source_with_a_split_of_its_own_asks_none_of_the_golden_file(tonight: Tonight, tmp_path: Path) -> None:
+    sides = ("train", "validation", "test")
+    rows = [{**row, "side": sides[index % 4 % 3]} for index, row in enumerate(reviews.rows())]
+    golden = written(tmp_path / "golden.jsonl", reviews.rows(70))
+    assert len(tonight(rows, split__column="side", data__golden=str(golden)).rows()) == 70
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "next_step"),
+    [
+        (None, "data.golden: no file matches", "check data.golden"),
+        ("", "golden.jsonl is empty", "data.golden"),
+        ('{"text": "a"}\n', "has no column", "name the columns"),
+        (json.dumps({**reviews.rows(1)[0], "stars": 9}), "holds no row that can be used: quarantined: 1", "the labels"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_an_error_in_words(
+    tonight: Tonight, tmp_path: Path, content: str | None, words: str, next_step: str
+) -> None:
+    golden = tmp_path / "golden.jsonl"
+    if content is not None:
+        golden.write_text(content)
+    with pytest.raises(DataError, match=words) as caught:
+        tonight(reviews.rows(), data__golden=str(golden))
+    assert next_step in caught.value.next_step
+    assert str(caught.value).startswith("data.golden: ")
+
+
+def test_labels_are_numbered_by_the_pipeline_of_tonight(tonight: Tonight, tmp_path: Path) -> None:
+    golden = written(tmp_path / "golden.jsonl", reviews.rows(70))
+    found = tonight(reviews.rows(), data__golden=str(golden))
+    assert found.path is not None
+    turned = golden_rows(found.path, ["5", "1"], ["label"])["label"].to_numpy()
+    assert (turned == 1 - found.rows()["label"].to_numpy()).all()
+    assert turned.dtype == np.int64

@@ -1,0 +1,203 @@
+"""The hub source, on data sets saved locally and read by the same loader. Nothing here may reach the network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightgate.data.refresh import refresh
+from nightgate.data.snapshots import SPLITS
+from nightgate.data.source_table import GIVEN_SPLIT, ORIGIN
+from nightgate.data.sources import read_source
+from nightgate.errors import ConfigurationError, DataError
+from nightgate.home import Home
+from tests.support import reviews
+
+GIVEN = {"train": "train", "validation": "validation", "test": "test"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """datasets reads its environment at import; other tests may have imported it long ago."""
+    import datasets
+
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    return cache
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A data set as it would lie on the hub: a file of JSON lines per split."""
+    folder = tmp_path / "kettle_reviews"
+    folder.mkdir()
+    for place, split in enumerate(SPLITS):
+        rows = reviews.rows()[place::3] if split != "train" else reviews.rows(240)[120:]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def hub(dataset: Any, **more: Any) -> dict[str, Any]:
+    return {"kind": "hub", "dataset": str(dataset), **more}
+
+
+def refusal(source: dict[str, Any], **changes: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read_source(reviews.pipeline(source, **changes).data, reviews.NIGHT)
+    assert caught.value.next_step
+    return str(caught.value)
+
+
+def test_given_splits_are_honoured(folder: Path, home: Home, own_cache: Path) -> None:
+    refreshed = refresh(reviews.pipeline(hub(folder, splits=GIVEN)), reviews.NIGHT, home)
+    assert refreshed.snapshot.manifest["rows"] == {"train": 120, "validation": 40, "test": 40}
+    assert set(refreshed.snapshot.rows("validation")["row_id"]) == {row["id"] for row in reviews.rows()[1::3]}
+    assert own_cache.exists()
+
+
+def test_splits_of_another_name_can_play_the_parts(folder: Path) -> None:
+    (folder / "validation.jsonl").unlink()
+    source = hub(folder, splits={"train": "train", "validation": "test", "test": "train"})
+    frame = read_source(reviews.pipeline(source).data, reviews.NIGHT).frame
+    assert frame[GIVEN_SPLIT].value_counts().to_dict() == {"train": 120, "test": 120, "validation": 40}
+
+
+def test_without_splits_the_rows_of_train_are_divided_by_hash(
+    folder: Path, home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nightgate")
+    refreshed = refresh(reviews.pipeline(hub(folder)), reviews.NIGHT, home)
+    assert refreshed.rows_total == 120
+    assert all(refreshed.snapshot.manifest["rows"][split] > 5 for split in SPLITS)
+    assert "split test, validation is not read" in caplog.text
+
+
+def test_a_split_that_the_source_lacks_is_cut_from_its_training_rows(folder: Path, home: Home) -> None:
+    given = hub(folder, splits={"train": "train", "test": "test"})
+    refreshed = refresh(reviews.pipeline(given), reviews.NIGHT, home)
+    rows = refreshed.snapshot.manifest["rows"]
+    assert rows["test"] == 40
+    assert rows["validation"] > 5
+    assert rows["train"] + rows["validation"] == 120
+
+
+def test_splits_without_training_rows_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="`train`"):
+        reviews.pipeline(hub(folder, splits={"test": "test"}))
+
+
+def test_data_files_are_read_by_format_and_split(folder: Path) -> None:
+    # As amazon-reviews-multi does it, with local paths in the place of hf://.
+    files = {split: str(folder / f"{split}.jsonl") for split in SPLITS}
+    frame = read_source(reviews.pipeline(hub("json", data_files=files, splits=GIVEN)).data, reviews.NIGHT).frame
+    assert len(frame) == 200
+    assert frame[ORIGIN].iloc[0] == "json/train:1"
+    both = [files["test"], files["validation"]]
+    assert len(read_source(reviews.pipeline(hub("json", data_files=both)).data, reviews.NIGHT).frame) == 80
+    one = {"train": [files["test"]]}
+    assert len(read_source(reviews.pipeline(hub("json", data_files=one)).data, reviews.NIGHT).frame) == 40
+
+
+def test_the_same_rows_from_the_hub_and_from_a_file_are_the_same_snapshot(folder: Path, home: Home) -> None:
+    from_hub = refresh(reviews.pipeline(hub(folder)), reviews.NIGHT, home)
+    from_file = refresh(reviews.pipeline(reviews.files(folder / "train.jsonl")), reviews.NIGHT, home)
+    assert from_hub.snapshot.id == from_file.snapshot.id
+
+
+def test_stars_that_are_class_names_are_not_taken_for_class_numbers(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {
+            "id": datasets.Value("int64"),
+            "text": datasets.Value("string"),
+            "stars": datasets.ClassLabel(names=[*"12345"]),
+        }
+    )
+    made = datasets.Dataset.from_dict({"id": [1, 2], "text": ["a", "b"], "stars": [0, 4]}, features=features)
+    (tmp_path / "stars").mkdir()
+    made.to_parquet(tmp_path / "stars" / "train.parquet")
+    pipeline = reviews.pipeline(hub(tmp_path / "stars"), data__labels=[1, 2, 3, 4, 5])
+    frame = read_source(pipeline.data, reviews.NIGHT).frame
+    assert [pipeline.data.label_index[str(label)] for label in frame["stars"]] == [0, 4]
+
+
+def test_parquet_with_class_labels_is_read_by_number_or_by_name(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {
+            "id": datasets.Value("int64"),
+            "text": datasets.Value("string"),
+            "stars": datasets.ClassLabel(names=["bad", "good"]),
+        }
+    )
+    made = datasets.Dataset.from_dict(
+        {"id": [1, 2, 3], "text": ["a", "b", "c"], "stars": [0, 1, -1]}, features=features
+    )
+    (tmp_path / "labelled").mkdir()
+    made.to_parquet(tmp_path / "labelled" / "train.parquet")
+    source = hub(tmp_path / "labelled")
+    by_name = read_source(reviews.pipeline(source, data__labels=["bad", "good"]).data, reviews.NIGHT).frame
+    assert by_name["stars"].tolist() == ["bad", "good", -1]
+    by_number = read_source(reviews.pipeline(source, data__labels=[0, 1]).data, reviews.NIGHT).frame
+    assert by_number["stars"].tolist() == [0, 1, -1]
+
+
+def test_rows_that_are_added_to_the_folder_are_seen_by_the_next_night(folder: Path) -> None:
+    data = reviews.pipeline(hub(folder)).data
+    assert len(read_source(data, reviews.NIGHT).frame) == 120
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(json.dumps({**reviews.rows(1)[0], "id": "new"}) + "\n")
+    assert len(read_source(data, reviews.NIGHT).frame) == 121
+
+
+def test_a_missing_split_is_refused_with_those_that_there_are(folder: Path) -> None:
+    told = refusal(hub(folder, splits={**GIVEN, "validation": "dev"}))
+    assert "has no split 'dev'; it has train, validation, test" in told
+
+
+def test_a_missing_column_is_refused_with_those_that_there_are(folder: Path) -> None:
+    assert "no column 'star'; it has 'id'" in refusal(hub(folder), data__label="star")
+
+
+def test_a_data_set_that_is_not_here_is_refused_when_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    told = refusal(hub("nobody/kettle-reviews", revision="v1"))
+    assert "nobody/kettle-reviews (revision v1) is not on this machine" in told
+    assert "unset HF_HUB_OFFLINE" in told
+    files = {"train": "hf://datasets/nobody/kettle-reviews/en/train.jsonl"}
+    assert "is not on this machine" in refusal(hub("json", data_files=files))
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    told = refusal(hub(tmp_path / "none"))
+    assert "does not exist, holds no data files, or is closed to you" in told
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    assert "does not exist, holds no data files" in refusal(hub(tmp_path / "none"))
+
+
+def test_a_data_set_that_comes_as_a_script_is_refused_and_not_run(tmp_path: Path) -> None:
+    (tmp_path / "scripted").mkdir()
+    (tmp_path / "scripted" / "scripted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    told = refusal(hub(tmp_path / "scripted"))
+    assert "comes as a Python script, which is not run" in told
+    assert 'dataset = "json"' in told
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_unknown_configuration_is_refused(folder: Path) -> None:
+    assert "BuilderConfig 'kitchen' not found" in refusal(hub(folder, config="kitchen"))
+
+
+def test_a_damaged_file_is_refused(folder: Path) -> None:
+    (folder / "train.jsonl").write_text('{"id": "1", "text": "a", "stars": 5}\n{"id": [}\n')
+    assert f"data set {folder} cannot be read" in refusal(hub(folder))

@@ -1,0 +1,328 @@
+"""Reading files: formats, compression, globs, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import zstandard
+
+from nightgate.data.refresh import refresh
+from nightgate.data.source_table import ORIGIN
+from nightgate.data.sources import RawRows, read_source
+from nightgate.errors import DataError
+from tests.support import reviews
+
+
+def read(*paths: Path | str, split_column: str | None = None, **changes: Any) -> RawRows:
+    source = {key: changes.pop(key) for key in ("format", "encoding") if key in changes}
+    pipeline = reviews.pipeline(reviews.files(*paths, **source), **changes)
+    return read_source(pipeline.data, reviews.NIGHT, split_column=split_column)
+
+
+def csv_of(rows: list[dict[str, Any]]) -> bytes:
+    text: str = pd.DataFrame(rows).to_csv(index=False)
+    return text.encode()
+
+
+def jsonl_of(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def parquet_of(rows: list[dict[str, Any]], tmp_path: Path) -> bytes:
+    path = tmp_path / "made.tmp"
+    pd.DataFrame(rows).to_parquet(path)
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+def refusal(read_it: Callable[[], object]) -> str:
+    with pytest.raises(DataError) as caught:
+        read_it()
+    assert caught.value.next_step
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst", ".two.zst"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"])
+def test_every_format_gives_the_same_rows_plain_and_compressed(suffix: str, packing: str, tmp_path: Path) -> None:
+    rows = reviews.rows(20)
+    if suffix == ".parquet":
+        content = parquet_of(rows, tmp_path)
+    elif suffix in {".csv", ".tsv"}:
+        content = pd.DataFrame(rows).to_csv(index=False, sep="\t" if suffix == ".tsv" else ",").encode()
+    else:
+        content = jsonl_of(rows)
+    if packing == ".gz":
+        content = gzip.compress(content)
+    elif packing == ".zst":
+        content = zstandard.ZstdCompressor().compress(content)
+    elif packing == ".two.zst":
+        packing = ".zst"
+        half = len(content) // 2
+        content = b"".join(zstandard.ZstdCompressor().compress(part) for part in (content[:half], content[half:]))
+    path = tmp_path / f"reviews{suffix}{packing}"
+    path.write_bytes(content)
+    frame = read(path).frame
+    assert frame["id"].tolist() == [row["id"] for row in rows]
+    assert frame["text"].tolist() == [row["text"] for row in rows]
+    assert [str(value) for value in frame["stars"]] == [str(row["stars"]) for row in rows]
+    first = 2 if suffix in {".csv", ".tsv"} else 1
+    assert frame[ORIGIN].tolist()[:2] == [f"{path}:{first}", f"{path}:{first + 1}"]
+
+
+def test_only_the_columns_of_the_pipeline_are_read(tmp_path: Path) -> None:
+    (tmp_path / "r.parquet").write_bytes(parquet_of(reviews.rows(3), tmp_path))
+    assert list(read(tmp_path / "r.parquet", data__slices=["shop"]).frame) == ["id", "text", "stars", "shop", ORIGIN]
+
+
+def test_csv_values_stay_text_and_empty_fields_are_missing(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text('id,text,stars\n007,NA,5\n1e3,"two\nlines, ""quoted""",\n')
+    frame = read(path).frame
+    assert frame["id"].tolist() == ["007", "1e3"]
+    assert frame["text"].tolist() == ["NA", 'two\nlines, "quoted"']
+    assert frame["stars"].tolist() == ["5", None]
+
+
+def test_the_line_of_a_row_counts_line_breaks_inside_fields(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text('id,text,stars\n1,"a\nb",5\n2,c,1\n')
+    assert read(path).frame[ORIGIN].tolist() == [f"{path}:2", f"{path}:4"]
+
+
+def test_whole_numbers_beside_a_missing_one_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    big = 2**60 + 1
+    pd.DataFrame({"id": pd.array([big, None], dtype="Int64"), "text": ["a", "b"], "stars": [1, 5]}).to_parquet(path)
+    assert read(path).frame["id"].tolist() == [big, None]
+
+
+def test_categories_and_times_of_parquet_are_plain_values(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    frame = pd.DataFrame(reviews.rows(3))
+    frame["shop"] = frame["shop"].astype("category")
+    frame["created_at"] = pd.to_datetime(frame["created_at"]).astype("datetime64[ns, UTC]")
+    frame.to_parquet(path)
+    got = read(path, data__slices=["shop"], data__time="created_at").frame
+    assert got["shop"].tolist() == ["south", "north", "south"]
+    assert got["created_at"].iloc[0].isoformat() == "2026-02-01T00:00:00+00:00"
+
+
+def test_globs_are_relative_to_the_working_directory_and_no_file_is_read_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    for number, name in enumerate(("data/b.csv", "data/a.csv", "data/deep/c.csv")):
+        (tmp_path / name).write_text(f"id,text,stars\n{number},text {number},5\n")
+    (tmp_path / "data" / "link.csv").symlink_to(tmp_path / "data" / "a.csv")
+    monkeypatch.chdir(tmp_path)
+    frame = read("data/*.csv", "data/a.csv", "./data/**/c.csv").frame
+    assert frame["id"].tolist() == ["1", "0", "2"]
+    assert frame[ORIGIN].tolist() == ["data/a.csv:2", "data/b.csv:2", "data/deep/c.csv:2"]
+
+
+def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path: Path) -> None:
+    (tmp_path / "r[1].csv").write_text("id,text,stars\n1,a,5\n")
+    assert len(read(tmp_path / "r[1].csv").frame) == 1
+
+
+def test_another_encoding_is_read_when_it_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_bytes("id,text,stars\n1,Süß für 5 €,5\n".encode("cp1252"))
+    assert read(path, encoding="cp1252").frame["text"].tolist() == ["Süß für 5 €"]
+    path.write_bytes("id,text,stars\n1,日本,5\n".encode("utf-16"))
+    assert read(path, encoding="utf-16").frame["text"].tolist() == ["日本"]
+
+
+def test_a_byte_order_mark_does_not_become_part_of_the_first_column(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_bytes("\ufeffid,text,stars\n1,a,5\n".encode())
+    assert read(path).frame["id"].tolist() == ["1"]
+
+
+def test_a_format_can_be_named_where_the_extension_does_not_tell_it(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.txt.gz"
+    path.write_bytes(gzip.compress(b"id\ttext\tstars\n1\ta\t5\n"))
+    assert len(read(path, format="tsv").frame) == 1
+    told = refusal(lambda: read(path))
+    assert ".txt tells no format" in told
+    assert 'format = "csv"' in told
+
+
+def test_json_may_hold_line_separators_and_half_surrogate_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"id": 1, "text": "a\u2028b", "stars": 5}\r\n\n{"id": 2, "text": "\\ud83d x", "stars": NaN}\n')
+    frame = read(path).frame
+    assert frame["text"].tolist() == ["a\u2028b", "\ud83d x"]
+    assert frame[ORIGIN].tolist() == [f"{path}:1", f"{path}:3"]
+
+
+def test_a_key_that_some_objects_lack_is_a_missing_value(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"id": 1, "text": "a", "stars": 5}\n{"id": 2, "text": "b"}\n')
+    assert read(path).frame["stars"].tolist() == [5, None]
+
+
+def test_a_csv_row_with_another_number_of_fields_is_rejected_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("id,text,stars\n1,good,5\n2,one, two,5\n3,short\n4,trailing comma,1,\n")
+    raw = read(path)
+    assert raw.frame["id"].tolist() == ["1", "4"]
+    assert [(row.origin, row.reason, row.detail) for row in raw.rejected] == [
+        (f"{path}:3", "bad_row", "has 4 fields where the header has 3"),
+        (f"{path}:4", "bad_row", "has 2 fields where the header has 3"),
+    ]
+    assert raw.rejected[0].excerpt == "2,one, two,5"
+
+
+def test_a_pattern_without_files_is_refused_with_the_folder_that_was_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.csv").write_text("id,text,stars\n1,a,5\n")
+    told = refusal(lambda: read("here.csv", "missing/*.csv"))
+    assert "no file matches missing/*.csv" in told
+    assert str(tmp_path) in told
+
+
+def test_a_folder_is_refused_with_a_glob_to_try(tmp_path: Path) -> None:
+    assert f'"{tmp_path}/*.parquet"' in refusal(lambda: read(tmp_path))
+
+
+def test_an_unknown_extension_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.xlsx").write_bytes(b"PK")
+    assert ".xlsx tells no format" in refusal(lambda: read(tmp_path / "r.xlsx"))
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl", "r.parquet", "r.csv.gz", "r.jsonl.zst"])
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_an_empty_file_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
+    packed = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(name.rsplit(".", 1)[-1], bytes)
+    (tmp_path / name).write_bytes(packed(content) if content else b"")
+    assert f"{name} is empty" in refusal(lambda: read(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["r.csv.gz", "r.csv.zst", "r.parquet"])
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_a_truncated_file_is_refused(name: str, share: float, tmp_path: Path) -> None:
+    content = csv_of(reviews.rows())
+    if name.endswith(".gz"):
+        content = gzip.compress(content)
+    elif name.endswith(".zst"):
+        content = zstandard.ZstdCompressor().compress(content)
+    else:
+        content = parquet_of(reviews.rows(), tmp_path)
+    (tmp_path / name).write_bytes(content[: int(len(content) * share)])
+    told = refusal(lambda: read(tmp_path / name))
+    assert name in told
+    assert "ends too early" in told or "truncated" in told
+    assert "copy or write it again" in told
+
+
+@pytest.mark.parametrize("name", ["r.csv.gz", "r.csv.zst", "r.parquet"])
+def test_a_file_that_is_not_what_its_name_says_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(csv_of(reviews.rows(5)))
+    assert "is not" in refusal(lambda: read(tmp_path / name))
+
+
+def test_a_compressed_file_without_the_extension_is_told_apart_from_a_wrong_encoding(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_bytes(gzip.compress(csv_of(reviews.rows(5))))
+    assert "must end in .gz" in refusal(lambda: read(tmp_path / "r.csv"))
+
+
+def test_a_truncated_last_line_of_json_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_bytes(jsonl_of(reviews.rows(5))[:-20])
+    told = refusal(lambda: read(tmp_path / "r.jsonl"))
+    assert "r.jsonl, line 5: not JSON" in told
+
+
+@pytest.mark.parametrize("line", ["5", '"text"', "null", '["a", 5]'])
+def test_json_that_is_not_an_object_is_refused_with_its_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"id": 1, "text": "a", "stars": 5}\n' + line + "\n")
+    assert "line 2: holds" in refusal(lambda: read(tmp_path / "r.jsonl"))
+
+
+def test_a_json_array_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps(reviews.rows(2)))
+    assert "jq -c '.[]'" in refusal(lambda: read(tmp_path / "r.json"))
+
+
+def test_another_encoding_is_refused_with_file_byte_and_remedy(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_bytes("id,text,stars\n1,plain,5\n2,Süß,5\n".encode("cp1252"))
+    told = refusal(lambda: read(tmp_path / "r.csv"))
+    assert "r.csv is not utf-8: byte 27 (line 3) is 0xfc" in told
+    assert 'encoding = "cp1252"' in told
+
+
+def test_utf_16_is_recognised_by_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_bytes("id,text,stars\n".encode("utf-16"))
+    assert 'encoding = "utf-16"' in refusal(lambda: read(tmp_path / "r.csv"))
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl", "r.parquet"])
+def test_a_missing_column_is_refused_with_those_that_there_are(name: str, tmp_path: Path) -> None:
+    rows = [{"id": 1, "Stars": 5, "text": "a"}]
+    content = {"r.csv": csv_of, "r.jsonl": jsonl_of}.get(name, lambda _: parquet_of(rows, tmp_path))(rows)
+    (tmp_path / name).write_bytes(content)
+    told = refusal(lambda: read(tmp_path / name))
+    assert f"{name} has no column 'stars'; it has 'id', 'Stars', 'text'; did you mean 'Stars'?" in told
+
+
+def test_the_split_column_is_asked_for_too(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_bytes(csv_of(reviews.rows(3)))
+    assert "no column 'side'" in refusal(lambda: read(tmp_path / "r.csv", split_column="side"))
+
+
+def test_semicolons_are_recognised(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("id;text;stars\n1;a;5\n")
+    assert "separated by semicolons" in refusal(lambda: read(tmp_path / "r.csv"))
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("id,text,stars,text\n1,a,5,b\n")
+    assert "names 'text' twice" in refusal(lambda: read(tmp_path / "r.csv"))
+
+
+def test_a_nul_byte_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_bytes(b"id,text,stars\n1,a,5\n2,b\0,5\n")
+    assert "line 3: holds a NUL byte" in refusal(lambda: read(tmp_path / "r.csv"))
+
+
+@pytest.mark.parametrize("tail", ['2,"never closed,5\n3,c,5\n', '2,"closed" too early,5\n3,c,5\n'])
+def test_a_broken_quote_is_refused_with_the_line_where_its_row_begins(tail: str, tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("id,text,stars\n1,a,5\n" + tail)
+    assert "r.csv, line 3: a quoted field is not closed" in refusal(lambda: read(tmp_path / "r.csv"))
+
+
+def test_a_long_text_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text(f"id,text,stars\n1,{'long ' * 100_000},5\n")
+    assert len(read(tmp_path / "r.csv").frame["text"][0]) == 500_000
+
+
+def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
+    pd.DataFrame({"id": [1], "text": [b"\xff\xfe"], "stars": [5]}).to_parquet(tmp_path / "r.parquet")
+    assert "column 'text' holds bytes" in refusal(lambda: read(tmp_path / "r.parquet"))
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("id,text,stars\n1,a,5\n")
+    (tmp_path / "r.csv").chmod(0)
+    if os.access(tmp_path / "r.csv", os.R_OK):
+        pytest.skip("this user (root?) may read every file")
+    assert "Permission denied" in refusal(lambda: read(tmp_path / "r.csv"))
+
+
+def test_one_bad_file_among_good_ones_fails_the_refresh_before_anything_is_written(tmp_path: Path, home: Any) -> None:
+    (tmp_path / "a.csv").write_bytes(csv_of(reviews.rows()))
+    (tmp_path / "b.csv").write_bytes(b"")
+    pipeline = reviews.pipeline(reviews.files(tmp_path / "*.csv"))
+    assert "b.csv is empty" in refusal(lambda: refresh(pipeline, reviews.NIGHT, home))
+    assert list(home.snapshots.iterdir()) == []

@@ -1,0 +1,243 @@
+"""Migrations on both engines: blank to head, no drift, down and up, two at once, from the command line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import alembic
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from nightgate.database import connection as connections
+from nightgate.database import schema
+from nightgate.database import transactions as databases
+from nightgate.database.transactions import Database
+from nightgate.errors import DatabaseError
+from nightgate.home import Home
+from nightgate.runs import records
+from tests.support import night_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+REVISIONS = [script.revision for script in ScriptDirectory(str(databases.migrations_folder())).walk_revisions()]
+
+
+def views_and_tables(url: str) -> set[str]:
+    engine = connections.make_engine(url)
+    inspector = sa.inspect(engine)
+    return {*inspector.get_table_names(), *inspector.get_view_names()}
+
+
+def test_there_is_one_head_and_the_package_knows_it() -> None:
+    assert ScriptDirectory(str(databases.migrations_folder())).get_heads() == [schema.HEAD]
+
+
+def test_the_folder_of_the_migrations_does_not_shadow_alembic() -> None:
+    assert not (ROOT / "alembic" / "__init__.py").exists()
+    assert not Path(alembic.__file__).is_relative_to(ROOT / "alembic")
+
+
+def test_blank_to_head_makes_every_table_and_view(database_url: str) -> None:
+    assert databases.upgrade(database_url) == (None, schema.HEAD)
+    views = {"metric_history", "epoch_results", "nightly_runs", "nights", "gate_checks", "slice_metrics", "confusion"}
+    views |= {"champion_timeline", "model_versions", "promotions", "snapshots", "quarantined_rows", "approvals"}
+    views |= {"anchor_timeline", "freezes", "gate_sides", "joint_outcomes", "seed_studies", "seed_runs"}
+    assert views_and_tables(database_url) == {*schema.METADATA.tables, *views, "alembic_version"}
+
+
+def test_an_upgrade_at_head_changes_nothing(migrated_url: str) -> None:
+    assert databases.upgrade(migrated_url) == (schema.HEAD, schema.HEAD)
+
+
+def test_models_and_migrations_do_not_drift(migrated_url: str) -> None:
+    engine = connections.make_engine(migrated_url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, schema.METADATA) == []
+
+
+def test_constraints_of_models_and_migrations_do_not_drift(tmp_path: Path) -> None:
+    """What Alembic does not compare: checks, the rules of foreign keys, the conditions of indexes."""
+    urls = [f"sqlite:///{tmp_path / name}" for name in ("models.db", "migrations.db")]
+    with connections.make_engine(urls[0], create=True).begin() as connection:
+        schema.METADATA.create_all(connection)
+    databases.upgrade(urls[1])
+    models, migrations = (sa.inspect(connections.make_engine(url)) for url in urls)
+    for table in schema.METADATA.tables:
+        for facts in ("get_check_constraints", "get_foreign_keys", "get_unique_constraints"):
+            expected, found = (sorted(map(str, getattr(side, facts)(table))) for side in (models, migrations))
+            assert found == expected, f"{facts} of {table}"
+        conditions = [
+            {
+                index["name"]: str(index.get("dialect_options", {}).get("sqlite_where"))
+                for index in side.get_indexes(table)
+            }
+            for side in (models, migrations)
+        ]
+        assert conditions[0] == conditions[1], f"indexes of {table}"
+
+
+@pytest.mark.parametrize("revision", [None, *REVISIONS])
+def test_every_older_revision_reaches_head(database_url: str, revision: str | None) -> None:
+    if revision:
+        command.upgrade(databases.alembic_config(database_url), revision)
+    assert databases.upgrade(database_url) == (revision, schema.HEAD)
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+def test_down_and_up_again_keeps_rows(database: Database, migrated_url: str, revision: str) -> None:
+    """All but the columns that the older revision does not have."""
+    opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    records.record_epoch(database, opened.run_id, 1, night_rows.report(1), night_rows.scores())
+    records.record_training(database, opened.run_id, 1, night_rows.trained())
+    newer = {"epoch_results": ["tokens_per_second"], "nightly_runs": ["engine", "micro_batches"]}
+    before = {view: database.frame(f"SELECT * FROM {view}") for view in newer}
+    command.downgrade(databases.alembic_config(migrated_url), revision)
+    assert ("epoch_results" in views_and_tables(migrated_url)) == (revision != "0001")
+    command.upgrade(databases.alembic_config(migrated_url), "head")
+    for view, columns in newer.items():
+        after = database.frame(f"SELECT * FROM {view}")
+        assert len(after) == 1
+        assert after.drop(columns=columns).equals(before[view].drop(columns=columns))
+        assert before[view][columns].notna().all(axis=None)
+        assert after[columns].isna().all(axis=None)
+    assert list(database.frame("SELECT restarts FROM attempt")["restarts"]) == [0]
+
+
+@pytest.mark.database
+def test_an_upgrade_leaves_the_rights_and_the_views_of_others(postgres: Any) -> None:
+    """What stands on a view of ours must not keep a database from its upgrade, nor lose its right to read."""
+    name = postgres.create()
+    command.upgrade(databases.alembic_config(postgres.url(name)), "0002")
+    postgres.execute("CREATE VIEW of_others AS SELECT f1 FROM epoch_results JOIN nights USING (run_id)", name)
+    postgres.execute("GRANT SELECT ON nightly_runs TO PUBLIC", name)
+    databases.upgrade(postgres.url(name))
+    assert postgres.execute("SELECT has_table_privilege('public', 'nightly_runs', 'SELECT')", name) == [(True,)]
+    assert postgres.execute("SELECT COUNT(*) FROM of_others", name) == [(0,)]
+    postgres.drop(name)
+
+
+def test_down_to_base_and_up_again_works(migrated_url: str) -> None:
+    command.downgrade(databases.alembic_config(migrated_url), "base")
+    assert views_and_tables(migrated_url) == {"alembic_version"}
+    assert databases.upgrade(migrated_url) == (None, schema.HEAD)
+
+
+def test_two_upgrades_at_once_do_no_harm(database_url: str) -> None:
+    code = "import sys; from nightgate.database.transactions import upgrade; print(upgrade(sys.argv[1])[1])"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, database_url], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert [process.communicate(timeout=60)[0].strip() for process in processes] == [schema.HEAD] * 3
+    assert databases.upgrade(database_url) == (schema.HEAD, schema.HEAD)
+
+
+def test_an_upgrade_waits_for_one_that_is_under_way(database_url: str) -> None:
+    found: list[tuple[str | None, str]] = []
+    with databases.migrating(database_url):
+        waiting = threading.Thread(target=lambda: found.append(databases.upgrade(database_url)))
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive()
+    waiting.join(30)
+    assert found == [(None, schema.HEAD)]
+
+
+def test_plain_alembic_upgrades_from_the_root_of_the_repository(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, environment: Path
+) -> None:
+    monkeypatch.setenv("NIGHTGATE_DATABASE_URL", database_url)
+    run_alembic("upgrade", "head")
+    assert databases.upgrade(database_url) == (schema.HEAD, schema.HEAD)
+    assert f"{schema.HEAD} (head)" in run_alembic("current")
+    assert "No new upgrade operations" in run_alembic("check")
+    monkeypatch.delenv("NIGHTGATE_DATABASE_URL")
+    run_alembic("upgrade", "head")
+    assert (environment / "metrics.db").exists()
+
+
+def test_alembic_writes_the_sql_of_both_engines(dialect: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    urls = {"sqlite": f"sqlite:///{tmp_path / 'x.db'}", "postgresql": "postgresql://nobody@nowhere/none"}
+    monkeypatch.setenv("NIGHTGATE_DATABASE_URL", urls[dialect])
+    assert "CREATE VIEW epoch_results" in run_alembic("upgrade", "head", "--sql")
+
+
+def run_alembic(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_migrations_are_found_in_an_installed_package(tmp_path: Path) -> None:
+    """The wheel holds them as nightgate/_migrations: the same layout, in an empty folder, in a fresh process."""
+    site = tmp_path / "site"
+    shutil.copytree(ROOT / "nightgate", site / "nightgate", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "alembic", site / "nightgate" / "_migrations", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import sys; from nightgate.database import transactions as d; print(d.migrations_folder()); d.upgrade(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'installed.db'}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(site / "nightgate" / "_migrations")
+    assert (tmp_path / "installed.db").exists()
+
+
+def rewrite_revision(url: str, statement: str) -> None:
+    engine: Any = connections.make_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+
+
+def test_an_older_database_is_refused_and_told_to_upgrade(database_url: str, home: Home) -> None:
+    command.upgrade(databases.alembic_config(database_url), "0001")
+    with pytest.raises(DatabaseError, match=r"at revision 0001(?s:.*)run `nightgate db upgrade`"):
+        Database.open(home, database_url)
+
+
+def test_a_newer_database_is_refused_and_left_alone(migrated_url: str, home: Home) -> None:
+    rewrite_revision(migrated_url, "UPDATE alembic_version SET version_num = '0999'")
+    for use in (lambda: Database.open(home, migrated_url), lambda: databases.upgrade(migrated_url)):
+        with pytest.raises(DatabaseError, match=r"newer Nightgate(?s:.*)upgrade the package"):
+            use()
+
+
+def test_the_database_of_another_program_is_refused_and_left_alone(database_url: str, home: Home) -> None:
+    engine = connections.make_engine(database_url, create=True)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('bb38729c471a')")
+    for use in (lambda: Database.open(home, database_url), lambda: databases.upgrade(database_url)):
+        with pytest.raises(DatabaseError, match="belongs to another program"):
+            use()
+    assert views_and_tables(database_url) == {"alembic_version"}
+
+
+def test_a_table_of_the_same_name_stops_the_upgrade_and_nothing_is_left_behind(database_url: str) -> None:
+    rewrite = connections.make_engine(database_url, create=True)
+    with rewrite.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE run (x INTEGER)")
+    with pytest.raises(DatabaseError, match="of its own"):
+        databases.upgrade(database_url)
+    assert views_and_tables(database_url) == {"run"}

@@ -1,0 +1,164 @@
+"""What `nightgate history` and `nightgate.history` show, and the published table from a plain SELECT."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import nightgate
+from nightgate.database import queries
+from nightgate.database.transactions import Database
+from nightgate.errors import RegistryError
+from nightgate.registry import promotion
+from nightgate.runs import records
+from nightgate.runs.lifecycle import finish_run
+from tests.support import night_rows
+
+PUBLISHED_TABLE = """\
+| Training Loss | Epoch | Step | Validation Loss | Accuracy | F1 | Precision | Recall |
+|:-:|:-:|:-:|:-:|:-:|:-:|:-:|:-:|
+| 1.0049 | 1.0 | 2500 | 1.0616 | 0.5352 | 0.5268 | 0.5347 | 0.5352 |
+| 0.9172 | 2.0 | 5000 | 1.0763 | 0.5432 | 0.5412 | 0.5444 | 0.5432 |
+| 0.8285 | 3.0 | 7500 | 1.1077 | 0.5408 | 0.5428 | 0.5494 | 0.5408 |
+| 0.7361 | 4.0 | 10000 | 1.1743 | 0.5342 | 0.5399 | 0.5531 | 0.5342 |
+| 0.6538 | 5.0 | 12500 | 1.2436 | 0.5422 | 0.5435 | 0.5452 | 0.5422 |"""
+
+PUBLISHED_QUERY = (
+    "SELECT training_loss, epoch, step, validation_loss, accuracy, f1, precision, recall "
+    "FROM epoch_results WHERE run_id = :run_id ORDER BY epoch"
+)
+
+
+def published_run(database: Database, day: int = 0) -> str:
+    opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night(day))
+    for training_loss, epoch, step, validation_loss, accuracy, f1, precision, recall in night_rows.PUBLISHED:
+        records.record_epoch(
+            database,
+            opened.run_id,
+            1,
+            night_rows.report(epoch, step=step, training_loss=training_loss, validation_loss=validation_loss),
+            night_rows.scores(f1, accuracy=accuracy, precision_weighted=precision, recall_weighted=recall),
+            night_rows.slices(f1),
+        )
+    records.record_training(database, opened.run_id, 1, night_rows.trained(best_epoch=3))
+    records.record_test(database, opened.run_id, 1, 3, night_rows.slices(0.5))
+    records.record_decision(
+        database, opened.run_id, 1, night_rows.decision(), night_rows.evidence(), night_rows.scores()
+    )
+    finish_run(database, opened.run_id, 1, "held", reason="a rehearsal")
+    return opened.run_id
+
+
+def test_the_published_table_comes_back_from_a_plain_select(database: Database) -> None:
+    rows = database.frame(PUBLISHED_QUERY, {"run_id": published_run(database)})
+    assert [tuple(row) for row in rows.itertuples(index=False)] == list(night_rows.PUBLISHED)
+    assert queries.published_table(rows) == PUBLISHED_TABLE
+
+
+def test_history_prints_the_same_table(database: Database) -> None:
+    published_run(database)
+    assert queries.published_table(nightgate.history("reviews", epochs=True)) == PUBLISHED_TABLE
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, pd.NA])
+def test_what_is_missing_is_printed_as_such(missing: Any) -> None:
+    names = ("training_loss", "epoch", "step", "validation_loss", "accuracy", "f1", "precision", "recall")
+    frame = pd.DataFrame([dict.fromkeys(names, missing) | {"epoch": 1, "step": 7}], dtype=object)
+    assert queries.published_table(frame).splitlines()[-1] == "| n/a | 1.0 | 7 | n/a | n/a | n/a | n/a | n/a |"
+
+
+def test_a_loss_that_is_not_finite_is_printed_as_missing(database: Database) -> None:
+    opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    report = night_rows.report(1, training_loss=math.nan)
+    records.record_epoch(database, opened.run_id, 1, report, night_rows.scores(None, support=0))
+    table = queries.published_table(nightgate.history("reviews", epochs=True))
+    assert table.splitlines()[-1] == "| n/a | 1.0 | 100 | 1.1000 | n/a | n/a | n/a | n/a |"
+
+
+@pytest.mark.usefixtures("database")
+def test_no_epochs_are_a_table_without_rows() -> None:
+    assert queries.published_table(nightgate.history("reviews", epochs=True)) == "\n".join(
+        PUBLISHED_TABLE.splitlines()[:2]
+    )
+
+
+def test_history_has_one_row_per_night_with_the_same_types_on_both_engines(database: Database) -> None:
+    for day in range(3):
+        published_run(database, day)
+    nights = nightgate.history("reviews")
+    assert list(nights["night"]) == [date(2026, 3, 1), date(2026, 3, 2), date(2026, 3, 3)]
+    assert nights["scheduled_for"].iloc[0] == datetime(2026, 3, 1, 3, 15, tzinfo=UTC)
+    assert str(nights["finished_at"].dtype).endswith("UTC]")
+    assert [str(nights[name].dtype) for name in ("dry_run", "attempts", "model_version")] == ["bool", "Int64", "Int64"]
+    assert list(nights["model_version"].isna()) == [True] * 3
+    assert nightgate.history("nobody").empty
+
+
+def test_since_leaves_out_what_lies_before(database: Database) -> None:
+    for day in range(3):
+        published_run(database, day)
+    for since in (date(2026, 3, 2), "2026-03-02"):
+        assert list(nightgate.history("reviews", since=since)["night"]) == [date(2026, 3, 2), date(2026, 3, 3)]
+    epochs = nightgate.history("reviews", epochs=True, since="2026-03-02")
+    assert len(epochs) == 10
+    assert set(epochs["night"]) == {date(2026, 3, 2), date(2026, 3, 3)}
+
+
+def test_one_run_is_found_by_id_or_as_the_latest(database: Database) -> None:
+    runs = [published_run(database, day) for day in range(2)]
+    assert set(nightgate.history("reviews", run=runs[0])["run_id"]) == {runs[0]}
+    assert set(nightgate.history("reviews", run="latest")["run_id"]) == {runs[1]}
+    assert set(nightgate.history("reviews", epochs=True)["run_id"]) == {runs[1]}
+    for wrong in ({"pipeline": "reviews", "run": "nobody"}, {"pipeline": "other", "run": runs[0]}):
+        with pytest.raises(RegistryError, match=r"has no run(?s:.*)nightgate history"):
+            nightgate.history(**wrong)
+
+
+def test_of_a_run_without_epochs_its_end_is_told(database: Database) -> None:
+    run = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    finish_run(database, run.run_id, run.attempt, "failed", reason="no rows", next_step="bring rows")
+    told = f"run {run.run_id}, night 2026-03-01, has no such rows: it is failed: no rows\n  next: bring rows"
+    for name in ("latest", None, run.run_id):
+        assert nightgate.history("reviews", run=name, epochs=True).empty
+        assert queries.why_no_epochs("reviews", name) == told
+    assert queries.why_no_epochs("other", "latest") == ""
+
+
+def test_slices_are_those_of_the_best_epoch_and_of_the_test(database: Database) -> None:
+    runs = [published_run(database, day) for day in range(2)]
+    slices = nightgate.history("reviews", slices=True)
+    assert set(slices["run_id"]) == {runs[1]}
+    found = slices[["epoch", "split", "slice_name", "slice_value", "f1"]].to_numpy().tolist()
+    assert found == [
+        [3, "validation", "label", "bad", 0.5428],
+        [3, "validation", "label", "good", 0.5428],
+        [3, "test", "label", "bad", 0.5],
+        [3, "test", "label", "good", 0.5],
+    ]
+    assert len(nightgate.history("reviews", slices=True, since="2026-03-01")) == 8
+
+
+def test_history_can_be_read_from_another_machine(
+    database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    published_run(database)
+    monkeypatch.setenv("NIGHTGATE_HOME", str(tmp_path / "analyst"))
+    assert len(nightgate.history("reviews")) == 1
+
+
+def test_the_champion_and_the_versions_come_as_frames(database: Database) -> None:
+    assert queries.champion("reviews").empty
+    for day in range(2):
+        night_rows.held_version(database, day)
+    promotion.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    promotion.promote(database, "reviews", 2, expected=1, by="ben", reason="second")
+    [now] = queries.champion("reviews").to_dict("records")
+    assert (now["version"], now["status"], now["promoted_by"], now["test_f1"]) == (2, "champion", "ben", 0.6)
+    before = now["valid_from"].to_pydatetime() - timedelta(microseconds=1)
+    [then] = queries.champion("reviews", at=before).to_dict("records")
+    assert (then["version"], then["promoted_by"]) == (1, "anna")
+    assert list(queries.versions("reviews")["version"]) == [1, 2]

@@ -1,0 +1,499 @@
+"""Connections: URLs without leaks, settings of each engine, bad moments, and databases that cannot be used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from nightgate.database import connection as connections
+from nightgate.database import schema
+from nightgate.database import transactions as databases
+from nightgate.database.transactions import Database
+from nightgate.errors import DatabaseError
+from nightgate.home import Home, open_home
+
+SECRET = "s3cr3t/p@ss:word%"
+QUOTED = "s3cr3t%2Fp%40ss%3Aword%25"
+
+
+def remember(database: Database, key: str, value: str = "x") -> None:
+    database.write(lambda session: session.add(schema.Setting(key=key, value=value)))
+
+
+def remembered(database: Database) -> set[str]:
+    return set(database.frame("SELECT key FROM setting")["key"]) - {"home_id"}
+
+
+# --- URLs ---
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_every_spelling_of_postgresql_means_psycopg_3(scheme: str, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTGATE_DATABASE_URL", f"{scheme}://me:{QUOTED}@db.example:5433/metrics?sslmode=require")
+    url = connections.database_url(home)
+    assert url.startswith("postgresql+psycopg://me:")
+    assert connections.parse_url(url).password == SECRET
+
+
+def test_without_a_url_the_database_is_a_file_in_the_home(home: Home) -> None:
+    assert connections.database_url(home) == f"sqlite:///{home.root / 'metrics.db'}"
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("mysql://me:hunter22@host/db", "kind 'mysql'"),
+        ("postgresql+psycopg2://me:hunter22@host/db", r"kind 'postgresql\+psycopg2'"),
+        ("me:hunter22@host/db", "not a URL"),
+        ("postgresql://me:hunter22@host:hunter22/db", "cannot be read"),
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_its_password(
+    url: str, complaint: str, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTGATE_DATABASE_URL", url)
+    with pytest.raises(DatabaseError, match=complaint) as caught:
+        connections.database_url(home)
+    assert caught.value.next_step
+    assert "hunter22" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_safe_url_keeps_no_secret_wherever_it_stands() -> None:
+    assert connections.safe_url(f"postgresql+psycopg://me:{QUOTED}@h:5433/db") == "postgresql://me:***@h:5433/db"
+    assert "pw" not in connections.safe_url("postgresql://me@h/db?password=pw1&sslpassword=pw2&host=/run/x")
+    assert connections.safe_url("sqlite:////a/metrics.db") == "/a/metrics.db"
+
+
+@pytest.mark.database
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://me:{QUOTED}@127.0.0.1:1/none",
+        f"postgresql://me@127.0.0.1:1/none?password={QUOTED}",
+        f"postgresql://me:{QUOTED}@127.0.0.1:1/none?no_such_option=1",
+    ],
+)
+def test_no_log_error_or_traceback_shows_a_password(
+    url: str, home: Home, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(DatabaseError) as caught:
+        Database.open(home, url, patience=0.8)
+    with pytest.raises(DatabaseError) as second:
+        databases.upgrade(url, patience=0)
+    opened = Database.open(home, url, check=False)
+    shown = [caplog.text, *capfd.readouterr(), repr(opened), opened.name]
+    for error in (caught.value, second.value):
+        shown += [str(error), repr(error), "".join(traceback.format_exception(error))]
+    for text in shown:
+        assert SECRET not in text
+        assert QUOTED not in text
+        assert "s3cr3t" not in text
+
+
+@pytest.mark.database
+def test_a_wrong_password_is_not_shown_and_not_tried_for_long(
+    postgres: Any, home: Home, request: pytest.FixtureRequest
+) -> None:
+    postgres.execute("CREATE ROLE locked_out LOGIN PASSWORD 'right'")
+    request.addfinalizer(lambda: postgres.execute("DROP ROLE locked_out"))
+    hba = Path(postgres.execute("SHOW hba_file")[0][0])
+    before = hba.read_text()
+    request.addfinalizer(lambda: (hba.write_text(before), postgres.execute("SELECT pg_reload_conf()")))
+    hba.write_text("local all locked_out scram-sha-256\n" + before)
+    postgres.execute("SELECT pg_reload_conf()")
+    time.sleep(0.2)
+    began = time.monotonic()
+    url = postgres.url(user="locked_out").replace(":@", f":{QUOTED}@")
+    with pytest.raises(DatabaseError, match=r"refuses the connection(?s:.*)check user") as caught:
+        Database.open(home, url)
+    assert time.monotonic() - began < 5
+    assert "s3cr3t" not in "".join(traceback.format_exception(caught.value))
+
+
+# --- settings ---
+
+
+def test_sqlite_keeps_its_children_writes_ahead_and_waits_for_locks(home: Home) -> None:
+    databases.upgrade(connections.database_url(home))
+    with Database.open(home) as database:
+        expected = {"foreign_keys": 1, "journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000}
+        for pragma, value in expected.items():
+            assert database.frame(f"PRAGMA {pragma}").iloc[0, 0] == value, pragma
+
+
+def test_a_row_without_its_parent_is_refused(database: Database) -> None:
+    orphan = "INSERT INTO epoch (run_id, attempt, epoch, step, support, nonfinite, recorded_at) VALUES "
+    with pytest.raises(IntegrityError):
+        database.write(
+            lambda s: s.execute(sa.text(f"{orphan} ('none', 1, 1, 1, 1, '', '2026-03-01T00:00:00.000000Z')"))
+        )
+
+
+def test_every_foreign_key_keeps_the_parent() -> None:
+    rules = {
+        (key.ondelete, key.onupdate)
+        for table in schema.METADATA.tables.values()
+        for key in table.foreign_key_constraints
+    }
+    assert rules == {("RESTRICT", "RESTRICT")}
+
+
+def test_the_database_modules_load_no_torch() -> None:
+    code = "import sys, nightgate.runs.records, nightgate.database.queries; print({'torch', 'prefect', 'alembic'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+# --- bad moments ---
+
+HOLD = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+time.sleep(float(sys.argv[2]))
+connection.execute("COMMIT")
+"""
+
+
+@pytest.fixture
+def lock_holder(home: Home) -> Iterator[Any]:
+    """Starts a second process that holds the home's SQLite database for some seconds."""
+    databases.upgrade(connections.database_url(home))
+    started: list[subprocess.Popen[str]] = []
+
+    def hold(seconds: float) -> None:
+        arguments = [sys.executable, "-c", HOLD, str(home.root / "metrics.db"), str(seconds)]
+        started.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout is not None
+        assert started[-1].stdout.readline() == "locked\n"
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_write_outlasts_a_lock_longer_than_sqlite_itself_waits(
+    lock_holder: Any, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "LOCK_SECONDS", 1)
+    with Database.open(home) as database:
+        lock_holder(2.5)
+        began = time.monotonic()
+        remember(database, "after the lock")
+        assert time.monotonic() - began > 1.5
+        assert remembered(database) == {"after the lock"}
+
+
+def test_a_lock_that_stays_is_told_in_words(lock_holder: Any, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "LOCK_SECONDS", 0)
+    with Database.open(home, patience=1.0) as database:
+        lock_holder(30)
+        with pytest.raises(DatabaseError, match=r"locked by another process \(tried for 1 s\)(?s:.*)next: end what"):
+            remember(database, "never")
+
+
+@pytest.mark.parametrize("dialect", [pytest.param("postgresql", marks=pytest.mark.database)])
+def test_a_client_that_falls_silent_in_a_transaction_loses_its_locks_and_tries_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is lost or stands still while it writes must not stop all others."""
+    monkeypatch.setattr(connections, "SILENT_SECONDS", 1)
+    remember(database, "shared", "0")
+    began = threading.Event()
+    tries: list[int] = []
+
+    def add(by: str, *, silent: float) -> None:
+        def work(session: Any) -> None:
+            row = session.get(schema.Setting, "shared", with_for_update=True)
+            if by == "first":
+                tries.append(1)
+                began.set()
+                time.sleep(silent if len(tries) == 1 else 0)
+            row.value += by[0]
+
+        database.write(work)
+
+    silent = threading.Thread(target=add, args=("first",), kwargs={"silent": 1.6})
+    silent.start()
+    assert began.wait(10)
+    since = time.monotonic()
+    add("second", silent=0)
+    assert time.monotonic() - since < 1.5
+    silent.join(20)
+    assert database.frame("SELECT value FROM setting WHERE key = 'shared'").iloc[0, 0] == "0sf"
+    assert len(tries) == 2
+
+
+def test_writers_that_read_first_take_turns(database: Database) -> None:
+    """A transaction that reads, then writes: none fails, to be repeated, because another wrote in between."""
+    remember(database, "counter", "0")
+    tries: list[int] = []
+
+    def increment() -> None:
+        def work(session: Any) -> None:
+            tries.append(1)
+            row = session.get(schema.Setting, "counter", with_for_update=True)
+            time.sleep(0.002)
+            row.value = str(int(row.value) + 1)
+
+        for _ in range(5):
+            database.write(work)
+
+    threads = [threading.Thread(target=increment) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert database.frame("SELECT value FROM setting WHERE key = 'counter'").iloc[0, 0] == "30"
+    assert len(tries) == 30
+
+
+def test_a_reader_sees_one_state_whatever_others_commit_meanwhile(database: Database) -> None:
+    remember(database, "first", "1")
+
+    def work(session: Any) -> list[int]:
+        count = sa.select(sa.func.count()).select_from(schema.Setting)
+        before = session.scalar(count)
+        writer = threading.Thread(target=remember, args=(database, "second", "2"))
+        writer.start()
+        writer.join(60)
+        return [before, session.scalar(count)]
+
+    before, after = database.read(work)
+    assert (after, len(database.frame("SELECT * FROM setting"))) == (before, before + 1)
+
+
+@pytest.mark.database
+def test_a_transaction_whose_connection_is_cut_is_repeated(postgres: Any, home: Home) -> None:
+    name = postgres.create()
+    databases.upgrade(postgres.url(name))
+    tries: list[int] = []
+
+    def work(session: Any) -> None:
+        tries.append(1)
+        session.add(schema.Setting(key="survivor", value="x"))
+        session.flush()
+        if len(tries) == 1:
+            pid = session.scalar(sa.text("SELECT pg_backend_pid()"))
+            postgres.execute(f"SELECT pg_terminate_backend({pid})")
+            session.scalar(sa.text("SELECT 1"))
+
+    with Database.open(home, postgres.url(name)) as database:
+        database.write(work)
+        assert len(tries) == 2
+        assert remembered(database) == {"survivor"}
+    postgres.drop(name)
+
+
+@pytest.mark.database
+def test_a_server_that_restarts_is_waited_for(postgres: Any, home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    name = postgres.create()
+    databases.upgrade(postgres.url(name))
+    with Database.open(home, postgres.url(name)) as database:
+        postgres.stop()
+        back = threading.Timer(2.0, postgres.start)
+        back.start()
+        try:
+            remember(database, "after the restart")
+        finally:
+            back.join()
+        assert remembered(database) == {"after the restart"}
+        assert "trying again" in caplog.text
+    postgres.drop(name)
+
+
+def test_a_sqlite_file_that_is_briefly_away_is_waited_for_and_not_replaced_by_an_empty_one(home: Home) -> None:
+    databases.upgrade(connections.database_url(home))
+    path = home.root / "metrics.db"
+    with Database.open(home) as database:
+        path.rename(home.root / "away.db")
+        back = threading.Timer(1.0, (home.root / "away.db").rename, (path,))
+        back.start()
+        remember(database, "after the absence")
+        back.join()
+        assert remembered(database) == {"after the absence"}
+
+
+def test_an_error_of_ours_rolls_back_and_comes_through(database: Database) -> None:
+    def work(session: Any) -> None:
+        session.add(schema.Setting(key="half", value="x"))
+        session.flush()
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        database.write(work)
+    assert remembered(database) == set()
+
+
+# --- databases that cannot be used ---
+
+
+def test_a_missing_sqlite_file_is_not_made_by_opening(home: Home) -> None:
+    with pytest.raises(DatabaseError, match=r"no database at(?s:.*)nightgate db upgrade"):
+        Database.open(home)
+    assert not (home.root / "metrics.db").exists()
+
+
+def test_a_blank_database_is_told_apart(database_url: str, home: Home) -> None:
+    connections.make_engine(database_url, create=True).connect().close()
+    with pytest.raises(DatabaseError, match=r"no tables of Nightgate yet(?s:.*)nightgate db upgrade"):
+        Database.open(home, database_url)
+
+
+@pytest.mark.parametrize("content", [b"review_id,text,stars\n" * 400, b"SQLite format 3\0" + b"\xff" * 9000])
+def test_a_file_that_is_no_database_is_told_in_words(content: bytes, home: Home) -> None:
+    (home.root / "metrics.db").write_bytes(content)
+    for use in (lambda: Database.open(home), lambda: databases.upgrade(connections.database_url(home))):
+        with pytest.raises(DatabaseError, match=r"is not a SQLite database, or it is damaged(?s:.*)next:"):
+            use()
+    assert (home.root / "metrics.db").read_bytes() == content
+
+
+def test_a_folder_in_the_place_of_the_database_is_told_in_words(home: Home) -> None:
+    (home.root / "metrics.db").mkdir()
+    with pytest.raises(DatabaseError, match="cannot be opened"):
+        Database.open(home, patience=0)
+
+
+def test_a_folder_that_does_not_exist_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match=r"folder of .* does not exist"):
+        databases.upgrade(f"sqlite:///{tmp_path / 'nowhere' / 'metrics.db'}")
+
+
+@pytest.mark.database
+def test_an_unreachable_server_is_told_in_words(session_root: Path, home: Home) -> None:
+    url = f"postgresql://me:pw@/metrics?host={session_root}"
+    for use in (lambda: Database.open(home, url, patience=0), lambda: databases.upgrade(url, patience=0)):
+        with pytest.raises(DatabaseError, match=r"cannot be reached(?s:.*)next: start its server"):
+            use()
+
+
+@pytest.mark.database
+def test_a_database_that_the_server_does_not_have_is_told_at_once(postgres: Any, home: Home) -> None:
+    began = time.monotonic()
+    with pytest.raises(DatabaseError, match=r"refuses the connection: .*does not exist"):
+        Database.open(home, postgres.url("no_such_database"))
+    assert time.monotonic() - began < 5
+
+
+def test_a_missing_driver_is_named_with_its_package(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(DatabaseError, match=r"next: pip install 'psycopg\[binary\]'"):
+        Database.open(home, "postgresql://me@host/db")
+
+
+def read_only(url: str, postgres: Any) -> str:
+    """The URL under which the same database can only be read."""
+    if url.startswith("sqlite"):
+        return f"sqlite:///file:{url.removeprefix('sqlite:///')}?mode=ro&uri=true"
+    name = connections.parse_url(url).database
+    postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    return url
+
+
+def test_a_read_only_database_can_be_read_and_says_so_when_written(
+    database: Database, migrated_url: str, home: Home, postgres: Any
+) -> None:
+    remember(database, "before")
+    with Database.open(home, read_only(migrated_url, postgres)) as reader:
+        assert remembered(reader) == {"before"}
+        with pytest.raises(DatabaseError, match=r"is read-only(?s:.*)next: give this user the right to write"):
+            remember(reader, "never")
+
+
+def test_a_read_only_database_cannot_be_upgraded(database_url: str, postgres: Any) -> None:
+    connections.make_engine(database_url, create=True).connect().close()
+    with pytest.raises(DatabaseError, match="is read-only"):
+        databases.upgrade(read_only(database_url, postgres))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write every file")
+def test_a_file_without_write_permission_is_read_only(home: Home) -> None:
+    databases.upgrade(connections.database_url(home))
+    database = Database.open(home)
+    (home.root / "metrics.db").chmod(0o444)
+    with pytest.raises(DatabaseError, match="is read-only"):
+        remember(database, "never")
+
+
+@pytest.mark.database
+def test_a_user_without_rights_is_told_in_words(postgres: Any, home: Home) -> None:
+    name = postgres.create()
+    databases.upgrade(postgres.url(name))
+    Database.open(home, postgres.url(name)).close()
+    postgres.execute("CREATE ROLE reader LOGIN")
+    postgres.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader", name)
+    with Database.open(home, postgres.url(name, user="reader")) as reader:
+        assert remembered(reader) == set()
+        with pytest.raises(DatabaseError, match="forbids this: permission denied"):
+            remember(reader, "never")
+    postgres.drop(name)
+    postgres.execute("DROP ROLE reader")
+
+
+def test_a_full_disk_is_told_in_words(home: Home) -> None:
+    databases.upgrade(connections.database_url(home))
+    with Database.open(home) as database:
+
+        def work(session: Any) -> None:
+            session.execute(sa.text("PRAGMA max_page_count = 1"))
+            session.add(schema.Setting(key="large", value="x" * 1_000_000))
+
+        with pytest.raises(DatabaseError, match=r"disk of .* is full(?s:.*)free some space"):
+            database.write(work)
+        assert remembered(database) == set()
+
+
+def test_a_worker_with_another_home_is_refused(database: Database, migrated_url: str, tmp_path: Path) -> None:
+    stranger = open_home(tmp_path / "another")
+    with pytest.raises(DatabaseError, match="belongs to another home than"):
+        Database.open(stranger, migrated_url)
+    with Database.open(stranger, migrated_url, any_home=True) as reader:
+        assert set(reader.frame("SELECT value FROM setting WHERE key = 'home_id'")["value"]) == {database.home.id}
+
+
+def test_many_workers_may_open_a_new_database_at_once(migrated_url: str, home: Home) -> None:
+    failures: list[BaseException] = []
+
+    def open_it() -> None:
+        try:
+            Database.open(home, migrated_url).close()
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=open_it) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+
+
+def test_what_postgresql_cannot_store_in_text_is_replaced(database: Database) -> None:
+    remember(database, "odd", "a\0b \ud83d c")
+    assert database.frame("SELECT value FROM setting WHERE key = 'odd'").iloc[0, 0] == "a\ufffdb ? c"
+
+
+def test_sqlite_stores_times_as_text_of_fixed_width(home: Home) -> None:
+    databases.upgrade(connections.database_url(home))
+    with sqlite3.connect(home.root / "metrics.db") as connection:
+        kind = connection.execute("SELECT type FROM pragma_table_info('run') WHERE name = 'started_at'").fetchone()
+    connection.close()
+    assert kind == ("VARCHAR(27)",)

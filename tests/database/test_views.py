@@ -1,0 +1,235 @@
+"""The SQL contract: what the views hold and which rows count, by plain SELECTs on both engines."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from nightgate.database import schema
+from nightgate.database.transactions import Database
+from nightgate.registry import promotion
+from nightgate.runs import lifecycle, records
+from tests.support import night_rows
+
+COLUMNS = {
+    "metric_history": "pipeline night run_id attempt epoch step training_loss validation_loss accuracy f1 precision "
+    "recall average f1_weighted f1_macro learning_rate examples_per_second nonfinite recorded_at tokens_per_second",
+    "epoch_results": "pipeline night run_id attempt epoch step training_loss validation_loss accuracy f1 precision "
+    "recall average f1_weighted f1_macro learning_rate examples_per_second nonfinite recorded_at tokens_per_second",
+    "nightly_runs": "pipeline night run_id status reason error_type next_step verdict trigger attempts scheduled_for "
+    "data_until snapshot_id rows_new rows_total best_epoch test_version test_rows test_f1 f1_ci_low f1_ci_high "
+    "champion_version champion_f1 f1_delta model_version base_model config_hash code_version device precision "
+    "started_at finished_at duration_seconds prefect_flow_run_id engine micro_batches slot slot_wait_seconds",
+    "approvals": "pipeline night run_id model_version requested_at deadline decision decided_by reason decided_at",
+    "gate_checks": "pipeline night run_id check_name slice_name slice_value metric candidate_value champion_value "
+    "threshold ci_low ci_high rows_used outcome reason",
+    "slice_metrics": "pipeline night run_id attempt epoch split slice_name slice_value support accuracy f1 precision "
+    "recall",
+    "confusion": "run_id epoch split true_label predicted_label count",
+    "champion_timeline": "pipeline model_version run_id valid_from valid_to promoted_by reason",
+    "model_versions": "pipeline version run_id path",
+    "promotions": "pipeline",
+    "snapshots": "pipeline snapshot_id rows_total",
+    "quarantined_rows": "pipeline night run_id reason",
+}
+COLUMNS["nights"] = COLUMNS["nightly_runs"]
+
+
+@pytest.mark.parametrize("view", COLUMNS)
+def test_a_view_has_its_columns_by_name_without_quotes(database: Database, view: str) -> None:
+    """Each is selected and filtered by its bare name: `precision` and `trigger` are words of SQL."""
+    for column in COLUMNS[view].split():
+        database.frame(f"SELECT {column} FROM {view} WHERE {column} IS NOT NULL ORDER BY {column}")
+    database.frame(f"SELECT {', '.join(COLUMNS[view].split())} FROM {view} AS v")
+
+
+def test_times_are_timestamptz_on_postgresql_and_sortable_text_on_sqlite(database: Database) -> None:
+    night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    query = "SELECT night, data_until FROM nightly_runs"
+    night, data_until = database.read(lambda session: session.execute(sa.text(query)).one())
+    if database.dialect == "sqlite":
+        assert (night, data_until) == ("2026-03-01", "2026-03-01T03:15:00.000000Z")
+    else:
+        assert (night, data_until) == (night_rows.FIRST_NIGHT, datetime(2026, 3, 1, 3, 15, tzinfo=UTC))
+        types = "SELECT data_type FROM information_schema.columns WHERE column_name = 'data_until'"
+        assert set(database.frame(types)["data_type"]) == {"timestamp with time zone"}
+
+
+@pytest.mark.parametrize(("average", "expected"), [("weighted", 0.6), ("macro", 0.5)])
+def test_f1_precision_and_recall_are_the_averages_of_the_pipeline(
+    database: Database, average: str, expected: float
+) -> None:
+    opened = night_rows.open_run(database, night_rows.pipeline(average=average), night_rows.night())
+    records.record_epoch(database, opened.run_id, 1, night_rows.report(1), night_rows.scores(0.6), night_rows.slices())
+    for view in ("metric_history", "epoch_results"):
+        [row] = database.frame(f"SELECT * FROM {view}").to_dict("records")
+        assert (row["average"], row["f1_weighted"], row["f1_macro"]) == (average, 0.6, 0.5)
+        assert row["f1"] == row["precision"] == row["recall"] == expected
+    assert set(database.frame("SELECT f1 FROM slice_metrics")["f1"]) == {expected}
+
+
+# Each attempt: the epoch that it went on from (None: it never said), its own epochs, how it ended.
+LINES: dict[str, tuple[list[tuple[int | None, list[int], str]], list[tuple[int, int]]]] = {
+    "one attempt": ([(0, [1, 2, 3], "held")], [(1, 1), (2, 1), (3, 1)]),
+    "goes on after a crash": ([(0, [1], "failed"), (1, [2, 3], "held")], [(1, 1), (2, 2), (3, 2)]),
+    "goes on and has not said from where yet": ([(0, [1], "failed"), (None, [2], "running")], [(1, 1), (2, 2)]),
+    "starts again from an earlier epoch": (
+        [(0, [1, 2, 3], "failed"), (1, [2, 3, 4], "held")],
+        [(1, 1), (2, 2), (3, 2), (4, 2)],
+    ),
+    "starts again from nothing": ([(0, [1, 2, 3], "failed"), (0, [1, 2, 3], "held")], [(1, 2), (2, 2), (3, 2)]),
+    "starts again and ends earlier": ([(0, [1, 2, 3, 4], "failed"), (1, [2], "held")], [(1, 1), (2, 2)]),
+    "is on its way again": ([(0, [1, 2, 3], "failed"), (0, [1], "running")], [(1, 2)]),
+    "died before its first epoch": ([(0, [1, 2], "failed"), (0, [], "failed")], [(1, 1), (2, 1)]),
+    "has only just begun": ([(0, [1, 2], "failed"), (None, [], "running")], [(1, 1), (2, 1)]),
+    "had nothing left to train": ([(0, [1, 2], "failed"), (2, [], "held")], [(1, 1), (2, 1)]),
+    "ended where an earlier attempt was ahead": ([(0, [1, 2, 3], "failed"), (2, [], "held")], [(1, 1), (2, 1)]),
+    "said more than its rows show": ([(0, [1, 2, 3], "failed"), (3, [2], "held")], [(1, 1), (2, 2)]),
+    "three attempts": (
+        [(0, [1, 2], "failed"), (1, [2, 3], "failed"), (2, [3, 4], "promoted")],
+        [(1, 1), (2, 2), (3, 3), (4, 3)],
+    ),
+    "three attempts, the last one from the first": (
+        [(0, [1, 2], "failed"), (2, [3, 4], "failed"), (1, [2, 3], "held")],
+        [(1, 1), (2, 3), (3, 3)],
+    ),
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_epoch_results_are_the_line_that_counts(database: Database, line: str) -> None:
+    attempts, expected = LINES[line]
+    opened = None
+    for number, (resumed_from, epochs, status) in enumerate(attempts, 1):
+        opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+        assert opened.attempt == number
+        lifecycle.record_attempt(database, opened.run_id, number, resumed_from_epoch=resumed_from)
+        for epoch in epochs:
+            report = night_rows.report(epoch, number)
+            records.record_epoch(
+                database, opened.run_id, number, report, night_rows.scores(), [], night_rows.confusion()
+            )
+        if status == "promoted":
+            records.record_decision(database, opened.run_id, number, night_rows.decision())
+            version = promotion.add_version(database, opened.run_id, number, str)
+            promotion.promote_candidate(
+                database,
+                "reviews",
+                version,
+                expected=None,
+                run_id=opened.run_id,
+                attempt=number,
+                by="gate",
+                reason="fit",
+            )
+        elif status != "running":
+            lifecycle.finish_run(database, opened.run_id, number, status)
+    assert opened is not None
+    rows = database.frame("SELECT epoch, attempt FROM epoch_results ORDER BY epoch")
+    assert [tuple(row) for row in rows.to_numpy().tolist()] == expected
+    recorded = sum(len(epochs) for _, epochs, _ in attempts)
+    assert len(database.frame("SELECT * FROM metric_history")) == recorded
+    cells = database.frame("SELECT DISTINCT epoch, attempt FROM confusion ORDER BY epoch")
+    assert [tuple(row) for row in cells.to_numpy().tolist()] == expected
+
+
+def test_what_is_written_once_per_run_is_that_of_the_last_attempt(database: Database) -> None:
+    for attempt, snapshot in ((1, "s-00000000000000aa"), (2, "s-00000000000000bb")):
+        opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+        records.record_snapshot(
+            database, opened.run_id, attempt, night_rows.refreshed(database, snapshot, bad_rows=attempt)
+        )
+        records.record_test(database, opened.run_id, attempt, attempt, night_rows.slices(), night_rows.confusion())
+        records.record_decision(database, opened.run_id, attempt, night_rows.decision())
+        lifecycle.finish_run(database, opened.run_id, attempt, "failed")
+    assert set(database.frame("SELECT attempt FROM gate_checks")["attempt"]) == {2}
+    assert len(database.frame("SELECT * FROM gate_checks")) == 2
+    assert database.frame("SELECT DISTINCT epoch, split FROM confusion").to_numpy().tolist() == [[2, "test"]]
+    assert len(database.frame("SELECT * FROM confusion")) == 4
+    assert len(database.frame("SELECT * FROM quarantined_rows")) == 2
+    assert len(database.frame("SELECT * FROM snapshots")) == 2
+
+
+def counting_run(database: Database) -> str:
+    [row] = database.frame("SELECT run_id FROM nights").to_dict("records")
+    return str(row["run_id"])
+
+
+def test_of_the_runs_of_a_night_the_newest_that_was_not_superseded_counts(database: Database) -> None:
+    pipeline, night = night_rows.pipeline(), night_rows.night()
+    only = night_rows.superseded(database, pipeline, night)
+    later = night_rows.superseded(database, pipeline, night)
+    assert counting_run(database) == later.run_id != only.run_id
+    first = night_rows.open_run(database, pipeline, night)
+    assert counting_run(database) == first.run_id
+    lifecycle.finish_run(database, first.run_id, 1, "held")
+    night_rows.superseded(database, pipeline, night)
+    assert counting_run(database) == first.run_id
+    rehearsal = night_rows.open_run(database, pipeline, night, dry_run=True)
+    lifecycle.finish_run(database, rehearsal.run_id, 1, "held")
+    assert counting_run(database) == first.run_id
+    forced = night_rows.open_run(database, pipeline, night, force=True)
+    assert counting_run(database) == forced.run_id
+    assert len(database.frame("SELECT * FROM nightly_runs")) == 6
+
+
+def test_a_dry_run_counts_for_a_night_that_nothing_else_has_run(database: Database) -> None:
+    rehearsal = night_rows.open_run(database, night_rows.pipeline(), night_rows.night(), dry_run=True)
+    night_rows.superseded(database, night_rows.pipeline(), night_rows.night())
+    assert counting_run(database) == rehearsal.run_id
+
+
+def test_each_pipeline_and_night_has_one_row(database: Database) -> None:
+    for name in ("reviews", "other"):
+        for day in range(3):
+            opened = night_rows.open_run(database, night_rows.pipeline(name), night_rows.night(day))
+            lifecycle.finish_run(database, opened.run_id, 1, "held")
+    found = database.frame("SELECT pipeline, night FROM nights ORDER BY pipeline, night")
+    assert len(found) == 6
+    assert list(found["pipeline"]) == ["other"] * 3 + ["reviews"] * 3
+
+
+def test_the_length_of_a_run_is_in_seconds(database: Database) -> None:
+    opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    assert database.frame("SELECT duration_seconds FROM nightly_runs").iloc[0, 0] is None
+    lifecycle.finish_run(database, opened.run_id, 1, "held")
+    times = {
+        "started_at": datetime(2026, 3, 1, 23, 59, 58, 250_000, tzinfo=UTC),
+        "finished_at": datetime(2026, 3, 2, 1, 0, 0, tzinfo=UTC),
+    }
+    database.write(lambda session: session.execute(sa.update(schema.Run).values(**times)))
+    seconds: Any = database.frame("SELECT duration_seconds FROM nightly_runs").iloc[0, 0]
+    assert isinstance(seconds, float)
+    assert seconds == pytest.approx(3601.75, abs=0.002)
+
+
+def test_device_and_engine_are_those_of_the_last_attempt_that_had_one(database: Database) -> None:
+    first = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    records.record_training(database, first.run_id, 1, night_rows.trained())
+    night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    query = "SELECT device, precision, engine, micro_batches, attempts FROM nights"
+    [row] = database.frame(query).to_dict("records")
+    assert row == {"device": "cpu", "precision": "fp32", "engine": "packed", "micro_batches": 1, "attempts": 2}
+
+
+@pytest.mark.parametrize("view", ["metric_history", "epoch_results", "nightly_runs", "nights"])
+def test_columns_that_came_later_stand_at_the_end(database: Database, view: str) -> None:
+    of_run = ["engine", "micro_batches", "slot", "slot_wait_seconds", "announced_at"]
+    of_run += ["window_start", "test_rows_all", "test_f1_all", "rows_left_out", "detectable_gain"]
+    of_run += [
+        "champion_fresh_f1",
+        "champion_fresh_rows",
+        "fresh_ci_low",
+        "fresh_ci_high",
+        "anchor_version",
+        "anchor_f1",
+    ]
+    of_run += ["metric_key"]
+    later = of_run if view.startswith("night") else ["tokens_per_second"]
+    assert list(database.frame(f"SELECT * FROM {view}").columns)[-len(later) - 1 :] == [
+        "nonfinite" if view.startswith("night") else "support",
+        *later,
+    ]

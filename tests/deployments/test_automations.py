@@ -1,0 +1,361 @@
+"""Automations on a real server: people are told by webhook, and runs that died are told from those that live."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.events.schemas.events import Event, RelatedResource, Resource
+from prefect.server.events.schemas.automations import AutomationCore as ServerAutomation
+from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling, Completed, Late, Pending, Running, Suspended
+
+from deployments.automations import SILENCE, WEBHOOK, install, zombies
+from deployments.catalog import RECONCILE_CRON
+from deployments.deploy import FLOW_ENVIRONMENT
+from flows.events import make_event, send
+from flows.signs import (
+    SIGN_OF_LIFE,
+    TELL,
+    TELL_LATE,
+    UNCANCELLED,
+    ZOMBIES,
+    sign_of_life,
+    vouch_for_waiting,
+)
+from nightgate.database.transactions import Database
+from nightgate.errors import ConfigurationError
+from nightgate.registry import approvals
+from nightgate.runs import lifecycle
+from tests.support.night_rows import judged_version
+
+pytestmark = pytest.mark.flow
+
+TAG = "automations-under-test"
+SECRET = "s3cret-path"
+
+
+ENDS = ["Completed", "Failed", "Cancelled", "Crashed", "Promoted", "Held", "Skipped", "Superseded"]
+"""Names under which our runs end."""
+
+
+def test_a_run_may_miss_several_signs_of_life_before_it_counts_as_crashed() -> None:
+    beat = int(FLOW_ENVIRONMENT["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    # Prefect takes no fewer than 30; its own 180 would do as well.
+    assert 30 <= beat < 180 < SILENCE.total_seconds() / 3
+    vouching = RECONCILE_CRON.removeprefix("*/").removesuffix(" * * * *")
+    assert 3 * timedelta(minutes=int(vouching)) <= SILENCE
+
+
+@pytest.mark.parametrize("name", ["Suspended", "Paused", "AwaitingRetry", "Cancelling", *ENDS])
+def test_a_run_that_has_ended_or_waits_is_not_expected_to_live(name: str) -> None:
+    """Asked of the server's own code, with the automation as it stores it."""
+    trigger = ServerAutomation.model_validate(zombies().model_dump()).trigger
+    assert isinstance(trigger, ServerTrigger)
+    assert trigger.expects(f"prefect.flow-run.{name}")
+    assert not trigger.starts_after(f"prefect.flow-run.{name}")
+    for sign in ("prefect.flow-run.heartbeat", "prefect.flow-run.Running"):
+        assert trigger.starts_after(sign)
+        assert trigger.expects(sign)
+    assert trigger.expects(SIGN_OF_LIFE)
+
+
+@dataclass
+class Receiver:
+    """A webhook on loopback, and what it was sent."""
+
+    url: str = ""
+    posts: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+
+    def sent(self, **facts: Any) -> dict[str, Any] | None:
+        """The one message that says this."""
+        found = [body for _, _, body in self.posts if all(body.get(key) == value for key, value in facts.items())]
+        assert len(found) <= 1, found
+        return found[0] if found else None
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    received = Receiver()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            received.posts.append((self.path, self.headers["Content-Type"], body))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on the terminal."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    received.url = f"http://127.0.0.1:{server.server_address[1]}/{SECRET}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield received
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def api(prefect_server: str) -> Iterator[SyncPrefectClient]:
+    """The session's server; automations that a test leaves there are removed."""
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+        yield client
+        for one in client.read_automations():
+            client.delete_automation(one.id)
+
+
+def within(seconds: float, what: Callable[[], Any], told: str) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, f"{told}: not within {seconds} s"
+        time.sleep(0.2)
+    return found
+
+
+def test_without_an_address_nobody_is_told_and_the_rest_is_installed(api: SyncPrefectClient) -> None:
+    told = {one.name: one for one in install()}
+    assert {name: one.outcome for name, one in told.items()} == {
+        ZOMBIES: "created",
+        UNCANCELLED: "created",
+        TELL: "not installed",
+        TELL_LATE: "not installed",
+    }
+    assert "NIGHTGATE_WEBHOOK_URL is not set" in told[TELL].note
+    assert {one.name for one in api.read_automations()} == {ZOMBIES, UNCANCELLED}
+
+
+def test_an_address_that_is_none_is_refused_and_not_repeated(
+    api: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del api
+    monkeypatch.setenv("NIGHTGATE_WEBHOOK_URL", f"ftp://{SECRET}")
+    with pytest.raises(ConfigurationError, match="NIGHTGATE_WEBHOOK_URL is not an address") as refused:
+        install()
+    assert SECRET not in str(refused.value)
+
+
+def test_installing_again_leaves_one_of_each_and_disabled_what_a_person_disabled(
+    api: SyncPrefectClient, receiver: Receiver
+) -> None:
+    install(webhook_url=receiver.url)
+    before = {one.name: one.id for one in api.read_automations()}
+    assert set(before) == {ZOMBIES, UNCANCELLED, TELL, TELL_LATE}
+    assert {one.outcome for one in install()} == {"unchanged"}
+    api.pause_automation(before[ZOMBIES])
+    assert [one.note for one in install() if one.name == ZOMBIES] == ["disabled by hand, and left so"]
+    changed = {one.name: one.outcome for one in install(silence=timedelta(hours=1), late=timedelta(minutes=5))}
+    assert changed == {ZOMBIES: "updated", UNCANCELLED: "updated", TELL: "unchanged", TELL_LATE: "updated"}
+    after = api.read_automations()
+    assert {one.name: one.id for one in after} == before
+    assert {one.name for one in after if not one.enabled} == {ZOMBIES}
+    api.resume_automation(before[ZOMBIES])
+
+
+def test_the_address_is_a_secret_that_neither_automation_nor_server_tells(
+    api: SyncPrefectClient, receiver: Receiver, prefect_server: str
+) -> None:
+    told = install(webhook_url=receiver.url)
+    assert SECRET not in repr(told)
+    assert SECRET not in httpx.post(f"{prefect_server}/automations/filter", json={}, timeout=10).text
+    [block] = [one for one in api.read_block_documents_by_type("webhook", include_secrets=False) if one.name == WEBHOOK]
+    assert SECRET not in repr(block)
+
+
+def test_an_end_of_a_night_reaches_the_webhook_with_reason_and_next_step(
+    api: SyncPrefectClient, receiver: Receiver, prefect_server: str
+) -> None:
+    del api
+    install(webhook_url=receiver.url)
+    run_id = uuid4()
+    night = {
+        "pipeline": "told",
+        "night": "2026-01-05",
+        "run_id": "r-1",
+        "reason": 'F1 0.41 is below "min_f1" 0.54 & <others>',
+        "next_step": "try --set training.epochs=3",
+        "test_f1": 0.41,
+        "model_version": 3,
+    }
+    # The server's automations know of a new one within a second or so.
+    time.sleep(1)
+    send(make_event("held", "told", night, str(run_id)))
+    sent = within(20, lambda: receiver.sent(pipeline="told", status="held"), "the webhook")
+    link = f"{prefect_server.removesuffix('/api')}/runs/flow-run/{run_id}"
+    assert sent == {
+        **night,
+        "event": "nightgate.held",
+        "status": "held",
+        "error_type": None,
+        "champion_version": None,
+        "run_url": link,
+        "text": f"told, night of 2026-01-05: held. {night['reason']}. Next: {night['next_step']} {link}",
+    }
+    [(path, kind, _)] = [one for one in receiver.posts if one[2] is sent]
+    assert (path, kind) == (f"/{SECRET}", "application/json")
+
+    long = "a slice is worse. " * 100
+    send(make_event("failed", "told", {**night, "reason": long}, None))
+    sent = within(20, lambda: receiver.sent(pipeline="told", status="failed"), "the webhook")
+    assert sent["reason"] == long
+    assert len(sent["text"]) < 400
+    assert sent["text"].endswith(f"... Next: {night['next_step']}")
+
+    send(make_event("skipped", "told", night, None))
+    send(make_event("rolled_back", "told", {"pipeline": "told", "reason": "By hand."}, None))
+    sent = within(20, lambda: receiver.sent(pipeline="told", status="rolled_back"), "the webhook")
+    assert sent["text"] == "told: rolled back. By hand."
+    assert (sent["night"], sent["run_url"]) == (None, None)
+    send(make_event("frozen", "told", {"pipeline": "told", "reason": "A holiday."}, None))
+    sent = within(20, lambda: receiver.sent(pipeline="told", status="frozen"), "the webhook")
+    assert sent["text"] == "told: frozen. A holiday."
+    assert receiver.sent(pipeline="told", status="skipped") is None
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_run_that_waits_for_a_person_is_vouched_for_and_one_that_ended_is_not(
+    api: SyncPrefectClient, database: Database
+) -> None:
+    waits, ended = uuid4(), uuid4()
+    for day, flow_run_id in enumerate((ended, waits)):
+        run, _ = judged_version(database, day, prefect_flow_run_id=str(flow_run_id))
+        if flow_run_id == ended:
+            lifecycle.finish_run(database, run.run_id, run.attempt, "held")
+        else:
+            words = {"reason": "it passed", "next_step": "-"}
+            approvals.request(database, run.run_id, run.attempt, expected=None, patience=timedelta(hours=18), **words)
+    vouch_for_waiting(database)
+
+    def signs() -> list[dict[str, Any]]:
+        asked = {"filter": {"event": {"name": [SIGN_OF_LIFE]}}, "limit": 50}
+        return list(api.request("POST", "/events/filter", json=asked).json()["events"])
+
+    [sign] = within(20, signs, "the sign of life")
+    assert sign["resource"]["prefect.resource.id"] == f"prefect.flow-run.{waits}"
+    # What the automation goes by.
+    assert [one["prefect.resource.id"] for one in sign["related"]] == ["prefect.tag.nightgate"]
+
+
+# --- slow: silence has to be waited for ---
+
+SHORT = timedelta(seconds=10)
+"""The least that Prefect takes."""
+
+
+@flow(name="nightly")
+def stand_in() -> None:
+    """Bears the name that the nights bear; never run here."""
+
+
+def started(api: SyncPrefectClient, name: str, tags: tuple[str, ...] = (TAG,)) -> FlowRun:
+    """A run of a deployment: one without could not be suspended, and the server would refuse to crash it then."""
+    flow_id = api.create_flow(stand_in)
+    deployment_id = api.create_deployment(flow_id, name="stand-in")
+    run = api.create_flow_run_from_deployment(deployment_id, name=name, state=Pending(), tags=tags)
+    api.set_flow_run_state(run.id, Running(), force=True)
+    return run
+
+
+def beat(run: FlowRun, *tags: str) -> None:
+    """As a flow's process sends it."""
+    resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name}
+    related = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in tags or (TAG,)]
+    send(
+        Event(
+            occurred=datetime.now(UTC),
+            event="prefect.flow-run.heartbeat",
+            resource=Resource(root=resource),
+            related=[RelatedResource(root=one) for one in related],
+            payload={},
+            id=uuid4(),
+        )
+    )
+
+
+@contextmanager
+def installed(api: SyncPrefectClient, receiver: Receiver) -> Iterator[None]:
+    """Our automations, in a hurry, for runs of this module."""
+    for one in api.read_automations():
+        api.delete_automation(one.id)
+    install(webhook_url=receiver.url, silence=SHORT, late=SHORT, tag=TAG)
+    time.sleep(2)
+    yield
+    for one in api.read_automations():
+        api.delete_automation(one.id)
+
+
+@pytest.mark.faults
+def test_runs_without_a_sign_of_life_are_ended_and_all_others_are_left_alone(
+    api: SyncPrefectClient, receiver: Receiver
+) -> None:
+    with installed(api, receiver):
+        # Three of each, of which one must be found: this server is on SQLite, and loses an event now and then.
+        dead = {f"{name} {number}": started(api, name) for name in ("silent", "cancelled") for number in range(3)}
+        alive, held, suspended = (started(api, name) for name in ("alive", "held", "suspended"))
+        foreign = started(api, "another team's", tags=())
+        for run in (alive, held, suspended, dead["silent 2"]):
+            beat(run)
+        time.sleep(1)
+        for number in range(3):
+            api.set_flow_run_state(dead[f"cancelled {number}"].id, Cancelling(), force=True)
+        api.set_flow_run_state(held.id, Completed(name="Held"), force=True)
+        # Of long ago: its event opens and closes nothing, as if it were lost. `reconcile` vouches for the run.
+        lost = Suspended(timeout_seconds=3600, timestamp=datetime(2026, 1, 1, tzinfo=UTC))
+        api.set_flow_run_state(suspended.id, lost, force=True)
+        deadline = time.monotonic() + 3 * SHORT.total_seconds()
+        while time.monotonic() < deadline:
+            beat(alive)
+            send(sign_of_life(suspended.id, TAG))
+            time.sleep(2)
+
+        def state(run: FlowRun) -> str:
+            return str(api.read_flow_run(run.id).state_name)
+
+        assert {name: state(run) for name, run in (("alive", alive), ("held", held), ("suspended", suspended))} == {
+            "alive": "Running",
+            "held": "Held",
+            "suspended": "Suspended",
+        }
+        assert state(foreign) == "Running"
+        ends = {name: state(run) for name, run in dead.items()}
+        assert "Crashed" in {ends[f"silent {number}"] for number in range(3)}, ends
+        assert "Cancelled" in {ends[f"cancelled {number}"] for number in range(3)}, ends
+        crashed = next(run for name, run in dead.items() if ends[name] == "Crashed")
+        assert "No sign of life" in str(api.read_flow_run(crashed.id).state.message)
+
+
+@pytest.mark.faults
+def test_a_night_that_no_worker_starts_is_told_and_one_that_starts_is_not(
+    api: SyncPrefectClient, receiver: Receiver
+) -> None:
+    with installed(api, receiver):
+        flow_id = api.create_flow(stand_in)
+        late, begun = (
+            api.create_flow_run_from_deployment(api.create_deployment(flow_id, name=name), name=name, tags=[TAG])
+            for name in ("late", "begun")
+        )
+        for run in (late, begun):
+            api.set_flow_run_state(run.id, Late(scheduled_time=datetime.now(UTC)), force=True)
+        time.sleep(1)
+        api.set_flow_run_state(begun.id, Pending(), force=True)
+        sent = within(60, lambda: receiver.sent(status="late", pipeline="late"), "word of a late night")
+        assert sent["run_url"].endswith(f"/runs/flow-run/{late.id}")
+        assert "has not started" in sent["reason"]
+        assert "worker" in sent["next_step"]
+        assert receiver.sent(status="late", pipeline="begun") is None

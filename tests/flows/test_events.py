@@ -1,0 +1,162 @@
+"""What the events of nights say, and which of them are sent again."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from flows.events import announce_ends, announce_stall, next_step
+from nightgate.database.schema import STATUSES, Run
+from nightgate.database.transactions import Database
+from nightgate.operations.reconciliation import End
+from nightgate.runs import lifecycle
+from tests.support import night_rows
+
+
+@pytest.mark.parametrize("status", sorted(set(STATUSES) - {"running"}))
+def test_every_end_says_what_to_do_next_also_where_that_is_nothing(status: str) -> None:
+    end = End("r-1", "reviews", date(2026, 1, 5), status, "why", None, None, False, None, None, None, None, 1)
+    assert next_step(end).startswith(("nothing to do", "look at it: nightgate history reviews --run r-1"))
+    told = End("r-1", "reviews", date(2026, 1, 5), status, "why", None, "do that", False, None, None, None, None, 1)
+    assert next_step(told) == "do that"
+
+
+@pytest.mark.flow
+def test_a_training_that_stood_still_is_an_event_with_reason_and_next_step_and_no_secret(prefect_server: str) -> None:
+    flow_run_id = str(uuid4())
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        announce_stall(
+            "slow-shop",
+            date(2026, 1, 5),
+            "r-1",
+            "no step for 600 s; hub token hf_abcdefghijklmnopqrstuvwx",
+            flow_run_id,
+        )
+
+    def taken() -> list[dict[str, Any]]:
+        asked = {"filter": {"event": {"name": ["nightgate.stalled"]}}}
+        found = httpx.post(f"{prefect_server}/events/filter", json=asked, timeout=10).json()["events"]
+        return [one for one in found if one["resource"]["prefect.resource.name"] == "slow-shop"]
+
+    # The server writes what it has taken a moment later.
+    [event] = night_rows.within(10, taken)
+    assert {f"prefect.flow-run.{flow_run_id}", "prefect.tag.nightgate"} == {
+        one["prefect.resource.id"] for one in event["related"]
+    }
+    assert event["payload"] == {
+        "pipeline": "slow-shop",
+        "night": "2026-01-05",
+        "run_id": "r-1",
+        "status": "stalled",
+        "reason": "no step for 600 s; hub token ***",
+        "next_step": "look at the machine's load",
+    }
+
+
+@contextmanager
+def refusing(night: str, status: int) -> Iterator[list[dict[str, Any]]]:
+    """A server that answers `status` to the event of one night and takes all others; gives the events it was sent."""
+    asked: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            [event] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(event)
+            self.send_response(status if event["payload"]["night"] == night else 204)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.send_error(404, "this server asks for no CSRF token")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on the terminal."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/api"
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            yield asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def nights(events: list[dict[str, Any]]) -> list[str]:
+    return [event["payload"]["night"] for event in events]
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        pytest.param(422, ["01", "02", "03"], id="it is this event that the server would not have"),
+        pytest.param(401, ["01", "02"], id="it would have none of ours"),
+        pytest.param(429, ["01", "02"], id="it has enough for now"),
+        pytest.param(503, ["01", "02"], id="it is away"),
+    ],
+)
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_an_end_that_was_not_taken_is_told_again_and_keeps_back_no_other(
+    status: int, told: list[str], database: Database
+) -> None:
+    for day in range(3):
+        run = night_rows.open_run(database, night_rows.pipeline(), night_rows.night(day))
+        lifecycle.finish_run(database, run.run_id, run.attempt, "held", reason="not better")
+    with refusing("2026-03-02", status) as asked:
+        announce_ends(database)
+    assert nights(asked) == [f"2026-03-{day}" for day in told]
+    with refusing("", 204) as again:
+        announce_ends(database)
+    assert nights(again) == [f"2026-03-{day}" for day in ("02", "03") if day not in told or day == "02"]
+    announced = database.frame("SELECT night FROM run WHERE announced_at IS NOT NULL")
+    assert len(announced) == 3
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_each_end_is_an_event_of_its_own_and_stays_that_however_often_it_is_sent(database: Database) -> None:
+    ids = []
+    for attempt in (1, 2):
+        run = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+        lifecycle.finish_run(database, run.run_id, attempt, "failed", reason="no disk")
+        for _ in range(2):  # as two processes that announce at once do
+            database.write(lambda session: session.execute(sa.update(Run).values(announced_at=None)))
+            with refusing("", 204) as sent:
+                announce_ends(database)
+            ids += [event["id"] for event in sent]
+    assert ids[0] == ids[1]
+    assert ids[2] == ids[3]
+    assert ids[0] != ids[2]
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_an_end_that_is_sent_twice_is_stored_once(prefect_server: str, database: Database) -> None:
+    run = night_rows.open_run(database, night_rows.pipeline("told-twice"), night_rows.night())
+    lifecycle.finish_run(database, run.run_id, run.attempt, "held", reason="not better")
+
+    def stored(name: str) -> list[dict[str, Any]]:
+        asked = {"filter": {"event": {"name": [name]}, "resource": {"id": ["nightgate.pipeline.told-twice"]}}}
+        found: list[dict[str, Any]] = httpx.post(f"{prefect_server}/events/filter", json=asked).json()["events"]
+        return found
+
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        for _ in range(2):
+            announce_ends(database)
+            night_rows.within(10, lambda: stored("nightgate.held"))
+            database.write(lambda session: session.execute(sa.update(Run).values(announced_at=None)))
+        # What is sent behind them is stored behind them.
+        announce_stall("told-twice", date(2026, 3, 1), run.run_id, "-", None)
+    night_rows.within(10, lambda: stored("nightgate.stalled"))
+    assert len(stored("nightgate.held")) == 1

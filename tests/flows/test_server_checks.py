@@ -1,0 +1,297 @@
+"""What the doctor finds on a Prefect server, and what `nightgate status` shows of it; and on one that refuses us."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Scheduled
+
+from flows.server_checks import (
+    automations_finding,
+    deployed,
+    examine,
+    is_loopback,
+    settings_findings,
+    usual_server,
+    version_finding,
+)
+from flows.signs import TELL, TELL_LATE, UNCANCELLED, ZOMBIES
+from nightgate.operations.findings import Finding
+from tests.conftest import free_port
+
+PIPELINE = """
+name = "checked-up"
+[data]
+source = { kind = "sample" }
+labels = [1, 2]
+[schedule]
+cron = "15 3 * * *"
+"""
+NAME = "checked-up"
+
+Deploy = Callable[..., UUID]
+
+
+def found(check: str) -> Finding:
+    [finding] = [one for one in examine().findings if one.check == check]
+    return finding
+
+
+def told(check: str) -> list[tuple[str, str]]:
+    return [(one.status, one.found) for one in examine().findings if one.check == check]
+
+
+@pytest.fixture
+def server(prefect_server: str) -> Iterator[SyncPrefectClient]:
+    """The session's server as the one that PREFECT_API_URL names."""
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture
+def deploy(server: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploy]:
+    """Registers the pipeline `checked-up`, whose file is there; removed again at the end."""
+    (tmp_path / f"{NAME}.toml").write_text(PIPELINE, encoding="utf-8")
+    monkeypatch.setenv("NIGHTGATE_PIPELINES", str(tmp_path))
+    made: list[UUID] = []
+
+    def deploy(cron: str = "15 3 * * *", *, active: bool = True, pool: str | None = None) -> UUID:
+        schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron=cron, timezone="UTC"), active=active)
+        flow = server.create_flow_from_name("nightly")
+        identity = server.create_deployment(flow, NAME, schedules=[schedule], work_pool_name=pool)
+        made.append(identity)
+        return identity
+
+    yield deploy
+    for identity in set(made):
+        which = DeploymentFilter(id=DeploymentFilterId(any_=[identity]))
+        for run in server.read_flow_runs(deployment_filter=which):
+            server.delete_flow_run(run.id)
+        server.delete_deployment(identity)
+
+
+@pytest.fixture
+def pool(server: SyncPrefectClient) -> Iterator[str]:
+    name = "check-up"
+    server.create_work_pool(WorkPoolCreate(name=name, type="process"))
+    yield name
+    server.delete_work_pool(name)
+
+
+# --- a real server ---
+
+
+@pytest.mark.flow
+@pytest.mark.usefixtures("server")
+def test_a_server_that_is_well_tells_version_authentication_leases_database_and_clock() -> None:
+    assert found("prefect server").status == "ok"
+    assert found("authentication") == Finding(
+        "ok", "authentication", "none, and the server is reached by a loopback address"
+    )
+    leases = found("lease storage")
+    assert leases.status == "warning"
+    assert leases.remedy.endswith("=prefect.server.concurrency.lease_storage.filesystem")
+    assert found("server database").found.startswith("SQLite under the Prefect server")
+    ahead = examine().ahead
+    assert ahead is not None
+    assert abs(ahead) < timedelta(seconds=10)
+
+
+@pytest.mark.flow
+def test_a_served_pipeline_needs_somebody_who_serves_it(deploy: Deploy, server: SyncPrefectClient) -> None:
+    identity = deploy()
+    [(status, words)] = [one for one in told("worker") if NAME in one[1]]
+    assert status == "problem"
+    assert words.startswith("nobody serves")
+    # What a serving process asks every few seconds.
+    server.get_scheduled_flow_runs_for_deployments([identity])
+    deadline = time.monotonic() + 10
+    while not any(one[0] == "ok" and NAME in one[1] for one in told("worker")):
+        assert time.monotonic() < deadline, told("worker")
+
+
+@pytest.mark.flow
+def test_a_work_pool_needs_a_worker_that_is_online(deploy: Deploy, pool: str, server: SyncPrefectClient) -> None:
+    deploy(pool=pool)
+    [words] = [one for one in told("worker") if pool in one[1]]
+    assert words == ("problem", f"work pool {pool} has no worker: what is due stays late")
+    assert found("server database").status == "warning", "with workers it is production"
+    server.send_worker_heartbeat(pool, "night-worker", heartbeat_interval_seconds=30)
+    assert ("ok", f"work pool {pool}: night-worker") in told("worker")
+    server.update_work_pool(pool, WorkPoolUpdate(is_paused=True))
+    assert ("warning", f"work pool {pool} is paused") in told("worker")
+
+
+@pytest.mark.flow
+def test_a_schedule_is_ok_with_runs_ahead_and_a_warning_where_it_is_paused_late_or_another(
+    deploy: Deploy, server: SyncPrefectClient
+) -> None:
+    check = f"schedule {NAME}"
+    identity = deploy()
+    assert found(check).status == "ok"
+    assert found(check).found.startswith("active")
+    soon = datetime.now(UTC) + timedelta(minutes=3)
+    server.create_flow_run_from_deployment(identity, state=Scheduled(scheduled_time=soon))
+    assert f"next {soon:%Y-%m-%d %H:%M} UTC" in found(check).found
+    seen = deployed()
+    assert seen is not None
+    assert seen[NAME].schedule == "active"
+    assert seen[NAME].next_at == soon
+    past = datetime.now(UTC) - timedelta(hours=2)
+    server.create_flow_run_from_deployment(identity, state=Scheduled(scheduled_time=past, name="Late"))
+    assert found(check).found == f"1 late since {past:%Y-%m-%d %H:%M} UTC: no worker takes them"
+    deploy("0 1 * * *")
+    assert found(check).found == "deployed with '0 1 * * *' UTC, and the file says '15 3 * * *' UTC"
+    server.pause_deployment(identity)
+    assert found(check) == Finding(
+        "warning", check, "paused: no night is begun", f"switch it on in the UI (nightly/{NAME})"
+    )
+    assert NAME in examine().used
+
+
+# --- one that is not there, or does not let us in ---
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    """A server that says it is well, and answers everything else with this status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path.endswith("/health") else status)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"null")
+
+        def log_message(self, *_: Any) -> None:
+            """Not to stderr."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with temporary_settings({PREFECT_API_URL: f"http://me:hush-hush@127.0.0.1:{server.server_port}/api"}):
+            yield f"http://***@127.0.0.1:{server.server_port}/api"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "remedy"),
+    [
+        (401, "answers, and does not let us in (401)", "set PREFECT_API_AUTH_STRING"),
+        (500, "answers 500", "read its log"),
+    ],
+)
+def test_a_server_that_refuses_is_a_problem_that_shows_no_secret(status: int, said: str, remedy: str) -> None:
+    with answering(status) as url:
+        finding = found("prefect server")
+        assert deployed() is None
+    assert (finding.status, finding.found) == ("problem", f"{url} {said}")
+    assert finding.remedy.startswith(remedy)
+
+
+def test_a_server_that_was_configured_must_answer() -> None:
+    url = f"http://127.0.0.1:{free_port()}/api"
+    with temporary_settings({PREFECT_API_URL: url}):
+        finding = found("prefect server")
+        assert deployed() is None
+        with usual_server() as silence:
+            assert url in silence
+    assert finding.status == "problem"
+    assert url in finding.found
+    assert finding.remedy == "start it, or unset PREFECT_API_URL"
+
+
+# --- what its settings mean ---
+
+
+def settings(**api: Any) -> dict[str, Any]:
+    files = {"lease_storage": "prefect.server.concurrency.lease_storage.filesystem"}
+    return {"server": {"api": api, "concurrency": files, "database": {"driver": "postgresql+asyncpg"}}}
+
+
+@pytest.mark.parametrize(
+    ("url", "api", "status"),
+    [
+        ("http://127.0.0.1:4200/api", {}, "ok"),
+        ("http://localhost:4200/api", {"host": "127.0.0.1"}, "ok"),
+        ("http://127.0.0.1:4200/api", {"host": "0.0.0.0"}, "warning"),
+        ("http://nights.example:4200/api", {}, "warning"),
+        ("http://nights.example:4200/api", {"auth_string": "********"}, "ok"),
+    ],
+)
+def test_a_server_that_others_reach_should_ask_who_they_are(url: str, api: dict[str, Any], status: str) -> None:
+    [finding] = [one for one in settings_findings(url, settings(**api), "") if one.check == "authentication"]
+    assert finding.status == status
+
+
+def test_settings_for_production_are_ok() -> None:
+    findings = list(settings_findings("http://127.0.0.1:4200/api", settings(), ""))
+    assert {one.status for one in findings} == {"ok"}
+    assert {one.check for one in findings} == {"authentication", "lease storage", "server database"}
+
+
+@pytest.mark.parametrize(
+    ("server", "client", "status"),
+    [("3.8.8", "3.8.8", "ok"), ("3.8.2", "3.8.8", "warning"), ("3.9.0", "3.8.8", "problem"), ("?", "3.8.8", "problem")],
+)
+def test_server_and_client_should_be_of_one_version(server: str, client: str, status: str) -> None:
+    finding = version_finding("http://x/api", server, client)
+    assert finding.status == status
+    assert bool(finding.remedy) == (status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_ours"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+    ],
+)
+def test_what_is_a_loopback_address_is_known(host: str, is_ours: bool) -> None:
+    assert is_loopback(host) is is_ours
+
+
+@pytest.mark.parametrize(
+    ("known", "status", "said"),
+    [
+        ([], "warning", "none of Nightgate's"),
+        ([("another's", True)], "warning", "none of Nightgate's"),
+        (
+            [(ZOMBIES, True), (UNCANCELLED, True), ("another's", False)],
+            "ok",
+            "2 of Nightgate's, all enabled; nobody is",
+        ),
+        ([(one, True) for one in (ZOMBIES, UNCANCELLED, TELL, TELL_LATE)], "ok", "a webhook is told"),
+        ([(UNCANCELLED, True), (TELL, True), (TELL_LATE, True)], "warning", f"missing: {ZOMBIES}"),
+        ([(ZOMBIES, True), (UNCANCELLED, True), (TELL_LATE, True)], "warning", f"missing: {TELL}"),
+        ([(ZOMBIES, False), (UNCANCELLED, True)], "warning", f"disabled: {ZOMBIES}"),
+    ],
+)
+def test_automations_that_are_missing_or_disabled_are_told(
+    known: list[tuple[str, bool]], status: str, said: str
+) -> None:
+    finding = automations_finding(known)
+    assert finding.status == status
+    assert said in finding.found

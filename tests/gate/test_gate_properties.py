@@ -1,0 +1,357 @@
+"""What holds of every decision, whatever the evidence: hypothesis looks for a night where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from nightgate.config import Gate, Pipeline
+from nightgate.database.gate_schema import SIDES
+from nightgate.database.transactions import Database
+from nightgate.gate.decide import decide
+from nightgate.gate.decision import Decision
+from nightgate.gate.evidence import Evidence, Rows, Serving, Side, Slice
+from nightgate.runs.evidence_store import load_evidence, record_evidence
+from tests.support import night_rows
+from tests.support.gate_night import DAY, SERVED, TONIGHT, UNTIL, check
+
+# The same examples every time: a suite that a night depends on may not fail by chance.
+QUICK = settings(max_examples=20, deadline=None, derandomize=True)
+NAMES = ("bad", "fair", "good", "better")
+
+
+@st.composite
+def nights(draw: st.DrawFn, anchors: tuple[str, ...] = ("champion", "another", "none")) -> Evidence:
+    """A whole night: 2 to 4 classes, uneven, with and without groups, slices, golden rows, an anchor of its own."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    num_labels = draw(st.integers(2, 4))
+    test = rows(rng, draw(st.integers(20, 200)), num_labels, draw(st.sampled_from([0, 0, 15])))
+    golden = draw(st.sampled_from([None, rows(rng, 64, num_labels, 0)]))
+    quality = st.floats(0.3, 0.95)
+    champion = side(rng, draw(quality), test, golden, num_labels, version=7)
+    anchor = {
+        "champion": champion,
+        "none": None,
+        "another": side(rng, draw(quality), test, golden, num_labels, version=2),
+    }
+    candidate = side(rng, draw(quality), test, golden, num_labels, data_until=TONIGHT)
+    if draw(st.booleans()):
+        agree = rng.random(len(test)) < 0.7
+        assert candidate.predictions is not None
+        candidate = replace(candidate, predictions=np.where(agree, champion.predictions, candidate.predictions))
+    return Evidence(
+        label_names=NAMES[:num_labels],
+        test_version="t-0011223344",
+        data_until=TONIGHT,
+        test=test,
+        candidate=candidate,
+        champion=champion,
+        anchor=anchor[draw(st.sampled_from(anchors))],
+        golden=golden,
+        champion_nights=draw(st.sampled_from([None, 3, 40])),
+        seed_spread=draw(st.sampled_from([None, 0.006])),
+    )
+
+
+def rows(rng: np.random.Generator, num_rows: int, num_labels: int, num_groups: int) -> Rows:
+    share = rng.dirichlet(np.full(num_labels, 3.0))
+    return Rows(
+        true=rng.choice(num_labels, num_rows, p=share),
+        seen_at=UNTIL - 1 - rng.integers(0, 120, num_rows) * DAY,
+        fingerprints=tuple(rng.bytes(16).hex() for _ in range(num_rows)),
+        groups=rng.integers(0, num_groups, num_rows) if num_groups else None,
+        slices=(Slice("language", ("", "de", "en"), rng.integers(0, 3, num_rows)),),
+    )
+
+
+def side(
+    rng: np.random.Generator, share_right: float, test: Rows, golden: Rows | None, num_labels: int, **changes: Any
+) -> Side:
+    def guessed(true: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(rng.random(len(true)) < share_right, true, rng.integers(0, num_labels, len(true)))
+
+    facts: dict[str, Any] = {
+        "predictions": guessed(test.true),
+        "data_until": TONIGHT - timedelta(days=1),
+        "golden": None if golden is None else guessed(golden.true),
+        "trained_on": rng.random(len(test)) < 0.05,
+        "calibration_error": 0.05,
+        "serving": SERVED,
+    }
+    return Side(**(facts | changes))
+
+
+def policies(**fixed: Any) -> st.SearchStrategy[Gate]:
+    """Under which much is promoted and much is not."""
+    free = {
+        "average": st.sampled_from(["weighted", "macro"]),
+        "min_f1": st.sampled_from([0.0, 0.5]),
+        "min_f1_on": st.sampled_from(["estimate", "lower"]),
+        "policy": st.sampled_from(["superior", "non_inferior", "threshold_only"]),
+        "margin": st.sampled_from([0.01, 0.2]),
+        "test_window": st.sampled_from(["", "30d"]),
+        "min_test_rows": st.sampled_from([1, 50]),
+        "slice_floor": st.sampled_from([0.0, 0.3]),
+        "min_slice_rows": st.just(20),
+        "max_share_gap": st.just(1.0),
+        "golden_blocks": st.booleans(),
+    }
+    chosen = free | {name: st.just(value) for name, value in fixed.items()}
+    return st.fixed_dictionaries(chosen).map(Gate.model_validate)
+
+
+def same(one: Decision, other: Decision) -> None:
+    """Every word and every digit; rows of the window aside, whose order is another thing."""
+    assert (one.verdict, one.reason, one.checks) == (other.verdict, other.reason, other.checks)
+    assert one.measured is not None
+    assert other.measured is not None
+    assert replace(one.measured, window=one.measured.window.sum()) == replace(
+        other.measured, window=other.measured.window.sum()
+    )
+
+
+# --- rows, labels ---
+
+
+def mapped(evidence: Evidence, change: Callable[[NDArray[np.int64]], Any]) -> Evidence:
+    """With all labels changed, those of rows as those of sides."""
+
+    def of_side(known: Side | None) -> Any:
+        if known is None or known.predictions is None:
+            return known
+        golden = None if known.golden is None else change(known.golden)
+        return replace(known, predictions=change(known.predictions), golden=golden)
+
+    champion = of_side(evidence.champion)
+    return replace(
+        evidence,
+        test=replace(evidence.test, true=change(evidence.test.true)),
+        golden=None if evidence.golden is None else replace(evidence.golden, true=change(evidence.golden.true)),
+        candidate=of_side(evidence.candidate),
+        champion=champion,
+        anchor=champion if evidence.anchored_by_champion else of_side(evidence.anchor),
+    )
+
+
+@QUICK
+@given(nights(), policies(), st.data())
+def test_the_order_of_classes_changes_nothing(evidence: Evidence, policy: Gate, data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(len(evidence.label_names))))
+    place = np.argsort(order)
+    names = tuple(evidence.label_names[index] for index in order)
+    other = replace(mapped(evidence, lambda labels: place[labels]), label_names=names)
+    one, two = decide(evidence, policy), decide(other, policy)
+    assert (one.verdict, one.measured and one.measured.detectable_gain) == (
+        two.verdict,
+        two.measured and two.measured.detectable_gain,
+    )
+    # Classes are listed in their order, and so are the failures among them: all else is the same, word by word.
+    overall = [check for check in one.checks if not check.slice_name and check.name != "slices"]
+    assert overall == [check for check in two.checks if not check.slice_name and check.name != "slices"]
+    assert set(one.checks) - {check(one, "slices")} == set(two.checks) - {check(two, "slices")}
+    assert check(one, "slices").outcome == check(two, "slices").outcome
+
+
+@QUICK
+@given(nights(), policies(), st.randoms(use_true_random=False))
+def test_the_order_of_rows_changes_nothing(evidence: Evidence, policy: Gate, random: Any) -> None:
+    same(decide(evidence, policy), decide(shuffled(evidence, random), policy))
+
+
+def shuffled(evidence: Evidence, random: Any) -> Evidence:
+    def order_of(known: Rows | None) -> NDArray[np.int64]:
+        order = list(range(0 if known is None else len(known)))
+        random.shuffle(order)
+        return np.array(order, dtype=np.int64)
+
+    test, golden = order_of(evidence.test), order_of(evidence.golden)
+
+    def of_rows(known: Rows | None, order: NDArray[np.int64]) -> Any:
+        return known and replace(
+            known,
+            true=known.true[order],
+            seen_at=known.seen_at[order],
+            fingerprints=tuple(known.fingerprints[at] for at in order),
+            groups=None if known.groups is None else known.groups[order],
+            slices=tuple(replace(one, codes=one.codes[order]) for one in known.slices),
+        )
+
+    def of_side(known: Side | None) -> Any:
+        return known and replace(
+            known,
+            predictions=None if known.predictions is None else known.predictions[test],
+            golden=None if known.golden is None else known.golden[golden],
+            trained_on=None if known.trained_on is None else known.trained_on[test],
+        )
+
+    champion = of_side(evidence.champion)
+    return replace(
+        evidence,
+        test=of_rows(evidence.test, test),
+        golden=of_rows(evidence.golden, golden),
+        candidate=of_side(evidence.candidate),
+        champion=champion,
+        anchor=champion if evidence.anchored_by_champion else of_side(evidence.anchor),
+    )
+
+
+# --- monotone ---
+
+
+@QUICK
+@given(nights(), policies(min_f1_on="estimate"), st.data())
+def test_a_wrong_prediction_turned_right_never_costs_a_candidate_a_check(
+    evidence: Evidence, policy: Gate, data: st.DataObject
+) -> None:
+    """One wrong prediction made right raises F1, weighted and macro, strictly: the true class gains a hit, the other
+    class loses a false alarm (and leaves the macro average if that was all there was of it), the rest stays. So does
+    it raise F1 in every resample that holds the row. Point estimates are therefore exactly monotone, and with them
+    `min_f1` on the estimate and all that asks for a sign; the interval's ends are up to the noise of 10,000 draws,
+    because other counts are other draws.
+    """
+    before = decide(evidence, policy)
+    assert before.measured is not None
+    labels, true = evidence.candidate.predictions, evidence.test.true
+    assert labels is not None
+    wrong = np.flatnonzero(before.measured.window & (labels != true))
+    assume(len(wrong) > 0)
+    chosen = wrong[: data.draw(st.integers(1, len(wrong)))]
+    fixed = labels.copy()
+    fixed[chosen] = true[chosen]
+    after = decide(replace(evidence, candidate=replace(evidence.candidate, predictions=fixed)), policy)
+    assert after.measured is not None
+    f1 = [decision.measured.candidate.f1 for decision in (before, after) if decision.measured]
+    assert f1[0] is not None
+    assert f1[1] is not None
+    assert f1[1] > f1[0]
+    assert (check(before, "min_f1").outcome, check(after, "min_f1").outcome) != ("passed", "failed")
+    ends = [decision.measured.difference for decision in (before, after) if decision.measured]
+    noise = 0.0
+    if ends[0] and ends[1]:
+        # Each end is a quantile of 10,000 draws, whose standard error is 2.7 % of theirs; F1 moves in steps of rows.
+        noise = 0.2 * max(end.high - end.low for end in ends if end) / 3.92 + 2 / len(evidence.test)
+        assert ends[1].low > ends[0].low - noise
+        assert ends[1].high > ends[0].high - noise
+    for name in ("beats_champion", "anchor"):
+        first, second = check(before, name), check(after, name)
+        near = first.threshold is not None and first.ci_low is not None and first.ci_low - first.threshold <= noise
+        assert near or (first.outcome, second.outcome) not in [("passed", "failed"), ("passed", "underpowered")], name
+
+
+@pytest.mark.parametrize("average", ["weighted", "macro"])
+def test_a_class_that_only_a_wrong_prediction_named_leaves_the_average_upwards(average: str) -> None:
+    test = replace(
+        rows(np.random.default_rng(1), 4, 3, 0), true=np.array([0, 0, 1, 1]), seen_at=np.full(4, UNTIL - 1), slices=()
+    )
+    scores = []
+    for predictions in ([0, 2, 1, 1], [0, 0, 1, 1]):
+        candidate = side(np.random.default_rng(1), 1, test, None, 3, predictions=np.array(predictions))
+        candidate = replace(candidate, trained_on=np.zeros(4, dtype=np.bool_))
+        evidence = Evidence(NAMES[:3], "t-0", TONIGHT, test, candidate)
+        measured = decide(evidence, Gate.model_validate({"average": average})).measured
+        assert measured is not None
+        scores.append(measured.candidate.f1)
+    assert scores[0] is not None
+    assert scores[0] < 1
+    assert scores[1] == 1
+
+
+# --- evidence ---
+
+
+def without(whose: str, **missing: Any) -> Callable[[Evidence], Evidence]:
+    def remove(evidence: Evidence) -> Evidence:
+        poorer = replace(getattr(evidence, whose), **missing)
+        changes = {whose: poorer}
+        if whose == "champion" and evidence.anchored_by_champion:
+            changes["anchor"] = poorer
+        return replace(evidence, **changes)
+
+    return remove
+
+
+PIECES: dict[str, Callable[[Evidence], Evidence]] = {
+    f"{piece} of the {whose}": without(whose, **missing)
+    for whose in ("candidate", "champion", "anchor")
+    for piece, missing in {
+        "predictions": {"predictions": None},
+        "readability": {"flaw": "cannot be read"},
+        "all but a few predictions": {"predictions": np.zeros(3, dtype=np.int64)},
+        "training rows": {"trained_on": None},
+    }.items()
+}
+PIECES |= {
+    "test rows": lambda evidence: replace(
+        evidence, candidate=replace(evidence.candidate, trained_on=np.ones(len(evidence.test), dtype=np.bool_))
+    ),
+    "data_until of the candidate": without("candidate", data_until=None),
+    "data_until of the champion": without("champion", data_until=None),
+    "serving": without("candidate", serving=None),
+    "a model that opens": without("candidate", serving=Serving(flaw="it does not open")),
+    "logits in serving": without("candidate", serving=replace(SERVED, logit_difference=None)),
+    "latency": without("candidate", serving=replace(SERVED, latency_ms=None)),
+    "size": without("candidate", serving=replace(SERVED, size_bytes=None)),
+    "finite logits": without("candidate", nonfinite_rows=1),
+    "a calibration error": without("candidate", calibration_error=None),
+    "a calibration error that is a number": without("candidate", calibration_error=float("nan")),
+}
+
+
+@pytest.mark.parametrize("piece", PIECES)
+@settings(QUICK, max_examples=4)
+@given(nights(anchors=("another", "champion")), st.sampled_from(["superior", "non_inferior"]))
+def test_without_a_piece_of_its_evidence_no_candidate_is_promoted(piece: str, evidence: Evidence, rule: str) -> None:
+    # A candidate that makes no mistake: what holds it is that piece alone.
+    flawless = replace(
+        evidence.candidate,
+        predictions=evidence.test.true.copy(),
+        golden=None if evidence.golden is None else evidence.golden.true.copy(),
+    )
+    evidence = replace(evidence, candidate=flawless)
+    policy = Gate.model_validate({"min_f1": 0.3, "policy": rule, "max_share_gap": 1.0})
+    assume(decide(evidence, policy).verdict == "promote")
+    assert decide(PIECES[piece](evidence), policy).verdict == "hold"
+
+
+STORED = [name for name in PIECES if name != "a calibration error that is a number"]
+"""All but a NaN that no night comes to, and that a database has no number for."""
+RUNS = count()
+
+
+# One database serves all examples.
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@settings(QUICK, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(nights(anchors=("champion", "another")), policies(), st.lists(st.sampled_from(STORED), max_size=8))
+def test_evidence_from_the_database_gives_the_decision_that_it_gave_before_it_was_stored(
+    database: Database, evidence: Evidence, policy: Gate, missing: list[str]
+) -> None:
+    for piece in missing:
+        evidence = PIECES[piece](evidence)
+    source = {"source": {"kind": "sample"}, "labels": list(evidence.label_names)}
+    pipeline = Pipeline.model_validate({"name": f"reviews-{next(RUNS)}", "data": source})
+    opened = night_rows.open_run(database, pipeline, replace(night_rows.night(), data_until=evidence.data_until))
+    record_evidence(database, opened.run_id, opened.attempt, evidence, dict.fromkeys(SIDES, opened.run_id))
+    again, first = decide(load_evidence(database, opened.run_id), policy), decide(evidence, policy)
+    same(first, again)
+    assert first.measured is not None
+    assert again.measured is not None
+    assert np.array_equal(first.measured.window, again.measured.window)
+
+
+@QUICK
+@given(nights(), policies())
+def test_a_promotion_has_no_failed_check_and_a_hold_has_one(evidence: Evidence, policy: Gate) -> None:
+    decision = decide(evidence, policy)
+    assert (decision.verdict == "hold") == bool(decision.failed)
+    assert all(check.reason and not check.reason.endswith(".") for check in decision.checks)
+    keys = [(check.name, check.slice_name, check.slice_value) for check in decision.checks]
+    assert len(set(keys)) == len(keys), "rows of gate_checks are named by these"

@@ -1,0 +1,136 @@
+"""Where scores stop to compare, and what bridges the break."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+import nightgate
+from nightgate.analysis.replay import breaks_before, replay
+from nightgate.cli.tables_as_text import Format, formatted
+from nightgate.config import Pipeline
+from nightgate.database import schema
+from nightgate.database.transactions import Database
+from nightgate.metrics.comparability import ScoredNight, breaks, changes, metric_key
+from tests.support import night_rows
+from tests.support.judged_nights import Model, judged_night
+
+FIRST = ScoredNight(
+    date(2026, 3, 1), "m-1", "t-1", ("bad", "good"), "weighted", "90d", 2000, model_version=1, test_f1=0.55
+)
+
+
+def nights(*changed: dict[str, Any]) -> list[ScoredNight]:
+    return [replace(FIRST, night=FIRST.night + timedelta(days=day), **facts) for day, facts in enumerate(changed)]
+
+
+def test_the_key_is_the_same_exactly_where_scores_compare() -> None:
+    usual: dict[str, Any] = {"test_version": "t-1", "label_names": ("bad", "good"), "average": "macro"}
+    usual |= {"test_window": "14d", "min_test_rows": 2000}
+    key = metric_key(**usual)
+    assert key == metric_key(**usual | {"label_names": ["good", "bad"], "test_window": "2w"})
+    others: list[dict[str, Any]] = [
+        {"test_version": "t-2"},
+        {"average": "weighted"},
+        {"label_names": ("bad", "good", "fine")},
+        {"test_window": "30d"},
+        {"min_test_rows": 100},
+        {"test_window": ""},
+    ]
+    assert len({key, *(metric_key(**usual | other) for other in others)}) == 7
+    # Where all rows count, no number of them is too few.
+    everything = usual | {"test_window": ""}
+    assert metric_key(**everything) == metric_key(**everything | {"min_test_rows": 100})
+
+
+def test_nights_that_are_measured_alike_have_no_break() -> None:
+    assert breaks(nights({}, {}, {"test_f1": 0.9})) == [None, None, None]
+    assert breaks([]) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"test_version": "t-2", "metric_key": "m-2"}, "the test version was t-1 and is t-2"),
+        ({"average": "macro", "metric_key": "m-2"}, "the average was weighted and is macro"),
+        ({"label_names": ("bad", "fine")}, "the labels were bad, good and are bad, fine"),
+        ({"metric_key": "m-2"}, "defined otherwise"),
+        ({"test_window": "30d", "metric_key": "m-2"}, "were those of 90d, 2,000 at least and are those of 30d"),
+        ({"min_test_rows": 100, "metric_key": "m-2"}, "90d, 2,000 at least and are those of 90d, 100 at least"),
+    ],
+)
+def test_whatever_changes_is_named(facts: dict[str, Any], words: str) -> None:
+    found = breaks(nights({}, facts, facts))
+    assert found[0] is None
+    assert words in str(found[1])
+    assert found[2] is None
+
+
+@pytest.mark.parametrize("facts", [{"label_names": ("good", "bad")}, {"test_window": "2160h"}])
+def test_what_changes_no_score_is_no_break(facts: dict[str, Any]) -> None:
+    assert changes(*nights({}, facts)) == ""
+
+
+def test_a_champion_that_was_scored_on_both_sides_is_the_bridge() -> None:
+    found = breaks(
+        nights(
+            {"champion_version": 3, "champion_f1": 0.5},
+            {"champion_version": 3, "champion_f1": 0.5412},
+            {"test_version": "t-2", "champion_version": None},
+            {"test_version": "t-2", "champion_version": 3, "champion_f1": 0.5288},
+        )
+    )
+    told = "version 3: 0.5412 before (night 2026-03-02), 0.5288 after (night 2026-03-04)"
+    assert str(found[2]).endswith(told)
+
+
+def test_a_bridge_that_was_the_candidate_before_says_so() -> None:
+    found = breaks(nights({"model_version": 7}, {"average": "macro", "champion_version": 7, "champion_f1": 0.5}))
+    assert "version 7: 0.5500 before, as the candidate (night 2026-03-01), 0.5000 after" in str(found[1])
+
+
+def test_without_a_bridge_nothing_is_made_up() -> None:
+    lonely = {"test_version": "t-2", "champion_version": 4, "champion_f1": 0.5, "model_version": 2}
+    assert str(breaks(nights({}, lonely))[1]).endswith("no version was scored on both sides")
+    # A bridge spans one break, not two.
+    third = {"test_version": "t-3", "champion_version": 1, "champion_f1": 0.5}
+    found = breaks(nights({"champion_version": 1, "champion_f1": 0.6}, lonely, third))
+    assert str(found[2]).endswith("no version was scored on both sides")
+
+
+def test_history_has_the_break_as_a_column_and_as_a_line(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.7))
+    for day in (1, 2):
+        judged_night(database, day, Model(f"candidate {day}", 0.7), first)
+    change = {"test_version": "t-2", "metric_key": "m-2"}
+    of_the_third = sa.update(schema.Run).where(schema.Run.night == night_rows.night(2).date).values(**change)
+    database.write(lambda session: session.execute(of_the_third))
+    found = nightgate.history("reviews")
+    assert list(found["break_before"].isna()) == [True, True, False]
+    sentence = found["break_before"].iloc[2]
+    before, after = found["champion_f1"].iloc[1:]
+    assert "the test version was t-0011223344 and is t-2" in sentence
+    assert f"version 1: {before:.4f} before (night 2026-03-02), {after:.4f} after (night 2026-03-03)" in sentence
+    # What is shown does not change what is known.
+    assert list(nightgate.history("reviews", since="2026-03-03")["break_before"]) == [sentence]
+    lines = formatted(found, Format.table, columns=("night", "test_f1"), before="break_before").splitlines()
+    assert [line.split()[0] for line in lines] == ["night", "2026-03-01", "2026-03-02", "┄┄┄", "2026-03-03"]
+    assert lines[3] == f"┄┄┄ {sentence}"
+
+
+def test_another_test_window_is_a_break_in_history_and_in_a_replay(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.7))
+    judged_night(database, 1, Model("second", 0.7), first)
+    record = night_rows.pipeline().record()
+    short = Pipeline.model_validate({**record, "gate": {"test_window": "1d", "min_test_rows": 300}})
+    judged_night(database, 2, Model("third", 0.7), first, pipeline=short)
+    sentence = nightgate.history("reviews")["break_before"].iloc[2]
+    assert "were those of 90d, 2,000 at least and are those of 1d, 300 at least; version 1:" in sentence
+    [*none, told] = breaks_before(list(replay(database, "reviews")))
+    assert (none, told) == ([None, None], sentence)
+    # One window for all nights: their scores compare.
+    assert breaks_before(list(replay(database, "reviews", {"gate.test_window": ""}))) == [None] * 3

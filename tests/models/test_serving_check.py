@@ -1,0 +1,337 @@
+"""Saved models in the hands of a stranger: the real script in a process of its own, on sound and on broken folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+
+from nightgate.engine import base_models
+from nightgate.engine.encoding import encode
+from nightgate.gate.evidence import Serving
+from nightgate.models import serving_check
+from nightgate.models.serving_check import check_version, model_size, serve
+from nightgate.models.version_folder import Staging
+from nightgate.pipeline_files import check_pipeline
+from nightgate.training import scoring
+from tests.support.night_rows import within
+from tests.support.trained import write_trained_model
+
+ROOT = Path(serving_check.__file__).parents[2]
+LABELS = ("bad", "fine", "good")
+TEXTS = [f"{number} {'the lamp broke and it was never good ' * (1 + number % 4)}" for number in range(64)]
+MAX_LENGTH = 24
+
+Logits = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_trained_model(tmp_path_factory.mktemp("trained"), LABELS, max_length=MAX_LENGTH, sharpness=10)
+
+
+@pytest.fixture(scope="module")
+def logits(best: Path) -> Logits:
+    """As a night scores it."""
+    loaded = base_models.load_trained(best, named="it")
+    encoded = encode(loaded.tokenizer, TEXTS, MAX_LENGTH)
+    assert encoded.lengths.max() == MAX_LENGTH > encoded.lengths.min(), "some are cut, some padded"
+    return scoring.logits_of(loaded.model, encoded, batch_size=16)
+
+
+def served(models: dict[str, Path], logits: Logits, **options: Any) -> dict[str, Serving]:
+    names = list(models)
+    return serve(models, TEXTS, dict.fromkeys(names, logits), dict.fromkeys(names, MAX_LENGTH), LABELS, **options)
+
+
+# --- one process, many folders ---
+
+
+@dataclass(frozen=True)
+class Seen:
+    models: dict[str, Path]
+    found: dict[str, Serving]
+    environment: str
+    imported: list[str]
+
+
+@pytest.fixture(scope="module")
+def seen(best: Path, logits: Logits, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """Sound and broken folders, given to one process whose environment and imports are written down."""
+    folder = tmp_path_factory.mktemp("served")
+    python = folder / "python"
+    told = f"exec 2> {folder}/imported; env > {folder}/environment"
+    python.write_text(f'#!/bin/sh\n{told}\nexec {sys.executable} -X importtime "$@"\n')
+    python.chmod(0o755)
+    models = {"sound": best, **_broken(best, folder), "gone": folder / "gone"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("NIGHTGATE_DATABASE_URL", "PREFECT_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "a secret")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        found = served(models, logits, python=str(python))
+    imported = [line.rpartition("|")[2].strip() for line in (folder / "imported").read_text().splitlines()]
+    return Seen(models, found, (folder / "environment").read_text(), imported)
+
+
+def _broken(best: Path, folder: Path) -> dict[str, Path]:
+    import torch
+    from safetensors.torch import load_file
+
+    def biased(tensors: dict[str, Any]) -> None:
+        tensors["classifier.bias"] = tensors["classifier.bias"] + np.float32([50, 0, -50])
+
+    def turned(tensors: dict[str, Any]) -> None:
+        for name in ("classifier.weight", "classifier.bias"):
+            tensors[name] = np.ascontiguousarray(tensors[name][[2, 0, 1]])
+
+    def headless(tensors: dict[str, Any]) -> None:
+        del tensors["classifier.bias"]
+
+    def labels(*names: str) -> dict[str, Any]:
+        return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+    pickled, mute = changed(best, folder / "pickled"), changed(best, folder / "mute")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (mute / name).unlink()
+    return {
+        "altered": reweighted(changed(best, folder / "altered"), biased),
+        "turned": reweighted(changed(best, folder / "turned", **labels("good", "bad", "fine")), turned),
+        "nameless": changed(best, folder / "nameless", **labels("LABEL_0", "LABEL_1", "LABEL_2")),
+        "foreign": changed(best, folder / "foreign", **labels("a", "b", "c")),
+        "headless": reweighted(changed(best, folder / "headless"), headless),
+        "pickled": pickled,
+        "mute": mute,
+    }
+
+
+def changed(best: Path, folder: Path, **settings: Any) -> Path:
+    """A copy whose config.json has other settings."""
+    shutil.copytree(best, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    return folder
+
+
+def reweighted(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["sound", "turned", "nameless"])
+def test_a_sound_model_gives_a_stranger_the_logits_of_the_night(seen: Seen, name: str) -> None:
+    found = seen.found[name]
+    assert (found.flaw, found.rows, found.flipped) == ("", 64, 0)
+    assert found.logit_difference is not None
+    assert found.logit_difference < 1e-4
+    assert found.latency_ms is not None
+    assert 0.05 < found.latency_ms < 1000
+    assert found.size_bytes == sum(file.stat().st_size for file in seen.models[name].iterdir())
+
+
+def test_weights_that_were_altered_after_the_scoring_show_in_logits_and_labels(seen: Seen) -> None:
+    found = seen.found["altered"]
+    assert (found.flaw, found.rows) == ("", 64)
+    assert found.logit_difference == pytest.approx(50, abs=1e-3)
+    assert found.flipped > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "flaw"),
+    [
+        ("foreign", "it knows the labels a, b, c, the pipeline has bad, fine, good"),
+        ("headless", "its weights lack classifier.bias"),
+        ("pickled", "model.safetensors"),
+        ("mute", "okenizer"),
+        ("gone", "gone is missing"),
+    ],
+)
+def test_a_model_that_a_stranger_cannot_use_has_a_flaw_and_no_numbers(seen: Seen, name: str, flaw: str) -> None:
+    found = seen.found[name]
+    assert flaw in found.flaw
+    assert (found.rows, found.logit_difference, found.flipped, found.latency_ms) == (0, None, 0, None)
+    assert found.size_bytes == model_size(seen.models[name])
+
+
+def test_the_process_knows_neither_our_code_nor_a_secret(seen: Seen) -> None:
+    assert "a secret" not in seen.environment
+    assert "HF_HUB_OFFLINE=1" in seen.environment
+    assert {"torch", "transformers"} < set(seen.imported)
+    assert [name for name in seen.imported if name.startswith("nightgate")] == []
+
+
+# --- processes that come to no end ---
+
+
+def stranger(path: Path, code: str) -> str:
+    """Something that is started in place of Python."""
+    path.write_text(f"#!{sys.executable}\nimport json, os, runpy, signal, sys, time\n{textwrap.dedent(code)}")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was killed, most likely for lack of memory, while starting"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "died of SIGSEGV while starting"),
+        ("sys.exit('there is no torch')", "ended with exit code 1 while starting: there is no torch"),
+        ('print(\'{"stage": "loading", "model": "champ\')', "ended with exit code 0 while starting"),
+        ("time.sleep(60)", "gave no answer within 1 s while starting"),
+    ],
+)
+def test_a_process_that_dies_is_the_flaw_of_all_models(
+    code: str, words: str, best: Path, logits: Logits, tmp_path: Path
+) -> None:
+    models = {"candidate": best, "champion": best}
+    found = served(models, logits, python=stranger(tmp_path / "python", code), timeout=1)
+    assert words in found["candidate"].flaw
+    assert found["candidate"] == found["champion"]
+
+
+def test_the_model_that_it_dies_of_is_left_out_and_the_others_are_tried_again(
+    best: Path, logits: Logits, tmp_path: Path
+) -> None:
+    python = stranger(
+        tmp_path / "python",
+        f"""
+        models = list(json.load(open(sys.argv[3]))["models"])
+        if "champion" in models:
+            print(json.dumps({{"stage": "loading", "model": "champion"}}), flush=True)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        print(json.dumps({{"model": "candidate", "labels": {LABELS!r}, "logits": {logits.tolist()!r}}}))
+        print(json.dumps({{"latency_ms": {{"candidate": 2.5}}}}))
+        """,
+    )
+    found = served({"champion": best, "candidate": best}, logits, python=python)
+    assert list(found) == ["champion", "candidate"]
+    assert found["champion"] == Serving("a fresh process died of SIGSEGV while loading it", size_bytes=model_size(best))
+    assert found["candidate"] == Serving("", 64, 0.0, 0, 2.5, model_size(best))
+
+
+def hanging(path: Path) -> str:
+    """The real script under a transformers that takes ten minutes for a folder named `slow`."""
+    return stranger(
+        path,
+        """
+        import transformers
+        load = transformers.AutoModelForSequenceClassification.from_pretrained
+        def load_slowly(folder, **options):
+            time.sleep(600 if folder.endswith("slow") else 0)
+            return load(folder, **options)
+        transformers.AutoModelForSequenceClassification.from_pretrained = load_slowly
+        sys.argv = sys.argv[2:]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        """,
+    )
+
+
+def started() -> list[psutil.Process]:
+    """Processes of the script."""
+    everyone = psutil.process_iter(["cmdline", "status"])
+    alive = [process for process in everyone if process.info["status"] != psutil.STATUS_ZOMBIE]
+    return [process for process in alive if str(serving_check.SCRIPT) in (process.info["cmdline"] or [])]
+
+
+@pytest.mark.faults
+def test_a_model_at_which_it_hangs_does_not_keep_the_others_from_being_served(
+    best: Path, logits: Logits, tmp_path: Path
+) -> None:
+    models = {"champion": changed(best, tmp_path / "slow"), "candidate": best}
+    found = served(models, logits, python=hanging(tmp_path / "python"), timeout=45)
+    assert found["champion"].flaw == "a fresh process gave no answer within 45 s while loading it"
+    assert found["candidate"].flaw == ""
+    assert started() == []
+
+
+@pytest.mark.faults
+def test_it_ends_with_its_caller(best: Path, tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+import numpy as np
+from nightgate.models.serving_check import serve
+folder, python = Path({str(changed(best, tmp_path / "slow"))!r}), {hanging(tmp_path / "python")!r}
+serve({{"it": folder}}, ["a"], {{"it": np.zeros((1, 3), np.float32)}}, {{"it": 8}}, {LABELS!r}, python=python)
+"""
+    caller = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    within(60, started)
+    caller.send_signal(signal.SIGKILL)
+    caller.wait()
+    within(60, lambda: not started())
+
+
+@pytest.mark.faults
+def test_a_process_that_has_imported_our_code_proves_nothing(best: Path, logits: Logits, tmp_path: Path) -> None:
+    python = stranger(
+        tmp_path / "python",
+        f"""
+        sys.path.insert(0, {str(ROOT)!r})
+        import nightgate
+        sys.argv = sys.argv[2:]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        """,
+    )
+    assert served({"candidate": best}, logits, python=python)["candidate"].flaw == (
+        "a fresh process ended with exit code 1 while timing: a module of nightgate was imported: this says nothing "
+        "about plain transformers"
+    )
+
+
+def test_without_rows_nothing_is_proved(best: Path) -> None:
+    empty = np.zeros((0, 3), np.float32)
+    found = serve({"candidate": best}, [], {"candidate": empty}, {"candidate": MAX_LENGTH}, LABELS)
+    assert found["candidate"].flaw == "there are no rows to try it on"
+
+
+def test_another_label_counts_as_flipped_only_where_the_tolerance_does_not_explain_it() -> None:
+    expected = np.array([[0.0, 0.0015], [0.0, 0.0025], [5.0, 0.0]])
+    assert serving_check._flipped(expected[:, ::-1], expected) == 2
+    assert serving_check._flipped(expected, expected) == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "difference"),
+    [
+        ([1.0, 2.0], [1.0, 2.5], 0.5),
+        ([np.nan, 2.0], [np.nan, 2.0], 0.0),
+        ([np.inf, 2.0], [np.inf, 2.0], 0.0),
+        ([np.nan, 2.0], [1.0, 2.0], np.inf),
+        ([np.inf, 2.0], [-np.inf, 2.0], np.inf),
+        ([np.inf, 2.0], [1.0, 2.0], np.inf),
+    ],
+)
+def test_a_logit_that_is_a_number_on_one_side_only_differs_without_limit(
+    found: list[float], expected: list[float], difference: float
+) -> None:
+    assert serving_check._difference(np.array([found]), np.array([expected])) == difference
+
+
+def test_a_version_is_tried_before_it_is_brought_back(best: Path, tmp_path: Path) -> None:
+    data = {"source": {"kind": "sample"}, "labels": list(LABELS)}
+    pipeline = check_pipeline({"name": "reviews", "data": data, "training": {"max_length": 20}}, "test")
+    facts = {"pipeline": "reviews", "label_names": list(LABELS), "configuration": pipeline.record()}
+    version = Staging(tmp_path / "models", best, LABELS).place(1, "card", facts)
+    found = check_version(version, TEXTS)
+    assert (found.flaw, found.rows, found.flipped) == ("", 64, 0)
+    assert found.logit_difference is not None
+    assert found.logit_difference < 1e-4
+    assert found.size_bytes == model_size(best)
+    (version / "config.json").write_text("{}")
+    assert "config.json is altered" in check_version(version, TEXTS).flaw

@@ -1,0 +1,483 @@
+"""The steps of a night in process: what they hand on, and how a night that is disturbed between them is settled."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+import torch
+from safetensors.torch import load_file, save_file
+
+from nightgate.config import Pipeline
+from nightgate.database import queries
+from nightgate.database.connection import database_url
+from nightgate.database.gate_schema import TestPrediction
+from nightgate.database.schema import Promotion
+from nightgate.database.transactions import Database, upgrade
+from nightgate.errors import DataError, ModelError, NonFiniteLossError, RegistryError
+from nightgate.gate.decision import Measured
+from nightgate.home import Home, open_home
+from nightgate.models import version_folder
+from nightgate.night import evidence, steps, verdict
+from nightgate.night.run import NightRun, open_night
+from nightgate.night.steps import run_night
+from nightgate.pipeline_files import load_pipeline
+from nightgate.registry import anchors, approvals, champions, promotion, versions
+from nightgate.runs import lifecycle, records
+from nightgate.schedule import Night, chosen_night, scheduled_night
+from nightgate.training.predictions import read_predictions
+from nightgate.training.protocol import TrainResult
+from tests.support import night_rows
+from tests.support.first_night import FirstNight, copy_first_night, first_night
+from tests.support.night import nightgate
+from tests.support.tiny import tiny_pipeline
+
+SHORT = {"training.epochs": 1, "data.source.rows_per_day": 15}
+
+
+def night_of(pipeline: Pipeline, day: int) -> Night:
+    return chosen_night(pipeline.schedule, date(2026, 1, day))
+
+
+@pytest.fixture
+def site(environment: Path) -> Path:
+    """A home in which version 1 reigns since the night of 5 January; gives the pipeline's file."""
+    return copy_first_night(environment).pipeline
+
+
+@pytest.fixture
+def empty_site(home: Home) -> Path:
+    """The same pipeline in a new home."""
+    upgrade(database_url(home))
+    return first_night().pipeline
+
+
+@contextmanager
+def broken_by(kind: type[BaseException], said: str = "") -> Iterator[None]:
+    """The block must end with this error."""
+    with pytest.raises(kind) as raised:
+        yield
+    assert said in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def held_night(tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
+    """A first night that is held: there is a version 1 and no champion."""
+    pipeline, home = first_night().pipeline, tmp_path_factory.mktemp("held") / "home"
+    settings = {**SHORT, "gate.min_f1": 1.0, "training.start_from": "champion"}
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    arguments = ("run", pipeline, "--night", "2026-01-05", "--no-prefect", *options)
+    done = nightgate(*arguments, cwd=home.parent, env={"NIGHTGATE_HOME": str(home)})
+    assert "HELD" in done.stdout, done.stderr
+    return FirstNight(pipeline, home, done)
+
+
+def the_row(run: NightRun) -> dict[str, Any]:
+    frame = queries.history(run.pipeline.name)
+    [row] = frame[frame["run_id"] == run.run_id].to_dict("records")
+    return {str(name): value for name, value in row.items()}
+
+
+# --- the champion ---
+
+
+def test_training_that_starts_from_the_champion_uses_and_records_it(
+    site: Path, environment: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = load_pipeline(site, {**SHORT, "training.start_from": "champion"})
+    with caplog.at_level(logging.INFO, "nightgate"):
+        run = run_night(pipeline, night_of(pipeline, 6))
+    assert run.started_from == 1
+    job = json.loads((run.directory / "attempt-1" / "job.json").read_text())
+    assert job["start_from"] == str(environment / "models/small/v0001")
+    assert "the champion to start from: BertForSequenceClassification" in caplog.text
+    assert "a new head starts at random" not in caplog.text
+    manifest = version_folder.verify_version(environment / "models/small/v0002")
+    assert manifest["base_model"]["started_from_version"] == 1
+    assert run.evidence.champion is not None
+    assert run.evidence.champion.chosen_at is None, "its own night chose it"
+
+
+def test_a_first_night_that_should_start_from_the_champion_starts_from_the_base_model(held_night: FirstNight) -> None:
+    assert "there is no champion to start from yet" in held_night.done.stderr
+    assert "a new head starts at random" in held_night.done.stderr
+
+
+def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, environment: Path) -> None:
+    three = {"1": "bad", "2": "bad", "3": "fine", "4": "good", "5": "good"}
+    pipeline = load_pipeline(site, {**SHORT, "data.labels": three, "gate.policy": "superior"})
+    with Database.open(open_home(environment)) as db:
+        db.write(lambda session: session.execute(sa.update(Promotion).values(run_id=None, promoted_by="ada")))
+        by_hand = versions.champion(db, "small")
+    run = run_night(pipeline, night_of(pipeline, 6))
+    assert by_hand is not None
+    assert run.evidence.champion is not None
+    assert run.evidence.champion.chosen_at == by_hand.valid_from
+    row = the_row(run)
+    assert (row["status"], row["verdict"], row["model_version"]) == ("held", "hold", 2)
+    assert (
+        "the champion (version 1) knows the labels 1, 2, 3, 4, 5 and the pipeline has bad, fine, good" in row["reason"]
+    )
+    assert row["next_step"] == "if this version should reign all the same: nightgate promote small 2 --reason TEXT"
+    with Database.open(run.home) as db:
+        checks = db.frame(f"SELECT * FROM gate_checks WHERE run_id = '{run.run_id}'").set_index("check_name")
+        assert checks.loc["beats_champion", "outcome"] == "failed"
+        assert checks.loc["min_f1", "outcome"] == "passed"
+        champions.promote_by_hand(db, run.home, "small", 2, reason="three labels from now on", by="a test")
+    assert champions.load_champion("small").label_names == ("bad", "fine", "good")
+    assert environment.is_dir()
+
+
+def test_training_cannot_start_from_a_champion_with_other_labels_and_says_so(site: Path) -> None:
+    pipeline = load_pipeline(site, {**SHORT, "training.start_from": "champion", "data.labels": [5, 4, 3, 2, 1]})
+    with pytest.raises(ModelError, match=r"knows the labels .* the pipeline has") as raised:
+        run_night(pipeline, night_of(pipeline, 6))
+    assert "training.start_from = 'base'" in raised.value.next_step
+
+
+def test_a_damaged_champion_ends_the_night_before_it_trains(site: Path, environment: Path) -> None:
+    _flip_a_byte(environment / "models/small/v0001/model.safetensors")
+    pipeline = load_pipeline(site, SHORT)
+    with broken_by(ModelError, "model.safetensors is altered"), open_night(pipeline, night_of(pipeline, 6)) as run:
+        steps.refresh_data(run)
+        list(steps.fine_tune(run))
+    row = the_row(run)
+    assert (row["status"], row["error_type"]) == ("failed", "model")
+    assert "nightgate rollback" in row["next_step"]
+    assert not list(run.directory.glob("attempt-*/job.json"))
+
+
+def test_a_damaged_anchor_is_a_flaw_of_its_own_and_costs_no_night(site: Path, environment: Path) -> None:
+    _flip_a_byte(environment / "models/small/v0001/model.safetensors")
+    pipeline = load_pipeline(site, SHORT)
+    with broken_by(DataError, "enough"), open_night(pipeline, night_of(pipeline, 6)) as run:
+        steps.refresh_data(run)
+        version = versions.anchor(run.db, "small")
+        assert version is not None
+        assert "model.safetensors is altered" in evidence._of_anchor(run, version).flaw
+        raise DataError("enough", next_step="-")
+
+
+def test_the_champion_is_scored_again_whatever_an_earlier_night_stored(site: Path, environment: Path) -> None:
+    pipeline = load_pipeline(site, {"gate.min_f1": 0.0})
+    # The same weights as the champion's, so the labels of both must agree.
+    candidate = shutil.copytree(environment / "models/small/v0001", environment / "candidate")
+    with broken_by(DataError, "enough"), open_night(pipeline, night_of(pipeline, 6)) as run:
+        [first_night_s] = run.db.frame("SELECT num_rows FROM test_set WHERE kind = 'test'")["num_rows"]
+        wrong = zlib.compress(bytes(int(first_night_s)))
+        run.db.write(lambda session: session.execute(sa.update(TestPrediction).values(labels=wrong)))
+        take_as_trained(run, candidate)
+        evidence.score_on_test(run)
+        champion, labels = run.evidence.champion, run.evidence.candidate.predictions
+        assert champion is not None
+        assert labels is not None
+        assert np.array_equal(champion.predictions, labels)
+        assert labels.any(), "not what was stored"
+        assert champion.calibration_error == run.evidence.candidate.calibration_error
+        raise DataError("enough", next_step="-")
+
+
+# --- an anchor that is not the champion ---
+
+
+def always(label: int, home: Path) -> Path:
+    """Version 1 with a head that gives every row this label."""
+    folder = shutil.copytree(home / "models/small/v0001", home / "always" / uuid.uuid4().hex)
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"] = torch.where(torch.arange(5) == label, 99.0, 0.0)
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def take_as_trained(run: NightRun, model: Path) -> None:
+    steps.refresh_data(run)
+    run.trained = TrainResult(1, model, 1, False, 0, "cpu", "fp32", "", 1, "packed", "", 1)
+
+
+def score_and_judge(run: NightRun, model: Path) -> Measured:
+    take_as_trained(run, model)
+    evidence.score_on_test(run)
+    evidence.try_serving(run)
+    verdict.judge(run)
+    steps.register_candidate(run)
+    assert run.decision.measured is not None
+    return run.decision.measured
+
+
+@pytest.fixture
+def blind_anchor(site: Path, environment: Path) -> Pipeline:
+    """Version 1 reigns, and the anchor is version 2, which gives every row the rarest label."""
+    # So few rows tell models apart at no higher confidence.
+    pipeline = load_pipeline(site, {"gate.confidence": 0.5})
+    with open_night(pipeline, night_of(pipeline, 6)) as run:
+        take_as_trained(run, always(RAREST, environment))
+        run.decision, run.test_scores = night_rows.decision("hold"), night_rows.scores()
+        steps.register_candidate(run)
+        steps._hold(run, "it is blind", "-")
+        for version, move_anchor in ((2, True), (1, False)):
+            champions.promote_by_hand(
+                run.db, run.home, "small", version, reason="so it is", by="a test", move_anchor=move_anchor
+            )
+    return pipeline
+
+
+RAREST, ANOTHER = 1, 4
+"""Labels of the test rows, as their classes are numbered."""
+
+
+def reigning(run: NightRun) -> tuple[int, int]:
+    """Champion and anchor."""
+    champion, anchor = versions.champion(run.db, "small"), versions.anchor(run.db, "small")
+    assert champion is not None
+    assert anchor is not None
+    return champion.version, anchor.version
+
+
+def test_an_anchor_that_does_not_reign_is_a_side_of_its_own_and_moves_when_the_gate_says_so(
+    blind_anchor: Pipeline, environment: Path
+) -> None:
+    with open_night(blind_anchor, night_of(blind_anchor, 7)) as run:
+        measured = score_and_judge(run, always(RAREST, environment))
+        champion, anchor = run.evidence.champion, run.evidence.anchor
+        assert champion is not None
+        assert anchor is not None
+        assert (champion.version, anchor.version) == (1, 2)
+        assert champion.predictions is not None
+        assert anchor.predictions is not None
+        assert set(anchor.predictions.tolist()) == {RAREST}
+        assert RAREST not in champion.predictions
+        [row] = run.db.frame("SELECT * FROM run WHERE run_id = :run", {"run": run.run_id}).to_dict("records")
+        assert measured.champion is not None
+        assert measured.anchor is not None
+        assert (row["champion_version"], row["champion_f1"]) == (1, measured.champion.f1)
+        assert (row["anchor_version"], row["anchor_f1"]) == (2, measured.anchor.f1)
+        assert row["anchor_f1"] != row["champion_f1"]
+        assert not measured.moves_anchor
+        steps.settle(run)
+        assert (run.status, reigning(run)) == ("promoted", (3, 2))
+    with open_night(blind_anchor, night_of(blind_anchor, 8)) as run:
+        assert score_and_judge(run, always(ANOTHER, environment)).moves_anchor
+        steps.settle(run)
+        assert (run.status, reigning(run)) == ("promoted", (4, 4))
+
+
+def test_a_candidate_whose_anchor_was_moved_after_it_was_judged_is_held(
+    blind_anchor: Pipeline, environment: Path
+) -> None:
+    with open_night(blind_anchor, night_of(blind_anchor, 7)) as run:
+        take_as_trained(run, always(ANOTHER, environment))
+        run.champion, run.anchor = versions.champion(run.db, "small"), versions.anchor(run.db, "small")
+        run.decision, run.test_scores = night_rows.decision(), night_rows.scores()
+        records.record_decision(run.db, run.run_id, run.attempt, run.decision, None, run.test_scores)
+        steps.register_candidate(run)
+        anchors.move(run.db, "small", 1, by="ada", reason="2 is blind")
+        steps.settle(run)
+        assert (run.status, reigning(run)) == ("held", (1, 1))
+        assert "it was judged against the anchor version 2, but now that is version 1" in run.reason
+
+
+# --- the end of a night ---
+
+
+@pytest.mark.slow
+def test_a_promotion_that_somebody_else_was_faster_with_leaves_the_night_held(
+    held_night: FirstNight, environment: Path
+) -> None:
+    shutil.copytree(held_night.home, environment, symlinks=True)
+    pipeline = load_pipeline(held_night.pipeline, SHORT)
+    with open_night(pipeline, night_of(pipeline, 6)) as run:
+        steps.refresh_data(run)
+        with closing(steps.fine_tune(run)) as epochs:
+            for epoch in epochs:
+                steps.record_epoch(run, steps.score_epoch(run, epoch))
+        evidence.score_on_test(run)
+        evidence.try_serving(run)
+        verdict.judge(run)
+        steps.register_candidate(run)
+        assert run.decision.verdict == "promote"
+        with Database.open(run.home) as another:
+            promotion.promote(another, "small", 1, expected=None, by="somebody", reason="in between")
+        steps.settle(run)
+    row = the_row(run)
+    assert (run.status, row["status"], row["verdict"]) == ("held", "held", "promote")
+    assert row["reason"].startswith("would have been promoted, but version 2 of pipeline small was not promoted")
+    assert "expected to replace no champion, but now there is version 1" in row["reason"]
+    assert row["error_type"] is None
+    assert queries.champion("small")["version"].tolist() == [1]
+
+
+def test_after_a_night_predictions_and_logs_stay_and_checkpoints_go() -> None:
+    [run_dir] = (first_night().home / "runs").iterdir()
+    kept = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    assert {"attempt-1/log.txt", "attempt-1/epochs/epoch-0001.npz", "attempt-1/epochs/epoch-0002.npz"} <= kept
+    assert "attempt-1/test/candidate.npz" in kept
+    assert not [name for name in kept if name.endswith(".safetensors")]
+
+
+def test_a_night_that_ended_is_handed_out_closed(site: Path) -> None:
+    pipeline = load_pipeline(site)
+    with open_night(pipeline, night_of(pipeline, 5)) as run:
+        assert (run.is_open, run.status, run.attempt) == (False, "promoted", 1)
+    assert run_night(pipeline, night_of(pipeline, 5)).run_id == run.run_id
+    assert the_row(run)["status"] == "promoted"
+
+
+def test_a_night_whose_data_cannot_be_read_leaves_the_candidate_that_waits(home: Home, tmp_path: Path) -> None:
+    upgrade(database_url(home))
+    file = tmp_path / "reviews.toml"
+    file.write_text(
+        'name = "reviews"\n[data]\ntext = "body"\nlabel = "stars"\nlabels = ["bad", "good"]\n'
+        'source = { kind = "files", paths = ["moved-away.csv"] }\n',
+        encoding="utf-8",
+    )
+    with Database.open(home) as db:
+        waits, _ = night_rows.judged_version(db)
+        patience = timedelta(hours=18)
+        approvals.request(db, waits.run_id, 1, expected=None, patience=patience, reason="better", next_step="approve")
+    pipeline = load_pipeline(file)
+    with broken_by(DataError, "moved-away.csv"):
+        run_night(pipeline, chosen_night(pipeline.schedule, date(2026, 3, 3)))
+    assert queries.history("reviews")["status"].tolist() == ["waiting", "failed"]
+    with Database.open(home) as db:
+        assert approvals.find(db, "reviews").run_id == waits.run_id
+
+
+def test_a_scheduled_night_without_news_is_skipped_and_what_a_person_starts_is_run(home: Home, tmp_path: Path) -> None:
+    upgrade(database_url(home))
+    pipeline = tiny_pipeline(tmp_path, rows=60, epochs=1)
+
+    def is_skipped(night: Night, **options: bool) -> bool:
+        with open_night(pipeline, night, **options) as run:
+            steps.refresh_data(run)
+            skipped = steps.skip_without_news(run, force=options.get("force", False))
+            if not skipped:  # as a night that trained and was not better
+                lifecycle.finish_run(run.db, run.run_id, run.attempt, "held")
+                run.status = "held"
+        assert the_row(run)["status"] == ("skipped" if skipped else "held")
+        return skipped
+
+    def due_on(day: int) -> Night:
+        return scheduled_night(pipeline.schedule, datetime(2026, 1, day, 3, 15, tzinfo=UTC))
+
+    assert not is_skipped(due_on(5)), "the first"
+    assert is_skipped(due_on(6))
+    assert not is_skipped(night_of(pipeline, 7)), "by hand"
+    assert not is_skipped(due_on(8), force=True)
+    assert not is_skipped(due_on(9), dry_run=True)
+    assert is_skipped(due_on(10))
+    # Nobody started that of the 9th, but for a rehearsal: the next run writes it down.
+    assert (
+        queries.history(pipeline.name).set_index("night")["status"].astype(str).to_dict()[date(2026, 1, 9)] == "missed"
+    )
+
+
+@pytest.mark.parametrize("thrown", [DataError("no rows", next_step="bring rows"), ZeroDivisionError("a fault")])
+def test_a_night_that_breaks_has_a_report_unless_another_attempt_has_taken_it_over(
+    home: Home, tmp_path: Path, thrown: Exception
+) -> None:
+    upgrade(database_url(home))
+    pipeline = tiny_pipeline(tmp_path, rows=60, epochs=1)
+    told: list[tuple[int, str]] = []
+
+    def on_end(run: NightRun) -> None:
+        told.append((run.attempt, run.status))
+
+    def begun() -> AbstractContextManager[NightRun]:
+        return open_night(pipeline, night_of(pipeline, 5), prefect_flow_run_id="flow-1", on_end=on_end)
+
+    with broken_by(type(thrown)), begun():
+        raise thrown
+    assert told == [(1, "failed")]
+    with broken_by(RegistryError, "attempt 3 has taken over"), begun() as given_up:
+        with broken_by(type(thrown)), begun():
+            raise thrown
+        lifecycle.record_attempt(given_up.db, given_up.run_id, given_up.attempt, threads=1)
+    assert told == [(1, "failed"), (3, "failed")], "nothing of attempt 2"
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_second_run_is_recorded_as_superseded_and_names_the_first(empty_site: Path, dry_run: bool) -> None:
+    pipeline = load_pipeline(empty_site)
+    night = night_of(pipeline, 5)
+    with broken_by(DataError), open_night(pipeline, night) as first:
+        with open_night(pipeline, night_of(pipeline, 6), dry_run=dry_run) as second:
+            assert (second.is_open, second.status, second.dry_run) == (False, "superseded", dry_run)
+            assert f"run {first.run_id} (process " in second.reason
+        assert first.is_open
+        raise DataError("the first goes on to fail on its own")
+    assert the_row(first)["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("thrown", "status", "error_type", "reason"),
+    [
+        (DataError("no rows", next_step="bring rows"), "failed", "data", "no rows"),
+        (ZeroDivisionError("division by zero"), "failed", "internal", "ZeroDivisionError: division by zero"),
+        (KeyboardInterrupt(), "cancelled", "cancelled", "stopped by Ctrl-C or SIGTERM; the last checkpoint is kept"),
+        (SystemExit(1), "cancelled", "cancelled", "stopped by SystemExit; the last checkpoint is kept"),
+        # How Prefect ends a run whose lease on its deployment is lost.
+        (asyncio.CancelledError(), "failed", "crashed", "the last checkpoint is kept"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_whatever_leaves_the_night_its_row_is_settled(
+    empty_site: Path, thrown: BaseException, status: str, error_type: str, reason: str
+) -> None:
+    pipeline = load_pipeline(empty_site)
+    with broken_by(type(thrown)), open_night(pipeline, night_of(pipeline, 5)) as run:
+        raise thrown
+    row = the_row(run)
+    assert (row["status"], row["error_type"]) == (status, error_type)
+    assert reason in row["reason"]
+    assert row["next_step"]
+    with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as again:
+        assert (again.run_id, again.attempt, again.is_open) == (run.run_id, 2, True)
+        raise DataError("enough")
+
+
+def test_what_to_do_next_is_stored_without_secrets(empty_site: Path) -> None:
+    pipeline = load_pipeline(empty_site)
+    with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as run:
+        raise DataError("no rows", next_step="look at postgresql://me:hush-hush@db/rows")
+    assert the_row(run)["next_step"] == "look at postgresql://***@db/rows"
+
+
+def test_a_night_that_failed_with_another_recipe_is_not_taken_up_but_run_anew(empty_site: Path) -> None:
+    pipeline, other = load_pipeline(empty_site), load_pipeline(empty_site, {"training.seed": 7})
+    with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as first:
+        raise DataError("no rows")
+    with broken_by(DataError), open_night(other, night_of(other, 5)) as second:
+        assert second.run_id != first.run_id
+        raise DataError("no rows either")
+
+
+def _flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_home_of_these_tests_is_the_one_of_the_environment(environment: Path) -> None:
+    assert open_home().root == environment.resolve()
+
+
+def test_a_logit_that_is_not_finite_is_no_prediction(tmp_path: Path) -> None:
+    np.savez(tmp_path / "sound.npz", logits=np.array([[0.0, 2.0], [1.0, 0.0]], np.float32))
+    assert read_predictions(tmp_path / "sound.npz").tolist() == [1, 0]
+    for value in (np.nan, np.inf):
+        np.savez(tmp_path / "broken.npz", logits=np.array([[0.0, value], [1.0, 0.0]], np.float32))
+        with pytest.raises(NonFiniteLossError, match="1 of 2 rows"):
+            read_predictions(tmp_path / "broken.npz")

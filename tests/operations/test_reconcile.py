@@ -1,0 +1,288 @@
+"""Prefect's states and the ledger's ends beside each other, on a real server: which of them `reconcile` changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import (
+    AwaitingRetry,
+    Cancelled,
+    Cancelling,
+    Crashed,
+    Failed,
+    Paused,
+    Pending,
+    Running,
+    Suspended,
+)
+from sqlalchemy.orm import Session
+
+from flows.reconcile import Done, agree, obey_cancels, reconcile_now
+from nightgate.database.schema import Run
+from nightgate.database.transactions import Database
+from nightgate.errors import NightgateError
+from nightgate.operations import reconciliation
+from nightgate.operations.status import last_due
+from nightgate.pipeline_files import load_by_name
+from nightgate.runs import lifecycle
+from nightgate.runs.claim import OpenedRun
+from nightgate.runs.liveness import Owner
+from nightgate.schedule import scheduled_night
+from tests.conftest import free_port
+from tests.support import night_rows
+
+pytestmark = [pytest.mark.flow, pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)]
+
+AT_ONCE, LATER = timedelta(minutes=5), timedelta()
+"""How long a run has to say itself that it has ended: it may still be about to, or has had all its time."""
+
+
+@pytest.fixture
+def api(prefect_server: str) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+        yield client
+
+
+@flow(name="nightly")
+def stand_in() -> None:
+    """Bears the name that the nights bear; never run here."""
+
+
+def run_of_prefect(api: SyncPrefectClient, state: State[Any]) -> FlowRun:
+    """A run of a deployment: one without could not be suspended."""
+    deployment_id = api.create_deployment(api.create_flow(stand_in), name="reconciled")
+    run = api.create_flow_run_from_deployment(deployment_id, state=Pending())
+    for one in (Running(), state):
+        api.set_flow_run_state(run.id, one, force=True)
+    return run
+
+
+def ended(database: Database, run: FlowRun, status: str, error_type: str | None = None) -> OpenedRun:
+    """The night of a Prefect run, with that end."""
+    night = night_rows.open_run(
+        database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(run.id), force=True
+    )
+
+    def end(session: Session) -> None:
+        lifecycle.end(session, session.get_one(Run, night.run_id), status, datetime.now(UTC), "why", error_type)
+
+    database.write(end)
+    return night
+
+
+def after_reconcile(api: SyncPrefectClient, database: Database, run: FlowRun) -> State[Any]:
+    agree(database, api)
+    state: State[Any] | None = api.read_flow_run(run.id).state
+    assert state is not None
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "error_type", "patience", "becomes"),
+    [
+        (Running(), "promoted", None, LATER, "Promoted"),
+        (Cancelling(), "held", None, LATER, "Held"),
+        (Cancelling(), "cancelled", "cancelled", AT_ONCE, "Cancelled"),
+        (Suspended(), "superseded", None, AT_ONCE, "Superseded"),
+        (Suspended(), "held", None, AT_ONCE, "Held"),
+        (Running(), "failed", "crashed", AT_ONCE, "Crashed"),
+        (Running(), "failed", "data", LATER, "Failed"),
+        (Running(), "cancelled", "cancelled", LATER, "Cancelled"),
+        (Crashed(), "promoted", None, AT_ONCE, "Promoted"),
+        (Failed(), "held", None, AT_ONCE, "Held"),
+        (Cancelled(), "promoted", None, AT_ONCE, "Promoted"),
+    ],
+    ids=lambda value: value.name if isinstance(value, State) else str(value),
+)
+def test_what_contradicts_the_ledger_becomes_what_the_ledger_says(
+    state: State[Any],
+    status: str,
+    error_type: str | None,
+    patience: timedelta,
+    becomes: str,
+    api: SyncPrefectClient,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", patience)
+    run = run_of_prefect(api, state)
+    night = ended(database, run, status, error_type)
+    found = after_reconcile(api, database, run)
+    assert found.name == becomes
+    assert found.message == f"{status}: why [{night.run_id}]"
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "error_type", "patience"),
+    [
+        pytest.param(Running(), "promoted", None, AT_ONCE, id="it is about to say so itself"),
+        pytest.param(Cancelled(), "held", None, LATER, id="a candidate that waited was rejected by the cancel"),
+        pytest.param(Crashed(), "failed", "crashed", LATER, id="both say that it broke"),
+        pytest.param(Crashed(), "cancelled", "cancelled", LATER, id="SIGTERM, as Prefect calls it"),
+        pytest.param(Paused(), "cancelled", "cancelled", LATER, id="a person paused it and may resume it"),
+        pytest.param(AwaitingRetry(), "failed", "crashed", LATER, id="somebody asked for a retry"),
+        pytest.param(Pending(), "failed", "crashed", LATER, id="a retry is about to begin"),
+    ],
+)
+def test_what_does_not_contradict_the_ledger_stays(
+    state: State[Any],
+    status: str,
+    error_type: str | None,
+    patience: timedelta,
+    api: SyncPrefectClient,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", patience)
+    run = run_of_prefect(api, state)
+    ended(database, run, status, error_type)
+    assert after_reconcile(api, database, run).name == state.name
+
+
+def test_a_retry_that_is_at_work_in_a_row_of_its_own_is_not_ended_as_the_one_before_it(
+    api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", LATER)
+    run = run_of_prefect(api, Running())
+    before = ended(database, run, "failed", "data")
+    again = night_rows.open_run(
+        database,
+        night_rows.pipeline(learning_rate=1e-5),
+        night_rows.night(),
+        prefect_flow_run_id=str(run.id),
+        owner=Owner.here(),
+    )
+    assert (again.run_id != before.run_id, again.status) == (True, "running")
+    assert after_reconcile(api, database, run).name == "Running"
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled", "held"])
+def test_a_retry_that_has_begun_and_not_claimed_its_night_yet_is_left_alone(
+    api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    run = run_of_prefect(api, Running())
+    ended(database, run, status, "crashed" if status == "failed" else None)
+    api.set_flow_run_state(run.id, Running(), force=True)
+    assert after_reconcile(api, database, run).name == "Running"
+    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", timedelta())
+    assert after_reconcile(api, database, run).name != "Running", "it never came to that"
+
+
+def test_a_run_of_prefect_s_whose_night_another_one_has_taken_up_is_ended_too(
+    api: SyncPrefectClient, database: Database
+) -> None:
+    lost = run_of_prefect(api, Running())
+    night = night_rows.open_run(
+        database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(lost.id), force=True
+    )
+    # Its process is dead: a command takes the night up, before anybody has told the server.
+    again = night_rows.open_run(database, night_rows.pipeline(), night_rows.night(), owner=Owner.here())
+    assert (again.run_id, again.attempt) == (night.run_id, 2)
+    assert after_reconcile(api, database, lost).name == "Crashed"
+
+
+SCHEDULE = """
+name = "nightly-shop"
+[data]
+source = { kind = "sample" }
+labels = ["bad", "good"]
+[schedule]
+cron = "15 3 * * *"
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Database) -> str:
+    """A pipeline that ran on its schedule four nights ago, and not since; gives its name."""
+    (tmp_path / "nightly-shop.toml").write_text(SCHEDULE, encoding="utf-8")
+    monkeypatch.setenv("NIGHTGATE_PIPELINES", str(tmp_path))
+    pipeline = load_by_name("nightly-shop")
+    due = last_due(pipeline, datetime.now(UTC) - timedelta(days=3))
+    assert due is not None
+    run = night_rows.open_run(database, pipeline, scheduled_night(pipeline.schedule, due))
+    lifecycle.finish_run(database, run.run_id, run.attempt, "skipped")
+    return "nightly-shop"
+
+
+@pytest.mark.parametrize("deployed", [True, False])
+def test_a_run_that_was_cancelled_and_cannot_hear_it_says_who_can_start_it_again(
+    api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch, deployed: bool
+) -> None:
+    run = run_of_prefect(api, Cancelling()) if deployed else api.create_flow_run(stand_in, state=Cancelling())
+    night = night_rows.open_run(
+        database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(run.id), owner=Owner.here()
+    )
+    assert obey_cancels(database, api) == [], "it may still hear of it"
+    monkeypatch.setattr("flows.reconcile.TO_BE_HEARD", timedelta())
+    [ended] = obey_cancels(database, api)
+    assert (ended.run_id, ended.status) == (night.run_id, "cancelled")
+    [step] = database.frame("SELECT next_step FROM run")["next_step"]
+    again = f"Retry in the UI, or `prefect flow-run retry {run.id}`," if deployed else ""
+    assert step == f"{again or '`nightgate run reviews --night 2026-03-01`'} goes on from its last epoch"
+
+
+def missed(done: Done, pipeline: str) -> int:
+    return len([one for one in done.settled if (one.pipeline, one.status) == (pipeline, "missed")])
+
+
+@pytest.fixture
+def deployment_id(api: SyncPrefectClient, shop: str) -> Iterator[UUID]:
+    """By which the server is to start its nights."""
+    schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="15 3 * * *", timezone="UTC"), active=True)
+    made = api.create_deployment(api.create_flow(stand_in), name=shop, schedules=[schedule])
+    yield made
+    with suppress(ObjectNotFound):
+        api.delete_deployment(made)
+
+
+@pytest.mark.usefixtures("deployment_id")
+def test_nights_that_the_server_was_to_start_are_missed_once_it_can_be_asked(shop: str) -> None:
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
+        assert missed(reconcile_now(), shop) == 0, "nobody knows"
+    assert missed(reconcile_now(), shop) >= 2
+    assert missed(reconcile_now(), shop) == 0, "once"
+
+
+def test_nights_of_a_pause_are_not_missed_then_or_later(
+    api: SyncPrefectClient, database: Database, deployment_id: UUID, shop: str
+) -> None:
+    api.pause_deployment(deployment_id)
+    assert missed(reconcile_now(), shop) == 0
+    api.resume_deployment(deployment_id)
+    assert missed(reconcile_now(), shop) == 0, "they were not to start"
+    in_two_days = datetime.now(UTC) + timedelta(days=2)
+    assert len(reconciliation.record_missed(database, load_by_name(shop), in_two_days)) == 2, "those after it were"
+
+
+def test_a_pipeline_that_is_not_deployed_misses_nothing(api: SyncPrefectClient, deployment_id: UUID, shop: str) -> None:
+    api.delete_deployment(deployment_id)
+    assert missed(reconcile_now(), shop) == 0
+
+
+def test_what_fails_is_named_at_the_end_and_keeps_nothing_else_from_being_put_right(
+    api: SyncPrefectClient, database: Database
+) -> None:
+    del api
+    # No id of a Prefect run: states can not be compared, and the event of this end can not be made.
+    night = night_rows.open_run(database, night_rows.pipeline("odd"), night_rows.night(), prefect_flow_run_id="odd")
+    lifecycle.finish_run(database, night.run_id, night.attempt, "held")
+    dead = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    done = reconcile_now()
+    assert [one.run_id for one in done.settled] == [dead.run_id]
+    with pytest.raises(NightgateError, match="could not be put right: states of Prefect's runs: ValueError"):
+        done.check()
+    announced = database.frame("SELECT run_id FROM run WHERE announced_at IS NOT NULL")["run_id"]
+    assert list(announced) == [dead.run_id]

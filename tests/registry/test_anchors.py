@@ -1,0 +1,249 @@
+"""The anchor moves with promotions, in their transaction, and back with rollbacks, on both engines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from nightgate.config import Pipeline
+from nightgate.database.gate_schema import Anchor
+from nightgate.database.schema import ModelVersion
+from nightgate.database.transactions import Database
+from nightgate.errors import PromotionLostError, RegistryError
+from nightgate.gate.decision import Check, Decision, Outcome
+from nightgate.registry import anchors, approvals, promotion
+from nightgate.registry import versions as version_rows
+from nightgate.runs import evidence_store, lifecycle, records
+from tests.support import night_rows
+
+
+@pytest.fixture
+def versions(database: Database) -> Database:
+    """Versions 1 to 4, none of which ever reigned."""
+    for day in range(4):
+        night_rows.held_version(database, day)
+    return database
+
+
+def promote(database: Database, version: int, expected: int | None, **options: Any) -> None:
+    promotion.promote(database, "reviews", version, expected=expected, by="ada", reason="fit", **options)
+
+
+def anchor(database: Database, at: datetime | None = None) -> int | None:
+    row = version_rows.anchor(database, "reviews", at)
+    return row.version if row else None
+
+
+def test_the_first_champion_is_the_anchor_and_those_that_follow_are_not(versions: Database) -> None:
+    assert anchor(versions) is None
+    promote(versions, 1, None)
+    promote(versions, 2, 1)
+    promote(versions, 3, 2)
+    assert anchor(versions) == 1
+
+
+def test_a_promotion_that_moves_the_anchor_does_so_at_the_instant_of_the_reign(versions: Database) -> None:
+    promote(versions, 1, None)
+    promote(versions, 2, 1, moves_anchor=True)
+    row, champion = version_rows.anchor(versions, "reviews"), version_rows.champion(versions, "reviews")
+    assert row is not None
+    assert champion is not None
+    assert champion.valid_from is not None
+    assert (row.version, row.valid_from, row.promoted_by, row.reason) == (2, champion.valid_from, "ada", "fit")
+    assert anchor(versions, champion.valid_from) == 2
+    assert anchor(versions, champion.valid_from - timedelta(microseconds=1)) == 1
+    assert anchor(versions, champion.valid_from - timedelta(days=1)) is None
+
+
+def test_a_promotion_that_loses_moves_no_anchor(versions: Database) -> None:
+    promote(versions, 1, None)
+    with pytest.raises(PromotionLostError):
+        promote(versions, 2, None, moves_anchor=True)
+    assert anchor(versions) == 1
+
+
+def test_the_run_whose_evidence_moved_the_anchor_is_written_down(versions: Database) -> None:
+    promote(versions, 1, None)
+    opened, version = night_rows.judged_version(versions, 4)
+    promotion.promote_candidate(
+        versions,
+        "reviews",
+        version,
+        expected=1,
+        run_id=opened.run_id,
+        attempt=1,
+        by="gate",
+        reason="better",
+        moves_anchor=True,
+    )
+    moved = versions.frame("SELECT model_version, moving_run_id, moved_by FROM anchor_timeline ORDER BY valid_from")
+    assert moved.iloc[1].tolist() == [version, opened.run_id, "gate"]
+
+
+def test_the_anchor_alone_moves_to_the_champion_and_to_no_other_version(versions: Database) -> None:
+    promote(versions, 1, None)
+    promote(versions, 2, 1)
+    anchors.move(versions, "reviews", 2, by="ada", reason="version 1 is lost")
+    row = version_rows.anchor(versions, "reviews")
+    assert row is not None
+    assert (row.version, row.promoted_by, row.reason) == (2, "ada", "version 1 is lost")
+    with pytest.raises(RegistryError, match="version 1 is not the champion of reviews any more, that is version 2"):
+        anchors.move(versions, "reviews", 1, by="ada", reason="no")
+    assert anchor(versions) == 2
+
+
+def test_an_anchor_that_knows_other_labels_gives_way(versions: Database) -> None:
+    promote(versions, 1, None)
+    for names, expected_anchor in ((["good", "bad"], 1), (["bad", "fine", "good"], 6)):
+        values = night_rows.pipeline().record() | {"data": {"source": {"kind": "sample"}, "labels": names}}
+        night = replace(night_rows.night(9 + len(names)), trigger="backfill")
+        opened = night_rows.open_run(versions, Pipeline.model_validate(values), night)
+        number = promotion.add_version(versions, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
+        lifecycle.finish_run(versions, opened.run_id, 1, "held")
+        promote(versions, number, number - 1 if number == 6 else 1)
+        assert anchor(versions) == expected_anchor
+
+
+# --- rollbacks ---
+
+
+def roll_back(database: Database, to: int, expected: int) -> None:
+    promotion.roll_back(database, "reviews", to, expected=expected, by="ada", reason="worse")
+
+
+def test_a_rollback_from_the_anchor_brings_back_the_anchor_before(versions: Database) -> None:
+    promote(versions, 1, None)
+    promote(versions, 2, 1)
+    promote(versions, 3, 2, moves_anchor=True)
+    roll_back(versions, 2, 3)
+    row = version_rows.anchor(versions, "reviews")
+    assert row is not None
+    assert (row.version, row.promoted_by, row.reason) == (1, "ada", "rolled back from version 3 to 2: worse")
+
+
+def test_a_rollback_from_a_champion_that_is_no_anchor_leaves_the_anchor(versions: Database) -> None:
+    promote(versions, 1, None)
+    promote(versions, 2, 1, moves_anchor=True)
+    promote(versions, 3, 2)
+    roll_back(versions, 2, 3)
+    assert anchor(versions) == 2
+    assert len(versions.frame("SELECT * FROM anchor_timeline")) == 2
+
+
+@pytest.mark.parametrize("mark", ["quarantined_at", "files_removed_at"])
+def test_a_rollback_passes_over_anchors_that_cannot_be_scored_any_more(versions: Database, mark: str) -> None:
+    promote(versions, 1, None)
+    promote(versions, 2, 1)
+    promote(versions, 3, 2, moves_anchor=True)
+    gone = sa.update(ModelVersion).where(ModelVersion.version == 1)
+    versions.write(lambda session: session.execute(gone.values({mark: ModelVersion.created_at})))
+    roll_back(versions, 2, 3)
+    assert anchor(versions) == 2
+
+
+# --- approvals ---
+
+
+def waiting(
+    database: Database,
+    day: int,
+    ci_low: float | None,
+    outcome: Outcome,
+    *,
+    expected: int = 1,
+    judged_against: int | None = None,
+) -> str:
+    """A candidate that waits for a person, whose check against the anchor ended so.
+
+    Args:
+        judged_against: the anchor in its stored evidence; None: that has none.
+    """
+    night = replace(night_rows.night(day), trigger="backfill")
+    opened = night_rows.open_run(database, night_rows.pipeline(), night)
+    checks = (
+        Check(name="anchor", outcome=outcome, reason="-", ci_low=ci_low, ci_high=0.1),
+        Check(name="beats_champion", outcome="passed", reason="-", ci_low=0.01, ci_high=0.1),
+    )
+    plain = night_rows.evidence()
+    side = replace(plain.candidate, version=judged_against)
+    evidence = replace(plain, anchor=None if judged_against is None else side)
+    made_by = dict.fromkeys(("candidate", "anchor"), opened.run_id)
+    evidence_store.record_evidence(database, opened.run_id, 1, evidence, made_by)
+    records.record_decision(database, opened.run_id, 1, Decision("promote", "fit", checks))
+    promotion.add_version(database, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
+    patience = timedelta(hours=1)
+    approvals.request(
+        database, opened.run_id, 1, expected=expected, patience=patience, reason="waits", next_step="approve"
+    )
+    return opened.run_id
+
+
+@pytest.mark.parametrize(
+    ("ci_low", "outcome", "moves"),
+    [(0.001, "passed", True), (0.0, "passed", False), (-0.02, "passed", False), (None, "not_run", False)],
+)
+def test_an_approved_candidate_moves_the_anchor_if_the_gate_found_it_better(
+    versions: Database, ci_low: float | None, outcome: Outcome, moves: bool
+) -> None:
+    promote(versions, 1, None)
+    run_id = waiting(versions, 5, ci_low, outcome)
+    assert anchors.deserved(versions, run_id, 1) is moves
+    assert approvals.approve(versions, run_id, by="ada", reason="checked").status == "promoted"
+    assert anchor(versions) == (5 if moves else 1)
+
+
+# --- an anchor that was moved meanwhile ---
+
+LOST = "version 5 of pipeline reviews was not promoted: it was judged against the anchor version 1, but now that is "
+LOST += "version 2"
+
+
+@pytest.fixture
+def unanchored(versions: Database) -> Database:
+    """Version 2 reigns, and version 1 is the anchor."""
+    promote(versions, 1, None)
+    promote(versions, 2, 1)
+    return versions
+
+
+def test_an_approval_loses_when_a_person_has_moved_the_anchor_since_the_night(unanchored: Database) -> None:
+    run_id = waiting(unanchored, 5, 0.001, "passed", expected=2, judged_against=1)
+    anchors.move(unanchored, "reviews", 2, by="ada", reason="none may fall behind 2")
+    ended = approvals.approve(unanchored, run_id, by="ben", reason="ok")
+    assert (ended.status, ended.reason) == ("held", f"approved by ben: ok; not promoted all the same: {LOST}")
+    row = version_rows.anchor(unanchored, "reviews")
+    assert row is not None
+    assert (row.version, row.promoted_by) == (2, "ada")
+    stored = unanchored.frame("SELECT status, next_step FROM nightly_runs WHERE run_id = :run", {"run": run_id})
+    assert stored["status"].tolist() == ["held"]
+    assert stored["next_step"].item().startswith("the next night is judged against version 2; promote it by hand")
+    promote(unanchored, 5, 2)
+    assert anchor(unanchored) == 2, "by hand nothing is compared"
+
+
+@pytest.mark.parametrize("judged_against", [1, None])
+def test_an_approval_wins_where_the_anchor_is_the_one_of_the_night_or_the_night_stored_none(
+    unanchored: Database, judged_against: int | None
+) -> None:
+    run_id = waiting(unanchored, 5, 0.001, "passed", expected=2, judged_against=judged_against)
+    assert anchors.judged_against(unanchored, run_id, 1) == judged_against
+    assert approvals.approve(unanchored, run_id, by="ben", reason="ok").status == "promoted"
+    assert anchor(unanchored) == 5
+
+
+def test_a_run_loses_when_the_anchor_is_another_one_than_it_was_judged_against(unanchored: Database) -> None:
+    opened, version = night_rows.judged_version(unanchored, 5)
+    own: dict[str, Any] = {"run_id": opened.run_id, "attempt": 1, "by": "gate", "reason": "fit", "expected": 2}
+    anchors.move(unanchored, "reviews", 2, by="ada", reason="none may fall behind 2")
+    with pytest.raises(PromotionLostError, match=LOST):
+        promotion.promote_candidate(unanchored, "reviews", version, expected_anchor=1, moves_anchor=True, **own)
+    assert anchor(unanchored) == 2
+    unanchored.write(lambda session: session.execute(sa.delete(Anchor)))
+    promotion.promote_candidate(unanchored, "reviews", version, expected_anchor=1, **own)
+    row = version_rows.champion(unanchored, "reviews")
+    assert row is not None
+    assert row.version == version, "no anchor is no obstacle"

@@ -1,0 +1,146 @@
+"""kill -9 before every write of a promotion, an approval, a rollback and a sweep: the old state or the new one."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightgate.database.transactions import Database
+from nightgate.registry import approvals, champion_link, freezes, promotion, retention, versions
+from tests.support import night_rows
+from tests.support.dying import keeping_one
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+
+def prepare(database: Database, pipeline: str, *, waits: bool = False) -> str:
+    """Version 2 reigns after 1 and is the anchor; 3 is a candidate whose run is at work, or waits. Gives its id."""
+    for day in range(2):
+        night_rows.held_version(database, day, name=pipeline)
+    opened, _ = night_rows.judged_version(database, 2, name=pipeline)
+    for version in (1, 2, 3):
+        folder = database.home.models / pipeline / f"v{version:04d}"
+        folder.mkdir(parents=True)
+        for name in ("model.safetensors", "config.json"):
+            (folder / name).write_bytes(b"x")
+    promotion.promote(database, pipeline, 1, expected=None, by="ada", reason="first")
+    promotion.promote(database, pipeline, 2, expected=1, by="ada", reason="second", moves_anchor=True)
+    if waits:
+        patience = timedelta(hours=1)
+        approvals.request(database, opened.run_id, 1, expected=2, patience=patience, reason="-", next_step="-")
+    return opened.run_id
+
+
+def state(database: Database, pipeline: str) -> dict[str, Any]:
+    """All that a promotion or a rollback changes."""
+    champion, anchor = versions.champion(database, pipeline), versions.anchor(database, pipeline)
+    assert champion is not None
+    assert anchor is not None
+
+    def column(query: str) -> list[Any]:
+        return database.frame(f"{query} WHERE pipeline = :pipeline", {"pipeline": pipeline}).iloc[:, 0].tolist()
+
+    return {
+        "champion": champion.version,
+        "anchor": anchor.version,
+        "reigns": [one.version for one in reversed(night_rows.promotions(database, pipeline))],
+        "anchors": len(column("SELECT model_version FROM anchor_timeline")),
+        "versions": [row.status for row in versions.versions(database, pipeline)],
+        "removed": [row.version for row in versions.versions(database, pipeline) if row.files_removed_at],
+        "runs": sorted(column("SELECT status FROM nightly_runs")),
+        "decisions": sorted(map(str, column("SELECT decision FROM approvals"))),
+        "frozen": freezes.frozen(database, pipeline) is not None,
+    }
+
+
+def deaths(operation: str, prepared: Callable[[str], str]) -> Iterator[tuple[str, bool]]:
+    """Carry the operation out on one pipeline after the other, each time dying one write later; gives the pipeline and
+    whether the process died. The last one came to its end.
+    """
+    for at in itertools.count(1):
+        pipeline = f"{operation}-{at}"
+        run_id = prepared(pipeline)
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.support.dying", str(at), operation, pipeline, run_id],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+        yield pipeline, done.returncode != 0
+        if done.returncode == 0:
+            return
+
+
+@pytest.mark.parametrize(("operation", "fewest"), [("promotion", 9), ("approval", 10), ("rollback", 8)])
+def test_killed_before_any_write_the_champion_is_the_old_or_the_new_one_with_all_that_belongs_to_it(
+    database: Database, operation: str, fewest: int
+) -> None:
+    before = state(database, "old") if prepare(database, "old", waits=operation == "approval") else {}
+    states, links = [], []
+    for pipeline, died in deaths(operation, lambda name: prepare(database, name, waits=operation == "approval")):
+        states.append(state(database, pipeline))
+        links.append(champion_link.disagreement(database, database.home, pipeline))
+        assert died or not links[-1]
+        champion_link.repair(database, database.home, pipeline)
+        link = champion_link.pointer_path(database.home, pipeline)
+        assert str(link.readlink()) == f"v{states[-1]['champion']:04d}"
+        names = {path.name for path in link.parent.iterdir()}
+        # One whose link was right has no reason to be looked at: a draft that is left goes with the next promotion.
+        assert {name for name in names if not name.startswith(".champion-")} == {"champion", "v0001", "v0002", "v0003"}
+        another = ({1, 2, 3} - {states[-1]["champion"]}).pop()
+        promotion.promote(
+            database,
+            pipeline,
+            another,
+            expected=states[-1]["champion"],
+            by="ada",
+            reason="the next one",
+            despite_quarantine=True,
+        )
+        assert str(link.readlink()) == f"v{another:04d}"
+        assert {path.name for path in link.parent.iterdir()} == {"champion", "v0001", "v0002", "v0003"}
+    after = states[-1]
+    turned = states.index(after)
+    assert states == [before] * turned + [after] * (len(states) - turned)
+    assert 0 < turned < len(states) - 1
+    assert len(states) > fewest
+    # The commit was the turning point, and the link followed it.
+    assert all(not link for link in links[:turned])
+    assert links[turned]
+    print(f"{operation}: killed at {len(states) - 1} writes, the new state from write {turned + 1} on")
+
+
+def test_a_sweep_that_was_killed_is_finished_by_the_next_one(database: Database) -> None:
+    def prepared(pipeline: str) -> str:
+        run_id = prepare(database, pipeline)
+        # This makes version 1 a former champion, which only the budget takes.
+        own = {"run_id": run_id, "attempt": 1, "expected_anchor": 2}
+        promotion.promote_candidate(database, pipeline, 3, expected=2, reason="-", moves_anchor=True, **own)
+        return run_id
+
+    marked = []
+    for pipeline, _ in deaths("sweep", prepared):
+        [first, *others] = versions.versions(database, pipeline)
+        folder = database.home.models / pipeline / "v0001"
+        marked.append(first.files_removed_at is not None)
+        # Whole where the row says so; a folder without a word of the row never is half there.
+        assert marked[-1] or len(list(folder.iterdir())) == 2
+        assert all(row.files_removed_at is None for row in others)
+        retention.sweep(database, database.home, keeping_one(pipeline))
+        names = {path.name for path in folder.parent.iterdir()}
+        assert names == {"champion", "v0002", "v0003"}
+        assert versions.versions(database, pipeline)[0].files_removed_at is not None
+    assert marked == sorted(marked)
+    assert len(marked) > 5

@@ -1,0 +1,194 @@
+"""What is sent to the hub opens with plain transformers, has valid metadata, and names nothing of this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard, constants
+from typer.testing import CliRunner
+
+from nightgate.cli.app import app
+from nightgate.database.transactions import Database
+from nightgate.errors import ModelError, RegistryError
+from nightgate.registry import hub_push
+from nightgate.registry.versions import versions
+from tests.support import night_rows
+from tests.support.first_night import copy_first_night
+from tests.support.handed_over import LABELS, write_version
+from tests.support.hub_server import TOKEN, Hub, hub_server
+from tests.support.trained import write_trained_model
+
+SENT = ["README.md", "config.json", "lineage.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_trained_model(tmp_path_factory.mktemp("trained"), LABELS, sharpness=20)
+
+
+def laid_out(tmp_path: Path, trained: Path, base_model: str = "someone/base", **options: str) -> Path:
+    home, sent = tmp_path / "home", tmp_path / "sent"
+    version = write_version(home, trained, base_model)
+    files = hub_push.lay_out(version, sent, "someone/reviews", home=home, **options)
+    assert [file.name for file in files] == SENT
+    return sent
+
+
+def test_the_folder_that_is_sent_opens_with_plain_transformers(tmp_path: Path, trained: Path) -> None:
+    from transformers import pipeline
+
+    sent = laid_out(tmp_path, trained)
+    classify = pipeline("text-classification", model=str(sent), tokenizer=str(sent), device="cpu")
+    assert {found["label"] for found in classify(["great shoes", "it broke"])} <= set(LABELS)
+
+
+def test_the_card_has_metadata_that_the_hub_reads_and_tells_how_to_use_it_there(tmp_path: Path, trained: Path) -> None:
+    sent = laid_out(tmp_path, trained, verdict="Verdict: promote. F1 0.6000 reaches min_f1 0.5400.")
+    card = ModelCard((sent / "README.md").read_text(encoding="utf-8"))
+    assert card.data.base_model == "someone/base"
+    assert card.data.pipeline_tag == "text-classification"
+    results = card.data.eval_results
+    assert results is not None
+    assert {(one.metric_type, one.metric_value) for one in results} >= {("f1", 0.6), ("accuracy", 0.61)}
+    assert 'folder = "someone/reviews"' in card.text
+    assert "Verdict: promote. F1 0.6000 reaches min_f1 0.5400." in card.text
+    for ours in ("nightgate.json", "nightly_runs", "models/reviews/v0003"):
+        assert ours not in card.text
+
+
+def test_the_lineage_says_where_it_came_from_and_leaves_the_data_section_at_home(tmp_path: Path, trained: Path) -> None:
+    sent = laid_out(tmp_path, trained, revision="0123456789abcdef0123456789abcdef01234567")
+    lineage = json.loads((sent / "lineage.json").read_text())
+    assert lineage["snapshot"]["id"] == "s-0011223344556677"
+    assert lineage["base_model"]["revision"].startswith("0123")
+    assert lineage["training"]["max_length"] == 32
+    assert lineage["files"]["model.safetensors"]
+    assert "data" not in lineage
+    assert "configuration" not in lineage
+
+
+@pytest.mark.parametrize("base_model", ["/srv/models/our-base", "models/our-base", "~/our-base"])
+def test_a_base_model_of_this_machine_is_named_without_its_path(tmp_path: Path, trained: Path, base_model: str) -> None:
+    sent = laid_out(tmp_path, trained, base_model, revision="sha256:0123456789ab")
+    for name in ("README.md", "lineage.json"):
+        text = (sent / name).read_text(encoding="utf-8")
+        assert base_model not in text
+        assert "secret-rows" not in text
+        assert "our-base" in text
+    # On the hub somebody else's model might have that name.
+    assert ModelCard((sent / "README.md").read_text(encoding="utf-8")).data.base_model is None
+
+
+def test_a_file_that_names_a_path_of_this_machine_is_not_sent(tmp_path: Path, trained: Path) -> None:
+    leaky = tmp_path / "leaky"
+    leaky.mkdir()
+    for file in trained.iterdir():
+        (leaky / file.name).write_bytes(file.read_bytes())
+    config = json.loads((leaky / "config.json").read_text()) | {"made_in": str(tmp_path / "home" / "runs")}
+    (leaky / "config.json").write_text(json.dumps(config))
+    version = write_version(tmp_path / "home", leaky)
+    with pytest.raises(ModelError, match=r"config\.json names .*home, a path of this machine: nothing was sent"):
+        hub_push.lay_out(version, tmp_path / "sent", "someone/reviews", home=tmp_path / "home")
+
+
+def test_an_altered_version_is_not_sent(tmp_path: Path, trained: Path) -> None:
+    version = write_version(tmp_path / "home", trained)
+    (version / "config.json").unlink()
+    (version / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"config\.json is altered"):
+        hub_push.lay_out(version, tmp_path / "sent", "someone/reviews", home=tmp_path / "home")
+
+
+# --- sending, to a hub on the loopback ---
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """What the client takes for the hub: it reads HF_ENDPOINT and HF_HUB_OFFLINE once, when it is imported."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with hub_server(tmp_path / "hub") as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        yield server
+
+
+def test_what_arrives_is_what_was_laid_out_and_replaces_the_weights_before(
+    tmp_path: Path, trained: Path, hub: Hub
+) -> None:
+    sent = laid_out(tmp_path, trained)
+    branch = hub.folder / "someone" / "reviews" / "nightly"
+    branch.mkdir(parents=True)
+    for name in ("model-00001-of-00002.safetensors", "LICENSE"):
+        (branch / name).write_text("of before")
+    url = hub_push.push(sent, "someone/reviews", message="reviews version 3", private=True, branch="nightly")
+    assert url.startswith(f"{hub.url}/someone/reviews/commit/")
+    assert sorted(file.name for file in branch.iterdir()) == ["LICENSE", *SENT]
+    for name in SENT:
+        assert (branch / name).read_bytes() == (sent / name).read_bytes()
+    assert hub.visibility == "private"
+    assert hub.messages == ["reviews version 3"]
+
+
+def test_what_is_to_be_private_is_not_sent_to_a_public_repository(tmp_path: Path, trained: Path, hub: Hub) -> None:
+    hub.visibility = "public"
+    with pytest.raises(RegistryError, match="exists already and is public: nothing was sent"):
+        hub_push.push(laid_out(tmp_path, trained), "someone/reviews", message="version 3", private=True)
+    assert not hub.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "offline", "next_step"),
+    [
+        ("someone/reviews", "hf_wrong", False, "set HF_TOKEN"),
+        ("some one/reviews", TOKEN, False, "write the repository as OWNER/NAME"),
+        ("someone/reviews", TOKEN, True, "unset HF_HUB_OFFLINE"),
+    ],
+)
+def test_a_refusal_is_told_in_words_without_the_token(
+    tmp_path: Path,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    repo: str,
+    token: str,
+    offline: bool,
+    next_step: str,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    with pytest.raises(RegistryError, match="did not take") as caught:
+        hub_push.push(tmp_path, repo, message="reviews version 3")
+    assert next_step in caught.value.next_step
+    assert token not in str(caught.value)
+    assert not hub.folder.exists()
+
+
+def test_a_version_that_was_taken_down_is_not_handed_on(database: Database) -> None:
+    night_rows.held_version(database)
+    [row] = versions(database, "reviews")
+    assert hub_push.told_of(database, row)[1].startswith("Verdict: promote. F1 0.6000")
+    bad = replace(row, quarantined_at=row.created_at, quarantine_reason="rude")
+    with pytest.raises(RegistryError, match=r"version 1 of reviews is quarantined \(rude\): nothing was sent"):
+        hub_push.told_of(database, bad)
+
+
+# --- the commands, on a version that a real night made ---
+
+
+def test_a_dry_run_lists_exactly_what_would_be_sent_and_sends_nothing(environment: Path, hub: Hub) -> None:
+    copy_first_night(environment)
+    done = CliRunner().invoke(app, ["push", "small", "v1", "someone/small", "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert [line.split()[0] for line in done.stdout.splitlines()] == SENT
+    assert "was not sent" in done.stderr
+    done = CliRunner().invoke(app, ["push", "small", "1", "someone/small", "--private"])
+    assert done.exit_code == 0, done.output
+    sent = hub.folder / "someone" / "small" / "main"
+    assert sorted(file.name for file in sent.iterdir()) == SENT
+    assert f"version 1 of small is at {hub.url}/someone/small/commit/" in done.stdout
+    card = (sent / "README.md").read_text(encoding="utf-8")
+    assert "\nVerdict: " in card
+    assert str(environment.parent) not in card + (sent / "lineage.json").read_text(encoding="utf-8")

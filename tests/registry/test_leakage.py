@@ -1,0 +1,169 @@
+"""Whom a test row is new to: proved from the snapshots of a model and of all that it goes back to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+
+from nightgate.data.normalization import NORMALISATION_VERSION
+from nightgate.data.snapshots import write_snapshot
+from nightgate.database.schema import ModelVersion, Run, Snapshot
+from nightgate.database.transactions import Database
+from nightgate.home import Home
+from nightgate.registry.leakage import Line, line_of, trained_on
+from tests.support import night_rows
+
+LABELS = ("bad", "good")
+
+
+def mark(number: int) -> str:
+    return f"{number:032x}"
+
+
+def snapshot(
+    folder: Path,
+    train: Sequence[int] = (),
+    validation: Sequence[int] = (),
+    test: Sequence[int] = (),
+    normalisation: int = NORMALISATION_VERSION,
+) -> Path:
+    """Rows by number, on these sides."""
+    sides = [("train", n) for n in train] + [("validation", n) for n in validation] + [("test", n) for n in test]
+    frame = pd.DataFrame(sides, columns=["split", "number"]).sort_values("number")
+    frame["fingerprint"] = frame["number"].map(mark)
+    frame["text"] = "text " + frame["number"].astype(str)
+    rows = frame.drop(columns="number").assign(row_id=frame["fingerprint"], label=0)
+    return write_snapshot(folder, rows.reset_index(drop=True), {"normalisation": normalisation}, {}).path
+
+
+def found_in(line: Line, numbers: Sequence[int]) -> list[int]:
+    mask, why = trained_on(line, [mark(number) for number in numbers])
+    assert mask is not None, why
+    assert (mask.shape, mask.dtype, why) == ((len(numbers),), np.bool_, "")
+    return [number for number, seen in zip(numbers, mask, strict=True) if seen]
+
+
+# --- snapshots ---
+
+
+def test_rows_of_the_training_and_validation_sides_of_any_snapshot_are_marked(tmp_path: Path) -> None:
+    first = snapshot(tmp_path, train=range(10), validation=[10, 11], test=[12, 13])
+    second = snapshot(tmp_path, train=[20, 12], validation=[21], test=[22])
+    assert found_in(Line((first,)), [13, 3, 11, 12, 99]) == [3, 11]
+    assert found_in(Line((second, first)), [13, 12, 11, 22, 20]) == [12, 11, 20]
+    assert found_in(Line(()), [1, 2]) == []
+    assert found_in(Line((first,)), []) == []
+
+
+def test_a_snapshot_that_is_missing_or_damaged_leaves_it_unknown(tmp_path: Path) -> None:
+    whole = snapshot(tmp_path, train=range(10), test=[12])
+    broken = shutil.copytree(whole, tmp_path / "broken")
+    content = bytearray((broken / "rows.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (broken / "rows.parquet").chmod(0o644)
+    (broken / "rows.parquet").write_bytes(content)
+    mask, why = trained_on(Line((whole, broken)), [mark(1)])
+    assert mask is None
+    assert "a snapshot that it was trained on cannot be read" in why
+    assert "rows.parquet differs from its manifest" in why
+    mask, why = trained_on(Line((whole, tmp_path / "gone")), [mark(1)])
+    assert mask is None
+    assert f"there is no snapshot at {tmp_path / 'gone'}" in why
+
+
+def test_texts_that_were_normalised_otherwise_cannot_be_found_again(tmp_path: Path) -> None:
+    older = snapshot(tmp_path, train=range(10), normalisation=NORMALISATION_VERSION - 1)
+    mask, why = trained_on(Line((older,)), [mark(1)])
+    assert mask is None
+    assert f"texts of its snapshot {older.name} were normalised by other rules" in why
+
+
+def test_five_thousand_rows_are_looked_up_in_twenty_large_snapshots_at_once(tmp_path: Path) -> None:
+    large = snapshot(tmp_path, train=range(36_000), test=range(36_000, 40_000))
+    began = time.process_time()
+    assert len(found_in(Line((large,) * 20), range(33_500, 38_500))) == 2500
+    # 0.3 s on a core of 2024.
+    assert time.process_time() - began < 3
+
+
+# --- lines ---
+
+
+def version(
+    db: Database,
+    day: int,
+    path: Path | None,
+    *,
+    started_from: int | None = None,
+) -> int:
+    """Version `day` + 1, by a run of its own on the snapshot at `path`."""
+    run = night_rows.open_run(db, night_rows.pipeline(), night_rows.night(day))
+
+    def work(session: sa.orm.Session) -> None:
+        if path is not None and session.get(Snapshot, ("reviews", path.name)) is None:
+            session.add(stored(db, path))
+            session.flush()
+        session.get_one(Run, run.run_id).snapshot_id = path.name if path else None
+        row = ModelVersion(
+            pipeline="reviews",
+            version=day + 1,
+            run_id=run.run_id,
+            attempt=1,
+            path=f"models/reviews/v{day + 1:04d}",
+            created_at=datetime.now(UTC),
+            started_from=started_from,
+        )
+        session.add(row)
+
+    db.write(work)
+    return day + 1
+
+
+def stored(db: Database, path: Path) -> Snapshot:
+    counts = dict.fromkeys(("total", "train", "validation", "test", "duplicate", "quarantined"), 0)
+    return Snapshot(
+        pipeline="reviews",
+        snapshot_id=path.name,
+        path=db.home.relative(path),
+        test_version="t-0123456789",
+        manifest=json.loads((path / "manifest.json").read_text()),
+        recorded_at=datetime.now(UTC),
+        **{f"rows_{name}": count for name, count in counts.items()},
+    )
+
+
+@pytest.fixture
+def nights(home: Home) -> list[Path]:
+    """Snapshots: night k trains on the row k."""
+    return [snapshot(home.snapshots / "reviews", train=[number], test=[100]) for number in range(4)]
+
+
+def test_a_version_has_the_snapshots_of_all_that_it_goes_back_to(
+    database: Database, home: Home, nights: list[Path]
+) -> None:
+    version(database, 0, nights[0])
+    version(database, 1, nights[1])
+    version(database, 2, nights[2], started_from=1)
+    version(database, 3, nights[2], started_from=3)
+    assert line_of(database, home, "reviews", None) == Line(())
+    assert line_of(database, home, "reviews", 2) == Line((nights[1],))
+    assert line_of(database, home, "reviews", 4) == Line((nights[2], nights[0]))
+    assert line_of(database, home, "reviews", 3, tonight=nights[3]) == Line((nights[3], nights[2], nights[0]))
+    assert line_of(database, home, "reviews", None, tonight=nights[3]) == Line((nights[3],))
+    assert found_in(line_of(database, home, "reviews", 4), [0, 1, 2, 3, 100]) == [0, 2]
+
+
+def test_a_line_with_a_gap_is_unknown(database: Database, home: Home, nights: list[Path]) -> None:
+    version(database, 0, None)
+    version(database, 1, nights[1], started_from=1)
+    assert line_of(database, home, "reviews", 2).unknown == "version 1 of its line has no snapshot on record"
+    assert line_of(database, home, "reviews", 7).unknown == "version 7 of its line is not in the database"

@@ -1,0 +1,160 @@
+"""Many promotions at once, from several processes and threads over kept connections: exactly one wins, none is lost."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from nightgate.database import schema
+from nightgate.database.column_types import Base
+from nightgate.database.gate_schema import Anchor, Freeze
+from nightgate.database.transactions import Database
+from nightgate.registry import champion_link, versions
+from tests.support import night_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def competitors(processes: int, versions_each: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that are ready to race; the environment names home and database."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.support.competitors", str(first), str(first + versions_each - 1)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for first in range(1, processes * versions_each, versions_each)
+    ]
+    try:
+        for process in started:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def race(processes: list[subprocess.Popen[str]], expected: int | None) -> list[str]:
+    """What became of every promotion of one round."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(f"{expected or 0}\n")
+        process.stdin.flush()
+    return [answer for process in processes if process.stdout for answer in process.stdout.readline().split()]
+
+
+def run_rounds(database: Database, rounds: int, processes: int, versions_each: int) -> None:
+    for day in range(processes * versions_each):
+        night_rows.held_version(database, day)
+    champions: list[int] = []
+    with competitors(processes, versions_each) as started:
+        for _ in range(rounds):
+            expected = champions[-1] if champions else None
+            answers = race(started, expected)
+            [won] = [answer for answer in answers if answer.startswith("won:")]
+            others = sorted(answer for answer in answers if answer != won)
+            assert others == ["lost"] * (len(answers) - 1 - bool(expected)) + ["reigns"] * bool(expected)
+            champions.append(int(won.removeprefix("won:")))
+            row = versions.champion(database, "reviews")
+            assert row is not None
+            assert row.version == champions[-1]
+    # Every win is in the books, each in place of the one before, without a gap or an overlap.
+    promotions = night_rows.promotions(database)
+    assert [one.version for one in promotions] == champions
+    assert [one.promoted_by for one in promotions] == [f"competitor {version}" for version in champions]
+    assert all(earlier.valid_to == later.valid_from for earlier, later in itertools.pairwise(promotions))
+    replaced = database.frame("SELECT replaced_version FROM promotions ORDER BY promoted_at")["replaced_version"]
+    assert replaced.iloc[1:].tolist() == champions[:-1]
+    anchor = versions.anchor(database, "reviews")
+    assert anchor is not None
+    assert anchor.version == champions[0]
+    assert champion_link.disagreement(database, database.home, "reviews") == ""
+
+
+@pytest.mark.usefixtures("home")
+def test_of_promotions_by_several_processes_at_once_exactly_one_wins(database: Database) -> None:
+    run_rounds(database, rounds=3, processes=3, versions_each=8)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("home")
+def test_of_200_promotions_at_once_exactly_one_wins_round_after_round(database: Database) -> None:
+    run_rounds(database, rounds=20, processes=8, versions_each=25)
+
+
+# --- what no program gets around ---
+
+
+@pytest.fixture
+def two(database: Database) -> Database:
+    """Two versions and no champion."""
+    for day in range(2):
+        night_rows.held_version(database, day)
+    return database
+
+
+def raw_reign(version: int) -> Base:
+    return schema.Promotion(
+        promotion_id=uuid.uuid4().hex,
+        pipeline="reviews",
+        version=version,
+        kind="promote",
+        promoted_by="a script",
+        reason="raw",
+        valid_from=datetime.now(UTC),
+    )
+
+
+def raw_anchor(version: int) -> Base:
+    return Anchor(
+        anchor_id=uuid.uuid4().hex,
+        pipeline="reviews",
+        version=version,
+        moved_by="a script",
+        reason="raw",
+        valid_from=datetime.now(UTC),
+    )
+
+
+def raw_freeze(version: int) -> Base:
+    return Freeze(
+        freeze_id=uuid.uuid4().hex,
+        pipeline="reviews",
+        frozen_at=datetime.now(UTC),
+        frozen_by=f"script {version}",
+        reason="raw",
+    )
+
+
+@pytest.mark.parametrize(("row", "end"), [(raw_reign, "valid_to"), (raw_anchor, "valid_to"), (raw_freeze, "ended_at")])
+def test_two_at_once_are_against_a_constraint(two: Database, row: object, end: str) -> None:
+    assert callable(row)
+    two.write(lambda session: session.add(row(1)))
+    with pytest.raises(IntegrityError):
+        two.write(lambda session: session.add(row(2)))
+
+    def close_and_open(session: object) -> None:
+        from sqlalchemy.orm import Session
+
+        assert isinstance(session, Session)
+        for one in session.query(type(row(1))):
+            setattr(one, end, datetime.now(UTC))
+        session.flush()
+        session.add(row(2))
+
+    two.write(close_and_open)

@@ -1,0 +1,273 @@
+"""The gate's evidence comes back from the database as it went in, on both engines."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from nightgate.analysis import replay
+from nightgate.config import Gate
+from nightgate.database.schema import GateCheck, GateSide
+from nightgate.database.transactions import Database
+from nightgate.errors import RegistryError
+from nightgate.gate.decide import decide
+from nightgate.gate.evidence import Evidence, Rows
+from nightgate.gate.joint_counts import joint_outcomes
+from nightgate.home import Home
+from nightgate.reports import report
+from nightgate.runs import evidence_store, lifecycle, records
+from tests.support import evidence as made_up
+from tests.support import night_rows
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality of what holds arrays."""
+    if isinstance(one, np.ndarray):
+        return bool(isinstance(other, np.ndarray) and np.array_equal(one, other))
+    if is_dataclass(one):
+        return type(one) is type(other) and all(
+            same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)
+        )
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def judged(db: Database, evidence: Evidence, day: int = 0, champion_run: str | None = None) -> str:
+    """The id of a run that was decided by `evidence`."""
+    opened = night_rows.open_run(db, night_rows.pipeline(), replace(night_rows.night(day), trigger="backfill"))
+    of = {
+        "candidate": opened.run_id,
+        "champion": champion_run or opened.run_id,
+        "anchor": champion_run or opened.run_id,
+    }
+    evidence_store.record_evidence(db, opened.run_id, opened.attempt, evidence, of)
+    decision = decide(evidence, Gate(min_f1=0.5))
+    records.record_decision(db, opened.run_id, opened.attempt, decision, evidence, night_rows.scores())
+    lifecycle.finish_run(db, opened.run_id, opened.attempt, "held")
+    return opened.run_id
+
+
+@pytest.fixture
+def labelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger's made-up pipeline, with the labels of the made-up evidence."""
+    plain = night_rows.pipeline()
+    data = plain.data.model_copy(update={"labels": made_up.LABELS})
+    data.__dict__.pop("label_names", None)
+    changed = plain.model_copy(update={"data": data})
+    monkeypatch.setattr(night_rows, "pipeline", lambda: changed)
+
+
+pytestmark = pytest.mark.usefixtures("labelled")
+
+
+@pytest.mark.parametrize("groups", [0, 40])
+def test_evidence_comes_back_as_it_was(database: Database, groups: int) -> None:
+    until = night_rows.night().data_until
+    test = made_up.rows(500, num_groups=groups)
+    golden = made_up.rows(90, seed=4)
+    trained_on = np.zeros(500, dtype=np.bool_)
+    trained_on[[3, 77]] = True
+    evidence = made_up.evidence(
+        500,
+        data_until=until,
+        test=test,
+        golden=golden,
+        candidate=made_up.side(test, golden, 0.7, 1, data_until=until, calibration_error=None, nonfinite_rows=2),
+        champion=made_up.side(test, golden, 0.6, 2, version=3, trained_on=trained_on, chosen_at=until),
+        anchor=made_up.side(test, golden, 0.5, 3, version=1, trained_on=None, unknown_line="its snapshot is gone"),
+        seed_spread=0.006,
+        golden_note="two rows of the file could not be used",
+    )
+    assert same(evidence_store.load_evidence(database, judged(database, evidence)), evidence)
+
+
+def test_an_anchor_that_reigns_is_the_champion_again(database: Database) -> None:
+    evidence = made_up.evidence(300, data_until=night_rows.night().data_until)
+    loaded = evidence_store.load_evidence(database, judged(database, evidence))
+    assert loaded.anchored_by_champion
+    assert same(loaded, evidence)
+
+
+def test_without_champion_anchor_and_golden_rows_there_is_still_evidence(database: Database) -> None:
+    whole = made_up.evidence(300, data_until=night_rows.night().data_until)
+    candidate = replace(whole.candidate, golden=None)
+    bare = replace(whole, candidate=candidate, champion=None, anchor=None, golden=None, champion_nights=None)
+    assert same(evidence_store.load_evidence(database, judged(database, bare)), bare)
+
+
+def test_a_stored_night_is_decided_again_as_it_was(database: Database) -> None:
+    evidence = made_up.evidence(400, data_until=night_rows.night().data_until)
+    again = decide(evidence_store.load_evidence(database, judged(database, evidence)), Gate(min_f1=0.5))
+    first = decide(evidence, Gate(min_f1=0.5))
+    assert (again.verdict, again.reason, again.checks) == (first.verdict, first.reason, first.checks)
+
+
+def test_a_night_that_was_stored_with_its_reused_predictions_is_read_and_decided_again(
+    database: Database, home: Home
+) -> None:
+    """Earlier versions reused logits of the champion, under a check of its own."""
+    evidence = made_up.evidence(400, data_until=night_rows.night().data_until)
+    run_id = judged(database, evidence)
+    reuse = {"rows": 400, "reused": 0, "recomputed": 8, "differing": 1}
+
+    def as_it_was_stored(session: Session) -> None:
+        for side in session.scalars(sa.select(GateSide).where(GateSide.run_id == run_id)):
+            side.facts = {**side.facts, "reuse": reuse if side.side == "champion" else None}
+        check = session.scalars(sa.select(GateCheck).filter_by(run_id=run_id, check_name="not_older")).one()
+        check.check_name, check.outcome, check.reason = "reused_predictions", "failed", "1 of 8 rows differs"
+
+    database.write(as_it_was_stored)
+    assert same(evidence_store.load_evidence(database, run_id), evidence)
+    [night] = replay.replay(database, "reviews")
+    assert (night.verdict, night.replayed) == ("promote", "promote")
+    page = report.write(home, run_id).read_text(encoding="utf-8")
+    assert "reused_predictions" in page
+    assert "1 of 8 rows differs" in page
+
+
+def test_nights_with_the_same_rows_share_them(database: Database) -> None:
+    evidence = made_up.evidence(300)
+    first = judged(database, replace(evidence, data_until=night_rows.night(0).data_until))
+    judged(database, replace(evidence, data_until=night_rows.night(1).data_until), 1, first)
+    assert len(database.frame("SELECT * FROM test_set WHERE kind = 'test'")) == 1
+    assert len(database.frame("SELECT * FROM test_prediction WHERE kind = 'test'")) == 4
+
+
+def test_what_is_recorded_stays_as_it_is(database: Database) -> None:
+    opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    evidence = made_up.evidence(300, data_until=night_rows.night().data_until)
+    of = dict.fromkeys(("candidate", "champion"), opened.run_id)
+    for share in (0.64, 0.2):
+        candidate = made_up.side(evidence.test, evidence.golden, share, seed=5)
+        evidence_store.record_evidence(database, opened.run_id, 1, replace(evidence, candidate=candidate), of)
+    stored = evidence_store.load_evidence(database, opened.run_id).candidate.predictions
+    assert stored is not None
+    assert (stored == evidence.test.true).mean() > 0.5
+
+
+def test_predictions_of_a_model_are_gathered_over_its_nights(database: Database) -> None:
+    first = made_up.evidence(300, data_until=night_rows.night(0).data_until, champion=None, anchor=None)
+    champion_run = judged(database, first)
+    test = made_up.rows(200, seed=8)
+    later = made_up.evidence(
+        200,
+        data_until=night_rows.night(1).data_until,
+        test=test,
+        candidate=made_up.side(test, first.golden, 0.6, 2),
+        champion=made_up.side(test, first.golden, 0.6, 3, version=1),
+        anchor=None,
+    )
+    judged(database, later, 1, champion_run)
+    scorings = list(evidence_store.scorings_of(database, "reviews", champion_run))
+    assert [len(one.rows) for one in scorings] == [200, 300]
+    found = evidence_store.labels_given(scorings)
+    assert len(found) == 500
+    assert later.champion is not None
+    assert later.champion.predictions is not None
+    given = [made_up.LABELS.index(found[name].label) for name in test.fingerprints]
+    assert given == later.champion.predictions.tolist()
+    assert not any(one.trained_on for one in found.values())
+
+
+def test_a_row_without_time_dates_from_the_night_that_saw_it_first(database: Database) -> None:
+    nights = [night_rows.night(day).data_until for day in range(3)]
+    names = list(made_up.rows(4, seed=2).fingerprints)
+
+    def seen(count: int, tonight: datetime) -> Rows:
+        found = evidence_store.first_seen(database, "reviews", names[:count], tonight)
+        return Rows(np.zeros(count, dtype=np.int64), found, tuple(names[:count]))
+
+    for day, count in enumerate((2, 3, 4)):
+        test = seen(count, nights[day])
+        expected = [nights[0], nights[0], *nights[1:]][:count]
+        assert test.seen_at.tolist() == [evidence_store.microseconds(moment) for moment in expected]
+        candidate = made_up.side(test, None, 1.0, 1)
+        bare = made_up.evidence(data_until=nights[day], test=test, golden=None, candidate=candidate)
+        judged(database, replace(bare, champion=None, anchor=None, champion_nights=None), day)
+    # A night in the past is not told by later ones.
+    assert seen(3, nights[1]).seen_at.tolist() == [
+        evidence_store.microseconds(m) for m in (*[nights[0]] * 2, nights[1])
+    ]
+
+
+def test_a_row_that_was_away_for_a_night_keeps_the_date_of_the_night_that_saw_it_first(database: Database) -> None:
+    """A file of the source is missing for a night, and with it most of the rows."""
+    names = made_up.rows(920, seed=2).fingerprints
+    nights = [night_rows.night(day).data_until for day in range(4)]
+    seen = np.empty(0, dtype=np.int64)
+    for day, count in enumerate((900, 910, 300, 920)):
+        seen = evidence_store.first_seen(database, "reviews", list(names[:count]), nights[day])
+        test = Rows(np.zeros(count, dtype=np.int64), seen, names[:count])
+        candidate = made_up.side(test, None, 1.0, 1)
+        bare = made_up.evidence(data_until=nights[day], test=test, golden=None, candidate=candidate)
+        judged(database, replace(bare, champion=None, anchor=None, champion_nights=None), day)
+    dates = [nights[0]] * 900 + [nights[1]] * 10 + [nights[3]] * 10
+    assert seen.tolist() == [evidence_store.microseconds(moment) for moment in dates]
+
+
+def test_rows_are_told_apart_by_every_byte_of_their_name_and_may_be_asked_for_in_any_order(database: Database) -> None:
+    nights = [night_rows.night(day).data_until for day in range(2)]
+    zeros = "00" * 14
+    known = (f"0000{zeros}", f"{zeros}0001", f"0100{zeros}", f"ff00{zeros}")
+    until = evidence_store.microseconds(nights[0])
+    test = Rows(np.zeros(4, dtype=np.int64), np.arange(4) + until - 9, known)
+    candidate = made_up.side(test, None, 1.0, 1)
+    bare = made_up.evidence(data_until=nights[0], test=test, golden=None, candidate=candidate)
+    judged(database, replace(bare, champion=None, anchor=None, champion_nights=None))
+    asked = [known[3], f"{zeros}0100", known[1], known[0], known[1], "ff" * 16, known[2]]
+    tonight = evidence_store.microseconds(nights[1])
+    found = evidence_store.first_seen(database, "reviews", asked, nights[1])
+    assert found.tolist() == [until - 6, tonight, until - 8, until - 9, until - 8, tonight, until - 7]
+    assert evidence_store.first_seen(database, "reviews", [], nights[1]).tolist() == []
+    assert evidence_store.first_seen(database, "others", asked, nights[1]).tolist() == [tonight] * 7
+
+
+def test_microseconds_are_exact() -> None:
+    moment = datetime(2026, 3, 1, 3, 15, 0, 123457, tzinfo=UTC)
+    assert datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=evidence_store.microseconds(moment)) == moment
+
+
+def test_a_run_without_evidence_says_so(database: Database) -> None:
+    opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    for run_id in (opened.run_id, "no-such-run"):
+        with pytest.raises(RegistryError, match="has no stored evidence"):
+            evidence_store.load_evidence(database, run_id)
+
+
+def test_more_labels_than_a_byte_holds_take_two(tmp_path: Any) -> None:
+    del tmp_path
+    names = tuple(f"label {number}" for number in range(300))
+    kind = evidence_store._label_type(names)
+    high = np.array([0, 255, 256, 299])
+    assert evidence_store._array(evidence_store._bytes(high, kind), kind).tolist() == high.tolist()
+
+
+def test_joint_outcomes_hold_every_row_once_a_scope(database: Database) -> None:
+    evidence = made_up.evidence(400, data_until=night_rows.night().data_until)
+    run_id = judged(database, evidence)
+    frame = database.frame("SELECT * FROM joint_outcomes WHERE run_id = :run", {"run": run_id})
+    decision = decide(evidence, Gate(min_f1=0.5))
+    assert decision.measured is not None
+    assert len(frame) == len(joint_outcomes(evidence, decision.measured))
+    totals = frame.groupby(["scope", "reference"])["count"].sum().to_dict()
+    window = int(decision.measured.window.sum())
+    assert totals == {
+        ("window", "champion"): window,
+        ("window", "anchor"): window,
+        ("all", "champion"): 400,
+        ("all", "anchor"): 400,
+        ("slice", "champion"): window,
+        ("golden", "champion"): 200,
+        ("golden", "anchor"): 200,
+    }
+    right = frame[(frame["scope"] == "window") & (frame["reference"] == "champion")]
+    hits = right[right["true_label"] == right["candidate_label"]]["count"].sum()
+    assert evidence.candidate.predictions is not None
+    assert hits == (evidence.candidate.predictions == evidence.test.true)[decision.measured.window].sum()

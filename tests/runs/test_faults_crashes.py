@@ -1,0 +1,326 @@
+"""What dies while a night is at work on a real worker of a real server, and what is left: kill -9 and SIGTERM of each.
+
+One night takes all the blows, one after the other, and is retried after each: it must end as if nobody had touched it.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import psutil
+import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Suspended
+
+from tests.support.production import Production, is_gone, kill, within
+
+pytestmark = [pytest.mark.flow, pytest.mark.faults, pytest.mark.timeout(900)]
+
+NAME = "reviews"
+EPOCHS = 60
+SECONDS = 60
+"""Within which everything is settled: the row ended, slots free, processes gone."""
+
+
+@dataclass(frozen=True)
+class Blow:
+    """What was left of a night that was struck while it trained."""
+
+    state: str
+    row: dict[str, Any]
+    held: list[str]
+    champion: int | None
+    seconds: float
+    """From the blow to the last of it all, in which nobody did anything but what `strike` does."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A night that trains."""
+
+    production: Production
+    run: FlowRun
+    flow: psutil.Process
+    training: psutil.Process
+
+
+Strike = Callable[[Target], None]
+
+
+def suffer(production: Production, run: FlowRun, strike: Strike) -> Blow:
+    """Wait until the run's current attempt has an epoch, strike, and wait until nothing is left to settle."""
+    flow, training = production.training(run)
+    began = time.monotonic()
+    strike(Target(production, run, flow, training))
+
+    def settled() -> bool:
+        ended = production.night(run)["status"] != "running" and production.state(run).is_final()
+        return ended and is_gone(flow) and is_gone(training) and not production.held(NAME)
+
+    within(SECONDS, settled, f"the end of {run.name}: {production.log('worker.log')[-5000:]}")
+    seconds = time.monotonic() - began
+    return Blow(
+        state=production.state(run).name,
+        row=production.night(run),
+        held=production.held(NAME),
+        champion=production.champion(NAME),
+        seconds=seconds,
+    )
+
+
+def kill_training(target: Target) -> None:
+    kill(target.training)
+
+
+def terminate_training(target: Target) -> None:
+    kill(target.training, number=signal.SIGTERM)
+
+
+def kill_flow(target: Target) -> None:
+    kill(target.flow)
+
+
+def terminate_flow(target: Target) -> None:
+    kill(target.flow, number=signal.SIGTERM)
+
+
+def cancel(target: Target) -> None:
+    target.production.cancel(target.run)
+
+
+def terminate_worker_twice(target: Target) -> None:
+    production = target.production
+    assert production.worker is not None
+    kill(production.worker, number=signal.SIGTERM)
+    within(10, lambda: "takes no more runs" in production.log("worker.log"), "the first signal")
+    kill(production.worker, number=signal.SIGTERM)
+    assert production.worker.wait(SECONDS) == 0
+    production.start_worker(ours=False)
+
+
+def terminate_worker_of_prefects(target: Target) -> None:
+    """It kills its runs, and they stay Running: `reconcile` is what settles them."""
+    production = target.production
+    assert production.worker is not None
+    kill(production.worker, number=signal.SIGTERM)
+    production.worker.wait(SECONDS)
+    assert production.state(target.run).name == "Running"
+    assert production.night(target.run)["status"] == "running"
+    production.start_worker()
+    assert production.reconcile().is_completed()
+
+
+def kill_all(target: Target) -> None:
+    """As a power cut; afterwards the machine starts again, and `reconcile` is due."""
+    production = target.production
+    kill(target.training, target.flow, production.worker, production.server)
+    production.start_server()
+    production.start_worker()
+    assert production.reconcile().is_completed()
+
+
+STRIKES: dict[str, Strike] = {
+    "kill -9 of the training": kill_training,
+    "SIGTERM to the training": terminate_training,
+    "kill -9 of the flow": kill_flow,
+    "SIGTERM to the flow": terminate_flow,
+    "Cancel in the UI": cancel,
+    "two SIGTERM to the worker": terminate_worker_twice,
+    "SIGTERM to Prefect's own worker": terminate_worker_of_prefects,
+    "kill -9 of everything": kill_all,
+}
+
+
+@dataclass(frozen=True)
+class Story:
+    """The night that took all the blows."""
+
+    production: Production
+    run: FlowRun
+    blows: dict[str, Blow]
+    end: Any
+    """State."""
+
+
+@pytest.fixture(scope="module")
+def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
+    with Production(tmp_path_factory.mktemp("crashes"), {NAME: ""}) as running:
+        first = running.start(NAME, night="2026-01-05", training={"epochs": 1})
+        assert running.ended(first).name == "Promoted"
+        yield running
+
+
+@pytest.fixture(scope="module")
+def story(production: Production) -> Story:
+    run = production.start(NAME, night="2026-01-06", training={"epochs": EPOCHS})
+    blows = {}
+    for name, strike in STRIKES.items():
+        blows[name] = suffer(production, run, strike)
+        production.retry(run)
+    return Story(production, run, blows, production.ended(run, 240))
+
+
+@pytest.mark.parametrize("name", STRIKES)
+def test_after_a_blow_the_row_is_ended_nothing_is_held_and_the_champion_reigns(story: Story, name: str) -> None:
+    blow = story.blows[name]
+    print(f"{name}: settled within {blow.seconds:.1f} s")
+    assert blow.row["status"] in {"failed", "cancelled"}
+    assert blow.row["finished_at"] is not None
+    assert blow.row["next_step"]
+    assert (blow.held, blow.champion) == ([], 1)
+    assert blow.seconds < SECONDS
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "error_type", "reason", "state"),
+    [
+        ("kill -9 of the training", "failed", "out_of_memory", "was killed (SIGKILL)", "Failed"),
+        ("SIGTERM to the training", "failed", "crashed", "died of SIGTERM without a word", "Failed"),
+        ("kill -9 of the flow", "failed", "crashed", "ended without a word in attempt 3", "Crashed"),
+        ("SIGTERM to the flow", "cancelled", "cancelled", "the last checkpoint is kept", "Crashed"),
+        ("Cancel in the UI", "cancelled", "cancelled", "the last checkpoint is kept", "Cancelled"),
+        ("two SIGTERM to the worker", "cancelled", "cancelled", "the last checkpoint is kept", "Crashed"),
+        ("SIGTERM to Prefect's own worker", "failed", "crashed", "ended without a word in attempt 7", "Crashed"),
+        ("kill -9 of everything", "failed", "crashed", "ended without a word in attempt 8", "Crashed"),
+    ],
+)
+def test_ledger_and_prefect_say_what_it_was(
+    story: Story, name: str, status: str, error_type: str, reason: str, state: str
+) -> None:
+    blow = story.blows[name]
+    assert (blow.row["status"], blow.row["error_type"], blow.state) == (status, error_type, state)
+    assert reason in blow.row["reason"]
+
+
+def test_every_retry_goes_on_from_the_last_epoch_as_the_next_attempt_of_the_same_run(story: Story) -> None:
+    assert (story.end.type.value, story.end.name) in {("COMPLETED", "Promoted"), ("COMPLETED", "Held")}
+    row = story.production.night(story.run)
+    assert (row["attempts"], str(row["night"])[:10]) == (len(STRIKES) + 1, "2026-01-06")
+    found = story.production.epochs(story.run)
+    assert [epoch for _, epoch in found] == list(range(1, EPOCHS + 1))
+    assert sorted(attempt for attempt, _ in found) == [attempt for attempt, _ in found]
+    assert {attempt for attempt, _ in found} == set(range(1, len(STRIKES) + 2))
+    resumed = story.production.rows(
+        "SELECT attempt, resumed_from_epoch FROM attempt WHERE run_id = :id ORDER BY attempt", id=row["run_id"]
+    )
+    lasts = [max(epoch for attempt, epoch in found if attempt < one["attempt"]) for one in resumed[1:]]
+    assert lasts[-1] == resumed[-1]["resumed_from_epoch"]
+
+
+def test_every_end_was_announced_and_so_was_the_last(story: Story) -> None:
+    row = story.production.night(story.run)
+    failed = [name for name, blow in story.blows.items() if blow.row["status"] == "failed"]
+    told = story.production.announced("failed", len(failed))
+    told += story.production.announced("cancelled", len(STRIKES) - len(failed))
+    assert [one["run_id"] for one in told] == [row["run_id"]] * len(STRIKES)
+    assert all(one["next_step"] for one in told)
+    # The night of the fixture was promoted before it.
+    said = partial(story.production.announced, row["status"])
+    within(30, lambda: row["reason"] in [one["reason"] for one in said()], "word of the last end")
+
+
+# --- what a night outlives ---
+
+
+def test_a_night_outlives_its_worker_and_a_restart_of_the_server(production: Production) -> None:
+    run = production.start(NAME, night="2026-01-07", training={"epochs": EPOCHS})
+    flow, _ = production.training(run)
+    kill(production.worker)
+    production.start_worker()
+    lease = production.state(run).state_details.deployment_concurrency_lease_id
+    kill(production.server)
+    production.start_server()
+    assert not is_gone(flow)
+    with production.client() as client:
+        # What the flow's process asks every 225 s, and whose refusal would end it.
+        renewed = client.request("POST", f"/v2/concurrency_limits/leases/{lease}/renew", json={"lease_duration": 300})
+    assert renewed.status_code == 204
+    assert production.ended(run).type.value == "COMPLETED"
+    row = production.night(run)
+    assert (row["attempts"], row["status"] in {"promoted", "held"}) == (1, True)
+    within(SECONDS, lambda: not production.held(NAME), "the deployment's slot")
+
+
+def test_a_night_outlives_a_server_that_ends_in_good_order_and_is_away_when_the_night_ends(
+    production: Production,
+) -> None:
+    run = production.start(NAME, night="2026-01-08", training={"epochs": 5})
+    flow, _ = production.training(run)
+    kill(production.server, number=signal.SIGTERM)
+    assert production.server is not None
+    production.server.wait(SECONDS)
+    query = "SELECT status FROM nightly_runs WHERE night = '2026-01-08'"
+    within(120, lambda: production.rows(query)[0]["status"] in {"promoted", "held"}, "the end of the night")
+    production.start_server()
+    assert production.ended(run).type.value == "COMPLETED"
+    assert is_gone(flow) or within(SECONDS, lambda: is_gone(flow), "the end of the process")
+
+
+def test_a_worker_that_is_told_to_end_takes_no_more_runs_and_waits_for_the_one_at_work(
+    production: Production,
+) -> None:
+    run = production.start(NAME, night="2026-01-09", training={"epochs": 20})
+    flow, training = production.training(run)
+    kill(production.worker, number=signal.SIGTERM)
+    said = production.log("worker.log").count("takes no more runs")
+    within(10, lambda: production.log("worker.log").count("takes no more runs") > said - 1, "its answer")
+    later = production.start(NAME, night="2026-01-10", training={"epochs": 1})
+    assert production.ended(run).type.value == "COMPLETED"
+    assert production.worker is not None
+    assert production.worker.wait(SECONDS) == 0
+    assert production.night(run)["attempts"] == 1
+    assert is_gone(flow)
+    assert is_gone(training)
+    assert production.state(later).type.value == "SCHEDULED"
+    production.start_worker()
+    assert production.ended(later).type.value == "COMPLETED"
+
+
+def test_a_run_whose_worker_is_gone_hears_of_its_cancel_by_reconcile(production: Production) -> None:
+    run = production.start(NAME, night="2026-01-11", training={"epochs": 1000})
+    flow, training = production.training(run)
+    kill(production.worker)
+    production.cancel(run)
+    production.start_worker()
+    assert production.state(run).name == "Cancelling"
+    # Nobody who could tell it sooner is left: reconcile waits for half a minute, in case that somebody is.
+    time.sleep(31)
+    done = production.nightgate("reconcile")
+    assert "its run was cancelled in Prefect, and nobody told its process" in done.stdout, done.stderr
+    assert production.state(run).name == "Cancelled"
+    assert production.night(run)["status"] == "cancelled"
+    # Its next sign of life, every 15 s, tells it so.
+    within(30, lambda: is_gone(flow) and is_gone(training), "the end of the process")
+    assert production.state(run).name == "Cancelled"
+    assert production.champion(NAME) is not None
+
+
+def test_a_run_that_a_person_paused_stops_with_its_epoch_and_goes_on_from_there_once_resumed(
+    production: Production,
+) -> None:
+    run = production.start(NAME, night="2026-01-12", training={"epochs": 20})
+    flow, training = production.training(run)
+    with production.client() as client:
+        # What Pause in the UI sends.
+        client.set_flow_run_state(run.id, Suspended(timeout_seconds=300), force=True)
+    within(SECONDS, lambda: is_gone(flow) and is_gone(training), "the end of its processes")
+    within(SECONDS, lambda: not production.held(NAME), "its slots")
+    row = production.night(run)
+    assert row["status"] == "cancelled"
+    assert "stopped by Pause; the last checkpoint is kept" in row["reason"]
+    done = production.epochs(run)
+    assert len(done) < 20
+    assert production.nightgate("reconcile").returncode == 0
+    assert production.state(run).name == "Suspended"
+    with production.client() as client:
+        client.resume_flow_run(run.id)
+    assert production.ended(run).type.value == "COMPLETED"
+    assert production.night(run)["attempts"] == 2
+    found = production.epochs(run)
+    assert [epoch for _, epoch in found] == list(range(1, 21))
+    assert found[: len(done)] == done

@@ -1,0 +1,90 @@
+"""A process that kills itself just before its k-th write: `python -m tests.support.dying K OPERATION PIPELINE [RUN]`.
+
+A write is a statement that changes rows, the commit of a transaction that has one, and whatever changes a file or a
+name under the home: Python announces those to audit hooks. Exits 0 when there were fewer than k.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from nightgate.config import Pipeline, Retention
+from nightgate.database.transactions import Database
+from nightgate.home import Home, open_home
+from nightgate.registry import approvals, promotion, retention
+from tests.support import night_rows
+
+CHANGES = {"os.rename", "os.symlink", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate"}
+
+
+class Death:
+    def __init__(self, at: int, home: Home) -> None:
+        self.left = at
+        self.home = os.fspath(home.root)
+        self.has_written = False
+
+    def write(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def statement(self, _: Any, __: Any, statement: str, *___: Any) -> None:
+        if statement.split(None, 1)[0] in {"INSERT", "UPDATE", "DELETE"}:
+            self.has_written = True
+            self.write()
+
+    def commit(self, _: Any) -> None:
+        if self.has_written:
+            self.has_written = False
+            self.write()
+
+    def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        is_opened_to_write = (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if event not in CHANGES and not is_opened_to_write:
+            return
+        # A tree is removed by names that are relative to an open folder.
+        names = [os.fspath(one) for one in arguments if isinstance(one, str | os.PathLike)]
+        if any(name.startswith(self.home) or not Path(name).is_absolute() for name in names):
+            self.write()
+
+
+def keeping_one(pipeline: str) -> Pipeline:
+    """Of all that is not needed, only the newest version's files stay, as far as they take no more than 1 MB."""
+    return night_rows.pipeline(pipeline).model_copy(update={"retention": Retention(models=1, disk="1MB")})
+
+
+def operation(database: Database, name: str, pipeline: str, run_id: str) -> Callable[[], Any]:
+    own = {"run_id": run_id, "attempt": 1, "expected": 2, "expected_anchor": 2}
+    return {
+        "promotion": lambda: promotion.promote_candidate(
+            database, pipeline, 3, reason="because", moves_anchor=True, **own
+        ),
+        "approval": lambda: approvals.approve(database, run_id, by="ada", reason="checked"),
+        "rollback": lambda: promotion.roll_back(database, pipeline, 1, expected=2, by="ada", reason="because"),
+        "sweep": lambda: retention.sweep(database, database.home, keeping_one(pipeline)),
+    }[name]
+
+
+def main(at: int, name: str, pipeline: str, run_id: str = "") -> None:
+    home = open_home()
+    with Database.open(home) as database:
+        carry_out = operation(database, name, pipeline, run_id)
+        death = Death(at, home)
+        sa.event.listen(Engine, "before_cursor_execute", death.statement)
+        sa.event.listen(Engine, "commit", death.commit)
+        sys.addaudithook(death.audit)
+        carry_out()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,46 @@
+"""One night that several modules look at: run once per session by the real command line, copied where it is changed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from tests.support.night import NIGHT, nightgate, write_pipeline
+
+
+@dataclass(frozen=True)
+class FirstNight:
+    """A pipeline `small` whose night of `NIGHT` promoted version 1."""
+
+    pipeline: Path
+    home: Path
+    done: subprocess.CompletedProcess[str]
+
+
+@cache
+def first_night() -> FirstNight:
+    """Shared by all processes of the session: read it, never change it."""
+    folder = Path(os.environ["TESTS_SHARED_ROOT"]) / "first"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "done.pickle").exists():
+            folder.mkdir()
+            arguments = ("run", write_pipeline(folder), "--night", NIGHT, "--no-prefect")
+            done = nightgate(*arguments, cwd=folder, env={"NIGHTGATE_HOME": str(folder / "home")})
+            assert done.returncode == 0, done.stderr
+            (folder / "done.pickle").write_bytes(pickle.dumps(done))
+    done = pickle.loads((folder / "done.pickle").read_bytes())
+    return FirstNight(folder / "small.toml", folder / "home", done)
+
+
+def copy_first_night(home: Path) -> FirstNight:
+    """The same night in a home of the test's own: paths in the database are relative, so a home can be copied."""
+    first = first_night()
+    shutil.copytree(first.home, home, symlinks=True)
+    return FirstNight(first.pipeline, home, first.done)

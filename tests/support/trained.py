@@ -1,0 +1,31 @@
+"""What training leaves: a tiny stock folder with a head of our labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.tiny import write_tiny_model
+
+
+def write_trained_model(
+    folder: Path, label_names: Sequence[str], *, max_length: int = 32, sharpness: float = 1
+) -> Path:
+    """Write `folder/best` and return it.
+
+    Args:
+        sharpness: scale of the random head; a fresh one barely tells texts apart.
+    """
+    import torch
+
+    from nightgate.engine import base_models
+
+    base = write_tiny_model(folder / "base")
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    loaded = base_models.load_classifier(base, label_names, named="base", max_length=max_length)
+    torch.random.set_rng_state(state)
+    with torch.no_grad():
+        loaded.model.classifier.weight.mul_(sharpness)
+    base_models.save_model(loaded, folder / "best")
+    return folder / "best"

@@ -1,0 +1,55 @@
+"""A night is a date in the schedule's timezone, and sees data up to its scheduled instant."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+
+import pytest
+
+from nightgate.config import Schedule
+from nightgate.errors import ConfigurationError
+from nightgate.schedule import chosen_night, scheduled_night, tonight
+
+BERLIN = Schedule(cron="30 0 * * *", timezone="Europe/Berlin")
+
+
+def test_a_late_run_belongs_to_the_night_it_was_scheduled_for() -> None:
+    night = scheduled_night(BERLIN, datetime(2026, 6, 1, 22, 30, tzinfo=UTC))
+    assert night.date == date(2026, 6, 2)
+    assert night.data_until == night.scheduled_for == datetime(2026, 6, 1, 22, 30, tzinfo=UTC)
+    assert night.trigger == "schedule"
+
+
+def test_a_run_by_hand_belongs_to_today_in_the_schedules_timezone_and_sees_up_to_now() -> None:
+    now = datetime(2026, 6, 1, 23, 0, tzinfo=UTC)
+    night = tonight(BERLIN, now)
+    assert (night.date, night.data_until, night.scheduled_for) == (date(2026, 6, 2), now, None)
+
+
+def test_a_chosen_night_uses_the_instant_that_the_cron_gives_on_its_date() -> None:
+    night = chosen_night(BERLIN, date(2026, 1, 5), now=datetime(2026, 6, 1, tzinfo=UTC))
+    assert night.data_until == datetime(2026, 1, 4, 23, 30, tzinfo=UTC)
+    assert night.trigger == "backfill"
+
+
+def test_a_night_that_is_still_to_come_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="still to come"):
+        chosen_night(BERLIN, date(2026, 6, 3), now=datetime(2026, 6, 2, 12, tzinfo=UTC))
+
+
+def test_a_date_on_which_the_cron_does_not_fire_is_refused_with_the_next_one() -> None:
+    weekly = Schedule(cron="15 3 * * 1")
+    with pytest.raises(ConfigurationError, match="2026-01-12"):
+        chosen_night(weekly, date(2026, 1, 6), now=datetime(2026, 6, 1, tzinfo=UTC))
+
+
+def test_the_hour_that_daylight_saving_skips_still_has_its_night() -> None:
+    skipped = Schedule(cron="30 2 * * *", timezone="Europe/Berlin")
+    night = chosen_night(skipped, date(2026, 3, 29), now=datetime(2026, 6, 1, tzinfo=UTC))
+    assert night.data_until == datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
+
+
+def test_a_midnight_cron_has_its_night_on_its_own_date() -> None:
+    midnight = Schedule(cron="0 0 * * *")
+    night = chosen_night(midnight, date(2026, 1, 5), now=datetime(2026, 6, 1, tzinfo=UTC))
+    assert night.data_until == datetime(2026, 1, 5, tzinfo=UTC)

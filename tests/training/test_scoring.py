@@ -1,0 +1,80 @@
+"""Models scored on the rows of a snapshot: test and golden rows, logits that are not finite."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from nightgate.data.golden_rows import golden_rows
+from nightgate.data.snapshots import open_snapshot, write_snapshot
+from nightgate.metrics.calibration import nonfinite_rows
+from nightgate.training.protocol import Progress, ScoreJob, ScoreResult
+from nightgate.training.scoring import score_models
+from tests.support.tiny import tiny_job
+from tests.support.trained import write_trained_model
+
+LABELS = ("bad", "middling", "good")
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> ScoreJob:
+    folder = tmp_path_factory.mktemp("scored")
+    trained = tiny_job(folder, rows=300)
+    best = write_trained_model(folder / "trained", LABELS, sharpness=3)
+    return ScoreJob(trained.pipeline, trained.snapshot, {"candidate": best}, folder / "out", "validation")
+
+
+def scored(
+    job: ScoreJob, on_progress: Callable[[Progress], None] = lambda _: None
+) -> tuple[ScoreResult, dict[str, NDArray[np.float32]]]:
+    result = score_models(job, on_progress)
+    return result, {name: np.load(path)["logits"] for name, path in result.written.items()}
+
+
+def test_golden_rows_are_scored_with_the_others_and_each_text_once(job: ScoreJob, tmp_path: Path) -> None:
+    golden = golden_of(job, tmp_path / "golden")
+    seen: list[Progress] = []
+    result, logits = scored(replace(job, golden=golden, out=tmp_path / "out"), seen.append)
+    rows = open_snapshot(job.snapshot).rows("validation")
+    assert (seen[-1].phase, seen[-1].done) == ("evaluate", len(rows) + 8), "5 of the 13 golden rows are validation rows"
+    assert result.golden == {"candidate": tmp_path / "out" / "candidate.golden.npz"}
+    with np.load(result.golden["candidate"]) as stored:
+        assert (stored["logits"].shape, stored["logits"].dtype) == ((13, 3), np.float32)
+        kept = golden_rows(golden, LABELS)
+        assert stored["labels"].tolist() == kept["label"].tolist()
+        by_text = dict(zip(kept["text"], stored["logits"], strict=True))
+    both = [row for row, text in enumerate(rows["text"]) if text in by_text]
+    assert len(both) == 5
+    assert all((logits["candidate"][row] == by_text[rows["text"][row]]).all() for row in both)
+    alone, _ = scored(replace(job, golden=None, out=tmp_path / "alone"))
+    assert (alone.golden, alone.max_length) == ({}, {"candidate": 32})
+
+
+def golden_of(job: ScoreJob, folder: Path) -> Path:
+    """5 validation rows and 8 training rows."""
+    snapshot = open_snapshot(job.snapshot)
+    rows = pd.concat([snapshot.rows("validation").head(5), snapshot.rows("train").head(8)]).sort_values("fingerprint")
+    facts = {"label_names": list(LABELS)}
+    return write_snapshot(folder, rows.assign(split="test").reset_index(drop=True), {}, facts).path
+
+
+def test_logits_that_are_not_finite_are_evidence_and_no_error(job: ScoreJob, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    broken = shutil.copytree(job.models["candidate"], tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["classifier.bias"] = np.float32([np.nan, 0, np.inf])
+    (broken / "model.safetensors").unlink()
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    _, logits = scored(replace(job, models={"candidate": broken, "champion": broken}, out=tmp_path / "out"))
+    num_rows = len(open_snapshot(job.snapshot).rows("validation"))
+    for found in logits.values():
+        assert nonfinite_rows(found) == len(found) == num_rows
+        assert np.isfinite(found[:, 1]).all()
