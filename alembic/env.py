@@ -1,6 +1,7 @@
 """What Alembic runs for `alembic upgrade head` in the repository root, and for `nightgate db upgrade` anywhere.
 
-The database is the one of `NIGHTGATE_DATABASE_URL` and `NIGHTGATE_HOME`, unless `nightgate.database.transactions` names another.
+The database is the one of `NIGHTGATE_DATABASE_URL` and `NIGHTGATE_HOME`, unless `nightgate.database.transactions`
+names another.
 """
 
 from __future__ import annotations

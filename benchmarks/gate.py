@@ -2,9 +2,9 @@
 
     python -m benchmarks.gate [--runs N] [--repetitions N] [--average macro] [--margin F1] [--quick] [--out FOLDER]
 
-Years: hundreds of runs of each policy in six worlds, `ours` by the gate's own rules (`nightgate.gate.statistics`) under the
-default `[gate]`. Trials: coverage of the intervals on populations whose truth is known, false alarms, CPU time of a
-decision. Exit 1 when a promise is not kept; each is named. docs/gate.md has the results.
+Years: hundreds of runs of each policy in six worlds, `ours` by the gate's own rules (`nightgate.gate.statistics`)
+under the default `[gate]`. Trials: coverage of the intervals on populations whose truth is known, false alarms, CPU
+time of a decision. Exit 1 when a promise is not kept; each is named. docs/gate.md has the results.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The pipeline file as frozen models: one description for the file, `--set`, the Prefect form and the stored record.
 
-`nightgate.pipeline_files` finds and reads files; this module says what they may hold, and `nightgate.config_types` what a text in
-them may be. Every field has a description and
-bounds; `schema` of each model is what the Prefect form shows.
+`nightgate.pipeline_files` finds and reads files; this module says what they may hold, and `nightgate.config_types`
+what a text in them may be. Every field has a description and bounds; `schema` of each model is what the Prefect form
+shows.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
 
 Context and redaction are filters on handlers, so that they hold for lines of other libraries too. Of a night, what the
 library says from INFO on and what the libraries below it say from WARNING on goes to `runs/<run_id>/log.jsonl`, one
-JSON object a line. The training process hands its lines to the process that watches it (`nightgate.training.supervisor`).
+JSON object a line. The training process hands its lines to the process that watches it
+(`nightgate.training.supervisor`).
 """
 
 from __future__ import annotations

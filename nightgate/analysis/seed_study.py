@@ -6,8 +6,8 @@
     newest_spread(db, pipeline)                           # the unit of the gate's margin
 
 A study is one of snapshot, configuration (the seed and the gate's policy left out) and code: asked for again, it does
-what is missing, and with more seeds it grows. How one seed is trained is in `nightgate.analysis.seed_runs`. A study opens no
-run: champion, nights and their rows stay as they are.
+what is missing, and with more seeds it grows. How one seed is trained is in `nightgate.analysis.seed_runs`. A study
+opens no run: champion, nights and their rows stay as they are.
 """
 
 from __future__ import annotations

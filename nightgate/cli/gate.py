@@ -95,8 +95,8 @@ def export(
     del kind  # There is one.
     from nightgate.database.transactions import Database
     from nightgate.home import existing_home
-    from nightgate.models import onnx_export
     from nightgate.registry import champions as registry
+    from nightgate.registry import onnx_export
 
     home, name = existing_home(), name_of(pipeline)
     with Database.open(home) as db:

@@ -55,8 +55,9 @@ def status(output: OutputFormat = Format.table) -> None:
 
     home = home_for_reading()
     from flows.server_checks import deployed
+    from nightgate.cli.status_table import as_text
     from nightgate.database.transactions import Database
-    from nightgate.operations.status import as_text, status
+    from nightgate.operations.status import status
 
     with Database.open(home, any_home=True) as db:
         frame = status(db, deployed())

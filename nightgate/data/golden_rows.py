@@ -3,7 +3,8 @@
     home/golden/<pipeline>/frozen-<labels>/     test rows of the first night with these labels, the same ever after
     home/golden/<pipeline>/<id>/                rows of the file that `data.golden` names, by their content
 
-Both are folders as `nightgate.data.snapshots` writes them: complete or not there at all, and every altered byte is noticed.
+Both are folders as `nightgate.data.snapshots` writes them: complete or not there at all, and every altered byte is
+noticed.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     refreshed = refresh(pipeline, night, home, previous=None)
     rows = training_rows(refreshed.snapshot, pipeline, night.data_until)
 
-Rows whose time is not before `night.data_until` are not seen: neither taken in nor quarantined. `nightgate.data.validation` says
-what is quarantined and which of two rows with the same text stays.
+Rows whose time is not before `night.data_until` are not seen: neither taken in nor quarantined.
+`nightgate.data.validation` says what is quarantined and which of two rows with the same text stays.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Connections to the metrics database: URLs without leaks, engines for both kinds, and what goes wrong in words.
 
-`nightgate.database.transactions` builds its transactions on these. Nothing here ever shows a password: neither a message nor the
-chain of exceptions behind it.
+`nightgate.database.transactions` builds its transactions on these. Nothing here ever shows a password: neither a
+message nor the chain of exceptions behind it.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ class GateSide(Base):
     serving_flaw: Mapped[str]
     """Why the fresh process could not serve it; '' where it could."""
     facts: Mapped[dict[str, Any]]
-    """What else the checks read, such as which test rows it was trained on; written by `nightgate.runs.evidence_store`."""
+    """What else the checks read, such as which test rows it was trained on; written by
+    `nightgate.runs.evidence_store`."""
 
 
 class JointOutcome(Base):

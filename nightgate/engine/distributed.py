@@ -4,7 +4,8 @@ The recipe does not change with their number: a step takes the same rows as in a
 the gradients of its share, and the sums are the same for all. So every process holds the same weights, and only the
 first one (rank 0) reports and writes.
 
-    torchrun --nproc-per-node 2 -m nightgate.training.worker JOB.json        # by hand; NIGHTGATE_PROCESSES=2 does it for a night
+    torchrun --nproc-per-node 2 -m nightgate.training.worker JOB.json        # by hand; NIGHTGATE_PROCESSES=2 does it
+    for a night
 """
 
 from __future__ import annotations

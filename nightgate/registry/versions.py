@@ -1,4 +1,5 @@
-"""Versions, and who reigned when, as the database knows them. What changes them is in `nightgate.registry.promotion`."""
+"""Versions, and who reigned when, as the database knows them. What changes them is in
+`nightgate.registry.promotion`."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@
     record_test(db, run_id, attempt, best_epoch, ...)
     record_decision(db, run_id, attempt, decision, ...)
 
-Every one may be repeated: what is recorded already stays as it is. How a run begins is in `nightgate.runs.claim`, how it
-lives and ends in `nightgate.runs.lifecycle`; versions and champions are moved in `nightgate.registry.promotion` and read in
-`nightgate.registry.versions`.
+Every one may be repeated: what is recorded already stays as it is. How a run begins is in `nightgate.runs.claim`, how
+it lives and ends in `nightgate.runs.lifecycle`; versions and champions are moved in `nightgate.registry.promotion`
+and read in `nightgate.registry.versions`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Fine-tuning: a plain PyTorch loop that can be killed after any instruction and goes on from its last epoch.
 
-Runs in a process of its own, `python -m nightgate.training.worker JOB.json`, which `nightgate.training.supervisor` watches.
+Runs in a process of its own, `python -m nightgate.training.worker JOB.json`, which `nightgate.training.supervisor`
+watches.
 
 Every epoch is seeded from (seed, epoch): its order of rows and its dropout masks do not depend on what ran before, so
 a resumed run needs no state of random generators and gives the numbers of an uninterrupted one, bit for bit on the
@@ -30,9 +31,9 @@ from nightgate.engine import cuda_graphs, devices
 from nightgate.engine.distributed import World
 from nightgate.engine.step import Engine, Wins
 from nightgate.errors import NonFiniteLossError
-from nightgate.metrics.evaluate_metric import evaluated_scores
 from nightgate.training import checkpoints
 from nightgate.training.checkpoints import Checkpoint, RunState
+from nightgate.training.evaluate_metric import evaluated_scores
 from nightgate.training.inputs import prepare, seed_epoch
 from nightgate.training.protocol import EpochReport, Phase, Progress, TrainJob, TrainResult
 from nightgate.training.scoring import mean_cross_entropy, write_predictions

@@ -1,4 +1,5 @@
-"""The training process: `python -m nightgate.training.worker JOB.json`, started and watched by `nightgate.training.supervisor`.
+"""The training process: `python -m nightgate.training.worker JOB.json`, started and watched by
+`nightgate.training.supervisor`.
 
 One JSON object per line on standard output (events), logs and stacks on standard error. On standard input the parent
 says `recorded N` when it has dealt with epoch N; the end of standard input means that the parent is gone, and this

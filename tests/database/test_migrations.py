@@ -190,7 +190,10 @@ def test_the_migrations_are_found_in_an_installed_package(tmp_path: Path) -> Non
     site = tmp_path / "site"
     shutil.copytree(ROOT / "nightgate", site / "nightgate", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "alembic", site / "nightgate" / "_migrations", ignore=shutil.ignore_patterns("__pycache__"))
-    code = "import sys; from nightgate.database import transactions as d; print(d.migrations_folder()); d.upgrade(sys.argv[1])"
+    code = (
+        "import sys; from nightgate.database import transactions as d; "
+        "print(d.migrations_folder()); d.upgrade(sys.argv[1])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'installed.db'}"],
         cwd=tmp_path,

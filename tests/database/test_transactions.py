@@ -155,7 +155,10 @@ def test_every_foreign_key_keeps_the_parent() -> None:
 
 
 def test_the_database_modules_load_no_torch() -> None:
-    code = "import sys, nightgate.runs.records, nightgate.database.queries; print({'torch', 'prefect', 'alembic'} & set(sys.modules))"
+    code = (
+        "import sys, nightgate.runs.records, nightgate.database.queries; "
+        "print({'torch', 'prefect', 'alembic'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_f
 
 from nightgate.metrics.classification import score, slice_scores
 from nightgate.metrics.confusion import Scores, confusion_counts
-from nightgate.metrics.evaluate_metric import ClassificationScores, evaluated_scores
+from nightgate.training.evaluate_metric import ClassificationScores, evaluated_scores
 
 
 def _random_case(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -85,7 +85,7 @@ def test_the_metric_takes_batches_as_any_metric_of_evaluate(tmp_path: Path) -> N
 
 def test_the_metric_needs_no_network_and_leaves_nothing_on_disk(tmp_path: Path) -> None:
     code = (
-        "import numpy as np; from nightgate.metrics.evaluate_metric import evaluated_scores;"
+        "import numpy as np; from nightgate.training.evaluate_metric import evaluated_scores;"
         "print(evaluated_scores(np.array([0, 1]), np.array([0, 1]), 2).f1_macro)"
     )
     folder = tmp_path / "tmp"

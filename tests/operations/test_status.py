@@ -13,11 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from nightgate.cli.app import app
+from nightgate.cli.status_table import as_text
 from nightgate.database import queries
 from nightgate.database.schema import Attempt, SlotRequest
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
-from nightgate.operations.status import COLUMNS, Deployed, as_text, last_due, status
+from nightgate.operations.status import COLUMNS, Deployed, last_due, status
 from nightgate.registry import approvals, freezes
 from nightgate.runs import lifecycle, records
 from nightgate.runs.claim import OpenedRun

@@ -1,4 +1,6 @@
-"""Who may import whom, read from the source and, where imports are indirect, from a fresh interpreter."""
+"""Which folder may import which, that nothing is re-exported and that no imports form a circle, read from the source;
+what imports load is asked of a fresh interpreter.
+"""
 
 from __future__ import annotations
 
@@ -6,128 +8,178 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EDGE = sorted((ROOT / "nightgate").glob("cli*.py"))
-"""The command line, the outermost edge: inside its functions it may import flows and deployments."""
-LAYERS = ["nightgate", "tasks", "flows", "deployments"]
+LAYERS = ["nightgate", "tasks", "flows", "deployments", "benchmarks"]
 """Each may import itself and those before it."""
-MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
-DATABASE = [
-    "columns",
-    "schema_gate",
-    "schema",
-    "connection",
-    "database",
-    "owners",
-    "runs",
-    "opening",
-    "heartbeat",
-    "slots",
-    "approvals",
+ROOMS = [
+    {"data", "engine", "metrics"},
+    {"database"},
+    {"gate"},
+    {"models"},
+    {"training"},
+    {"runs"},
+    {"registry"},
+    {"analysis"},
+    {"operations", "reports"},
+    {"night"},
+    {"cli"},
 ]
-DATABASE += ["skips", "settling", "version_rows", "anchors", "freezes", "pointer", "retention", "reigns", "ledger"]
-DATABASE += ["evidence_store", "outcomes", "clean", "seeds", "query", "status"]
-DATABASE += ["comparison", "rescoring", "replay", "power", "handover"]
-TRAINING = [
-    "training",
-    "worker",
-    "supervisor",
-    "checkpoints",
-    "devices",
-    "threads",
-    "progress",
-    "scoring",
-    "encoding",
-    "metrics",
-    "base_models",
-    "jobs",
-    "golden",
-    "serve_alone",
-]
-PURE = ["gate", *(f"gate.{path.stem}" for path in sorted((ROOT / "nightgate" / "gate").glob("[a-z]*.py")))]
-PURE += ["intervals", "calibration", "diagnosis", "cards", "rendering", "reports.page", "reports.charts"]
-PURE += ["comparability", "reports.confusion_chart", "reports.gate_charts"]
+"""Folders of `nightgate/`, from the bottom: each imports only the modules beside the folders and lower rows."""
+LARGEST_FOLDER = 16
 HEAVY = {"torch", "transformers", "pandas", "numpy", "sqlalchemy", "datasets", "evaluate", "prefect", "alembic"}
+LIGHT = {
+    # What `nightgate --help` and reading a configuration load.
+    "nightgate": HEAVY,
+    "nightgate.pipeline_files": HEAVY,
+    "nightgate.schedule": HEAVY,
+    "nightgate.cli.app": HEAVY,
+    "nightgate.gate": HEAVY - {"numpy"},
+    "nightgate.metrics": HEAVY - {"numpy"},
+    "nightgate.database": {"torch", "transformers", "prefect"},
+    "nightgate.runs": {"torch", "transformers", "prefect"},
+    "nightgate.registry": {"torch", "transformers", "prefect"},
+    "nightgate.analysis": {"torch", "transformers", "prefect"},
+    "nightgate.engine": {"sqlalchemy", "alembic", "prefect"},
+    "nightgate.training": {"sqlalchemy", "alembic", "prefect"},
+}
+"""What importing a module, or each module of a folder, must not load."""
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Top-level package of every import in a module, and whether it stands inside a function."""
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    inside = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        for child in ast.walk(node)
-    }
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every module of ours by its dotted name; a package by its folder's."""
+    found = {}
+    for layer in LAYERS:
+        for path in (ROOT / layer).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+def imports(name: str, *, inside_functions: bool = True) -> Iterator[tuple[str, str]]:
+    """Each import of one of our modules: the module, and the name that is taken from it ('' for the module itself)."""
+    tree = modules()[name]
+    skipped = set()
+    if not inside_functions:
+        skipped = {
+            id(child)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or _for_types_only(node)
+            for child in ast.walk(node)
+        }
     for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name.split(".")[0], id(node) in inside
+            yield from ((alias.name, "") for alias in node.names if alias.name in modules())
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively: say the module's whole name"
-            yield (node.module or "").split(".")[0], id(node) in inside
+            assert node.level == 0, f"{name} imports relatively: write the module's whole name"
+            for alias in node.names:
+                if f"{node.module}.{alias.name}" in modules():
+                    yield f"{node.module}.{alias.name}", ""
+                elif node.module in modules():
+                    yield str(node.module), alias.name
 
 
-def loaded_by(*modules: str) -> dict[str, set[str]]:
-    """Heavy packages that are loaded once each module was imported, one after the other in one interpreter."""
-    code = f"""
-import importlib, json, sys
-loaded = {{}}
-for module in {modules!r}:
-    importlib.import_module(module)
-    loaded[module] = sorted({HEAVY!r}.intersection(name.split(".")[0] for name in sys.modules))
-print(json.dumps(loaded))
-"""
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return {module: set(packages) for module, packages in json.loads(run.stdout).items()}
+def _for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def light(names: Iterable[str], forbidden: set[str]) -> dict[str, set[str]]:
-    """Which of the modules load what they must not."""
-    modules = [f"nightgate.{name}" if name else "nightgate" for name in names]
-    return {module: found & forbidden for module, found in loaded_by(*modules).items() if found & forbidden}
+def room(module: str) -> int:
+    """The row of a module's folder; -1 for a module beside the folders."""
+    folder = module.split(".")[1] if "." in module else ""
+    return next((row for row, folders in enumerate(ROOMS) if folder in folders), -1)
 
 
-def test_imports_run_one_way() -> None:
-    wrong = []
-    for path in MODULES:
-        layer = path.relative_to(ROOT).parts[0]
-        above = set(LAYERS[LAYERS.index(layer) + 1 :])
-        is_edge = path in EDGE
-        for package, in_function in imports(path):
-            if package in above and not (is_edge and in_function):
-                wrong.append(f"{path.relative_to(ROOT)} imports {package}")
-    assert wrong == []
+def in_library(module: str) -> bool:
+    return module.split(".")[0] == "nightgate"
+
+
+def test_layers_import_one_way() -> None:
+    # The command line is the outermost edge: inside its functions it starts flows and deployments.
+    wrong = [
+        f"{module} imports {target}"
+        for module in modules()
+        for target, _ in imports(module, inside_functions=not module.startswith("nightgate.cli."))
+        if LAYERS.index(target.split(".")[0]) > LAYERS.index(module.split(".")[0])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_rooms_import_one_way() -> None:
+    wrong = [
+        f"{module} imports {target}"
+        for module in modules()
+        if in_library(module) and module != "nightgate"
+        for target, _ in imports(module)
+        if in_library(target)
+        and target.split(".")[1:2] != module.split(".")[1:2]
+        and room(target) >= 0
+        and room(target) >= room(module)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_folder_of_the_library_has_its_row_and_is_small() -> None:
+    folders = [path.parent for path in (ROOT / "nightgate").glob("*/__init__.py")]
+    assert {folder.name for folder in folders} == set.union(*ROOMS)
+    sizes = {folder.name: len([path for path in folder.glob("*.py") if path.stem != "__init__"]) for folder in folders}
+    assert {name: size for name, size in sizes.items() if size > LARGEST_FOLDER} == {}
+
+
+def test_no_imports_form_a_circle() -> None:
+    graph = {
+        module: {target for target, _ in imports(module) if target != "nightgate"}
+        for module in modules()
+        # The public names of the package are loaded on demand; the command line imports flows inside its functions.
+        if module != "nightgate"
+    }
+    TopologicalSorter(graph).prepare()
+
+
+def test_names_are_imported_from_where_they_are_defined() -> None:
+    wrong = [
+        f"{module} takes {name} from {target}"
+        for module in modules()
+        for target, name in imports(module)
+        if name and name not in _defined(target)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@cache
+def _defined(module: str) -> set[str]:
+    names: set[str] = {"__version__"}
+    for node in ast.walk(modules()[module]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    if module == "nightgate":
+        names |= {"load_champion", "history"}
+    return names
 
 
 def test_the_library_never_imports_prefect() -> None:
-    wrong = [
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "nightgate").rglob("*.py")
-        for package, _ in imports(path)
-        if package == "prefect"
-    ]
-    assert wrong == []
+    assert [name for name in modules() if in_library(name) and "prefect" in _packages(modules()[name])] == []
 
 
-def test_migrations_import_nothing_of_ours_but_the_library() -> None:
-    wrong = [
-        f"{path.relative_to(ROOT)} imports {package}"
-        for path in (ROOT / "alembic").rglob("*.py")
-        for package, _ in imports(path)
-        if package in {"tasks", "flows", "deployments", "tests"}
-    ]
-    assert wrong == []
-    revisions = (ROOT / "alembic" / "versions").glob("*.py")
-    assert [str(path) for path in revisions for package, _ in imports(path) if package == "nightgate"] == [], (
-        "a migration describes the past: it must not change with the library's models"
-    )
+def test_migrations_import_nothing_of_ours_but_what_runs_them() -> None:
+    ours = {*LAYERS, "tests"}
+    packages = {
+        path: _packages(ast.parse(path.read_text(encoding="utf-8"))) for path in (ROOT / "alembic").rglob("*.py")
+    }
+    assert packages.pop(ROOT / "alembic" / "env.py") & ours == {"nightgate"}
+    # A migration describes the past: it must not change with the library's models.
+    assert [str(path) for path, found in packages.items() if found & ours] == []
 
 
 def test_the_folder_of_migrations_is_no_package() -> None:
@@ -135,34 +187,40 @@ def test_the_folder_of_migrations_is_no_package() -> None:
     assert not (ROOT / "alembic" / "__init__.py").exists()
 
 
-def test_importing_nightgate_and_reading_a_configuration_load_nothing_heavy() -> None:
-    assert light(["", "errors", "home", "config", "pipelines", "nights", *(path.stem for path in EDGE)], HEAVY) == {}
+def _packages(tree: ast.Module) -> set[str]:
+    """Top-level names of all that a module imports."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
 
 
-def test_database_modules_load_no_torch() -> None:
-    assert light(DATABASE, {"torch", "transformers", "prefect"}) == {}
+@pytest.mark.parametrize("place", LIGHT)
+def test_importing_loads_nothing_heavier_than_it_needs(place: str) -> None:
+    wanted = sorted(name for name in modules() if name == place or (room(place) >= 0 and name.startswith(f"{place}.")))
+    code = f"""
+import importlib, json, sys
+loaded = {{}}
+for module in {wanted!r}:
+    importlib.import_module(module)
+    loaded[module] = sorted({LIGHT[place]!r}.intersection(name.split(".")[0] for name in sys.modules))
+print(json.dumps(loaded))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert {module: packages for module, packages in json.loads(run.stdout).items() if packages} == {}
 
 
-def test_training_modules_load_no_sqlalchemy() -> None:
-    assert light(TRAINING, {"sqlalchemy", "alembic", "prefect"}) == {}
-
-
-def test_the_gate_and_what_else_is_pure_load_neither_torch_nor_pandas_nor_a_database() -> None:
-    assert light(PURE, HEAVY - {"numpy"}) == {}
-
-
-def test_the_registry_and_the_serving_check_load_torch_only_to_open_a_model() -> None:
-    modules = ["version_files", "classifier", "registry", "serving", "golden"]
-    assert light(modules, {"torch", "transformers", "prefect"}) == {}
-
-
-@pytest.mark.parametrize("path", [path for path in MODULES if path.name != "__init__.py"], ids=lambda path: path.stem)
-def test_a_module_runs_nothing_at_import_but_definitions(path: Path) -> None:
+def test_modules_run_nothing_at_import_but_definitions() -> None:
     """No bare calls at module level, where work at import hides: `configure()`, `mkdir()`, `engine.connect()`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     calls = [
-        f"line {node.lineno}" for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+        f"{name}:{node.lineno}"
+        for name, tree in modules().items()
+        for node in tree.body
+        # `app.add_typer(...)` fills a Typer app: a definition in the form of a call.
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and name != "nightgate.cli.app"
     ]
-    # `app.add_typer(...)` fills a Typer app: a definition in the form of a call.
-    allowed = {"cli"}
-    assert not calls or path.stem in allowed, calls
+    assert calls == []

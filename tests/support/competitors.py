@@ -1,4 +1,5 @@
-"""One process of a promotion race: `python -m tests.support.competitors FIRST LAST`, a thread for each of these versions.
+"""One process of a promotion race: `python -m tests.support.competitors FIRST LAST`, a thread for each of these
+versions.
 
 It prints `ready`, then reads the champion that is to be replaced (0: there is none) and promotes all its versions at
 once over a pool of kept connections; one line of outcomes comes back for each line that was read.

@@ -16,7 +16,7 @@ from nightgate.data.snapshots import write_snapshot
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, ModelError
 from nightgate.home import Home
-from nightgate.models import onnx_export
+from nightgate.registry import onnx_export
 from nightgate.registry.versions import versions
 from tests.support import night_rows
 from tests.support.handed_over import LABELS, write_version
