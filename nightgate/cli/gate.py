@@ -64,6 +64,8 @@ def push(
     """Send a version to the Hugging Face Hub: model, card and lineage. The token comes from HF_TOKEN or a login."""
     import tempfile
 
+    from humanize import naturalsize
+
     from nightgate.database.transactions import Database
     from nightgate.home import existing_home
     from nightgate.registry import champions as registry
@@ -77,7 +79,7 @@ def push(
         target = Path(folder)
         files = hub_push.lay_out(row.folder(home), target, repo, home=home.root, revision=revision, verdict=verdict)
         for file in files:
-            typer.echo(f"{file.relative_to(target)}  {file.stat().st_size:,} bytes")
+            typer.echo(f"{file.relative_to(target)}  {naturalsize(file.stat().st_size)}")
         if dry_run:
             typer.echo(f"dry run: version {row.version} was not sent to {repo}", err=True)
             return

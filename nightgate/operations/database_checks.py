@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
+from humanize import naturaldelta
 from sqlalchemy.orm import Session
 
 from nightgate.database.connection import database_url, parse_url, safe_url, sqlite_path
@@ -150,7 +151,7 @@ def _queue_in_words(places: list[SlotRow], limit: int) -> str:
     told = f"{len(holders)} of {limit} held" + (f" by {', '.join(one.pipeline for one in holders)}" if holders else "")
     if waiting:
         longest = datetime.now(UTC) - min(one.requested_at for one in waiting)
-        told += f", {len(waiting)} waiting, the longest for {longest.total_seconds() / 60:.0f} min"
+        told += f", {len(waiting)} waiting, the longest for {naturaldelta(longest)}"
     return told
 
 

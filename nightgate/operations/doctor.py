@@ -16,6 +16,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from humanize import naturalsize
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -206,7 +207,7 @@ def _home() -> Iterator[Finding]:
 
 def disk_finding(free: int) -> Finding:
     """Of the bytes that are free under the home."""
-    told = f"{free / GIB:.1f} GiB free under the home"
+    told = f"{naturalsize(free, binary=True)} free under the home"
     if free > 5 * GIB:
         return Finding("ok", "disk", told)
     remedy = "free some space, or set NIGHTGATE_HOME to a larger disk: a night writes its model thrice"
@@ -237,7 +238,7 @@ def device_finding(told: str, memory: tuple[int, int] | None, *, has_driver: boo
         remedy = "install a build of PyTorch for this driver (pytorch.org), or give this user the right to /dev/nvidia*"
         return Finding("warning", "device", f"{told}; the machine has an NVIDIA driver all the same", remedy)
     free, total = memory
-    told += f"; {free / GIB:.1f} of {total / GIB:.1f} GiB are free"
+    told += f"; {naturalsize(free, binary=True)} of {naturalsize(total, binary=True)} are free"
     if free < total / 4:
         return Finding("warning", "device", told, "see who uses it (nvidia-smi): a batch that does not fit is split")
     return Finding("ok", "device", told)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy as sa
+from humanize import naturalsize
 from sqlalchemy.orm import Session
 
 from nightgate.config import Pipeline, Retention
@@ -86,7 +87,7 @@ def choose(sizes: Mapping[int, int], needed: Set[int], former: Set[int], retenti
         going.append(version)
         total -= sizes[version]
     if budget is not None and total > budget:
-        log.warning("versions that must stay take %.2f GB: retention.disk is %s", total / 1e9, retention.disk)
+        log.warning("versions that must stay take %s: retention.disk is %s", naturalsize(total), retention.disk)
     return sorted(going)
 
 

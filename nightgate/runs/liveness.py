@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import sqlalchemy as sa
+from humanize import naturaldelta
 from sqlalchemy.orm import Session
 
 from nightgate.database.column_types import UtcTime
@@ -72,7 +73,7 @@ def cause_of_death(attempt: Attempt, moment: datetime) -> str:
         return f"{named} ended without a word in attempt {attempt.attempt}"
     silent = moment - (attempt.heartbeat_at or attempt.started_at)
     if silent > LEASE:
-        return f"{named} has given no sign of life for {_told(silent)} in attempt {attempt.attempt}"
+        return f"{named} has given no sign of life for {naturaldelta(silent)} in attempt {attempt.attempt}"
     return ""
 
 
@@ -87,8 +88,3 @@ def _lives(pid: int, started: datetime | None) -> bool:
     except psutil.AccessDenied:
         return True
     return started is None or abs(begun - started) <= _CLOCK_STEP
-
-
-def _told(length: timedelta) -> str:
-    minutes = int(length.total_seconds()) // 60
-    return f"{minutes} minutes" if minutes < 120 else f"{minutes // 60} hours"

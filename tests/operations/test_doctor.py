@@ -214,8 +214,10 @@ def test_a_disk_that_is_nearly_full_is_told(free: float, status: str) -> None:
     [
         pytest.param(None, False, "ok", "cpu", id="no GPU"),
         pytest.param(None, True, "warning", "the machine has an NVIDIA driver all the same", id="PyTorch without CUDA"),
-        pytest.param((60 * doctor.GIB, 80 * doctor.GIB), True, "ok", "60.0 of 80.0 GiB are free", id="a free GPU"),
-        pytest.param((9 * doctor.GIB, 80 * doctor.GIB), True, "warning", "9.0 of 80.0 GiB are free", id="a full one"),
+        pytest.param((60 * doctor.GIB, 80 * doctor.GIB), True, "ok", "60.0 GiB of 80.0 GiB are free", id="a free GPU"),
+        pytest.param(
+            (9 * doctor.GIB, 80 * doctor.GIB), True, "warning", "9.0 GiB of 80.0 GiB are free", id="a full one"
+        ),
     ],
 )
 def test_the_device_is_told_with_what_is_free_of_it(
@@ -369,7 +371,7 @@ def test_slots_are_told(database: Database) -> None:
         row.granted_at = granted
         database.write(lambda session, row=row: session.add(row))
     [finding] = findings_of("slots")
-    assert finding.found == "gpu1: 1 of 1 held by first, 1 waiting, the longest for 5 min"
+    assert finding.found == "gpu1: 1 of 1 held by first, 1 waiting, the longest for 5 minutes"
 
 
 # --- pipelines ---

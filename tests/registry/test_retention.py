@@ -68,7 +68,7 @@ def test_former_champions_go_to_the_budget_alone_and_after_all_others(models: in
 def test_what_must_stay_and_takes_too_much_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert choose({1: 10 * MB, 2: 10 * MB}, {1, 2}, set(), Retention(disk="15MB")) == []
     [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert record.getMessage() == "versions that must stay take 0.02 GB: retention.disk is 15MB"
+    assert record.getMessage() == "versions that must stay take 20.0 MB: retention.disk is 15MB"
 
 
 def test_without_versions_nothing_goes() -> None:
