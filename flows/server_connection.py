@@ -25,6 +25,7 @@ from prefect.settings import (
 
 from nightgate.errors import ConfigurationError, NightgateError, without_credentials
 from nightgate.home import open_home
+from nightgate.logs import all_handlers
 
 LOOPBACK = "127.0.0.1"
 
@@ -88,7 +89,12 @@ def prefect_server(say: Callable[[str], None]) -> Iterator[None]:
         )
         # It has no UI: without an address Prefect logs no links to its pages.
         with temporary_settings({PREFECT_API_URL: f"{server.url}/api", PREFECT_UI_URL: ""}):
-            yield
+            try:
+                yield
+            finally:
+                # Sending the records that are still queued would fail once the server has stopped.
+                for handler in all_handlers():
+                    handler.flush()
 
 
 SERVER_ENVIRONMENT = {

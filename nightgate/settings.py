@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     processes: Processes = Field(
         default=1, description="Processes that train one model together.", examples=["2", "gpus"]
     )
+    cuda_graphs: bool = Field(
+        default=False, description="Record the training step as CUDA graphs; not run on a GPU yet.", examples=["1", "0"]
+    )
     webhook_url: SecretStr = Field(
         default=SecretStr(""),
         description="Where the automations of the server report how nights end.",

@@ -7,6 +7,7 @@ waiting; 1 failed or cancelled; 2 wrong usage or configuration; 3 held, with --f
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -147,6 +148,7 @@ def _run_in_prefect(configuration: Pipeline, nights: list[Night], force: bool, d
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from flows.nightly import nightly_by_hand
     from flows.server_connection import prefect_server
+    from nightgate import logs
     from nightgate.reports import terminal_summary
 
     def run_one(night: Night) -> str:
@@ -158,8 +160,16 @@ def _run_in_prefect(configuration: Pipeline, nights: list[Night], force: bool, d
         _print_summary(run_id)
         return status
 
+    for handler in logs.all_handlers():
+        if isinstance(handler, logging.StreamHandler):
+            handler.addFilter(_is_no_state)
     with prefect_server(say=lambda which: typer.echo(which, err=True)):
         return _until_broken(run_one, nights)
+
+
+def _is_no_state(record: logging.LogRecord) -> bool:
+    """False for Prefect's lines about states on a terminal: the summary, or the error, states the result once."""
+    return not record.getMessage().startswith(("Beginning flow run", "Finished in state"))
 
 
 def _until_broken(run_one: Callable[[Night], str], nights: list[Night]) -> list[str]:
