@@ -268,7 +268,7 @@ def test_the_command_prints_nights_and_saves_a_picture(database: Database, home:
     command = ["gate", "replay", "reviews", "--set", "gate.policy=non_inferior", "--set", "gate.margin=0.05"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    assert done.stdout.splitlines()[0].split()[:5] == ["night", "status", "verdict", "replayed", "flips"]
+    assert done.stdout.splitlines()[0].split()[:5] == ["night", "verdict", "replayed", "flips", "chain_verdict"]
     assert "2 of 4 verdicts flip" in done.stderr
     picture = home.root / "reports" / "reviews" / "replay.svg"
     assert f"picture: {picture}" in done.stderr
@@ -291,7 +291,7 @@ def test_without_nights_commands_still_refuse_what_makes_no_sense_and_print_thei
     assert (rows.exit_code, rows.stdout[:21]) == (0, "night,run_id,status,m")
     assert rows.stdout.endswith(",break_before\n")
     nothing = runner.invoke(app, ["gate", "replay", "reviews"])
-    assert "no night of reviews was judged\n  next: run a night with `nightgate run reviews`" in nothing.stderr
+    assert "`nightgate run reviews`" in nothing.stderr
     for command in ("versions", "history", "champion"):
         assert "\n  next: run a night with `nightgate run reviews`" in runner.invoke(app, [command, "reviews"]).stderr
 

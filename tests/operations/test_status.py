@@ -125,12 +125,13 @@ def test_old_progress_tells_where_it_stood_and_no_speed(database: Database) -> N
 
 
 @sqlite
-def test_a_dead_run_is_shown_as_such_with_the_remedy(database: Database) -> None:
+def test_a_dead_run_is_shown_with_the_remedy(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     night_rows.open_run(database, pipeline(), night())
     row = one(database, "running")
     assert row["status"] == "dead"
     assert "ended without a word" in row["reason"]
     assert row["next_step"] == "nightgate reconcile"
+    monkeypatch.setenv("COLUMNS", "400")
     assert "nightgate reconcile" in as_text(status(database))
 
 
@@ -202,13 +203,14 @@ def test_versions_are_whole_numbers_also_beside_a_night_without_one(database: Da
 
 
 @sqlite
-def test_a_frozen_pipeline_is_told_with_what_ends_that(database: Database) -> None:
+def test_a_frozen_pipeline_is_shown_with_the_remedy(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     night_rows.held_version(database)
     freezes.freeze(database, "reviews", by="ada", reason="rude answers")
     row = one(database, "next_night")
     assert "its nights are held, for it is frozen since" in row["reason"]
     assert "by ada: rude answers" in row["reason"]
     assert row["next_step"] == "to let runs promote again: nightgate unfreeze reviews --reason TEXT"
+    monkeypatch.setenv("COLUMNS", "400")
     assert "nightgate unfreeze reviews" in as_text(status(database))
 
 
