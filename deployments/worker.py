@@ -30,8 +30,8 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from deployments.catalog import POOL
 from deployments.deploy import FLOW_ENVIRONMENT
-from nightgate.settings import unknown_settings
 from flows.import_guard import guard_imports
+from nightgate.settings import unknown_settings
 
 
 class _LeftError(Exception):
