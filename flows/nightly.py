@@ -20,8 +20,8 @@ from prefect.states import Completed
 
 from flows.approval import decide_when_resumed
 from flows.events import announce_ends, announce_stall, announce_unclaimed
-from flows.outages import survive_closed_console
-from flows.reconcile import due_nights, newer_is_due, settle_after_crash
+from flows.closed_console import survive_closed_console
+from flows.reconcile import due_nights, newer_is_due, reconcile_after_crash
 from flows.run_form import (
     AS_IN_FILE_GATE,
     AS_IN_FILE_TRAINING,
@@ -161,8 +161,8 @@ def _run_name() -> str:
 @flow(
     name="nightly",
     flow_run_name=_run_name,
-    on_crashed=[settle_after_crash],
-    on_cancellation=[settle_after_crash],
+    on_crashed=[reconcile_after_crash],
+    on_cancellation=[reconcile_after_crash],
 )
 def nightly(
     # Without a default, Quick run in the UI would ask for all parameters.

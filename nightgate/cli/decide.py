@@ -86,9 +86,9 @@ def reconcile() -> None:
 
     with usual_server() as silence:
         done = reconcile_now()
-    for one in done.settled:
+    for one in done.ended:
         typer.echo(_told(one))
-    if not done.settled and not done.failed:
+    if not done.ended and not done.failed:
         typer.echo("nothing to settle")
     if silence:
         typer.echo(f"{silence}: only the database was put right", err=True)
@@ -118,11 +118,11 @@ def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -
     if ended.prefect_flow_run_id:
         # It is suspended: without a word it would stay so.
         os.environ.setdefault("DO_NOT_TRACK", "1")
-        from flows.reconcile import settle_flow_runs
+        from flows.reconcile import end_flow_runs
         from flows.server_checks import usual_server
 
         with usual_server():
-            if unsaid := settle_flow_runs([ended]):
+            if unsaid := end_flow_runs([ended]):
                 typer.echo(unsaid, err=True)
     from nightgate.reports import report
 

@@ -13,7 +13,7 @@ NIGHT = """
 import logging, sys
 from pathlib import Path
 from prefect.logging.configuration import setup_logging
-from flows.outages import survive_closed_console
+from flows.closed_console import survive_closed_console
 
 setup_logging()
 log = logging.getLogger("nightgate.flows")
