@@ -19,8 +19,8 @@ from prefect.exceptions import Abort, TerminationSignal
 from prefect.states import Completed
 
 from flows.approval import decide_when_resumed
-from flows.events import announce_ends, announce_stall, announce_unclaimed
 from flows.closed_console import survive_closed_console
+from flows.events import announce_ends, announce_stall, announce_unclaimed
 from flows.reconcile import due_nights, newer_is_due, reconcile_after_crash
 from flows.run_form import (
     AS_IN_FILE_GATE,

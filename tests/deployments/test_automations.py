@@ -24,18 +24,18 @@ from prefect.server.events.schemas.automations import EventTrigger as ServerTrig
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed, Late, Pending, Running, Suspended
 
-from deployments.automations import SILENCE, WEBHOOK, install, zombies
+from deployments.automations import SILENCE, WEBHOOK, install, lost_runs
 from deployments.catalog import RECONCILE_CRON
 from deployments.deploy import FLOW_ENVIRONMENT
 from flows.events import make_event, send
-from flows.signs import (
-    SIGN_OF_LIFE,
-    TELL,
-    TELL_LATE,
-    UNCANCELLED,
-    ZOMBIES,
-    sign_of_life,
-    vouch_for_waiting,
+from flows.heartbeats import (
+    ENDED_NIGHTS,
+    HEARTBEAT,
+    LATE_NIGHTS,
+    LOST_CANCELLATIONS,
+    LOST_RUNS,
+    heartbeat,
+    send_heartbeats,
 )
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError
@@ -64,14 +64,14 @@ def test_a_run_may_miss_several_signs_of_life_before_it_counts_as_crashed() -> N
 @pytest.mark.parametrize("name", ["Suspended", "Paused", "AwaitingRetry", "Cancelling", *ENDS])
 def test_a_run_that_has_ended_or_waits_is_not_expected_to_live(name: str) -> None:
     """Asked of the server's own code, with the automation as it stores it."""
-    trigger = ServerAutomation.model_validate(zombies().model_dump()).trigger
+    trigger = ServerAutomation.model_validate(lost_runs().model_dump()).trigger
     assert isinstance(trigger, ServerTrigger)
     assert trigger.expects(f"prefect.flow-run.{name}")
     assert not trigger.starts_after(f"prefect.flow-run.{name}")
     for sign in ("prefect.flow-run.heartbeat", "prefect.flow-run.Running"):
         assert trigger.starts_after(sign)
         assert trigger.expects(sign)
-    assert trigger.expects(SIGN_OF_LIFE)
+    assert trigger.expects(HEARTBEAT)
 
 
 @dataclass
@@ -132,13 +132,13 @@ def within(seconds: float, what: Callable[[], Any], told: str) -> Any:
 def test_without_an_address_nobody_is_told_and_the_rest_is_installed(api: SyncPrefectClient) -> None:
     told = {one.name: one for one in install()}
     assert {name: one.outcome for name, one in told.items()} == {
-        ZOMBIES: "created",
-        UNCANCELLED: "created",
-        TELL: "not installed",
-        TELL_LATE: "not installed",
+        LOST_RUNS: "created",
+        LOST_CANCELLATIONS: "created",
+        ENDED_NIGHTS: "not installed",
+        LATE_NIGHTS: "not installed",
     }
-    assert "NIGHTGATE_WEBHOOK_URL is not set" in told[TELL].note
-    assert {one.name for one in api.read_automations()} == {ZOMBIES, UNCANCELLED}
+    assert "NIGHTGATE_WEBHOOK_URL is not set" in told[ENDED_NIGHTS].note
+    assert {one.name for one in api.read_automations()} == {LOST_RUNS, LOST_CANCELLATIONS}
 
 
 def test_an_address_that_is_none_is_refused_and_not_repeated(
@@ -156,16 +156,21 @@ def test_installing_again_leaves_one_of_each_and_disabled_what_a_person_disabled
 ) -> None:
     install(webhook_url=receiver.url)
     before = {one.name: one.id for one in api.read_automations()}
-    assert set(before) == {ZOMBIES, UNCANCELLED, TELL, TELL_LATE}
+    assert set(before) == {LOST_RUNS, LOST_CANCELLATIONS, ENDED_NIGHTS, LATE_NIGHTS}
     assert {one.outcome for one in install()} == {"unchanged"}
-    api.pause_automation(before[ZOMBIES])
-    assert [one.note for one in install() if one.name == ZOMBIES] == ["disabled by hand, and left so"]
+    api.pause_automation(before[LOST_RUNS])
+    assert [one.note for one in install() if one.name == LOST_RUNS] == ["disabled by hand, and left so"]
     changed = {one.name: one.outcome for one in install(silence=timedelta(hours=1), late=timedelta(minutes=5))}
-    assert changed == {ZOMBIES: "updated", UNCANCELLED: "updated", TELL: "unchanged", TELL_LATE: "updated"}
+    assert changed == {
+        LOST_RUNS: "updated",
+        LOST_CANCELLATIONS: "updated",
+        ENDED_NIGHTS: "unchanged",
+        LATE_NIGHTS: "updated",
+    }
     after = api.read_automations()
     assert {one.name: one.id for one in after} == before
-    assert {one.name for one in after if not one.enabled} == {ZOMBIES}
-    api.resume_automation(before[ZOMBIES])
+    assert {one.name for one in after if not one.enabled} == {LOST_RUNS}
+    api.resume_automation(before[LOST_RUNS])
 
 
 def test_the_address_is_a_secret_that_neither_automation_nor_server_tells(
@@ -240,10 +245,10 @@ def test_a_run_that_waits_for_a_person_is_vouched_for_and_one_that_ended_is_not(
         else:
             words = {"reason": "it passed", "next_step": "-"}
             approvals.request(database, run.run_id, run.attempt, expected=None, patience=timedelta(hours=18), **words)
-    vouch_for_waiting(database)
+    send_heartbeats(database)
 
     def signs() -> list[dict[str, Any]]:
-        asked = {"filter": {"event": {"name": [SIGN_OF_LIFE]}}, "limit": 50}
+        asked = {"filter": {"event": {"name": [HEARTBEAT]}}, "limit": 50}
         return list(api.request("POST", "/events/filter", json=asked).json()["events"])
 
     [sign] = within(20, signs, "the sign of life")
@@ -321,7 +326,7 @@ def test_runs_without_a_sign_of_life_are_ended_and_all_others_are_left_alone(
         deadline = time.monotonic() + 3 * SHORT.total_seconds()
         while time.monotonic() < deadline:
             beat(alive)
-            send(sign_of_life(suspended.id, TAG))
+            send(heartbeat(suspended.id, TAG))
             time.sleep(2)
 
         def state(run: FlowRun) -> str:

@@ -31,9 +31,9 @@ from prefect.states import Cancelling, Scheduled
 from deployments.catalog import night_of
 from deployments.deploy import prefect_deployment
 from deployments.serve import make_runner, serve_pipelines
+from flows.heartbeats import LOST_CANCELLATIONS, LOST_RUNS
 from flows.nightly import nightly
 from flows.server_connection import answers
-from flows.signs import UNCANCELLED, ZOMBIES
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import upgrade
 from nightgate.errors import NightgateError
@@ -417,7 +417,7 @@ def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both_and_
         assert settings["analytics_enabled"] is False
         with client(f"{url}/api") as prefect:
             automations = prefect.request("POST", "/automations/filter", json={}).json()
-        assert {one["name"] for one in automations} == {ZOMBIES, UNCANCELLED}
+        assert {one["name"] for one in automations} == {LOST_RUNS, LOST_CANCELLATIONS}
         everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         assert len(everybody) >= 2
         sockets = [socket for one in everybody for socket in one.net_connections()]

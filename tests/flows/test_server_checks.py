@@ -20,6 +20,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
+from flows.heartbeats import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
 from flows.server_checks import (
     automations_finding,
     deployed,
@@ -29,7 +30,6 @@ from flows.server_checks import (
     usual_server,
     version_finding,
 )
-from flows.signs import TELL, TELL_LATE, UNCANCELLED, ZOMBIES
 from nightgate.operations.findings import Finding
 from tests.conftest import free_port
 
@@ -279,14 +279,18 @@ def test_what_is_a_loopback_address_is_known(host: str, is_ours: bool) -> None:
         ([], "warning", "none of Nightgate's"),
         ([("another's", True)], "warning", "none of Nightgate's"),
         (
-            [(ZOMBIES, True), (UNCANCELLED, True), ("another's", False)],
+            [(LOST_RUNS, True), (LOST_CANCELLATIONS, True), ("another's", False)],
             "ok",
             "2 of Nightgate's, all enabled; nobody is",
         ),
-        ([(one, True) for one in (ZOMBIES, UNCANCELLED, TELL, TELL_LATE)], "ok", "a webhook is told"),
-        ([(UNCANCELLED, True), (TELL, True), (TELL_LATE, True)], "warning", f"missing: {ZOMBIES}"),
-        ([(ZOMBIES, True), (UNCANCELLED, True), (TELL_LATE, True)], "warning", f"missing: {TELL}"),
-        ([(ZOMBIES, False), (UNCANCELLED, True)], "warning", f"disabled: {ZOMBIES}"),
+        (
+            [(one, True) for one in (LOST_RUNS, LOST_CANCELLATIONS, ENDED_NIGHTS, LATE_NIGHTS)],
+            "ok",
+            "a webhook is told",
+        ),
+        ([(LOST_CANCELLATIONS, True), (ENDED_NIGHTS, True), (LATE_NIGHTS, True)], "warning", f"missing: {LOST_RUNS}"),
+        ([(LOST_RUNS, True), (LOST_CANCELLATIONS, True), (LATE_NIGHTS, True)], "warning", f"missing: {ENDED_NIGHTS}"),
+        ([(LOST_RUNS, False), (LOST_CANCELLATIONS, True)], "warning", f"disabled: {LOST_RUNS}"),
     ],
 )
 def test_automations_that_are_missing_or_disabled_are_told(
