@@ -70,7 +70,7 @@ def _served(one: Deployment, before: DeploymentResponse | None) -> RunnerDeploym
 
 
 def _ending_signals() -> list[signal.Signals]:
-    # A shell lets background processes ignore SIGINT, which is overridden; nohup lets them ignore SIGHUP, which is kept.
+    # A shell lets background processes ignore SIGINT, which is overridden; what nohup does to SIGHUP is kept.
     endings = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     return [ending for ending in endings if ending != signal.SIGHUP or signal.getsignal(ending) is not signal.SIG_IGN]
 
