@@ -216,7 +216,7 @@ def newest_spread(db: Database, pipeline: Pipeline) -> float | None:
     return found.f1_spread if found else None
 
 
-def told_margin(gate: Gate, spread: float) -> str:
+def describe_margin(gate: Gate, spread: float) -> str:
     """What a spread means for the margin by which a candidate may be worse."""
     if gate.margin_unit == "seed_spread":
         return f"a margin of {gate.margin:g} times the spread is {gate.margin * spread:.4f}"

@@ -46,7 +46,7 @@ def test_the_rows_for_a_gain_see_that_gain_and_one_row_less_does_not() -> None:
     assert power is not None
     needed = power.rows_for(0.01)
     assert power.detectable_with(needed) <= 0.01 < power.detectable_with(needed - 1)
-    assert f"takes {needed:,} rows" in power.told()
+    assert f"takes {needed:,} rows" in power.describe()
 
 
 def test_more_rows_behave_as_foretold() -> None:

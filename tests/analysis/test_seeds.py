@@ -231,7 +231,7 @@ def test_a_study_of_another_configuration_is_no_unit_of_this_ones_margin(databas
     ],
 )
 def test_a_spread_is_told_in_terms_of_the_margin(gate: dict[str, Any], spread: float, told: str) -> None:
-    assert seed_study.told_margin(Gate(**gate), spread) == told
+    assert seed_study.describe_margin(Gate(**gate), spread) == told
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_seeds_are_trained_scored_and_told_and_the_nights_stay_as_they_are(site:
     assert (study["num_seeds"], study["average"], study["snapshot_id"]) == (2, "weighted", night["snapshot_id"])
     assert study["f1_spread"] == pytest.approx(statistics.stdev(rows["test_f1"]))
     assert "mean F1" in done.stdout
-    told = seed_study.told_margin(load_pipeline(first.pipeline).gate, float(study["f1_spread"]))
+    told = seed_study.describe_margin(load_pipeline(first.pipeline).gate, float(study["f1_spread"]))
     assert f"spread {study['f1_spread']:.4f} (standard deviation): {told}" in done.stdout
     assert left_by_nights(site) == before
     # What a resume needed is gone; logs and predictions are not.

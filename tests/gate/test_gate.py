@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nightgate.config import Gate
 from nightgate.gate.decide import decide
 from nightgate.gate.evidence import Evidence, Side
-from nightgate.gate.wording import told_apart
+from nightgate.gate.wording import distinct
 from tests.support.gate_night import (
     TONIGHT,
     YESTERDAY,
@@ -66,7 +66,7 @@ def test_min_f1_passes_from_the_threshold_up(ours: float, minimum: float, outcom
 
 def test_just_below_the_threshold_the_reason_shows_enough_digits_to_see_it() -> None:
     above = math.nextafter(0.54, 1)
-    first, second = told_apart(0.54, above)
+    first, second = distinct(0.54, above)
     assert first != second
     reason = check(decide(first_night(0.54), Gate(min_f1=above)), "min_f1").reason
     assert first in reason
