@@ -206,7 +206,7 @@ def test_a_study_of_another_configuration_is_no_unit_of_this_ones_margin(databas
     usual = night_rows.pipeline()
     night_with_snapshot(database)
     store(database, seed_study.open_study(database, usual, 3), 0.58, 0.6, 0.62)
-    # Newer studies: `nightgate seeds reviews --set training.epochs=1`, and other labels with a test version of their own.
+    # Newer: `nightgate seeds reviews --set training.epochs=1`, and other labels with a test version of their own.
     short = Pipeline.model_validate({**usual.record(), "training": {"epochs": 1}})
     store(database, seed_study.open_study(database, short, 3), 0.1, 0.5, 0.9)
     record = usual.record()
