@@ -148,7 +148,7 @@ def power(pipeline: PipelineName, settings: Settings = None, output: OutputForma
         "night": [found.night if size == found.rows else None for size in sizes],
     }
     show(pd.DataFrame(rows), output)
-    typer.echo(found.told(), err=True)
+    typer.echo(found.describe(), err=True)
     _save(home, name, power_curve(found))
 
 
