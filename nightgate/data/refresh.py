@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from nightgate import config, cpu_threads
+from nightgate import config
 from nightgate.config import Pipeline
 from nightgate.config_types import duration
 from nightgate.data.normalization import NORMALISATION_VERSION, hashed_fraction, side_of
@@ -63,8 +63,6 @@ def refresh(pipeline: Pipeline, night: Night, home: Home, previous: Path | None 
         StorageError: the snapshot cannot be written.
     """
     began = time.monotonic()
-    # How busy the machine is decides how the training process waits: it is found out while the source is read.
-    cpu_threads.look()
     data = pipeline.data
     raw = read_source(data, night, split_column=pipeline.split.column)
     usable, quarantined, unseen = validate(raw, pipeline, night)
