@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate.metrics.bootstrap import Average, f1_difference, f1_estimate
+from nightgate.metrics.bootstrap import f1_difference, f1_estimate
+from nightgate.metrics.confusion import Average
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]

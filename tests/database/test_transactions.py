@@ -217,7 +217,7 @@ def test_a_client_that_falls_silent_in_a_transaction_loses_its_locks_and_tries_a
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that is lost or stands still while it writes must not stop all others."""
-    monkeypatch.setattr(connections, "SILENT_SECONDS", 1)
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 1)
     remember(database, "shared", "0")
     began = threading.Event()
     tries: list[int] = []

@@ -12,7 +12,8 @@ from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.metrics import f1_score
 
-from nightgate.metrics.bootstrap import Average, Statistic, _expanded_tail, f1_difference, f1_estimate, group_numbers
+from nightgate.metrics.bootstrap import Statistic, _expanded_tail, f1_difference, f1_estimate, group_numbers
+from nightgate.metrics.confusion import Average
 
 Labels = NDArray[np.int64]
 AVERAGES: list[Average] = ["weighted", "macro"]
