@@ -158,7 +158,6 @@ def test_plain_alembic_upgrades_from_the_root_of_the_repository(
     monkeypatch.setenv("NIGHTGATE_DATABASE_URL", database_url)
     run_alembic("upgrade", "head")
     assert databases.upgrade(database_url) == (schema.HEAD, schema.HEAD)
-    assert f"{schema.HEAD} (head)" in run_alembic("current")
     assert "No new upgrade operations" in run_alembic("check")
     monkeypatch.delenv("NIGHTGATE_DATABASE_URL")
     run_alembic("upgrade", "head")
