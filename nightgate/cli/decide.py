@@ -31,7 +31,7 @@ def promote(
     from nightgate.registry import champions
 
     _change(
-        lambda db, home: champions.promote_by_hand(
+        lambda db, home: champions.promote_manually(
             db,
             home,
             name_of(pipeline),

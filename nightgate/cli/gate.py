@@ -78,7 +78,7 @@ def push(
     home, name = existing_home(), name_of(pipeline)
     with Database.open(home) as db:
         row = registry.resolve_version(db, name, version)
-        revision, verdict = hub_push.told_of(db, row)
+        revision, verdict = hub_push.recorded_facts(db, row)
     with tempfile.TemporaryDirectory(prefix="nightgate-push-") as folder:
         target = Path(folder)
         files = hub_push.lay_out(row.folder(home), target, repo, home=home.root, revision=revision, verdict=verdict)

@@ -156,7 +156,7 @@ def open_night(
                 with _settled(run), Heartbeat(db, run.run_id, run.attempt) as run.heartbeat:
                     if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
                         reconciliation.record_missed(db, pipeline, night.scheduled_for, still_due=still_due)
-                    champion_link.follow(db, pipeline.name)
+                    champion_link.update(db, pipeline.name)
                     yield run
             except Exception:
                 if on_end is not None and _ended_as_told(run):

@@ -87,7 +87,7 @@ def take_slot(run: NightRun, on_wait: Callable[[str], None] | None = None) -> No
             on_wait(why)
 
     if resources.slot:
-        slot_queue.take(run.db, run.run_id, run.attempt, resources.slot, resources.priority, on_wait=tell)
+        slot_queue.acquire(run.db, run.run_id, run.attempt, resources.slot, resources.priority, on_wait=tell)
 
 
 def refresh_data(run: NightRun) -> None:
