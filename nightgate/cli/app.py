@@ -130,25 +130,26 @@ def _tell_ended(configuration: Pipeline, chosen: Night) -> str | None:
 
 def _run_bare(configuration: Pipeline, chosen: Night, force: bool, dry_run: bool) -> str:
     from nightgate import logs
-    from nightgate.night.steps import run_night
+    from nightgate.home import open_home
+    from nightgate.night.night import run_night
 
     logs.to_stderr()
     finished = run_night(configuration, chosen, force=force, dry_run=dry_run)
     from nightgate.reports import terminal_summary
 
-    typer.echo(terminal_summary.as_text(finished.home, finished.run_id))
+    typer.echo(terminal_summary.as_text(open_home(), finished.run_id))
     return finished.status
 
 
 def _run_in_prefect(configuration: Pipeline, chosen: Night, force: bool, dry_run: bool) -> str:
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    from flows.nightly import nightly_by_hand
+    from flows.nightly import nightly_from_file
     from flows.server_connection import prefect_server
     from nightgate.home import open_home
     from nightgate.reports import terminal_summary
 
     with prefect_server(say=lambda told: typer.echo(told, err=True)):
-        state = nightly_by_hand(configuration, chosen, force, dry_run, return_state=True)
+        state = nightly_from_file(configuration, chosen, force, dry_run, return_state=True)
     if state.is_completed():
         status, run_id = terminal_summary.run_of_flow_message(state.message or "")
         typer.echo(terminal_summary.as_text(open_home(), run_id))
