@@ -1,60 +1,41 @@
 """Which rows a round takes: batches that together are as long, and as padded, as an average batch of the whole epoch.
 
-A round has two or three steps, because nine rounds of seven variants must end within minutes, and the cost of a random
-batch varies by a fifth. Drawing rounds whose tokens and padded tokens are within 2 % of the epoch's means takes that
-noise out without favouring a side: what is left to vary from round to round is the machine.
+A round has two steps, because nine rounds of five variants must end within minutes, and the cost of a random batch
+varies by a fifth. Of many draws the rounds take those whose tokens and padded tokens are closest to the epoch's means,
+which favours no side: what is left to vary from round to round is the machine.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
+import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from benchmarks.workload import BATCH, Rows, Workload
 
-TOLERANCE = 0.02
-CANDIDATES = 20_000
-
-Order = Literal["random", "grouped"]
+DRAWS = 20_000
 
 
-def rounds(workload: Workload, table: str, order: Order, count: int, steps: int, seed: int) -> list[list[Rows]]:
+def rounds(workload: Workload, grouped: bool, count: int, steps: int, seed: int) -> list[list[Rows]]:
     """`count` rounds of `steps` batches each; every process that asks with the same arguments gets the same.
 
-    'random' is a random order of all rows of the table, 'grouped' the order that the Trainer's own sampler makes when
-    it groups by length.
+    Args:
+        grouped: by length, in the order that the Trainer's own sampler makes; otherwise the order is random.
     """
-    first, last = workload.tables[table]
-    lengths = workload.lengths[first:last]
+    lengths = workload.lengths
     rng = np.random.default_rng([seed, steps])
-    taken = _grouped(lengths, seed) if order == "grouped" else rng.permutation(len(lengths))
-    taken = taken[: len(taken) // BATCH * BATCH].reshape(-1, BATCH)
-    chosen = _representative(lengths[taken], count, steps, rng)
-    return [[first + taken[batch] for batch in batches] for batches in chosen]
+    order = rng.permutation(len(lengths))
+    if grouped:
+        generator = torch.Generator().manual_seed(seed)
+        order = np.array(list(LengthGroupedSampler(BATCH, lengths=lengths.tolist(), generator=generator)))
+    taken = order[: len(order) // BATCH * BATCH].reshape(-1, BATCH)
+    costs = np.stack([lengths[taken].sum(axis=1), padded_tokens(lengths[taken])], axis=1).astype(float)
+    drawn = rng.integers(0, len(taken), (DRAWS, steps))
+    distance = np.abs((costs / costs.mean(axis=0))[drawn].mean(axis=1) - 1).max(axis=1)
+    return [[taken[batch] for batch in batches] for batches in drawn[np.argsort(distance)[:count]]]
 
 
 def padded_tokens(lengths: Rows) -> Rows:
     """Tokens of each batch [batches, rows] when all its rows are as long as its longest."""
     found: Rows = lengths.max(axis=1) * lengths.shape[1]
     return found
-
-
-def _representative(lengths: Rows, count: int, steps: int, rng: np.random.Generator) -> Rows:
-    """Numbers of batches, [count, steps]."""
-    costs = np.stack([lengths.sum(axis=1), padded_tokens(lengths)], axis=1).astype(float)
-    relative = costs / costs.mean(axis=0)
-    drawn = rng.integers(0, len(lengths), (CANDIDATES, steps))
-    distance = np.abs(relative[drawn].mean(axis=1) - 1).max(axis=1)
-    close = np.flatnonzero(distance <= TOLERANCE)
-    if len(close) < count:
-        close = np.argsort(distance)[:count]
-    return drawn[close[:count]]
-
-
-def _grouped(lengths: Rows, seed: int) -> Rows:
-    import torch
-    from transformers.trainer_pt_utils import LengthGroupedSampler
-
-    generator = torch.Generator().manual_seed(seed)
-    return np.array(list(LengthGroupedSampler(BATCH, lengths=lengths.tolist(), generator=generator)), dtype=np.int64)

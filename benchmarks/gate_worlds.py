@@ -29,7 +29,6 @@ MATTERS = 0.005
 class World:
     name: str
     title: str
-    what: str
     change: Callable[[Floats, Floats], Floats]
     """What being trained on night `trained` adds to a model's quality on rows of `day`; broadcasts both."""
 
@@ -41,41 +40,15 @@ def _segment(trained: Floats, day: Floats) -> Floats:
 
 
 WORLDS = (
-    World(
-        "equal",
-        "equal nights",
-        "candidates differ by their seeds alone",
-        lambda trained, day: 0.0 * (trained + day),
-    ),
-    World(
-        "drift",
-        "concept drift",
-        "what a label means moves: a model loses 1 point per 100 days between its training and a row, earlier or later",
-        lambda trained, day: -0.01 * np.abs(day - trained) / 100,
-    ),
-    World(
-        "staleness",
-        "staleness",
-        "new things are written about: a model loses 2 points per 100 days on rows that came after its training",
-        lambda trained, day: -0.02 * np.maximum(day - trained, 0) / 100,
-    ),
-    World(
-        "gains",
-        "small steady gains",
-        "more rows make candidates better, by 1 point per 100 days",
-        lambda trained, day: 0.01 * trained / 100 + 0.0 * day,
-    ),
-    World(
-        "decay",
-        "silent decay",
-        "something breaks slowly in what candidates are trained on: they lose 2 points per 100 days",
-        lambda trained, day: -0.02 * trained / 100 + 0.0 * day,
-    ),
-    World(
-        "segment",
-        "a new segment",
-        "a fifth of the rows from day 180 on is of a kind that must be learned: a model that saw none has 25 points "
-        "less on them, one that saw 14 nights half of that",
-        _segment,
-    ),
+    World("equal", "equal nights", lambda trained, day: 0.0 * (trained + day)),
+    # What a label means moves: a model loses 1 point per 100 days between its training and a row, earlier or later.
+    World("drift", "concept drift", lambda trained, day: -0.01 * np.abs(day - trained) / 100),
+    # New things are written about: a model loses 2 points per 100 days on rows that came after its training.
+    World("staleness", "staleness", lambda trained, day: -0.02 * np.maximum(day - trained, 0) / 100),
+    # More rows make candidates better, by 1 point per 100 days.
+    World("gains", "small steady gains", lambda trained, day: 0.01 * trained / 100 + 0.0 * day),
+    # Something breaks slowly in what candidates are trained on: they lose 2 points per 100 days.
+    World("decay", "silent decay", lambda trained, day: -0.02 * trained / 100 + 0.0 * day),
+    # A fifth of the rows from day 180 on is of a kind that must be learned.
+    World("segment", "a new segment", _segment),
 )

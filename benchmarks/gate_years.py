@@ -109,7 +109,6 @@ class Summary:
 
     world: str
     policy: str
-    rows: int
     mean: float
     """True F1 of the champion, over nights and runs."""
     final: float
@@ -122,21 +121,6 @@ class Summary:
     """Nights since the champion's own, mean."""
     curve: list[float]
     """True F1 of the champion by night, mean over the runs."""
-
-    @classmethod
-    def of(cls, world: World, policy: Policy, rows: int, years: Years) -> Summary:
-        promoted, curve = int(years.promoted.sum()), years.champion.mean(axis=1)
-        return cls(
-            world.name,
-            policy.name,
-            rows,
-            mean=float(curve.mean()),
-            final=float(curve[-1]),
-            promotions=promoted / years.promoted.shape[1],
-            lost=float(years.lost.sum() / max(1, promoted)),
-            age=float(years.age.mean()),
-            curve=curve.tolist(),
-        )
 
 
 def paired_interval(gains: Counts, losses: Counts, rows: int, confidence: float) -> tuple[Floats, Floats, Floats]:
@@ -214,9 +198,19 @@ def average_candidate(world: World) -> Floats:
 
 def summary(world: str, policy: str, rows: int, runs: int, gate: config.Gate, seed: int) -> Summary:
     """`runs` years of the policy of that name in the world of that name."""
-    one = next(each for each in WORLDS if each.name == world)
-    other = next(each for each in POLICIES if each.name == policy)
-    return Summary.of(one, other, rows, simulate(one, other, rows, runs, gate, seed))
+    worlds, policies = {one.name: one for one in WORLDS}, {one.name: one for one in POLICIES}
+    years = simulate(worlds[world], policies[policy], rows, runs, gate, seed)
+    promoted, curve = int(years.promoted.sum()), years.champion.mean(axis=1)
+    return Summary(
+        world,
+        policy,
+        mean=float(curve.mean()),
+        final=float(curve[-1]),
+        promotions=promoted / runs,
+        lost=float(years.lost.sum() / max(1, promoted)),
+        age=float(years.age.mean()),
+        curve=curve.tolist(),
+    )
 
 
 def simulate(world: World, policy: Policy, rows: int, runs: int, gate: config.Gate, seed: int) -> Years:

@@ -32,7 +32,6 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import workload as work
-from benchmarks.ours import take
 from benchmarks.workload import BATCH, MAX_LENGTH, SHAPES, Workload
 from nightgate.config import Training
 from nightgate.engine import base_models, devices
@@ -85,8 +84,7 @@ class Lab:
     @cached_property
     def batches(self) -> NDArray[np.int64]:
         """Rows in random order, [batches, 16]."""
-        first, last = self.workload.tables["median 31"]
-        return np.random.default_rng(2).permutation(np.arange(first, last)).reshape(-1, BATCH)
+        return np.random.default_rng(2).permutation(len(self.workload.labels)).reshape(-1, BATCH)
 
     def load(self, dropout: float | None = 0.0) -> Any:
         return work.load(work.base_model(self.workload.shape, self.folder / "base"), dropout=dropout)
@@ -106,7 +104,7 @@ class Lab:
 
     def logits(self, engine: Engine) -> NDArray[np.float32]:
         """Of the rows that are trained on."""
-        return engine.logits(take(self.workload.encoded(), self.batches[:BATCHES].ravel()), batch_size=BATCH)
+        return engine.logits(self.workload.encoded(self.batches[:BATCHES].ravel()), batch_size=BATCH)
 
     def step(self, engine: Engine, rows: NDArray[np.int64]) -> float:
         return engine.step(rows, self.workload.labels[rows]).item()
@@ -224,7 +222,7 @@ def speed(lab: Lab) -> Iterator[Line]:
     rows = lab.batches.ravel()[: 2_000 if lab.on_gpu else 32]
     stock_step, stock_evaluation = _trainer_seconds(lab, rows)
     engine = lab.engine("auto", dropout=None)
-    step, encoded = _step_seconds(lab, engine), take(lab.workload.encoded(), rows)
+    step, encoded = _step_seconds(lab, engine), lab.workload.encoded(rows)
     evaluation = lab.seconds(lambda _: engine.logits(encoded, batch_size=BATCH), 1, 1)
     for what, stock, ours in (("a step", stock_step, step), (f"{len(rows)} rows", stock_evaluation, evaluation)):
         found = f"{1000 * stock:.2f} ms, {1000 * ours:.2f} ms: {stock / ours:.2f}x"

@@ -5,8 +5,6 @@
          tokenizer cannot be had offline).
 `l6`     all-MiniLM-L6-v2 with its real weights; text of its tokenizer's own words, by Zipf over 12,000 of them.
 `tiny`   two small layers, for a smoke test in seconds.
-
-A file of real texts takes the place of the drawn rows, tokenised with the tokenizer of all-MiniLM-L6-v2.
 """
 
 from __future__ import annotations
@@ -34,7 +32,6 @@ STEPS_PER_EPOCH, EPOCHS = 2500, 5
 VALIDATION_ROWS = 5000
 SIGMA = 0.82
 """Of the logarithm of a length: with the median at 31 tokens it gives a mean of 43, p90 of 89 and p99 of 208."""
-MEDIANS = (31, 75)
 SHORTEST = 3
 SPECIAL = 3
 """First token, last token, unknown: ids that no drawn word may have besides the padding's."""
@@ -61,17 +58,6 @@ class Shape:
     real: bool = False
     """Weights and tokenizer of all-MiniLM-L6-v2; otherwise random ones."""
 
-    def flops(self, lengths: Rows) -> float:
-        """Least arithmetic of a step on texts of these lengths: matrix products, forward and backward, no padding.
-
-        The last layer counts for the first token of each text alone, but for its keys and values.
-        """
-        tokens, squares, width = float(lengths.sum()), float((lengths.astype(float) ** 2).sum()), self.hidden
-        whole = 2 * tokens * (4 * width**2 + 2 * width * self.inner) + 4 * squares * width
-        first = len(lengths)
-        last = 2 * tokens * 2 * width**2 + 2 * first * (2 * width**2 + 2 * width * self.inner) + 4 * tokens * width
-        return 3 * ((self.layers - 1) * whole + last)
-
 
 SHAPES = {
     "multi": Shape("multi", 250_037, 250_002, 12, 384, 1536, 12, 512, 60_000, pad_id=1),
@@ -82,27 +68,28 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Workload:
-    """All rows of a run; the tables take theirs from it by number."""
+    """All rows of a run."""
 
     shape: Shape
     ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
     labels: NDArray[np.int64]
-    tables: dict[str, tuple[int, int]]
-    """Name to first row and row behind the last."""
-    facts: dict[str, str]
-    """Table to the lengths that its rows really have, in words."""
+    facts: str
+    """The lengths that the rows really have, in words."""
 
     @property
     def lengths(self) -> Rows:
         return np.diff(self.offsets)
 
-    def encoded(self) -> Encoded:
-        """The rows as the engine takes them."""
+    def encoded(self, rows: Rows | None = None) -> Encoded:
+        """These rows, in the order given, or all of them, as the engine takes them."""
         from nightgate.engine.encoding import Encoded
 
-        types = np.zeros(len(self.ids), np.int8) if self.shape.real else None
-        return Encoded(self.ids, types, self.offsets, self.shape.pad_id, 0, False, MAX_LENGTH)
+        rows = np.arange(len(self.labels)) if rows is None else rows
+        ids = np.concatenate([self.ids[self.offsets[row] : self.offsets[row + 1]] for row in rows])
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[rows])]).astype(np.int64)
+        types = np.zeros(len(ids), np.int8) if self.shape.real else None
+        return Encoded(ids, types, offsets, self.shape.pad_id, 0, False, MAX_LENGTH)
 
     def columns(self, rows: Rows) -> dict[str, list[Any]]:
         """Rows as a plain tokenizer call would give them to `datasets.Dataset.from_dict`, without padding."""
@@ -113,7 +100,7 @@ class Workload:
         return {**found, "labels": self.labels[rows].tolist()}
 
     def save(self, path: Path) -> Path:
-        record = {"shape": asdict(self.shape), "tables": self.tables, "facts": self.facts}
+        record = {"shape": asdict(self.shape), "facts": self.facts}
         np.savez(path, ids=self.ids, offsets=self.offsets, labels=self.labels, record=json.dumps(record))
         return path
 
@@ -121,51 +108,22 @@ class Workload:
     def load(cls, path: Path) -> Workload:
         with np.load(path) as stored:
             record = json.loads(str(stored["record"]))
-            tables = {name: (int(first), int(last)) for name, (first, last) in record["tables"].items()}
             shape = Shape(**record["shape"])
-            return cls(shape, stored["ids"], stored["offsets"], stored["labels"], tables, record["facts"])
+            return cls(shape, stored["ids"], stored["offsets"], stored["labels"], record["facts"])
 
 
-def drawn(shape: Shape, rows: int, seed: int) -> Workload:
-    """`rows` rows around each of the medians, words by Zipf, labels at random."""
-    rng = np.random.default_rng([seed, 31])
+def drawn(shape: Shape, rows: int, *, seed: int, median: int = 31) -> Workload:
+    """`rows` rows with lengths around the median, words by Zipf, labels at random."""
+    rng = np.random.default_rng([seed, median])
     words = _words(shape, rng)
     weights = 1 / np.arange(1, len(words) + 1)
     ends = np.cumsum(weights / weights.sum())
-    counts = [rows, max(rows // 5, 8 * BATCH)]
-    whole = [_lengths(rng, median, count) for median, count in zip(MEDIANS, counts, strict=True)]
-    lengths = np.minimum(np.concatenate(whole), MAX_LENGTH)
+    whole = np.maximum(np.exp(rng.normal(np.log(median), SIGMA, rows)).round().astype(np.int64), SHORTEST)
+    lengths = np.minimum(whole, MAX_LENGTH)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     ids = words[np.minimum(np.searchsorted(ends, rng.random(int(offsets[-1]))), len(words) - 1)].astype(np.int32)
-    first, last = _first_and_last(shape)
-    ids[offsets[:-1]], ids[offsets[1:] - 1] = first, last
-    bounds = np.concatenate([[0], np.cumsum(counts)]).tolist()
-    names = [f"median {median}" for median in MEDIANS]
-    return Workload(
-        shape,
-        ids,
-        offsets,
-        rng.integers(0, len(LABELS), len(lengths)),
-        {name: (bounds[at], bounds[at + 1]) for at, name in enumerate(names)},
-        {name: _in_words(found) for name, found in zip(names, whole, strict=True)},
-    )
-
-
-def from_texts(shape: Shape, texts: list[str], labels: NDArray[np.int64], name: str) -> Workload:
-    """Real texts, by the tokenizer of all-MiniLM-L6-v2; on another shape its ids are spread over the vocabulary."""
-    from transformers import AutoTokenizer
-
-    from nightgate.engine.base_models import resolve
-    from nightgate.engine.encoding import encode
-
-    whole = encode(AutoTokenizer.from_pretrained(resolve(L6)), texts, 100_000)
-    cut = encode(AutoTokenizer.from_pretrained(resolve(L6)), texts, MAX_LENGTH)
-    ids = cut.ids
-    if not shape.real:
-        ids = (ids.astype(np.int64) * (shape.tokens - SPECIAL - 2) // SHAPES["l6"].tokens).astype(np.int32) + 5
-        first, last = _first_and_last(shape)
-        ids[cut.offsets[:-1]], ids[cut.offsets[1:] - 1] = first, last
-    return Workload(shape, ids, cut.offsets, labels, {name: (0, len(texts))}, {name: _in_words(whole.lengths)})
+    ids[offsets[:-1]], ids[offsets[1:] - 1] = (101, 102) if shape.real else (0, 2)
+    return Workload(shape, ids, offsets, rng.integers(0, len(LABELS), rows), _in_words(whole))
 
 
 def base_model(shape: Shape, folder: Path) -> Path:
@@ -189,10 +147,6 @@ def load(folder: Path, *, dropout: float | None = None, seed: int = 42) -> Loade
     return load_classifier(folder, LABELS, named="the base model", max_length=MAX_LENGTH, dropout=dropout)
 
 
-def _lengths(rng: np.random.Generator, median: int, count: int) -> Rows:
-    return np.maximum(np.exp(rng.normal(np.log(median), SIGMA, count)).round().astype(np.int64), SHORTEST)
-
-
 def _in_words(lengths: Rows) -> str:
     p50, p90, p99 = np.percentile(lengths, [50, 90, 99])
     cut = np.minimum(lengths, MAX_LENGTH).mean()
@@ -212,10 +166,6 @@ def _words(shape: Shape, rng: np.random.Generator) -> NDArray[np.int64]:
     else:
         ids = np.arange(SPECIAL + 2, shape.tokens)
     return rng.permutation(ids)[: shape.types]
-
-
-def _first_and_last(shape: Shape) -> tuple[int, int]:
-    return (101, 102) if shape.real else (0, 2)
 
 
 def _write_random_model(shape: Shape, folder: Path) -> None:

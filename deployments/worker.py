@@ -25,10 +25,12 @@ import httpx
 import psutil
 from prefect.client.schemas.objects import FlowRun
 from prefect.logging.configuration import setup_logging
-from prefect.workers.process import ProcessWorker
+from prefect.utilities.processutils import command_to_string
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from deployments.catalog import POOL
 from deployments.deploy import FLOW_ENVIRONMENT
+from flows.import_guard import guard_imports
 from nightgate.settings import unknown_settings
 
 
@@ -59,11 +61,21 @@ class _AtWork:
         self._counts[run_id] -= 1
 
 
+class _Job(ProcessJobConfiguration):
+    """Names the command of a run. Without one, Prefect 3.8 puts the working folder on the run's PYTHONPATH."""
+
+    def prepare_for_flow_run(self, *args: Any, **facts: Any) -> None:
+        self.command = command_to_string([sys.executable, "-m", "prefect.engine"])
+        super().prepare_for_flow_run(*args, **facts)
+
+
 class PatientWorker(ProcessWorker, ABC):
     """Ends after its runs.
 
     As an abstract class it stays out of Prefect's registry, where it would take its parent's place.
     """
+
+    job_configuration = _Job
 
     def __init__(self, pool: str, name: str | None = None) -> None:
         # Not made here: `nightgate deploy` makes the pool, and lets no run choose its own command.
@@ -143,9 +155,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pool", default=POOL, help=f"work pool of type process; {POOL} unless given")
     parser.add_argument("--name", help="how it is listed in the UI")
     chosen = parser.parse_args(arguments)
-    # For the runs of pools whose template does not set it.
+    # For runs of pools whose template does not set it, and for this process, which imports flows to run their hooks.
     for name, value in FLOW_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    guard_imports()
     setup_logging()
     for told in unknown_settings():
         _say(f"warning: {told}")

@@ -24,8 +24,13 @@ class _NoModules:
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> None:
-    """Refuse modules of the working folder, unless it is on `sys.path` already, as with an editable installation."""
+    """Called by Prefect when it is imported."""
     del ctx
+    guard_imports()
+
+
+def guard_imports() -> None:
+    """Refuse modules of the working folder, unless it is on `sys.path` already, as with an editable installation."""
     chosen = frozenset(sys.path)
 
     def guard(entry: str) -> _NoModules:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def prefect_server(say: Callable[[str], None]) -> Iterator[None]:
     """Settings for a manual run; `say` gets a sentence about which server that is, before one has to start.
 
     The server at `PREFECT_API_URL` when it answers, else the one that `nightgate serve` starts on this machine when
-    it runs, else a temporary one, which ends with the run and leaves its history in Prefect's own database.
+    it runs, else a temporary one, which ends with this process and leaves its history in Prefect's own database.
 
     Raises:
         NightgateError: the temporary one does not come up.
@@ -78,17 +79,19 @@ def prefect_server(say: Callable[[str], None]) -> Iterator[None]:
         if api_url == configured or problem.startswith(REFUSES):
             why = f"the Prefect server at {without_credentials(api_url)} {problem}"
     say(f"{why}: starting a temporary one for this run (10 to 30 s)")
-    with started_server(temporary=True) as server:
+    with ExitStack() as starting:
+        server = starting.enter_context(started_server(temporary=True))
         # 20 s, Prefect's own limit, is too short for the first start in a fresh home.
-        seconds = max(120, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
         server.wait_until_up(
-            seconds,
+            max(120, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()),
             next_step=f"read {server.log}; where the machine is that busy, wait, set "
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS higher, or give the command with --no-prefect",
         )
-        # It has no UI: without an address Prefect logs no links to its pages.
-        with temporary_settings({PREFECT_API_URL: f"{server.url}/api", PREFECT_UI_URL: ""}):
-            yield
+        # Not stopped before the process ends, which is when Prefect sends its last logs and events.
+        atexit.register(starting.pop_all().close)
+    # It has no UI: without an address Prefect logs no links to its pages.
+    with temporary_settings({PREFECT_API_URL: f"{server.url}/api", PREFECT_UI_URL: ""}):
+        yield
 
 
 SERVER_ENVIRONMENT = {

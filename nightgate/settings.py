@@ -110,10 +110,12 @@ def _text(value: Any) -> str:
 
 def unknown_settings() -> list[str]:
     """A sentence about each `NIGHTGATE_*` variable that is no setting, such as a misspelt one."""
-    known = [variable(field) for field in Settings.model_fields]
+    known = {field.upper() for field in Settings.model_fields}
     told = []
     for name in sorted(os.environ):
-        if name.startswith(PREFIX) and not name.startswith(OF_TESTS) and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            told.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+        # Without the prefix, which all share: with it any short name would be near NIGHTGATE_HOME.
+        field = name.removeprefix(PREFIX)
+        if name.startswith(PREFIX) and not name.startswith(OF_TESTS) and field not in known:
+            near = difflib.get_close_matches(field, known, n=1)
+            told.append(f"{name} is not a setting" + (f"; did you mean {PREFIX}{near[0]}?" if near else ""))
     return told

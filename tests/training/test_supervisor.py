@@ -339,13 +339,16 @@ def test_a_hub_that_gives_no_answer_is_told_in_words_and_soon(tmp_path: Path, mo
     assert time.monotonic() - began < 60
 
 
-def test_the_log_of_the_parent_carries_the_reasons_of_the_child(
+def test_the_parent_logs_the_device_and_the_report_carries_the_reasons_of_the_engine(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    next(train(tiny_job(tmp_path)))
-    said = [record.getMessage() for record in caplog.records if record.name == "nightgate.training.loop"]
-    assert any("fp32 on the CPU: " in line and "1 threads: OMP_NUM_THREADS says so" in line for line in said)
+    report = next(train(tiny_job(tmp_path)))
+    logged = [record.getMessage() for record in caplog.records if record.name.startswith("nightgate.")]
+    assert any("fp32 on the CPU: " in line for line in logged)
+    for reason in ("packed texts", "vocabulary: ", "OMP_NUM_THREADS"):
+        assert reason in report.engine_reason
+        assert not any(reason in line for line in logged)
 
 
 def test_progress_comes_during_loading_training_evaluation_and_saving(tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""A home and a database that an earlier version wrote are opened and used by this one, and its public surface is still
+there.
+
+`fixtures/earlier_home.tar.xz` holds six nights of a tiny pipeline: two promotions, held nights, a dry run, a rollback,
+a night that failed and one that waits for approval. `fixtures/earlier_surface.json` holds the views and columns,
+commands and options, and fields of the form of that version.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sqlite3
+import tarfile
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from tests.support.night import nightgate
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+SURFACE: dict[str, Any] = json.loads((FIXTURES / "earlier_surface.json").read_text(encoding="utf-8"))
+
+
+class Site:
+    """The earlier home, unpacked, and the command line in it."""
+
+    def __init__(self, folder: Path) -> None:
+        with tarfile.open(FIXTURES / "earlier_home.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+        self.folder = folder
+
+    def run(self, *arguments: str) -> CompletedProcess[str]:
+        return nightgate(*arguments, cwd=self.folder, env={"NIGHTGATE_HOME": str(self.folder / "home")})
+
+    def rows(self, *arguments: str) -> list[dict[str, Any]]:
+        done = self.run(*arguments, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        return rows
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        with sqlite3.connect(self.folder / "home" / "metrics.db") as connection:
+            rows = connection.execute(statement).fetchall()
+        connection.close()
+        return rows
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    site = Site(tmp_path_factory.mktemp("earlier"))
+    upgraded = site.run("db", "upgrade")
+    assert upgraded.returncode == 0, upgraded.stderr
+    return site
+
+
+def test_its_nights_versions_and_champion_are_read(site: Site) -> None:
+    nights = {row["night"]: row["status"] for row in site.rows("history", "small.toml")}
+    assert nights == {
+        "2026-01-05": "promoted",
+        "2026-01-06": "promoted",
+        "2026-01-07": "held",
+        "2026-01-08": "held",
+        "2026-01-10": "failed",
+        "2026-01-11": "waiting",
+    }
+    versions = {row["version"]: row["status"] for row in site.rows("versions", "small.toml")}
+    assert versions == {1: "champion", 2: "quarantined", 3: "held", 4: "held", 5: "held"}
+    assert site.query("SELECT count(*) FROM epoch_results") == [(10,)]
+    assert len(site.rows("gate", "replay", "small.toml")) == 4
+
+
+def test_its_champion_predicts_and_its_versions_are_compared(site: Site) -> None:
+    predicted = site.run("predict", "small.toml", "great shoes", "--format", "json")
+    assert predicted.returncode == 0, predicted.stderr
+    compared = site.run("compare", "small.toml", "1", "3")
+    assert compared.returncode == 0, compared.stderr
+
+
+def test_its_waiting_candidate_is_rejected_and_the_next_night_runs_on_its_snapshots(site: Site) -> None:
+    rejected = site.run("reject", "small.toml", "--reason", "not tonight")
+    assert rejected.returncode == 0, rejected.stderr
+    settings = ("data.source.rows_per_day=12", "training.epochs=1", f"training.base_model={site.folder / 'tiny-model'}")
+    options = [part for setting in settings for part in ("--set", setting)]
+    night = site.run("run", "small.toml", "--night", "2026-01-12", "--no-prefect", *options)
+    assert night.returncode == 0, night.stderr
+    assert site.query(
+        "SELECT status, champion_version, model_version, rows_new FROM nights WHERE night = '2026-01-12'"
+    ) == [("promoted", 1, 6, 12)]
+
+
+def test_every_view_and_column_is_still_there(site: Site) -> None:
+    missing = [
+        f"{view}.{column}"
+        for view, columns in SURFACE["views"].items()
+        for column in set(columns) - {row[1] for row in site.query(f"PRAGMA table_info({view})")}
+    ]
+    assert missing == []
+
+
+def test_every_command_and_option_is_still_there() -> None:
+    import typer
+
+    from nightgate.cli.app import app
+
+    found: dict[str, set[str]] = {}
+
+    def walk(command: Any, words: list[str]) -> None:
+        for name, child in getattr(command, "commands", {}).items():
+            walk(child, [*words, name])
+        if not hasattr(command, "commands"):
+            found[" ".join(words)] = {
+                name for one in command.params for name in (one.opts if one.param_type_name == "option" else [one.name])
+            }
+
+    walk(typer.main.get_command(app), [])
+    missing = {name: set(options) - found.get(name, set()) for name, options in SURFACE["commands"].items()}
+    assert {name: options for name, options in missing.items() if options or name not in found} == {}
+
+
+def test_every_field_of_the_form_is_still_there() -> None:
+    from flows.nightly import nightly
+    from flows.run_form import GateForm, TrainingForm
+
+    form = SURFACE["form"]
+    assert set(form["nightly"]) <= set(inspect.signature(nightly.fn).parameters)
+    assert set(form["TrainingForm"]) <= set(TrainingForm.model_fields)
+    assert set(form["GateForm"]) <= set(GateForm.model_fields)
