@@ -87,7 +87,7 @@ class _PageFormatter(logging.Formatter):
 
 
 def _is_not_on_our_page(record: logging.LogRecord) -> bool:
-    return not (logs.is_of_a_library(record.name) and logs.is_worth_telling(record))
+    return not (logs.is_of_a_library(record.name) and logs.belongs_to_night(record))
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

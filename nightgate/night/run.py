@@ -151,7 +151,7 @@ def open_night(
                 with run.heartbeat:
                     if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
                         reconciliation.record_missed(db, pipeline, night.scheduled_for, still_due=still_due)
-                    champion_link.follow(db, pipeline.name)
+                    champion_link.update(db, pipeline.name)
                     yield run
             except Exception as error:
                 if _failed(run, InternalError.of(error)):

@@ -38,7 +38,7 @@ def take_slot(run: NightRun) -> None:
     """Wait until the pipeline's slot is free; the end of the run releases it."""
     resources = run.pipeline.resources
     if resources.slot:
-        slot_queue.take(run.db, run.run_id, run.attempt, resources.slot, resources.priority, on_wait=log.info)
+        slot_queue.acquire(run.db, run.run_id, run.attempt, resources.slot, resources.priority, on_wait=log.info)
 
 
 def refresh(run: NightRun) -> Snapshot:

@@ -146,7 +146,7 @@ def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, enviro
         checks = db.frame(f"SELECT * FROM gate_checks WHERE run_id = '{run.run_id}'").set_index("check_name")
         assert checks.loc["beats_champion", "outcome"] == "failed"
         assert checks.loc["min_f1", "outcome"] == "passed"
-        champions.promote_by_hand(db, db.home, "small", 2, reason="three labels from now on", by="a test")
+        champions.promote_manually(db, db.home, "small", 2, reason="three labels from now on", by="a test")
     assert champions.load_champion("small").label_names == ("bad", "fine", "good")
     assert environment.is_dir()
 
@@ -238,7 +238,7 @@ def blind_anchor(site: Path, environment: Path) -> Pipeline:
         steps.register_candidate(run, steps.refresh(run), trained_as(always(RAREST, environment)), judged)
         run.finish("held", "it is blind")
         for version, move_anchor in ((2, True), (1, False)):
-            champions.promote_by_hand(
+            champions.promote_manually(
                 run.db, run.home, "small", version, reason="so it is", by="a test", move_anchor=move_anchor
             )
     return pipeline

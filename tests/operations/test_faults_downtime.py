@@ -133,7 +133,7 @@ def test_a_process_that_was_stopped_and_given_up_neither_promotes_nor_writes_whe
     )
     again = production.nightgate("run", name, "--night", NIGHT, "--set", "training.epochs=12", "--no-prefect")
     assert again.returncode == 0, again.stderr
-    assert "has given no sign of life for 10 minutes in attempt 1" in again.stderr
+    assert "no heartbeat for 10 minutes in attempt 1" in again.stderr
     before = untouched(production, name)
     [night] = before["runs"]
     assert (night["status"], night["attempts"]) == ("promoted", 2)

@@ -129,7 +129,7 @@ def test_a_dead_run_is_shown_as_such_with_the_remedy(database: Database) -> None
     night_rows.open_run(database, pipeline(), night())
     row = one(database, "running")
     assert row["status"] == "dead"
-    assert "ended without a word" in row["reason"]
+    assert "in attempt 1" in row["reason"]
     assert row["next_step"] == "nightgate reconcile"
     assert "nightgate reconcile" in as_text(status(database))
 

@@ -35,7 +35,7 @@ def asked(database: Database, run: RunRow, priority: int = 0) -> str:
         raise WaitsError(why)
 
     try:
-        slot_queue.take(database, run.run_id, run.attempt, "gpu", priority, on_wait=tell, seconds=0)
+        slot_queue.acquire(database, run.run_id, run.attempt, "gpu", priority, on_wait=tell, seconds=0)
     except WaitsError as why:
         return str(why)
     return ""
@@ -128,7 +128,7 @@ def test_of_many_at_once_one_holds_the_slot_at_any_time(database: Database) -> N
 
     def work(run: RunRow) -> Callable[[], None]:
         def go() -> None:
-            slot_queue.take(database, run.run_id, 1, "gpu", seconds=0.01)
+            slot_queue.acquire(database, run.run_id, 1, "gpu", seconds=0.01)
             inside.append(run.run_id)
             most.append(len(inside))
             time.sleep(0.02)
