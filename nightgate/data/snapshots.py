@@ -43,6 +43,9 @@ class Snapshot:
     path: Path
     manifest: dict[str, Any]
 
+    def __str__(self) -> str:
+        return f"snapshot {self.id}"
+
     def rows(self, split: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The rows of one split, sorted by fingerprint, with all columns or the given ones.
 

@@ -23,7 +23,7 @@ from nightgate.models.classifier import Classifier
 from nightgate.registry import anchors, freezes, versions
 from nightgate.registry.promotion import promote, roll_back
 from nightgate.registry.versions import VersionRow, champions_before, quarantined, require_pipeline
-from nightgate.runs import lifecycle
+from nightgate.runs.run_row import read_run
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def promote_manually(
             f"version {row.version} is the champion of {pipeline} already",
             next_step=f"choose another; `nightgate versions {pipeline}` lists them",
         )
-    waited = lifecycle.outcome(db, row.run_id).status == "waiting"
+    waited = read_run(db, row.run_id).status == "waiting"
     if row.quarantined_at is not None and not despite_quarantine:
         # Before the model is opened, which takes seconds.
         raise quarantined(RegistryError, row)
@@ -197,7 +197,7 @@ def promote_manually(
     result = f"version {row.version} is the champion of {pipeline} now, {before}"
     if anchor is not None and _anchor_version(db, pipeline) != anchor.version:
         result += f"; it is the anchor too, in place of version {anchor.version}"
-    if waited and lifecycle.outcome(db, row.run_id).status == "promoted":
+    if waited and read_run(db, row.run_id).status == "promoted":
         result += f"; its run {row.run_id}, which waited for an approval, has ended as promoted"
     log.info("%s (promoted by %s: %s)", result, by, reason)
     return result

@@ -1,6 +1,6 @@
 """Nights that are killed, stopped or lose their training process, with kill -9 and signals, on the real command line.
 
-Every broken night is taken up by the same command and must end with the numbers of one that nobody disturbed.
+Every broken night is resumed by the same command and must end with the numbers of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quiet(pipeline: Path) -> Site:
-    """The night that nobody disturbs."""
+    """The undisturbed night."""
     site = Site(pipeline, pipeline.parent / "quiet")
     done = site.run()
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ from nightgate.registry import approvals, champions, freezes, promotion, version
 from nightgate.registry import register as registration
 from nightgate.registry.register import Candidate
 from nightgate.runs import lifecycle
-from nightgate.runs.claim import OpenedRun
+from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night
 from tests.support import night_rows
 from tests.support.trained import write_trained_model
@@ -77,7 +77,7 @@ def completed_run(
     )
 
 
-def _record_epoch(db: Database, run: OpenedRun, epoch: int) -> None:
+def _record_epoch(db: Database, run: RunRow, epoch: int) -> None:
     """Straight into the table: what `ledger.record_epoch` does is not under test here."""
     from nightgate.database.schema import Epoch
 

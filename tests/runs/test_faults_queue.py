@@ -15,9 +15,9 @@ from prefect.client.schemas.objects import FlowRun
 from nightgate.database.transactions import Database
 from nightgate.pipeline_files import load_pipeline
 from nightgate.runs import claim, slot_queue
-from nightgate.runs.claim import OpenedRun
 from nightgate.runs.lifecycle import finish_run
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night
 from tests.conftest import PostgresServer
 from tests.support.production import Production, kill, within
@@ -82,7 +82,7 @@ def due(production: Production) -> Due:
     return Due(runs, before, after, seconds, killed)
 
 
-def hold(db: Database, production: Production) -> OpenedRun:
+def hold(db: Database, production: Production) -> RunRow:
     """A run of this process that holds the slot, so that all five have to wait."""
     pipeline = load_pipeline(production.folder / "holder.toml")
     night = Night(date(2026, 1, 5), "manual", datetime(2026, 1, 5, 12, tzinfo=UTC))
