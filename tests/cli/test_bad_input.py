@@ -117,7 +117,7 @@ def _without_test_rows(row: dict[str, Any]) -> dict[str, Any]:
 BAD_DATA: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "a missing file": (_missing, {}, "no file matches"),
     "an empty file": (_csv(""), {}, "empty"),
-    "a header and no rows": (_csv("id,text,stars\n"), {}, "holds no rows"),
+    "a header and no rows": (_csv("id,text,stars\n"), {}, "has no rows"),
     "a truncated file": (_truncated, {}, "reviews.jsonl.gz"),
     "another encoding": (_other_encoding, {}, "utf-8"),
     "a file that lacks a column": (_csv("id,review,stars\n1,fine,5\n"), {}, "text"),
@@ -274,7 +274,7 @@ def _read_only(path: Path) -> str:
     [
         (_older, "is at revision 0001, this version needs", "nightgate db upgrade"),
         (_newer, "was written by a newer Nightgate", "pip install --upgrade nightgate"),
-        (_blank, "holds no tables of Nightgate yet", "nightgate db upgrade"),
+        (_blank, "has no tables of Nightgate", "nightgate db upgrade"),
         (_garbage, "is not a SQLite database", "restore it from a backup"),
         (_read_only, "is read-only", "NIGHTGATE_DATABASE_URL"),
     ],
