@@ -203,6 +203,6 @@ def _summary(case: Case, checks: list[Check]) -> Check:
             f"{len(failures) or 'none'} of {tests:,} tests of classes and slices failed (Holm's correction: with equal "
             f"models any fails in at most {chance} of nights)"
         )
-        reason += f"; {few:,} more not tested: {too_few}" if few else ""
+        reason += f"; {few:,} more with {too_few} are not tested" if few else ""
         reason += f": {listed(failures, FAILURES_LISTED, '; ')}" if failures else ""
     return Check("slices", outcome, reason, rows_used=case.num_rows)
