@@ -9,31 +9,30 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 demo: $(VENV)/.demo
 	$(BIN)/nightgate db upgrade
-	$(BIN)/nightgate run sample --night 2026-01-05
-	$(BIN)/nightgate run sample --night 2026-01-06
+	$(BIN)/nightgate run sample --night 2026-01-05 --night 2026-01-06
 	@echo
 	$(BIN)/nightgate history sample
 	@echo
 	@echo "Where to look next:"
-	@echo "  the report:          the path above, in a browser"
+	@echo "  the report:          $$(ls -t $${NIGHTGATE_HOME:-.nightgate}/runs/*/report.html | head -n 1)"
 	@echo "  epochs and slices:   $(BIN)/nightgate history sample --epochs, or --slices"
 	@echo "  the UI:              $(BIN)/nightgate serve sample"
 	@echo "  data of your own:    docs/own-data.md"
 
-# A file's tests stay together: they share what is slow to make.
+# The tests of a file stay in one process: they share slow fixtures.
 test: $(VENV)/.dev check
 	$(BIN)/python -m pytest -m "not faults and not browser and not slow" --numprocesses 2 --dist loadfile
 
-# Prefect's UI in headless Chromium, the system's own: says how to install one where there is none. Minutes.
+# Prefect's UI in the system's headless Chromium; says how to install one if it is missing. Minutes.
 test-browser: $(VENV)/.dev
 	@$(BIN)/python -m tests.support.prefect_ui
 	$(BIN)/python -m pytest -m browser
 
-# What takes long and kills nothing.
+# Tests that take minutes but kill no process.
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
-# Slow: kills processes and waits for limits.
+# Slow: these kill processes and wait for time limits.
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -m faults
 

@@ -47,7 +47,7 @@ def promote(
     """
 
     def move(db: Database, home: Home) -> str:
-        return champions.promote_by_hand(
+        return champions.promote_manually(
             db,
             home,
             pipeline,

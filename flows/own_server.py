@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from nightgate.errors import ConfigurationError
 
@@ -60,14 +61,17 @@ class OwnOrigins:
         self.origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in {"http", "websocket"} and self._is_foreign(headers := Headers(scope=scope)):
-            origin = headers.get("origin", "another site")
+        if scope["type"] not in {"http", "websocket"} or not self._is_foreign(headers := Headers(scope=scope)):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await WebSocketClose(code=1008)(scope, receive, send)  # before it is accepted: 403
+        else:
             refusal = PlainTextResponse(
-                f"{origin} may not use this server; PREFECT_SERVER_CORS_ALLOWED_ORIGINS lists further origins\n", 403
+                f"{headers.get('origin', 'another site')} may not use this server; "
+                "PREFECT_SERVER_CORS_ALLOWED_ORIGINS lists further origins\n",
+                403,
             )
             await refusal(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
 
     def _is_foreign(self, headers: Headers) -> bool:
         origin = headers.get("origin")

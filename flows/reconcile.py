@@ -101,7 +101,7 @@ def reconcile_now() -> Done:
             with done.part(f"runs of {name}"):
                 done.ended += reconciliation.settle_running(db, name)
             with done.part(f"link to the champion of {name}"):
-                if wrong := champion_link.follow(db, name):
+                if wrong := champion_link.update(db, name):
                     log.info("repaired: %s", wrong)
         with done.part("approvals"):
             done.ended += approvals.hold_overdue(db)

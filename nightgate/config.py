@@ -1,8 +1,7 @@
-"""The pipeline file as frozen models: one description for the file, `--set`, the Prefect form and the stored record.
+"""Frozen pydantic models of a pipeline file, with a description and bounds for every field.
 
-`nightgate.pipeline_files` finds and reads files; this module says what they may hold, and `nightgate.config_types`
-what a text in them may be. Every field has a description and bounds; `schema` of each model is what the Prefect form
-shows.
+The same models check the file, `--set` and the Prefect form, and are the stored record. `nightgate.pipeline_files`
+finds and reads the files.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class FilesSource(Section):
     paths: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
     """Paths or globs, relative to the working directory."""
     format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = "auto"
-    """`auto` goes by the name: .csv .tsv .jsonl .ndjson .json .parquet, with .gz or .zst behind it."""
+    """`auto` reads the file extension: .csv .tsv .jsonl .ndjson .json .parquet, optionally with .gz or .zst."""
     encoding: str = "utf-8"
     """Text encoding of CSV, TSV and JSON lines."""
 
@@ -76,8 +75,8 @@ class HubSource(Section):
     data_files: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
     """Files inside the data set, by split if a table."""
     splits: dict[Literal["train", "validation", "test"], str] | None = None
-    """Which of the source's splits plays which part; given splits are honoured, one that is not given is cut from
-    `train` by hash. Empty: all rows of `train` are divided by hash."""
+    """Which of the source's splits to use as train, validation and test; those not named are cut from `train` by hash.
+    Empty: all rows of `train` are divided by hash."""
 
 
 Source = Annotated[SampleSource | FilesSource | HubSource, Field(discriminator="kind")]
@@ -89,27 +88,27 @@ class Data(Section):
     source: Source
     """Where rows come from."""
     id: Column | None = None
-    """Column of the row's id; without one, the fingerprint of the normalised text."""
+    """Column of the row's id. Default: the fingerprint of the normalised text."""
     text: Column | Annotated[tuple[Column, ...], Field(min_length=1)] = "text"
-    """Column of the text, or several that are joined by a line break."""
+    """Column of the text, or several to join with line breaks."""
     label: Column = "label"
     """Column of the label."""
     labels: Annotated[tuple[Label, ...], Field(min_length=2)] | Annotated[dict[str, Label], Field(min_length=2)]
-    """Labels in order; a table maps source values to labels. Anything else is quarantined."""
+    """Labels in order, or a table from source values to labels. Rows with other values are quarantined."""
     time: Column | None = None
-    """Column of the row's time: a night sees rows before its `data_until`."""
+    """Column of the row's time: a night reads rows from before its `data_until`."""
     timezone: Timezone = "UTC"
-    """Timezone of times that carry none."""
+    """Timezone of times without one."""
     slices: tuple[Column, ...] = ()
     """Columns by whose values metrics are broken down."""
     group: Column | None = None
-    """Rows of one group share a side of the split; intervals resample groups."""
+    """Column whose equal values stay on one side of the split; intervals resample these groups."""
     train_window: Duration = ""
     """Rows older than this before the night are not trained on, such as '365d'; '' for all."""
     golden: str = ""
-    """File with the source's columns: rows that no candidate should unlearn. '' freezes test rows of the first one."""
+    """File with the source's columns: rows that every candidate should get right. '': test rows of the first night."""
     golden_rows: int = Field(default=500, ge=64, le=100_000)
-    """At most so many rows are frozen, or taken from the file."""
+    """The most golden rows that are frozen, or read from the file."""
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -143,10 +142,10 @@ class Data(Section):
 
 
 class Split(Section):
-    """How rows are divided. By hash of the text, so that duplicates share a side and growth moves nobody."""
+    """How rows are divided: by hash of the text, so duplicates stay together and no row changes sides as data grows."""
 
     validation: float = Field(default=0.1, gt=0, le=0.5)
-    """Share of rows that pick the best epoch."""
+    """Share of rows on which the best epoch is chosen."""
     test: float = Field(default=0.1, gt=0, le=0.5)
     """Share of rows on which the gate decides."""
     seed: int = Field(default=42, ge=0, le=2**32 - 1)
@@ -167,7 +166,7 @@ class Training(Section):
     learning_rate: float = Field(default=5e-5, gt=0, le=1)
     """Peak learning rate of AdamW."""
     batch_size: int = Field(default=16, ge=1, le=65_536)
-    """Examples in one optimiser step, on whatever hardware."""
+    """Examples in one optimiser step, on any hardware."""
     eval_batch_size: int = Field(default=16, ge=1, le=65_536)
     """Examples in one evaluation batch."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
@@ -185,7 +184,7 @@ class Training(Section):
     warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
     """Share of all steps over which the learning rate rises from 0."""
     max_length: int = Field(default=128, ge=2, le=8192)
-    """Tokens that a text is cut at, special ones included."""
+    """Texts are cut at this many tokens, special ones included."""
     dropout: Literal["model"] | Annotated[float, Field(ge=0, lt=1)] = "model"
     """Dropout of the hidden layers, the attention and the head; 'model' keeps the base model's own."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -197,7 +196,7 @@ class Training(Section):
     seed: int = Field(default=42, ge=0, le=2**32 - 1)
     """Seed of the new head, the order of rows and dropout."""
     start_from: Literal["base", "champion"] = "base"
-    """Start from the base model, or go on from the champion."""
+    """Start from the base model, or continue from the champion."""
     max_train_rows: int = Field(default=0, ge=0)
     """At most this many training rows; 0: all."""
     keep: Literal["newest", "random"] = "newest"
@@ -218,46 +217,46 @@ class Gate(Section):
     min_f1: float = Field(default=0.54, ge=0, le=1)
     """Lowest F1 on the test window with which a candidate may be promoted."""
     min_f1_on: Literal["estimate", "lower"] = "estimate"
-    """What has to reach `min_f1`: the F1 itself, or the lower end of its interval."""
+    """What must reach `min_f1`: the F1 itself, or the lower end of its interval."""
     policy: Literal["superior", "non_inferior", "threshold_only"] = "superior"
-    """How the candidate has to compare with the champion: better at `confidence`; not worse by more than `margin`; or
-    not at all."""
+    """How to compare with the champion. `superior`: better at `confidence`; `non_inferior`: not worse by more than
+    `margin`; `threshold_only`: no comparison."""
     confidence: float = Field(default=0.95, ge=0.5, lt=1)
-    """Of every interval, two-sided: 0.95 calls one candidate in 40 better that is exactly as good."""
+    """Two-sided level of every interval. At 0.95, one in 40 candidates that are exactly as good counts as better."""
     margin: float = Field(default=0.01, ge=0, le=10)
-    """By how much a candidate may be worse where it has to be non-inferior, in units of `margin_unit`."""
+    """How much worse a non-inferior candidate may be, in units of `margin_unit`."""
     margin_unit: Literal["f1", "seed_spread"] = "f1"
-    """`f1`: 0.01 is a point. `seed_spread`: standard deviations between seeds, as `nightgate seeds` found them."""
+    """`f1`: 0.01 is one point. `seed_spread`: standard deviations between seeds, measured by `nightgate seeds`."""
     refresh_after: int = Field(default=30, ge=0, le=10_000)
     """Nights after which a candidate that is not below the champion and non-inferior, at half the error, may replace it
     too; 0: never."""
     test_window: Duration = "90d"
-    """Test rows that decide: those that are no older than this before the night; '' for all."""
+    """Only test rows that are no older than this decide, such as '90d'; '' for all."""
     min_test_rows: int = Field(default=2000, ge=1, le=10_000_000)
-    """The window is widened backwards until it holds as many rows, where there are as many."""
+    """The window is extended backwards until it holds this many rows, if there are as many."""
     golden_margin: float = Field(default=0.05, ge=0, le=1)
     """How much F1 a candidate may lose against the champion on the golden rows."""
     golden_blocks: bool = False
-    """Losing more than that holds the candidate, and does not only warn."""
+    """Whether a larger loss on the golden rows holds the candidate instead of only warning."""
     slice_floor: float = Field(default=0.0, ge=0, le=1)
     """Lowest F1 of every class and slice; 0: none."""
     slice_margin: float = Field(default=0.05, ge=0, le=1)
     """How much F1 a class or slice may lose against the champion."""
     min_slice_rows: int = Field(default=50, ge=2, le=1_000_000)
-    """Classes and slices with fewer test rows are underpowered: neither passed nor failed."""
+    """Classes and slices with fewer test rows are underpowered: they neither pass nor fail."""
     max_share_gap: float = Field(default=0.3, ge=0, le=1)
-    """Largest difference between the share of a class in the predictions and in the test rows. 1: nothing is asked, not
-    even that more than one class is predicted."""
+    """Largest difference between the share of a class in the predictions and in the test rows. 1: not checked, not even
+    whether more than one class is predicted."""
     max_calibration_error: float = Field(default=0.3, ge=0, le=1)
     """Largest expected calibration error on the test rows."""
     max_latency_ratio: float = Field(default=2.0, gt=0, le=1000)
-    """How many times the champion's time a candidate may take for a text."""
+    """Highest latency per text, relative to the champion's."""
     max_size_ratio: float = Field(default=1.5, gt=0, le=1000)
-    """How many times the champion's size the candidate's files may have."""
+    """Largest size of the files, relative to the champion's."""
     approval: bool = False
-    """A candidate that passed the gate waits until a person approves or rejects it."""
+    """Whether a candidate that passed the gate waits until a person approves or rejects it."""
     approval_timeout: Annotated[Duration, Field(min_length=1)] = "18h"
-    """For how long it waits, such as '18h'; then it is held."""
+    """How long it waits, such as '18h'; then it is held."""
 
     @model_validator(mode="after")
     def _margin_has_a_sane_unit(self) -> Gate:
@@ -267,42 +266,43 @@ class Gate(Section):
 
 
 class Schedule(Section):
-    """When the night comes: at most once a date."""
+    """When nights start: at most once per date."""
 
     cron: Cron = "15 3 * * *"
     """Five fields: minute, hour, day of month, month, day of week."""
     timezone: Timezone = "UTC"
     """Timezone of the cron; a night is a date in it."""
     max_skips: int = Field(default=6, ge=0, le=1000)
-    """Scheduled nights without news (data, code, configuration) in a row that are skipped before one is run all the
-    same; 0: none is ever skipped."""
+    """Scheduled nights in a row that are skipped while data, code and configuration are unchanged; the next one runs
+    anyway. 0: none is skipped."""
 
 
 class Resources(Section):
-    """What runs that are due together share."""
+    """What concurrent runs share."""
 
     slot: str = Field(default="default", pattern=r"^[a-z0-9-]{0,63}$")
     """Runs with the same slot queue for it, one at a time unless NIGHTGATE_SLOT_LIMITS allows more; '': no queue."""
     priority: int = Field(default=0, ge=-1000, le=1000)
-    """Who goes first when several wait for a slot: the highest; among equals, the one that came first."""
+    """When several runs wait for a slot, the highest priority goes first; among equals, the first to arrive."""
 
 
 class Retention(Section):
-    """What is kept on disk. The champion, the one before it, the anchor and candidates under review always are, and no
-    row is ever removed."""
+    """What is kept on disk. The champion, the previous one, the anchor and candidates under review always are; rows are
+    never removed."""
 
     models: int = Field(default=20, ge=1, le=100_000)
-    """The newest versions whose files stay, beside every former champion and anchor that is not quarantined."""
+    """How many of the newest versions keep their files, besides all former champions and anchors that are not
+    quarantined."""
     disk: Size = ""
-    """Bytes that the versions of a pipeline may take, such as '20GB': the oldest of what may go goes first, former
-    champions and anchors last; '' for no limit."""
+    """Most bytes for the versions of a pipeline, such as '20GB'; the oldest are removed first, former champions and
+    anchors last. '': no limit."""
 
 
 class Pipeline(Section):
     """A whole pipeline file."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
-    """Lower-case letters, digits, - and _; folders, rows and deployments go by it."""
+    """Lower-case letters, digits, - and _; names the folders, rows and deployments."""
     data: Data
     """Where rows come from and what they mean."""
     split: Split = Split()
@@ -312,11 +312,11 @@ class Pipeline(Section):
     gate: Gate = Gate()
     """What a candidate must show."""
     schedule: Schedule = Schedule()
-    """When the night comes."""
+    """When nights start."""
     resources: Resources = Resources()
-    """What it shares with others."""
+    """What concurrent runs share."""
     retention: Retention = Retention()
-    """What stays on disk."""
+    """What is kept on disk."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Pipeline:
@@ -337,10 +337,9 @@ class Pipeline(Section):
 
     @cached_property
     def config_hash(self) -> str:
-        """12 hex digits over all that can change a night's result: everything but schedule, queue and retention."""
+        """12 hex digits over every field that can change a result: all but schedule, queue, retention and approval."""
         outside = {"schedule", "resources", "retention"}
         record = {key: value for key, value in self.record().items() if key not in outside}
-        # How long a person may take changes no result either.
         record["gate"] = {key: value for key, value in record["gate"].items() if not key.startswith("approval")}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -1,4 +1,4 @@
-"""What a text of the pipeline file may be, and what it means: timezones, crons, durations, sizes, labels."""
+"""Types for the text fields of a pipeline file: timezones, crons, durations, sizes and labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 
 @cache
 def _timezones() -> frozenset[str]:
-    """All that this machine knows; they lie in some 600 files."""
+    """All timezones of this machine, cached: they are some 600 files."""
     return frozenset(available_timezones())
 
 
@@ -31,7 +31,7 @@ def _duration(text: str) -> str:
     return text
 
 
-@lru_cache  # a year of firings, and a night reads its pipeline again and again
+@lru_cache  # it goes through a year of firings, and a night reads its pipeline several times
 def _nightly(cron: str) -> str:
     if len(cron.split()) != 5:
         raise ValueError(f"{cron!r} is not a cron of five fields, such as '15 3 * * *' for 03:15 every night")
@@ -42,8 +42,8 @@ def _nightly(cron: str) -> str:
         for _, firing in zip(range(400), firings, strict=False):
             if firing.date() == previous:
                 raise ValueError(
-                    f"{cron!r} fires more than once on {previous}: there is one scheduled night a date; "
-                    "give it one minute and one hour, such as '15 3 * * *'"
+                    f"{cron!r} fires more than once on {previous}: there is one scheduled night per date; "
+                    "use one minute and one hour, such as '15 3 * * *'"
                 )
             previous = firing.date()
     except CronSimError as error:
@@ -61,7 +61,7 @@ _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def duration(text: str) -> timedelta | None:
-    """The length of a validated duration text; None for the empty one."""
+    """A validated duration as a timedelta; None for ''."""
     if not text:
         return None
     unit = {"d": "days", "w": "weeks", "h": "hours"}[text[-1]]
@@ -69,7 +69,7 @@ def duration(text: str) -> timedelta | None:
 
 
 def canonical_label(value: object) -> str | None:
-    """A label value as the text that all formats agree on: `5`, `5.0`, `"5"` and `" 5 "` are `"5"`, `True` is `"true"`.
+    """A label as the same text from every file format: `5`, `5.0`, `"5"` and `" 5 "` are `"5"`, `True` is `"true"`.
 
     None for a missing value (None, NaN, blank text).
     """
@@ -84,5 +84,5 @@ def canonical_label(value: object) -> str | None:
 
 
 def num_bytes(text: str) -> int | None:
-    """The number of bytes of a validated size text; None for the empty one."""
+    """The bytes of a validated size; None for ''."""
     return int(text[:-2]) * _BYTES[text[-2:]] if text else None

@@ -1,4 +1,4 @@
-"""Files that survive a power cut: written whole or not at all, and vouched for by their hash."""
+"""Durable, atomic files: written completely or not at all, even across a power cut."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nightgate.errors import storage_errors
 
 @contextmanager
 def replacing(final: Path) -> Iterator[Path]:
-    """A name beside `final` to write a file or a folder to; it becomes durable, then `final`, when the block ends well.
+    """Yield a temporary path to write a file or folder to; a block without an exception renames it to `final`.
 
-    A file takes the place of another at once. A folder of that name is removed first: it may not be one that is still
-    needed, only what a killed attempt left.
+    An existing file is replaced atomically. An existing folder is removed first, so it may only be one that a killed
+    attempt left.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     draft = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
@@ -40,7 +40,7 @@ def replacing(final: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there completely or not at all, also after a power cut.
+    """Write a file atomically and durably.
 
     Raises:
         StorageError: the disk is full or read-only.
@@ -50,7 +50,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file's content durable, or the names in a folder: a rename lives in the folder, not in the file."""
+    """Flush a file's content, or a folder's entries, to disk: a rename is part of the folder, not of the file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -59,6 +59,6 @@ def sync(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """64 hex digits of the file's content."""
+    """SHA-256 of a file's content, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
-"""What can go wrong, as one tree. Each error names the thing, its value and the next step.
+"""The exceptions of Nightgate, as one tree. Each names the thing, its value and the next step.
 
-NightgateError                 anything that Nightgate reports in words instead of a traceback
+NightgateError                 anything that Nightgate reports as a message instead of a traceback
 ├── ConfigurationError         a pipeline file, an option or a `--set` is wrong (exit 2)
 ├── DataError                  the source cannot be read, or holds nothing to train on
 │   └── SnapshotError          a stored snapshot is missing, incomplete or altered
@@ -8,13 +8,13 @@ NightgateError                 anything that Nightgate reports in words instead 
 ├── TrainingError              the training process ended without a result
 │   ├── NonFiniteLossError     NaN or infinity in a loss
 │   ├── OutOfMemoryError       the device or the machine had too little memory
-│   ├── CrashedError           the process died without a word (a signal, a segmentation fault)
-│   └── StalledError           the process lives but makes no step
-├── StorageError               the disk is full, read-only or not ours
+│   ├── CrashedError           the process died without reporting why (a signal, a segmentation fault)
+│   └── StalledError           the process is alive but makes no progress
+├── StorageError               the disk is full, read-only or not writable
 ├── DatabaseError              the metrics database is unreachable, read-only or at another revision
-├── InternalError              a fault of Nightgate: anything else that was raised
+├── InternalError              a bug in Nightgate: any other exception
 └── RegistryError              a version, champion or promotion that does not exist or is not allowed
-    └── PromotionLostError     somebody else moved the champion, or this run may no longer promote
+    └── PromotionLostError     the champion changed meanwhile, or this run may no longer promote
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 
 class NightgateError(Exception):
-    """Base of all errors that are told to a user.
+    """Base of all errors that are reported to a user.
 
     `next_step` is one imperative sentence; `error_type` is what `nightly_runs.error_type` stores.
     """
@@ -65,7 +65,7 @@ class ConfigurationError(NightgateError, ValueError):
 class DataError(NightgateError, ValueError):
     error_type = "data"
     quarantined: Sequence[Any] = ()
-    """Rows that could not be used (`nightgate.data.source_table.Quarantined`), where that is why nothing is left."""
+    """The quarantined rows (`nightgate.data.source_table.Quarantined`), where they leave no usable row."""
 
 
 class SnapshotError(DataError):
@@ -117,10 +117,10 @@ class InternalError(NightgateError):
 
     @classmethod
     def of(cls, error: Exception) -> NightgateError:
-        """`error` as people are told of it: in its own words if it is one of these, else as a fault of ours."""
+        """`error` itself if it is a NightgateError, else an InternalError that describes it."""
         if isinstance(error, NightgateError):
             return error
-        step = "this is a fault of Nightgate: report it with the log, then run the same command again"
+        step = "this is a bug in Nightgate: report it with the log, then run the same command again"
         return cls(f"{type(error).__name__}: {error}", next_step=step)
 
 
@@ -138,15 +138,15 @@ ERRORS_BY_TYPE: dict[str, type[NightgateError]] = {
         StorageError,
     )
 }
-"""The errors that the training process may report by name to the process that watches it."""
+"""The errors that the training process may report by name to its supervisor."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the CPU's allocator ran out of memory, as torch, Python and the kernel say it."""
+    """Whether `error` is torch's, Python's or the kernel's way to report that memory ran out."""
     words = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED")
     return (
         isinstance(error, MemoryError)
-        # torch's, which nothing here imports.
+        # torch's own class, by name: this module does not import torch.
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or any(word in str(error) for word in words)
@@ -154,16 +154,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def without_credentials(text: str) -> str:
-    """`text` with what stands before the @ of its addresses masked; a password may hold an @ of its own."""
+    """`text` with user and password of every URL masked; a password may contain an @."""
     return re.sub(r"//[^/\s\"'<>]+@", "//***@", text)
 
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk under `path` into a StorageError.
-
-    Other `OSError`s pass through: they are not about the disk.
-    """
+    """Turn `OSError`s about a full, read-only or forbidden disk under `path` into StorageErrors."""
     remedies = {
         errno.ENOSPC: "free some space there, then run the same command again: nothing complete was lost",
         errno.EDQUOT: "raise the quota or free some space there, then run the same command again",

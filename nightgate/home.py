@@ -1,7 +1,7 @@
 """The home: the folder that holds snapshots, runs, models and, by default, the metrics database.
 
-All workers of a pipeline share it. Paths in the database are relative to it, and its id stands in the database,
-so that a worker whose home is another one is refused instead of finding nothing.
+All workers of a pipeline share it. Paths in the database are relative to it. The database stores its id, so that a
+worker with another home is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Home:
 
     @property
     def golden(self) -> Path:
-        """Rows that no candidate should unlearn, by pipeline; made when first written to."""
+        """Golden rows by pipeline; created when first written to."""
         return self.root / "golden"
 
     def relative(self, path: Path) -> str:
@@ -43,7 +43,7 @@ class Home:
         return path.resolve().relative_to(self.root).as_posix()
 
     def absolute(self, stored: str) -> Path:
-        """The path of what the database calls `stored`. It never leaves the home.
+        """The absolute path of a `relative` one.
 
         Raises:
             StorageError: `stored` points outside the home.
@@ -51,23 +51,23 @@ class Home:
         path = (self.root / stored).resolve()
         if not path.is_relative_to(self.root):
             raise StorageError(
-                f"the database names {stored!r}, which lies outside the home {self.root}",
-                next_step="check who wrote that row: Nightgate stores paths inside its home only",
+                f"the database names {stored!r}, which is outside the home {self.root}",
+                next_step="check what wrote that row: Nightgate stores only paths inside its home",
             )
         return path
 
 
 def home_path(root: str | Path | None = None) -> Path:
-    """Where the home is or would be: `root`, `NIGHTGATE_HOME`, or `.nightgate/` in the working directory."""
+    """The path of the home, which need not exist: `root`, `NIGHTGATE_HOME` or `.nightgate/` in the working folder."""
     return Path(root or read_settings().home or ".nightgate").expanduser().resolve()
 
 
 def existing_home(root: str | Path | None = None) -> Home:
-    """As `open_home`, but a reader in the wrong folder gets an error instead of a new, empty home.
+    """Open a home that exists: a reader in the wrong folder gets an error instead of a new, empty home.
 
     Raises:
         RegistryError: there is no home.
-        StorageError: as `open_home`.
+        StorageError: the home cannot be read or written, or its `home.json` is damaged.
     """
     path = home_path(root)
     with storage_errors(path):
@@ -76,16 +76,17 @@ def existing_home(root: str | Path | None = None) -> Home:
     if is_missing and not is_in_the_way:
         raise RegistryError(
             f"there is no home of Nightgate at {path}",
-            next_step="go to the folder that holds .nightgate/, or set NIGHTGATE_HOME; `nightgate run` makes a home",
+            next_step="go to the folder that holds .nightgate/, or set NIGHTGATE_HOME; `nightgate run` creates a home",
         )
     return open_home(path)
 
 
 def home_for_reading() -> Home:
-    """The home for those who read metrics: with a database elsewhere they need none, and get one that is not made.
+    """The home for commands that only read metrics; with `NIGHTGATE_DATABASE_URL` it need not exist and is not created.
 
     Raises:
-        RegistryError, StorageError: as `existing_home`.
+        RegistryError: there is no home, and no other database.
+        StorageError: the home cannot be read or written, or its `home.json` is damaged.
     """
     path = home_path()
     if read_settings().database_url and not path.exists():
@@ -94,10 +95,10 @@ def home_for_reading() -> Home:
 
 
 def open_home(root: str | Path | None = None) -> Home:
-    """The home at `root`, at `NIGHTGATE_HOME` or at `.nightgate/`; made on first use.
+    """Open the home at `root`, `NIGHTGATE_HOME` or `.nightgate/`, and create it on first use.
 
     Raises:
-        StorageError: the folder cannot be made, read or written, or its `home.json` is damaged.
+        StorageError: the folder cannot be created, read or written, or its `home.json` is damaged.
     """
     path = home_path(root)
     with storage_errors(path):
@@ -106,12 +107,12 @@ def open_home(root: str | Path | None = None) -> Home:
                 (path / folder).mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
             raise StorageError(
-                f"{path} cannot be the home: a file is in the way, or a link that leads nowhere",
+                f"{path} cannot be the home: a file or a broken link is in the way",
                 next_step="set NIGHTGATE_HOME to a folder",
             ) from error
         marker = path / "home.json"
         if not marker.exists():
-            # Exclusive link: of two processes that make the home at once, both read the same id afterwards.
+            # A hard link fails if the name exists: two processes that create the home at once read the same id.
             draft = path / f".home-{uuid.uuid4().hex}.json"
             draft.write_text(json.dumps({"id": uuid.uuid4().hex}), encoding="utf-8")
             try:

@@ -1,13 +1,12 @@
-"""Logs of a night: who speaks (pipeline, night, run, epoch), where it is written, and that no secret comes with it.
+"""Logging of nights: each record carries pipeline, night, run and epoch, and secrets are masked.
 
-    to_stderr()                                    # a process that logs to its terminal
+    to_stderr()                                    # log this process to its terminal
     with night_context(pipeline="sample", night=date, run_id=run_id, attempt=1, directory=folder):
-        set_epoch(2)                               # what is logged from here on belongs to epoch 2
+        set_epoch(2)                               # records from here on belong to epoch 2
 
-Context and redaction are filters on handlers, so that they hold for lines of other libraries too. Of a night, what the
-library says from INFO on and what the libraries below it say from WARNING on goes to `runs/<run_id>/log.jsonl`, one
-JSON object a line. The training process hands its lines to the process that watches it
-(`nightgate.training.supervisor`).
+Context and masking are filters on handlers, so that they apply to other libraries too. Records of Nightgate from INFO
+on, and of other libraries from WARNING on, are written to `runs/<run_id>/log.jsonl`, one JSON object per line. The
+training process sends its records to its supervisor (`nightgate.training.supervisor`).
 """
 
 from __future__ import annotations
@@ -41,18 +40,18 @@ LIBRARIES = (
     "torch",
     "py.warnings",
 )
-"""Loggers whose lines belong to a night; `py.warnings` is that of `warnings.warn`, where it is captured."""
-_WITH_HANDLERS_OF_THEIR_OWN = ("transformers", "datasets", "huggingface_hub")
+"""Loggers whose records belong to a night; `py.warnings` is that of captured `warnings.warn` calls."""
+_WITH_OWN_HANDLERS = ("transformers", "datasets", "huggingface_hub")
 
 FILE = "log.jsonl"
 FIELDS = ("pipeline", "night", "run_id", "attempt", "epoch")
-"""What the context adds to a record."""
+"""The attributes that the context adds to a record."""
 
 MASK = "***"
 SHORTEST = 6
-"""Characters of a secret that is masked wherever it stands: shorter ones are words of other meaning too."""
+"""Shorter secrets are not masked: they may be ordinary words."""
 LONG = 12
-"""From here on a secret is masked inside a longer word as well."""
+"""Secrets of this length or more are masked inside longer words too."""
 
 _SECRET_ENDINGS = ("TOKEN", "PASSWORD", "SECRET", "KEY", "AUTH_STRING", "WEBHOOK_URL")
 _SHAPES = re.compile(
@@ -66,7 +65,7 @@ _ADDRESS = re.compile(r"//[^/\s:@]*:(?P<password>\S+)@[^@\s]*")
 
 @dataclass
 class NightContext:
-    """What a record of a night carries. One object for a night, shared by the threads and tasks that work on it."""
+    """The fields of a night's records: one object per night, shared by its threads and tasks."""
 
     pipeline: str
     night: str
@@ -79,7 +78,7 @@ _current: ContextVar[NightContext | None] = ContextVar("nightgate_night", defaul
 
 
 def set_epoch(epoch: int | None) -> None:
-    """What is logged from here on belongs to this epoch (from 1), None: to none. Without a night: nothing happens."""
+    """Set the epoch (from 1, or None) of the records that follow; no effect outside a night."""
     context = _current.get()
     if context is not None:
         context.epoch = epoch
@@ -89,9 +88,9 @@ def set_epoch(epoch: int | None) -> None:
 def night_context(
     *, pipeline: str, night: date | str, run_id: str, attempt: int = 1, directory: Path | None = None
 ) -> Iterator[NightContext]:
-    """Within the block records carry the night, and those of `LIBRARIES` are lines of `directory/log.jsonl` as well.
+    """Add the night to records within the block, and write those of `LIBRARIES` to `directory/log.jsonl`.
 
-    A file that cannot be written costs the file, never the night.
+    If the file cannot be written, the night continues without it.
     """
     context = NightContext(pipeline, str(night), run_id, attempt)
     before = _current.get()
@@ -111,7 +110,7 @@ def _write_lines(context: NightContext, directory: Path, stack: ExitStack) -> No
         directory.mkdir(parents=True, exist_ok=True)
         handler = _NightFile(context, directory / FILE)
     except OSError as error:
-        log.warning("the night goes without its file of logs, %s: %s", directory / FILE, error)
+        log.warning("the night continues without its log file %s: %s", directory / FILE, error)
         return
     stack.callback(handler.close)
     stack.enter_context(listening(handler))
@@ -119,9 +118,9 @@ def _write_lines(context: NightContext, directory: Path, stack: ExitStack) -> No
 
 @contextmanager
 def listening(handler: logging.Handler) -> Iterator[None]:
-    """Within the block `handler` gets what `LIBRARIES` say: the library from INFO on, the others from WARNING on."""
+    """Attach `handler` to `LIBRARIES` within the block: Nightgate from INFO on, the others from WARNING on."""
     protect(handler)
-    handler.addFilter(is_worth_telling)
+    handler.addFilter(belongs_to_night)
     loggers = [logging.getLogger(name) for name in LIBRARIES]
     library = loggers[0]
     level = library.level
@@ -137,8 +136,8 @@ def listening(handler: logging.Handler) -> Iterator[None]:
         library.setLevel(level)
 
 
-def is_worth_telling(record: logging.LogRecord) -> bool:
-    """Whether a record belongs into the log of a night."""
+def belongs_to_night(record: logging.LogRecord) -> bool:
+    """Whether a record's level is high enough for the log of a night."""
     return record.levelno >= (logging.INFO if is_ours(record.name) else logging.WARNING)
 
 
@@ -147,12 +146,12 @@ def is_ours(name: str) -> bool:
 
 
 def is_of_a_library(name: str) -> bool:
-    """Whether a logger is one of `LIBRARIES`, or below one."""
+    """Whether a logger is one of `LIBRARIES` or a child of one."""
     return any(name == one or name.startswith(f"{one}.") for one in LIBRARIES)
 
 
 def to_stderr() -> None:
-    """Log this process to its terminal: the library from INFO on, all others from WARNING on, each line once."""
+    """Log this process to its terminal: Nightgate from INFO on, all others from WARNING on."""
     root = logging.getLogger()
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
@@ -166,7 +165,7 @@ def to_stderr() -> None:
 
 @contextmanager
 def captured_warnings() -> Iterator[None]:
-    """Within the block `warnings.warn` logs; what captured them before goes on doing so."""
+    """Send `warnings.warn` to the log within the block; restore what was there before."""
     already = warnings.showwarning.__module__ == logging.__name__
     logging.captureWarnings(capture=True)
     try:
@@ -176,27 +175,27 @@ def captured_warnings() -> Iterator[None]:
 
 
 def protect(handler: logging.Handler) -> None:
-    """Have `handler` add the context and mask secrets."""
+    """Make `handler` add the context and mask secrets."""
     for kind in (WithContext, WithoutSecrets):
         if not any(isinstance(one, kind) for one in handler.filters):
             handler.addFilter(kind())
 
 
 def protect_all() -> None:
-    """`protect` every handler that this process has by now, and `adopt_libraries`."""
+    """Protect every handler that this process has now, and take over those of libraries."""
     for handler in all_handlers():
         protect(handler)
     adopt_libraries()
 
 
 def adopt_libraries() -> bool:
-    """Take off the handlers that libraries put on their own loggers, where the root's is ours: each line once, masked.
+    """Remove the handlers that libraries add to their own loggers at import, so that each line is logged once, masked.
 
-    They do so when they are imported. False where Nightgate does not log: then the process stays as its owner has it.
+    Returns False, and changes nothing, in a process whose logging Nightgate did not set up.
     """
     if not any(isinstance(one, WithoutSecrets) for handler in logging.getLogger().handlers for one in handler.filters):
         return False
-    for name in _WITH_HANDLERS_OF_THEIR_OWN:
+    for name in _WITH_OWN_HANDLERS:
         logger = logging.getLogger(name)
         for handler in list(logger.handlers):
             if type(handler) is logging.StreamHandler:
@@ -206,14 +205,14 @@ def adopt_libraries() -> bool:
 
 
 def all_handlers() -> list[logging.Handler]:
-    """Every handler on every logger of this process, each once."""
+    """Every handler on every logger of this process, without duplicates."""
     loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
     found = [handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers]
     return list(dict.fromkeys(found))
 
 
 class WithContext(logging.Filter):
-    """Gives records the night's `FIELDS`; None where there is no night."""
+    """Adds the night's `FIELDS` to records; None outside a night."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not hasattr(record, "run_id"):
@@ -229,7 +228,7 @@ class WithoutSecrets(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         try:
             message = record.getMessage()
-        except Exception:  # noqa: BLE001 - placeholders and values that do not match: the handler tells of it
+        except Exception:  # noqa: BLE001 - placeholders that do not match the values; the handler reports it
             return True
         masked = without_secrets(message)
         if masked != message:
@@ -237,20 +236,20 @@ class WithoutSecrets(logging.Filter):
         if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         if record.exc_text:
-            told = without_secrets(record.exc_text)
-            if told != record.exc_text:
-                # Whoever formats tracebacks in a way of his own must not get at it any more.
-                record.exc_text, record.exc_info = told, None
+            traceback = without_secrets(record.exc_text)
+            if traceback != record.exc_text:
+                # Without exc_info no other formatter can print the original.
+                record.exc_text, record.exc_info = traceback, None
         if record.stack_info:
             record.stack_info = without_secrets(record.stack_info)
         return True
 
 
 def without_secrets(text: str) -> str:
-    """`text` with passwords in addresses, tokens, and the values of secret environment variables masked.
+    """Mask passwords in URLs, tokens, and the values of secret environment variables.
 
-    Secret are variables whose name ends in one of `_SECRET_ENDINGS`, and the password in
-    an address that any variable holds; also as they look when quoted for an address or a literal.
+    A variable is secret if its name ends in one of `_SECRET_ENDINGS`; so is a password in the URL of any variable. They
+    are also masked as quoted in a URL or a literal.
     """
     known = _pattern(frozenset(_secrets(os.environ)))
     if known is not None:
@@ -273,15 +272,15 @@ def _secrets(environment: Mapping[str, str]) -> Iterator[str]:
 
 @lru_cache(maxsize=8)
 def _pattern(secrets: frozenset[str]) -> re.Pattern[str] | None:
-    looks = {look for secret in secrets for look in _looks(secret.strip()) if len(look) >= SHORTEST}
-    if not looks:
+    forms = {form for secret in secrets for form in _forms(secret.strip()) if len(form) >= SHORTEST}
+    if not forms:
         return None
-    # The longest first: one may hold another.
-    return re.compile("|".join(_as_word(look) for look in sorted(looks, key=len, reverse=True)))
+    # Longest first: one may contain another.
+    return re.compile("|".join(_as_word(form) for form in sorted(forms, key=len, reverse=True)))
 
 
-def _looks(secret: str) -> Iterator[str]:
-    """A secret as it is, and as it stands in an address or a literal."""
+def _forms(secret: str) -> Iterator[str]:
+    """A secret as it is, and as quoted in a URL or a literal."""
     for plain in (secret, unquote(secret)):
         yield from (plain, quote(plain, safe=""), quote_plus(plain), repr(plain)[1:-1], json.dumps(plain)[1:-1])
 
@@ -295,29 +294,29 @@ def _as_word(secret: str) -> str:
 
 
 class TerminalFormatter(logging.Formatter):
-    """`03:15:07 [sample 2026-01-05, epoch 2] message`, with the level in front of it from WARNING on."""
+    """`03:15:07 [sample 2026-01-05, epoch 2] message`, with the level before it from WARNING on."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(context)s%(message)s", datefmt="%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         night = " ".join(str(getattr(record, field)) for field in ("pipeline", "night") if getattr(record, field, None))
-        told = ", ".join(part for part in (night, epoch_of(record)) if part)
+        context = ", ".join(part for part in (night, epoch_of(record)) if part)
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        record.context = (f"[{told}] " if told else "") + level
+        record.context = (f"[{context}] " if context else "") + level
         return super().formatMessage(record)
 
 
 def epoch_of(record: logging.LogRecord) -> str:
-    """`epoch 2` of a record that does not begin with it anyway; '' where there is none."""
+    """`epoch 2`; '' for a record without an epoch, or whose message begins with it."""
     epoch = getattr(record, "epoch", None)
     return f"epoch {epoch}" if epoch is not None and not record.getMessage().startswith("epoch ") else ""
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, the context, and the traceback of an exception.
+    """One JSON object per line: time (UTC), level, logger, message, context and traceback.
 
-    `context` is that of records which carry none, such as those of a thread of some library.
+    `context` is for records without one, such as those of another library's thread.
     """
 
     def __init__(self, context: NightContext | None = None) -> None:
@@ -341,7 +340,7 @@ class JsonLines(logging.Formatter):
 
 
 class _NightFile(logging.FileHandler):
-    """The file of one night; a disk that is full is told once, on the other handlers."""
+    """The log file of one night. A full disk is reported once, on the other handlers."""
 
     def __init__(self, context: NightContext, path: Path) -> None:
         super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
@@ -350,12 +349,12 @@ class _NightFile(logging.FileHandler):
         self._failed = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Another night of this process has a file of its own; threads that know of no night belong to each.
+        # Other nights of this process have their own files; records of threads without a night go to all.
         if not self._failed and _current.get() in (None, self._context):
             super().emit(record)
 
     def close(self) -> None:
-        # What a full disk has not taken is tried again here.
+        # Closing flushes again what a full disk refused.
         with suppress(OSError):
             super().close()
 
@@ -365,4 +364,4 @@ class _NightFile(logging.FileHandler):
             super().handleError(record)
             return
         self._failed = True
-        log.warning("the night goes on without its file of logs, %s: %s", self.baseFilename, error)
+        log.warning("the night continues without its log file %s: %s", self.baseFilename, error)

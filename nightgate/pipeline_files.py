@@ -38,7 +38,7 @@ NOT_YET = {
     "retention.snapshots",
     "retention.runs",
 }
-"""Keys that are planned; this version does not act on them, so it refuses them rather than ignore them."""
+"""Planned keys. They are refused, because this version would ignore them."""
 
 FOREIGN = {
     "num_train_epochs": "training.epochs",
@@ -74,16 +74,16 @@ FOREIGN = {
     "label_column": "data.label",
     "interval": "schedule.cron",
 }
-"""What other tools call our fields."""
+"""Field names of other tools, and what Nightgate calls them."""
 
 
 def pipeline_files() -> dict[str, Path]:
-    """Every pipeline that can be run by name, and its file; the first place that holds a name wins."""
+    """File of every pipeline that can be run by name; the first place with a name wins."""
     places = [*read_settings().pipelines, Path("deployments/pipelines"), Path(str(files("deployments") / "pipelines"))]
     found: dict[str, Path] = {}
     for place in places:
         if place.is_file():
-            # Named one by one, a file goes by the name that it gives itself.
+            # A file that is listed itself is known by the name that it contains.
             found.setdefault(_own_name(place), place)
         for path in sorted(place.glob("*.toml")):
             found.setdefault(path.stem, path)
@@ -98,10 +98,10 @@ def _own_name(path: Path) -> str:
 
 
 def find_pipeline(reference: str | Path) -> Path:
-    """The file of a name or path.
+    """Find the file of a pipeline, given by name or path.
 
     Raises:
-        ConfigurationError: there is no such pipeline; the nearest names are listed.
+        ConfigurationError: there is no such pipeline; the nearest name is suggested.
     """
     text = str(reference)
     if _is_path(text):
@@ -120,7 +120,7 @@ def _is_path(reference: str) -> bool:
 
 
 def find_by_name(name: str) -> Path:
-    """The file of a name, never of a path: what a form may choose from."""
+    """Find the file of a pipeline by name only: a form must not open paths."""
     known = pipeline_files()
     if name in known:
         return known[name]
@@ -154,7 +154,7 @@ def _read(path: Path, overrides: Mapping[str, Any] | None) -> Pipeline:
         raise ConfigurationError(f"{path} is not UTF-8 text: {error}", next_step="save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(
-            f"{path} is not TOML: {error}", next_step="mend that line; text stands in quotes, lists in [ ]"
+            f"{path} is not TOML: {error}", next_step="correct that line; text is written in quotes, lists in [ ]"
         ) from error
     except OSError as error:
         raise ConfigurationError(
@@ -164,23 +164,23 @@ def _read(path: Path, overrides: Mapping[str, Any] | None) -> Pipeline:
 
 
 def load_by_name(name: str, overrides: Mapping[str, Any] | None = None) -> Pipeline:
-    """`load_pipeline` for a form: a name, never a path.
+    """Read and check a pipeline by name only, for a form, which must not open paths.
 
     Raises:
-        ConfigurationError: as `load_pipeline`.
+        ConfigurationError: no such pipeline, problems in its file, or another name in it.
     """
     path = find_by_name(name)
     pipeline = _read(path, overrides)
     if pipeline.name != name:
         raise ConfigurationError(
-            f"{path} calls itself {pipeline.name!r}: its nights would be recorded under that name",
+            f"{path} has the name {pipeline.name!r}: its nights would be recorded under that name",
             next_step=f'write name = "{name}" in it, or name the file {pipeline.name}.toml',
         )
     return pipeline
 
 
 def check_pipeline(document: dict[str, Any], origin: str, overrides: Mapping[str, Any] | None = None) -> Pipeline:
-    """A `Pipeline` of a parsed document, overrides applied; `origin` stands in the message."""
+    """Validate a parsed document with overrides applied; `origin` names it in errors."""
     problems: list[str] = []
     for key, value in (overrides or {}).items():
         if not _set(document, key.split("."), value):
@@ -190,19 +190,19 @@ def check_pipeline(document: dict[str, Any], origin: str, overrides: Mapping[str
         # Through strict JSON: lists become tuples, but "5" does not become 5.
         pipeline = Pipeline.model_validate_json(json.dumps(document, default=str), strict=True)
     except ValidationError as error:
-        problems += _told(error)
+        problems += _problems(error)
     else:
         if not problems:
             return pipeline
     raise ConfigurationError(
         f"{origin} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:",
         problems,
-        next_step="mend them all; deployments/pipelines/template.toml explains every field",
+        next_step="correct them; deployments/pipelines/template.toml explains every field",
     )
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """`--set a.b=value` texts as overrides. A value is TOML; what is not TOML is text.
+    """Parse `--set a.b=value` arguments. A value is TOML, or else text.
 
     Raises:
         ConfigurationError: a text without `=` or without a key.
@@ -243,9 +243,7 @@ def _unknown_keys(document: Mapping[str, Any]) -> list[str]:
 
 def _unknown(key: str) -> str:
     if key in NOT_YET or key.split(".")[0] in NOT_YET:
-        return (
-            f"{key}: this version of Nightgate does not act on it yet, so it is refused rather than ignored; remove it"
-        )
+        return f"{key}: not implemented in this version of Nightgate; remove it"
     last = key.rsplit(".", 1)[-1]
     if last in FOREIGN:
         return f"{key}: unknown; Nightgate calls it {FOREIGN[last]}"
@@ -263,11 +261,11 @@ def _unknown(key: str) -> str:
     return f"{key}: unknown" + (f"; did you mean {near[0]}?" if near else "; see template.toml for all fields")
 
 
-def _told(error: ValidationError) -> list[str]:
+def _problems(error: ValidationError) -> list[str]:
     problems = []
     for problem in error.errors(include_url=False):
         if problem["type"] == "extra_forbidden" and len(problem["loc"]) <= 2:
-            continue  # already told by _unknown_keys, with the nearest name
+            continue  # reported by _unknown_keys, with the nearest name
         where = ".".join(
             str(part)
             for part in problem["loc"]

@@ -1,6 +1,6 @@
-"""What made a model: this code's version, the base model's revision, the libraries and the machine.
+"""Provenance of a model: version of the code, revision of the base model, libraries and machine.
 
-Nothing here loads a model: files and the metadata of installed packages say it all.
+All of it comes from files and package metadata; no model is loaded.
 """
 
 from __future__ import annotations
@@ -20,16 +20,13 @@ from nightgate.durable_files import sha256_of
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""In the order in which a base model's are looked for."""
+"""Patterns of a base model's weights, in the order in which they are tried."""
 _IN_HUB_CACHE = re.compile(r"/snapshots/([0-9a-f]{40})$")
 
 
 @cache
 def code_version() -> str:
-    """The package's version; from a git checkout with its commit, and `.dirty` where files differ from it.
-
-    Such as `0.1.0+8443adb7c0de` or `0.1.0+8443adb7c0de.dirty`.
-    """
+    """The package's version; in a git checkout with its commit, such as `0.1.0+8443adb7c0de` or `...de.dirty`."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return __version__
@@ -42,21 +39,21 @@ def code_version() -> str:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return __version__  # no git here, or a checkout of another user's that git does not trust
+        return __version__  # no git, or a checkout that belongs to another user, which git does not trust
     return f"{__version__}+{described.stdout.strip()}"
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions, by package."""
+    """Installed version of each of LIBRARIES."""
     return {name: metadata.version(name) for name in LIBRARIES}
 
 
 def environment(device: str | None = None, precision: str | None = None) -> dict[str, Any]:
-    """Where a model is trained, as JSON: Python, system, processor, device and libraries.
+    """The training environment as JSON: Python, system, processor, device and libraries.
 
     Args:
-        device: as `attempt.device` has it: 'cpu' or the GPU's name; None where it is not known.
-        precision: as `attempt.precision` has it.
+        device: as in `attempt.device`: 'cpu' or the GPU's name; None if unknown.
+        precision: as in `attempt.precision`.
     """
     return {
         "python": platform.python_version(),
@@ -70,23 +67,23 @@ def environment(device: str | None = None, precision: str | None = None) -> dict
 
 
 def base_model_revision(base_model: str, revision: str = "") -> str | None:
-    """Which weights `training.base_model` means on this machine, from what lies here: the hub is not asked.
+    """Identify the local weights of `training.base_model`, without asking the hub.
 
     A commit of the hub (40 hex digits), `package==version` for a folder inside a package, or `sha256:` and 12 hex
-    digits of a folder's weights. None: there is nothing here by that name.
+    digits of a folder's weights. None if the model is not on this machine.
     """
     if base_model.startswith("package:"):
         return _package_version(base_model.removeprefix("package:").partition("/")[0])
     folder = Path(base_model).expanduser()
     if not folder.is_dir():
         return _cached_commit(base_model, revision)
-    # A folder of the hub's cache that was named as such is still that commit.
+    # The path may lead into the hub's cache, whose folders are named by commit.
     commit = _IN_HUB_CACHE.search(folder.resolve().as_posix())
     return commit[1] if commit else _hash_of_weights(folder)
 
 
 def _package_version(package: str) -> str | None:
-    """Of the distribution that holds a Python package; most are called alike but for hyphens."""
+    """`name==version` of the distribution that contains a Python package, whose name may differ."""
     for name in (package, *metadata.packages_distributions().get(package, ())):
         try:
             found = metadata.distribution(name)
@@ -108,7 +105,7 @@ def _cached_commit(base_model: str, revision: str) -> str | None:
 
 
 def _hash_of_weights(folder: Path) -> str | None:
-    """As `sha256sum` says it of one file; of several, over what it says of each."""
+    """`sha256:` and 12 digits: the hash of one file, or the hash over the hashes of several."""
     for pattern in _WEIGHTS:
         hashes = [sha256_of(file) for file in sorted(folder.glob(pattern))]
         if hashes:
@@ -118,7 +115,7 @@ def _hash_of_weights(folder: Path) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's own name, where the system tells it; else its kind, such as x86_64."""
+    """The processor's name if the system knows it, else its architecture, such as x86_64."""
     try:
         named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:

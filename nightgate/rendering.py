@@ -19,19 +19,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-"""What XML and UTF-8 cannot hold, and control characters: one of them would make a whole picture unreadable."""
+"""Control characters, and what XML or UTF-8 cannot represent: one of them makes a whole SVG unreadable."""
 # An underscore within a word, as in min_f1, has no meaning in Markdown.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _LINE_START = re.compile(r"^(\d*)(?=[-+=#.)])")
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of `nightgate/templates/TEMPLATE.j2`; the end of the name before `.j2` says which language it is."""
+    """Render `nightgate/templates/TEMPLATE.j2`; the extension of TEMPLATE is its language."""
     return _environment(template.rpartition(".")[2]).get_template(f"{template}.j2").render(**values)
 
 
 def legible(text: str) -> str:
-    """`text` with a replacement character for everything that XML or UTF-8 cannot hold."""
+    """`text` with a replacement character for all that XML or UTF-8 cannot represent."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -41,17 +41,17 @@ def printable(text: str) -> str:
 
 
 def markdown(text: str) -> Markup:
-    """Markdown on one line that shows `text` as it is.
+    """Escape `text` as one line of Markdown.
 
-    Escapes with backslashes: one of Prefect's two UIs shows HTML entities inside tables undecoded. A blank at either
-    end stays, since the text may be part of a sentence.
+    With backslashes: one of Prefect's two UIs does not decode HTML entities in tables. A blank at either end stays,
+    since the text may be part of a sentence.
     """
     before, after = " " * text.startswith(" "), " " * (text.endswith(" ") and bool(text.strip()))
     return Markup(before + _SPECIAL.sub(lambda found: "\\" + found.group(), printable(text)) + after)
 
 
 def markdown_code(text: str) -> Markup:
-    """Inline code that may stand in a table and that no back-tick in `text` ends."""
+    """Inline code that is safe in a table and with back-ticks in `text`."""
     text = printable(text).replace("|", r"\|")
     fence = _fence(text, at_least=1)
     pad = " " if text.startswith("`") or text.endswith("`") or not text else ""
@@ -59,13 +59,13 @@ def markdown_code(text: str) -> Markup:
 
 
 def markdown_block(text: str, language: str) -> Markup:
-    """A code block."""
+    """A fenced code block."""
     fence = _fence(text, at_least=3)
     return Markup(f"{fence}{language}\n{text}\n{fence}")
 
 
 def markdown_line(text: Markup) -> Markup:
-    """Escaped Markdown that begins a line without becoming a list, a heading or a rule."""
+    """Keep escaped Markdown at the start of a line from becoming a list, a heading or a rule."""
     return Markup(_LINE_START.sub(r"\1\\", text, count=1))
 
 

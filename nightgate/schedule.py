@@ -1,7 +1,6 @@
-"""Which night a run belongs to, and up to when it sees data.
+"""Which night a run belongs to, and up to which instant it reads data.
 
-A night is a date in the schedule's timezone, taken from the scheduled start and not from the clock at which a late
-run begins.
+A night is a date in the schedule's timezone: that of the scheduled start, even if the run begins late.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ class Night:
     date: date
     trigger: Trigger
     data_until: datetime
-    """Aware, UTC: the night sees rows with a time before this instant."""
+    """Aware, UTC: the night reads rows with a time before this instant."""
     scheduled_for: datetime | None = None
-    """Aware, UTC: the instant that the cron gave; None for a run by hand."""
+    """Aware, UTC: the instant of the cron; None for a manual run."""
 
 
 def scheduled_night(schedule: Schedule, scheduled_for: datetime) -> Night:
-    """The night of a run that a schedule started for the instant `scheduled_for` (aware)."""
+    """The night of a run that was scheduled for the instant `scheduled_for` (aware)."""
     instant = scheduled_for.astimezone(UTC)
     return Night(scheduled_for.astimezone(ZoneInfo(schedule.timezone)).date(), "schedule", instant, instant)
 
 
 def tonight(schedule: Schedule, now: datetime | None = None) -> Night:
-    """The night of a run started by hand: it belongs to today and sees up to now."""
+    """The night of a manual run: today's date, with data up to now."""
     moment = (now or datetime.now(UTC)).astimezone(UTC)
     return Night(moment.astimezone(ZoneInfo(schedule.timezone)).date(), "manual", moment)
 
 
 def chosen_night(schedule: Schedule, chosen: date, now: datetime | None = None) -> Night:
-    """The night of `--night DATE`: it sees data up to the instant that the cron gives on that date.
+    """The night of `--night DATE`, with data up to the instant at which the cron fires on that date.
 
     Raises:
         ConfigurationError: the cron does not fire on that date, or has not yet.
@@ -53,12 +52,12 @@ def chosen_night(schedule: Schedule, chosen: date, now: datetime | None = None) 
     if firing.date() != chosen:
         raise ConfigurationError(
             f"the schedule {schedule.cron!r} ({schedule.timezone}) has no night on {chosen}",
-            next_step=f"choose a date on which it fires; the next after that one is {firing.date()}",
+            next_step=f"choose a date on which it fires; the next one is {firing.date()}",
         )
     instant = firing.astimezone(UTC)
     if instant > (now or datetime.now(UTC)):
         raise ConfigurationError(
-            f"the night of {chosen} begins at {instant:%Y-%m-%d %H:%M} UTC, which is still to come",
-            next_step="leave --night out for a run by hand that sees up to now, or choose a date that has passed",
+            f"the night of {chosen} begins at {instant:%Y-%m-%d %H:%M} UTC, which is in the future",
+            next_step="omit --night for a manual run with data up to now, or choose a past date",
         )
     return Night(chosen, "backfill", instant, instant)

@@ -1,4 +1,4 @@
-"""Settings from the environment: every `NIGHTGATE_*` variable, what it means and what it may be.
+"""Settings from the environment: the meaning and bounds of every `NIGHTGATE_*` variable.
 
 nightgate doctor        # shows the settings in force
 """
@@ -18,7 +18,7 @@ from nightgate.errors import ConfigurationError
 
 PREFIX = "NIGHTGATE_"
 OF_TESTS = "NIGHTGATE_TEST_"
-"""Variables of the test suite begin so."""
+"""Prefix of the test suite's variables."""
 
 
 def _paths(text: object) -> object:
@@ -26,14 +26,14 @@ def _paths(text: object) -> object:
 
 
 def _limits(text: object) -> object:
-    """`"pool=2, gpu1=1"` as a mapping; a part without `=` fails for want of a number."""
+    """`"pool=2, gpu1=1"` as a mapping; a part without `=` fails validation, as it has no number."""
     if not isinstance(text, str):
         return text
     parts = (part.partition("=") for part in text.split(",") if part.strip())
     return {name.strip(): number.strip() for name, _, number in parts}
 
 
-# NoDecode: lists and mappings of the environment would have to be JSON.
+# NoDecode: pydantic-settings would expect lists and mappings as JSON.
 Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_paths)]
 Slot = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")]
 Limits = Annotated[Mapping[Slot, Annotated[int, Field(ge=1, le=9999)]], NoDecode, BeforeValidator(_limits)]
@@ -41,7 +41,7 @@ Processes = Annotated[int, Field(ge=1, le=1024)] | Literal["gpus"]
 
 
 class Settings(BaseSettings):
-    """The environment as it is when this is constructed. An empty variable counts as one that is not set."""
+    """The environment at the time of construction. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, str_strip_whitespace=True, hide_input_in_errors=True
@@ -61,8 +61,12 @@ class Settings(BaseSettings):
     processes: Processes = Field(
         default=1, description="Processes that train one model together.", examples=["2", "gpus"]
     )
+    cuda_graphs: bool = Field(
+        default=False, description="Record the training step as CUDA graphs; not run on a GPU yet.", examples=["1", "0"]
+    )
     webhook_url: SecretStr = Field(
-        default=SecretStr(""), description="Where `python -m deployments.automations` has the ends of nights sent."
+        default=SecretStr(""),
+        description="Where the automations of the server report how nights end.",
     )
 
 
@@ -72,10 +76,10 @@ def variable(field: str) -> str:
 
 
 def read_settings() -> Settings:
-    """The settings in force.
+    """Read the settings from the environment.
 
     Raises:
-        ConfigurationError: variables that cannot be used, all of them.
+        ConfigurationError: some are invalid; it lists all of them.
     """
     try:
         return Settings()
@@ -83,7 +87,7 @@ def read_settings() -> Settings:
         # A union fails once for each of its members.
         fields = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors(include_input=False))
         raise ConfigurationError(
-            "the environment cannot be used:",
+            "environment variables are invalid:",
             [_problem(field) for field in fields],
             next_step="correct or unset these variables; .env.example explains each",
         ) from None
@@ -95,7 +99,7 @@ def _problem(field: str) -> str:
 
 
 def shown_settings(settings: Settings) -> dict[str, str]:
-    """Each variable with its value as text, '' where it is not set; secrets are masked."""
+    """Each variable with its value as text, '' if unset; secrets are masked."""
     values = {field: getattr(settings, field) for field in Settings.model_fields}
     return {variable(field): _text(value) if value else "" for field, value in values.items()}
 
@@ -109,13 +113,13 @@ def _text(value: Any) -> str:
 
 
 def unknown_settings() -> list[str]:
-    """A sentence about each `NIGHTGATE_*` variable that is no setting, such as a misspelt one."""
+    """A sentence about each `NIGHTGATE_*` variable that is not a setting, such as a misspelt one."""
     known = {field.upper() for field in Settings.model_fields}
-    told = []
+    problems = []
     for name in sorted(os.environ):
         # Without the prefix, which all share: with it any short name would be near NIGHTGATE_HOME.
         field = name.removeprefix(PREFIX)
         if name.startswith(PREFIX) and not name.startswith(OF_TESTS) and field not in known:
             near = difflib.get_close_matches(field, known, n=1)
-            told.append(f"{name} is not a setting" + (f"; did you mean {PREFIX}{near[0]}?" if near else ""))
-    return told
+            problems.append(f"{name} is not a setting" + (f"; did you mean {PREFIX}{near[0]}?" if near else ""))
+    return problems

@@ -1,4 +1,4 @@
-"""What a version says about where it came from."""
+"""Provenance of a version: revision of the base model and environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def cached() -> Path:
-    """A model of the hub as its client caches it: `main` is at COMMIT."""
+    """A hub model in the cache of its client: `main` is at COMMIT."""
     folder = Path(constants.HF_HUB_CACHE) / "models--someone--tiny"
     snapshot = folder / "snapshots" / COMMIT
     snapshot.mkdir(parents=True, exist_ok=True)
@@ -28,12 +28,12 @@ def cached() -> Path:
 
 @pytest.mark.usefixtures("cached")
 @pytest.mark.parametrize("revision", ["", "main", COMMIT])
-def test_a_model_of_the_hub_is_named_by_its_commit(revision: str) -> None:
+def test_a_hub_model_is_identified_by_its_commit(revision: str) -> None:
     assert provenance.base_model_revision("someone/tiny", revision) == COMMIT
 
 
 @pytest.mark.usefixtures("cached")
-def test_a_revision_that_is_not_here_is_not_guessed() -> None:
+def test_a_revision_that_is_not_cached_has_no_commit() -> None:
     assert provenance.base_model_revision("someone/tiny", "v2") is None
     assert provenance.base_model_revision("someone/other") is None
     assert provenance.base_model_revision("no such/na me") is None
@@ -43,14 +43,14 @@ def test_a_folder_of_the_cache_is_the_same_commit(cached: Path) -> None:
     assert provenance.base_model_revision(str(cached)) == COMMIT
 
 
-def test_a_folder_inside_a_package_is_named_by_the_package_and_its_version() -> None:
+def test_a_folder_inside_a_package_is_identified_by_package_and_version() -> None:
     assert provenance.base_model_revision("package:torch/nn") == f"torch=={provenance.library_versions()['torch']}"
-    # Modules may be called otherwise than what they come with.
+    # A module's name may differ from its distribution's.
     assert str(provenance.base_model_revision("package:sklearn/datasets")).startswith("scikit-learn==")
     assert provenance.base_model_revision("package:no_such_package/model") is None
 
 
-def test_a_folder_is_named_by_a_hash_of_its_weights_and_of_nothing_else(tmp_path: Path) -> None:
+def test_a_folder_is_identified_by_a_hash_of_its_weights_alone(tmp_path: Path) -> None:
     assert provenance.base_model_revision(str(tmp_path)) is None
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     known = provenance.base_model_revision(str(tmp_path))
@@ -61,7 +61,7 @@ def test_a_folder_is_named_by_a_hash_of_its_weights_and_of_nothing_else(tmp_path
     assert provenance.base_model_revision(str(tmp_path)) not in (known, None)
 
 
-def test_the_environment_is_json_and_names_what_numbers_depend_on() -> None:
+def test_the_environment_is_json_with_device_libraries_and_platform() -> None:
     found = json.loads(json.dumps(provenance.environment("NVIDIA H100", "bf16")))
     assert (found["device"], found["precision"]) == ("NVIDIA H100", "bf16")
     assert found["python"].startswith("3.")

@@ -1,4 +1,4 @@
-"""A night is a date in the schedule's timezone, and sees data up to its scheduled instant."""
+"""A night is a date in the schedule's timezone, with data up to its scheduled instant."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_late_run_belongs_to_the_night_it_was_scheduled_for() -> None:
     assert night.trigger == "schedule"
 
 
-def test_a_run_by_hand_belongs_to_today_in_the_schedules_timezone_and_sees_up_to_now() -> None:
+def test_a_manual_run_belongs_to_today_in_the_schedules_timezone_with_data_up_to_now() -> None:
     now = datetime(2026, 6, 1, 23, 0, tzinfo=UTC)
     night = tonight(BERLIN, now)
     assert (night.date, night.data_until, night.scheduled_for) == (date(2026, 6, 2), now, None)
@@ -32,8 +32,8 @@ def test_a_chosen_night_uses_the_instant_that_the_cron_gives_on_its_date() -> No
     assert night.trigger == "backfill"
 
 
-def test_a_night_that_is_still_to_come_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="still to come"):
+def test_a_night_in_the_future_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="2026-06-02 22:30 UTC"):
         chosen_night(BERLIN, date(2026, 6, 3), now=datetime(2026, 6, 2, 12, tzinfo=UTC))
 
 
@@ -43,7 +43,7 @@ def test_a_date_on_which_the_cron_does_not_fire_is_refused_with_the_next_one() -
         chosen_night(weekly, date(2026, 1, 6), now=datetime(2026, 6, 1, tzinfo=UTC))
 
 
-def test_the_hour_that_daylight_saving_skips_still_has_its_night() -> None:
+def test_an_hour_that_daylight_saving_skips_has_a_night() -> None:
     skipped = Schedule(cron="30 2 * * *", timezone="Europe/Berlin")
     night = chosen_night(skipped, date(2026, 3, 29), now=datetime(2026, 6, 1, tzinfo=UTC))
     assert night.data_until == datetime(2026, 3, 29, 1, 0, tzinfo=UTC)

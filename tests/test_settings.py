@@ -1,4 +1,4 @@
-"""The environment variables of Nightgate: what they may hold, and that code, docs and example name the same ones."""
+"""Environment variables of Nightgate: their bounds, and that code, docs and example list the same ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECRET = "postgresql://me:hush-hush@db/metrics"
 
 
 def names_in_code() -> Iterator[str]:
-    """Strings of the code that are the name of a variable and nothing else."""
+    """Names of variables that are string literals in the code."""
     for layer in ("nightgate", "tasks", "flows", "deployments", "alembic"):
         for path in (ROOT / layer).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -28,10 +28,10 @@ def names_in_code() -> Iterator[str]:
                     yield from re.findall(r"^NIGHTGATE_[A-Z_]*[A-Z]$", node.value)
 
 
-# --- what they hold ---
+# --- values ---
 
 
-def test_nothing_is_set_unless_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in KNOWN:
         monkeypatch.setenv(name, "")
     settings = read_settings()
@@ -41,7 +41,7 @@ def test_nothing_is_set_unless_the_environment_says_so(monkeypatch: pytest.Monke
     assert not settings.webhook_url
 
 
-def test_values_are_read_from_the_environment_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_read_anew_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("NIGHTGATE_PIPELINES", "/etc/pipelines::~/mine.toml")
     monkeypatch.setenv("NIGHTGATE_SLOT_LIMITS", "gpu = 2, other=1,")
@@ -62,12 +62,13 @@ def test_values_are_read_from_the_environment_as_it_is_now(monkeypatch: pytest.M
         *(("NIGHTGATE_PROCESSES", text) for text in ("0", "two", "-1", "1025")),
     ],
 )
-def test_a_value_out_of_bounds_is_named_with_an_example(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_an_invalid_value_is_reported_with_an_example(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError) as refused:
         read_settings()
     [problem] = refused.value.problems
-    assert problem.startswith(f"{name} is {value!r}: ")
+    assert name in problem
+    assert repr(value) in problem
     assert repr((Settings.model_fields[name.removeprefix("NIGHTGATE_").lower()].examples or [""])[0]) in problem
 
 
@@ -79,10 +80,10 @@ def test_all_problems_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(refused.value.problems) == 2
 
 
-# --- what is shown ---
+# --- display ---
 
 
-def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTGATE_DATABASE_URL", SECRET)
     monkeypatch.setenv("NIGHTGATE_WEBHOOK_URL", "https://chat.example/hush-hush")
     monkeypatch.setenv("NIGHTGATE_SLOT_LIMITS", "pool=2,gpu1=1")
@@ -94,9 +95,7 @@ def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hush-hush" not in f"{shown} {settings!r} {settings}"
 
 
-def test_the_doctor_shows_every_setting_and_names_a_misspelt_one(
-    environment: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_lists_every_setting_and_a_misspelt_one(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTGATE_HOEM", "/elsewhere")
     findings = examine()
     shown = {one.check: one.found for one in findings if one.check in KNOWN}
@@ -104,38 +103,41 @@ def test_the_doctor_shows_every_setting_and_names_a_misspelt_one(
     assert shown["NIGHTGATE_HOME"] == str(environment)
     [unknown] = [one for one in findings if one.check == "settings"]
     assert unknown.status == "warning"
-    assert unknown.found.endswith("did you mean NIGHTGATE_HOME?")
+    assert "NIGHTGATE_HOEM" in unknown.found
+    assert "NIGHTGATE_HOME" in unknown.found
 
 
-def test_settings_that_cannot_be_used_are_the_doctors_only_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_settings_are_the_only_finding_of_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTGATE_SLOT_LIMITS", "gpu1=many")
     [finding] = examine()
     assert (finding.status, finding.check) == ("problem", "settings")
-    assert "NIGHTGATE_SLOT_LIMITS is 'gpu1=many'" in finding.found
+    assert "NIGHTGATE_SLOT_LIMITS" in finding.found
 
 
-def test_a_command_warns_of_a_misspelt_setting(tmp_path: Path) -> None:
+def test_commands_warn_about_a_misspelt_setting(tmp_path: Path) -> None:
     done = nightgate("status", cwd=tmp_path, env={"NIGHTGATE_HOEM": "x", "NIGHTGATE_HOME": str(tmp_path / "home")})
-    assert "warning: NIGHTGATE_HOEM " in done.stderr
+    assert "NIGHTGATE_HOEM" in done.stderr
     assert "NIGHTGATE_HOEM" not in done.stdout
 
 
-def test_variables_of_the_tests_and_of_others_are_no_misspelt_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_tests_and_other_programs_are_not_misspelt_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{OF_TESTS}BROWSER", "/usr/bin/chromium")
     monkeypatch.setenv("NIGHTGATES", "1")
     assert unknown_settings() == []
     monkeypatch.setenv("NIGHTGATE_KXQZ", "1")
-    assert unknown_settings() == ["NIGHTGATE_KXQZ is not a setting"]
+    [problem] = unknown_settings()
+    assert "NIGHTGATE_KXQZ" in problem
+    assert "did you mean" not in problem
 
 
-# --- one list of them ---
+# --- one list ---
 
 
-def test_the_code_names_no_other_variable() -> None:
+def test_the_code_uses_no_other_variable() -> None:
     assert set(names_in_code()) <= KNOWN
 
 
-def test_the_example_has_every_setting_and_its_values_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_lists_every_setting_with_a_valid_value(monkeypatch: pytest.MonkeyPatch) -> None:
     example = dict(
         re.findall(r"^#?(NIGHTGATE_[A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
     )
@@ -145,7 +147,7 @@ def test_the_example_has_every_setting_and_its_values_can_be_used(monkeypatch: p
     assert all(shown_settings(read_settings()).values())
 
 
-def test_the_docs_explain_every_setting_in_a_table_and_name_no_other() -> None:
+def test_the_docs_explain_every_setting_and_mention_no_other() -> None:
     pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
     assert set(re.findall(r"^\| `(NIGHTGATE_[A-Z_]+)` \|", pages, re.MULTILINE)) == KNOWN
     named = {name for name in re.findall(r"NIGHTGATE_[A-Z_]*[A-Z]", pages) if not name.startswith(OF_TESTS)}

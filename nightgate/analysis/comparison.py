@@ -1,8 +1,7 @@
-"""Two versions side by side: `nightgate compare reviews 3 4`.
+"""Compare two versions of a pipeline: `nightgate compare reviews 3 4`.
 
-What each scored on its own night are two numbers of two nights. The honest part is the paired comparison: both models
-on the same rows, the newest test rows that both were scored on, and of these the ones that came after all that either
-was trained on or chosen by.
+Scores of different nights do not compare. Evidence comes from the paired comparison on the newest test rows that both
+versions were scored on, and of these on the rows newer than all that either was trained on or selected by.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Pair:
-    """One fact of both. `difference` is the second minus the first, where that means something."""
+    """One fact of both versions; `difference` is the second minus the first, None if that has no meaning."""
 
     name: str
     first: Any
@@ -48,7 +47,7 @@ class Section:
     title: str
     pairs: tuple[Pair, ...] = ()
     note: str = ""
-    """What the numbers say, or why there are none."""
+    """Conclusion from the numbers, or why there are none."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ class Comparison:
     sections: tuple[Section, ...]
 
     def record(self) -> dict[str, Any]:
-        """One object, as JSON may hold it."""
-        told = {
+        """The comparison as one JSON object."""
+        sections = {
             section.name: {
                 "note": section.note,
                 "facts": {
@@ -70,19 +69,19 @@ class Comparison:
             }
             for section in self.sections
         }
-        return {"pipeline": self.pipeline, "a": self.first, "b": self.second, **told}
+        return {"pipeline": self.pipeline, "a": self.first, "b": self.second, **sections}
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Both models on the same rows."""
+    """Predictions of both versions on the same rows."""
 
     rows: Rows
     label_names: tuple[str, ...]
     first: NDArray[np.int64]
     second: NDArray[np.int64]
     where: str
-    """Which rows these are, in words."""
+    """Description of the rows."""
     cautions: tuple[str, ...] = field(default=())
 
 
@@ -109,10 +108,10 @@ class _Facts:
 
 
 def compare(db: Database, first: VersionRow, second: VersionRow, scored: Scored | None = None) -> Comparison:
-    """Everything that tells two versions of a pipeline apart.
+    """Compare scores, classes, data, configuration and environment of two versions of a pipeline.
 
     Args:
-        scored: both on the same rows, where somebody has scored them just now; None takes what nights have stored.
+        scored: predictions of both from `scored_now`; None uses those that nights have stored.
     """
     a, b = _facts(db, first), _facts(db, second)
     scored = scored or rows_in_common(db, first, second)
@@ -134,7 +133,7 @@ def compare(db: Database, first: VersionRow, second: VersionRow, scored: Scored 
 
 
 def rows_in_common(db: Database, first: VersionRow, second: VersionRow) -> Scored | None:
-    """The newest test rows that both versions were scored on, whichever nights did it; None: they never met.
+    """The newest test rows that both versions were scored on, on any nights; None: there are none.
 
     Rows that either was trained on are left out.
     """
@@ -145,13 +144,13 @@ def rows_in_common(db: Database, first: VersionRow, second: VersionRow) -> Score
     given = [labels_given(nights) for nights in scorings]
     place = {name: index for index, name in enumerate(newest.label_names)}
     names = newest.rows.fingerprints
-    met = [
+    shared = [
         all(name in labels and labels[name].label in place and not labels[name].trained_on for labels in given)
         for name in names
     ]
-    if not any(met):
+    if not any(shared):
         return None
-    both = np.flatnonzero(met)
+    both = np.flatnonzero(shared)
     cautions = [
         f"it is not known which of these rows version {version.version} was trained on"
         for version, labels in zip((first, second), given, strict=True)
@@ -159,11 +158,11 @@ def rows_in_common(db: Database, first: VersionRow, second: VersionRow) -> Score
     ]
     one, other = (np.array([place[labels[names[at]].label] for at in both]) for labels in given)
     where = f"test rows of the night of {newest.data_until:%Y-%m-%d} that both were scored on, then or before"
-    return Scored(newest.rows.only(np.array(met)), newest.label_names, one, other, where, tuple(cautions))
+    return Scored(newest.rows.only(np.array(shared)), newest.label_names, one, other, where, tuple(cautions))
 
 
 def scored_now(db: Database, home: Home, first: VersionRow, second: VersionRow) -> Scored:
-    """Both versions, scored now on the test rows of the newest night that was judged; stored nowhere.
+    """Score both versions on the test rows of the newest judged night, without storing the result.
 
     Raises:
         RegistryError: no night was judged, or the files of a version are gone.
@@ -200,12 +199,10 @@ def _facts(db: Database, row: VersionRow) -> _Facts:
 
 
 def _versions(a: _Facts, b: _Facts) -> Section:
-    def told(name: str) -> Pair:
-        return Pair(name, getattr(a.row, name), getattr(b.row, name))
-
-    started = Pair("started_from", a.version.started_from, b.version.started_from)
-    pairs = (told("version"), told("night"), told("status"), told("run_id"), told("best_epoch"), started)
-    return Section("versions", "Versions", pairs)
+    names = ("version", "night", "status", "run_id", "best_epoch")
+    pairs = [Pair(name, getattr(a.row, name), getattr(b.row, name)) for name in names]
+    pairs.append(Pair("started_from", a.version.started_from, b.version.started_from))
+    return Section("versions", "Versions", tuple(pairs))
 
 
 def _own_nights(a: _Facts, b: _Facts) -> Section:
@@ -239,16 +236,16 @@ def _paired(a: _Facts, b: _Facts, scored: Scored | None, average: Average) -> li
             scored.label_names,
             scored.first[new],
             scored.second[new],
-            "of these, the rows that came after all that either was trained on or chosen by",
+            "of these rows are newer than all that either was trained on or selected by",
         )
         sections.append(_scores("paired_fresh", "On rows newer than both", newer, average, a, b))
     return sections
 
 
 def fresh(rows: Rows, data_until: datetime) -> NDArray[np.bool_]:
-    """Rows that came after all that models were trained on and chosen by which saw rows before this instant.
+    """Mask of rows newer than the data of models that were trained on rows before this instant.
 
-    A row without a time of its own dates from the night that saw it first, and chose by it.
+    Strictly newer: a row without a time has that of the night that first saw it, which may have selected by it.
     """
     return rows.seen_at > microseconds(data_until)
 
@@ -272,15 +269,15 @@ def _scores(name: str, title: str, scored: Scored, average: Average, a: _Facts, 
     hits, misses = scored.first == true, scored.second == true
     pairs.append(Pair("right_where_other_is_wrong", int((hits & ~misses).sum()), int((misses & ~hits).sum())))
     gap = cast("float", pairs[1].difference)
-    told = f"{len(true):,} {scored.where}: "
-    told += f"{average} F1 of version {b.row.version} minus version {a.row.version} is {gap:+.4f}"
+    note = f"{len(true):,} {scored.where}: "
+    note += f"{average} F1 of version {b.row.version} minus version {a.row.version} is {gap:+.4f}"
     if interval is not None:
         pairs.append(Pair("f1_ci_low", None, None, interval.low))
         pairs.append(Pair("f1_ci_high", None, None, interval.high))
-        told += f", {percent(CONFIDENCE)} interval {interval.low:+.4f} to {interval.high:+.4f}"
+        note += f", {percent(CONFIDENCE)} interval {interval.low:+.4f} to {interval.high:+.4f}"
         better = b.row.version if interval.low > 0 else a.row.version if interval.high < 0 else None
-        told += f": version {better} is better" if better else ": these rows do not tell them apart"
-    return Section(name, title, tuple(pairs), "; ".join([told, *scored.cautions]))
+        note += f": version {better} is better" if better else ": the difference is not significant"
+    return Section(name, title, tuple(pairs), "; ".join([note, *scored.cautions]))
 
 
 def _classes(scored: Scored) -> Section:
@@ -304,7 +301,7 @@ def _classes_of_own_nights(db: Database, a: _Facts, b: _Facts) -> Section:
     )
     names = dict.fromkeys([*a.run.label_names, *b.run.label_names])
     pairs = tuple(Pair(name, first.get(name), second.get(name)) for name in names)
-    return Section("classes", "F1 by class, on their own nights", pairs, "of other rows each: no evidence")
+    return Section("classes", "F1 by class, on their own nights", pairs, "each on other rows: no evidence")
 
 
 def _data(a: _Facts, b: _Facts) -> Section:
@@ -321,23 +318,25 @@ def _data(a: _Facts, b: _Facts) -> Section:
 
 
 def _configuration(first: Mapping[str, Any], second: Mapping[str, Any]) -> Section:
-    one, other = flat(first), flat(second)
-    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    pairs = tuple(Pair(name, one.get(name), other.get(name)) for name in names)
+    pairs = _differing(first, second)
     return Section("configuration", "Configuration", pairs, "" if pairs else "the same")
 
 
 def _made_by(a: _Facts, b: _Facts) -> Section:
-    pairs = [
+    pairs = (
         Pair("code_version", a.run.code_version, b.run.code_version),
         Pair("base_model", a.run.base_model, b.run.base_model),
         Pair("base_model_revision", a.version.base_model_revision, b.version.base_model_revision),
-    ]
-    one, other = flat(a.version.environment or {}), flat(b.version.environment or {})
-    differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    pairs += [Pair(name, one.get(name), other.get(name)) for name in differing]
+    )
+    differing = _differing(a.version.environment or {}, b.version.environment or {})
     note = "" if differing else "in the same environment"
-    return Section("made_by", "Code, base model, environment", tuple(pairs), note)
+    return Section("made_by", "Code, base model, environment", pairs + differing, note)
+
+
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Pair, ...]:
+    one, other = flat(first), flat(second)
+    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    return tuple(Pair(name, one.get(name), other.get(name)) for name in names)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

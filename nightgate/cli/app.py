@@ -1,15 +1,13 @@
-"""The command line: `nightgate --help`. Heavy imports stand inside the functions, so that help is quick.
+"""The command line application: `nightgate --help`.
 
-Here: the app, and what runs nights and looks after the place; `cli_read` holds the commands that read, `cli_decide`
-those that decide, `cli_seeds` the one that measures chance, `cli_options` what they share. COMMANDS is the order in
-which help lists them.
-
-Results go to stdout, progress and logs to stderr. Exit 0: promoted, held, skipped, superseded or waiting; 1: failed or
-cancelled; 2: bad usage or configuration; 3: held, with --fail-on-held.
+This module has the commands that run nights and operate the machine. Heavy imports are inside the functions, to keep
+help fast. Results go to stdout, progress and logs to stderr. Exit codes: 0 promoted, held, skipped, superseded or
+waiting; 1 failed or cancelled; 2 wrong usage or configuration; 3 held, with --fail-on-held.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -35,9 +33,11 @@ if TYPE_CHECKING:
     from nightgate.operations.findings import Seen
     from nightgate.schedule import Night
 
+BROKEN = {"failed", "cancelled"}
 
-class _InWords(TyperGroup):
-    """Errors of ours in words, with the exit code that belongs to them. Typer would take some for its own."""
+
+class _ReportErrors(TyperGroup):
+    """Prints a NightgateError as a message and ends with its exit code."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
@@ -46,13 +46,13 @@ class _InWords(TyperGroup):
             typer.echo(f"error: {without_secrets(str(error))}", err=True)
             code = error.exit_code
         except KeyboardInterrupt:
-            # By force a run opens a new one.
+            # With --force the same command would open another run.
             again = {"run": ", without --force,", "seeds": ""}.get(ctx.invoked_subcommand or "")
-            told = "" if again is None else f": run the same command again{again} to go on from the last checkpoint"
-            typer.echo(f"cancelled{told}", err=True)
+            hint = "" if again is None else f": run the same command again{again} to resume from the last checkpoint"
+            typer.echo(f"cancelled{hint}", err=True)
             code = 1
         except BrokenPipeError:
-            # The reader of a pipe (`| head`) has gone: no error of ours. Python would complain again at exit.
+            # The reader of a pipe (`| head`) has ended. Python would report that again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 0
         raise typer.Exit(code)
@@ -60,7 +60,7 @@ class _InWords(TyperGroup):
 
 app = typer.Typer(
     name="nightgate",
-    cls=_InWords,
+    cls=_ReportErrors,
     help="Nightly retraining of text classifiers behind a promotion gate that can be trusted.",
     no_args_is_help=True,
     add_completion=False,
@@ -72,20 +72,18 @@ database_app = typer.Typer(help="The metrics database.", no_args_is_help=True)
 
 def run(
     pipeline: PipelineName,
-    night: Annotated[str | None, typer.Option(metavar="DATE", help="A past night, such as 2026-01-05.")] = None,
+    nights: Annotated[
+        list[str] | None, typer.Option("--night", metavar="DATE", help="A past night; repeatable. Default: tonight.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="a.b=value", help="Any field of the file, for this run only.")
     ] = None,
     force: Annotated[bool, typer.Option(help="Open a new run for a night that has ended.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but promote.")] = False,
-    fail_on_held: Annotated[bool, typer.Option("--fail-on-held", help="Exit 3 when the candidate is held.")] = False,
+    fail_on_held: Annotated[bool, typer.Option("--fail-on-held", help="Exit 3 when a candidate is held.")] = False,
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="The same steps without Prefect.")] = False,
 ) -> None:
-    """Run one night, now: refresh, fine-tune, evaluate, judge, promote or hold."""
-    from nightgate import cpu_threads
-
-    # While the rest is imported: how busy the machine is decides how the training process waits.
-    cpu_threads.look()
+    """Run a night now: refresh, fine-tune, evaluate, promote or hold."""
     from nightgate.database.transactions import prepare
     from nightgate.home import open_home
     from nightgate.pipeline_files import load_pipeline, parse_settings
@@ -93,74 +91,104 @@ def run(
 
     configuration = load_pipeline(pipeline, parse_settings(settings or ()))
     schedule = configuration.schedule
-    chosen = tonight(schedule) if night is None else chosen_night(schedule, date_of(night))
+    chosen = [chosen_night(schedule, day) for day in dict.fromkeys(map(date_of, nights or ()))] or [tonight(schedule)]
     prepare(open_home())
-    status = None if force or dry_run else _tell_ended(configuration, chosen)
-    if status is None:
-        # A plain SIGTERM would end us without settling the run's row: treat it like Ctrl-C.
+    ended = {} if force or dry_run else {night: _ended_before(configuration, night) for night in chosen}
+    statuses = [status for status in ended.values() if status]
+    if left := [night for night in chosen if not ended.get(night)]:
+        # SIGTERM as Ctrl-C: its default would end the process without recording it in the run's row.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        status = (_run_bare if no_prefect else _run_in_prefect)(configuration, chosen, force, dry_run)
-    if status in {"failed", "cancelled"}:
+        statuses += (_run_bare if no_prefect else _run_in_prefect)(configuration, left, force, dry_run)
+    if not BROKEN.isdisjoint(statuses):
         raise typer.Exit(1)
-    if status == "held" and fail_on_held:
+    if fail_on_held and "held" in statuses:
         raise typer.Exit(3)
 
 
-def _tell_ended(configuration: Pipeline, chosen: Night) -> str | None:
-    """The status of a night that has ended before, told with all there is; None when there is work to do."""
+def _ended_before(configuration: Pipeline, night: Night) -> str | None:
+    """Print the result of a night that has ended and return its status; None if there is work to do."""
     from nightgate.database import queries
-    from nightgate.home import open_home
     from nightgate.runs.claim import ENDED
 
-    nights = queries.history(configuration.name, since=chosen.date)
-    found = nights[(nights["night"] == chosen.date) & nights["status"].isin(ENDED) & ~nights["dry_run"]]
+    nights = queries.history(configuration.name, since=night.date)
+    found = nights[(nights["night"] == night.date) & nights["status"].isin(ENDED) & ~nights["dry_run"]]
     if found.empty:
         return None
-    from nightgate.reports import terminal_summary
-
     run_id, status = str(found["run_id"].iloc[0]), str(found["status"].iloc[0])
-    typer.echo(terminal_summary.as_text(open_home(), run_id))
+    _print_summary(run_id)
     if status == "waiting":
-        told = f"This night waits for an approval, in run {run_id}; nothing was done."
+        typer.echo(f"This night waits for an approval, in run {run_id}; nothing was done.", err=True)
     else:
-        told = f"This night had ended before, in run {run_id}; nothing was done. --force opens a new run."
-    typer.echo(told, err=True)
+        hint = "nothing was done. --force opens a new run."
+        typer.echo(f"This night had ended before, in run {run_id}; {hint}", err=True)
     return status
 
 
-def _run_bare(configuration: Pipeline, chosen: Night, force: bool, dry_run: bool) -> str:
-    from nightgate import logs
-    from nightgate.night.steps import run_night
-
-    logs.to_stderr()
-    finished = run_night(configuration, chosen, force=force, dry_run=dry_run)
-    from nightgate.reports import terminal_summary
-
-    typer.echo(terminal_summary.as_text(finished.home, finished.run_id))
-    return finished.status
-
-
-def _run_in_prefect(configuration: Pipeline, chosen: Night, force: bool, dry_run: bool) -> str:
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    from flows.nightly import nightly_by_hand
-    from flows.server_connection import prefect_server
+def _print_summary(run_id: str) -> None:
     from nightgate.home import open_home
     from nightgate.reports import terminal_summary
 
-    with prefect_server(say=lambda told: typer.echo(told, err=True)):
-        state = nightly_by_hand(configuration, chosen, force, dry_run, return_state=True)
-    if state.is_completed():
+    typer.echo(terminal_summary.as_text(open_home(), run_id))
+
+
+def _run_bare(configuration: Pipeline, nights: list[Night], force: bool, dry_run: bool) -> list[str]:
+    from nightgate import logs
+    from nightgate.night.night import run_night
+
+    def run_one(night: Night) -> str:
+        finished = run_night(configuration, night, force=force, dry_run=dry_run)
+        _print_summary(finished.run_id)
+        return finished.status
+
+    logs.to_stderr()
+    return _until_broken(run_one, nights)
+
+
+def _run_in_prefect(configuration: Pipeline, nights: list[Night], force: bool, dry_run: bool) -> list[str]:
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from flows.nightly import nightly_from_file
+    from flows.server_connection import prefect_server
+    from nightgate import logs
+    from nightgate.reports import terminal_summary
+
+    def run_one(night: Night) -> str:
+        state = nightly_from_file(configuration, night, force, dry_run, return_state=True)
+        if not state.is_completed():
+            typer.echo(f"error: {state.message}", err=True)
+            return "cancelled" if state.is_cancelled() else "failed"
         status, run_id = terminal_summary.run_of_flow_message(state.message or "")
-        typer.echo(terminal_summary.as_text(open_home(), run_id))
+        _print_summary(run_id)
         return status
-    typer.echo(f"error: {state.message}", err=True)
-    return "cancelled" if state.is_cancelled() else "failed"
+
+    for handler in logs.all_handlers():
+        if isinstance(handler, logging.StreamHandler):
+            handler.addFilter(_is_no_state)
+    with prefect_server(say=lambda which: typer.echo(which, err=True)):
+        return _until_broken(run_one, nights)
+
+
+def _is_no_state(record: logging.LogRecord) -> bool:
+    """False for Prefect's lines about states on a terminal: the summary, or the error, states the result once."""
+    return not record.getMessage().startswith(("Beginning flow run", "Finished in state"))
+
+
+def _until_broken(run_one: Callable[[Night], str], nights: list[Night]) -> list[str]:
+    """Run nights in order and return their statuses, up to the first that failed or was cancelled."""
+    statuses = []
+    for night in nights:
+        statuses.append(run_one(night))
+        if statuses[-1] in BROKEN:
+            break
+    return statuses
 
 
 def serve(
-    pipelines: Annotated[list[str] | None, typer.Argument(metavar="[PIPELINE ...]", help="Default: `sample`.")] = None,
+    pipelines: Annotated[list[str] | None, typer.Argument(metavar="PIPELINE", help="Default: `sample`.")] = None,
 ) -> None:
-    """Serve pipelines on their schedules, with a local Prefect server and its UI if none runs."""
+    """Serve pipelines on their schedules, with Prefect's UI.
+
+    A local Prefect server is started if none runs.
+    """
     os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", "2")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from nightgate.database.transactions import prepare
@@ -169,33 +197,37 @@ def serve(
 
     paths = [find_pipeline(reference).resolve() for reference in pipelines or ["sample"]]
     loaded = [load_pipeline(path) for path in paths]
-    # A run is started by name, in a process of its own: this is where it looks names up first.
+    # Runs are started by name in their own processes, which look names up here first.
     os.environ["NIGHTGATE_PIPELINES"] = os.pathsep.join(str(path) for path in paths)
     prepare(open_home())
     from deployments.serve import serve_pipelines
 
-    def tell(url: str) -> None:
+    def announce(url: str) -> None:
         names = ", ".join(f"{one.name} ({one.schedule.cron} {one.schedule.timezone})" for one in loaded)
         typer.echo(
             f"UI at {url}\nserving {names}\n"
             f"Start a night: Deployments > {loaded[0].name} > Run > Custom run. Ctrl-C ends."
         )
 
-    serve_pipelines(loaded, tell)
+    serve_pipelines(loaded, announce)
 
 
 def deploy(
     pipelines: Annotated[
-        list[str] | None, typer.Argument(metavar="[PIPELINE ...]", help="Names. Default: all of this place.")
+        list[str] | None, typer.Argument(metavar="PIPELINE", help="Names. Default: all that are found here.")
     ] = None,
-    pool: Annotated[str, typer.Option(metavar="NAME", help="Work pool; one of processes is made if missing.")] = "",
+    pool: Annotated[str, typer.Option(metavar="NAME", help="Work pool; created for processes if missing.")] = "",
     prune: Annotated[bool, typer.Option("--prune", help="Remove deployments of pipelines that are gone.")] = False,
     work_dir: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where runs work. Default: here, for a pool of processes.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Working folder of runs. Default of process pools: this."),
     ] = None,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Register pipelines at a Prefect server, for the workers of a work pool; repeat it at any time."""
+    """Register pipelines at a Prefect server, for a work pool.
+
+    It may be repeated at any time.
+    """
     os.environ.setdefault("DO_NOT_TRACK", "1")
     import pandas as pd
 
@@ -209,7 +241,7 @@ def deploy(
 
 
 def doctor(output: OutputFormat = Format.table) -> None:
-    """Check this place and all that its nights need; say how to mend what is wrong."""
+    """Check this machine, database, server and pipelines."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     import pandas as pd
 
@@ -218,31 +250,30 @@ def doctor(output: OutputFormat = Format.table) -> None:
     findings = examine(_server_check())
     show(pd.DataFrame([vars(finding) for finding in findings]), output)
     counts = {status: sum(finding.status == status for finding in findings) for status in ("problem", "warning")}
-    told = (f"{count} {status}{'' if count == 1 else 's'}" for status, count in counts.items())
-    typer.echo(", ".join(told), err=True)
+    typer.echo(", ".join(f"{count} {status}{'' if count == 1 else 's'}" for status, count in counts.items()), err=True)
     if counts["problem"]:
         raise typer.Exit(1)
 
 
 def _server_check() -> Callable[[], Seen]:
-    """What asks the Prefect server. Imported first: a Prefect that cannot be is among what a doctor finds."""
+    """The check of the Prefect server; if Prefect cannot be imported, that is its finding."""
     try:
         from flows.server_checks import examine
-    except Exception as error:  # noqa: BLE001 - a wrong version fails in any way
-        told = f"Prefect cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
-        return lambda: _nothing_but(told)
+    except Exception as error:  # noqa: BLE001 - a wrong version can fail in any way
+        problem = f"Prefect cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
+        return lambda: _cannot_import(problem)
     return examine
 
 
-def _nothing_but(told: str) -> Seen:
+def _cannot_import(problem: str) -> Seen:
     from nightgate.operations.findings import Finding, Seen
 
-    return Seen([Finding("problem", "prefect server", told, "install with the versions of constraints.txt")])
+    return Seen([Finding("problem", "prefect server", problem, "install with the versions of constraints.txt")])
 
 
 @database_app.command("upgrade")
 def upgrade_database() -> None:
-    """Create the metrics database or bring it to this version's revision."""
+    """Create the metrics database, or migrate it to this version."""
     from nightgate.database.connection import database_url, safe_url
     from nightgate.database.transactions import upgrade
     from nightgate.home import open_home
@@ -262,9 +293,9 @@ def _top(
         raise typer.Exit
     from nightgate.settings import unknown_settings
 
-    # `doctor` has a line for each.
-    for told in unknown_settings() if ctx.invoked_subcommand != "doctor" else ():
-        typer.echo(f"warning: {told}", err=True)
+    # `doctor` lists them itself.
+    for problem in unknown_settings() if ctx.invoked_subcommand != "doctor" else ():
+        typer.echo(f"warning: {problem}", err=True)
 
 
 COMMANDS = (

@@ -1,4 +1,4 @@
-"""The commands that decide: who reigns, and what becomes of a candidate that waits for a person."""
+"""Commands that decide: promote, rollback, freeze, unfreeze, approve, reject and reconcile."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def promote(
     version: VersionName,
     reason: Reason,
     anchor: Annotated[
-        bool, typer.Option("--anchor", help="No candidate may fall behind it from now on: it is the anchor too.")
+        bool, typer.Option("--anchor", help="Make it the anchor too: no candidate may fall behind it.")
     ] = False,
     despite_quarantine: Annotated[
-        bool, typer.Option("--despite-quarantine", help="Release a version that a rollback took down.")
+        bool, typer.Option("--despite-quarantine", help="Release a version that a rollback quarantined.")
     ] = False,
 ) -> None:
-    """Make a version the champion by hand."""
+    """Make a version the champion, whatever the gate decided."""
     from nightgate.registry import champions
 
-    _say(
-        lambda db, home: champions.promote_by_hand(
+    _change(
+        lambda db, home: champions.promote_manually(
             db,
             home,
             name_of(pipeline),
@@ -45,38 +45,41 @@ def promote(
 
 
 def rollback(pipeline: PipelineName, reason: Reason) -> None:
-    """Bring back the champion before the current one, quarantine that one, and freeze."""
+    """Restore the previous champion, quarantine this one, freeze."""
     from nightgate.registry import champions
 
-    _say(lambda db, home: champions.rollback(db, home, name_of(pipeline), reason=reason, by=person()))
+    _change(lambda db, home: champions.rollback(db, home, name_of(pipeline), reason=reason, by=person()))
 
 
 def freeze(pipeline: PipelineName, reason: Reason) -> None:
-    """Keep runs from promoting themselves: nights go on and are held."""
+    """Stop automatic promotion: candidates of later nights are held."""
     from nightgate.registry import champions
 
-    _say(lambda db, _: champions.freeze(db, name_of(pipeline), reason=reason, by=person()))
+    _change(lambda db, _: champions.freeze(db, name_of(pipeline), reason=reason, by=person()))
 
 
 def unfreeze(pipeline: PipelineName, reason: Reason) -> None:
-    """Let runs promote themselves again, after `freeze` or `rollback`."""
+    """Resume automatic promotion after `freeze` or `rollback`."""
     from nightgate.registry import champions
 
-    _say(lambda db, _: champions.unfreeze(db, name_of(pipeline), reason=reason, by=person()))
+    _change(lambda db, _: champions.unfreeze(db, name_of(pipeline), reason=reason, by=person()))
 
 
 def approve(pipeline: PipelineName, reason: Reason, run_id: RunId = None) -> None:
-    """Promote the candidate that waits for an approval."""
+    """Promote the candidate that waits for approval."""
     _decide(pipeline, run_id, reason, approved=True)
 
 
 def reject(pipeline: PipelineName, reason: Reason, run_id: RunId = None) -> None:
-    """Hold the candidate that waits for an approval."""
+    """Hold the candidate that waits for approval."""
     _decide(pipeline, run_id, reason, approved=False)
 
 
 def reconcile() -> None:
-    """Settle what died, waits too long or never started, in the database and on the Prefect server."""
+    """Finish what dead or missed runs left, in database and Prefect.
+
+    Fail runs of dead processes, expire approvals, record missed nights and publish pending events.
+    """
     from nightgate.home import existing_home
 
     existing_home()
@@ -87,21 +90,22 @@ def reconcile() -> None:
     with usual_server() as silence:
         done = reconcile_now()
     for one in done.ended:
-        typer.echo(_told(one))
+        typer.echo(_described(one))
     if not done.ended and not done.failed:
-        typer.echo("nothing to settle")
+        typer.echo("nothing to reconcile")
     if silence:
-        typer.echo(f"{silence}: only the database was put right", err=True)
+        typer.echo(f"{silence}: only the database was reconciled", err=True)
     done.check()
 
 
-def _say(what: Callable[[Database, Home], str]) -> None:
+def _change(change: Callable[[Database, Home], str]) -> None:
+    """Apply a change to the registry and print its description."""
     from nightgate.database.transactions import Database
     from nightgate.home import existing_home
 
     home = existing_home()
     with Database.open(home) as db:
-        typer.echo(what(db, home))
+        typer.echo(change(db, home))
 
 
 def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -> None:
@@ -114,16 +118,16 @@ def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -
         waiting = approvals.find(db, name_of(pipeline), run_id)
         decide = approvals.approve if approved else approvals.reject
         ended = decide(db, waiting.run_id, by=person(), reason=reason)
-    typer.echo(_told(ended))
+    typer.echo(_described(ended))
     if ended.prefect_flow_run_id:
-        # It is suspended: without a word it would stay so.
+        # The flow run is suspended until it is resumed or ended.
         os.environ.setdefault("DO_NOT_TRACK", "1")
         from flows.reconcile import end_flow_runs
         from flows.server_checks import usual_server
 
         with usual_server():
-            if unsaid := end_flow_runs([ended]):
-                typer.echo(unsaid, err=True)
+            if problem := end_flow_runs([ended]):
+                typer.echo(problem, err=True)
     from nightgate.reports import report
 
     report.publish_if_possible(home, ended.run_id)
@@ -131,5 +135,5 @@ def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -
         raise typer.Exit(1)
 
 
-def _told(ended: Ended) -> str:
+def _described(ended: Ended) -> str:
     return f"{ended.pipeline}, night {ended.night}: {ended.status}: {ended.reason}"

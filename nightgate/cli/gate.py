@@ -1,4 +1,4 @@
-"""The commands that look at versions and at the gate itself: compare, push, export, `gate replay`, `gate power`."""
+"""Commands about versions and the gate itself: compare, push, export, gate replay and gate power."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from nightgate.home import Home
     from nightgate.reports.pictures import Picture
 
-gate_app = typer.Typer(
-    help="The gate on past nights: other policies, and what the test rows can see.", no_args_is_help=True
-)
+gate_app = typer.Typer(help="Other policies on past nights; what the test rows can detect.", no_args_is_help=True)
 
 
 class ExportFormat(StrEnum):
@@ -31,11 +29,14 @@ def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="A version: a number, `champion` or `previous`.")],
     second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
     rescore: Annotated[
-        bool, typer.Option("--rescore", help="Score both now on the newest test rows; stored nowhere.")
+        bool, typer.Option("--rescore", help="Score both now on the newest test rows, without storing it.")
     ] = False,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Compare two versions: on the same rows, by class, and in data, configuration, code and environment."""
+    """Compare two versions on the same test rows.
+
+    By class and slice, and in data, configuration, code and environment.
+    """
     from nightgate.analysis import comparison
     from nightgate.database.transactions import Database
     from nightgate.home import existing_home
@@ -54,14 +55,17 @@ def compare(
 def push(
     pipeline: PipelineName,
     version: VersionName,
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub; made if missing.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be sent, send nothing.")] = False,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub; created if missing.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, upload nothing.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     branch: Annotated[
-        str | None, typer.Option("--revision", metavar="BRANCH", help="Branch to send to; made if missing.")
+        str | None, typer.Option("--revision", metavar="BRANCH", help="Branch to upload to; created if missing.")
     ] = None,
 ) -> None:
-    """Send a version to the Hugging Face Hub: model, card and lineage. The token comes from HF_TOKEN or a login."""
+    """Upload a version to the Hugging Face Hub.
+
+    Model, card and lineage. The token comes from HF_TOKEN or a login.
+    """
     import tempfile
 
     from humanize import naturalsize
@@ -74,14 +78,14 @@ def push(
     home, name = existing_home(), name_of(pipeline)
     with Database.open(home) as db:
         row = registry.resolve_version(db, name, version)
-        revision, verdict = hub_push.told_of(db, row)
+        revision, verdict = hub_push.recorded_facts(db, row)
     with tempfile.TemporaryDirectory(prefix="nightgate-push-") as folder:
         target = Path(folder)
         files = hub_push.lay_out(row.folder(home), target, repo, home=home.root, revision=revision, verdict=verdict)
         for file in files:
             typer.echo(f"{file.relative_to(target)}  {naturalsize(file.stat().st_size)}")
         if dry_run:
-            typer.echo(f"dry run: version {row.version} was not sent to {repo}", err=True)
+            typer.echo(f"dry run: version {row.version} was not uploaded to {repo}", err=True)
             return
         url = hub_push.push(target, repo, message=f"{name} version {row.version}", private=private, branch=branch)
     typer.echo(f"version {row.version} of {name} is at {url}")
@@ -91,10 +95,13 @@ def export(
     pipeline: PipelineName,
     version: VersionName,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that does not exist yet.")],
-    kind: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.onnx,
+    kind: Annotated[ExportFormat, typer.Option("--format", help="Format to write.")] = ExportFormat.onnx,
 ) -> None:
-    """Write a version in another format, checked against the original on its own test rows."""
-    del kind  # There is one.
+    """Write a version as ONNX, checked against the original.
+
+    On its own test rows.
+    """
+    del kind  # ONNX is the only one.
     from nightgate.database.transactions import Database
     from nightgate.home import existing_home
     from nightgate.registry import champions as registry
@@ -111,24 +118,18 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="gate.x=value", help="Another policy: any field of [gate].")
 ]
 REPLAY_COLUMNS = (
-    "night",
-    "status",
-    "verdict",
-    "replayed",
-    "flips",
-    "candidate_f1",
-    "champion_version",
-    "champion_f1",
-    "chain_verdict",
-    "chain_version",
-    "chain_f1",
-    "reason",
+    *("night", "verdict", "replayed", "flips", "chain_verdict", "run_id", "status", "candidate_f1", "champion_f1"),
+    *("reason", "champion_version", "chain_version", "chain_f1"),
 )
+"""By importance: a table shows those that fit."""
 
 
 @gate_app.command("power")
 def power(pipeline: PipelineName, settings: Settings = None, output: OutputFormat = Format.table) -> None:
-    """Show which gains test rows can see, by their number: as the newest night that met a champion has it."""
+    """Show which gain is detectable with how many test rows.
+
+    From the newest night that was compared with a champion.
+    """
     import pandas as pd
 
     from nightgate.analysis.power import newest_power
@@ -148,7 +149,7 @@ def power(pipeline: PipelineName, settings: Settings = None, output: OutputForma
         "night": [found.night if size == found.rows else None for size in sizes],
     }
     show(pd.DataFrame(rows), output)
-    typer.echo(found.told(), err=True)
+    typer.echo(found.describe(), err=True)
     _save(home, name, power_curve(found))
 
 
@@ -157,12 +158,15 @@ def replay(
     pipeline: PipelineName,
     settings: Settings = None,
     rescore: Annotated[
-        bool, typer.Option("--rescore", help="Score versions on nights whose rows they never met; stored nowhere.")
+        bool, typer.Option("--rescore", help="Score versions on nights that lack their scores, without storing it.")
     ] = False,
     since: Annotated[str | None, typer.Option(metavar="DATE", help="Nights from this date on.")] = None,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Decide past nights again by their own evidence under another policy, and follow the champions it would make."""
+    """Decide past nights again under another policy.
+
+    From their stored evidence; and follow the champions that it would promote.
+    """
     from nightgate.analysis import rescoring
     from nightgate.analysis.replay import as_frame, summary
     from nightgate.analysis.replay import replay as replayed
@@ -181,13 +185,13 @@ def replay(
     show(
         frame,
         output,
-        nothing_yet(f"no night of {name} was judged{f' since {since}' if since else ''}", name),
+        nothing_yet(f"no night of {name} reached the gate{f' since {since}' if since else ''}", name),
         columns=REPLAY_COLUMNS,
         before="break_before",
     )
     if nights:
         typer.echo(summary(nights, rescored=rescore), err=True)
-        told = ", ".join(settings or ()) or "the same policy"
+        policy = ", ".join(settings or ()) or "the same policy"
         points = [
             ChampionAt(
                 night=one.night,
@@ -199,11 +203,11 @@ def replay(
             )
             for one, breaks in zip(nights, frame["break_before"].notna(), strict=True)
         ]
-        _save(home, name, champions(points, told))
+        _save(home, name, champions(points, policy))
 
 
 def _save(home: Home, pipeline: str, picture: Picture) -> None:
-    """home/reports/<pipeline>/<name>.svg"""
+    """Write a picture to `reports/<pipeline>/<name>.svg` in the home."""
     from nightgate.durable_files import write_whole
 
     path = home.root / "reports" / pipeline / f"{picture.name}.svg"

@@ -1,4 +1,4 @@
-"""What the commands of `nightgate` share: arguments and options, printing, and words of users as values."""
+"""Arguments and options that commands share, and what parses and prints them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of a pipeline or path of a TOML file.")]
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A number, `champion` or `previous`.")]
-OutputFormat = Annotated[Format, typer.Option("--format", help="How to print.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; it is stored with who and when.")]
-RunId = Annotated[str | None, typer.Option("--run", metavar="ID", help="Which run; default: the only one that waits.")]
+OutputFormat = Annotated[Format, typer.Option("--format", help="Output format.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; stored with user and time.")]
+RunId = Annotated[str | None, typer.Option("--run", metavar="ID", help="Run id. Default: the only run that waits.")]
 
 
 def show(
@@ -31,7 +31,7 @@ def show(
     vertical: bool = False,
     before: str = "",
 ) -> None:
-    """Print a frame to stdout as `formatted` has it; say `when_empty` on stderr where a table would have no rows."""
+    """Print a frame to stdout in a format, or `when_empty` to stderr in place of a table without rows."""
     text = formatted(frame, output, columns=columns, vertical=vertical, before=before)
     if text:
         typer.echo(text)
@@ -39,13 +39,13 @@ def show(
         typer.echo(when_empty, err=True)
 
 
-def nothing_yet(told: str, pipeline: str) -> str:
-    """What a table without rows says instead, and what to do; the pipeline may be one that nobody knows."""
-    return f"{told}\n  next: run a night with `nightgate run {pipeline}`, or name another that `nightgate status` knows"
+def nothing_yet(message: str, pipeline: str) -> str:
+    """The message in place of a table without rows, with the next step; the pipeline need not exist."""
+    return f"{message}\n  next: run a night with `nightgate run {pipeline}`, or name one of `nightgate status`"
 
 
 def name_of(pipeline: str) -> str:
-    """The pipeline's name in the database: of its file if there is one, else as given (its file may be gone)."""
+    """The pipeline's name in the database: from its file if there is one, else as given."""
     from nightgate.pipeline_files import load_pipeline, pipeline_files
 
     if pipeline in pipeline_files() or pipeline.endswith(".toml"):
@@ -63,7 +63,7 @@ def date_of(text: str) -> date:
 
 
 def moment_of(text: str) -> datetime:
-    """A time as a user writes it, in UTC; taken as UTC where it carries no timezone."""
+    """Parse a time and convert it to UTC; without an offset it is UTC."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
@@ -74,12 +74,12 @@ def moment_of(text: str) -> datetime:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except OverflowError as error:
         raise ConfigurationError(
-            f"{text!r} lies outside the years 1 to 9999 in UTC", next_step="write a time that lies between them"
+            f"{text!r} is outside the years 1 to 9999 in UTC", next_step="write a time within them"
         ) from error
 
 
 def person() -> str:
-    """Who gives this command: the name that stands behind a decision."""
+    """The user of this command, for the audit trail."""
     import getpass
 
     try:

@@ -1,4 +1,4 @@
-"""The commands that read: the fleet, nights, champions, versions, and the champion at work on texts."""
+"""Commands that read: status, history, champion, versions and predict."""
 
 from __future__ import annotations
 
@@ -15,41 +15,31 @@ from nightgate.errors import ConfigurationError
 if TYPE_CHECKING:
     import pandas as pd
 
+# By importance: a table shows those that fit. JSON and CSV have every column of the view.
 NIGHT_COLUMNS = (
-    "night",
-    "status",
-    "rows_new",
-    "best_epoch",
-    "test_rows",
-    "test_f1",
-    "f1_ci_low",
-    "f1_ci_high",
-    "champion_version",
-    "champion_f1",
-    "f1_delta",
-    "champion_fresh_f1",
-    "champion_fresh_rows",
-    "model_version",
-    "duration_seconds",
-    "reason",
+    *("night", "status", "run_id", "test_f1", "f1_delta", "model_version", "reason"),
+    *("champion_version", "champion_f1", "f1_ci_low", "f1_ci_high", "test_rows", "best_epoch", "rows_new"),
+    *("duration_seconds", "champion_fresh_f1", "champion_fresh_rows"),
+)
+EPOCH_COLUMNS = (
+    *("night", "epoch", "step", "training_loss", "validation_loss", "f1", "accuracy", "precision", "recall"),
+    *("attempt", "learning_rate", "examples_per_second", "nonfinite", "recorded_at"),
+)
+SLICE_COLUMNS = (
+    *("slice_name", "slice_value", "split", "support", "f1", "accuracy", "precision", "recall"),
+    *("night", "epoch", "attempt"),
 )
 VERSION_COLUMNS = (
-    "version",
-    "status",
-    "night",
-    "test_f1",
-    "f1_ci_low",
-    "f1_ci_high",
-    "test_rows",
-    "test_version",
-    "run_id",
-    "path",
+    *("version", "status", "night", "test_f1", "test_rows", "run_id"),
+    *("f1_ci_low", "f1_ci_high", "test_version", "path"),
 )
-"""What a table shows; JSON and CSV hold every column of the view."""
 
 
 def status(output: OutputFormat = Format.table) -> None:
-    """Show what runs, what waits, how the last nights ended, and when the next ones begin. Times are UTC."""
+    """Show running, waiting, last and next nights of all pipelines.
+
+    Times are UTC.
+    """
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from nightgate.home import home_for_reading
 
@@ -75,7 +65,7 @@ def history(
     since: Annotated[str | None, typer.Option(metavar="DATE", help="Nights from this date on.")] = None,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Show the nights of a pipeline, or the epochs or slices of one run."""
+    """Show the nights of a pipeline, or one run's epochs or slices."""
     from nightgate.database import queries
 
     name = name_of(pipeline)
@@ -83,31 +73,32 @@ def history(
     if epochs and not slices and output is Format.table and not frame.empty:
         typer.echo(queries.published_table(frame))
     else:
-        nothing = nothing_yet(f"the database holds nothing of that for {name}", name)
+        nothing = nothing_yet(f"the database has nothing like that of {name}", name)
         if epochs or slices or run_id:
-            show(frame, output, (frame.empty and queries.why_no_epochs(name, run_id)) or nothing)
+            nothing = (frame.empty and queries.why_no_epochs(name, run_id)) or nothing
+            show(frame, output, nothing, columns=SLICE_COLUMNS if slices else EPOCH_COLUMNS)
         else:
             show(frame, output, nothing, columns=NIGHT_COLUMNS, before="break_before")
 
 
 def champion(
     pipeline: PipelineName,
-    at: Annotated[str | None, typer.Option(metavar="TIME", help="Who reigned then; UTC unless it says so.")] = None,
+    at: Annotated[str | None, typer.Option(metavar="TIME", help="The champion at that time, UTC by default.")] = None,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Show the version that reigns, or reigned at a time: metrics, path, lineage."""
+    """Show the champion, now or at a time: metrics, path, lineage."""
     from nightgate.database import queries
 
     name = name_of(pipeline)
     frame = queries.champion(name, moment_of(at) if at else None)
     nothing = nothing_yet(f"{name} has no champion yet", name)
     if at:
-        nothing = f"{name} has no champion at {at}\n  next: see `nightgate versions {name}`, or leave --at out"
+        nothing = f"{name} has no champion at {at}\n  next: see `nightgate versions {name}`, or omit --at"
     show(_absolute(frame), output, nothing, vertical=True)
 
 
 def versions(pipeline: PipelineName, output: OutputFormat = Format.table) -> None:
-    """List every version: each completed candidate, held ones too."""
+    """List every version, including those that were held."""
     from nightgate.database import queries
 
     name = name_of(pipeline)
@@ -117,10 +108,10 @@ def versions(pipeline: PipelineName, output: OutputFormat = Format.table) -> Non
 
 def predict(
     pipeline: PipelineName,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Else one a line from stdin.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Default: one per line from stdin.")] = None,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Classify texts with the champion, from arguments or standard input."""
+    """Classify texts with the champion."""
     import pandas as pd
 
     from nightgate.registry.champions import load_champion
@@ -128,7 +119,7 @@ def predict(
     given = texts or _lines_of_stdin()
     if not given:
         raise ConfigurationError(
-            "there is no text to classify", next_step="give texts as arguments or one a line on standard input"
+            "there is no text to classify", next_step="give texts as arguments, or one per line on standard input"
         )
     predictions = load_champion(name_of(pipeline)).predict(given)
     rows = [
@@ -139,9 +130,7 @@ def predict(
 
 
 def _absolute(frame: pd.DataFrame) -> pd.DataFrame:
-    """Paths as they are on this machine, '' where retention removed the files; the database stores them relative to the
-    home.
-    """
+    """Replace paths relative to the home by absolute ones, or '' where retention removed the files."""
     from nightgate.home import home_for_reading
 
     home = home_for_reading()
@@ -157,6 +146,6 @@ def _lines_of_stdin() -> list[str]:
     except UnicodeDecodeError as error:
         raise ConfigurationError(
             f"standard input is not UTF-8 text: {error}",
-            next_step="convert it, such as with `iconv -f cp1252 -t utf-8`",
+            next_step="convert it, for example with `iconv -f cp1252 -t utf-8`",
         ) from error
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]

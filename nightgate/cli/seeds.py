@@ -1,4 +1,4 @@
-"""The command that measures what the seed alone moves."""
+"""The command `nightgate seeds`: train with several seeds and store the spread of their scores."""
 
 from __future__ import annotations
 
@@ -23,22 +23,25 @@ COLUMNS = ("seed", "best_epoch", "validation_f1", "test_f1", "test_accuracy", "d
 
 def seeds(
     pipeline: PipelineName,
-    num_seeds: Annotated[int, typer.Option("-n", "--num-seeds", min=1, max=1000, help="How many.")] = 5,
+    num_seeds: Annotated[int, typer.Option("-n", "--num-seeds", min=1, max=1000, help="Number of seeds.")] = 5,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="a.b=value", help="Any field of the file, for this study only.")
     ] = None,
     night: Annotated[
-        str | None, typer.Option(metavar="DATE", help="The night whose snapshot is trained on; default: the newest.")
+        str | None, typer.Option(metavar="DATE", help="Train on the snapshot of this night. Default: the newest.")
     ] = None,
     address: Annotated[
-        str, typer.Option(metavar="tcp://...", help="A Dask scheduler whose workers share the home; default: one here.")
+        str,
+        typer.Option(metavar="tcp://...", help="Dask scheduler whose workers share the home. Default: a local one."),
     ] = "",
-    workers: Annotated[int, typer.Option(min=0, help="Seeds at a time here; 0: one for each GPU, or core.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Local seeds at a time; 0: one per GPU, or per core.")] = 0,
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="One after the other, without Dask.")] = False,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Train the newest snapshot with several seeds and store what the seed alone moves. Best when the machine is free:
-    seeds wait for no slot."""
+    """Train one snapshot with several seeds and store the spread.
+
+    Seeds do not wait for a slot: start it while no night runs.
+    """
     from nightgate.analysis import seed_study
     from nightgate.database.transactions import Database, prepare
     from nightgate.home import open_home
@@ -56,11 +59,11 @@ def seeds(
         if study.missing:
             _train(db, study, address, workers, no_prefect)
         else:
-            typer.echo(f"every seed of study {study.study_id} has its score: nothing was trained", err=True)
+            typer.echo(f"every seed of study {study.study_id} has a score already: nothing was trained", err=True)
         row = seed_study.finish_study(db, study.study_id)
         found = seed_study.read_study(db, study.study_id)
     show(found, output, columns=COLUMNS)
-    # Programs read the rows alone.
+    # On stdout JSON and CSV are followed by nothing else.
     for line in _summary(row, configuration.gate):
         typer.echo(line, err=output is not Format.table)
     if found.loc[found["seed"].isin(study.seeds), "test_f1"].isna().any():
@@ -69,7 +72,7 @@ def seeds(
 
 def _train(db: Database, study: Study, address: str, workers: int, no_prefect: bool) -> None:
     typer.echo(f"study {study.study_id} on snapshot {study.snapshot_id}, {study} to train", err=True)
-    # A plain SIGTERM would leave the processes that train to find out by themselves.
+    # SIGTERM as Ctrl-C: its default would not stop the training processes.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if no_prefect:
         from nightgate import logs
@@ -88,7 +91,7 @@ def _train_on_dask(study: Study, address: str, workers: int) -> None:
 
     with (
         dask(len(study.missing), address=address, workers=workers) as runner,
-        prefect_server(say=lambda told: typer.echo(told, err=True)),
+        prefect_server(say=lambda which: typer.echo(which, err=True)),
     ):
         state = run_study(study, runner)
     if not state.is_completed():
@@ -96,14 +99,14 @@ def _train_on_dask(study: Study, address: str, workers: int) -> None:
 
 
 def _summary(study: SeedStudy, gate: Gate) -> list[str]:
-    from nightgate.analysis.seed_study import LEAST_SEEDS, told_margin
+    from nightgate.analysis.seed_study import LEAST_SEEDS, describe_margin
 
     if study.f1_mean is None:
-        return ["no seed came to a score"]
-    told = [f"mean F1 {study.f1_mean:.4f} of {study.num_seeds} seeds on the test rows ({study.average})"]
+        return ["no seed has a score"]
+    lines = [f"mean F1 {study.f1_mean:.4f} of {study.num_seeds} seeds on the test rows ({study.average})"]
     if study.f1_spread is None:
-        return [*told, "the spread needs two seeds at least"]
-    told.append(f"spread {study.f1_spread:.4f} (standard deviation): {told_margin(gate, study.f1_spread)}")
+        return [*lines, "the spread needs at least two seeds"]
+    lines.append(f"spread {study.f1_spread:.4f} (standard deviation): {describe_margin(gate, study.f1_spread)}")
     if study.num_seeds < LEAST_SEEDS:
-        told.append(f"the gate takes a spread of {LEAST_SEEDS} seeds or more")
-    return told
+        lines.append(f"the gate uses a spread of {LEAST_SEEDS} seeds or more")
+    return lines

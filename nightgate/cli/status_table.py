@@ -1,4 +1,4 @@
-"""The table that `nightgate status` prints, from the rows of `nightgate.operations.status`."""
+"""The tables that `nightgate status` prints."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from nightgate.operations.status import SECTIONS
 
 
 def as_text(frame: pd.DataFrame, *, moment: datetime | None = None) -> str:
-    """The sections as tables below each other. Times are UTC."""
+    """The rows of `operations.status` as one table per section. Times are UTC."""
     moment = moment or datetime.now(UTC)
     shown = []
     for section, title in SECTIONS.items():
         rows = frame[frame["section"] == section].to_dict("records")
-        body = formatted(pd.DataFrame([_for_eyes(section, row, moment) for row in rows]), Format.table)
+        body = formatted(pd.DataFrame([_shown(section, row, moment) for row in rows]), Format.table)
         shown.append(f"{title}\n{_indented(body) if body else '  nothing'}")
     return "\n\n".join(shown)
 
 
-def _for_eyes(section: str, row: Mapping[Any, Any], moment: datetime) -> dict[str, Any]:
+def _shown(section: str, row: Mapping[Any, Any], moment: datetime) -> dict[str, Any]:
     cell = {key: None if _missing(value) else value for key, value in row.items()}
     named = {"pipeline": cell["pipeline"], "night": cell["night"]}
     if section == "running":
@@ -56,19 +56,18 @@ def _for_eyes(section: str, row: Mapping[Any, Any], moment: datetime) -> dict[st
     if section == "last_night":
         return named | {
             "status": cell["status"],
-            # As text: beside nights without a version, numbers would become 1.0.
+            # As text: beside missing versions, pandas turns 1 into 1.0.
             "version": "" if cell["model_version"] is None else str(cell["model_version"]),
             "F1": cell["test_f1"],
             "delta": _gap(cell["f1_delta"]),
             "reason": cell["reason"],
         }
-    told = f"{cell['reason']}: {cell['next_step']}" if cell["next_step"] else cell["reason"]
     return {
         "pipeline": cell["pipeline"],
         "begins": cell["until"],
         "in": _length(cell["until"] - moment) if cell["until"] is not None else "",
         "schedule": cell["schedule"],
-        "": told,
+        "": f"{cell['reason']}: {cell['next_step']}" if cell["next_step"] else cell["reason"],
     }
 
 
@@ -85,7 +84,7 @@ def _indented(text: str) -> str:
 
 
 def _length(span: timedelta) -> str:
-    """`3 h 05 min`, `4 min`, `12 s`; '' for what is over."""
+    """`3 h 05 min`, `4 min`, `12 s`; '' if it is not positive."""
     seconds = round(span.total_seconds())
     if seconds <= 0:
         return ""

@@ -1,15 +1,17 @@
-"""Frames as text: a table for eyes, JSON and CSV for programs. What the commands that read print to stdout."""
+"""Format data frames for stdout: a table for people, JSON and CSV for programs."""
 
 from __future__ import annotations
 
 import io
 import json
-import sys
+import shutil
 from collections.abc import Sequence
 from datetime import date
 from enum import StrEnum
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +24,12 @@ class Format(StrEnum):
 
 
 _MARK = "┄┄┄"
-"""Where a line of its own goes; no cell of ours begins so, and the narrowest column has room for it."""
+"""Placeholder of a line between rows; no cell begins like this, and the narrowest column has room for it."""
+GAP = 2
+PROSE = 40
+"""A column with a longer cell of several words is wrapped at blanks; all others keep their width."""
+NARROWEST = 16
+"""To which prose is wrapped where columns cannot be left out."""
 
 
 def formatted(
@@ -33,12 +40,12 @@ def formatted(
     vertical: bool = False,
     before: str = "",
 ) -> str:
-    """The frame as text without a last line break; '' for a table without rows.
+    """The frame as text without a final line break; '' for a table without rows.
 
     Args:
-        columns: what a table shows; JSON and CSV hold all columns.
-        vertical: a table lists the fields of each row below each other.
-        before: a column whose text, where a row has one, is a line of its own above that row of a table.
+        columns: what a table shows, by importance: as many as fit, prose last. JSON and CSV have all columns.
+        vertical: list the fields of each row of a table below each other.
+        before: name of a column whose text, if any, is a line of its own above that row of a table.
     """
     if output is Format.json:
         return json.dumps(_plain(frame), indent=2, ensure_ascii=False)
@@ -50,12 +57,15 @@ def formatted(
         width = max(len(str(column)) for column in frame.columns)
         rows = frame.to_dict("records")
         return "\n".join(f"{name!s:<{width}}  {_cell(value)}".rstrip() for row in rows for name, value in row.items())
-    lines = [] if not before else [None if value is None else str(value) for value in frame[before]]
-    return _table(frame[list(columns)] if columns else frame, lines)
+    lines = [None if value is None else str(value) for value in frame[before]] if before else []
+    cells = {str(name): [_cell(value) for value in frame[name]] for name in columns or frame.columns}
+    # The terminal's width; COLUMNS, or 120, in a file or a pipe.
+    width = shutil.get_terminal_size((120, 24)).columns
+    return _table(_fitting(cells, width) if columns else cells, lines, width)
 
 
 def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as JSON may hold them: no NaN, times and dates as ISO text."""
+    """The rows with JSON's types: null for NaN, times and dates in ISO format."""
     import pandas as pd
 
     def plain(value: Any) -> Any:
@@ -68,21 +78,52 @@ def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
 
 
-def _table(frame: pd.DataFrame, before: Sequence[str | None] = ()) -> str:
+def _fitting(cells: dict[str, list[str]], width: int) -> dict[str, list[str]]:
+    """The columns that fit into `width` without breaking a word, prose last."""
+    fitting = []
+    for name, column in cells.items():
+        longest_word = max(cell_len(word) for cell in (name, *column) for word in cell.split())
+        needed = max(PROSE, longest_word) if _is_prose(column) else _natural_width(name, column)
+        if needed <= width:
+            fitting.append(name)
+            width -= needed + GAP
+    return {name: cells[name] for name in sorted(fitting, key=lambda name: _is_prose(cells[name]))}
+
+
+def _is_prose(column: Sequence[str]) -> bool:
+    return any(len(cell) > PROSE and " " in cell for cell in column)
+
+
+def _natural_width(name: str, column: Sequence[str]) -> int:
+    return max(map(cell_len, (name, *column)))
+
+
+def _widths(cells: dict[str, list[str]], width: int) -> dict[str, int]:
+    """Widths of the columns: prose shares what the others leave of `width`, down to NARROWEST."""
+    widths = {name: _natural_width(name, column) for name, column in cells.items()}
+    prose = sorted((name for name, column in cells.items() if _is_prose(column)), key=widths.__getitem__)
+    spare = width - GAP * (len(cells) - 1) - sum(widths[name] for name in cells if name not in prose)
+    for position, name in enumerate(prose):
+        widths[name] = max(NARROWEST, min(widths[name], spare // (len(prose) - position)))
+        spare -= widths[name]
+    return widths
+
+
+def _table(cells: dict[str, list[str]], before: Sequence[str | None], width: int) -> str:
     from rich.console import Console
     from rich.table import Table
 
+    widths = _widths(cells, width)
     table = Table(show_edge=False, pad_edge=False, box=None)
-    for column in frame.columns:
-        table.add_column(str(column), overflow="fold")
-    for values, line in zip_longest(frame.itertuples(index=False), before):
+    for name in cells:
+        table.add_column(name, width=widths[name], overflow="fold")
+    for values, line in zip_longest(zip(*cells.values(), strict=True), before):
         if line is not None:
             table.add_row(_MARK)
-        table.add_row(*(_cell(value) for value in values))
+        table.add_row(*values)
     buffer = io.StringIO()
-    # In a file or pipe a table is as wide as it needs to be: lines are for tools there.
-    width = None if sys.stdout.isatty() else 100_000
-    Console(file=buffer, width=width, markup=False, highlight=False).print(table)
+    total = sum(widths.values()) + GAP * (len(widths) - 1)
+    Console(file=buffer, width=total, markup=False, highlight=False).print(table)
     waiting = (f"{_MARK} {line}" for line in before if line is not None)
     lines = (line.rstrip() for line in buffer.getvalue().splitlines())
     return "\n".join(next(waiting) if line == _MARK else line for line in lines)

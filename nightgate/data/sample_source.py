@@ -1,8 +1,8 @@
-"""Synthetic product reviews: the rows of `source = { kind = "sample" }`. Nobody wrote them; a seeded grammar did.
+"""Synthetic product reviews from a seeded grammar: the rows of `source = { kind = "sample" }`.
 
-They are made to be hard in the ways in which real reviews are: opinions are mixed ("the screen is superb, but the
-battery died"), some praise is sarcasm, neighbouring stars overlap, and a share of the stars is wrong. No model
-can reach an F1 of 1.0 on them. A few rows are unusable or repeated, so that quarantine has something to show.
+They are hard for the reasons that real reviews are: opinions are mixed ("the screen is superb, but the battery died"),
+some praise is sarcasm, neighbouring stars overlap, and a share of the stars is wrong. No model reaches an F1 of 1.0.
+A few rows are unusable or repeated, to exercise quarantine and deduplication.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ T = TypeVar("T")
 COLUMNS = ("review_id", "text", "stars", "created_at", "product")
 
 _STARS = (0.16, 0.13, 0.17, 0.22, 0.32)
-"""How often a reviewer means 1 to 5 stars."""
+"""Shares of reviewers who mean 1 to 5 stars."""
 _PRAISE = (0.04, 0.22, 0.52, 0.80, 0.96)
-"""How often an aspect is praised by one who means 1 to 5 stars."""
+"""Probability that an aspect is praised, for 1 to 5 stars."""
 _WRONG_BY_ONE = 0.08
 _WRONG = 0.03
 _VERDICT = 0.80
 _STRAY_VERDICT = 0.15
-"""How often a verdict is worded as a neighbouring star would word it."""
+"""Probability that a verdict has the wording of a neighbouring star."""
 _SARCASM = 0.05
 _SHORT = 0.04
 _REPEATED = 0.008
@@ -217,7 +217,7 @@ _FACTS = (
 )  # fmt: skip
 
 _NOUNS = {"headphones": "pair of headphones", "running shoes": "pair of running shoes"}
-"""What a product is called where the name itself would break the grammar."""
+"""Nouns for products whose name is a plural."""
 
 _WORDS: dict[str, tuple[str, ...]] = {
     "when": ("last week", "in the sale", "a month ago", "for Christmas", "on a whim", "after reading the reviews"),
@@ -235,10 +235,10 @@ _OPPOSED = (
 
 
 def sample_reviews(source: SampleSource, until: datetime) -> dict[str, list[Any]]:
-    """The reviews of `source.days` days before `until` (aware), as lists by column, oldest day first.
+    """The reviews of the `source.days` days before `until` (aware), as lists by column, oldest day first.
 
     `stars` is 1 to 5 (0 in a few unusable rows), `created_at` an aware datetime in UTC. The rows of a day depend on
-    the seed and the date alone, so that the next night sees the same rows and one more day.
+    the seed and the date alone: the next night has the same rows and one more day.
     """
     until = until.astimezone(UTC)
     since = until - timedelta(days=source.days)
@@ -252,7 +252,7 @@ def sample_reviews(source: SampleSource, until: datetime) -> dict[str, list[Any]
 
 
 def _day(source: SampleSource, day: date) -> list[tuple[str, str, int, datetime, str]]:
-    # Only random() is drawn from: Python promises its sequence for a seed in all versions, but not that of choice().
+    # Only random() is used: Python guarantees its sequence for a seed in all versions, but not that of choice().
     rng = random.Random(f"nightgate sample {source.seed} {day.isoformat()}")
     midnight = datetime.combine(day, time(), tzinfo=UTC)
     rows: list[tuple[str, str, int, datetime, str]] = []
@@ -261,7 +261,7 @@ def _day(source: SampleSource, day: date) -> list[tuple[str, str, int, datetime,
         created_at = midnight + timedelta(seconds=int(rng.random() * 86_400))
         product = _pick(rng, tuple(_PRODUCTS))
         meant = _weighted(rng, _STARS)
-        text, stars = _review(rng, product, meant), _given(rng, meant) + 1
+        text, stars = _review(rng, product, meant), _clicked(rng, meant) + 1
         place = rng.random()
         if place < _REPEATED and rows:
             _, text, stars, _, product = _pick(rng, rows)
@@ -271,8 +271,8 @@ def _day(source: SampleSource, day: date) -> list[tuple[str, str, int, datetime,
     return rows
 
 
-def _given(rng: random.Random, meant: int) -> int:
-    """The stars (from 0) that are clicked by one who means `meant`."""
+def _clicked(rng: random.Random, meant: int) -> int:
+    """The recorded stars (from 0) of a reviewer who means `meant`, sometimes wrong."""
     place = rng.random()
     if place < _WRONG:
         return int(rng.random() * 5)
@@ -309,14 +309,14 @@ def _opinions(
 ) -> str:
     praised = [rng.random() < _PRAISE[meant] for _ in range(2)]
     frame = _pick(rng, _AGREEING if praised[0] == praised[1] else _OPPOSED)
-    said = [_pick(rng, words[0 if good else 1]) for (_, words), good in zip((first, second), praised, strict=True)]
-    sentence = frame.format(first[0], said[0], second[0], said[1])
-    # Each sentence of a frame begins with a capital; the aspects themselves are written small.
+    words = [_pick(rng, both[0 if good else 1]) for (_, both), good in zip((first, second), praised, strict=True)]
+    sentence = frame.format(first[0], words[0], second[0], words[1])
+    # Each sentence begins with a capital; aspects are in lower case.
     return ". ".join(piece[:1].upper() + piece[1:] for piece in sentence.split(". "))
 
 
 def _as_typed(rng: random.Random, parts: Sequence[str]) -> str:
-    """The parts as people and shops leave them: mostly clean, some shouting, some careless, some with HTML in it."""
+    """The parts joined as in real reviews: mostly clean, some in capitals, some careless, some with HTML."""
     place = rng.random()
     if place < 0.03:
         return "<br />".join(parts).replace(" and ", " &amp; ")

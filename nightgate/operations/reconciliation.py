@@ -22,7 +22,7 @@ from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.registry.approvals import Ended, reject
 from nightgate.runs.claim import new_run, new_run_id
-from nightgate.runs.lifecycle import finish_run, lock_pipeline, settle_dead
+from nightgate.runs.lifecycle import fail_dead_runs, finish_run, lock_pipeline
 from nightgate.schedule import scheduled_night
 
 LONGEST_GAP = timedelta(days=60)
@@ -61,7 +61,7 @@ def settle_running(db: Database, pipeline: str | None = None) -> list[Ended]:
         lock_pipeline(session, name)
         return [
             Ended(run.run_id, run.pipeline, run.night, run.status, run.reason or "", run.prefect_flow_run_id)
-            for run in settle_dead(session, name, datetime.now(UTC))
+            for run in fail_dead_runs(session, name, datetime.now(UTC))
         ]
 
     return [ended for name in names for ended in db.write(partial(settle, name=name))]

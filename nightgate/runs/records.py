@@ -1,4 +1,4 @@
-"""What a night leaves in the database, each as one transaction that is committed at once.
+"""Record the results of a night's steps in the database, each in one transaction.
 
     record_snapshot(db, run_id, attempt, refreshed)
     record_epoch(db, run_id, attempt, report, ...)    # when the epoch is evaluated, not at the end
@@ -6,9 +6,8 @@
     record_test(db, run_id, attempt, best_epoch, ...)
     record_decision(db, run_id, attempt, decision, ...)
 
-Every one may be repeated: what is recorded already stays as it is. How a run begins is in `nightgate.runs.claim`, how
-it lives and ends in `nightgate.runs.lifecycle`; versions and champions are moved in `nightgate.registry.promotion`
-and read in `nightgate.registry.versions`.
+Idempotent: what is recorded already is not overwritten. `nightgate.runs.claim` starts runs,
+`nightgate.runs.lifecycle` ends them, and `nightgate.registry.promotion` changes versions and champions.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshed) -> None:
-    """The run's snapshot, what it counts, and the rows that it could not use."""
+    """Record the run's snapshot, its row counts and the quarantined rows."""
     snapshot = refreshed.snapshot
     manifest = snapshot.manifest
 
@@ -78,7 +77,7 @@ def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshe
 
 
 def record_quarantined(db: Database, run_id: str, attempt: int, quarantined: Sequence[Quarantined]) -> None:
-    """Rows that could not be used, of a refresh that came to nothing."""
+    """Record the quarantined rows of a refresh that failed."""
 
     def work(session: Session) -> None:
         fenced(session, run_id, attempt)
@@ -107,11 +106,11 @@ def _add_quarantined(session: Session, run_id: str, attempt: int, quarantined: S
 
 
 def previous_snapshot(db: Database, pipeline_name: str, before: datetime | None = None) -> Path | None:
-    """The folder of the newest snapshot that a run of the pipeline made and that is still there.
+    """The folder of the newest snapshot of the pipeline that still exists.
 
     Args:
-        before: aware; only of runs whose `data_until` lies before it, so that a night in the past is not compared
-            with a later one.
+        before: aware; only snapshots of runs with an earlier `data_until`, so that a backfill is not compared with a
+            later night.
     """
 
     def work(session: Session) -> list[str]:
@@ -136,10 +135,10 @@ def record_epoch(
     slices: Sequence[SliceScore] = (),
     confusion: NDArray[np.int64] | None = None,
 ) -> None:
-    """An epoch and its scores on the validation rows. What is recorded already is never written over.
+    """Record an epoch and its scores on the validation rows.
 
     Args:
-        attempt: who records it; `report.attempt` is who trained it, an earlier one whose row may have been lost.
+        attempt: the current attempt; `report.attempt` trained the epoch, and may be an earlier one whose row was lost.
         confusion: counts [labels, labels], rows are true labels.
 
     Raises:
@@ -181,7 +180,7 @@ def record_epoch(
 
 
 def record_training(db: Database, run_id: str, attempt: int, trained: TrainResult) -> None:
-    """How the attempt trained, and which epoch was best."""
+    """Record how the attempt trained, and its best epoch."""
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
@@ -202,7 +201,7 @@ def record_test(
     slices: Sequence[SliceScore] = (),
     confusion: NDArray[np.int64] | None = None,
 ) -> None:
-    """The best epoch on the test rows, by class and slice. See `record_epoch`; `record_decision` has the totals."""
+    """Record the best epoch on the test rows, by class and slice; `record_decision` records the totals."""
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
@@ -221,11 +220,11 @@ def record_decision(
     evidence: Evidence | None = None,
     scores: Scores | None = None,
 ) -> None:
-    """The verdict, its reason, every check behind it, and what the sides showed on the test rows.
+    """Record the verdict, its reason and checks, and the measurements on the test rows.
 
     Args:
-        evidence: what it was decided by, for the joint outcomes; None where nothing could be measured.
-        scores: of the candidate on the rows that decided.
+        evidence: for the joint outcomes; None if nothing could be measured.
+        scores: of the candidate on the rows of the verdict.
     """
     outcomes = joint_outcomes(evidence, decision.measured) if evidence and decision.measured else []
 
@@ -267,7 +266,7 @@ def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scor
     ours, theirs, fresh = measured.candidate, measured.champion, measured.champion_fresh
     low, high = ours.interval or (None, None)
     fresh_low, fresh_high = (fresh.interval if fresh else None) or (None, None)
-    reigning = theirs.f1 if theirs else None
+    champion_f1 = theirs.f1 if theirs else None
     values: dict[str, float | None] = {
         "test_accuracy": scores.accuracy if scores else None,
         "test_f1": ours.f1,
@@ -275,8 +274,8 @@ def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scor
         "test_recall": scores.recall(average) if scores else None,
         "f1_ci_low": low,
         "f1_ci_high": high,
-        "champion_f1": reigning,
-        "f1_delta": ours.f1 - reigning if ours.f1 is not None and reigning is not None else None,
+        "champion_f1": champion_f1,
+        "f1_delta": ours.f1 - champion_f1 if ours.f1 is not None and champion_f1 is not None else None,
         "test_f1_all": measured.candidate_all.f1,
         "detectable_gain": measured.detectable_gain,
         "champion_fresh_f1": fresh.f1 if fresh else None,
@@ -305,7 +304,7 @@ def _add_details(
     slices: Sequence[SliceScore],
     confusion: NDArray[np.int64] | None,
 ) -> None:
-    """Slices and confusion counts of one epoch and split, unless they are there already."""
+    """Insert slices and confusion counts of one epoch and split, unless they are recorded already."""
     average = cast("Average", run.average)
     if slices and not session.scalar(_count(SliceMetric, **place)):
         rows = [
@@ -338,7 +337,7 @@ def _count(table: type[GateCheck | SliceMetric | ConfusionCell], **place: Any) -
 
 
 def _nonfinite(values: dict[str, float | None]) -> str:
-    """The names of what is NaN or infinite: the columns themselves are NULL then, as if there were no value."""
+    """The names of NaN and infinite values, whose columns are NULL."""
     return ", ".join(name for name, value in values.items() if value is not None and not math.isfinite(value))
 
 

@@ -102,7 +102,7 @@ class _ToParent(logging.Handler):
         super().__init__()
         self.parent = parent
         self._quoted: set[tuple[str, str]] = set()
-        self.addFilter(logs.is_worth_telling)
+        self.addFilter(logs.belongs_to_night)
         logs.protect(self)
 
     def emit(self, record: logging.LogRecord) -> None:

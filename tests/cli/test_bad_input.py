@@ -26,8 +26,8 @@ from nightgate.database.transactions import alembic_config, upgrade
 from nightgate.errors import DataError, ModelError
 from nightgate.home import Home
 from nightgate.night import steps
+from nightgate.night.night import run_night
 from nightgate.night.run import open_night
-from nightgate.night.steps import run_night
 from nightgate.pipeline_files import load_pipeline
 from nightgate.schedule import Night, chosen_night
 from tests.support.first_night import copy_first_night, first_night
@@ -117,7 +117,7 @@ def _without_test_rows(row: dict[str, Any]) -> dict[str, Any]:
 BAD_DATA: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "a missing file": (_missing, {}, "no file matches"),
     "an empty file": (_csv(""), {}, "empty"),
-    "a header and no rows": (_csv("id,text,stars\n"), {}, "holds no rows"),
+    "a header and no rows": (_csv("id,text,stars\n"), {}, "has no rows"),
     "a truncated file": (_truncated, {}, "reviews.jsonl.gz"),
     "another encoding": (_other_encoding, {}, "utf-8"),
     "a file that lacks a column": (_csv("id,review,stars\n1,fine,5\n"), {}, "text"),
@@ -166,19 +166,18 @@ def small(settings: dict[str, Any] | None = None) -> tuple[Pipeline, Night]:
 def test_a_snapshot_with_a_flipped_byte_is_told_and_written_anew(upgraded: Home, tmp_path: Path) -> None:
     wanted, night = small()
     with broken_by(KeyboardInterrupt), open_night(wanted, night) as first:
-        steps.refresh_data(first)
+        snapshot = steps.refresh(first)
         raise KeyboardInterrupt
-    flip_a_byte(first.snapshot.path / "rows.parquet")
+    flip_a_byte(snapshot.path / "rows.parquet")
     arguments = ("run", first_night().pipeline, "--night", DATE, "--no-prefect")
     in_words(nightgate(*arguments, cwd=tmp_path), "is damaged: rows.parquet differs from its manifest (SHA-256)")
     row = the_row(upgraded.root)
     assert (row["status"], row["error_type"], row["attempts"]) == ("failed", "snapshot", 2)
     with broken_by(KeyboardInterrupt), open_night(wanted, night) as again:
-        steps.refresh_data(again)
         assert again.run_id == first.run_id
-        assert again.snapshot.id == first.snapshot.id
+        assert steps.refresh(again).id == snapshot.id
         raise KeyboardInterrupt
-    assert len(list(first.snapshot.path.parent.glob("*.damaged-*"))) == 1
+    assert len(list(snapshot.path.parent.glob("*.damaged-*"))) == 1
 
 
 def test_a_champion_with_a_flipped_byte_classifies_nothing(environment: Path, tmp_path: Path) -> None:
@@ -275,7 +274,7 @@ def _read_only(path: Path) -> str:
     [
         (_older, "is at revision 0001, this version needs", "nightgate db upgrade"),
         (_newer, "was written by a newer Nightgate", "pip install --upgrade nightgate"),
-        (_blank, "holds no tables of Nightgate yet", "nightgate db upgrade"),
+        (_blank, "has no tables of Nightgate", "nightgate db upgrade"),
         (_garbage, "is not a SQLite database", "restore it from a backup"),
         (_read_only, "is read-only", "NIGHTGATE_DATABASE_URL"),
     ],

@@ -1,4 +1,4 @@
-"""What `nightgate history` and `nightgate.history` show, and the published table from a plain SELECT."""
+"""`nightgate.history`, the champion and the versions as frames, and the published table from a plain SELECT."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_history_prints_the_same_table(database: Database) -> None:
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, pd.NA])
-def test_what_is_missing_is_printed_as_such(missing: Any) -> None:
+def test_a_missing_value_is_printed_as_n_a(missing: Any) -> None:
     names = ("training_loss", "epoch", "step", "validation_loss", "accuracy", "f1", "precision", "recall")
     frame = pd.DataFrame([dict.fromkeys(names, missing) | {"epoch": 1, "step": 7}], dtype=object)
     assert queries.published_table(frame).splitlines()[-1] == "| n/a | 1.0 | 7 | n/a | n/a | n/a | n/a | n/a |"
@@ -95,10 +95,10 @@ def test_history_has_one_row_per_night_with_the_same_types_on_both_engines(datab
     assert str(nights["finished_at"].dtype).endswith("UTC]")
     assert [str(nights[name].dtype) for name in ("dry_run", "attempts", "model_version")] == ["bool", "Int64", "Int64"]
     assert list(nights["model_version"].isna()) == [True] * 3
-    assert nightgate.history("nobody").empty
+    assert nightgate.history("unknown").empty
 
 
-def test_since_leaves_out_what_lies_before(database: Database) -> None:
+def test_since_excludes_earlier_nights(database: Database) -> None:
     for day in range(3):
         published_run(database, day)
     for since in (date(2026, 3, 2), "2026-03-02"):
@@ -113,18 +113,18 @@ def test_one_run_is_found_by_id_or_as_the_latest(database: Database) -> None:
     assert set(nightgate.history("reviews", run=runs[0])["run_id"]) == {runs[0]}
     assert set(nightgate.history("reviews", run="latest")["run_id"]) == {runs[1]}
     assert set(nightgate.history("reviews", epochs=True)["run_id"]) == {runs[1]}
-    for wrong in ({"pipeline": "reviews", "run": "nobody"}, {"pipeline": "other", "run": runs[0]}):
-        with pytest.raises(RegistryError, match=r"has no run(?s:.*)nightgate history"):
+    for wrong in ({"pipeline": "reviews", "run": "unknown"}, {"pipeline": "other", "run": runs[0]}):
+        with pytest.raises(RegistryError, match="nightgate history"):
             nightgate.history(**wrong)
 
 
-def test_of_a_run_without_epochs_its_end_is_told(database: Database) -> None:
+def test_a_run_without_epochs_is_explained_by_its_status(database: Database) -> None:
     run = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     finish_run(database, run.run_id, run.attempt, "failed", reason="no rows", next_step="bring rows")
-    told = f"run {run.run_id}, night 2026-03-01, has no such rows: it is failed: no rows\n  next: bring rows"
     for name in ("latest", None, run.run_id):
         assert nightgate.history("reviews", run=name, epochs=True).empty
-        assert queries.why_no_epochs("reviews", name) == told
+        found = queries.why_no_epochs("reviews", name)
+        assert all(part in found for part in (run.run_id, "2026-03-01", "failed: no rows", "next: bring rows"))
     assert queries.why_no_epochs("other", "latest") == ""
 
 

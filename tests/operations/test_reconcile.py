@@ -38,8 +38,8 @@ from nightgate.operations import reconciliation
 from nightgate.operations.status import last_due
 from nightgate.pipeline_files import load_by_name
 from nightgate.runs import lifecycle
-from nightgate.runs.claim import OpenedRun
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from nightgate.schedule import scheduled_night
 from tests.conftest import free_port
 from tests.support import night_rows
@@ -70,7 +70,7 @@ def run_of_prefect(api: SyncPrefectClient, state: State[Any]) -> FlowRun:
     return run
 
 
-def ended(database: Database, run: FlowRun, status: str, error_type: str | None = None) -> OpenedRun:
+def ended(database: Database, run: FlowRun, status: str, error_type: str | None = None) -> RunRow:
     """The night of a Prefect run, with that end."""
     night = night_rows.open_run(
         database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(run.id), force=True
@@ -282,7 +282,7 @@ def test_what_fails_is_named_at_the_end_and_keeps_nothing_else_from_being_put_ri
     dead = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     done = reconcile_now()
     assert [one.run_id for one in done.ended] == [dead.run_id]
-    with pytest.raises(NightgateError, match="could not be put right: states of Prefect's runs: ValueError"):
+    with pytest.raises(NightgateError, match="states of Prefect.s runs: ValueError"):
         done.check()
     announced = database.frame("SELECT run_id FROM run WHERE announced_at IS NOT NULL")["run_id"]
     assert list(announced) == [dead.run_id]

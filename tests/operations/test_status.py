@@ -21,8 +21,8 @@ from nightgate.errors import RegistryError
 from nightgate.operations.status import COLUMNS, Deployed, last_due, status
 from nightgate.registry import approvals, freezes
 from nightgate.runs import lifecycle, records
-from nightgate.runs.claim import OpenedRun
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from nightgate.training.progress import PROGRESS_FILE, read_progress, record_progress
 from nightgate.training.protocol import Progress
 from tests.conftest import free_port
@@ -54,12 +54,12 @@ def one(db: Database, section: str, **options: Any) -> dict[str, Any]:
     return row
 
 
-def at_work(db: Database, name: str = "reviews", day: int = 0) -> OpenedRun:
+def at_work(db: Database, name: str = "reviews", day: int = 0) -> RunRow:
     """A run of this very process."""
     return night_rows.open_run(db, pipeline(name), night(day), owner=Owner.here())
 
 
-def training(db: Database, attempt: int = 1) -> OpenedRun:
+def training(db: Database, attempt: int = 1) -> RunRow:
     """A run that has come to its training, with word of the attempt where it stands."""
     opened = at_work(db)
     records.record_snapshot(db, opened.run_id, opened.attempt, refreshed(db))
@@ -129,7 +129,7 @@ def test_a_dead_run_is_shown_as_such_with_the_remedy(database: Database) -> None
     night_rows.open_run(database, pipeline(), night())
     row = one(database, "running")
     assert row["status"] == "dead"
-    assert "ended without a word" in row["reason"]
+    assert "in attempt 1" in row["reason"]
     assert row["next_step"] == "nightgate reconcile"
     assert "nightgate reconcile" in as_text(status(database))
 

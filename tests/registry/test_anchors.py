@@ -191,7 +191,7 @@ def test_an_approved_candidate_moves_the_anchor_if_the_gate_found_it_better(
 ) -> None:
     promote(versions, 1, None)
     run_id = waiting(versions, 5, ci_low, outcome)
-    assert anchors.deserved(versions, run_id, 1) is moves
+    assert anchors.was_beaten(versions, run_id, 1) is moves
     assert approvals.approve(versions, run_id, by="ada", reason="checked").status == "promoted"
     assert anchor(versions) == (5 if moves else 1)
 

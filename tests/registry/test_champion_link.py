@@ -20,7 +20,7 @@ def link(database: Database) -> Path:
     for day in range(2):
         version = night_rows.held_version(database, day)
         (database.home.models / "reviews" / f"v{version:04d}").mkdir(parents=True)
-    return champion_link.pointer_path(database.home, "reviews")
+    return champion_link.link_path(database.home, "reviews")
 
 
 def promote(database: Database, version: int, expected: int | None) -> None:
@@ -90,7 +90,7 @@ def test_a_link_that_cannot_be_written_stops_no_promotion(
     assert (finding.status, finding.remedy) == ("warning", "nightgate reconcile")
     assert finding.found == f"{link} is no link, and v0001 reigns"
     link.rmdir()
-    assert champion_link.follow(database, "reviews") == f"{link} is missing, and v0001 reigns"
+    assert champion_link.update(database, "reviews") == f"{link} is missing, and v0001 reigns"
     assert list(database_checks._pointers(database, database.home)) == []
 
 

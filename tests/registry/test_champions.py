@@ -27,7 +27,7 @@ from nightgate.registry import approvals, champions, freezes, promotion, version
 from nightgate.registry import register as registration
 from nightgate.registry.register import Candidate
 from nightgate.runs import lifecycle
-from nightgate.runs.claim import OpenedRun
+from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night
 from tests.support import night_rows
 from tests.support.trained import write_trained_model
@@ -77,7 +77,7 @@ def completed_run(
     )
 
 
-def _record_epoch(db: Database, run: OpenedRun, epoch: int) -> None:
+def _record_epoch(db: Database, run: RunRow, epoch: int) -> None:
     """Straight into the table: what `ledger.record_epoch` does is not under test here."""
     from nightgate.database.schema import Epoch
 
@@ -113,7 +113,7 @@ def register(db: Database, home: Home, best_model: Path, count: int = 1, name: s
 
 
 def promote(db: Database, home: Home, version: int) -> str:
-    return champions.promote_by_hand(db, home, "reviews", version, reason="looks right", by="ada")
+    return champions.promote_manually(db, home, "reviews", version, reason="looks right", by="ada")
 
 
 def roll_back(database: Database) -> int:
@@ -316,7 +316,7 @@ def test_a_promotion_by_hand_is_stored_with_who_and_why(database: Database, home
     register(database, home, trained, 2)
     told = promote(database, home, 1)
     assert told == "version 1 is the champion of reviews now, the first one"
-    told = champions.promote_by_hand(database, home, "reviews", "v2", reason=" looks right ", by="ada")
+    told = champions.promote_manually(database, home, "reviews", "v2", reason=" looks right ", by="ada")
     assert told == "version 2 is the champion of reviews now, in place of version 1"
     row = versions.champion(database, "reviews")
     assert row is not None
@@ -340,7 +340,7 @@ def test_a_promotion_that_makes_no_sense_is_refused_in_words(
     register(database, home, trained, 2)
     promote(database, home, 1)
     with pytest.raises(RegistryError, match=words) as caught:
-        champions.promote_by_hand(database, home, "reviews", version, reason=reason, by=by)
+        champions.promote_manually(database, home, "reviews", version, reason=reason, by=by)
     assert caught.value.next_step
     assert reigning(database) == 1
 
@@ -414,7 +414,7 @@ def test_a_champion_that_a_fresh_process_cannot_serve_does_not_come_back(
 def test_a_rollback_from_the_anchor_says_which_one_it_is_now(database: Database, home: Home, trained: Path) -> None:
     register(database, home, trained, 2)
     promote(database, home, 1)
-    told = champions.promote_by_hand(database, home, "reviews", 2, reason="better", by="ada", move_anchor=True)
+    told = champions.promote_manually(database, home, "reviews", 2, reason="better", by="ada", move_anchor=True)
     assert told.endswith("in place of version 1; it is the anchor too, in place of version 1")
     told = champions.rollback(database, home, "reviews", reason="worse", by="ada")
     assert "which is quarantined; the anchor is version 1. No run promotes" in told
@@ -439,11 +439,11 @@ def test_the_champion_is_made_the_anchor_without_losing_its_reign(
     register(database, home, trained, 2)
     promote(database, home, 1)
     promote(database, home, 2)
-    told = champions.promote_by_hand(database, home, "reviews", 2, reason="1 is lost", by="ada", move_anchor=True)
+    told = champions.promote_manually(database, home, "reviews", 2, reason="1 is lost", by="ada", move_anchor=True)
     assert told == "version 2, the champion of reviews, is the anchor now, in place of version 1"
     assert reigning(database) == 2
     with pytest.raises(RegistryError, match="version 2 is the champion of reviews already"):
-        champions.promote_by_hand(database, home, "reviews", 2, reason="again", by="ada", move_anchor=True)
+        champions.promote_manually(database, home, "reviews", 2, reason="again", by="ada", move_anchor=True)
 
 
 def test_a_quarantined_version_is_promoted_only_by_who_says_so(database: Database, home: Home, trained: Path) -> None:
@@ -453,7 +453,7 @@ def test_a_quarantined_version_is_promoted_only_by_who_says_so(database: Databas
     roll_back(database)
     with pytest.raises(RegistryError, match="version 2 of reviews is quarantined"):
         promote(database, home, 2)
-    champions.promote_by_hand(database, home, "reviews", 2, reason="it was not", by="ada", despite_quarantine=True)
+    champions.promote_manually(database, home, "reviews", 2, reason="it was not", by="ada", despite_quarantine=True)
     assert reigning(database) == 2
 
 

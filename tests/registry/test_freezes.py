@@ -11,12 +11,11 @@ import pytest
 from nightgate.database.transactions import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.registry import approvals, freezes, promotion, versions
-from nightgate.runs import lifecycle
-from nightgate.runs.claim import OpenedRun
+from nightgate.runs.run_row import RunRow, read_run
 from tests.support import night_rows
 
 
-def promote_itself(database: Database, opened: OpenedRun, version: int, expected: int | None) -> None:
+def promote_itself(database: Database, opened: RunRow, version: int, expected: int | None) -> None:
     promotion.promote_candidate(
         database,
         "reviews",
@@ -58,7 +57,7 @@ def test_no_run_promotes_itself_while_its_pipeline_is_frozen_and_then_it_may(dat
     with pytest.raises(PromotionLostError, match=r"reviews is frozen since 20.* UTC by ada: look at") as caught:
         promote_itself(database, opened, version, None)
     assert "nightgate unfreeze reviews" in caught.value.next_step
-    assert (reigning(database), lifecycle.outcome(database, opened.run_id).status) == (None, "running")
+    assert (reigning(database), read_run(database, opened.run_id).status) == (None, "running")
     freezes.unfreeze(database, "reviews", by="ada", reason="they are fine")
     promote_itself(database, opened, version, None)
     assert reigning(database) == 1
@@ -203,4 +202,4 @@ def test_a_run_whose_version_is_quarantined_is_held_and_does_not_fail(database: 
     database.write(quarantine)
     with pytest.raises(PromotionLostError, match="is quarantined"):
         promote_itself(database, opened, version, None)
-    assert lifecycle.outcome(database, opened.run_id).status == "running"
+    assert read_run(database, opened.run_id).status == "running"

@@ -169,10 +169,10 @@ def test_a_refusal_is_told_in_words_without_the_token(
 def test_a_version_that_was_taken_down_is_not_handed_on(database: Database) -> None:
     night_rows.held_version(database)
     [row] = versions(database, "reviews")
-    assert hub_push.told_of(database, row)[1].startswith("Verdict: promote. F1 0.6000")
+    assert hub_push.recorded_facts(database, row)[1].startswith("Verdict: promote. F1 0.6000")
     bad = replace(row, quarantined_at=row.created_at, quarantine_reason="rude")
     with pytest.raises(RegistryError, match=r"version 1 of reviews is quarantined \(rude\): nothing was sent"):
-        hub_push.told_of(database, bad)
+        hub_push.recorded_facts(database, bad)
 
 
 # --- the commands, on a version that a real night made ---

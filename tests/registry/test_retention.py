@@ -181,7 +181,7 @@ def test_whoever_needs_files_that_were_removed_is_told_so(six: Database) -> None
     for use in (
         lambda: row.folder(six.home),
         lambda: promote(six, 1, 5),
-        lambda: champions.promote_by_hand(six, six.home, "reviews", 1, reason="why not", by="ada"),
+        lambda: champions.promote_manually(six, six.home, "reviews", 1, reason="why not", by="ada"),
     ):
         with pytest.raises(
             RegistryError, match="version 1 of reviews has no files any more: retention removed"

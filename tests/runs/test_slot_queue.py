@@ -13,19 +13,19 @@ import pytest
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.runs import claim, slot_queue
-from nightgate.runs.claim import OpenedRun
 from nightgate.runs.lifecycle import finish_run
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from tests.support import night_rows
 
 
-def run_of(database: Database, name: str, **options: Any) -> OpenedRun:
+def run_of(database: Database, name: str, **options: Any) -> RunRow:
     """A run of pipeline `name` whose process lives: this one."""
     options.setdefault("owner", Owner.here())
     return claim.open_run(database, night_rows.pipeline(name), night_rows.night(), **options)
 
 
-def asked(database: Database, run: OpenedRun, priority: int = 0) -> str:
+def asked(database: Database, run: RunRow, priority: int = 0) -> str:
     """What the run waits for after one look; '' when it holds the slot."""
 
     class WaitsError(Exception):
@@ -35,7 +35,7 @@ def asked(database: Database, run: OpenedRun, priority: int = 0) -> str:
         raise WaitsError(why)
 
     try:
-        slot_queue.take(database, run.run_id, run.attempt, "gpu", priority, on_wait=tell, seconds=0)
+        slot_queue.acquire(database, run.run_id, run.attempt, "gpu", priority, on_wait=tell, seconds=0)
     except WaitsError as why:
         return str(why)
     return ""
@@ -126,9 +126,9 @@ def test_of_many_at_once_one_holds_the_slot_at_any_time(database: Database) -> N
     inside: list[str] = []
     most: list[int] = []
 
-    def work(run: OpenedRun) -> Callable[[], None]:
+    def work(run: RunRow) -> Callable[[], None]:
         def go() -> None:
-            slot_queue.take(database, run.run_id, 1, "gpu", seconds=0.01)
+            slot_queue.acquire(database, run.run_id, 1, "gpu", seconds=0.01)
             inside.append(run.run_id)
             most.append(len(inside))
             time.sleep(0.02)

@@ -25,8 +25,8 @@ from nightgate.metrics.classification import SliceScore
 from nightgate.metrics.confusion import Scores
 from nightgate.registry import promotion
 from nightgate.runs import claim, lifecycle, records
-from nightgate.runs.claim import OpenedRun
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night
 from nightgate.training.protocol import EpochReport, TrainResult
 
@@ -66,18 +66,18 @@ def dead_owner() -> Owner:
     return replace(Owner.here(), pid=2**22 + 1)
 
 
-def open_run(db: Database, pipeline: Pipeline, night: Night, **options: Any) -> OpenedRun:
+def open_run(db: Database, pipeline: Pipeline, night: Night, **options: Any) -> RunRow:
     """Of a process that is dead by now, unless `owner` says otherwise: the next one settles it."""
     options.setdefault("owner", dead_owner())
     return claim.open_run(db, pipeline, night, **options)
 
 
-def superseded(db: Database, pipeline: Pipeline, night: Night) -> OpenedRun:
+def superseded(db: Database, pipeline: Pipeline, night: Night) -> RunRow:
     """A run that ended at once, for a reason that its caller knew."""
     return open_run(db, pipeline, night, overtaken="another is at work")
 
 
-def opened(database: Database, day: int = 0, trigger: str = "schedule", **options: Any) -> OpenedRun:
+def opened(database: Database, day: int = 0, trigger: str = "schedule", **options: Any) -> RunRow:
     """The run of the pipeline `reviews` that night."""
     return open_run(database, pipeline(), replace(night(day), trigger=trigger), **options)
 
@@ -221,7 +221,7 @@ def evidence(champion: int | None = None) -> Evidence:
 
 def judged_version(
     db: Database, day: int = 0, verdict: Verdict = "promote", name: str = "reviews", **options: Any
-) -> tuple[OpenedRun, int]:
+) -> tuple[RunRow, int]:
     """A run of that night up to its version, still running, and the version's number. Its folder is not made."""
     # As a backfill: tests bring nights in any order.
     opened = open_run(db, pipeline(name), replace(night(day), trigger="backfill"), **options)

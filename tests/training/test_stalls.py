@@ -13,8 +13,8 @@ from nightgate.database.connection import database_url
 from nightgate.database.transactions import upgrade
 from nightgate.errors import StalledError
 from nightgate.home import Home
-from nightgate.night import run as claim
 from nightgate.night import steps
+from nightgate.night.run import open_night
 from nightgate.schedule import chosen_night
 from nightgate.training import supervisor
 from nightgate.training.protocol import TrainJob
@@ -59,10 +59,9 @@ def test_a_restart_is_counted_with_the_attempt(home: Home, tmp_path: Path, monke
     pipeline = tiny_pipeline(tmp_path, rows=60, epochs=1)
     impatient = partial(supervisor.train, python=stand_in(tmp_path / "python", hangs=1), stall_seconds=1)
     monkeypatch.setattr(supervisor, "train", impatient)
-    with claim.open_night(pipeline, chosen_night(pipeline.schedule, date(2026, 1, 5))) as run:
-        steps.refresh_data(run)
-        for epoch in steps.fine_tune(run):
-            steps.record_epoch(run, steps.score_epoch(run, epoch))
+    with open_night(pipeline, chosen_night(pipeline.schedule, date(2026, 1, 5))) as run:
+        snapshot = steps.refresh(run)
+        steps.fine_tune(run, snapshot, partial(steps.record_epoch, run, snapshot))
         [row] = run.db.frame("SELECT restarts, resumed_from_epoch, engine FROM attempt").to_dict("records")
         tokens = run.db.frame("SELECT tokens_per_second FROM epoch_results")["tokens_per_second"]
     assert row == {"restarts": 1, "resumed_from_epoch": 0, "engine": "packed"}
