@@ -16,9 +16,9 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, TerminationSignal
 
 from flows.approval import decide_when_resumed
+from flows.closed_console import survive_closed_console
 from flows.events import announce_ends, announce_stall, announce_unclaimed
-from flows.outages import survive_closed_console
-from flows.reconcile import newer_is_due, settle_after_crash
+from flows.reconcile import newer_is_due, reconcile_after_crash
 from flows.run_end import broken, completed, name_by_status, rename_run
 from flows.run_form import (
     AS_IN_FILE_GATE,
@@ -56,8 +56,8 @@ def _run_name() -> str:
     name="nightly",
     flow_run_name=_run_name,
     persist_result=False,
-    on_crashed=[settle_after_crash],
-    on_cancellation=[settle_after_crash],
+    on_crashed=[reconcile_after_crash],
+    on_cancellation=[reconcile_after_crash],
 )
 def nightly(
     # Without a default, Quick run in the UI would ask for all parameters.

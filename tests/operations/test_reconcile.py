@@ -117,7 +117,7 @@ def test_what_contradicts_the_ledger_becomes_what_the_ledger_says(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", patience)
+    monkeypatch.setattr("flows.reconcile.FINISH_PATIENCE", patience)
     run = run_of_prefect(api, state)
     night = ended(database, run, status, error_type)
     found = after_reconcile(api, database, run)
@@ -146,7 +146,7 @@ def test_what_does_not_contradict_the_ledger_stays(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", patience)
+    monkeypatch.setattr("flows.reconcile.FINISH_PATIENCE", patience)
     run = run_of_prefect(api, state)
     ended(database, run, status, error_type)
     assert after_reconcile(api, database, run).name == state.name
@@ -155,7 +155,7 @@ def test_what_does_not_contradict_the_ledger_stays(
 def test_a_retry_that_is_at_work_in_a_row_of_its_own_is_not_ended_as_the_one_before_it(
     api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", LATER)
+    monkeypatch.setattr("flows.reconcile.FINISH_PATIENCE", LATER)
     run = run_of_prefect(api, Running())
     before = ended(database, run, "failed", "data")
     again = night_rows.open_run(
@@ -177,7 +177,7 @@ def test_a_retry_that_has_begun_and_not_claimed_its_night_yet_is_left_alone(
     ended(database, run, status, "crashed" if status == "failed" else None)
     api.set_flow_run_state(run.id, Running(), force=True)
     assert after_reconcile(api, database, run).name == "Running"
-    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", timedelta())
+    monkeypatch.setattr("flows.reconcile.FINISH_PATIENCE", timedelta())
     assert after_reconcile(api, database, run).name != "Running", "it never came to that"
 
 
@@ -226,7 +226,7 @@ def test_a_run_that_was_cancelled_and_cannot_hear_it_says_who_can_start_it_again
         database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(run.id), owner=Owner.here()
     )
     assert obey_cancels(database, api) == [], "it may still hear of it"
-    monkeypatch.setattr("flows.reconcile.TO_BE_HEARD", timedelta())
+    monkeypatch.setattr("flows.reconcile.CANCEL_PATIENCE", timedelta())
     [ended] = obey_cancels(database, api)
     assert (ended.run_id, ended.status) == (night.run_id, "cancelled")
     [step] = database.frame("SELECT next_step FROM run")["next_step"]
@@ -235,7 +235,7 @@ def test_a_run_that_was_cancelled_and_cannot_hear_it_says_who_can_start_it_again
 
 
 def missed(done: Done, pipeline: str) -> int:
-    return len([one for one in done.settled if (one.pipeline, one.status) == (pipeline, "missed")])
+    return len([one for one in done.ended if (one.pipeline, one.status) == (pipeline, "missed")])
 
 
 @pytest.fixture
@@ -281,7 +281,7 @@ def test_what_fails_is_named_at_the_end_and_keeps_nothing_else_from_being_put_ri
     lifecycle.finish_run(database, night.run_id, night.attempt, "held")
     dead = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     done = reconcile_now()
-    assert [one.run_id for one in done.settled] == [dead.run_id]
+    assert [one.run_id for one in done.ended] == [dead.run_id]
     with pytest.raises(NightgateError, match="could not be put right: states of Prefect's runs: ValueError"):
         done.check()
     announced = database.frame("SELECT run_id FROM run WHERE announced_at IS NOT NULL")["run_id"]
