@@ -1,4 +1,4 @@
-"""The command line as its users meet it: exit codes, what is on stdout, what is on stderr, help."""
+"""The command line: exit codes, stdout, stderr and help."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from nightgate.cli.app import app
 from tests.support.first_night import FirstNight, copy_first_night
@@ -32,17 +33,21 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
 
 @pytest.fixture(scope="module")
 def run(first: FirstNight) -> Run:
-    """`nightgate ...` in that home."""
+    """`nightgate ...` in that home: nights in their own process, other commands in this one, without the imports."""
 
-    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        return nightgate(*arguments, cwd=first.home.parent, env={"NIGHTGATE_HOME": str(first.home)}, **options)
+    def run(*arguments: object, input: str | None = None) -> subprocess.CompletedProcess[str]:
+        environment = {"NIGHTGATE_HOME": str(first.home)}
+        if arguments[:1] == ("run",):
+            return nightgate(*arguments, cwd=first.home.parent, env=environment)
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments], input=input, env=environment)
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
     return run
 
 
 @pytest.fixture(scope="module")
 def forced(first: FirstNight, run: Run) -> subprocess.CompletedProcess[str]:
-    """The same night once more, with another recipe and a gate that nobody passes."""
+    """The same night again, with another recipe and a gate that no candidate passes."""
     settings = ("--set", "training.epochs=1", "--set", "gate.min_f1=0.99")
     return run("run", first.pipeline, "--night", NIGHT, "--no-prefect", "--force", "--fail-on-held", *settings)
 
@@ -53,7 +58,7 @@ def rows(home: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 def records(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
-    """What a command printed with --format json."""
+    """The rows that a command printed with --format json."""
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
@@ -71,7 +76,7 @@ def commands() -> list[tuple[str, Any]]:
     return found
 
 
-def test_every_command_of_this_step_is_there() -> None:
+def test_no_command_is_lost() -> None:
     reading = {"status", "history", "champion", "versions", "predict", "doctor"}
     deciding = {"promote", "rollback", "freeze", "unfreeze", "approve", "reject", "reconcile"}
     of_the_gate = {"compare", "push", "export", "seeds", "gate replay", "gate power"}
@@ -90,13 +95,20 @@ def test_every_command_and_option_has_help(name: str, command: Any) -> None:
         assert getattr(parameter, "help", None), f"{name} {parameter.name}"
 
 
-def test_help_is_asked_for_with_exit_0_and_needed_with_exit_2(run: Run) -> None:
-    asked, needed = run("--help"), run()
-    assert (asked.returncode, needed.returncode) == (0, 2)
-    assert "promotion gate" in asked.stdout
+@pytest.mark.parametrize("arguments", [(), ("gate",), ("db",), *(tuple(name.split()) for name, _ in commands())])
+def test_help_is_not_cut_at_80_columns(arguments: tuple[str, ...]) -> None:
+    found = CliRunner().invoke(app, [*arguments, "--help"], env={"COLUMNS": "80"}, prog_name="nightgate")
+    assert found.exit_code == 0
+    text = found.output.replace("tcp://...", "").replace("]...", "")
+    assert "..." not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
 
 
-def test_the_version_is_told(run: Run) -> None:
+def test_help_without_a_command_ends_with_exit_2(run: Run) -> None:
+    assert run().returncode == 2
+
+
+def test_the_version_is_printed(run: Run) -> None:
     from nightgate import __version__
 
     assert run("--version").stdout == f"nightgate {__version__}\n"
@@ -146,13 +158,12 @@ def test_what_the_night_suggests_to_ask_the_database_can_be_run(first: FirstNigh
     assert "validation_loss" in found.stdout
 
 
-def test_the_same_command_on_a_night_that_ended_tells_it_and_does_nothing(first: FirstNight, run: Run) -> None:
+def test_the_same_command_on_a_night_that_ended_prints_it_and_does_nothing(first: FirstNight, run: Run) -> None:
     before = rows(first.home, "SELECT run_id, attempts, status FROM nightly_runs")
     done = run("run", first.pipeline, "--night", NIGHT, "--no-prefect")
     assert done.returncode == 0
     assert HEADER in done.stdout
-    assert "had ended before" in done.stderr
-    assert "--force opens a new run" in done.stderr
+    assert "--force" in done.stderr
     assert rows(first.home, "SELECT run_id, attempts, status FROM nightly_runs") == before
 
 
@@ -164,7 +175,7 @@ def test_force_opens_a_new_run_for_a_night_that_ended(
     assert found == [("promoted",), ("held",)]
 
 
-def test_a_held_night_ends_with_exit_3_where_that_was_asked_for(
+def test_a_held_night_ends_with_exit_3_with_fail_on_held(
     first: FirstNight, run: Run, forced: subprocess.CompletedProcess[str]
 ) -> None:
     assert forced.returncode == 3
@@ -178,18 +189,22 @@ def test_set_changes_one_run(first: FirstNight, forced: subprocess.CompletedProc
     found = rows(first.home, f"{query} ORDER BY r.started_at LIMIT 2")
     assert [epochs for _, epochs in found] == [2, 1]
     assert found[0][0] != found[1][0]
-    assert "is below min_f1 0.9900" in forced.stdout
+    assert "0.9900" in forced.stdout
 
 
-def test_a_dry_run_does_everything_but_promote(first: FirstNight, tmp_path: Path, environment: Path) -> None:
-    done = nightgate("run", first.pipeline, "--night", NIGHT, "--no-prefect", "--dry-run", cwd=tmp_path)
+def test_a_dry_run_of_two_nights_does_everything_but_promote(
+    first: FirstNight, tmp_path: Path, environment: Path
+) -> None:
+    nights = ("--night", "2026-01-06", "--night", NIGHT, "--night", NIGHT)
+    options = ("--no-prefect", "--dry-run", "--set", "training.epochs=1")
+    done = nightgate("run", first.pipeline, *nights, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = rows(environment, "SELECT status, verdict, dry_run, model_version FROM nightly_runs")
-    assert found == [("held", "promote", 1, 1)]
-    assert "dry run, not promoted" in done.stdout
+    found = rows(
+        environment, "SELECT night, status, verdict, dry_run, model_version FROM nightly_runs ORDER BY started_at"
+    )
+    assert found == [("2026-01-06", "held", "promote", 1, 1), (NIGHT, "held", "promote", 1, 2)]
     assert "nightgate promote small 1 --reason TEXT" in done.stdout
     assert rows(environment, "SELECT * FROM champion_timeline") == []
-    assert "See it in the Prefect UI:\n" in done.stdout
 
 
 # --- reading ---
@@ -219,10 +234,10 @@ def test_history_breaks_a_run_down_by_slices_and_classes(run: Run) -> None:
 
 
 @pytest.mark.parametrize("command", ["history", "champion", "versions"])
-def test_what_is_asked_of_a_pipeline_nobody_knows_is_empty_and_said_on_stderr(run: Run, command: str) -> None:
-    done = run(command, "nobody")
+def test_an_unknown_pipeline_has_no_rows_and_a_hint_on_stderr(run: Run, command: str) -> None:
+    done = run(command, "missing")
     assert (done.returncode, done.stdout) == (0, "")
-    assert "nobody" in done.stderr
+    assert "nightgate run missing" in done.stderr
 
 
 def test_champion_and_versions_agree_in_every_format(run: Run) -> None:
@@ -237,26 +252,26 @@ def test_champion_and_versions_agree_in_every_format(run: Run) -> None:
     assert re.search(r"^version +1$", run("champion", "small").stdout, re.MULTILINE)
 
 
-def test_champion_at_a_time_tells_who_reigned_then(run: Run) -> None:
+def test_champion_at_a_time_is_the_one_of_that_time(run: Run) -> None:
     assert records(run("champion", "small", "--at", "2020-01-01", "--format", "json")) == []
     assert len(records(run("champion", "small", "--at", "2999-01-01T00:00+01:00", "--format", "json"))) == 1
     assert records(run("champion", "small", "--at", "0300-01-01", "--format", "json")) == []
     for beyond in ("0001-01-01T00:00+01:00", "9999-12-31T23:59-01:00"):
         refused = run("champion", "small", "--at", beyond)
         assert (refused.returncode, refused.stdout) == (2, "")
-        assert f"'{beyond}' lies outside the years 1 to 9999 in UTC" in refused.stderr
+        assert beyond in refused.stderr
     wrong = run("champion", "small", "--at", "yesterday")
     assert wrong.returncode == 2
-    assert "'yesterday' is not a time" in wrong.stderr
+    assert "'yesterday'" in wrong.stderr
 
 
-def test_a_run_that_does_not_exist_is_said(run: Run) -> None:
+def test_a_run_that_does_not_exist_is_an_error(run: Run) -> None:
     done = run("history", "small", "--run", "small-20200101-000000")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "pipeline small has no run small-20200101-000000" in done.stderr
+    assert "small-20200101-000000" in done.stderr
 
 
-def test_a_reader_of_a_pipe_that_leaves_is_no_error(first: FirstNight) -> None:
+def test_a_reader_of_a_pipe_that_ends_is_no_error(first: FirstNight) -> None:
     from tests.support.night import command
 
     line = " ".join(command("history", "small", "--slices", "--format", "json"))
@@ -274,13 +289,13 @@ def test_a_reader_of_a_pipe_that_leaves_is_no_error(first: FirstNight) -> None:
 # --- predicting ---
 
 
-def test_predict_classifies_arguments_for_eyes(run: Run) -> None:
+def test_predict_classifies_arguments_in_a_table(run: Run) -> None:
     lines = run("predict", "small", "Fits well", "Broke at once").stdout.splitlines()
     assert lines[0].split() == ["label", "probability", "text"]
     assert [line.split(maxsplit=2)[2] for line in lines[1:]] == ["Fits well", "Broke at once"]
 
 
-def test_predict_classifies_lines_of_standard_input_for_programs(run: Run) -> None:
+def test_predict_classifies_lines_of_standard_input_as_json(run: Run) -> None:
     found = records(run("predict", "small", "--format", "json", input="Fits well\r\n\nBroke at once"))
     assert [row["text"] for row in found] == ["Fits well", "Broke at once"]
     assert {row["label"] for row in found} <= {"1", "2", "3", "4", "5"}
@@ -290,111 +305,91 @@ def test_predict_classifies_lines_of_standard_input_for_programs(run: Run) -> No
 def test_predict_without_text_or_champion_says_so(run: Run) -> None:
     nothing = run("predict", "small", input="")
     assert nothing.returncode == 2
-    assert "there is no text to classify" in nothing.stderr
-    nobody = run("predict", "smal", "a text")
-    assert nobody.returncode == 1
-    assert "did you mean 'small'?" in nobody.stderr
+    assert "next: " in nothing.stderr
+    misspelt = run("predict", "smal", "a text")
+    assert misspelt.returncode == 1
+    assert "'small'" in misspelt.stderr
 
 
 # --- moving the champion ---
 
 
 @pytest.mark.usefixtures("forced")
-def test_a_version_is_promoted_and_rolled_back_by_hand_with_the_reason(first: FirstNight, run: Run) -> None:
+def test_a_version_is_promoted_and_rolled_back_with_the_reason(first: FirstNight, run: Run) -> None:
     promoted = run("promote", "small", "2", "--reason", "it reads better")
-    assert promoted.stdout == "version 2 is the champion of small now, in place of version 1\n", promoted.stderr
+    assert "version 2" in promoted.stdout, promoted.stderr
     assert records(run("champion", "small", "--format", "json"))[0]["version"] == 2
     rolled = run("rollback", "small", "--reason", "it did not")
-    assert rolled.stdout == (
-        "version 1 is the champion of small now, in place of version 2, which is quarantined. "
-        "No run promotes itself until `nightgate unfreeze small --reason TEXT`\n"
-    ), rolled.stderr
+    assert "nightgate unfreeze small --reason TEXT" in rolled.stdout, rolled.stderr
     query = "SELECT model_version, kind, reason FROM promotions ORDER BY promoted_at"
     assert rows(first.home, query)[1:] == [(2, "promote", "it reads better"), (1, "rollback", "it did not")]
     states = {row["version"]: row["status"] for row in records(run("versions", "small", "--format", "json"))}
     assert states == {1: "champion", 2: "quarantined"}
     thawed = run("unfreeze", "small", "--reason", "its rows are mended")
-    assert thawed.stdout.startswith("small is no longer frozen; it was frozen since "), thawed.stderr
+    assert thawed.returncode == 0, thawed.stderr
     refused = run("promote", "small", "2", "--reason", "after all")
-    assert "quarantined since" in refused.stderr
+    assert refused.returncode == 1
     released = run("promote", "small", "2", "--reason", "after all", "--despite-quarantine", "--anchor")
-    assert released.stdout.endswith("in place of version 1; it is the anchor too, in place of version 1\n")
+    assert released.returncode == 0, released.stderr
+    assert records(run("champion", "small", "--format", "json"))[0]["version"] == 2
 
 
-def test_a_pipeline_is_frozen_and_let_go_by_hand(run: Run) -> None:
+def test_a_pipeline_is_frozen_and_unfrozen(run: Run) -> None:
     frozen = run("freeze", "small", "--reason", "look at the labels")
-    assert frozen.stdout.startswith("small is frozen: "), frozen.stderr
+    assert frozen.returncode == 0, frozen.stderr
     again = run("freeze", "small", "--reason", "twice")
     assert again.returncode == 1
-    assert ": look at the labels\n  next: " in again.stderr
+    assert "look at the labels" in again.stderr
     assert run("unfreeze", "small", "--reason", "looked").returncode == 0
-    assert "small is not frozen" in run("unfreeze", "small", "--reason", "looked").stderr
+    assert run("unfreeze", "small", "--reason", "looked").returncode == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
-        (("promote", "small", "77", "--reason", "x"), "small has no version 77"),
-        (("promote", "small", "champion", "--reason", "x"), "is the champion of small already"),
-        (("promote", "small", "2", "--reason", " "), "the reason is blank"),
-        (("rollback", "nobody", "--reason", "x"), "the database knows no pipeline 'nobody'"),
-        (("freeze", "nobody", "--reason", "x"), "the database knows no pipeline 'nobody'"),
-        (("unfreeze", "small", "--reason", " "), "the reason is blank"),
+        (("promote", "small", "77", "--reason", "x"), "77"),
+        (("promote", "small", "champion", "--reason", "x"), "champion"),
+        (("promote", "small", "2", "--reason", " "), "reason"),
+        (("rollback", "missing", "--reason", "x"), "'missing'"),
+        (("freeze", "missing", "--reason", "x"), "'missing'"),
+        (("unfreeze", "small", "--reason", " "), "reason"),
     ],
 )
-def test_a_promotion_that_cannot_be_is_refused_in_words(run: Run, arguments: tuple[str, ...], said: str) -> None:
+def test_an_impossible_change_is_refused_with_the_next_step(run: Run, arguments: tuple[str, ...], words: str) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (1, "")
-    assert said in done.stderr
+    assert words in done.stderr
     assert "next: " in done.stderr
 
 
 # --- database and settings ---
 
 
-def test_db_upgrade_makes_the_database_and_says_when_there_is_nothing_to_do(tmp_path: Path, environment: Path) -> None:
+def test_db_upgrade_creates_the_database_and_reports_its_revision(tmp_path: Path, environment: Path) -> None:
     made, again = nightgate("db", "upgrade", cwd=tmp_path), nightgate("db", "upgrade", cwd=tmp_path)
     assert (made.returncode, again.returncode) == (0, 0)
-    assert "from blank to revision " in made.stdout
-    assert "already at revision " in again.stdout
+    assert "blank" in made.stdout
+    assert made.stdout.split()[-1] == again.stdout.split()[-1]
     assert str(environment / "metrics.db") in again.stdout
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("arguments", "words"),
     [
-        ("training.epoch=2", "training.epoch: unknown; did you mean training.epochs?"),
-        ("num_train_epochs=2", "num_train_epochs: unknown; Nightgate calls it training.epochs"),
-        ("training.epochs=many", "training.epochs: "),
-        ("training.epochs=0", "greater than or equal to 1"),
-        ("gate.min_f1=1.5", "less than or equal to 1"),
-        ("retention.runs=3", "does not act on it yet"),
-        ("training.epochs", "write it as table.field=value"),
+        (("sample", "--set", "training.epoch=2"), "training.epochs?"),
+        (("sample", "--set", "gate.min_f1=1.5"), "gate.min_f1"),
+        (("sample", "--set", "training.epochs"), "--set training.epochs=2"),
+        (("missing",), "'missing'"),
+        (("missing/file.toml",), "missing/file.toml"),
+        (("sample", "--night", "5 January"), "'5 January'"),
+        (("sample", "--night", "2026-01-05", "--night", "2999-01-05"), "2999-01-05"),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused_before_anything_is_done(
-    tmp_path: Path, environment: Path, setting: str, said: str
-) -> None:
-    done = nightgate("run", "sample", "--no-prefect", "--set", setting, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not environment.exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("nobody",), "there is no pipeline 'nobody'"),
-        (("missing/file.toml",), "there is no pipeline file missing/file.toml"),
-        (("sample", "--night", "5 January"), "'5 January' is not a date"),
-        (("sample", "--night", "2999-01-05"), "still to come"),
-    ],
-)
-def test_a_pipeline_or_night_that_cannot_be_ends_with_exit_2(
-    tmp_path: Path, environment: Path, arguments: tuple[str, ...], said: str
+def test_an_invalid_setting_pipeline_or_night_ends_with_exit_2_and_no_home(
+    tmp_path: Path, environment: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     done = nightgate("run", *arguments, "--no-prefect", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
     assert not environment.exists()

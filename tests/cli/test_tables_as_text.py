@@ -1,4 +1,4 @@
-"""Frames as text: what programs parse and what people read."""
+"""Frames as JSON, CSV and tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from datetime import date
 import pandas as pd
 import pytest
 
+from nightgate.cli.gate import REPLAY_COLUMNS
+from nightgate.cli.read import NIGHT_COLUMNS, VERSION_COLUMNS
 from nightgate.cli.tables_as_text import Format, formatted
 
 
@@ -76,6 +78,46 @@ def test_brackets_in_a_cell_are_text_and_no_markup() -> None:
     assert formatted(pd.DataFrame({"text": ["[bold]fine[/bold]"]}), Format.table).splitlines()[1] == "[bold]fine[/bold]"
 
 
-def test_a_long_reason_stays_on_its_line(frame: pd.DataFrame) -> None:
-    frame["reason"] = "long " * 2000
-    assert len(formatted(frame, Format.table).splitlines()) == 3
+def wide_frame(columns: tuple[str, ...]) -> pd.DataFrame:
+    """Two rows with cells as long as real ones."""
+    cells = {
+        "night": date(2026, 1, 5),
+        "run_id": "sample-20260105-c9ec2f",
+        "status": "superseded",
+        "path": "/var/lib/nightgate/home/models/sample/v0001",
+        "reason": "F1 0.5571 is below 0.5575 of the champion (version 1) on the same 365 test rows (-0.0004)",
+        "flips": False,
+        "version": 12,
+    }
+    values = {
+        name: cells.get(name, "promote" if name.endswith(("verdict", "replayed")) else 0.123456) for name in columns
+    }
+    return pd.DataFrame([values, values])
+
+
+@pytest.mark.parametrize(
+    "columns", [NIGHT_COLUMNS, VERSION_COLUMNS, REPLAY_COLUMNS], ids=["nights", "versions", "replay"]
+)
+@pytest.mark.parametrize("width", [80, 120, 300])
+def test_a_table_fits_the_terminal_without_breaking_a_cell(
+    monkeypatch: pytest.MonkeyPatch, columns: tuple[str, ...], width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    frame = wide_frame(columns)
+    head, *lines = formatted(frame, Format.table, columns=columns).splitlines()
+    shown = head.split()
+    assert {"night", "run_id"} <= set(shown)
+    assert all(len(line) <= width for line in (head, *lines))
+    words = {
+        word for value in frame.iloc[0] for word in (f"{value:.4f}" if isinstance(value, float) else str(value)).split()
+    }
+    assert {word for line in lines for word in line.split()} <= words
+    assert set(shown) == set(columns) or width < 300
+
+
+def test_prose_wraps_at_blanks_in_a_pipe_too(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    frame["reason"] = "long " * 100
+    lines = formatted(frame, Format.table).splitlines()
+    assert all(len(line) <= 120 for line in lines)
+    assert sum(line.count("long") for line in lines) == 200

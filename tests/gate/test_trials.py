@@ -21,7 +21,8 @@ from nightgate.gate import statistics
 from nightgate.gate.evidence import Evidence, Rows, Side, Slice
 from nightgate.gate.measurements import DECIDING, Case
 from nightgate.gate.slice_checks import slices
-from nightgate.metrics.bootstrap import Average, Interval, f1_difference, f1_estimate
+from nightgate.metrics.bootstrap import Interval, f1_difference, f1_estimate
+from nightgate.metrics.confusion import Average
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
