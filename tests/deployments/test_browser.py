@@ -414,7 +414,7 @@ def test_a_suspended_promotion_shows_its_evidence_and_is_approved_in_the_ui(serv
 
     ui.action("Resume")
     form = ui.page.get_by_role("dialog")
-    form.get_by_text("Unless somebody decides").wait_for()
+    form.get_by_text("Without a decision by").wait_for()
     evidence = form.inner_text()
     for fact in ("careful", night["night"], f"{night['test_f1']:.4f}", "no champion"):
         assert fact in evidence

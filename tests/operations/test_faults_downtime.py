@@ -69,7 +69,7 @@ def test_nights_that_nobody_started_are_written_down_and_announced_once_by_recon
     nights = [str(one.date()) for one in due if now - timedelta(days=2) < one < now]
     assert len(nights) == 2
     assert first.message == "; ".join(f"weekly {night}: missed" for night in nights)
-    assert second.message == "nothing to settle"
+    assert second.message == "nothing to reconcile"
     events = production.announced("missed", 2)
     assert [one["night"] for one in events] == nights
     assert all("nightgate run weekly --night" in one["next_step"] for one in events)
