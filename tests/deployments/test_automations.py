@@ -24,7 +24,7 @@ from prefect.server.events.schemas.automations import EventTrigger as ServerTrig
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed, Late, Pending, Running, Suspended
 
-from deployments.automations import SILENCE, WEBHOOK, install, lost_runs
+from deployments.automations import FORMER_NAMES, SILENCE, WEBHOOK, install, lost_runs
 from deployments.catalog import RECONCILE_CRON
 from deployments.deploy import FLOW_ENVIRONMENT
 from flows.events import make_event, send
@@ -162,6 +162,17 @@ def test_installing_again_leaves_one_of_each_and_a_disabled_one_disabled(
     assert {one.name: one.id for one in after} == before
     assert {one.name for one in after if not one.enabled} == {LOST_RUNS}
     api.resume_automation(before[LOST_RUNS])
+
+
+def test_an_automation_with_its_former_name_is_renamed_and_stays_disabled(api: SyncPrefectClient) -> None:
+    for one in api.read_automations():
+        api.delete_automation(one.id)
+    former = lost_runs().model_copy(update={"name": FORMER_NAMES[LOST_RUNS], "enabled": False})
+    installed_id = api.create_automation(former)
+    assert [one.outcome for one in install() if one.name == LOST_RUNS] == ["updated"]
+    [renamed] = api.read_automations_by_name(LOST_RUNS)
+    assert (renamed.id, renamed.enabled) == (installed_id, False)
+    assert not api.read_automations_by_name(FORMER_NAMES[LOST_RUNS])
 
 
 def test_neither_automation_nor_server_shows_the_address(

@@ -282,7 +282,7 @@ def test_what_fails_is_named_at_the_end_and_keeps_nothing_else_from_being_put_ri
     dead = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     done = reconcile_now()
     assert [one.run_id for one in done.ended] == [dead.run_id]
-    with pytest.raises(NightgateError, match="states of Prefect.s runs: ValueError"):
+    with pytest.raises(NightgateError, match="states of Prefect's runs: ValueError"):
         done.check()
     announced = database.frame("SELECT run_id FROM run WHERE announced_at IS NOT NULL")["run_id"]
     assert list(announced) == [dead.run_id]
