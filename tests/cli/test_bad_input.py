@@ -1,6 +1,6 @@
-"""Bad input ends in words: a clear error, its exit code, no traceback, and a row that says what to do.
+"""Bad input ends with an error and its next step, an exit code, no traceback, and a row with the same.
 
-Each class of error goes once through the real command line; the rest runs in process, where the same errors are raised.
+Each class of error runs once through the real command line; the rest runs in process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,12 @@ def the_row(home: Path) -> dict[str, Any]:
         return dict(row)
 
 
-def in_words(done: subprocess.CompletedProcess[str], *said: str) -> None:
-    """The command failed with exit 1, told why and what next, and showed no traceback."""
+def assert_reported(done: subprocess.CompletedProcess[str], *details: str) -> None:
+    """The command failed with exit 1 and stated the error with its next step once, without a traceback."""
     assert done.returncode == 1, done
-    for words in ("error: ", "next: ", *said):
-        assert words in done.stderr
+    assert (done.stderr.count("error: "), done.stderr.count("next: ")) == (1, 1), done.stderr
+    for detail in details:
+        assert detail in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
 
 
@@ -62,14 +63,6 @@ def flip_a_byte(path: Path) -> None:
     content[len(content) // 2] ^= 1
     path.chmod(0o644)
     path.write_bytes(content)
-
-
-@contextmanager
-def broken_by(kind: type[BaseException], said: str = "") -> Iterator[None]:
-    """The block must end with this error."""
-    with pytest.raises(kind) as raised:
-        yield
-    assert said in str(raised.value)
 
 
 # --- data ---
@@ -115,40 +108,40 @@ def _without_test_rows(row: dict[str, Any]) -> dict[str, Any]:
 
 
 BAD_DATA: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
-    "a missing file": (_missing, {}, "no file matches"),
-    "an empty file": (_csv(""), {}, "empty"),
-    "a header and no rows": (_csv("id,text,stars\n"), {}, "has no rows"),
+    "a missing file": (_missing, {}, "nowhere.csv"),
+    "an empty file": (_csv(""), {}, "reviews.csv"),
+    "a header and no rows": (_csv("id,text,stars\n"), {}, "no rows"),
     "a truncated file": (_truncated, {}, "reviews.jsonl.gz"),
     "another encoding": (_other_encoding, {}, "utf-8"),
     "a file that lacks a column": (_csv("id,review,stars\n1,fine,5\n"), {}, "text"),
-    "labels outside the list only": (_table(lambda row: row | {"stars": 9}), {}, "'9' is not one of the labels"),
-    "one class only": (_table(lambda row: row | {"stars": 5}), {}, "training rows have the label '5'"),
-    "fewer rows than classes": (_csv("id,text,stars\n1,fine,5\n"), {}, "1 usable rows with different texts for 2"),
-    "an empty test split": (_table(_without_test_rows), {"split__column": "side"}, "the test split is empty"),
+    "labels outside the list only": (_table(lambda row: row | {"stars": 9}), {}, "'9'"),
+    "one class only": (_table(lambda row: row | {"stars": 5}), {}, "'5'"),
+    "fewer rows than classes": (_csv("id,text,stars\n1,fine,5\n"), {}, "1 usable"),
+    "an empty test split": (_table(_without_test_rows), {"split__column": "side"}, "test"),
 }
 
 
-@pytest.mark.parametrize(("write", "changes", "said"), BAD_DATA.values(), ids=BAD_DATA.keys())
-def test_data_that_cannot_be_used_fails_the_night_in_words(
-    upgraded: Home, tmp_path: Path, write: Callable[[Path], Path], changes: dict[str, Any], said: str
+@pytest.mark.parametrize(("write", "changes", "detail"), BAD_DATA.values(), ids=BAD_DATA.keys())
+def test_unusable_data_fails_the_night_with_its_reason_and_next_step(
+    upgraded: Home, tmp_path: Path, write: Callable[[Path], Path], changes: dict[str, Any], detail: str
 ) -> None:
     with pytest.raises(DataError) as raised:
         run_night(pipeline(files(write(tmp_path)), **changes), NIGHT)
-    assert said in raised.value.reason
+    assert detail in raised.value.reason
     assert raised.value.next_step
     row = the_row(upgraded.root)
     assert (row["status"], row["error_type"]) == ("failed", "data")
     assert (row["reason"], row["next_step"]) == (raised.value.reason, raised.value.next_step)
-    assert not list((upgraded.snapshots).rglob("*.parquet")), "nothing is written of data that cannot be used"
+    assert not list((upgraded.snapshots).rglob("*.parquet")), "no snapshot of unusable data"
 
 
-def test_the_command_line_tells_of_bad_data(tmp_path: Path, environment: Path) -> None:
+def test_the_command_line_reports_bad_data(tmp_path: Path, environment: Path) -> None:
     path = tmp_path / "reviews.toml"
     path.write_text(
         f'name = "reviews"\n[data]\nsource = {{ kind = "files", paths = ["{_truncated(tmp_path)}"] }}\n'
         'text = "text"\nlabel = "stars"\nlabels = [1, 5]\n'
     )
-    in_words(nightgate("run", path, "--no-prefect", cwd=tmp_path), "reviews.jsonl.gz")
+    assert_reported(nightgate("run", path, "--no-prefect", cwd=tmp_path), "reviews.jsonl.gz")
     row = the_row(environment)
     assert (row["status"], row["error_type"]) == ("failed", "data")
     assert row["next_step"]
@@ -163,17 +156,17 @@ def small(settings: dict[str, Any] | None = None) -> tuple[Pipeline, Night]:
     return wanted, chosen_night(wanted.schedule, date.fromisoformat(DATE))
 
 
-def test_a_snapshot_with_a_flipped_byte_is_told_and_written_anew(upgraded: Home, tmp_path: Path) -> None:
+def test_a_snapshot_with_a_flipped_byte_is_reported_and_written_again(upgraded: Home, tmp_path: Path) -> None:
     wanted, night = small()
-    with broken_by(KeyboardInterrupt), open_night(wanted, night) as first:
+    with suppress(KeyboardInterrupt), open_night(wanted, night) as first:
         snapshot = steps.refresh(first)
         raise KeyboardInterrupt
     flip_a_byte(snapshot.path / "rows.parquet")
     arguments = ("run", first_night().pipeline, "--night", DATE, "--no-prefect")
-    in_words(nightgate(*arguments, cwd=tmp_path), "is damaged: rows.parquet differs from its manifest (SHA-256)")
+    assert_reported(nightgate(*arguments, cwd=tmp_path), "rows.parquet")
     row = the_row(upgraded.root)
     assert (row["status"], row["error_type"], row["attempts"]) == ("failed", "snapshot", 2)
-    with broken_by(KeyboardInterrupt), open_night(wanted, night) as again:
+    with suppress(KeyboardInterrupt), open_night(wanted, night) as again:
         assert again.run_id == first.run_id
         assert steps.refresh(again).id == snapshot.id
         raise KeyboardInterrupt
@@ -183,10 +176,10 @@ def test_a_snapshot_with_a_flipped_byte_is_told_and_written_anew(upgraded: Home,
 def test_a_champion_with_a_flipped_byte_classifies_nothing(environment: Path, tmp_path: Path) -> None:
     first = copy_first_night(environment)
     flip_a_byte(environment / "models/small/v0001/model.safetensors")
-    in_words(nightgate("predict", "small", "a text", cwd=tmp_path), "model.safetensors is altered: expected SHA-256")
-    # The night that follows cannot compare with it: it ends before it trains.
+    assert_reported(nightgate("predict", "small", "a text", cwd=tmp_path), "model.safetensors")
+    # The next night cannot compare with it, and fails before training.
     done = nightgate("run", first.pipeline, "--night", "2026-01-06", "--no-prefect", cwd=tmp_path)
-    in_words(done, "model.safetensors is altered")
+    assert_reported(done, "model.safetensors")
     row = the_row(environment)
     assert (row["night"], row["status"], row["error_type"]) == ("2026-01-06", "failed", "model")
     assert row["next_step"]
@@ -195,19 +188,19 @@ def test_a_champion_with_a_flipped_byte_classifies_nothing(environment: Path, tm
 # --- base models ---
 
 
-def test_a_base_model_folder_that_does_not_exist_fails_the_night_in_words(environment: Path, tmp_path: Path) -> None:
+def test_a_base_model_folder_that_does_not_exist_fails_the_night(environment: Path, tmp_path: Path) -> None:
     path = first_night().pipeline
     setting = "training.base_model=./no-such-model"
     done = nightgate("run", path, "--night", DATE, "--no-prefect", "--set", setting, cwd=tmp_path)
-    in_words(done, "./no-such-model")
+    assert_reported(done, "./no-such-model")
     row = the_row(environment)
     assert (row["status"], row["error_type"]) == ("failed", "model")
     assert row["next_step"]
 
 
-def test_a_base_model_of_the_hub_that_is_not_here_while_offline_says_so(upgraded: Home) -> None:
-    with broken_by(ModelError, "nobody/no-such-model"):
-        run_night(*small({"training.base_model": "nobody/no-such-model"}))
+def test_a_hub_model_that_is_not_cached_fails_an_offline_night(upgraded: Home) -> None:
+    with pytest.raises(ModelError, match="missing/no-such-model"):
+        run_night(*small({"training.base_model": "missing/no-such-model"}))
     row = the_row(upgraded.root)
     assert (row["status"], row["error_type"]) == ("failed", "model")
     assert "HF_HUB_OFFLINE" in row["reason"]
@@ -218,7 +211,7 @@ def test_a_base_model_of_the_hub_that_is_not_here_while_offline_says_so(upgraded
 
 @pytest.fixture(scope="module")
 def unreachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
-    """A night whose database does not answer: it tries for half a minute, while other tests go on."""
+    """A night whose database does not answer: it retries for half a minute while other tests run."""
     pytest.importorskip("psycopg", reason="no PostgreSQL driver: pip install 'nightgate[dev]'")
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -259,7 +252,7 @@ def _blank(path: Path) -> str:
 
 
 def _garbage(path: Path) -> str:
-    path.write_bytes(b"this is no database, whatever its name says " * 100)
+    path.write_bytes(b"this is not a database " * 200)
     return f"sqlite:///{path}"
 
 
@@ -270,36 +263,35 @@ def _read_only(path: Path) -> str:
 
 @pytest.mark.usefixtures("unreachable")
 @pytest.mark.parametrize(
-    ("make", "said", "remedy"),
+    ("make", "remedy"),
     [
-        (_older, "is at revision 0001, this version needs", "nightgate db upgrade"),
-        (_newer, "was written by a newer Nightgate", "pip install --upgrade nightgate"),
-        (_blank, "has no tables of Nightgate", "nightgate db upgrade"),
-        (_garbage, "is not a SQLite database", "restore it from a backup"),
-        (_read_only, "is read-only", "NIGHTGATE_DATABASE_URL"),
+        (_older, "nightgate db upgrade"),
+        (_newer, "pip install --upgrade nightgate"),
+        (_blank, "nightgate db upgrade"),
+        (_garbage, "backup"),
+        (_read_only, "NIGHTGATE_DATABASE_URL"),
     ],
 )
-def test_a_database_that_cannot_be_used_ends_the_night_before_it_begins(
-    tmp_path: Path, make: Callable[[Path], str], said: str, remedy: str
+def test_an_unusable_database_ends_the_night_before_it_begins(
+    tmp_path: Path, make: Callable[[Path], str], remedy: str
 ) -> None:
     url = make(tmp_path / "metrics.db")
     arguments = ("run", first_night().pipeline, "--night", DATE, "--no-prefect")
-    in_words(nightgate(*arguments, cwd=tmp_path, env={"NIGHTGATE_DATABASE_URL": url}), said, remedy)
+    assert_reported(nightgate(*arguments, cwd=tmp_path, env={"NIGHTGATE_DATABASE_URL": url}), "metrics.db", remedy)
 
 
-# --- places ---
+# --- homes and disks ---
 
 
-def test_a_second_run_at_once_ends_at_once_and_names_the_first(upgraded: Home, tmp_path: Path) -> None:
+def test_a_second_run_of_a_night_at_work_is_superseded_and_names_the_first(upgraded: Home, tmp_path: Path) -> None:
     wanted, night = small()
     arguments = ("run", first_night().pipeline, "--night", DATE, "--no-prefect")
-    with broken_by(KeyboardInterrupt), open_night(wanted, night) as first:
+    with suppress(KeyboardInterrupt), open_night(wanted, night) as first:
         done = nightgate(*arguments, cwd=tmp_path)
         raise KeyboardInterrupt
     assert done.returncode == 0, done.stderr
     assert "SUPERSEDED" in done.stdout
-    assert f"run {first.run_id} (process {os.getpid()} on " in done.stdout
-    assert "is at work already; this one ended at once" in done.stdout
+    assert first.run_id in done.stdout
     assert "Traceback" not in done.stderr
     with closing(sqlite3.connect(upgraded.root / "metrics.db")) as connection:
         found = connection.execute("SELECT status FROM nightly_runs ORDER BY started_at").fetchall()
@@ -307,14 +299,14 @@ def test_a_second_run_at_once_ends_at_once_and_names_the_first(upgraded: Home, t
 
 
 @pytest.mark.parametrize("arguments", [("run", "sample", "--no-prefect"), ("history", "sample"), ("db", "upgrade")])
-def test_a_home_that_is_a_file_is_said(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_a_home_that_is_a_file_is_an_error(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     (tmp_path / "taken").write_text("a file")
     done = nightgate(*arguments, cwd=tmp_path, env={"NIGHTGATE_HOME": str(tmp_path / "taken")})
-    in_words(done, "cannot be the home: a file is in the way", "set NIGHTGATE_HOME to a folder")
+    assert_reported(done, str(tmp_path / "taken"), "NIGHTGATE_HOME")
 
 
 def mounted(folder: Path, options: str, script: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell script that sees a small file system at `folder`; it is gone with the script."""
+    """Run a shell script with a small file system at `folder`, which ends with the script."""
     if shutil.which("unshare") is None:
         pytest.skip("no `unshare` here to mount a small disk with")
     folder.mkdir()
@@ -333,31 +325,31 @@ def mounted(folder: Path, options: str, script: str, **env: str) -> subprocess.C
     )
 
 
-def test_a_home_that_may_not_be_written_is_said(tmp_path: Path) -> None:
+def test_a_home_on_a_read_only_disk_is_an_error(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     upgrading = " ".join(command("db", "upgrade"))
     done = mounted(disk, "ro,size=1m", upgrading, NIGHTGATE_HOME=str(disk / "home"))
-    in_words(done, f"cannot write to {disk / 'home'}", "set NIGHTGATE_HOME")
+    assert_reported(done, str(disk / "home"), "NIGHTGATE_HOME")
 
 
 def _fill(disk: Path, left: str) -> str:
-    """Shell: fill the disk but for `left` KiB."""
+    """A shell command that fills the disk but for `left` KiB."""
     free = f"$(($(df --output=avail -k {disk} | tail -1) - {left}))"
     return f"head -c {free}K /dev/zero > {disk}/filler"
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("left", "said"),
-    [("120", "No space left on device"), ("8", "metrics.db cannot be read or written")],
+    ("left", "detail"),
+    [("120", "No space left on device"), ("8", "metrics.db")],
     ids=lambda value: value if not value.isdigit() else f"{value} KiB left",
 )
-def test_a_full_disk_fails_the_night_in_words_and_the_same_command_ends_it_once_there_is_space(
-    tmp_path: Path, left: str, said: str
+def test_a_full_disk_fails_the_night_and_the_same_command_completes_it_once_there_is_space(
+    tmp_path: Path, left: str, detail: str
 ) -> None:
-    """Lost is the work since the last checkpoint; whatever is complete is kept, and nothing half-written counts."""
+    """Only the work since the last checkpoint is lost, and no half-written file counts."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
-    # Room for the night as a whole, but not while the filler is there.
+    # Enough for the whole night without the filler.
     path = first_night().pipeline
     night = " ".join(command("run", path, "--night", DATE, "--no-prefect", "--set", "training.epochs=1"))
     home = disk / "home"
@@ -372,18 +364,18 @@ def test_a_full_disk_fails_the_night_in_words_and_the_same_command_ends_it_once_
     assert second.startswith("1\n"), f"{done.stdout} {done.stderr}"
     assert "PROMOTED" not in first
     assert "Traceback" not in done.stderr
-    assert said in done.stderr
-    assert "free some space there" in done.stderr
+    assert detail in done.stderr
+    assert "space" in done.stderr.partition("next: ")[2]
     assert str(home) not in second.partition("Night ")[0], f"half-written files are left: {second}"
     assert second.rstrip().endswith("second 0"), done.stderr
     assert the_row(kept)["status"] == "promoted"
 
 
-# --- last: the night that has been trying all along ---
+# --- last: the night that has retried all along ---
 
 
-def test_an_unreachable_database_is_said_without_its_password(unreachable: subprocess.Popen[str]) -> None:
+def test_an_unreachable_database_is_reported_without_its_password(unreachable: subprocess.Popen[str]) -> None:
     output, errors = unreachable.communicate(timeout=90)
     done = subprocess.CompletedProcess([], unreachable.returncode, output, errors)
-    in_words(done, "cannot be reached", "postgresql://me:***@127.0.0.1", "start its server")
+    assert_reported(done, "postgresql://me:***@127.0.0.1")
     assert "hush-hush" not in output + errors
