@@ -100,7 +100,7 @@ def reconcile_now() -> Done:
     with Database.open(home) as db:
         for name in sorted(used_pipelines(db)):
             with done.part(f"runs of {name}"):
-                done.settled += reconciliation.settle_running(db, name)
+                done.settled += reconciliation.finish_dead_runs(db, name)
             with done.part(f"link to the champion of {name}"):
                 if wrong := champion_link.follow(db, name):
                     log.info("repaired: %s", wrong)
@@ -205,7 +205,7 @@ def settle_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any
     del flow, state
     try:
         with Database.open(open_home()) as db:
-            reconciliation.settle_running(db, str(flow_run.parameters.get("pipeline")))
+            reconciliation.finish_dead_runs(db, str(flow_run.parameters.get("pipeline")))
             announce_ends(db)
     except Exception as error:  # noqa: BLE001 - a worker elsewhere may not reach the ledger: the next reconcile does it
         log.warning("run %s is not settled yet, reconcile does it: %s", flow_run.name, error)

@@ -42,7 +42,7 @@ def test_a_run_that_waits_is_not_at_work_and_holds_nothing(database: Database) -
     assert (row["status"], row["finished_at"]) == ("waiting", None)
     [waits] = approvals.open_approvals(database)
     assert (waits.run_id, waits.version, waits.champion_version) == (run_id, version, None)
-    assert reconciliation.settle_running(database) == []
+    assert reconciliation.finish_dead_runs(database) == []
 
 
 def test_an_approval_promotes_and_says_who_when_and_why(database: Database) -> None:
@@ -331,6 +331,6 @@ def test_what_a_prefect_run_ended_as_is_what_its_newest_row_says(database: Datab
 def test_dead_runs_of_all_pipelines_are_settled_at_once(database: Database) -> None:
     dead = [night_rows.open_run(database, night_rows.pipeline(name), night_rows.night()) for name in ("one", "two")]
     living = night_rows.open_run(database, night_rows.pipeline("three"), night_rows.night(), owner=Owner.here())
-    settled = reconciliation.settle_running(database)
+    settled = reconciliation.finish_dead_runs(database)
     assert {ended.run_id for ended in settled} == {run.run_id for run in dead}
     assert one(database, living.run_id)["status"] == "running"
