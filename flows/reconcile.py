@@ -99,7 +99,7 @@ def reconcile_now() -> Done:
     with Database.open(home) as db:
         for name in sorted(used_pipelines(db)):
             with done.part(f"runs of {name}"):
-                done.ended += reconciliation.settle_running(db, name)
+                done.ended += reconciliation.finish_dead_runs(db, name)
             with done.part(f"link to the champion of {name}"):
                 if wrong := champion_link.update(db, name):
                     log.info("repaired: %s", wrong)
@@ -202,7 +202,7 @@ def reconcile_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[
     del flow, state
     try:
         with Database.open(open_home()) as db:
-            reconciliation.settle_running(db, str(flow_run.parameters.get("pipeline")))
+            reconciliation.finish_dead_runs(db, str(flow_run.parameters.get("pipeline")))
             announce_ends(db)
     except Exception as error:  # noqa: BLE001 - a worker may not reach the database; the next reconcile does it
         log.warning("the row of run %s was not ended, the next reconcile does it: %s", flow_run.name, error)

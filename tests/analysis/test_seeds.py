@@ -374,7 +374,7 @@ def test_an_interrupted_seed_resumes_from_its_checkpoint_to_the_same_score(site:
     begun.close()
     interrupted = seed_runs.train_seed(study, 50)
     assert (folder / "attempt-2" / "job.json").is_file()
-    assert "going on after epoch 1" in (folder / "attempt-2" / "log.txt").read_text()
+    assert "resuming after epoch 1" in (folder / "attempt-2" / "log.txt").read_text()
     shutil.rmtree(folder)
     whole = seed_runs.train_seed(study, 50)
     assert replace(interrupted, duration_seconds=0) == replace(whole, duration_seconds=0)

@@ -211,7 +211,7 @@ def test_the_same_command_takes_a_killed_night_up_as_the_second_attempt_of_the_s
     assert killed.done.returncode == 0, killed.done.stderr
     assert killed.site.rows("SELECT attempts, trigger, status FROM nightly_runs") == [(2, "retry", "promoted")]
     assert "in attempt 1" in killed.done.stderr
-    assert "going on after epoch 1" in killed.done.stderr
+    assert "resuming after epoch 1" in killed.done.stderr
 
 
 def test_no_epoch_of_a_killed_night_stands_twice(killed: Story) -> None:
@@ -265,7 +265,7 @@ def test_a_signal_takes_the_training_along_at_once(disturbed: Story) -> None:
 
 @pytest.mark.parametrize(
     ("place", "error_type", "reason"),
-    [(2, "out_of_memory", "was killed (SIGKILL)"), (3, "crashed", "died of SIGSEGV without a word")],
+    [(2, "out_of_memory", "was killed (SIGKILL)"), (3, "crashed", "died of SIGSEGV")],
 )
 def test_a_night_whose_training_dies_ends_failed_in_words(
     disturbed: Story, place: int, error_type: str, reason: str

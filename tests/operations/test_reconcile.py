@@ -231,7 +231,7 @@ def test_a_run_that_was_cancelled_and_cannot_hear_it_says_who_can_start_it_again
     assert (ended.run_id, ended.status) == (night.run_id, "cancelled")
     [step] = database.frame("SELECT next_step FROM run")["next_step"]
     again = f"Retry in the UI, or `prefect flow-run retry {run.id}`," if deployed else ""
-    assert step == f"{again or '`nightgate run reviews --night 2026-03-01`'} goes on from its last epoch"
+    assert step == f"{again or '`nightgate run reviews --night 2026-03-01`'} resumes after its last epoch"
 
 
 def missed(done: Done, pipeline: str) -> int:

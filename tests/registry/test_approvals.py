@@ -42,7 +42,7 @@ def test_a_waiting_run_is_neither_running_nor_ended(database: Database) -> None:
     assert (row["status"], row["finished_at"]) == ("waiting", None)
     [waits] = approvals.open_approvals(database)
     assert (waits.run_id, waits.version, waits.champion_version) == (run_id, version, None)
-    assert reconciliation.settle_running(database) == []
+    assert reconciliation.finish_dead_runs(database) == []
 
 
 def test_an_approval_promotes_and_is_stored_with_who_when_and_why(database: Database) -> None:
@@ -331,6 +331,6 @@ def test_the_end_of_a_prefect_run_is_that_of_its_newest_row(database: Database) 
 def test_dead_runs_of_all_pipelines_are_ended_at_once(database: Database) -> None:
     dead = [night_rows.open_run(database, night_rows.pipeline(name), night_rows.night()) for name in ("one", "two")]
     living = night_rows.open_run(database, night_rows.pipeline("three"), night_rows.night(), owner=Owner.here())
-    ended = reconciliation.settle_running(database)
+    ended = reconciliation.finish_dead_runs(database)
     assert {one.run_id for one in ended} == {run.run_id for run in dead}
     assert one(database, living.run_id)["status"] == "running"

@@ -297,7 +297,7 @@ def test_a_crash_names_the_signal_and_shows_the_last_lines_of_the_log(tmp_path: 
     running = train(job)
     next(running)
     workers()[0].send_signal(signal.SIGSEGV)
-    with pytest.raises(CrashedError, match=r"died of SIGSEGV without a word; its last log lines: .*") as caught:
+    with pytest.raises(CrashedError, match=r"died of SIGSEGV; its last log lines: .*") as caught:
         next(running)
     assert "goes on from the last checkpoint" in caught.value.next_step
     assert "Segmentation fault" in (job.attempt_dir / "log.txt").read_text()
