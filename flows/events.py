@@ -18,7 +18,8 @@ from prefect.events.schemas.events import Event, RelatedResource, Resource
 from nightgate.database.transactions import Database
 from nightgate.errors import InternalError
 from nightgate.logs import without_secrets
-from nightgate.operations.reconciliation import End, mark_announced, unannounced
+from nightgate.operations.reconciliation import mark_announced, unannounced
+from nightgate.runs.run_row import RunRow
 
 log = logging.getLogger("nightgate.flows")
 
@@ -119,13 +120,13 @@ _WHERE_NOTHING_IS_AMISS = {
 _LOOK = "look at it: nightgate history {pipeline} --run {run_id}"
 
 
-def next_step(end: End) -> str:
+def next_step(end: RunRow) -> str:
     """What its row says, else that there is nothing to do."""
     usual = _WHERE_NOTHING_IS_AMISS.get(end.status, _LOOK)
     return end.next_step or usual.format(pipeline=end.pipeline, run_id=end.run_id)
 
 
-def _event_of(end: End) -> Event:
+def _event_of(end: RunRow) -> Event:
     payload = {
         "pipeline": end.pipeline,
         "night": end.night.isoformat(),

@@ -40,7 +40,7 @@ from nightgate.operations import reconciliation
 from nightgate.operations.status import used_pipelines
 from nightgate.pipeline_files import load_pipeline, pipeline_files
 from nightgate.registry import approvals, champion_link
-from nightgate.registry.approvals import Ended
+from nightgate.runs.run_row import RunRow
 from tasks.logs import failed, readable_logs
 
 log = logging.getLogger("nightgate.flows")
@@ -73,7 +73,7 @@ def reconcile() -> State[Any]:
 class Done:
     """What was settled, and what could not be: one part that fails keeps no other from being done."""
 
-    settled: list[Ended] = field(default_factory=list)
+    settled: list[RunRow] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -159,7 +159,7 @@ def agree(db: Database, client: SyncPrefectClient) -> None:
     done.check()
 
 
-def obey_cancels(db: Database, client: SyncPrefectClient) -> list[Ended]:
+def obey_cancels(db: Database, client: SyncPrefectClient) -> list[RunRow]:
     """End the runs that a person cancelled and that nobody told so: their worker is gone, or they wait for a person.
 
     Their process, if it lives, learns it from the ledger at its next sign of life.
@@ -247,7 +247,7 @@ def _due(client: SyncPrefectClient, deployment_id: UUID) -> frozenset[datetime]:
     )
 
 
-def _contradicts(state: State[Any], end: reconciliation.EndedLately) -> bool:
+def _contradicts(state: State[Any], end: reconciliation.EndedAttempt) -> bool:
     if state.is_scheduled() or state.is_pending():
         return False  # somebody has asked for a retry
     if state.is_running() and state.timestamp > end.finished_at:
@@ -265,7 +265,7 @@ def _contradicts(state: State[Any], end: reconciliation.EndedLately) -> bool:
     return state.is_paused() or is_old or was_cancelled or end.error_type == "crashed"
 
 
-def _state_of(end: reconciliation.EndedLately) -> State[Any]:
+def _state_of(end: reconciliation.EndedAttempt) -> State[Any]:
     message = f"{end.status}: {end.reason} [{end.run_id}]"
     if end.status == "cancelled":
         return Cancelled(message=message)
@@ -274,7 +274,7 @@ def _state_of(end: reconciliation.EndedLately) -> State[Any]:
     return Completed(name=end.status.capitalize(), message=message)
 
 
-def settle_flow_runs(ended: Sequence[Ended]) -> str:
+def settle_flow_runs(ended: Sequence[RunRow]) -> str:
     """After a decision by hand: end the suspended runs of these nights. A sentence where the server cannot be told."""
     if not any(one.prefect_flow_run_id for one in ended):
         return ""

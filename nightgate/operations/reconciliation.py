@@ -7,9 +7,8 @@ Every night does this for its own pipeline; `nightgate reconcile` and its flow d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -17,12 +16,13 @@ from cronsim import CronSim
 from sqlalchemy.orm import Session, aliased
 
 from nightgate.config import Pipeline
-from nightgate.database.schema import Attempt, ModelVersion, Run, Setting
+from nightgate.database.schema import Attempt, Run, Setting
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
-from nightgate.registry.approvals import Ended, reject
+from nightgate.registry.approvals import reject
 from nightgate.runs.claim import new_run, new_run_id
 from nightgate.runs.lifecycle import fail_dead_runs, finish_run, lock_pipeline
+from nightgate.runs.run_row import RunRow, read_run, run_row, select_runs
 from nightgate.schedule import scheduled_night
 
 LONGEST_GAP = timedelta(days=60)
@@ -33,61 +33,25 @@ NEWS = timedelta(days=7)
 """An end that could not be announced for longer than this is no news any more."""
 
 
-@dataclass(frozen=True)
-class End:
-    """How a night ended (or that it waits for a person), as its event tells it."""
-
-    run_id: str
-    pipeline: str
-    night: date
-    status: str
-    reason: str
-    error_type: str | None
-    next_step: str | None
-    dry_run: bool
-    test_f1: float | None
-    model_version: int | None
-    champion_version: int | None
-    prefect_flow_run_id: str | None
-    attempt: int
-
-
-def settle_running(db: Database, pipeline: str | None = None) -> list[Ended]:
+def settle_running(db: Database, pipeline: str | None = None) -> list[RunRow]:
     """End every run whose process is dead, of one pipeline or of all."""
     query = sa.select(Run.pipeline).where(Run.status == "running").distinct()
     names = [pipeline] if pipeline else db.read(lambda session: list(session.scalars(query)))
 
-    def settle(session: Session, name: str) -> list[Ended]:
+    def settle(session: Session, name: str) -> list[RunRow]:
         lock_pipeline(session, name)
-        return [
-            Ended(run.run_id, run.pipeline, run.night, run.status, run.reason or "", run.prefect_flow_run_id)
-            for run in fail_dead_runs(session, name, datetime.now(UTC))
-        ]
+        return [run_row(session, run.run_id) for run in fail_dead_runs(session, name, datetime.now(UTC))]
 
     return [ended for name in names for ended in db.write(partial(settle, name=name))]
 
 
-@dataclass(frozen=True)
-class Unfinished:
-    """A run that is at work or waits for a person, as its row says."""
-
-    run_id: str
-    attempt: int
-    status: str
-    pipeline: str
-    night: date
-    dry_run: bool
-    prefect_flow_run_id: str | None
-
-
-def unfinished(db: Database) -> list[Unfinished]:
+def unfinished(db: Database) -> list[RunRow]:
     """Runs that are at work or wait for a person; the processes of those at work may be dead."""
-    query = sa.select(Run.run_id, Run.attempt, Run.status, Run.pipeline, Run.night, Run.dry_run)
-    query = query.add_columns(Run.prefect_flow_run_id).where(Run.status.in_(("running", "waiting")))
-    return db.read(lambda session: [Unfinished(*row) for row in session.execute(query)])
+    query = select_runs().where(Run.status.in_(("running", "waiting")))
+    return db.read(lambda session: [RunRow(*row) for row in session.execute(query)])
 
 
-def cancel(db: Database, run: Unfinished, by: str, *, deployed: bool) -> Ended | None:
+def cancel(db: Database, run: RunRow, by: str, *, deployed: bool) -> RunRow | None:
     """End a run from outside: what waits is held, what is at work may write nothing more. None: it has moved on.
 
     Args:
@@ -104,12 +68,12 @@ def cancel(db: Database, run: Unfinished, by: str, *, deployed: bool) -> Ended |
         finish_run(db, run.run_id, run.attempt, "cancelled", reason=reason, error_type="cancelled", next_step=step)
     except RegistryError:
         return None
-    return Ended(run.run_id, run.pipeline, run.night, "cancelled", reason, run.prefect_flow_run_id)
+    return read_run(db, run.run_id)
 
 
 def record_missed(
     db: Database, pipeline: Pipeline, until: datetime, *, still_due: frozenset[datetime] = frozenset()
-) -> list[Ended]:
+) -> list[RunRow]:
     """Write down the nights that were due since the last one that is known, before `until` (aware), and never started.
 
     Only of a pipeline that has run on its schedule before: one that is started by hand misses nothing. Nor does one
@@ -119,7 +83,7 @@ def record_missed(
         still_due: instants (aware) that a scheduler has yet to start.
     """
 
-    def work(session: Session) -> list[Ended]:
+    def work(session: Session) -> list[RunRow]:
         lock_pipeline(session, pipeline.name)
         # Nights of the schedule only: a backfill carries a scheduled time too, and says nothing about it.
         first = (Attempt.run_id == Run.run_id) & (Attempt.attempt == 1)
@@ -151,7 +115,7 @@ def record_missed(
                 f"all: nightgate run {pipeline.name} --night {night.date}"
             )
             session.add(run)
-            missed.append(Ended(run.run_id, run.pipeline, run.night, run.status, run.reason, None))
+            missed.append(run_row(session, run.run_id))
         return missed
 
     return db.write(work)
@@ -178,43 +142,22 @@ def _firings(pipeline: Pipeline, after: datetime, until: datetime) -> list[datet
     return found
 
 
-def unannounced(db: Database, now: datetime | None = None) -> list[End]:
+def unannounced(db: Database, now: datetime | None = None) -> list[RunRow]:
     """Runs that have ended, or wait for a person, without an event that says so; the oldest first."""
     since = (now or datetime.now(UTC)) - NEWS
     query = (
-        sa.select(
-            Run.run_id,
-            Run.pipeline,
-            Run.night,
-            Run.status,
-            Run.reason,
-            Run.error_type,
-            Run.next_step,
-            Run.dry_run,
-            Run.test_f1,
-            ModelVersion.version,
-            Run.champion_version,
-            Run.prefect_flow_run_id,
-            Run.attempt,
-        )
-        .join(ModelVersion, ModelVersion.run_id == Run.run_id, isouter=True)
+        select_runs()
         .where(Run.announced_at.is_(None), Run.status != "running")
         # Of its end: it may have begun long before, and waited for a person or been tried again since.
         .where(sa.or_(Run.status == "waiting", Run.finished_at > since))
         .order_by(Run.started_at, Run.run_id)
     )
-
-    def end(row: Any) -> End:
-        values = list(row)
-        values[4] = values[4] or ""
-        return End(*values)
-
-    return db.read(lambda session: [end(row) for row in session.execute(query)])
+    return db.read(lambda session: [RunRow(*row) for row in session.execute(query)])
 
 
 @dataclass(frozen=True)
-class EndedLately:
-    """A run of Prefect's that has ended, as the ledger knows it."""
+class EndedAttempt:
+    """How the newest attempt of a Prefect run ended."""
 
     run_id: str
     status: str
@@ -224,7 +167,7 @@ class EndedLately:
     prefect_flow_run_id: str
 
 
-def ended_lately(db: Database, now: datetime | None = None) -> list[EndedLately]:
+def ended_lately(db: Database, now: datetime | None = None) -> list[EndedAttempt]:
     """Runs of Prefect's that ended within the last days, each as its newest attempt says: it may be at work again, and
     its row may have been taken up by another one.
     """
@@ -244,10 +187,10 @@ def ended_lately(db: Database, now: datetime | None = None) -> list[EndedLately]
             later.prefect_flow_run_id == Attempt.prefect_flow_run_id, later.started_at > Attempt.started_at
         ),
     )
-    return db.read(lambda session: [EndedLately(*row) for row in session.execute(query)])
+    return db.read(lambda session: [EndedAttempt(*row) for row in session.execute(query)])
 
 
-def mark_announced(db: Database, end: End) -> None:
+def mark_announced(db: Database, end: RunRow) -> None:
     """Write down that the event of this end was sent; not if the run has moved on since."""
     statement = (
         sa.update(Run).where(Run.run_id == end.run_id, Run.status == end.status).values(announced_at=datetime.now(UTC))

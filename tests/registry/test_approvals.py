@@ -18,6 +18,7 @@ from nightgate.operations import reconciliation
 from nightgate.registry import approvals, promotion, versions
 from nightgate.runs import lifecycle
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from tests.support import night_rows
 from tests.support.night_rows import one, opened
 
@@ -163,7 +164,7 @@ def test_a_word_that_comes_too_late_is_told_what_became_of_the_last_that_waited(
 @contextmanager
 def slower(database: Database, url: str, run_id: str) -> Iterator[Database]:
     """Somebody else's connection: anna rejects the run between its first look and what that one does next."""
-    earlier: list[approvals.Ended] = []
+    earlier: list[RunRow] = []
 
     def has_looked(_: sa.Connection) -> None:
         if not earlier:
