@@ -18,7 +18,8 @@ from prefect.events.schemas.events import Event, RelatedResource, Resource
 from nightgate.database.transactions import Database
 from nightgate.errors import InternalError
 from nightgate.logs import without_secrets
-from nightgate.operations.reconciliation import End, mark_announced, unannounced
+from nightgate.operations.reconciliation import mark_announced, unannounced
+from nightgate.runs.run_row import RunRow
 
 log = logging.getLogger("nightgate.flows")
 
@@ -119,13 +120,13 @@ _WITHOUT_A_PROBLEM = {
 _LOOK = "look at it: nightgate history {pipeline} --run {run_id}"
 
 
-def next_step(end: End) -> str:
+def next_step(end: RunRow) -> str:
     """The next step from the run's row, else the usual one for its status."""
     usual = _WITHOUT_A_PROBLEM.get(end.status, _LOOK)
     return end.next_step or usual.format(pipeline=end.pipeline, run_id=end.run_id)
 
 
-def _event_of(end: End) -> Event:
+def _event_of(end: RunRow) -> Event:
     payload = {
         "pipeline": end.pipeline,
         "night": end.night.isoformat(),

@@ -39,7 +39,7 @@ from nightgate.operations import reconciliation
 from nightgate.operations.status import used_pipelines
 from nightgate.pipeline_files import load_pipeline, pipeline_files
 from nightgate.registry import approvals, champion_link
-from nightgate.registry.approvals import Ended
+from nightgate.runs.run_row import RunRow
 from tasks.logs import failed, readable_logs
 
 log = logging.getLogger("nightgate.flows")
@@ -72,7 +72,7 @@ def reconcile() -> State[Any]:
 class Done:
     """The runs that were ended, and the parts that failed; a failed part does not stop the others."""
 
-    ended: list[Ended] = field(default_factory=list)
+    ended: list[RunRow] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -158,7 +158,7 @@ def agree(db: Database, client: SyncPrefectClient) -> None:
     done.check()
 
 
-def obey_cancels(db: Database, client: SyncPrefectClient) -> list[Ended]:
+def obey_cancels(db: Database, client: SyncPrefectClient) -> list[RunRow]:
     """End cancelled runs that no worker ends: their worker is gone, or they are suspended.
 
     A process of theirs that still lives learns it from the database at its next heartbeat.
@@ -242,7 +242,7 @@ def _due(client: SyncPrefectClient, deployment_id: UUID) -> frozenset[datetime]:
     )
 
 
-def _contradicts(state: State[Any], end: reconciliation.EndedLately) -> bool:
+def _contradicts(state: State[Any], end: reconciliation.EndedAttempt) -> bool:
     if state.is_scheduled() or state.is_pending():
         return False  # a retry was requested
     if state.is_running() and state.timestamp > end.finished_at:
@@ -260,7 +260,7 @@ def _contradicts(state: State[Any], end: reconciliation.EndedLately) -> bool:
     return state.is_paused() or is_old or was_cancelled or end.error_type == "crashed"
 
 
-def _state_of(end: reconciliation.EndedLately) -> State[Any]:
+def _state_of(end: reconciliation.EndedAttempt) -> State[Any]:
     message = f"{end.status}: {end.reason} [{end.run_id}]"
     if end.status == "cancelled":
         return Cancelled(message=message)
@@ -269,7 +269,7 @@ def _state_of(end: reconciliation.EndedLately) -> State[Any]:
     return Completed(name=end.status.capitalize(), message=message)
 
 
-def end_flow_runs(ended: Sequence[Ended]) -> str:
+def end_flow_runs(ended: Sequence[RunRow]) -> str:
     """End the suspended flow runs of nights that a command decided. Returns why it is not done yet, '' if it is."""
     if not any(one.prefect_flow_run_id for one in ended):
         return ""

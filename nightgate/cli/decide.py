@@ -13,7 +13,7 @@ from nightgate.cli.options import PipelineName, Reason, RunId, VersionName, name
 if TYPE_CHECKING:
     from nightgate.database.transactions import Database
     from nightgate.home import Home
-    from nightgate.registry.approvals import Ended
+    from nightgate.runs.run_row import RunRow
 
 
 def promote(
@@ -135,5 +135,5 @@ def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -
         raise typer.Exit(1)
 
 
-def _described(ended: Ended) -> str:
+def _described(ended: RunRow) -> str:
     return f"{ended.pipeline}, night {ended.night}: {ended.status}: {ended.reason}"

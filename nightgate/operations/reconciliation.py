@@ -6,20 +6,21 @@ Every night does this for its own pipeline; `nightgate reconcile` and its flow d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
 from nightgate.config import Pipeline
-from nightgate.database.schema import Attempt, ModelVersion, Run, Setting
+from nightgate.database.schema import Attempt, Run, Setting
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.operations.status import due_between
-from nightgate.registry.approvals import Ended, reject
+from nightgate.registry.approvals import reject
 from nightgate.runs.claim import new_run, new_run_id
 from nightgate.runs.lifecycle import fail_dead_runs, finish_run, lock_pipeline
+from nightgate.runs.run_row import RunRow, read_run, run_row, select_runs
 from nightgate.schedule import scheduled_night
 
 LONGEST_GAP = timedelta(days=60)
@@ -30,61 +31,25 @@ NEWS = timedelta(days=7)
 """Older ends are not announced any more."""
 
 
-@dataclass(frozen=True)
-class End:
-    """Content of the event of a run that has ended, or waits for approval."""
-
-    run_id: str
-    pipeline: str
-    night: date
-    status: str
-    reason: str
-    error_type: str | None
-    next_step: str | None
-    dry_run: bool
-    test_f1: float | None
-    model_version: int | None
-    champion_version: int | None
-    prefect_flow_run_id: str | None
-    attempt: int
-
-
-def finish_dead_runs(db: Database, pipeline: str | None = None) -> list[Ended]:
+def finish_dead_runs(db: Database, pipeline: str | None = None) -> list[RunRow]:
     """Fail every run whose process is dead, of one pipeline or of all."""
     query = sa.select(Run.pipeline).where(Run.status == "running").distinct()
     names = [pipeline] if pipeline else db.read(lambda session: list(session.scalars(query)))
 
-    def work(session: Session, name: str) -> list[Ended]:
+    def work(session: Session, name: str) -> list[RunRow]:
         lock_pipeline(session, name)
-        return [
-            Ended(run.run_id, run.pipeline, run.night, run.status, run.reason or "", run.prefect_flow_run_id)
-            for run in fail_dead_runs(session, name, datetime.now(UTC))
-        ]
+        return [run_row(session, run.run_id) for run in fail_dead_runs(session, name, datetime.now(UTC))]
 
     return [ended for name in names for ended in db.write(partial(work, name=name))]
 
 
-@dataclass(frozen=True)
-class Unfinished:
-    """A run whose row says that it runs or waits for approval."""
-
-    run_id: str
-    attempt: int
-    status: str
-    pipeline: str
-    night: date
-    dry_run: bool
-    prefect_flow_run_id: str | None
-
-
-def unfinished(db: Database) -> list[Unfinished]:
+def unfinished(db: Database) -> list[RunRow]:
     """Runs that are running or wait for approval; the process of a running one may be dead."""
-    query = sa.select(Run.run_id, Run.attempt, Run.status, Run.pipeline, Run.night, Run.dry_run)
-    query = query.add_columns(Run.prefect_flow_run_id).where(Run.status.in_(("running", "waiting")))
-    return db.read(lambda session: [Unfinished(*row) for row in session.execute(query)])
+    query = select_runs().where(Run.status.in_(("running", "waiting")))
+    return db.read(lambda session: [RunRow(*row) for row in session.execute(query)])
 
 
-def cancel(db: Database, run: Unfinished, by: str, *, deployed: bool) -> Ended | None:
+def cancel(db: Database, run: RunRow, by: str, *, deployed: bool) -> RunRow | None:
     """End a run from outside: a waiting one is held, a running one may write nothing more.
 
     Returns None if the run has moved on meanwhile.
@@ -103,12 +68,12 @@ def cancel(db: Database, run: Unfinished, by: str, *, deployed: bool) -> Ended |
         finish_run(db, run.run_id, run.attempt, "cancelled", reason=reason, error_type="cancelled", next_step=step)
     except RegistryError:
         return None
-    return Ended(run.run_id, run.pipeline, run.night, "cancelled", reason, run.prefect_flow_run_id)
+    return read_run(db, run.run_id)
 
 
 def record_missed(
     db: Database, pipeline: Pipeline, until: datetime, *, still_due: frozenset[datetime] = frozenset()
-) -> list[Ended]:
+) -> list[RunRow]:
     """Record nights that were due after the last known one and before `until` (aware), and did not start.
 
     A pipeline that has not run on its schedule misses nothing, nor does one whose schedule was off (`record_pause`).
@@ -117,7 +82,7 @@ def record_missed(
         still_due: instants (aware) of nights that a scheduler has yet to start.
     """
 
-    def work(session: Session) -> list[Ended]:
+    def work(session: Session) -> list[RunRow]:
         lock_pipeline(session, pipeline.name)
         # Nights of the schedule only: a backfill has a scheduled time too.
         first = (Attempt.run_id == Run.run_id) & (Attempt.attempt == 1)
@@ -149,7 +114,7 @@ def record_missed(
                 f"nightgate run {pipeline.name} --night {night.date}"
             )
             session.add(run)
-            missed.append(Ended(run.run_id, run.pipeline, run.night, run.status, run.reason, None))
+            missed.append(run_row(session, run.run_id))
         return missed
 
     return db.write(work)
@@ -164,36 +129,21 @@ def record_pause(db: Database, pipeline_name: str, moment: datetime) -> None:
     db.write(work)
 
 
-def unannounced(db: Database, now: datetime | None = None) -> list[End]:
+def unannounced(db: Database, now: datetime | None = None) -> list[RunRow]:
     """Runs that have ended, or wait for approval, and whose event was not published; the oldest first."""
     since = (now or datetime.now(UTC)) - NEWS
     query = (
-        sa.select(
-            Run.run_id,
-            Run.pipeline,
-            Run.night,
-            Run.status,
-            sa.func.coalesce(Run.reason, ""),
-            Run.error_type,
-            Run.next_step,
-            Run.dry_run,
-            Run.test_f1,
-            ModelVersion.version,
-            Run.champion_version,
-            Run.prefect_flow_run_id,
-            Run.attempt,
-        )
-        .join(ModelVersion, ModelVersion.run_id == Run.run_id, isouter=True)
+        select_runs()
         .where(Run.announced_at.is_(None), Run.status != "running")
         # Its end, not its start: it may have waited for approval, or been retried, for long.
         .where(sa.or_(Run.status == "waiting", Run.finished_at > since))
         .order_by(Run.started_at, Run.run_id)
     )
-    return db.read(lambda session: [End(*row) for row in session.execute(query)])
+    return db.read(lambda session: [RunRow(*row) for row in session.execute(query)])
 
 
 @dataclass(frozen=True)
-class EndedLately:
+class EndedAttempt:
     """The end of a Prefect flow run according to the database."""
 
     run_id: str
@@ -204,7 +154,7 @@ class EndedLately:
     prefect_flow_run_id: str
 
 
-def ended_lately(db: Database, now: datetime | None = None) -> list[EndedLately]:
+def ended_lately(db: Database, now: datetime | None = None) -> list[EndedAttempt]:
     """Flow runs whose newest attempt ended within the last days.
 
     Attempts, not runs: a flow run may be retried, and another flow run may have resumed the same row.
@@ -225,10 +175,10 @@ def ended_lately(db: Database, now: datetime | None = None) -> list[EndedLately]
             later.prefect_flow_run_id == Attempt.prefect_flow_run_id, later.started_at > Attempt.started_at
         ),
     )
-    return db.read(lambda session: [EndedLately(*row) for row in session.execute(query)])
+    return db.read(lambda session: [EndedAttempt(*row) for row in session.execute(query)])
 
 
-def mark_announced(db: Database, end: End) -> None:
+def mark_announced(db: Database, end: RunRow) -> None:
     """Record that the event of this end was published, unless the run has moved on meanwhile."""
     statement = (
         sa.update(Run).where(Run.run_id == end.run_id, Run.status == end.status).values(announced_at=datetime.now(UTC))

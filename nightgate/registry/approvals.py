@@ -20,21 +20,10 @@ from nightgate.registry import anchors
 from nightgate.registry.freezes import require_reason
 from nightgate.registry.promotion import promote_candidate
 from nightgate.runs.lifecycle import end, fenced, lock_pipeline, record_decided
+from nightgate.runs.run_row import RunRow, read_run, run_row
 
 WAITS = "waits for approval: "
 """Prefix of the reason of a run that waits; the gate's reason follows."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A run that another process ended: by a decision about its candidate, or by reconciliation."""
-
-    run_id: str
-    pipeline: str
-    night: date
-    status: str
-    reason: str
-    prefect_flow_run_id: str | None
 
 
 @dataclass(frozen=True)
@@ -147,7 +136,7 @@ def _why_none_waits(db: Database, pipeline: str, run_id: str | None) -> str:
     return f"no candidate of {pipeline} waits for an approval{last}"
 
 
-def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
+def approve(db: Database, run_id: str, *, by: str, reason: str) -> RunRow:
     """Promote the candidate, or hold it if its deadline has passed or the champion or anchor has changed.
 
     Raises:
@@ -175,10 +164,10 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
         )
     except PromotionLostError as error:
         return _hold(db, row, "approved", f"{why}; not promoted: {error.reason}", by, reason, error.next_step)
-    return Ended(run_id, row.pipeline, row.night, "promoted", why, row.prefect_flow_run_id)
+    return read_run(db, run_id)
 
 
-def reject(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
+def reject(db: Database, run_id: str, *, by: str, reason: str) -> RunRow:
     """Hold the candidate.
 
     Raises:
@@ -188,7 +177,7 @@ def reject(db: Database, run_id: str, *, by: str, reason: str) -> Ended:
     return _hold(db, _waiting(db, run_id), "rejected", f"rejected by {by}: {reason}", by, reason)
 
 
-def hold_overdue(db: Database, moment: datetime | None = None) -> list[Ended]:
+def hold_overdue(db: Database, moment: datetime | None = None) -> list[RunRow]:
     """Hold every candidate whose deadline has passed."""
     moment = moment or datetime.now(UTC)
     held = []
@@ -229,7 +218,7 @@ def _waiting(db: Database, run_id: str) -> Waiting:
     return find(db, pipeline or "?", run_id)
 
 
-def _hold_overdue(db: Database, row: Waiting) -> Ended:
+def _hold_overdue(db: Database, row: Waiting) -> RunRow:
     return _hold(db, row, "timed_out", f"not approved by {row.deadline:%Y-%m-%d %H:%M} UTC; {row.reason}")
 
 
@@ -248,18 +237,18 @@ def _hold(
     by: str | None = None,
     comment: str | None = None,
     next_step: str = "",
-) -> Ended:
+) -> RunRow:
     anyway = f"to promote it anyway: nightgate promote {row.pipeline} {row.version} --reason TEXT"
     moment = datetime.now(UTC)
 
-    def work(session: Session) -> Ended:
+    def work(session: Session) -> RunRow:
         attempt = _lock_pipeline_of(session, row.run_id)
         if session.get_one(Approval, row.run_id).decided_at != moment:
             run = fenced(session, row.run_id, attempt, status="waiting")
             record_decided(session, row.run_id, decision, by, comment, moment)
             end(session, run, "held", moment, reason, next_step=next_step or anyway)
         # else an earlier try was committed, and its answer was lost
-        return Ended(row.run_id, row.pipeline, row.night, "held", reason, row.prefect_flow_run_id)
+        return run_row(session, row.run_id)
 
     try:
         return db.write(work)

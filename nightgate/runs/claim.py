@@ -17,7 +17,7 @@ from nightgate.errors import DataError, SnapshotError
 from nightgate.provenance import code_version
 from nightgate.runs.lifecycle import attempt_of, end, fail_dead_runs, lock_pipeline
 from nightgate.runs.liveness import Owner
-from nightgate.runs.run_row import RunRow, select_runs
+from nightgate.runs.run_row import RunRow, run_row
 from nightgate.schedule import Night
 
 log = logging.getLogger(__name__)
@@ -66,9 +66,7 @@ def open_run(
     )
 
     def work(session: Session) -> RunRow:
-        run = _claimed(session, claim)
-        session.flush()
-        return RunRow(*session.execute(select_runs().where(Run.run_id == run.run_id)).one())
+        return run_row(session, _claimed(session, claim).run_id)
 
     return db.write(work)
 

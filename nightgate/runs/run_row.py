@@ -7,6 +7,7 @@ from datetime import date, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
@@ -69,4 +70,10 @@ def select_runs() -> sa.Select[Any]:
 
 def read_run(db: Database, run_id: str) -> RunRow:
     """The row of a run that exists."""
-    return db.read(lambda session: RunRow(*session.execute(select_runs().where(Run.run_id == run_id)).one()))
+    return db.read(lambda session: run_row(session, run_id))
+
+
+def run_row(session: Session, run_id: str) -> RunRow:
+    """The row of a run that exists, as this transaction sees it."""
+    session.flush()
+    return RunRow(*session.execute(select_runs().where(Run.run_id == run_id)).one())

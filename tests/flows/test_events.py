@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
@@ -20,14 +20,30 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from flows.events import announce_ends, announce_stall, next_step
 from nightgate.database.schema import STATUSES, Run
 from nightgate.database.transactions import Database
-from nightgate.operations.reconciliation import End
 from nightgate.runs import lifecycle
+from nightgate.runs.run_row import RunRow
 from tests.support import night_rows
 
 
 @pytest.mark.parametrize("status", sorted(set(STATUSES) - {"running"}))
 def test_every_end_has_a_next_step(status: str) -> None:
-    end = End("r-1", "reviews", date(2026, 1, 5), status, "why", None, None, False, None, None, None, None, 1)
+    end = RunRow(
+        run_id="r-1",
+        pipeline="reviews",
+        night=date(2026, 1, 5),
+        attempt=1,
+        status=status,
+        reason="why",
+        error_type=None,
+        next_step=None,
+        dry_run=False,
+        data_until=datetime(2026, 1, 5, 3, 15, tzinfo=UTC),
+        snapshot=None,
+        test_f1=None,
+        model_version=None,
+        champion_version=None,
+        prefect_flow_run_id=None,
+    )
     assert next_step(end).startswith(("nothing to do", "look at it: nightgate history reviews --run r-1"))
     assert next_step(replace(end, next_step="do that")) == "do that"
 

@@ -18,6 +18,7 @@ from nightgate.operations import reconciliation
 from nightgate.registry import approvals, promotion, versions
 from nightgate.runs import lifecycle
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from tests.support import night_rows
 from tests.support.night_rows import one, opened
 
@@ -164,7 +165,7 @@ def test_if_none_waits_the_error_says_how_the_last_one_ended(database: Database)
 @contextmanager
 def slower(database: Database, url: str, run_id: str) -> Iterator[Database]:
     """A second connection; after its first transaction anna rejects the run on the first connection."""
-    earlier: list[approvals.Ended] = []
+    earlier: list[RunRow] = []
 
     def reject_once(_: sa.Connection) -> None:
         if not earlier:

@@ -185,7 +185,7 @@ def test_opening_again_after_a_lost_answer_changes_nothing(database: Database, m
 
 @pytest.mark.parametrize(("decide", "status"), [(approvals.approve, "promoted"), (approvals.reject, "held")])
 def test_a_person_whose_answer_was_lost_is_not_told_that_somebody_else_decided(
-    decide: Callable[..., approvals.Ended], status: str, database: Database, monkeypatch: pytest.MonkeyPatch
+    decide: Callable[..., RunRow], status: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = night_rows.judged_version(database)
     patience = timedelta(hours=1)
