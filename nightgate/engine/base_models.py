@@ -95,6 +95,25 @@ def _from_hub(base_model: str, revision: str, on_download: OnDownload | None) ->
 
     named = f"base_model {base_model!r}" + (f" at revision {revision!r}" if revision else "")
 
+    hub_errors = {
+        HFValidationError: (
+            " is neither a folder nor a name on the hub",
+            "correct training.base_model: a folder with config.json, package:NAME/FOLDER, or a hub name",
+        ),
+        GatedRepoError: (
+            " is gated: only accounts that were granted access can download it",
+            "accept its terms on the hub and set HF_TOKEN in the environment",
+        ),
+        RevisionNotFoundError: (
+            ": the hub has the model but not this revision",
+            "correct training.base_model_revision, or leave it empty for the newest",
+        ),
+        RepositoryNotFoundError: (
+            " does not exist: no such folder here, no such model on the hub (or it is private)",
+            "correct training.base_model, or set HF_TOKEN if the model is private",
+        ),
+    }
+
     def fetch(weights: str) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
@@ -112,26 +131,10 @@ def _from_hub(base_model: str, revision: str, on_download: OnDownload | None) ->
         if not any(folder.glob("*.safetensors")):
             # transformers reads these with weights_only: tensors, no code
             folder = fetch("pytorch_model*.bin")
-    except HFValidationError as error:
-        raise ModelError(
-            f"{named} is neither a folder nor a name on the hub: {error}",
-            next_step="correct training.base_model: a folder with config.json, package:NAME/FOLDER, or a hub name",
-        ) from error
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{named} is gated: only accounts that were granted access can download it",
-            next_step="accept its terms on the hub and set HF_TOKEN in the environment",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(
-            f"{named}: the hub has the model but not this revision",
-            next_step="correct training.base_model_revision, or leave it empty for the newest",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{named} does not exist: no such folder here, no such model on the hub (or it is private)",
-            next_step="correct training.base_model, or set HF_TOKEN if the model is private",
-        ) from error
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        # GatedRepoError is a RepositoryNotFoundError.
+        reason, next_step = next(text for kind, text in hub_errors.items() if isinstance(error, kind))
+        raise ModelError(f"{named}{reason}", next_step=next_step) from error
     except MemoryError:
         raise
     except Exception as error:

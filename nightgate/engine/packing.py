@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -201,23 +202,13 @@ def _distilbert_head(model: Any, first: Tensor) -> Tensor:
     return logits
 
 
-def _encoder_layers(body: Any) -> Sequence[Any]:
-    layers: Sequence[Any] = body.encoder.layer
-    return layers
-
-
-def _transformer_layers(body: Any) -> Sequence[Any]:
-    layers: Sequence[Any] = body.transformer.layer
-    return layers
-
-
-_ROBERTA = Adapter(_encoder_layers, _bert_layer, _classifier_head, counts_from_padding=True)
+_ROBERTA = Adapter(attrgetter("encoder.layer"), _bert_layer, _classifier_head, counts_from_padding=True)
 
 _ADAPTERS = {
-    "bert": Adapter(_encoder_layers, _bert_layer, _bert_head),
+    "bert": Adapter(attrgetter("encoder.layer"), _bert_layer, _bert_head),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "electra": Adapter(_encoder_layers, _bert_layer, _classifier_head),
-    "distilbert": Adapter(_transformer_layers, _distilbert_layer, _distilbert_head, takes_types=False),
+    "electra": Adapter(attrgetter("encoder.layer"), _bert_layer, _classifier_head),
+    "distilbert": Adapter(attrgetter("transformer.layer"), _distilbert_layer, _distilbert_head, takes_types=False),
 }

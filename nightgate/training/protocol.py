@@ -5,11 +5,12 @@ Does not import torch, which the night's process does not need.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, TypeAdapter
 
 from nightgate.durable_files import write_whole
 from nightgate.metrics.confusion import Scores
@@ -18,17 +19,17 @@ Phase = Literal["load", "train", "evaluate", "save"]
 
 
 class _Message:
-    """Conversion of the flat dataclasses below to and from JSON; paths become text."""
+    """Conversion of the dataclasses below to and from JSON; unknown keys are an error."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     def to_json(self) -> dict[str, Any]:
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return {field.name: _plain(getattr(self, field.name)) for field in fields}
+        record: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
+        return record
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
-        """Read a record; unknown keys are an error, because both sides come from the same installation."""
-        paths = {field.name for field in dataclasses.fields(cls) if "Path" in str(field.type)}  # type: ignore[arg-type]
-        return cls(**{name: _with_paths(value) if name in paths else value for name, value in record.items()})
+        return TypeAdapter(cls).validate_python(record)
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,6 @@ class EpochReport(_Message):
     """Better validation F1 than every epoch before."""
     stopped_early: bool
     """Early stopping ended the run here."""
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Self:
-        return super().from_json({**record, "scores": Scores(**record["scores"])})
 
 
 @dataclass(frozen=True)
@@ -182,17 +179,3 @@ def read_job(path: Path) -> TrainJob | ScoreJob:
     record = json.loads(path.read_text(encoding="utf-8"))
     kind = record.pop("kind")
     return TrainJob.from_json(record) if kind == "train" else ScoreJob.from_json(record)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Scores):
-        return dataclasses.asdict(value)
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _with_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: Path(item) for key, item in value.items()}
-    return None if value is None else Path(value)
