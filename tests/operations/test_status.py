@@ -142,7 +142,7 @@ def test_a_run_elsewhere_without_a_sign_of_life_is_dead(database: Database) -> N
         attempt.host, attempt.heartbeat_at = "elsewhere", datetime.now(UTC) - timedelta(minutes=10)
 
     database.write(move)
-    assert "no sign of life" in one(database, "running")["reason"]
+    assert "no heartbeat" in one(database, "running")["reason"]
 
 
 # --- what waits ---
