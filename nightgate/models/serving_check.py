@@ -168,7 +168,9 @@ def _ask(job: Mapping[str, Any], timeout: float, python: str) -> _Answer:
     last: dict[str, Any] = next((facts for facts in reversed(messages) if "stage" in facts), {"stage": "starting"})
     culprit = last.get("model")
     at = f"{last['stage']} it" if culprit else last["stage"]
-    return _Answer({}, {}, f"a fresh process {_how(code, timeout)} while {at}{_last_words(code, log)}", culprit)
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    words = f": {lines[-1][:300]}" if lines and code is not None and code > 0 else ""
+    return _Answer({}, {}, f"a fresh process {_how(code, timeout)} while {at}{words}", culprit)
 
 
 def _read(answers: Path) -> list[dict[str, Any]]:
@@ -196,11 +198,6 @@ def _how(code: int | None, timeout: float) -> str:
     return f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _last_words(code: int | None, log: str) -> str:
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return f": {lines[-1][:300]}" if lines and code is not None and code > 0 else ""
-
-
 # --- the comparison ---
 
 
@@ -212,13 +209,9 @@ def _compared(answer: _Answer, name: str, expected: Logits, label_names: Sequenc
     if columns is None:
         own = ", ".join(facts["labels"])
         return Serving(flaw=f"it has the labels {own}, the pipeline has {', '.join(label_names)}")
-    found = np.array(facts["logits"], dtype=np.float64)[:, columns]
-    return Serving(
-        rows=len(found),
-        logit_difference=_difference(found, expected.astype(np.float64)),
-        flipped=_flipped(found, expected.astype(np.float64)),
-        latency_ms=answer.latency_ms[name],
-    )
+    found, wanted = np.array(facts["logits"], dtype=np.float64)[:, columns], expected.astype(np.float64)
+    difference, flipped = _difference(found, wanted), _flipped(found, wanted)
+    return Serving(rows=len(found), logit_difference=difference, flipped=flipped, latency_ms=answer.latency_ms[name])
 
 
 def _difference(found: NDArray[np.float64], expected: NDArray[np.float64]) -> float:

@@ -97,7 +97,12 @@ class Staging:
             manifest["seal"] = _seal(manifest)
             write_whole(self.folder / MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
             _make_read_only(self.folder / MANIFEST)
-            _move_orphan(target)
+            if target.exists():
+                # The transaction has just allotted the number: a crash between rename and commit left this folder.
+                (self.models / "orphans").mkdir(exist_ok=True)
+                away = self.models / "orphans" / f"{target.name}-{uuid.uuid4().hex[:8]}"
+                target.rename(away)
+                log.warning("%s was left by a crash and has no row in the database: moved to %s", target, away)
             self.folder.rename(target)
             sync(self.models)
         self.folder = target
@@ -234,18 +239,3 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of the manifest without its seal."""
     rest = {key: value for key, value in manifest.items() if key != "seal"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _move_orphan(target: Path) -> None:
-    """Move an existing folder `target` to `orphans`.
-
-    The caller's transaction has just allotted the number, so no row names that folder: a crash between rename and
-    commit left it.
-    """
-    if not target.exists():
-        return
-    orphans = target.parent / "orphans"
-    orphans.mkdir(exist_ok=True)
-    away = orphans / f"{target.name}-{uuid.uuid4().hex[:8]}"
-    target.rename(away)
-    log.warning("%s was left by a crash and has no row in the database: moved to %s", target, away)

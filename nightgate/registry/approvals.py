@@ -192,7 +192,8 @@ def supersede_before(db: Database, run_id: str, attempt: int) -> list[str]:
     """Supersede the waiting runs of this run's pipeline; returns their ids. A backfill supersedes no newer night."""
 
     def work(session: Session) -> list[str]:
-        _lock_pipeline_of(session, run_id)  # a decision may be committed at this moment
+        # A decision may be committed at this moment.
+        lock_pipeline(session, session.get_one(Run, run_id).pipeline)
         run = fenced(session, run_id, attempt)
         waiting = session.scalars(
             sa.select(Run)
@@ -211,22 +212,12 @@ def supersede_before(db: Database, run_id: str, attempt: int) -> list[str]:
 
 
 def _waiting(db: Database, run_id: str) -> Waiting:
-    for one in open_approvals(db):
-        if one.run_id == run_id:
-            return one
     pipeline = db.read(lambda session: session.scalar(sa.select(Run.pipeline).where(Run.run_id == run_id)))
     return find(db, pipeline or "?", run_id)
 
 
 def _hold_overdue(db: Database, row: Waiting) -> RunRow:
     return _hold(db, row, "timed_out", f"not approved by {row.deadline:%Y-%m-%d %H:%M} UTC; {row.reason}")
-
-
-def _lock_pipeline_of(session: Session, run_id: str) -> int:
-    """Lock the run's pipeline until the transaction ends; returns the run's attempt."""
-    pipeline, attempt = session.execute(sa.select(Run.pipeline, Run.attempt).where(Run.run_id == run_id)).one()
-    lock_pipeline(session, pipeline)
-    return int(attempt)
 
 
 def _hold(
@@ -242,8 +233,9 @@ def _hold(
     moment = datetime.now(UTC)
 
     def work(session: Session) -> RunRow:
-        attempt = _lock_pipeline_of(session, row.run_id)
+        lock_pipeline(session, row.pipeline)
         if session.get_one(Approval, row.run_id).decided_at != moment:
+            attempt = session.get_one(Run, row.run_id).attempt
             run = fenced(session, row.run_id, attempt, status="waiting")
             record_decided(session, row.run_id, decision, by, comment, moment)
             end(session, run, "held", moment, reason, next_step=next_step or anyway)

@@ -59,7 +59,7 @@ def resolve_version(db: Database, pipeline: str, text: str | int) -> VersionRow:
     if name == "champion":
         return _champion(db, pipeline)
     if name == "previous":
-        return _row(db, pipeline, previous_champion(db, pipeline))
+        name = str(previous_champion(db, pipeline))
     number = re.fullmatch(r"v?0*([0-9]{1,9})", name, re.ASCII)
     rows = versions.versions(db, pipeline)
     for row in rows:
@@ -103,10 +103,6 @@ def _champion(db: Database, pipeline: str) -> VersionRow:
     if champion is None:
         raise _no_champion(db, pipeline)
     return champion
-
-
-def _row(db: Database, pipeline: str, version: int) -> VersionRow:
-    return next(row for row in versions.versions(db, pipeline) if row.version == version)
 
 
 def _listed(rows: Sequence[VersionRow]) -> str:
@@ -195,7 +191,8 @@ def promote_manually(
     )
     before = f"in place of version {champion.version}" if champion else "the first one"
     result = f"version {row.version} is the champion of {pipeline} now, {before}"
-    if anchor is not None and _anchor_version(db, pipeline) != anchor.version:
+    moved = versions.anchor(db, pipeline)
+    if anchor and moved and moved.version != anchor.version:
         result += f"; it is the anchor too, in place of version {anchor.version}"
     if waited and read_run(db, row.run_id).status == "promoted":
         result += f"; its run {row.run_id}, which waited for an approval, has ended as promoted"
@@ -215,15 +212,22 @@ def rollback(db: Database, home: Home, pipeline: str, *, reason: str, by: str) -
     by, reason = freezes.require_reason(by, reason)
     # The champion is read first: the swap fails if it changes before the previous one is known.
     champion, anchor = _champion(db, pipeline), versions.anchor(db, pipeline)
-    row = _row(db, pipeline, previous_champion(db, pipeline))
-    _require_served(row, home)
+    row = resolve_version(db, pipeline, "previous")
+    who = f"version {row.version} of {pipeline}"
+    if flaw := sanity_checks.unserved(serving_check.check_version(row.folder(home), TEXTS), who):
+        raise ModelError(
+            flaw,
+            next_step=f"restore its folder from a backup, or choose another: nightgate promote {pipeline} VERSION "
+            "--reason TEXT",
+        )
     roll_back(db, pipeline, row.version, expected=champion.version, by=by, reason=reason)
     result = (
         f"version {row.version} is the champion of {pipeline} now, in place of version {champion.version}, "
         "which is quarantined"
     )
-    if anchor is not None and _anchor_version(db, pipeline) != anchor.version:
-        result += f"; the anchor is version {_anchor_version(db, pipeline)}"
+    moved = versions.anchor(db, pipeline)
+    if anchor and moved and moved.version != anchor.version:
+        result += f"; the anchor is version {moved.version}"
     result += f". No run promotes itself until `nightgate unfreeze {pipeline} --reason TEXT`"
     log.info("%s (rolled back by %s: %s)", result, by, reason)
     return result
@@ -239,18 +243,3 @@ def unfreeze(db: Database, pipeline: str, *, reason: str, by: str) -> str:
     """End the pipeline's freeze; returns a sentence for the user."""
     ended = freezes.unfreeze(db, pipeline, by=by, reason=reason)
     return f"{pipeline} is no longer frozen; it was {ended}"
-
-
-def _require_served(row: VersionRow, home: Home) -> None:
-    who = f"version {row.version} of {row.pipeline}"
-    if flaw := sanity_checks.unserved(serving_check.check_version(row.folder(home), TEXTS), who):
-        raise ModelError(
-            flaw,
-            next_step=f"restore its folder from a backup, or choose another: nightgate promote {row.pipeline} VERSION "
-            "--reason TEXT",
-        )
-
-
-def _anchor_version(db: Database, pipeline: str) -> int | None:
-    anchor = versions.anchor(db, pipeline)
-    return anchor.version if anchor else None

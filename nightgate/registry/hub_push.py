@@ -72,7 +72,14 @@ def lay_out(
     (target / LINEAGE).write_text(json.dumps(lineage, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     files = sorted(path for path in target.rglob("*") if path.is_file())
     # The last name of a local base model is public; its path is not.
-    _refuse_paths_of_ours(files, [str(home), *([base_model] if public != base_model else [])])
+    paths = [str(home), *([base_model] if public != base_model else [])]
+    for file in files:
+        content = b"" if file.suffix == ".safetensors" else file.read_bytes()
+        if found := next((path for path in paths if path.encode() in content), None):
+            raise ModelError(
+                f"{file.name} names {found}, a path of this machine: nothing was sent",
+                next_step="remove it from that file in the base model, train a new version and push that one",
+            )
     return files
 
 
@@ -191,15 +198,3 @@ def _public_name(base_model: str, revision: str | None) -> str:
         base_model.startswith((".", "/", "~")) or base_model.count("/") > 1 or (revision or "").startswith("sha256:")
     )
     return Path(base_model).name if is_local and not base_model.startswith("package:") else base_model
-
-
-def _refuse_paths_of_ours(files: list[Path], paths: list[str]) -> None:
-    for file in files:
-        if file.suffix == ".safetensors":
-            continue
-        content = file.read_bytes()
-        if found := next((path for path in paths if path.encode() in content), None):
-            raise ModelError(
-                f"{file.name} names {found}, a path of this machine: nothing was sent",
-                next_step="remove it from that file in the base model, train a new version and push that one",
-            )

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +49,13 @@ def line_of(db: Database, home: Home, pipeline: str, version: int | None, *, ton
         tonight: the snapshot that a candidate was trained on.
     """
     snapshots = [] if tonight is None else [tonight]
-    rows = db.read(lambda session: {row.version: row for row in session.execute(_versions(pipeline))})
+    query = (
+        sa.select(ModelVersion.version, ModelVersion.started_from, Snapshot.path.label("snapshot"))
+        .join(Run, Run.run_id == ModelVersion.run_id)
+        .outerjoin(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
+        .where(ModelVersion.pipeline == pipeline)
+    )
+    rows = db.read(lambda session: {row.version: row for row in session.execute(query)})
     while version is not None:
         row = rows.pop(version, None)
         if row is None or row.snapshot is None:
@@ -82,16 +87,3 @@ def trained_on(line: Line, fingerprints: Sequence[str]) -> tuple[Mask | None, st
         seen = table["fingerprint"].filter(pc.not_equal(table["split"], "test"))
         mask |= pc.is_in(wanted, value_set=seen.combine_chunks()).to_numpy(zero_copy_only=False)
     return mask, ""
-
-
-def _versions(pipeline: str) -> sa.Select[Any]:
-    return (
-        sa.select(
-            ModelVersion.version,
-            ModelVersion.started_from,
-            Snapshot.path.label("snapshot"),
-        )
-        .join(Run, Run.run_id == ModelVersion.run_id)
-        .outerjoin(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
-        .where(ModelVersion.pipeline == pipeline)
-    )

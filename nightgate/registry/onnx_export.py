@@ -7,12 +7,14 @@ PyTorch, on texts of several lengths in batches of several sizes.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +74,11 @@ def export_onnx(folder: Path, target: Path, texts: Sequence[str] = TEXTS) -> Par
         ModelError: the version is altered, cannot be exported, or its export gives other logits; `target` is not made.
         StorageError: the disk is full, read-only or not ours.
     """
-    _require_packages()
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ConfigurationError(
+            f"the export to ONNX needs {', '.join(missing)}, not installed here",
+            next_step="pip install 'nightgate[onnx]'",
+        )
     if target.exists():
         raise ConfigurationError(f"{target} exists already", next_step="name a folder that does not exist")
     manifest = verify_version(folder)
@@ -103,7 +109,7 @@ def export_onnx(folder: Path, target: Path, texts: Sequence[str] = TEXTS) -> Par
         loaded.model.config.save_pretrained(draft)
         loaded.tokenizer.save_pretrained(draft)
         facts = {"pipeline": manifest["pipeline"], "version": manifest["version"], **asdict(parity)}
-        libraries = library_versions() | {name: _version(name) for name in PACKAGES}
+        libraries = library_versions() | {name: metadata.version(name) for name in PACKAGES}
         (draft / PARITY_FILE).write_text(json.dumps(facts | {"libraries": libraries}, indent=1) + "\n")
     return parity
 
@@ -121,21 +127,6 @@ def texts_for(home: Home, version: VersionRow, limit: int = 64) -> Sequence[str]
     except SnapshotError as error:
         log.info("compared on built-in texts: %s", error.reason)
         return TEXTS
-
-
-def _require_packages() -> None:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigurationError(
-            f"the export to ONNX needs {', '.join(missing)}, not installed here",
-            next_step="pip install 'nightgate[onnx]'",
-        )
-
-
-def _version(package: str) -> str:
-    from importlib import metadata
-
-    return metadata.version(package)
 
 
 def _write_graph(loaded: LoadedModel, texts: Sequence[str], path: Path) -> None:
@@ -203,11 +194,11 @@ def _compared(loaded: LoadedModel, path: Path, texts: Sequence[str]) -> Parity:
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    start = turn = 0
-    while start < len(texts):
-        size = BATCHES[turn % len(BATCHES)]
-        yield list(texts[start : start + size])
-        start, turn = start + size, turn + 1
+    left = iter(texts)
+    for size in itertools.cycle(BATCHES):
+        if not (batch := list(itertools.islice(left, size))):
+            return
+        yield batch
 
 
 def _encoded(loaded: LoadedModel, texts: Sequence[str]) -> dict[str, Any]:

@@ -187,7 +187,11 @@ def roll_back(db: Database, pipeline: str, version: int, *, expected: int, by: s
     def work(session: Session) -> None:
         candidate, champion = _compare(session, swap)
         moment = _swap_champion(session, swap, champion, _usable(candidate, reason, False, RegistryError))
-        _quarantine(session, expected, candidate, moment, by, reason)
+        bad = _version(session, pipeline, expected)
+        bad.quarantined_at, bad.quarantined_by, bad.quarantine_reason = moment, by, reason
+        why = f"rolled back from version {expected} to {version}: {reason}"
+        anchors.restore_after_rollback(session, expected, candidate, moment, by=by, reason=why)
+        freezes.begin(session, pipeline, moment, by, why)
         anchors.update_after_promotion(session, candidate, moment, asked=False, by=by, reason=reason)
         _end_waiting(session, candidate, moment, by, reason)
 
@@ -235,7 +239,14 @@ def _swap_champion(session: Session, swap: _Swap, current: Promotion | None, rea
     if current is not None:
         # A clock that was set back must not make a promotion that ends before it began.
         moment = max(moment, current.valid_from + timedelta(microseconds=1))
-        if not _close(session, current, moment):
+        closed = session.execute(
+            sa.update(Promotion)
+            .where(Promotion.promotion_id == current.promotion_id, Promotion.valid_to.is_(None))
+            .values(valid_to=moment)
+            .execution_options(synchronize_session=False)
+        )
+        if closed.rowcount != 1:  # type: ignore[attr-defined]
+            # A program without our lock was faster.
             raise _lost(swap, None)
     session.add(
         Promotion(
@@ -271,17 +282,6 @@ def _end_waiting(session: Session, candidate: ModelVersion, moment: datetime, by
         end(session, run, "promoted", moment, f"promoted manually by {by}: {reason}")
 
 
-def _close(session: Session, promotion: Promotion, moment: datetime) -> bool:
-    """False: a program without our lock was faster."""
-    closed = session.execute(
-        sa.update(Promotion)
-        .where(Promotion.promotion_id == promotion.promotion_id, Promotion.valid_to.is_(None))
-        .values(valid_to=moment)
-        .execution_options(synchronize_session=False)
-    )
-    return bool(closed.rowcount == 1)  # type: ignore[attr-defined]
-
-
 def _usable(candidate: ModelVersion, reason: str, despite_quarantine: bool, error: type[RegistryError]) -> str:
     """Check that the version may become champion, and release it from quarantine if asked; returns the reason to store.
 
@@ -300,15 +300,6 @@ def _usable(candidate: ModelVersion, reason: str, despite_quarantine: bool, erro
     return recorded
 
 
-def _quarantine(session: Session, version: int, champion: ModelVersion, moment: datetime, by: str, reason: str) -> None:
-    """Quarantine the version that was rolled back, take the anchor from it and freeze the pipeline."""
-    bad = _version(session, champion.pipeline, version)
-    bad.quarantined_at, bad.quarantined_by, bad.quarantine_reason = moment, by, reason
-    why = f"rolled back from version {version} to {champion.version}: {reason}"
-    anchors.restore_after_rollback(session, version, champion, moment, by=by, reason=why)
-    freezes.begin(session, champion.pipeline, moment, by, why)
-
-
 def _require_permission(
     session: Session,
     run: Run,
@@ -324,26 +315,15 @@ def _require_permission(
         PromotionLostError: the anchor has moved, the verdict is not to promote, it is a dry run, the champion saw newer
             rows, or the pipeline is frozen.
     """
-    _require_anchor(session, run, candidate, expected_anchor)
-    _require_verdict(session, run, candidate, champion)
-    if not approved:
-        _require_unfrozen(session, run, candidate)
-
-
-def _require_anchor(session: Session, run: Run, candidate: ModelVersion, expected: int | None) -> None:
+    anyway = f"to promote it anyway: nightgate promote {run.pipeline} {candidate.version} --reason TEXT"
     # A manual decision may move the anchor alone, after the candidate was judged.
     anchor = anchors.open_version(session, run.pipeline)
-    if expected is None or anchor is None or anchor == expected:
-        return
-    raise PromotionLostError(
-        f"version {candidate.version} of pipeline {run.pipeline} was not promoted: it was judged against the anchor "
-        f"version {expected}, but now that is version {anchor}",
-        next_step=f"the next night is judged against version {anchor}; {_anyway(run, candidate)}",
-    )
-
-
-def _require_verdict(session: Session, run: Run, candidate: ModelVersion, champion: Promotion | None) -> None:
-    anyway = _anyway(run, candidate)
+    if None not in {expected_anchor, anchor} and anchor != expected_anchor:
+        raise PromotionLostError(
+            f"version {candidate.version} of pipeline {run.pipeline} was not promoted: it was judged against the "
+            f"anchor version {expected_anchor}, but now that is version {anchor}",
+            next_step=f"the next night is judged against version {anchor}; {anyway}",
+        )
     if candidate.run_id != run.run_id:
         raise PromotionLostError(f"run {run.run_id} may not promote version {candidate.version} of {candidate.run_id}")
     if run.dry_run:
@@ -352,30 +332,19 @@ def _require_verdict(session: Session, run: Run, candidate: ModelVersion, champi
         raise PromotionLostError(
             f"run {run.run_id} may not promote: its verdict is {run.verdict or 'not recorded'}", next_step=anyway
         )
-    if champion is None:
-        return
-    newer = session.execute(
-        sa.select(Run.data_until)
-        .join(ModelVersion, ModelVersion.run_id == Run.run_id)
-        .where(ModelVersion.pipeline == champion.pipeline, ModelVersion.version == champion.version)
-    ).scalar_one()
-    if run.data_until < newer:
-        raise PromotionLostError(
-            f"version {candidate.version} has seen rows up to {run.data_until:%Y-%m-%d %H:%M} UTC, "
-            f"the champion (version {champion.version}) up to {newer:%Y-%m-%d %H:%M}: "
-            "an older model does not replace it",
-            next_step=anyway,
-        )
-
-
-def _require_unfrozen(session: Session, run: Run, candidate: ModelVersion) -> None:
+    if champion is not None:
+        seen = sa.select(Run.data_until).join(ModelVersion, ModelVersion.run_id == Run.run_id)
+        newer = session.scalars(seen.filter_by(pipeline=champion.pipeline, version=champion.version)).one()
+        if run.data_until < newer:
+            raise PromotionLostError(
+                f"version {candidate.version} has seen rows up to {run.data_until:%Y-%m-%d %H:%M} UTC, "
+                f"the champion (version {champion.version}) up to {newer:%Y-%m-%d %H:%M}: "
+                "an older model does not replace it",
+                next_step=anyway,
+            )
     freeze = freezes.current(session, run.pipeline)
-    if freeze is not None:
-        raise PromotionLostError(f"{run.pipeline} is {freeze}", next_step=f"{freeze.remedy}; {_anyway(run, candidate)}")
-
-
-def _anyway(run: Run, candidate: ModelVersion) -> str:
-    return f"to promote it anyway: nightgate promote {run.pipeline} {candidate.version} --reason TEXT"
+    if freeze is not None and not approved:
+        raise PromotionLostError(f"{run.pipeline} is {freeze}", next_step=f"{freeze.remedy}; {anyway}")
 
 
 def _lost(swap: _Swap, found: int | None) -> PromotionLostError:

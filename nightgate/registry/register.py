@@ -119,9 +119,6 @@ class _RunFacts:
     """Columns of the published table, by epoch."""
     results_table: str
 
-    def epoch(self, number: int) -> dict[str, Any]:
-        return next((epoch for epoch in self.epochs if epoch["epoch"] == number), {})
-
 
 _EPOCHS = (
     "SELECT training_loss, epoch, step, validation_loss, accuracy, f1, precision, recall "
@@ -195,7 +192,7 @@ def _manifest(candidate: Candidate, run: _RunFacts) -> dict[str, Any]:
         "metrics": {
             "average": pipeline.gate.average,
             "best_epoch": candidate.best_epoch,
-            "validation": run.epoch(candidate.best_epoch),
+            "validation": next((row for row in run.epochs if row["epoch"] == candidate.best_epoch), {}),
             "test": {"rows": candidate.test.support, **_test_figures(candidate), "f1_ci_low": low, "f1_ci_high": high},
             "epochs": run.epochs,
         },

@@ -241,21 +241,16 @@ def _packed(kind: str, rows: Rows, label_names: tuple[str, ...]) -> dict[str, An
 
 def _unpacked(row: TestSet) -> Rows:
     slices: dict[str, Any] = json.loads(zlib.decompress(row.slices))
+    text, width = zlib.decompress(row.fingerprints).hex(), 2 * FINGERPRINT_BYTES
     return Rows(
         true=_array(row.labels, _label_type(row.label_names)),
         seen_at=_array(row.seen_at, "<i8"),
-        fingerprints=tuple(_names(row.fingerprints)),
+        fingerprints=tuple(text[start : start + width] for start in range(0, len(text), width)),
         groups=None if row.groups is None else _array(row.groups, "<i4"),
         slices=tuple(
             Slice(name, tuple(values), np.array(codes, dtype=np.int64)) for name, (values, codes) in slices.items()
         ),
     )
-
-
-def _names(fingerprints: bytes) -> list[str]:
-    text = zlib.decompress(fingerprints).hex()
-    width = 2 * FINGERPRINT_BYTES
-    return [text[start : start + width] for start in range(0, len(text), width)]
 
 
 def _label_type(label_names: list[str] | tuple[str, ...]) -> str:

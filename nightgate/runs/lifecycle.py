@@ -21,41 +21,12 @@ from nightgate.runs.liveness import cause_of_death, now
 log = logging.getLogger(__name__)
 
 
-def record_attempt(
-    db: Database,
-    run_id: str,
-    attempt: int,
-    *,
-    device: str | None = None,
-    precision: str | None = None,
-    precision_reason: str | None = None,
-    threads: int | None = None,
-    host: str | None = None,
-    pid: int | None = None,
-    resumed_from_epoch: int | None = None,
-    restarts: int | None = None,
-    engine: str | None = None,
-    engine_reason: str | None = None,
-) -> None:
-    """Store what is known of an attempt; None leaves a column as it is. `resumed_from_epoch` 0: from the start."""
-    facts = {
-        "device": device,
-        "precision": precision,
-        "precision_reason": precision_reason,
-        "threads": threads,
-        "host": host,
-        "pid": pid,
-        "resumed_from_epoch": resumed_from_epoch,
-        "restarts": restarts,
-        "engine": engine,
-        "engine_reason": engine_reason,
-    }
+def record_attempt(db: Database, run_id: str, attempt: int, **facts: str | int) -> None:
+    """Store what is known of an attempt, by column of the table `attempt`."""
 
     def work(session: Session) -> None:
-        row = attempt_of(session, fenced(session, run_id, attempt))
-        for name, value in facts.items():
-            if value is not None:
-                setattr(row, name, value)
+        fenced(session, run_id, attempt)
+        session.execute(sa.update(Attempt).where(Attempt.run_id == run_id, Attempt.attempt == attempt).values(facts))
 
     db.write(work)
 

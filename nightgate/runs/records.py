@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -56,9 +57,7 @@ def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshe
                     path=db.home.relative(snapshot.path),
                     test_version=manifest["test_version"],
                     rows_total=manifest["rows_total"],
-                    rows_train=manifest["rows"]["train"],
-                    rows_validation=manifest["rows"]["validation"],
-                    rows_test=manifest["rows"]["test"],
+                    **{f"rows_{split}": count for split, count in manifest["rows"].items()},
                     rows_duplicate=manifest["rows_duplicate"],
                     rows_quarantined=manifest["rows_quarantined"],
                     data_until=_time(manifest.get("data_until")),
@@ -89,19 +88,8 @@ def record_quarantined(db: Database, run_id: str, attempt: int, quarantined: Seq
 def _add_quarantined(session: Session, run_id: str, attempt: int, quarantined: Sequence[Quarantined]) -> None:
     if not quarantined or session.get(QuarantinedRow, (run_id, attempt, 0)) is not None:
         return
-    rows = [
-        {
-            "run_id": run_id,
-            "attempt": attempt,
-            "position": position,
-            "origin": row.origin,
-            "row_id": row.row_id,
-            "reason": row.reason,
-            "detail": row.detail,
-            "excerpt": row.excerpt,
-        }
-        for position, row in enumerate(quarantined)
-    ]
+    place = {"run_id": run_id, "attempt": attempt}
+    rows = [place | {"position": position} | asdict(row) for position, row in enumerate(quarantined)]
     session.execute(sa.insert(QuarantinedRow), rows)
 
 
@@ -147,13 +135,7 @@ def record_epoch(
     values: dict[str, float | None] = {
         "training_loss": report.training_loss,
         "validation_loss": report.validation_loss,
-        "accuracy": scores.accuracy,
-        "f1_weighted": scores.f1_weighted,
-        "f1_macro": scores.f1_macro,
-        "precision_weighted": scores.precision_weighted,
-        "precision_macro": scores.precision_macro,
-        "recall_weighted": scores.recall_weighted,
-        "recall_macro": scores.recall_macro,
+        **asdict(scores),
         "learning_rate": report.learning_rate,
         "examples_per_second": report.examples_per_second,
         "tokens_per_second": report.tokens_per_second,
@@ -169,7 +151,6 @@ def record_epoch(
                 **key,
                 **values,
                 step=report.step,
-                support=scores.support,
                 nonfinite=_nonfinite(values),
                 recorded_at=datetime.now(UTC),
             )
@@ -237,24 +218,9 @@ def record_decision(
             return
         place = {"run_id": run_id, "attempt": attempt}
         for position, check in enumerate(decision.checks):
-            session.add(
-                GateCheck(
-                    **place,
-                    position=position,
-                    check_name=check.name,
-                    slice_name=check.slice_name or "",
-                    slice_value=check.slice_value or "",
-                    metric=check.metric,
-                    candidate_value=check.candidate_value,
-                    champion_value=check.champion_value,
-                    threshold=check.threshold,
-                    ci_low=check.ci_low,
-                    ci_high=check.ci_high,
-                    rows_used=check.rows_used,
-                    outcome=check.outcome,
-                    reason=check.reason,
-                )
-            )
+            values = asdict(check)
+            del values["brief"]
+            session.add(GateCheck(**place, position=position, check_name=values.pop("name"), **values))
         if outcomes:
             session.execute(sa.insert(JointOutcome), [place | cell for cell in outcomes])
 
