@@ -292,7 +292,7 @@ def test_a_value_out_of_bounds_fails_the_run_in_words_when_the_servers_check_is_
     [
         ({"training": {"base_model": "/etc"}}, "outside the model roots"),
         ({"pipeline": "serve"}, "there is no pipeline"),
-        ({"night": "2999-01-01"}, "still to come"),
+        ({"night": "2999-01-01"}, "2999-01-01"),
     ],
 )
 def test_what_no_schema_can_say_fails_the_run_in_words(
