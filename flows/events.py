@@ -1,4 +1,4 @@
-"""Prefect events `nightgate.<status>` for every end of a night, on which automations and other deployments can key.
+"""Prefect events `nightgate.<status>` for every end of a night, to which automations and other deployments can react.
 
 An event is made from the run's row, which is marked once the server has accepted it. An event that a dying process
 could not publish is published by the next run or `reconcile`.

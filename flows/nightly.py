@@ -72,7 +72,7 @@ def nightly(
 
     Args:
         pipeline: Name of the pipeline. A name, never a path: what can be named is set where the flow is served.
-        night: A past night; it sees data up to the instant that the cron gave. Empty: the scheduled one, or today.
+        night: A past night; it sees data up to the time the schedule fired. Empty: the scheduled one, or today.
         force: Open a new run for a night that has ended.
         dry_run: Do everything but promote.
         training: How to fine-tune, for this run only. Empty fields: as in the pipeline file.

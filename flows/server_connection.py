@@ -205,8 +205,8 @@ def running_server() -> Iterator[str]:
         which = "PREFECT_API_URL" if configured else "PREFECT_API_URL is not set, so the one of this machine"
         raise ConfigurationError(
             f"the Prefect server at {without_credentials(api_url)} ({which}) {problem}",
-            next_step="start it with `prefect server start`, or set PREFECT_API_URL to its address, such as "
-            "http://127.0.0.1:4200/api",
+            next_step="start it with `nightgate serve` or `python -m flows.own_server`, or set PREFECT_API_URL to its "
+            "address, such as http://127.0.0.1:4200/api",
         )
     with temporary_settings({PREFECT_API_URL: api_url}):
         yield api_url

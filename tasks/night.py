@@ -76,7 +76,7 @@ STEPS = Steps(
     register=step("register: {judged}")(steps.register_candidate),
     finish=step("finish version {version}: {judged}")(ending.finish),
 )
-"""What earlier steps returned stands in the name of the task that takes it."""
+"""Each task's name shows what earlier steps returned."""
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE, persist_result=False)

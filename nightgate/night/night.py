@@ -1,6 +1,6 @@
-"""A whole night, in the order of its steps. The nightly flow passes the same steps as Prefect tasks.
+"""A whole night, in the order of its steps. The nightly flow calls `run_steps` with the steps wrapped as Prefect tasks.
 
-run_night(load_pipeline("sample"), tonight(pipeline.schedule))       # nightgate run sample --no-prefect
+    run_night(load_pipeline("sample"), tonight(pipeline.schedule))       # nightgate run sample --no-prefect
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class Steps:
     finish: Callable[[NightRun, Scored, Judged, int], RunRow] = ending.finish
 
 
-def run_steps(run: NightRun, steps: Steps) -> RunRow:
+def run_steps(run: NightRun, call: Steps) -> RunRow:
     """Run all steps of an open night; returns its row as it ended, or as it waits for an approval."""
-    steps.take_slot(run)
-    snapshot = steps.refresh(run)
-    if skipped := steps.skip_without_news(run):
+    call.take_slot(run)
+    snapshot = call.refresh(run)
+    if skipped := call.skip_without_news(run):
         return skipped
-    trained = steps.fine_tune(run, snapshot, partial(steps.record_epoch, run, snapshot))
-    scored = steps.score_on_test(run, snapshot, trained)
-    served = steps.try_serving(run, snapshot, scored)
-    judged = steps.judge(run, snapshot, trained, scored, served)
-    version = steps.register(run, snapshot, trained, judged)
-    return steps.finish(run, scored, judged, version)
+    trained = call.fine_tune(run, snapshot, partial(call.record_epoch, run, snapshot))
+    scored = call.score_on_test(run, snapshot, trained)
+    served = call.try_serving(run, snapshot, scored)
+    judged = call.judge(run, snapshot, trained, scored, served)
+    version = call.register(run, snapshot, trained, judged)
+    return call.finish(run, scored, judged, version)
 
 
 def run_night(pipeline: Pipeline, night: Night, *, force: bool = False, dry_run: bool = False) -> RunRow:

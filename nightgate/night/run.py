@@ -1,5 +1,5 @@
-"""A run of a night from its claim to its end: a row in SQL before any work, a heartbeat during it, and the end in that
-row whatever stops the work. What is done in between is in `nightgate.night.night`.
+"""One run of a night, from claim to end: its row is written before any work, kept alive by a heartbeat, and closed
+however the work stops. What happens in between is in `nightgate.night.night`.
 """
 
 from __future__ import annotations

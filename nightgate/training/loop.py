@@ -387,6 +387,6 @@ class _Run:
 
 
 def _recipe(job: TrainJob, pipeline: Pipeline) -> str:
-    """Hash of configuration, snapshot and start model: checkpoints are resumed under the same alone."""
+    """Hash of configuration, snapshot and start model: a checkpoint is resumed only under the same hash."""
     facts = [pipeline.config_hash, job.snapshot.name, job.data_until, job.start_from.name if job.start_from else ""]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -1,4 +1,5 @@
-"""Supervision of the child process that trains or scores: a crash, a hang or a lack of memory there becomes an error.
+"""Supervision of the child process that trains or scores: a first hang restarts it; a crash, a second hang or a lack
+of memory becomes an error.
 
     for report in train(job): record(report)      # the result is the generator's return value
 
