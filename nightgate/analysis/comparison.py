@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import sqlalchemy as sa
@@ -23,11 +23,10 @@ from nightgate.gate.wording import percent
 from nightgate.home import Home
 from nightgate.metrics.bootstrap import f1_difference
 from nightgate.metrics.comparability import ScoredNight, changes
-from nightgate.metrics.confusion import class_scores, confusion_counts, overall_scores
+from nightgate.metrics.confusion import Average, class_scores, confusion_counts, overall_scores
 from nightgate.registry.versions import VersionRow
 from nightgate.runs.evidence_store import labels_given, load_evidence, microseconds, scorings_of
 
-Average = Literal["weighted", "macro"]
 CONFIDENCE = 0.95
 
 
@@ -94,8 +93,7 @@ class _Facts:
 
     @property
     def night(self) -> ScoredNight:
-        run = self.run
-        policy = run.config["gate"]
+        run, policy = self.run, self.run.config["gate"]
         return ScoredNight(
             run.night,
             run.metric_key,
@@ -199,10 +197,13 @@ def _facts(db: Database, row: VersionRow) -> _Facts:
 
 
 def _versions(a: _Facts, b: _Facts) -> Section:
-    names = ("version", "night", "status", "run_id", "best_epoch")
-    pairs = [Pair(name, getattr(a.row, name), getattr(b.row, name)) for name in names]
-    pairs.append(Pair("started_from", a.version.started_from, b.version.started_from))
+    pairs = _pairs(a.row, b.row, "version", "night", "status", "run_id", "best_epoch")
+    pairs += _pairs(a.version, b.version, "started_from")
     return Section("versions", "Versions", tuple(pairs))
+
+
+def _pairs(a: object, b: object, *names: str) -> list[Pair]:
+    return [Pair(name, getattr(a, name), getattr(b, name)) for name in names]
 
 
 def _own_nights(a: _Facts, b: _Facts) -> Section:
@@ -212,8 +213,7 @@ def _own_nights(a: _Facts, b: _Facts) -> Section:
         first, second = getattr(a.run, name), getattr(b.run, name)
         known = first is not None and second is not None and not changed and "_ci_" not in name
         pairs.append(Pair(name, first, second, second - first if known else None))
-    for name in ("test_rows", "test_version", "average"):
-        pairs.append(Pair(name, getattr(a.run, name), getattr(b.run, name)))
+    pairs += _pairs(a.run, b.run, "test_rows", "test_version", "average")
     note = "each on the test rows of its own night, which differ: no evidence that one is better"
     if changed:
         note = f"these scores do not compare: {changed}"
@@ -257,14 +257,9 @@ def _scores(name: str, title: str, scored: Scored, average: Average, a: _Facts, 
         true, scored.first, scored.second, count, average, groups=scored.rows.groups, confidence=CONFIDENCE
     ).interval
     pairs = [Pair("rows", len(true), len(true))]
-    for metric, one, other in (
-        ("f1", first.f1(average), second.f1(average)),
-        ("accuracy", first.accuracy, second.accuracy),
-        ("precision", first.precision(average), second.precision(average)),
-        ("recall", first.recall(average), second.recall(average)),
-    ):
-        assert one is not None
-        assert other is not None
+    for metric in ("f1", "accuracy", "precision", "recall"):
+        key = metric if metric == "accuracy" else f"{metric}_{average}"
+        one, other = getattr(first, key), getattr(second, key)
         pairs.append(Pair(metric, one, other, other - one))
     hits, misses = scored.first == true, scored.second == true
     pairs.append(Pair("right_where_other_is_wrong", int((hits & ~misses).sum()), int((misses & ~hits).sum())))
@@ -305,11 +300,7 @@ def _classes_of_own_nights(db: Database, a: _Facts, b: _Facts) -> Section:
 
 
 def _data(a: _Facts, b: _Facts) -> Section:
-    pairs = [
-        Pair("snapshot_id", a.run.snapshot_id, b.run.snapshot_id),
-        Pair("data_until", a.run.data_until, b.run.data_until),
-        Pair("rows_new", a.run.rows_new, b.run.rows_new),
-    ]
+    pairs = _pairs(a.run, b.run, "snapshot_id", "data_until", "rows_new")
     for name in ("rows_total", "rows_train", "rows_validation", "rows_test", "first_time", "last_time"):
         first, second = (getattr(one.snapshot, name, None) for one in (a, b))
         gap = second - first if isinstance(first, int) and isinstance(second, int) else None
@@ -323,20 +314,17 @@ def _configuration(first: Mapping[str, Any], second: Mapping[str, Any]) -> Secti
 
 
 def _made_by(a: _Facts, b: _Facts) -> Section:
-    pairs = (
-        Pair("code_version", a.run.code_version, b.run.code_version),
-        Pair("base_model", a.run.base_model, b.run.base_model),
-        Pair("base_model_revision", a.version.base_model_revision, b.version.base_model_revision),
-    )
+    pairs = _pairs(a.run, b.run, "code_version", "base_model")
+    pairs += _pairs(a.version, b.version, "base_model_revision")
     differing = _differing(a.version.environment or {}, b.version.environment or {})
     note = "" if differing else "in the same environment"
-    return Section("made_by", "Code, base model, environment", pairs + differing, note)
+    return Section("made_by", "Code, base model, environment", (*pairs, *differing), note)
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Pair, ...]:
     one, other = flat(first), flat(second)
-    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    return tuple(Pair(name, one.get(name), other.get(name)) for name in names)
+    names = sorted(one.keys() | other.keys())
+    return tuple(Pair(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name))
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

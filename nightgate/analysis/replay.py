@@ -129,36 +129,31 @@ def replay(
 def _night(run: Run, version: VersionRow | None, policy: Gate, decision: Decision, met: ChainNight) -> ReplayedNight:
     measured = decision.measured
     assert measured is not None, "stored evidence has rows"
-    number = version.version if version else None
-    candidate_f1 = measured.candidate.f1
-    champion_f1 = measured.champion.f1 if measured.champion else None
+    settings = {name: getattr(policy, name) for name in ("average", "test_window", "min_test_rows")}
+    scored = ScoredNight(
+        night=run.night,
+        metric_key=metric_key(run.test_version or "", run.label_names, **settings),
+        test_version=run.test_version,
+        label_names=tuple(run.label_names),
+        **settings,
+        model_version=version.version if version else None,
+        test_f1=measured.candidate.f1,
+        champion_version=run.champion_version,
+        champion_f1=measured.champion.f1 if measured.champion else None,
+    )
     return ReplayedNight(
         night=run.night,
         run_id=run.run_id,
         status=run.status,
-        model_version=number,
+        model_version=scored.model_version,
         verdict=cast("Verdict", run.verdict),
         replayed=decision.verdict,
         reason=decision.reason,
-        candidate_f1=candidate_f1,
+        candidate_f1=scored.test_f1,
         champion_version=run.champion_version,
-        champion_f1=champion_f1,
+        champion_f1=scored.champion_f1,
         chain=met,
-        scored=ScoredNight(
-            night=run.night,
-            metric_key=metric_key(
-                run.test_version or "", run.label_names, policy.average, policy.test_window, policy.min_test_rows
-            ),
-            test_version=run.test_version,
-            label_names=tuple(run.label_names),
-            average=policy.average,
-            test_window=policy.test_window,
-            min_test_rows=policy.min_test_rows,
-            model_version=number,
-            test_f1=candidate_f1,
-            champion_version=run.champion_version,
-            champion_f1=champion_f1,
-        ),
+        scored=scored,
     )
 
 
@@ -187,32 +182,28 @@ class Chain:
 
     def decide(self, run: Run, candidate: VersionRow | None, evidence: Evidence, policy: Gate) -> ChainNight:
         """Decide the night against the chain's champion, which a promoted candidate replaces."""
+        champion_version = self.champion.version if self.champion else None
         own = self._with_own_sides(run, evidence, policy)
         if isinstance(own, str):
-            return self.unknown(own)
+            return ChainNight("unknown", own, champion_version, None)
         decision = decide(own, policy)
         measured = decision.measured
         assert measured is not None, "stored evidence has rows"
-        champion_version = self.champion.version if self.champion else None
         if decision.verdict == "promote":
             if candidate is None:
-                return self.unknown("it promotes a candidate that has no version")
+                return ChainNight("unknown", "it promotes a candidate that has no version", champion_version, None)
             self.champion = candidate
             self.anchor = candidate if measured.moves_anchor else self.anchor
         f1 = measured.champion.f1 if measured.champion else None
         return ChainNight(decision.verdict, decision.reason, champion_version, f1)
-
-    def unknown(self, reason: str) -> ChainNight:
-        return ChainNight("unknown", reason, self.champion.version if self.champion else None, None)
 
     def _with_own_sides(self, run: Run, evidence: Evidence, policy: Gate) -> Evidence | str:
         """The night's evidence with the chain's champion and anchor, or why there is none."""
         bare = replace(evidence, champion=None, anchor=None, champion_nights=None)
         if self.champion is None:
             return bare
-        clean = np.ones(len(evidence.test), dtype=np.bool_)
-        if evidence.candidate.trained_on is not None:
-            clean &= ~evidence.candidate.trained_on
+        trained_on = evidence.candidate.trained_on
+        clean = np.ones(len(evidence.test), dtype=np.bool_) if trained_on is None else ~trained_on
         window, _ = test_window(
             evidence.test.seen_at, evidence.data_until, policy.test_window, policy.min_test_rows, clean
         )

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -70,16 +69,26 @@ def rescore(
     folders = {name: version.folder(home) for name, version in versions.items()}
     for folder in folders.values():
         verify_version(folder)
-    night = _night(db, home, run_id)
-    snapshot = night.snapshot
+    query = (
+        sa.select(Run.pipeline, Run.config, Run.label_names, Snapshot.path)
+        .join(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
+        .where(Run.run_id == run_id)
+    )
+    pipeline, config, label_names, path = db.read(lambda session: session.execute(query).one())
+    snapshot = home.absolute(path)
     if tuple(open_snapshot(snapshot).rows("test", ["fingerprint"])["fingerprint"]) != fingerprints:
         raise SnapshotError(
             f"the test rows of {snapshot} are not those that run {run_id} was decided on",
             next_step="restore that folder from a backup",
         )
-    golden_set = _golden_set(home, run_id, night, golden_fingerprints) if golden_fingerprints else None
+    golden_set = golden.stored_with(home, pipeline, label_names, golden_fingerprints) if golden_fingerprints else None
+    if golden_fingerprints and golden_set is None:
+        raise SnapshotError(
+            f"no stored set of golden rows has all {len(golden_fingerprints):,} that run {run_id} was decided on",
+            next_step=f"restore the folders of {home.golden / pipeline} from a backup",
+        )
     with tempfile.TemporaryDirectory(prefix="nightgate-rescore-") as out:
-        job = ScoreJob(pipeline=night.config, snapshot=snapshot, models=folders, out=Path(out), golden=golden_set)
+        job = ScoreJob(pipeline=config, snapshot=snapshot, models=folders, out=Path(out), golden=golden_set)
         scored = supervisor.score_models(job, on_progress=lambda progress: log.debug("%s", progress_line(progress)))
         predictions = {name: read_predictions(path) for name, path in scored.written.items()}
         of_golden = {name: read_predictions(path) for name, path in scored.golden.items()}
@@ -87,11 +96,8 @@ def rescore(
     found = {}
     for name, version in versions.items():
         line = leakage.line_of(db, home, version.pipeline, version.version)
-        found[name] = Rescored(
-            predictions[name],
-            *leakage.trained_on(line, fingerprints),
-            golden=of_golden[name][chosen] if golden_fingerprints else None,
-        )
+        golden_labels = of_golden[name][chosen] if golden_fingerprints else None
+        found[name] = Rescored(predictions[name], *leakage.trained_on(line, fingerprints), golden=golden_labels)
     return found
 
 
@@ -121,33 +127,6 @@ def newest_judged(db: Database, pipeline: str) -> str:
     found = db.read(lambda session: session.scalars(query).first())
     if found is None:
         raise RegistryError(f"no night of {pipeline} has stored evidence", next_step=f"run `nightgate run {pipeline}`")
-    return found
-
-
-class _Night(NamedTuple):
-    pipeline: str
-    config: dict[str, Any]
-    label_names: list[str]
-    snapshot: Path
-
-
-def _night(db: Database, home: Home, run_id: str) -> _Night:
-    query = (
-        sa.select(Run.pipeline, Run.config, Run.label_names, Snapshot.path)
-        .join(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
-        .where(Run.run_id == run_id)
-    )
-    pipeline, config, label_names, path = db.read(lambda session: session.execute(query).one())
-    return _Night(pipeline, config, label_names, home.absolute(path))
-
-
-def _golden_set(home: Home, run_id: str, night: _Night, fingerprints: tuple[str, ...]) -> Path:
-    found = golden.stored_with(home, night.pipeline, night.label_names, fingerprints)
-    if found is None:
-        raise SnapshotError(
-            f"no stored set of golden rows has all {len(fingerprints):,} that run {run_id} was decided on",
-            next_step=f"restore the folders of {home.golden / night.pipeline} from a backup",
-        )
     return found
 
 

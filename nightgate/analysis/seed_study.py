@@ -126,8 +126,9 @@ def open_study(db: Database, pipeline: Pipeline, num_seeds: int, night: date | N
             )
             session.add(row)
             session.flush()
+        scored = sa.select(SeedRun.seed).where(SeedRun.study_id == study_id, SeedRun.test_f1.is_not(None))
         from_champion = pipeline.training.start_from == "champion"
-        return _scored(session, study_id), _champion_path(session, row) if from_champion else None
+        return list(session.scalars(scored)), _champion_path(session, row) if from_champion else None
 
     scored, start_from = db.write(work)
     return Study(
@@ -228,13 +229,10 @@ def _record(db: Database, study: Study, seed: int, **facts: Any) -> None:
     db.write(work)
 
 
-def _scored(session: Session, study_id: str) -> list[int]:
-    query = sa.select(SeedRun.seed).where(SeedRun.study_id == study_id, SeedRun.test_f1.is_not(None))
-    return list(session.scalars(query))
-
-
 def _snapshot(db: Database, pipeline: Pipeline, night: date | None) -> Snapshot:
     """The snapshot of the night, or the newest one that is on disk."""
+    from nightgate.data.refresh import split_version
+
     query = (
         sa.select(Snapshot)
         .join(Run, (Run.pipeline == Snapshot.pipeline) & (Run.snapshot_id == Snapshot.snapshot_id))
@@ -244,22 +242,13 @@ def _snapshot(db: Database, pipeline: Pipeline, night: date | None) -> Snapshot:
     if night is not None:
         query = query.where(Run.night == night)
     found = db.read(lambda session: session.scalars(query).all())
-    on_disk = (one for one in found if (db.home.absolute(one.path) / "manifest.json").is_file())
-    snapshot = next(on_disk, None)
+    snapshot = next((one for one in found if (db.home.absolute(one.path) / "manifest.json").is_file()), None)
     if snapshot is None:
-        of_night = "" if night is None else f" of the night of {night}"
-        again = "" if night is None else f" --night {night}"
+        of_night, again = ("", "") if night is None else (f" of the night of {night}", f" --night {night}")
         raise DataError(
             f"pipeline {pipeline.name} has no snapshot{of_night} on disk to train seeds on",
             next_step=f"run a night first: nightgate run {pipeline.name}{again}",
         )
-    _require_same_rules(snapshot, pipeline)
-    return snapshot
-
-
-def _require_same_rules(snapshot: Snapshot, pipeline: Pipeline) -> None:
-    from nightgate.data.refresh import split_version
-
     version = split_version(pipeline)
     if snapshot.test_version != version:
         raise ConfigurationError(
@@ -267,6 +256,7 @@ def _require_same_rules(snapshot: Snapshot, pipeline: Pipeline) -> None:
             f"this configuration has {version}",
             next_step="run a night with this configuration first, or restore [data] and [split] of that night",
         )
+    return snapshot
 
 
 def _champion_path(session: Session, study: SeedStudy) -> str | None:

@@ -15,7 +15,6 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -98,9 +97,14 @@ def stored_with(home: Home, pipeline: str, label_names: Sequence[str], fingerpri
 
 def _frozen(pipeline: Pipeline, folder: Path, snapshot: Snapshot, night: Night) -> GoldenSet:
     names = pipeline.data.label_names
-    place = folder / f"{_FROZEN}{_hash(sorted(names))}"
+    place = folder / f"{_FROZEN}{hashlib.sha256(json.dumps(sorted(names)).encode()).hexdigest()[:10]}"
     if place.exists():
-        return _opened(place, names)
+        try:
+            return GoldenSet(open_snapshot(place).id, place, "", names)
+        except SnapshotError as error:
+            note = f"golden rows cannot be used: {error.reason}; restore the folder, or remove it to freeze new ones"
+            log.warning("%s", note)
+            return GoldenSet("", None, note, names)
     others = any(folder.glob(f"{_FROZEN}*"))
     rows = snapshot.rows("test").head(pipeline.data.golden_rows).assign(split=_SIDE)
     facts = {"pipeline": pipeline.name, "label_names": list(names), "frozen": night.date.isoformat()}
@@ -113,26 +117,13 @@ def _frozen(pipeline: Pipeline, folder: Path, snapshot: Snapshot, night: Night) 
     return GoldenSet(stored.id, stored.path, note, names)
 
 
-def _opened(place: Path, names: tuple[str, ...]) -> GoldenSet:
-    try:
-        return GoldenSet(open_snapshot(place).id, place, "", names)
-    except SnapshotError as error:
-        note = f"golden rows cannot be used: {error.reason}; restore the folder, or remove it to freeze new ones"
-        log.warning("%s", note)
-        return GoldenSet("", None, note, names)
-
-
 def _of_file(pipeline: Pipeline, folder: Path, night: Night) -> GoldenSet:
     data, path = pipeline.data, pipeline.data.golden
     encoding = data.source.encoding if isinstance(data.source, FilesSource) else "utf-8"
     source = FilesSource(kind="files", paths=(path,), encoding=encoding)
     # All golden rows are evaluated, so the file needs no split column.
-    reading = pipeline.model_copy(
-        update={
-            "data": data.model_copy(update={"source": source}),
-            "split": pipeline.split.model_copy(update={"column": None}),
-        }
-    )
+    split = pipeline.split.model_copy(update={"column": None})
+    reading = pipeline.model_copy(update={"data": data.model_copy(update={"source": source}), "split": split})
     try:
         usable, quarantined, unseen = validate(read_source(reading.data, night), reading, night)
     except DataError as error:
@@ -152,7 +143,3 @@ def _of_file(pipeline: Pipeline, folder: Path, night: Night) -> GoldenSet:
     stored = write_snapshot(folder, frame, {"labels": list(data.label_names)}, facts)
     note = f"rows of {path} that were left out: {unusable}" if unusable else ""
     return GoldenSet(stored.id, stored.path, note, data.label_names)
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:10]

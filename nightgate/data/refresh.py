@@ -108,7 +108,8 @@ def training_rows(snapshot: Snapshot, pipeline: Pipeline, data_until: datetime) 
 
 def split_version(pipeline: Pipeline) -> str:
     """The test version, `t-` and 10 hex digits: it changes with the rules of the split, not when rows arrive."""
-    return f"t-{_hash(_rules(pipeline))[:10]}"
+    rules = json.dumps(_rules(pipeline), sort_keys=True)
+    return f"t-{hashlib.sha256(rules.encode()).hexdigest()[:10]}"
 
 
 def _rules(pipeline: Pipeline) -> dict[str, Any]:
@@ -245,7 +246,3 @@ def _require_trainable(train: pd.DataFrame, pipeline: Pipeline) -> None:
     absent = [name for index, name in enumerate(names) if index not in counts.index]
     if absent:
         log.warning("labels without a training row: %s", ", ".join(absent))
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

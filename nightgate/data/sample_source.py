@@ -83,9 +83,7 @@ def _clicked(rng: random.Random, meant: int) -> int:
     place = rng.random()
     if place < _WRONG:
         return int(rng.random() * 5)
-    if place < _WRONG + _WRONG_BY_ONE:
-        return _neighbour(rng, meant)
-    return meant
+    return _neighbour(rng, meant) if place < _WRONG + _WRONG_BY_ONE else meant
 
 
 def _review(rng: random.Random, product: str, meant: int) -> str:

@@ -32,9 +32,7 @@ from nightgate.schedule import Night
 FORMATS = {
     ".csv": "csv",
     ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
     ".parquet": "parquet",
 }
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -254,9 +252,7 @@ def _empty(path: Path) -> DataError:
 
 
 def _frame(tables: Sequence[Table], columns: Iterable[str]) -> pd.DataFrame:
-    joined: dict[str, list[Any]] = {
-        name: [value for table in tables for value in table.columns[name]] for name in columns
-    }
+    joined = {name: [value for table in tables for value in table.columns[name]] for name in columns}
     joined[ORIGIN] = [origin for table in tables for origin in table.origins]
     # As objects: pandas would turn integers beside a missing value into floats, and fail on lone surrogates.
     return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in joined.items()})

@@ -19,6 +19,7 @@ from nightgate import config
 from nightgate.config import Pipeline
 from nightgate.config_types import canonical_label
 from nightgate.data.normalization import fingerprint, join_texts
+from nightgate.data.snapshots import SPLITS
 from nightgate.data.source_table import GIVEN_SPLIT, ORIGIN, Quarantined, is_missing
 from nightgate.data.sources import RawRows
 from nightgate.schedule import Night
@@ -29,15 +30,8 @@ MISSING = "(missing)"
 SLICE_LENGTH = 200
 """Longest slice value, in characters."""
 
-GIVEN_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
+GIVEN_NAMES = {split: split for split in SPLITS}
+GIVEN_NAMES |= {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
 _PREFERENCE = {"test": 0, "validation": 1, "train": 2}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

@@ -182,15 +182,10 @@ def _f1(true: Floats, predicted: Floats, hits: Floats, statistic: Statistic) -> 
 
 def _cells_of_rows(true: Labels, models: list[Labels], num_labels: int) -> tuple[NDArray[np.int64], Floats]:
     """Number of rows in each joint cell, shape [cells], and the class counts of one such row, [cells, columns]."""
-    code = true
-    for labels in models:
-        code = code * num_labels + labels
-    kinds, counts = np.unique(code, return_counts=True)
-    parts = []
-    for _ in models:
-        kinds, part = np.divmod(kinds, num_labels)
-        parts.append(part)
-    return counts, _columns(kinds, parts[::-1], num_labels)
+    shape = (num_labels,) * (1 + len(models))
+    codes, counts = np.unique(np.ravel_multi_index((true, *models), shape), return_counts=True)
+    kinds, *parts = np.unravel_index(codes, shape)
+    return counts, _columns(kinds, parts, num_labels)
 
 
 def _cells_of_groups(

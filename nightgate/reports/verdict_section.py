@@ -42,9 +42,8 @@ def verdict(facts: ReportFacts) -> list[Block]:
         blocks.append(Facts([(name, [sentence]) for name, sentence in sentences]))
     shown, left_out = checks(facts)
     if shown:
-        blocks.append(
-            Table(("outcome", "check", "reason"), [[mark(outcome), name, reason] for outcome, name, reason in shown])
-        )
+        table: list[list[Span]] = [[mark(outcome), name, reason] for outcome, name, reason in shown]
+        blocks.append(Table(("outcome", "check", "reason"), table))
     if left_out:
         blocks.append(Text((left_out,), "small"))
     if facts.approval:

@@ -38,7 +38,6 @@ def two_champions(db: Database) -> tuple[Model, Model]:
     first = judged_night(db, 0, Model("first", 0.65))
     second = judged_night(db, 1, Model("second", 0.78), first)
     champion = versions.champion(db, "reviews")
-    assert champion is not None
     assert champion.version == 2
     judged_night(db, 2, Model("third", 0.7), second, anchor=first)
     return first, second
@@ -52,7 +51,6 @@ def test_both_are_compared_on_all_rows_that_both_were_scored_on(database: Databa
     assert facts["rows"].first == len(rows) == 1200
     wanted = f1_difference(rows.true, first.predictions(rows), second.predictions(rows), 2, "weighted")
     assert facts["f1"].difference == pytest.approx(wanted.value)
-    assert wanted.interval is not None
     assert [facts[name].difference for name in ("f1_ci_low", "f1_ci_high")] == pytest.approx(list(wanted.interval))
     hits = [model.predictions(rows) == rows.true for model in (first, second)]
     assert facts["right_where_other_is_wrong"].first == int((hits[0] & ~hits[1]).sum())

@@ -28,22 +28,14 @@ def test_power_equals_the_detectable_gain_of_the_night() -> None:
     evidence, policy = made_up.evidence(3000), Gate()
     power = power_of(NIGHT, evidence, policy)
     measured = decide(evidence, policy).measured
-    assert power is not None
-    assert measured is not None
     assert power.rows == measured.candidate.rows
     assert power.detectable_with(power.rows) == pytest.approx(measured.detectable_gain)
 
 
-def test_four_times_the_rows_detect_half_the_gain() -> None:
+def test_four_times_the_rows_detect_half_the_gain_and_the_rows_for_a_gain_detect_it() -> None:
     power = power_of(NIGHT, made_up.evidence(3000), Gate())
-    assert power is not None
     assert power.detectable_with(4 * power.rows) == pytest.approx(power.detectable_with(power.rows) / 2)
     assert power.error_with(power.rows / 9) == pytest.approx(3 * power.std_error)
-
-
-def test_the_rows_for_a_gain_detect_it_and_one_row_less_does_not() -> None:
-    power = power_of(NIGHT, made_up.evidence(3000), Gate())
-    assert power is not None
     needed = power.rows_for(0.01)
     assert power.detectable_with(needed) <= 0.01 < power.detectable_with(needed - 1)
     assert f"takes {needed:,} rows" in power.describe()
@@ -51,8 +43,6 @@ def test_the_rows_for_a_gain_detect_it_and_one_row_less_does_not() -> None:
 
 def test_the_error_of_more_rows_is_predicted_from_fewer() -> None:
     few, many = (power_of(NIGHT, made_up.evidence(rows), Gate(test_window="")) for rows in (1500, 6000))
-    assert few is not None
-    assert many is not None
     assert few.error_with(6000) == pytest.approx(many.std_error, rel=0.1)
 
 
@@ -60,9 +50,6 @@ def test_a_higher_confidence_detects_less_and_a_wider_window_more() -> None:
     evidence = made_up.evidence(3000)
     usual, sure = (power_of(NIGHT, evidence, Gate(confidence=value)) for value in (0.95, 0.99))
     narrow = power_of(NIGHT, evidence, Gate(test_window="10d", min_test_rows=1))
-    assert usual is not None
-    assert sure is not None
-    assert narrow is not None
     assert sure.detectable_with(3000) > usual.detectable_with(3000)
     assert narrow.rows < usual.rows
     assert narrow.detectable_with(narrow.rows) > usual.detectable_with(usual.rows)

@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 
 from nightgate.analysis import rescoring as rescoring_module
 from nightgate.analysis.replay import ReplayedNight, Rescorer, policy_of, replay, summary
-from nightgate.analysis.rescoring import Rescored, rescore
+from nightgate.analysis.rescoring import Rescored, newest_judged, rescore
 from nightgate.cli.app import app
 from nightgate.config import Gate
 from nightgate.database.transactions import Database
-from nightgate.errors import ConfigurationError, ModelError, SnapshotError
-from nightgate.registry.versions import VersionRow
+from nightgate.errors import ConfigurationError, SnapshotError
+from nightgate.home import existing_home
+from nightgate.registry.versions import VersionRow, versions
+from nightgate.runs.evidence_store import load_evidence
 from tests.support import night_rows
 from tests.support.first_night import copy_first_night
 from tests.support.judged_nights import Model, judged_night, rows_of
@@ -103,33 +105,16 @@ def test_a_rescorer_scores_what_no_night_has_stored(database: Database) -> None:
     assert nights[2].chain.champion_f1 == pytest.approx(share, abs=0.01)
 
 
-def test_a_version_that_cannot_be_scored_leaves_the_night_unknown(database: Database) -> None:
-    four_nights(database)
-
-    def fails(*_: Any) -> Rescored:
-        raise ModelError("version 2 is altered")
-
-    nights = replayed(database, LENIENT, rescorer=fails)
-    assert nights[2].chain.verdict == "unknown"
-    assert nights[2].chain.reason.endswith("version 2 is altered")
-
-
-def test_a_few_rows_without_scores_are_left_out(database: Database) -> None:
+@pytest.mark.parametrize(("trained_on", "num_rows", "used"), [(0, 1005, "1,000"), (50, 1000, "950")])
+def test_rows_that_the_chain_s_champion_was_trained_on_or_never_scored_on_are_left_out(
+    trained_on: int, num_rows: int, used: str, database: Database
+) -> None:
     first = judged_night(database, 0, Model("first", 0.65), num_rows=1000)
-    judged_night(database, 1, Model("second", 0.65), first, num_rows=1000)
-    judged_night(database, 2, Model("third", 0.80), first, num_rows=1005)
+    judged_night(database, 1, Model("second", 0.65, trained_on=trained_on), first, num_rows=1000)
+    judged_night(database, 2, Model("third", 0.80), first, num_rows=num_rows)
     night = replayed(database, LENIENT)[2]
     assert (night.chain.verdict, night.chain.champion_version) == ("promote", 2)
-    assert "on 1,000 test rows" in night.chain.reason
-
-
-def test_rows_that_the_chain_s_champion_was_trained_on_are_left_out(database: Database) -> None:
-    first = judged_night(database, 0, Model("first", 0.65), num_rows=1000)
-    judged_night(database, 1, Model("second", 0.65, trained_on=50), first, num_rows=1000)
-    judged_night(database, 2, Model("third", 0.80), first, num_rows=1000)
-    night = replayed(database, LENIENT)[2]
-    assert (night.chain.verdict, night.chain.champion_version) == ("promote", 2)
-    assert "on 950 test rows" in night.chain.reason
+    assert f"on {used} test rows" in night.chain.reason
 
 
 def test_a_champion_of_the_chain_with_unknown_training_rows_is_kept(database: Database) -> None:
@@ -258,8 +243,8 @@ def test_an_invalid_policy_is_refused(overrides: dict[str, Any], named: str) -> 
 def test_a_key_that_a_stored_policy_lacks_has_its_default() -> None:
     config = night_rows.pipeline().record()
     del config["gate"]["refresh_after"]
-    assert policy_of(config, {"gate.margin": 0.02}).refresh_after == 30
-    assert policy_of(config, {"gate.margin": 0.02}).margin == 0.02
+    policy = policy_of(config, {"gate.margin": 0.02})
+    assert (policy.refresh_after, policy.margin) == (30, 0.02)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
@@ -299,11 +284,6 @@ def test_without_nights_commands_still_refuse_invalid_policies_and_print_their_c
 def test_a_real_version_is_scored_again_as_the_night_scored_it(
     environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nightgate.analysis.rescoring import newest_judged
-    from nightgate.home import existing_home
-    from nightgate.registry.versions import versions
-    from nightgate.runs.evidence_store import load_evidence
-
     copy_first_night(environment)
     monkeypatch.setenv("NIGHTGATE_HOME", str(environment))
     home = existing_home()
@@ -311,7 +291,6 @@ def test_a_real_version_is_scored_again_as_the_night_scored_it(
         [version] = versions(db, "small")
         run_id = newest_judged(db, "small")
         evidence = load_evidence(db, run_id)
-        assert evidence.golden is not None
         backwards = evidence.golden.fingerprints[::-1]
         found = rescore(db, home, run_id, {"champion": version}, evidence.test.fingerprints, backwards)["champion"]
         # So small a model may predict the same for all of them.
@@ -321,10 +300,6 @@ def test_a_real_version_is_scored_again_as_the_night_scored_it(
         shutil.rmtree(home.golden / "small")
         with pytest.raises(SnapshotError, match=str(len(backwards))):
             rescore(db, home, run_id, {"champion": version}, evidence.test.fingerprints, backwards)
-    assert evidence.candidate.predictions is not None
     assert found.predictions.tolist() == evidence.candidate.predictions.tolist()
-    assert evidence.candidate.golden is not None
-    assert found.golden is not None
     assert found.golden.tolist() == evidence.candidate.golden[::-1].tolist()
-    assert found.trained_on is not None
     assert not found.trained_on.any()

@@ -182,9 +182,7 @@ def test_the_spread_is_that_of_the_newest_finished_study_with_three_seeds(databa
     made = [night_with_snapshot(database, day) for day in range(4)]
     assert len(set(made)) == 4
     usual = night_rows.pipeline()
-    studies = [
-        seed_study.open_study(database, night_rows.pipeline(), 3, night_rows.night(day).date) for day in range(3)
-    ]
+    studies = [seed_study.open_study(database, usual, 3, night_rows.night(day).date) for day in range(3)]
     assert seed_study.newest_spread(database, usual) is None
     store(database, studies[1], 0.5, 0.6, 0.7)
     store(database, studies[0], 0.58, 0.6, 0.62)
@@ -303,6 +301,14 @@ def folder_of(db: Database, study: Study, seed: int) -> Path:
     return db.home.runs / f"seeds-{study.study_id}" / f"seed-{seed}"
 
 
+def file_in_the_way(db: Database, study: Study, seed: int) -> Path:
+    """Lets the training of a seed fail: a file where its folder should be."""
+    folder = folder_of(db, study, seed)
+    folder.parent.mkdir()
+    folder.touch()
+    return folder
+
+
 def test_seeds_are_trained_and_scored_and_nights_stay_unchanged(site: Database, first: FirstNight) -> None:
     before = left_by_nights(site)
     arguments = ("seeds", first.pipeline, "-n", 2, "--no-prefect")
@@ -338,9 +344,7 @@ def test_a_study_run_again_trains_what_is_missing_and_a_failed_seed_stops_no_oth
 ) -> None:
     short = one_epoch(pipeline)
     study = seed_study.open_study(site, short, 2)
-    in_the_way = folder_of(site, study, 42)
-    in_the_way.parent.mkdir()
-    in_the_way.write_text("a file where a folder should be")
+    in_the_way = file_in_the_way(site, study, 42)
     seed_runs.run_study(site, study)
     rows = seed_study.read_study(site, study.study_id)
     assert "File exists" in rows["error"][0]
@@ -392,10 +396,8 @@ def test_a_worker_with_another_home_is_refused(
 
 
 def test_training_from_the_champion_uses_the_one_at_the_start_of_the_study(site: Database, pipeline: Pipeline) -> None:
-    record = pipeline.record()
-    study = seed_study.open_study(site, pipeline, 1)
-    assert study.start_from is None
-    from_champion = Pipeline.model_validate({**record, "training": {**record["training"], "start_from": "champion"}})
+    assert seed_study.open_study(site, pipeline, 1).start_from is None
+    from_champion = one_epoch(pipeline, start_from="champion")
     assert seed_study.open_study(site, from_champion, 1).start_from == "models/small/v0001"
 
 
@@ -432,10 +434,7 @@ def test_an_address_without_a_scheduler_is_refused(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(flow, "SECONDS_TO_CONNECT", 1)
     address = f"tcp://127.0.0.1:{free_port()}"
-    with (
-        pytest.raises(ConfigurationError, match=address),
-        flow.dask(2, address=address),
-    ):
+    with pytest.raises(ConfigurationError, match=address), flow.dask(2, address=address):
         pass
 
 
@@ -453,9 +452,7 @@ def test_seeds_on_dask_are_parallel_tasks_and_a_failed_one_stops_no_other(
     from flows import seeds as flow
 
     study = seed_study.open_study(site, one_epoch(pipeline, learning_rate=2e-3), 3)
-    in_the_way = folder_of(site, study, 44)
-    in_the_way.parent.mkdir()
-    in_the_way.write_text("a file where a folder should be")
+    file_in_the_way(site, study, 44)
     with temporary_settings({PREFECT_API_URL: prefect_server}), flow.dask(3, workers=2) as runner:
         state = flow.run_study(study, runner)
     assert (state.type.value, str(state.message)[:16]) == ("COMPLETED", "2 seeds, mean F1")
@@ -475,11 +472,10 @@ def test_an_existing_cluster_trains_seeds(site: Database, pipeline: Pipeline, pr
     from flows import seeds as flow
 
     study = seed_study.open_study(site, one_epoch(pipeline, learning_rate=3e-3), 1)
-    place = {"protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
+    place: dict[str, Any] = {"protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
+    place |= {"n_workers": 1, "threads_per_worker": 1, "processes": False, "silence_logs": logging.ERROR}
     with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, silence_logs=logging.ERROR, **place
-        ) as cluster,
+        LocalCluster(**place) as cluster,
         temporary_settings({PREFECT_API_URL: prefect_server}),
         flow.dask(1, address=cluster.scheduler_address) as runner,
     ):

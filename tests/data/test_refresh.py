@@ -6,7 +6,6 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from nightgate.config import Pipeline
 from nightgate.data.refresh import Refreshed, refresh, split_version, training_rows
 from nightgate.data.snapshots import SPLITS
 from nightgate.data.validation import SLICE_LENGTH, _slice
@@ -22,6 +20,9 @@ from nightgate.errors import DataError
 from nightgate.home import Home
 from nightgate.schedule import Night
 from tests.support import reviews
+
+EARLY, LATE = (Night(date(year, 1, 1), "backfill", datetime(year, 1, 1, tzinfo=UTC)) for year in (2020, 2028))
+ALL_COLUMNS = {"data__time": "created_at", "data__slices": ["shop"], "data__group": "product"}
 
 
 @pytest.fixture
@@ -41,25 +42,11 @@ def all_rows(refreshed: Refreshed) -> pd.DataFrame:
 
 
 def sides(refreshed: Refreshed) -> dict[str, str]:
-    frame = all_rows(refreshed)
-    return dict(zip(frame["text"], frame["split"], strict=True))
-
-
-def refusal(call: Any, *arguments: Any, **changes: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        call(*arguments, **changes)
-    assert caught.value.next_step
-    return str(caught.value)
+    return all_rows(refreshed).set_index("text")["split"].to_dict()
 
 
 def test_a_snapshot_has_the_columns_that_everything_else_reads(refreshed_from: Any) -> None:
-    refreshed = refreshed_from(
-        reviews.rows(),
-        data__time="created_at",
-        data__group="product",
-        data__slices=["shop"],
-        data__text=["title", "text"],
-    )
+    refreshed = refreshed_from(reviews.rows(), data__text=["title", "text"], **ALL_COLUMNS)
     frame = refreshed.snapshot.rows("train")
     assert list(frame) == ["row_id", "fingerprint", "text", "label", "time", "group", "slice_shop"]
     assert frame["label"].dtype == "int64"
@@ -203,17 +190,13 @@ def test_texts_that_differ_in_case_white_space_or_entities_are_one(refreshed_fro
     assert (refreshed.rows_total, refreshed.rows_duplicate) == (120, 2)
 
 
-def test_of_duplicates_the_newest_stays(refreshed_from: Any) -> None:
-    text = reviews.rows()[1]["text"]
+@pytest.mark.parametrize(("changes", "kept"), [({"data__time": "created_at"}, ["zz", 0]), ({}, ["00001", 1])])
+def test_of_duplicates_the_newest_stays_or_without_time_the_first_by_id(
+    changes: dict[str, Any], kept: list[Any], refreshed_from: Any
+) -> None:
     late = {**reviews.rows()[1], "id": "zz", "stars": 1, "created_at": "2026-02-28T23:00:00Z"}
-    frame = all_rows(refreshed_from([late, *reviews.rows()], data__time="created_at"))
-    assert frame[frame["text"] == text][["row_id", "label"]].values.tolist() == [["zz", 0]]
-
-
-def test_of_duplicates_without_time_the_first_by_id_stays(refreshed_from: Any) -> None:
-    text = reviews.rows()[1]["text"]
-    frame = all_rows(refreshed_from([{**reviews.rows()[1], "id": "zz", "stars": 1}, *reviews.rows()]))
-    assert frame[frame["text"] == text]["row_id"].tolist() == ["00001"]
+    frame = all_rows(refreshed_from([late, *reviews.rows()], **changes))
+    assert frame[frame["text"] == late["text"]][["row_id", "label"]].values.tolist() == [kept]
 
 
 def test_a_late_copy_in_another_group_moves_no_text_to_another_split(refreshed_from: Any) -> None:
@@ -270,29 +253,20 @@ def test_a_text_in_several_given_splits_stays_in_test_or_validation(refreshed_fr
 # The id.
 
 
-def _formats(rows: list[dict[str, Any]], folder: Path) -> dict[str, Path]:
-    frame = pd.DataFrame(rows)
-    typed = frame.assign(created_at=pd.to_datetime(frame["created_at"]))
-    shuffled = random.Random(1).sample(rows, len(rows))
-    paths = {name: folder / name for name in ("a.csv", "b.tsv.gz", "c.parquet", "d.parquet", "e.jsonl")}
-    frame.to_csv(paths["a.csv"], index=False)
-    frame.iloc[::-1].to_csv(paths["b.tsv.gz"], index=False, sep="\t")
-    typed.to_parquet(paths["c.parquet"], compression="zstd")
-    typed.sample(frac=1, random_state=1).to_parquet(paths["d.parquet"], row_group_size=7)
-    paths["e.jsonl"].write_text("".join(json.dumps(row) + "\n" for row in shuffled))
-    return paths
-
-
 def test_neither_order_nor_file_format_nor_origin_changes_the_id(tmp_path: Path, home: Home) -> None:
     rows = reviews.rows()
     # The choice among duplicates must not depend on the order either.
     rows += [{**rows[5], "id": "00001"}, {**rows[6], "stars": 5, "id": None}, {**rows[6], "id": None, "shop": "west"}]
-    changes = {"data__time": "created_at", "data__slices": ["shop"], "data__group": "product"}
-    ids = {
-        refresh(reviews.pipeline(reviews.files(path), **changes), reviews.NIGHT, home).snapshot.id
-        for path in _formats(rows, tmp_path).values()
-    }
-    assert len(ids) == 1
+    frame = pd.DataFrame(rows)
+    typed = frame.assign(created_at=pd.to_datetime(frame["created_at"]))
+    paths = [tmp_path / name for name in ("a.csv", "b.tsv.gz", "c.parquet", "d.parquet", "e.jsonl")]
+    frame.to_csv(paths[0], index=False)
+    frame.iloc[::-1].to_csv(paths[1], index=False, sep="\t")
+    typed.to_parquet(paths[2], compression="zstd")
+    typed.sample(frac=1, random_state=1).to_parquet(paths[3], row_group_size=7)
+    paths[4].write_text("".join(json.dumps(row) + "\n" for row in random.Random(1).sample(rows, len(rows))))
+    sources = [reviews.pipeline(reviews.files(path), **ALL_COLUMNS) for path in paths]
+    assert len({refresh(source, reviews.NIGHT, home).snapshot.id for source in sources}) == 1
 
 
 def test_the_id_is_the_same_on_every_machine(refreshed_from: Any) -> None:
@@ -303,11 +277,10 @@ def test_the_id_is_the_same_on_every_machine(refreshed_from: Any) -> None:
 
 @pytest.mark.parametrize("field", ["id", "text", "stars", "created_at", "shop", "product"])
 def test_a_change_of_any_value_changes_the_id(field: str, refreshed_from: Any) -> None:
-    changes = {"data__time": "created_at", "data__slices": ["shop"], "data__group": "product"}
-    before = refreshed_from(reviews.rows(), **changes)
+    before = refreshed_from(reviews.rows(), **ALL_COLUMNS)
     rows = reviews.rows()
     rows[1][field] = {"stars": 1, "created_at": "2026-02-02T01:00:00.000001Z"}.get(field, "Something else")
-    assert refreshed_from(rows, **changes).snapshot.id != before.snapshot.id
+    assert refreshed_from(rows, **ALL_COLUMNS).snapshot.id != before.snapshot.id
 
 
 def test_the_same_rows_tomorrow_are_the_same_snapshot(refreshed_from: Any) -> None:
@@ -346,25 +319,22 @@ def test_the_test_version_does_not_change_when_rows_arrive_or_training_does(refr
 # Training rows.
 
 
+def _cut(refreshed: Refreshed, **changes: Any) -> pd.DataFrame:
+    return training_rows(refreshed.snapshot, reviews.pipeline(reviews.files("x"), **changes), reviews.NIGHT.data_until)
+
+
 def test_all_of_the_train_split_is_trained_on_without_windows(refreshed_from: Any) -> None:
     refreshed = refreshed_from(reviews.rows())
-    pipeline = reviews.pipeline(reviews.files("x.jsonl"))
-    frame = training_rows(refreshed.snapshot, pipeline, reviews.NIGHT.data_until)
-    pd.testing.assert_frame_equal(frame, refreshed.snapshot.rows("train"))
+    pd.testing.assert_frame_equal(_cut(refreshed), refreshed.snapshot.rows("train"))
 
 
 def test_rows_older_than_the_window_are_not_trained_on(refreshed_from: Any) -> None:
     changes = {"data__time": "created_at", "data__train_window": "10d"}
     refreshed = refreshed_from(reviews.rows(), **changes)
-    frame = training_rows(refreshed.snapshot, reviews.pipeline(reviews.files("x"), **changes), reviews.NIGHT.data_until)
+    frame = _cut(refreshed, **changes)
     assert 0 < len(frame) < len(refreshed.snapshot.rows("train"))
     assert frame["time"].min() >= reviews.NIGHT.data_until - timedelta(days=10)
     assert refreshed.snapshot.rows("test")["time"].min() < reviews.NIGHT.data_until - timedelta(days=10)
-
-
-def _cut(refreshed: Refreshed, **changes: Any) -> pd.DataFrame:
-    pipeline: Pipeline = reviews.pipeline(reviews.files("x"), data__time="created_at", **changes)
-    return training_rows(refreshed.snapshot, pipeline, reviews.NIGHT.data_until)
 
 
 def test_a_cut_keeps_the_newest_rows(refreshed_from: Any) -> None:
@@ -390,93 +360,74 @@ def test_a_random_cut_follows_the_seed_and_keeps_most_rows_when_some_arrive(refr
 
 def test_a_cut_without_times_is_by_hash_and_not_by_the_order_of_labels(refreshed_from: Any) -> None:
     rows = sorted(reviews.rows(), key=lambda row: row["stars"])
-    refreshed = refreshed_from(rows)
-    pipeline = reviews.pipeline(reviews.files("x"), training__max_train_rows=30)
-    frame = training_rows(refreshed.snapshot, pipeline, reviews.NIGHT.data_until)
-    assert set(frame["label"]) == {0, 1}
+    assert set(_cut(refreshed_from(rows), training__max_train_rows=30)["label"]) == {0, 1}
 
 
 # What is refused, before anything is written.
 
 
-@pytest.fixture
-def nothing_written(home: Home) -> Iterator[None]:
-    yield
+def changed(**values: Any) -> list[dict[str, Any]]:
+    """The rows of `reviews` with other values; those of a list alternate."""
+    given = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+    return [
+        {**row, **{name: some[at % len(some)] for name, some in given.items()}} for at, row in enumerate(reviews.rows())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "details"),
+    [
+        (
+            changed(stars=3, text=["", *"a" * 119]),
+            {},
+            ["120 rows", "119 unknown_label", "rows.jsonl:2: '3'", "1 empty_text"],
+        ),
+        (reviews.rows(), {"data__time": "created_at", "night": EARLY}, ["120 rows"]),
+        (reviews.rows(3), {"data__labels": [1, 2, 3, 4, 5]}, ["3 usable rows", "5 labels"]),
+        (changed(stars=5), {}, ["the label '5'"]),
+        (
+            changed(side=[*SPLITS], stars=[5, 1, 5, 5, 5, 1]),
+            {"split__column": "side"},
+            ["all 40 training rows have the label '5'"],
+        ),
+        *(
+            (changed(side=[one for one in SPLITS if one != absent]), {"split__column": "side"}, [f"{absent} 0"])
+            for absent in SPLITS
+        ),
+        (reviews.rows(4), {"split__validation": 0.01, "split__test": 0.01}, ["split.validation"]),
+        (changed(product="kettle 0"), {"data__group": "product"}, ["'kettle 0'", "120 rows"]),
+        (
+            reviews.rows(),
+            {"data__time": "created_at", "data__train_window": "30d", "night": LATE},
+            ["train_window '30d'"],
+        ),
+    ],
+    ids=[
+        *("no usable row", "night before all rows", "fewer rows than classes", "one class", "one class in training"),
+        *("no train split", "no validation split", "no test split", "too few for a split", "one group", "old rows"),
+    ],
+)
+def test_rows_that_no_model_can_be_trained_on_are_refused(
+    rows: list[dict[str, Any]], changes: dict[str, Any], details: list[str], refreshed_from: Any, home: Home
+) -> None:
+    with pytest.raises(DataError) as caught:
+        refreshed_from(rows, **changes)
+    assert [detail for detail in details if detail not in str(caught.value)] == []
+    assert caught.value.next_step
     assert not any(home.snapshots.rglob("*.parquet"))
 
 
-@pytest.mark.usefixtures("nothing_written")
 def test_a_source_without_rows_is_refused(tmp_path: Path, home: Home) -> None:
     (tmp_path / "r.csv").write_text("id,text,stars\n")
     with pytest.raises(DataError, match=r"data\.source"):
         refresh(reviews.pipeline(reviews.files(tmp_path / "r.csv")), reviews.NIGHT, home)
-
-
-@pytest.mark.usefixtures("nothing_written")
-def test_no_usable_row_is_refused_with_the_reasons_and_an_example(refreshed_from: Any) -> None:
-    rows = [{**row, "stars": 3} for row in reviews.rows(10)]
-    rows[0]["text"] = ""
-    message = refusal(refreshed_from, rows)
-    assert all(part in message for part in ("10 rows", "9 unknown_label", "rows.jsonl:2: '3'", "1 empty_text"))
-
-
-def test_a_night_before_all_rows_is_refused(refreshed_from: Any) -> None:
-    early = Night(date(2020, 1, 1), "backfill", datetime(2020, 1, 1, tzinfo=UTC))
-    assert "120 rows" in refusal(refreshed_from, reviews.rows(), early, data__time="created_at")
-
-
-@pytest.mark.usefixtures("nothing_written")
-def test_fewer_rows_than_classes_are_refused(refreshed_from: Any) -> None:
-    message = refusal(refreshed_from, reviews.rows(3), data__labels=[1, 2, 3, 4, 5])
-    assert "3 usable rows" in message
-    assert "5 labels" in message
-
-
-@pytest.mark.usefixtures("nothing_written")
-def test_one_class_only_is_refused(refreshed_from: Any) -> None:
-    assert "the label '5'" in refusal(refreshed_from, [{**row, "stars": 5} for row in reviews.rows()])
-
-
-def test_one_class_among_the_training_rows_is_refused_even_when_test_has_both(refreshed_from: Any) -> None:
-    rows = [
-        {**row, "side": SPLITS[index % 3], "stars": 5 if index % 3 == 0 else row["stars"]}
-        for index, row in enumerate(reviews.rows())
-    ]
-    assert "all 40 training rows have the label '5'" in refusal(refreshed_from, rows, split__column="side")
+    assert not any(home.snapshots.rglob("*.parquet"))
 
 
 def test_a_class_without_training_rows_is_only_a_warning(refreshed_from: Any, caplog: pytest.LogCaptureFixture) -> None:
     refreshed_from(reviews.rows(), data__labels=[1, 3, 5])
     [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
     assert warning.args == ("3",)
-
-
-@pytest.mark.usefixtures("nothing_written")
-@pytest.mark.parametrize("absent", SPLITS)
-def test_an_empty_given_split_is_refused(absent: str, refreshed_from: Any) -> None:
-    rows = [
-        {**row, "side": [side for side in SPLITS if side != absent][index % 2]}
-        for index, row in enumerate(reviews.rows())
-    ]
-    assert f"{absent} 0" in refusal(refreshed_from, rows, split__column="side")
-
-
-def test_too_few_rows_for_a_split_by_hash_are_refused(refreshed_from: Any) -> None:
-    assert "split.validation" in refusal(refreshed_from, reviews.rows(4), split__validation=0.01, split__test=0.01)
-
-
-def test_one_group_that_holds_everything_is_refused_by_name(refreshed_from: Any) -> None:
-    rows = [{**row, "product": "kettle 0"} for row in reviews.rows()]
-    message = refusal(refreshed_from, rows, data__group="product")
-    assert "'kettle 0'" in message
-    assert "120 rows" in message
-
-
-@pytest.mark.usefixtures("nothing_written")
-def test_a_window_that_leaves_nothing_is_refused(refreshed_from: Any) -> None:
-    late = Night(date(2027, 3, 1), "schedule", datetime(2027, 3, 1, tzinfo=UTC))
-    message = refusal(refreshed_from, reviews.rows(), late, data__time="created_at", data__train_window="30d")
-    assert "train_window '30d'" in message
 
 
 def test_a_cut_that_leaves_one_class_is_refused(refreshed_from: Any) -> None:

@@ -59,9 +59,7 @@ def test_a_snapshot_is_one_folder_with_two_files(snapshot: Snapshot, tmp_path: P
     assert sorted(path.name for path in snapshot.path.iterdir()) == ["manifest.json", "rows.parquet"]
     assert [path.name for path in snapshot.path.parent.iterdir()] == [snapshot.id]
     assert open_snapshot(snapshot.path) == snapshot
-
-
-def test_its_files_are_read_only_and_can_be_removed(snapshot: Snapshot) -> None:
+    # Files are read-only, and can be removed.
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o444 for path in snapshot.path.iterdir())
     shutil.rmtree(snapshot.path)
 
@@ -72,25 +70,18 @@ def test_rows_are_read_by_split_as_they_were_written(snapshot: Snapshot) -> None
         pd.testing.assert_frame_equal(snapshot.rows(split), expected, check_dtype=False)
     assert snapshot.rows("train").dtypes["label"] == "int64"
     assert snapshot.rows("train").dtypes["time"] == "datetime64[us, UTC]"
-
-
-def test_columns_can_be_chosen(snapshot: Snapshot) -> None:
     assert list(snapshot.rows("test", ["text", "label"])) == ["text", "label"]
-
-
-def test_an_unknown_split_is_a_value_error(snapshot: Snapshot) -> None:
     with pytest.raises(ValueError, match="'dev'"):
         snapshot.rows("dev")
 
 
-def test_the_same_rows_are_written_once(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_the_same_rows_are_written_once_and_other_rules_are_another_snapshot(
+    snapshot: Snapshot, tmp_path: Path
+) -> None:
     written = (snapshot.path / "manifest.json").stat()
     again = write_snapshot(tmp_path / "kettles", some_rows(), {"rule": 1}, {"pipeline": "kettles", "night": 2})
     assert again == snapshot
     assert (snapshot.path / "manifest.json").stat().st_mtime_ns == written.st_mtime_ns
-
-
-def test_other_rules_are_another_snapshot(snapshot: Snapshot, tmp_path: Path) -> None:
     assert write_snapshot(tmp_path / "kettles", some_rows(), {"rule": 2}, {}).id != snapshot.id
 
 

@@ -43,6 +43,12 @@ def parquet_of(rows: list[dict[str, Any]], tmp_path: Path) -> bytes:
     return content
 
 
+def packed(content: bytes, name: str) -> bytes:
+    """The content as a file of this name holds it."""
+    compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+    return compress.get(Path(name).suffix, bytes)(content)
+
+
 def refusal(read_it: Callable[[], object]) -> str:
     with pytest.raises(DataError) as caught:
         read_it()
@@ -60,16 +66,10 @@ def test_every_format_gives_the_same_rows_plain_and_compressed(suffix: str, pack
         content = pd.DataFrame(rows).to_csv(index=False, sep="\t" if suffix == ".tsv" else ",").encode()
     else:
         content = jsonl_of(rows)
-    if packing == ".gz":
-        content = gzip.compress(content)
-    elif packing == ".zst":
-        content = zstandard.ZstdCompressor().compress(content)
-    elif packing == ".two.zst":
-        packing = ".zst"
-        half = len(content) // 2
-        content = b"".join(zstandard.ZstdCompressor().compress(part) for part in (content[:half], content[half:]))
-    path = tmp_path / f"reviews{suffix}{packing}"
-    path.write_bytes(content)
+    half = len(content) // 2
+    parts = [content[:half], content[half:]] if packing == ".two.zst" else [content]
+    path = tmp_path / f"reviews{suffix}{packing.removeprefix('.two')}"
+    path.write_bytes(b"".join(packed(part, path.name) for part in parts))
     frame = read(path).frame
     assert frame["id"].tolist() == [row["id"] for row in rows]
     assert frame["text"].tolist() == [row["text"] for row in rows]
@@ -85,17 +85,13 @@ def test_only_the_columns_of_the_pipeline_are_read(tmp_path: Path) -> None:
 
 def test_csv_values_stay_text_and_empty_fields_are_missing(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
-    path.write_text('id,text,stars\n007,NA,5\n1e3,"two\nlines, ""quoted""",\n')
+    path.write_text('id,text,stars\n007,NA,5\n1e3,"two\nlines, ""quoted""",\n2,c,1\n')
     frame = read(path).frame
-    assert frame["id"].tolist() == ["007", "1e3"]
-    assert frame["text"].tolist() == ["NA", 'two\nlines, "quoted"']
-    assert frame["stars"].tolist() == ["5", None]
-
-
-def test_the_line_of_a_row_counts_line_breaks_inside_fields(tmp_path: Path) -> None:
-    path = tmp_path / "r.csv"
-    path.write_text('id,text,stars\n1,"a\nb",5\n2,c,1\n')
-    assert read(path).frame[ORIGIN].tolist() == [f"{path}:2", f"{path}:4"]
+    assert frame["id"].tolist() == ["007", "1e3", "2"]
+    assert frame["text"].tolist() == ["NA", 'two\nlines, "quoted"', "c"]
+    assert frame["stars"].tolist() == ["5", None, "1"]
+    # The line of a row counts line breaks inside fields.
+    assert frame[ORIGIN].tolist() == [f"{path}:2", f"{path}:3", f"{path}:5"]
 
 
 def test_whole_numbers_beside_a_missing_one_stay_whole(tmp_path: Path) -> None:
@@ -134,18 +130,11 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path: Path) -> N
     assert len(read(tmp_path / "r[1].csv").frame) == 1
 
 
-def test_another_encoding_is_read_when_it_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "r.csv"
-    path.write_bytes("id,text,stars\n1,Süß für 5 €,5\n".encode("cp1252"))
-    assert read(path, encoding="cp1252").frame["text"].tolist() == ["Süß für 5 €"]
-    path.write_bytes("id,text,stars\n1,日本,5\n".encode("utf-16"))
-    assert read(path, encoding="utf-16").frame["text"].tolist() == ["日本"]
-
-
-def test_a_byte_order_mark_does_not_become_part_of_the_first_column(tmp_path: Path) -> None:
-    path = tmp_path / "r.csv"
-    path.write_bytes("\ufeffid,text,stars\n1,a,5\n".encode())
-    assert read(path).frame["id"].tolist() == ["1"]
+@pytest.mark.parametrize(("encoding", "text"), [("cp1252", "Süß für 5 €"), ("utf-16", "日本"), ("utf-8", "日本")])
+def test_a_named_encoding_is_read_without_its_byte_order_mark(encoding: str, text: str, tmp_path: Path) -> None:
+    mark = "\ufeff" if encoding == "utf-8" else ""
+    (tmp_path / "r.csv").write_bytes(f"{mark}id,text,stars\n1,{text},5\n".encode(encoding))
+    assert read(tmp_path / "r.csv", encoding=encoding).frame[["id", "text"]].values.tolist() == [["1", text]]
 
 
 def test_a_file_with_another_extension_needs_a_named_format(tmp_path: Path) -> None:
@@ -157,18 +146,16 @@ def test_a_file_with_another_extension_needs_a_named_format(tmp_path: Path) -> N
     assert 'format = "csv"' in message
 
 
-def test_json_may_hold_line_separators_and_half_surrogate_pairs(tmp_path: Path) -> None:
+def test_json_may_hold_line_separators_and_half_surrogate_pairs_and_lack_a_key(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    path.write_text('{"id": 1, "text": "a\u2028b", "stars": 5}\r\n\n{"id": 2, "text": "\\ud83d x", "stars": NaN}\n')
+    path.write_text(
+        '{"id": 1, "text": "a\u2028b", "stars": 5}\r\n\n{"id": 2, "text": "\\ud83d x", "stars": NaN}\n'
+        '{"id": 3, "text": "c"}'
+    )
     frame = read(path).frame
-    assert frame["text"].tolist() == ["a\u2028b", "\ud83d x"]
-    assert frame[ORIGIN].tolist() == [f"{path}:1", f"{path}:3"]
-
-
-def test_a_key_that_some_objects_lack_is_a_missing_value(tmp_path: Path) -> None:
-    path = tmp_path / "r.jsonl"
-    path.write_text('{"id": 1, "text": "a", "stars": 5}\n{"id": 2, "text": "b"}\n')
-    assert read(path).frame["stars"].tolist() == [5, None]
+    assert frame["text"].tolist() == ["a\u2028b", "\ud83d x", "c"]
+    assert frame["stars"].tolist()[2] is None
+    assert frame[ORIGIN].tolist() == [f"{path}:1", f"{path}:3", f"{path}:4"]
 
 
 def test_a_csv_row_with_another_number_of_fields_is_rejected_with_its_line(tmp_path: Path) -> None:
@@ -191,30 +178,22 @@ def test_a_pattern_without_files_is_refused_with_the_folder_that_was_searched(
     message = refusal(lambda: read("here.csv", "missing/*.csv"))
     assert "missing/*.csv" in message
     assert str(tmp_path) in message
-
-
-def test_a_folder_is_refused_with_a_glob_to_try(tmp_path: Path) -> None:
+    # A folder is refused with a glob to try.
     assert f'"{tmp_path}/*.parquet"' in refusal(lambda: read(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["r.csv", "r.jsonl", "r.parquet", "r.csv.gz", "r.jsonl.zst"])
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
 def test_an_empty_file_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
-    packed = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(name.rsplit(".", 1)[-1], bytes)
-    (tmp_path / name).write_bytes(packed(content) if content else b"")
+    (tmp_path / name).write_bytes(packed(content, name) if content else b"")
     assert f"{name} is empty" in refusal(lambda: read(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["r.csv.gz", "r.csv.zst", "r.parquet"])
 @pytest.mark.parametrize("share", [0.3, 0.95])
 def test_a_truncated_file_is_refused(name: str, share: float, tmp_path: Path) -> None:
-    content = csv_of(reviews.rows())
-    if name.endswith(".gz"):
-        content = gzip.compress(content)
-    elif name.endswith(".zst"):
-        content = zstandard.ZstdCompressor().compress(content)
-    else:
-        content = parquet_of(reviews.rows(), tmp_path)
+    whole = parquet_of(reviews.rows(), tmp_path) if name == "r.parquet" else csv_of(reviews.rows())
+    content = packed(whole, name)
     (tmp_path / name).write_bytes(content[: int(len(content) * share)])
     message = refusal(lambda: read(tmp_path / name))
     assert name in message

@@ -48,19 +48,16 @@ def test_macro_ignores_absent_classes_and_counts_those_only_predicted() -> None:
     assert ours.f1_weighted == pytest.approx((2 * 1 + 2 * 2 / 3) / 4)
 
 
-def test_one_class_alone_scores_one() -> None:
-    ours = score(np.zeros(7, np.int64), np.zeros(7, np.int64), 5)
-    assert (ours.accuracy, ours.f1_weighted, ours.f1_macro) == (1.0, 1.0, 1.0)
-
-
-def test_scores_without_a_hit_are_zero_and_not_missing() -> None:
-    ours = score(np.array([0, 1]), np.array([1, 0]), 2)
-    assert (ours.accuracy, ours.f1_weighted, ours.f1_macro, ours.precision_macro) == (0.0, 0.0, 0.0, 0.0)
-
-
-def test_no_rows_have_no_scores() -> None:
-    empty = np.array([], dtype=np.int64)
-    assert score(empty, empty, 5) == Scores(0, None, None, None, None, None, None, None)
+@pytest.mark.parametrize(
+    ("true", "predicted", "value"),
+    [([0] * 7, [0] * 7, 1.0), ([0, 1], [1, 0], 0.0), ([], [], None)],
+    ids=["one class", "no hit", "no rows"],
+)
+def test_scores_of_one_class_are_one_without_a_hit_zero_and_without_rows_missing(
+    true: list[int], predicted: list[int], value: float | None
+) -> None:
+    ours = score(np.array(true, np.int64), np.array(predicted, np.int64), 5)
+    assert ours == Scores(len(true), *[value] * 7)
 
 
 @pytest.mark.parametrize(("true", "predicted"), [([0, 5], [0, 1]), ([0, 1], [0, -1])])
