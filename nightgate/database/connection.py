@@ -30,8 +30,7 @@ T = TypeVar("T")
 LOCK_SECONDS = 5
 """Seconds that one try waits for a lock."""
 IDLE_SECONDS = 60
-"""Seconds after which a PostgreSQL server ends a transaction whose client went silent, on a machine that crashed or
-froze. Without this limit its locks would last as long as the TCP connection, which is hours."""
+"""Seconds after which PostgreSQL ends a silent client's transaction; its locks would last for hours otherwise."""
 UPGRADE = "run `nightgate db upgrade`"
 
 
@@ -252,9 +251,8 @@ def _explain(error: BaseException | None, url: URL) -> _Failure | None:
     else:
         lost = isinstance(error, DBAPIError) and error.connection_invalidated
         failure = _postgresql_failure(cause, detail, lost=lost)
-    if failure is None:
-        return None
-    return failure._replace(message=failure.message.format(name=f"the database {safe_url(url)}", detail=detail))
+    name = f"the database {safe_url(url)}"
+    return failure and failure._replace(message=failure.message.format(name=name, detail=detail))
 
 
 def _postgresql_failure(cause: BaseException | None, detail: str, *, lost: bool) -> _Failure | None:

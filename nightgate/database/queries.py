@@ -23,16 +23,7 @@ from nightgate.errors import RegistryError
 from nightgate.home import home_for_reading
 from nightgate.metrics.comparability import ScoredNight, breaks
 
-_PUBLISHED = {
-    "Training Loss": "training_loss",
-    "Epoch": "epoch",
-    "Step": "step",
-    "Validation Loss": "validation_loss",
-    "Accuracy": "accuracy",
-    "F1": "f1",
-    "Precision": "precision",
-    "Recall": "recall",
-}
+_PUBLISHED = ["training_loss", "epoch", "step", "validation_loss", "accuracy", "f1", "precision", "recall"]
 
 
 def history(
@@ -127,24 +118,19 @@ def why_no_epochs(pipeline: str, run: str | None) -> str:
 
 def _breaks(db: Database, pipeline: str, run_ids: Iterable[str]) -> pd.Series[Any]:
     """The break before each of `run_ids`, computed over all scored nights of the pipeline."""
-    nights = tidy(
-        db.frame(
-            "SELECT n.night, n.run_id, n.metric_key, n.test_version, n.average, n.model_version, n.test_f1, "
-            "n.champion_version, n.champion_f1 FROM nights AS n "
-            "WHERE n.pipeline = :pipeline AND n.test_f1 IS NOT NULL ORDER BY n.night",
-            {"pipeline": pipeline},
-        )
+    query = (
+        "SELECT night, run_id, metric_key, test_version, average, model_version, test_f1, champion_version, "
+        "champion_f1 FROM nights WHERE pipeline = :pipeline AND test_f1 IS NOT NULL ORDER BY night"
     )
+    nights = tidy(db.frame(query, {"pipeline": pipeline}))
     of_runs = sa.select(Run.run_id, Run.label_names, Run.config["gate"]).where(Run.pipeline == pipeline)
     found = db.read(lambda session: session.execute(of_runs).tuples().all())
     settings = {
         run_id: {"label_names": tuple(names)} | {name: gate[name] for name in ("test_window", "min_test_rows")}
         for run_id, names, gate in found
     }
-    scored = []
-    for row in nights.astype(object).where(nights.notna(), None).to_dict("records"):
-        facts = {str(name): value for name, value in row.items() if name != "run_id"}
-        scored.append(ScoredNight(**settings[row["run_id"]], **facts))
+    facts: Any = nights.drop(columns="run_id").astype(object).where(nights.notna(), None).to_dict("records")
+    scored = [ScoredNight(**settings[run], **row) for run, row in zip(nights["run_id"], facts, strict=True)]
     found_breaks = dict(zip(nights["run_id"], breaks(scored), strict=True))
     return pd.Series([found_breaks.get(run_id) for run_id in run_ids], dtype=object)
 
@@ -180,10 +166,9 @@ def published_rows(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     Args:
         rows: rows of the view `epoch_results`.
     """
-    columns = list(_PUBLISHED.values())
-    found = rows[columns].itertuples(index=False)
-    cells = [[_cell(column, value) for column, value in zip(columns, values, strict=True)] for values in found]
-    return list(_PUBLISHED), cells
+    found = rows[_PUBLISHED].itertuples(index=False)
+    cells = [[_cell(column, value) for column, value in zip(_PUBLISHED, values, strict=True)] for values in found]
+    return [column.replace("_", " ").title() for column in _PUBLISHED], cells
 
 
 def published_table(rows: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ transactions: a night has few of them, hours apart, and a server restart would b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -150,18 +150,11 @@ class Database:
         def recorded(session: Session) -> str | None:
             return session.scalar(sa.select(schema.Setting.value).where(schema.Setting.key == "home_id"))
 
-        def record(session: Session) -> str:
-            known = recorded(session)
-            if known is None:
-                session.add(schema.Setting(key="home_id", value=self.home.id))
-            return known or self.home.id
-
         known = self.read(recorded)
         if known is None:
-            try:
-                known = self.write(record)
-            except IntegrityError:  # another worker recorded its home first
-                known = self.read(recorded)
+            with suppress(IntegrityError):  # another worker recorded its home first
+                self.write(lambda session: session.add(schema.Setting(key="home_id", value=self.home.id)))
+            known = self.read(recorded)
         if known != self.home.id:
             raise DatabaseError(
                 f"the database {self.name} belongs to home {known}, "
@@ -267,7 +260,6 @@ def _state(connection: Connection) -> tuple[str | None, bool]:
 
 
 def _known_revisions() -> set[str]:
-    """All revisions of this version's migrations."""
     from alembic.script import ScriptDirectory
 
     return {script.revision for script in ScriptDirectory(str(migrations_folder())).walk_revisions()}

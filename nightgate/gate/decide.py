@@ -42,12 +42,10 @@ def decide(evidence: Evidence, policy: config.Gate) -> Decision:
     measured = _measured(case)
     # The check `slices` sums up those of single slices.
     whole = [check for check in checks if not check.slice_name]
-    failed = [check for check in whole if check.outcome == "failed"]
-    if failed:
+    if failed := [check for check in whole if check.outcome == "failed"]:
         return Decision("hold", _joined(case, failed), checks, measured)
     # Slices of too few rows hold nothing.
-    weak = [check for check in whole if check.outcome == "underpowered" and check.name in ("beats_champion", "anchor")]
-    if weak:
+    if weak := [check for check in whole if check.outcome == "underpowered" and check.name != "slices"]:
         return Decision("underpowered", _joined(case, weak), checks, measured)
     return Decision("promote", _promoted(case, rule), checks, measured)
 
@@ -70,8 +68,7 @@ def _promoted(case: Case, rule: Rule | None) -> str:
         "refresh": f"refresh after {case.evidence.champion_nights} nights",
         "non_inferior": "non-inferior",
         "threshold_only": "policy threshold_only",
-        None: "",
-    }[rule]
+    }[rule or "threshold_only"]
     compared = case.against("champion")
     if compared is None:
         return f"{score}, not compared with {case.name('champion')}: {how}"

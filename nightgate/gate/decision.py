@@ -49,10 +49,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores of the evidence under a policy. Rows that a model was trained on are excluded from all of them.
-
-    Scores are on the window unless their name says otherwise.
-    """
+    """Scores on the window, or on the rows of their name, without rows that a model was trained on."""
 
     window: NDArray[np.bool_]
     """Test rows in the window, shape [rows of the test split]."""
@@ -62,7 +59,6 @@ class Measured:
     """Test rows excluded because a model was trained on them."""
     candidate: Score
     candidate_all: Score
-    """On all test rows."""
     champion: Score | None = None
     difference: Interval | None = None
     """Interval of the candidate's F1 minus the champion's, rows (or groups) paired."""
@@ -81,7 +77,7 @@ class Decision:
     """`underpowered`: no check failed, but there are too few rows to show a gain. The candidate is held."""
     reason: str
     checks: tuple[Check, ...]
-    measured: Measured | None = None
+    measured: Measured
 
     @property
     def failed(self) -> tuple[Check, ...]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import compress
 
 from nightgate.gate.decision import Check, Outcome
-from nightgate.gate.evidence import Labels, Mask, Rows, Side
+from nightgate.gate.evidence import Mask, Rows
 from nightgate.gate.measurements import DECIDING, Case, unusable
 from nightgate.gate.wording import between, distinct, listed, signed
 from nightgate.metrics.bootstrap import f1_difference
@@ -26,20 +26,12 @@ def golden(case: Case) -> Check:
     if rows is None or not len(rows):
         note = evidence.golden_note or "there are no golden rows"
         return Check("golden", weak if policy.golden_blocks or evidence.golden_note else "not_run", note)
-    without: list[tuple[str, Side, Outcome]] = [
-        ("the candidate", candidate, "failed"),
-        (case.name("champion"), champion, weak),
-    ]
-    for who, side, outcome in without:
+    whole = Check("golden", "failed", "", threshold=-policy.golden_margin, rows_used=len(rows))
+    for who, side in (("the candidate", candidate), (case.name("champion"), champion)):
         if flaw := side.flaw or unusable(side.golden, rows, case.num_labels, "golden"):
-            return _check(case, rows, outcome, f"{who} {flaw}, so the golden rows are not compared")
-    assert candidate.golden is not None
-    assert champion.golden is not None
-    return _compared(case, rows, case.places[champion.golden], case.places[candidate.golden], weak)
-
-
-def _compared(case: Case, rows: Rows, theirs: Labels, ours: Labels, weak: Outcome) -> Check:
-    policy, true = case.policy, case.places[rows.true]
+            reason = f"{who} {flaw}, so the golden rows are not compared"
+            return replace(whole, outcome="failed" if side is candidate else weak, reason=reason)
+    true, theirs, ours = (case.places[labels] for labels in (rows.true, champion.golden, candidate.golden))
     gap = f1_difference(
         true,
         theirs,
@@ -64,14 +56,17 @@ def _compared(case: Case, rows: Rows, theirs: Labels, ours: Labels, weak: Outcom
         f"than golden_margin {policy.golden_margin:.4f}"
     )
     brief = f"{loss}; {_flips(rows, lost, FLIPS_NAMED)}"
-    reason = brief if passed else f"{loss}; {_flips(rows, lost, len(rows))}"
-    whole = _check(case, rows, "passed" if passed else weak, reason)
     low, high = gap.interval or (None, None)
-    return replace(whole, brief=brief, candidate_value=f1[0], champion_value=f1[1], ci_low=low, ci_high=high)
-
-
-def _check(case: Case, rows: Rows, outcome: Outcome, reason: str) -> Check:
-    return Check("golden", outcome, reason, threshold=-case.policy.golden_margin, rows_used=len(rows))
+    return replace(
+        whole,
+        outcome="passed" if passed else weak,
+        reason=brief if passed else f"{loss}; {_flips(rows, lost, len(rows))}",
+        brief=brief,
+        candidate_value=f1[0],
+        champion_value=f1[1],
+        ci_low=low,
+        ci_high=high,
+    )
 
 
 def _flips(rows: Rows, lost: Mask, most: int) -> str:

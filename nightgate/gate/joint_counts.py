@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nightgate.gate.decision import Measured
-from nightgate.gate.evidence import Evidence, Labels, Mask, Side
+from nightgate.gate.evidence import Evidence, Labels, Mask
 
 
 def joint_outcomes(evidence: Evidence, measured: Measured) -> list[dict[str, Any]]:
@@ -25,28 +25,20 @@ def joint_outcomes(evidence: Evidence, measured: Measured) -> list[dict[str, Any
         if side is not None and side.trained_on is not None:
             clean &= ~side.trained_on
     roles = (("champion", evidence.champion), ("anchor", evidence.anchor))
-    references: list[tuple[str, Side | None]] = [
-        (name, side) for name, side in roles if side is not None and side.predictions is not None
-    ]
-    references = references or [("", None)]
+    references = [(name, side) for name, side in roles if side is not None and side.predictions is not None]
     cells: list[dict[str, Any]] = []
-    for name, side in references:
+    for number, (name, side) in enumerate(references or [("", None)]):
         sides = (test.true, side.predictions if side else None, candidate.predictions)
         cells += _cells(labels, *sides, measured.window, scope="window", reference=name)
         cells += _cells(labels, *sides, clean, scope="all", reference=name)
-    name, side = references[0]
-    for one in test.slices:
-        for code, value in enumerate(one.values):
-            sides = (test.true, side.predictions if side else None, candidate.predictions)
-            place = {"scope": "slice", "reference": name, "slice_name": one.name, "slice_value": value}
-            cells += _cells(labels, *sides, measured.window & (one.codes == code), **place)
-    golden = evidence.golden
-    if golden is not None and candidate.golden is not None:
-        for name, side in references:
-            if side is None or side.golden is not None:
-                sides = (golden.true, side.golden if side else None, candidate.golden)
-                everything = np.ones(len(golden), dtype=np.bool_)
-                cells += _cells(labels, *sides, everything, scope="golden", reference=name)
+        for one in test.slices if number == 0 else ():
+            for code, value in enumerate(one.values):
+                place = {"scope": "slice", "reference": name, "slice_name": one.name, "slice_value": value}
+                cells += _cells(labels, *sides, measured.window & (one.codes == code), **place)
+        golden = evidence.golden
+        if golden is not None and candidate.golden is not None and (side is None or side.golden is not None):
+            sides = (golden.true, side.golden if side else None, candidate.golden)
+            cells += _cells(labels, *sides, np.ones(len(golden), dtype=np.bool_), scope="golden", reference=name)
     return cells
 
 

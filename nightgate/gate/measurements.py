@@ -40,11 +40,7 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Evidence and policy, with the measurements that both determine.
-
-    Classes are numbered in the order of their names here, so that the bootstrap's draws do not depend on their order in
-    the pipeline.
-    """
+    """Evidence and policy, with the measurements that both determine."""
 
     evidence: Evidence
     policy: config.Gate
@@ -54,9 +50,8 @@ class Case:
     @cached_property
     def roles(self) -> tuple[Role, ...]:
         """Roles that have a model of their own: an anchor that is the champion is left out."""
-        anchor = self.evidence.anchor is not None and not self.evidence.anchored_by_champion
-        champion = self.evidence.champion is not None
-        return ("candidate", *(("champion",) if champion else ()), *(("anchor",) if anchor else ()))
+        others: tuple[Other, ...] = ("champion",) if self.evidence.anchored_by_champion else ("champion", "anchor")
+        return ("candidate", *(role for role in others if self.side(role)))
 
     @cached_property
     def clean(self) -> Mask:
@@ -86,7 +81,7 @@ class Case:
 
     @cached_property
     def places(self) -> Labels:
-        """Rank of each class's name among the sorted names."""
+        """Rank of each class's name, so that the bootstrap's draws do not depend on the pipeline's order of classes."""
         names = self.evidence.label_names
         return np.array([sorted(names).index(name) for name in names], dtype=np.int64)
 
@@ -175,10 +170,8 @@ class Case:
     @cached_property
     def _comparisons(self) -> dict[Other, Comparison | None]:
         champion = self._compare("champion")
-        return {
-            "champion": champion,
-            "anchor": champion if self.evidence.anchored_by_champion else self._compare("anchor"),
-        }
+        anchor = champion if self.evidence.anchored_by_champion else self._compare("anchor")
+        return {"champion": champion, "anchor": anchor}
 
     def _compare(self, role: Other) -> Comparison | None:
         if self.side(role) is None or self.obstacle("candidate", role):

@@ -19,10 +19,8 @@ def min_f1(case: Case) -> Check:
     decisive = low if on_lower else score.f1
     if decisive is None:
         few = f"the candidate's F1 has no interval on fewer than {FEWEST} test rows (or groups)"
-        passed, reason = (
-            False,
-            f"{case.obstacle('candidate') or few}, so min_f1 {minimum:.4f} is not shown to be reached",
-        )
+        passed = False
+        reason = f"{case.obstacle('candidate') or few}, so min_f1 {minimum:.4f} is not shown to be reached"
     else:
         assert score.f1 is not None
         passed = decisive >= minimum
@@ -48,43 +46,44 @@ def min_f1(case: Case) -> Check:
 def beats_champion(case: Case) -> tuple[Check, statistics.Rule | None]:
     """Whether the candidate may replace the champion under the policy, and by which rule."""
     if case.evidence.champion is None:
-        return _not_run(case, "beats_champion", "no champion yet"), None
+        return _check(case, "champion", "not_run", "no champion yet"), None
     compared, policy, who = case.against("champion"), case.policy, case.name("champion")
     if compared is None:
         why = case.obstacle("candidate", "champion")
         if policy.policy == "threshold_only" and not case.obstacle("candidate"):
             reason = f"{why}, and policy threshold_only needs no comparison"
-            return _check(case, "champion", "beats_champion", "passed", reason, None), "threshold_only"
+            return _check(case, "champion", "passed", reason), "threshold_only"
         reason = f"{why}, so the candidate is not shown to beat {who}"
-        return _check(case, "champion", "beats_champion", "failed", reason, None), None
+        return _check(case, "champion", "failed", reason), None
     rule, reason = _rule(case, compared)
     outcome: Outcome = "passed" if rule else _shortfall(case, compared)
     gap, interval = _gap(case, compared, "champion")
-    whole = "; ".join([gap, interval, reason, _mcnemar(case), _power(compared)])
-    check = _check(case, "champion", "beats_champion", outcome, whole, _bound(case, rule))
+    true, *models = case.true(case.window), *(case.labels(role, case.window) for role in ("champion", "candidate"))
+    losses, gains, p = statistics.mcnemar(true, *models)
+    rows = f"{gains:,} rows are right with the candidate only and {losses:,} with the champion only"
+    whole = "; ".join([gap, interval, reason, f"{rows} (McNemar p {p:.2g})", _power(compared)])
+    check = _check(case, "champion", outcome, whole, _bound(case, rule))
     return replace(check, brief="; ".join([gap, reason, _power(compared)])), rule
 
 
 def anchor(case: Case) -> Check:
     """Whether the candidate is non-inferior to the best champion so far, so that small losses do not add up."""
     if case.evidence.anchor is None:
-        return _not_run(case, "anchor", "no anchor yet")
+        return _check(case, "anchor", "not_run", "no anchor yet")
     compared, who, margin = case.against("anchor"), case.name("anchor"), case.margin
     # Under threshold_only a comparison warns and never holds.
     weak: Outcome = "warning" if case.policy.policy == "threshold_only" else "failed"
     if compared is None:
         reason = f"{case.obstacle('candidate', 'anchor')}, so the candidate is not shown to be non-inferior to {who}"
-        return _check(case, "anchor", "anchor", "failed" if case.obstacle("candidate") else weak, reason, None)
+        return _check(case, "anchor", "failed" if case.obstacle("candidate") else weak, reason)
     gap = "; ".join(_gap(case, compared, "anchor"))
     if margin is None:
-        return _check(case, "anchor", "anchor", weak, f"{gap}; {MARGIN_UNKNOWN}", None)
+        return _check(case, "anchor", weak, f"{gap}; {MARGIN_UNKNOWN}")
     interval = compared.gap.interval
     passed = interval is not None and statistics.is_non_inferior(interval, margin)
-    outcome: Outcome = "passed"
-    if not passed:
-        outcome = weak if weak == "warning" else _shortfall(case, compared)
+    outcome: Outcome = "passed" if passed else weak if weak == "warning" else _shortfall(case, compared)
     reason = f"{gap}; {_loss(margin, case.policy.confidence, excluded=passed)}; {_power(compared)}"
-    return _check(case, "anchor", "anchor", outcome, reason, -margin)
+    return _check(case, "anchor", outcome, reason, -margin)
 
 
 def moves_anchor(case: Case) -> bool:
@@ -99,12 +98,11 @@ def not_older(case: Case) -> Check:
     """Whether the candidate's data reaches at least as far as the champion's."""
     champion = case.evidence.champion
     if champion is None:
-        return Check(name="not_older", outcome="not_run", reason="no champion yet", metric="data_until")
+        return Check("not_older", "not_run", "no champion yet", metric="data_until")
     who = case.name("champion")
     ours, theirs = case.evidence.candidate.data_until, champion.data_until
-    passed = False
     if ours is None or theirs is None:
-        unknown = "the candidate" if ours is None else who
+        passed, unknown = False, "the candidate" if ours is None else who
         reason = f"the end of the data of {unknown} is unknown, so the candidate's data is not shown to be no older"
     else:
         passed = ours >= theirs
@@ -180,12 +178,6 @@ def _gap(case: Case, compared: Comparison, role: Other) -> tuple[str, str]:
     return f"F1 {ours} is {relation} {theirs} of {who} {rows} ({signed(compared.gap.value)})", interval
 
 
-def _mcnemar(case: Case) -> str:
-    true, window = case.true(case.window), case.window
-    theirs, ours, p = statistics.mcnemar(true, case.labels("champion", window), case.labels("candidate", window))
-    return f"{ours:,} rows are right with the candidate only and {theirs:,} with the champion only (McNemar p {p:.2g})"
-
-
 def _power(compared: Comparison) -> str:
     if not math.isfinite(compared.detectable):
         return "there are too few rows to detect any gain"
@@ -195,21 +187,16 @@ def _power(compared: Comparison) -> str:
     )
 
 
-def _not_run(case: Case, name: str, reason: str) -> Check:
-    score = case.scores["candidate"]
-    return Check(name, "not_run", reason, candidate_value=stored(score.f1), rows_used=score.rows)
-
-
-def _check(case: Case, role: Other, name: str, outcome: Outcome, reason: str, bound: float | None) -> Check:
+def _check(case: Case, role: Other, outcome: Outcome, reason: str, bound: float | None = None) -> Check:
     """A check with the F1 of both models, the interval of their difference, and its threshold `bound`."""
-    compared = case.against(role)
+    compared, theirs = case.against(role), case.scores.get(role)
     low, high = (compared.gap.interval if compared else None) or (None, None)
     return Check(
-        name=name,
+        name="beats_champion" if role == "champion" else "anchor",
         outcome=outcome,
         reason=reason,
         candidate_value=stored(case.scores["candidate"].f1),
-        champion_value=stored(case.scores[role].f1),
+        champion_value=stored(theirs.f1) if theirs else None,
         threshold=bound,
         ci_low=low,
         ci_high=high,

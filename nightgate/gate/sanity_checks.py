@@ -142,9 +142,10 @@ def _budgets(case: Case, served: Serving) -> tuple[str, str, bool]:
         why = theirs.flaw if theirs else "it was not tried"
         return "", f"time and size are not compared, because {who} was not served: {why}", False
     over, ratios, compared = [], [], True
+    size, champion_size = (None if one.size_bytes is None else one.size_bytes / 1e6 for one in (served, theirs))
     for what, ours, reference, most, key in (
         ("ms a text", served.latency_ms, theirs.latency_ms, case.policy.max_latency_ratio, "max_latency_ratio"),
-        ("MB", _megabytes(served), _megabytes(theirs), case.policy.max_size_ratio, "max_size_ratio"),
+        ("MB", size, champion_size, case.policy.max_size_ratio, "max_size_ratio"),
     ):
         if reference is None or not math.isfinite(reference) or reference <= 0:
             ratios.append(f"{what} of {who} are unknown and not compared")
@@ -156,7 +157,3 @@ def _budgets(case: Case, served: Serving) -> tuple[str, str, bool]:
             if ours > most * reference:
                 over.append(f"the candidate takes {ratios[-1]}, more than {key} {most:g}")
     return "; ".join(over), "; ".join(ratios), compared
-
-
-def _megabytes(served: Serving) -> float | None:
-    return None if served.size_bytes is None else served.size_bytes / 1e6

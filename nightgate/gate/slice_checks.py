@@ -93,8 +93,7 @@ def _parts(case: Case) -> Iterator[_Part]:
 
 def _part(case: Case, name: str, value: str, own: Mask, resampled: Mask, statistic: Statistic) -> _Part:
     """A class or slice; `own` are its rows among those that are resampled."""
-    rows, least = int(np.count_nonzero(own)), case.policy.min_slice_rows
-    num_units = case.num_units(own)
+    rows, least, num_units = int(np.count_nonzero(own)), case.policy.min_slice_rows, case.num_units(own)
     few = ""
     if rows < least:
         few = f"{rows:,} test rows are fewer than min_slice_rows {least:,}"
@@ -165,12 +164,9 @@ def _check(case: Case, one: _Tested, *, failed: bool) -> Check:
 def _of_floor(case: Case, one: _Tested, estimate: Estimate, failed: bool) -> str:
     floor = case.policy.slice_floor
     f1, bound = distinct(estimate.value, floor)
-    if estimate.value >= floor:
-        relation = "is not below"
-    else:
-        relation = f"is {'significantly' if failed else 'not significantly'} below"
+    how = "not" if estimate.value >= floor else "significantly" if failed else "not significantly"
     interval = within(estimate.interval, case.policy.confidence)
-    return f"{one.part}: F1 {f1}{interval} on {one.part.rows:,} rows {relation} slice_floor {bound}{_p(one)}"
+    return f"{one.part}: F1 {f1}{interval} on {one.part.rows:,} rows is {how} below slice_floor {bound}{_p(one)}"
 
 
 def _of_margin(case: Case, one: _Tested, estimate: Estimate, scores: tuple[float, float], failed: bool) -> str:

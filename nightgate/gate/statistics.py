@@ -95,8 +95,8 @@ def holm(p_values: Sequence[float], level: float) -> list[bool]:
     limit. NaN is never rejected.
     """
     rejected = [False] * len(p_values)
-    order = sorted(range(len(p_values)), key=lambda at: (math.isnan(p_values[at]), p_values[at]))
-    for rank, at in enumerate(order):
+    # NumPy sorts NaN last.
+    for rank, at in enumerate(np.argsort(p_values, kind="stable")):
         if not p_values[at] <= level / (len(p_values) - rank):
             break
         rejected[at] = True
@@ -106,10 +106,7 @@ def holm(p_values: Sequence[float], level: float) -> list[bool]:
 def mcnemar(
     true: NDArray[np.int64], reference: NDArray[np.int64], candidate: NDArray[np.int64]
 ) -> tuple[int, int, float]:
-    """Rows that only the reference has right, rows that only the candidate has right, and McNemar's exact p-value.
-
-    Two-sided, from the binomial distribution of one half; 1 if the models never differ.
-    """
+    """Rows right with the reference only, with the candidate only, and McNemar's exact two-sided p-value."""
     first, second = reference == true, candidate == true
     losses, gains = int(np.count_nonzero(first & ~second)), int(np.count_nonzero(second & ~first))
     discordant = losses + gains

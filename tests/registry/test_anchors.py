@@ -14,7 +14,7 @@ from nightgate.database.gate_schema import Anchor
 from nightgate.database.schema import ModelVersion
 from nightgate.database.transactions import Database
 from nightgate.errors import PromotionLostError, RegistryError
-from nightgate.gate.decision import Check, Decision, Outcome
+from nightgate.gate.decision import Check, Outcome
 from nightgate.registry import anchors, approvals, promotion
 from nightgate.registry import versions as version_rows
 from nightgate.runs import evidence_store, lifecycle, records
@@ -173,7 +173,8 @@ def waiting(
     evidence = replace(plain, anchor=None if judged_against is None else side)
     made_by = dict.fromkeys(("candidate", "anchor"), opened.run_id)
     evidence_store.record_evidence(database, opened.run_id, 1, evidence, made_by)
-    records.record_decision(database, opened.run_id, 1, Decision("promote", "fit", checks))
+    decision = replace(night_rows.decision(), checks=checks)
+    records.record_decision(database, opened.run_id, 1, decision)
     promotion.add_version(database, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
     patience = timedelta(hours=1)
     approvals.request(
