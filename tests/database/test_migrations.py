@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,8 @@ def test_constraints_of_models_and_migrations_do_not_drift(tmp_path: Path) -> No
             expected, found = (sorted(map(str, getattr(side, facts)(table))) for side in (models, migrations))
             assert found == expected, f"{facts} of {table}"
         conditions = [
-            {
-                index["name"]: str(index.get("dialect_options", {}).get("sqlite_where"))
-                for index in side.get_indexes(table)
-            }
-            for side in (models, migrations)
+            {index["name"]: str(index.get("dialect_options", {}).get("sqlite_where")) for index in indexes}
+            for indexes in (side.get_indexes(table) for side in (models, migrations))
         ]
         assert conditions[0] == conditions[1], f"indexes of {table}"
 
@@ -142,14 +140,12 @@ def test_concurrent_upgrades_all_succeed(database_url: str) -> None:
 
 
 def test_an_upgrade_waits_for_a_running_one(database_url: str) -> None:
-    found: list[tuple[str | None, str]] = []
-    with databases.migrating(database_url):
-        waiting = threading.Thread(target=lambda: found.append(databases.upgrade(database_url)))
-        waiting.start()
-        waiting.join(1)
-        assert waiting.is_alive()
-    waiting.join(30)
-    assert found == [(None, schema.HEAD)]
+    with ThreadPoolExecutor() as other:
+        with databases.migrating(database_url):
+            waiting = other.submit(databases.upgrade, database_url)
+            time.sleep(1)
+            assert not waiting.done()
+        assert waiting.result(30) == (None, schema.HEAD)
 
 
 def test_plain_alembic_upgrades_from_the_root_of_the_repository(
@@ -171,10 +167,14 @@ def test_alembic_writes_the_sql_of_both_engines(dialect: str, monkeypatch: pytes
 
 
 def run_alembic(*arguments: str) -> str:
+    return run_python("-m", "alembic", *arguments, folder=ROOT, path=ROOT)
+
+
+def run_python(*arguments: str, folder: Path, path: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(path)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -189,26 +189,16 @@ def test_the_migrations_are_found_in_an_installed_package(tmp_path: Path) -> Non
     shutil.copytree(ROOT / "nightgate", site / "nightgate", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "alembic", site / "nightgate" / "_migrations", ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "import sys; from nightgate.database import transactions as d; "
-        "print(d.migrations_folder()); d.upgrade(sys.argv[1])"
+        "from nightgate.database import transactions as d; print(d.migrations_folder()); d.upgrade('sqlite:///new.db')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'installed.db'}"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(site / "nightgate" / "_migrations")
-    assert (tmp_path / "installed.db").exists()
+    assert str(site / "nightgate" / "_migrations") in run_python("-c", code, folder=tmp_path, path=site)
+    assert (tmp_path / "new.db").exists()
 
 
-def rewrite_revision(url: str, statement: str) -> None:
-    engine: Any = connections.make_engine(url)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(statement)
+def execute(url: str, *statements: str) -> None:
+    with connections.make_engine(url, create=True).begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
 
 
 def test_an_older_database_is_refused_with_the_command_that_upgrades_it(database_url: str, home: Home) -> None:
@@ -218,17 +208,15 @@ def test_an_older_database_is_refused_with_the_command_that_upgrades_it(database
 
 
 def test_a_newer_database_is_refused_and_unchanged(migrated_url: str, home: Home) -> None:
-    rewrite_revision(migrated_url, "UPDATE alembic_version SET version_num = '0999'")
+    execute(migrated_url, "UPDATE alembic_version SET version_num = '0999'")
     for use in (lambda: Database.open(home, migrated_url), lambda: databases.upgrade(migrated_url)):
         with pytest.raises(DatabaseError, match=r"0999(?s:.*)pip install --upgrade nightgate"):
             use()
 
 
 def test_the_database_of_another_program_is_refused_and_unchanged(database_url: str, home: Home) -> None:
-    engine = connections.make_engine(database_url, create=True)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32))")
-        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('bb38729c471a')")
+    table = "CREATE TABLE alembic_version (version_num VARCHAR(32))"
+    execute(database_url, table, "INSERT INTO alembic_version VALUES ('bb38729c471a')")
     for use in (lambda: Database.open(home, database_url), lambda: databases.upgrade(database_url)):
         with pytest.raises(DatabaseError, match="bb38729c471a"):
             use()
@@ -236,9 +224,7 @@ def test_the_database_of_another_program_is_refused_and_unchanged(database_url: 
 
 
 def test_a_table_of_the_same_name_stops_the_upgrade_without_changes(database_url: str) -> None:
-    rewrite = connections.make_engine(database_url, create=True)
-    with rewrite.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE run (x INTEGER)")
+    execute(database_url, "CREATE TABLE run (x INTEGER)")
     with pytest.raises(DatabaseError, match="database or schema of its own"):
         databases.upgrade(database_url)
     assert views_and_tables(database_url) == {"run"}

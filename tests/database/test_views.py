@@ -110,25 +110,15 @@ def test_epoch_results_are_the_epochs_that_led_to_the_last_attempt(database: Dat
         lifecycle.record_attempt(database, opened.run_id, number, resumed_from_epoch=resumed_from)
         for epoch in epochs:
             report = night_rows.report(epoch, number)
-            records.record_epoch(
-                database, opened.run_id, number, report, night_rows.scores(), [], night_rows.confusion()
-            )
+            scores = night_rows.scores()
+            records.record_epoch(database, opened.run_id, number, report, scores, [], night_rows.confusion())
         if status == "promoted":
             records.record_decision(database, opened.run_id, number, night_rows.decision())
             version = promotion.add_version(database, opened.run_id, number, str)
-            promotion.promote_candidate(
-                database,
-                "reviews",
-                version,
-                expected=None,
-                run_id=opened.run_id,
-                attempt=number,
-                by="gate",
-                reason="fit",
-            )
+            promoting: dict[str, Any] = {"expected": None, "by": "gate", "reason": "fit"}
+            promotion.promote_candidate(database, "reviews", version, run_id=opened.run_id, attempt=number, **promoting)
         elif status != "running":
             lifecycle.finish_run(database, opened.run_id, number, status)
-    assert opened is not None
     rows = database.frame("SELECT epoch, attempt FROM epoch_results ORDER BY epoch")
     assert [tuple(row) for row in rows.to_numpy().tolist()] == expected
     recorded = sum(len(epochs) for _, epochs, _ in attempts)
@@ -140,9 +130,8 @@ def test_epoch_results_are_the_epochs_that_led_to_the_last_attempt(database: Dat
 def test_rows_written_once_per_run_are_those_of_the_last_attempt(database: Database) -> None:
     for attempt, snapshot in ((1, "s-00000000000000aa"), (2, "s-00000000000000bb")):
         opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
-        records.record_snapshot(
-            database, opened.run_id, attempt, night_rows.refreshed(database, snapshot, bad_rows=attempt)
-        )
+        refreshed = night_rows.refreshed(database, snapshot, bad_rows=attempt)
+        records.record_snapshot(database, opened.run_id, attempt, refreshed)
         records.record_test(database, opened.run_id, attempt, attempt, night_rows.slices(), night_rows.confusion())
         records.record_decision(database, opened.run_id, attempt, night_rows.decision())
         lifecycle.finish_run(database, opened.run_id, attempt, "failed")
