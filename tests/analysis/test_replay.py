@@ -253,7 +253,7 @@ def test_the_command_prints_nights_and_saves_a_picture(database: Database, home:
     command = ["gate", "replay", "reviews", "--set", "gate.policy=non_inferior", "--set", "gate.margin=0.05"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    assert done.stdout.splitlines()[0].split()[:5] == ["night", "status", "verdict", "replayed", "flips"]
+    assert done.stdout.splitlines()[0].split()[:5] == ["night", "verdict", "replayed", "flips", "chain_verdict"]
     assert "2 of 4 verdicts flip" in done.stderr
     picture = home.root / "reports" / "reviews" / "replay.svg"
     assert f"picture: {picture}" in done.stderr
