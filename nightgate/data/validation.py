@@ -1,4 +1,5 @@
-"""Row validation and deduplication: each row is usable, quarantined with a reason, or ignored as later than the night.
+"""Row validation and deduplication: each row is usable, quarantined with a reason, or ignored because it is
+later than the night's cut-off.
 
 Of rows with the same text one stays: where the source names splits, the one in test, then in validation; then the
 newest by time, then the first by row id. With `group` it is the oldest by time, so that a late copy in another group

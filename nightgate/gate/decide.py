@@ -11,9 +11,9 @@ import numpy as np
 from nightgate import config
 from nightgate.gate.decision import Check, Decision, Measured, Score
 from nightgate.gate.evidence import Evidence
+from nightgate.gate.f1_checks import anchor, beats_champion, min_f1, moves_anchor, not_older
 from nightgate.gate.golden_check import golden
 from nightgate.gate.measurements import Case
-from nightgate.gate.performance_checks import anchor, beats_champion, min_f1, moves_anchor, not_older
 from nightgate.gate.sanity_checks import clean_test, degenerate, serving
 from nightgate.gate.slice_checks import slices
 from nightgate.gate.statistics import Rule
@@ -44,7 +44,7 @@ def decide(evidence: Evidence, policy: config.Gate) -> Decision:
     whole = [check for check in checks if not check.slice_name]
     if failed := [check for check in whole if check.outcome == "failed"]:
         return Decision("hold", _joined(case, failed), checks, measured)
-    # Slices of too few rows hold nothing.
+    # Slices of too few rows do not hold a candidate.
     if weak := [check for check in whole if check.outcome == "underpowered" and check.name != "slices"]:
         return Decision("underpowered", _joined(case, weak), checks, measured)
     return Decision("promote", _promoted(case, rule), checks, measured)

@@ -1,4 +1,4 @@
-"""The golden check: compares candidate and champion on frozen rows, to see what the candidate has unlearned."""
+"""The golden check: compares candidate and champion on frozen rows, to see what the candidate has forgotten."""
 
 from __future__ import annotations
 

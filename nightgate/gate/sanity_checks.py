@@ -1,4 +1,5 @@
-"""Checks that scores are valid: clean test rows, predictions that are not degenerate, a model that can be served."""
+"""Checks that scores are valid: clean test rows, predictions that are not degenerate, a model that is
+served, fast and small enough."""
 
 from __future__ import annotations
 

@@ -36,13 +36,13 @@ def gather_evidence(run: NightRun, snapshot: Snapshot, trained: Trained, scored:
     """Predictions, and which rows each side was trained on. Golden rows that any side was trained on are left out."""
     frames = _Frames(snapshot.rows("test"), None if scored.golden.path is None else scored.golden.rows())
     seen = {name: _seen(run, snapshot, trained, model, frames) for name, model in scored.models.items()}
-    unlearned = _unlearned(frames, [mask for mask, _ in seen.values() if mask is not None])
-    sides = {name: _side(run, name, scored, frames, *seen[name], unlearned) for name in scored.models}
+    untrained = _untrained(frames, [mask for mask, _ in seen.values() if mask is not None])
+    sides = {name: _side(run, name, scored, frames, *seen[name], untrained) for name in scored.models}
     candidate, champion = replace(sides["candidate"], serving=served.candidate), sides.get("champion")
     if champion is not None:
         champion = replace(champion, serving=served.champion)
     is_anchor = scored.anchor is not None and "anchor" not in sides
-    golden = frames.golden if frames.golden is None or unlearned is None else frames.golden[unlearned]
+    golden = frames.golden if frames.golden is None or untrained is None else frames.golden[untrained]
     return Evidence(
         label_names=run.pipeline.data.label_names,
         test_version=snapshot.manifest["test_version"],
@@ -77,13 +77,13 @@ def _side(
     frames: _Frames,
     seen: Mask | None,
     unknown_line: str,
-    unlearned: Mask | None,
+    untrained: Mask | None,
 ) -> Side:
     """One side's results.
 
     Args:
         seen: rows of `frames.fingerprints()` that it was trained on; None where `unknown_line` says why.
-        unlearned: golden rows that count.
+        untrained: golden rows that count.
     """
     model = scored.models[name]
     version = model.version
@@ -99,7 +99,7 @@ def _side(
     if model.flaw:
         return side
     logits = load_logits(scored.result.written[name])
-    on_golden = None if unlearned is None else load_logits(scored.result.golden[name])[unlearned]
+    on_golden = None if untrained is None else load_logits(scored.result.golden[name])[untrained]
     broken = nonfinite_rows(logits) + (0 if on_golden is None else nonfinite_rows(on_golden))
     if version is not None and broken:
         # The candidate's are for the gate to fail; of another side they leave nothing to compare with.
@@ -113,7 +113,7 @@ def _side(
     )
 
 
-def _unlearned(frames: _Frames, seen: list[Mask]) -> Mask | None:
+def _untrained(frames: _Frames, seen: list[Mask]) -> Mask | None:
     """Golden rows that no side was trained on, shape [golden rows]; None where there are none at all."""
     if frames.golden is None:
         return None

@@ -1,6 +1,6 @@
 """A whole night, in the order of its steps. The nightly flow calls `run_steps` with the steps wrapped as Prefect tasks.
 
-    run_night(load_pipeline("sample"), tonight(pipeline.schedule))       # nightgate run sample --no-prefect
+run_night(load_pipeline("sample"), tonight(pipeline.schedule))       # nightgate run sample --no-prefect
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks of the candidate's performance: on its own, against the champion, and against the anchor."""
+"""Checks of the candidate's F1: on its own, against the champion, and against the anchor."""
 
 from __future__ import annotations
 
