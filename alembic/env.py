@@ -1,7 +1,7 @@
-"""What Alembic runs for `alembic upgrade head` in the repository root, and for `nightgate db upgrade` anywhere.
+"""Alembic's entry point: runs for `alembic upgrade head` in the repository root and for `nightgate db upgrade`.
 
-The database is the one of `NIGHTGATE_DATABASE_URL` and `NIGHTGATE_HOME`, unless `nightgate.database.transactions`
-names another.
+It migrates the database that `nightgate.database.transactions` names, or else that of `NIGHTGATE_DATABASE_URL` and
+`NIGHTGATE_HOME`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What the project claims, as commands that anyone can run."""
+"""Benchmarks of the project's claims, each a command: `python -m benchmarks.NAME`."""

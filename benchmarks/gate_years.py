@@ -1,9 +1,8 @@
-"""Simulated years of nights behind a gate: many runs of one policy in one world, side by side.
+"""Simulation of years of nights behind a gate: many runs of one policy in one world, as arrays.
 
-A run does what a pipeline does. A candidate a night is scored on the test rows that are there; the champion and the
-anchor are scored on the same rows, and what they had right last night they have right tonight. So a champion that was
-lucky on its test rows stays lucky until newer rows come. Rows come in lots of five days, whose rows are exchangeable:
-how many of a lot each pair of models has right is all that is kept.
+Each night a candidate is scored on the current test rows, and so are the champion and the anchor, whose predictions do
+not change from night to night: a champion that was lucky on its test rows stays lucky until newer rows arrive. Rows
+arrive in exchangeable lots of five days, so that counts of correct rows by pair of models are all that is kept.
 """
 
 from __future__ import annotations
@@ -33,27 +32,29 @@ HISTORY_LOTS = NIGHTS // LOT_DAYS
 
 @dataclass(frozen=True)
 class Tonight:
-    """What a gate may go by, one number a run."""
+    """Evidence of a night, one number for each run."""
 
     f1: Floats
-    """Of the candidate."""
+    """The candidate's."""
     champion_f1: Floats
     """On tonight's rows."""
     stored_f1: Floats
     """The champion's on the night of its promotion."""
     gap: tuple[Floats, Floats, Floats]
-    """Candidate's F1 minus the champion's, and the ends of its interval."""
+    """Candidate's F1 minus the champion's, with the ends of its interval."""
     anchor_gap: tuple[Floats, Floats, Floats]
     champion_nights: Counts
 
 
 @dataclass(frozen=True)
 class Policy:
+    """A rule of promotion."""
+
     name: str
     title: str
     promotes: Callable[[Tonight, config.Gate], Mask]
     all_rows: bool = False
-    """And not the window alone."""
+    """Decides on all test rows, not on the window alone."""
     has_anchor: bool = False
 
 
@@ -61,13 +62,12 @@ def intervals(gap: tuple[Floats, Floats, Floats]) -> list[Interval]:
     return [Interval(low, high) for low, high in zip(gap[1].tolist(), gap[2].tolist(), strict=True)]
 
 
-def _superior(tonight: Tonight, gate: config.Gate) -> Mask:
-    del gate
+def _superior(tonight: Tonight, _: config.Gate) -> Mask:
     return np.array([statistics.is_superior(interval) for interval in intervals(tonight.gap)])
 
 
 def _ours(tonight: Tonight, gate: config.Gate) -> Mask:
-    """The gate's own rules. `min_f1` is left to the first policy, so that comparing shows."""
+    """The gate's own rules without `min_f1`, so that the comparison alone decides."""
     nights = tonight.champion_nights.tolist()
     sides = zip(tonight.gap[0].tolist(), intervals(tonight.gap), intervals(tonight.anchor_gap), nights, strict=True)
     return np.array(
@@ -91,19 +91,6 @@ POLICIES = (
 
 
 @dataclass(frozen=True)
-class Years:
-    """Arrays of shape [nights, runs]."""
-
-    champion: Floats
-    """True quality on rows of that night, after its decision."""
-    promoted: Mask
-    lost: Mask
-    """The promotion cost more than `MATTERS`."""
-    age: Counts
-    """Nights since the champion's own, before the decision."""
-
-
-@dataclass(frozen=True)
 class Summary:
     """The runs of one policy in one world. Quality in shares, not in points."""
 
@@ -112,19 +99,19 @@ class Summary:
     mean: float
     """True F1 of the champion, over nights and runs."""
     final: float
-    """The same, on the last night."""
+    """True F1 of the champion on the last night."""
     promotions: float
-    """A year."""
+    """In a year."""
     lost: float
-    """Share of the promotions that cost more than `MATTERS`; 0 where there were none."""
+    """Share of the promotions that cost more than `MATTERS`; 0 without promotions."""
     age: float
-    """Nights since the champion's own, mean."""
+    """Nights since the champion's training, mean, before each decision."""
     curve: list[float]
     """True F1 of the champion by night, mean over the runs."""
 
 
 def paired_interval(gains: Counts, losses: Counts, rows: int, confidence: float) -> tuple[Floats, Floats, Floats]:
-    """(gains - losses) / rows and the ends of its interval: what resampling rows comes to where there are thousands.
+    """(gains - losses) / rows with the ends of its interval, a normal approximation of the bootstrap.
 
     The variance is that of a multinomial's difference of two counts, ((gains + losses) / rows - gap^2) / rows.
     """
@@ -134,7 +121,7 @@ def paired_interval(gains: Counts, losses: Counts, rows: int, confidence: float)
 
 
 class _Models:
-    """One model a run: the night it was trained on, and the luck of its seed."""
+    """One model for each run: its night of training, and the luck of its seed."""
 
     def __init__(self, world: World, trained: Floats, luck: Floats) -> None:
         self.world, self.trained, self.luck = world, trained, luck
@@ -144,7 +131,7 @@ class _Models:
         return BASE + self.luck[:, None] + self.world.change(self.trained[:, None], days[None, :])
 
     def chance(self, days: Floats) -> Floats:
-        """Of having a contested row right, shape [runs, days]."""
+        """Probability of a correct contested row, shape [runs, days]."""
         return np.clip((self.quality(days) - EASY) / CONTESTED, 0, 1)
 
     def replaced(self, by: _Models, where: Mask) -> _Models:
@@ -153,7 +140,7 @@ class _Models:
 
 
 class _Rows:
-    """Test rows by lot. `right` counts contested ones by (anchor right, champion right), shape [runs, lots, 2, 2]."""
+    """Test rows by lot; `right` counts contested ones by (anchor correct, champion correct), [runs, lots, 2, 2]."""
 
     def __init__(self, rows: int, runs: int, rng: np.random.Generator) -> None:
         lots = HISTORY_LOTS + NIGHTS // LOT_DAYS
@@ -166,7 +153,7 @@ class _Rows:
         self._rng = rng
 
     def arrive(self, lots: slice, champion: _Models, anchor: _Models) -> None:
-        """Both meet rows that are new to them."""
+        """Draw both models' predictions on new rows."""
         contested, days = self.contested[:, lots], self.days[lots]
         same = (champion.trained == anchor.trained)[:, None]
         anchored = self._rng.binomial(contested, anchor.chance(days))
@@ -177,7 +164,7 @@ class _Rows:
         self.right[:, lots, 0, 1], self.right[:, lots, 0, 0] = champion_only, contested - anchored - champion_only
 
     def meet(self, lots: slice, candidate: _Models) -> Counts:
-        """How many of `right` the candidate has right, the same shape: given the row it does not go by the others."""
+        """Draw how many of `right` the candidate predicts correctly, independently of the other models."""
         return self._rng.binomial(self.right[:, lots], candidate.chance(self.days[lots])[:, :, None, None])
 
     def replace(self, lots: slice, hits: Counts, promoted: Mask, anchored: Mask) -> None:
@@ -196,33 +183,16 @@ def average_candidate(world: World) -> Floats:
     return np.asarray(BASE + world.change(nights, nights))
 
 
-def summary(world: str, policy: str, rows: int, runs: int, gate: config.Gate, seed: int) -> Summary:
-    """`runs` years of the policy of that name in the world of that name."""
-    worlds, policies = {one.name: one for one in WORLDS}, {one.name: one for one in POLICIES}
-    years = simulate(worlds[world], policies[policy], rows, runs, gate, seed)
-    promoted, curve = int(years.promoted.sum()), years.champion.mean(axis=1)
-    return Summary(
-        world,
-        policy,
-        mean=float(curve.mean()),
-        final=float(curve[-1]),
-        promotions=promoted / runs,
-        lost=float(years.lost.sum() / max(1, promoted)),
-        age=float(years.age.mean()),
-        curve=curve.tolist(),
-    )
-
-
-def simulate(world: World, policy: Policy, rows: int, runs: int, gate: config.Gate, seed: int) -> Years:
-    """`runs` years of a policy; `rows` test rows in a window. All policies of a world meet the same candidates."""
+def simulate(world_name: str, policy_name: str, rows: int, runs: int, gate: config.Gate, seed: int) -> Summary:
+    """`runs` years of a policy in a world, with `rows` test rows in a window. All policies meet the same candidates."""
+    (world,) = (one for one in WORLDS if one.name == world_name)
+    (policy,) = (one for one in POLICIES if one.name == policy_name)
     luck = np.random.default_rng(seed).normal(0, SEED_SPREAD, size=(NIGHTS + 1, runs))
-    rng = np.random.default_rng([seed, rows, *policy.name.encode()])
-    test = _Rows(rows, runs, rng)
+    test = _Rows(rows, runs, np.random.default_rng([seed, rows, *policy.name.encode()]))
     champion = anchor = _Models(world, np.zeros(runs), luck[0])
     test.arrive(slice(0, HISTORY_LOTS), champion, anchor)
     stored = _f1(test, _lots(0, policy), test.right[:, _lots(0, policy)][..., 1].sum(axis=(1, 2)))
-    shape = (NIGHTS, runs)
-    years = Years(np.zeros(shape), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_), np.zeros(shape, np.int64))
+    curve, promotions, lost, age = np.zeros(NIGHTS), 0, 0, 0.0
     for night in range(1, NIGHTS + 1):
         lots = _lots(night, policy)
         if night % LOT_DAYS == 0:
@@ -237,10 +207,12 @@ def simulate(world: World, policy: Policy, rows: int, runs: int, gate: config.Ga
         champion, anchor = champion.replaced(candidate, promoted), anchor.replaced(candidate, anchored)
         stored = np.where(promoted, tonight.f1, stored)
         gain = (champion.quality(today) - before.quality(today))[:, 0]
-        years.champion[night - 1] = champion.quality(today)[:, 0]
-        years.promoted[night - 1], years.lost[night - 1] = promoted, promoted & (gain < -MATTERS)
-        years.age[night - 1] = tonight.champion_nights
-    return years
+        curve[night - 1] = champion.quality(today).mean()
+        promotions += int(promoted.sum())
+        lost += int((promoted & (gain < -MATTERS)).sum())
+        age += float(tonight.champion_nights.mean()) / NIGHTS
+    mean, final, lost_share = float(curve.mean()), float(curve[-1]), lost / max(1, promotions)
+    return Summary(world_name, policy_name, mean, final, promotions / runs, lost_share, age, curve.tolist())
 
 
 def _lots(night: int, policy: Policy) -> slice:

@@ -1,7 +1,6 @@
-"""Whole nights by `nightgate run`, each in a process and a copy of a home of its own, and how much of them was work.
+"""Whole nights by `nightgate run`, and the seconds of work in each.
 
-The night's own log (`runs/<run_id>/log.jsonl`) says how long its processes lived, and how long reading and deciding
-took.
+The log of a night (`runs/<run_id>/log.jsonl`) has the lifetimes of its processes, and the time of reading and deciding.
 """
 
 from __future__ import annotations
@@ -20,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from benchmarks.workload import Shape, base_model
 
-SMALLEST = Shape("smallest", 2_000, 2_000, 2, 32, 64, 2, 128, 1_000, pad_id=1)
+SMALLEST = Shape("smallest", 2_000, 2_000, 2, 32, 64, 2, 1_000, pad_id=1)
 CHAMPION_NIGHT, NIGHT = "2026-01-05", "2026-01-06"
 
 SETTINGS = {
@@ -37,34 +38,34 @@ SETTINGS = {
     "gate.max_calibration_error": "1.0",
     "gate.max_latency_ratio": "1000.0",
 }
-"""The sample pipeline with a third of its rows and, with a tiny model, a training of seconds."""
+"""The sample pipeline with a third of its rows and seconds of training."""
 
 
 class NightError(Exception):
-    """A night ended in another way than it should, or a server did not start."""
+    """A night ended in an unexpected way, or a server did not start."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """One night, in seconds."""
+    """Seconds of a night."""
 
     wall: float
-    """From the start of the process to its end."""
+    """From start to end of the command."""
     work: float
-    """The lives of the processes that train, score and serve, while nothing in this process held them up; the refresh;
+    """Lifetimes of the processes that train, score and serve, less the time that they waited for this one; the refresh;
     the statistics of the gate."""
 
     @property
     def own(self) -> float:
-        """All but the work."""
+        """All except the work."""
         return self.wall - self.work
 
 
 def spent(lines: list[Mapping[str, Any]], wall: float) -> Spent:
-    """How a night's `wall` seconds are divided, by the lines of its log.
+    """Divide a night's `wall` seconds by the lines of its log.
 
     Raises:
-        NightError: the log does not say; the night was not trained, or a process was started twice.
+        NightError: the night was not trained, or a process was started twice.
     """
     from nightgate.data.refresh import READ
     from nightgate.night.verdict import DECIDED
@@ -86,7 +87,7 @@ def _found(lines: list[Mapping[str, Any]], template: str) -> list[tuple[str, ...
 
 
 class Nights:
-    """The same night again and again, from copies of a home with a champion."""
+    """Repetitions of one night, each from a copy of a home with a champion."""
 
     def __init__(self, scratch: Path) -> None:
         settings = {**SETTINGS, "training.base_model": str(base_model(SMALLEST, scratch / "model"))}
@@ -94,39 +95,36 @@ class Nights:
         self._scratch, self._prepared = scratch, scratch / "home"
         self._count = 0
         self._ended = ""
-        """How the night ended: all must end alike."""
-
-    def prepare(self) -> None:
-        """Make the home, its database and the champion."""
+        """Printed result of the first night, which all others must have."""
         self._prepared.mkdir()
         bare = {"NIGHTGATE_HOME": str(self._prepared)}
-        _nightgate(["db", "upgrade"], bare)
-        _nightgate([*self._command, "--night", CHAMPION_NIGHT, "--no-prefect"], bare)
+        nightgate(["db", "upgrade"], bare)
+        nightgate([*self._command, "--night", CHAMPION_NIGHT, "--no-prefect"], bare)
 
     def run(self, options: list[str], environment: Mapping[str, str]) -> Spent:
-        """One night.
+        """Run the night once.
 
         Raises:
-            NightError: it failed, or ended otherwise than the ones before.
+            NightError: it failed, or ended otherwise than those before.
         """
         self._count += 1
         home = Path(shutil.copytree(self._prepared, self._scratch / f"home-{self._count}"))
         old = {path.name for path in (home / "runs").iterdir()}
         began = time.monotonic()
-        printed = _nightgate([*self._command, "--night", NIGHT, *options], {**environment, "NIGHTGATE_HOME": str(home)})
+        printed = nightgate([*self._command, "--night", NIGHT, *options], {**environment, "NIGHTGATE_HOME": str(home)})
         wall = time.monotonic() - began
         (run,) = (path for path in (home / "runs").iterdir() if path.name not in old)
         ended = next(line for line in printed.splitlines() if line.startswith("Night "))
         if self._ended not in ("", ended):
-            raise NightError(f"two nights that should be the same are not: {self._ended!r}, {ended!r}")
+            raise NightError(f"repetitions of one night differ: {self._ended!r}, {ended!r}")
         self._ended = ended
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         shutil.rmtree(home)
         return spent(lines, wall)
 
 
-def _nightgate(arguments: list[str], environment: Mapping[str, str]) -> str:
-    """What the command printed."""
+def nightgate(arguments: list[str], environment: Mapping[str, str]) -> str:
+    """Run a command of Nightgate; returns its output."""
     done = subprocess.run(
         [sys.executable, "-m", "nightgate.cli.app", *arguments],
         env=clean_environment() | dict(environment),
@@ -141,10 +139,10 @@ def _nightgate(arguments: list[str], environment: Mapping[str, str]) -> str:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without settings of Nightgate's and Prefect's, and offline."""
+    """This process's environment, offline and without settings of Nightgate and Prefect."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NIGHTGATE_", "PREFECT_"))}
     quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    # `nightgate run` looks for the server of this machine: there is none on a port that nobody uses.
+    # `nightgate run` would use a server of this machine: there is none on a free port.
     return {**kept, **quiet, "PREFECT_SERVER_API_PORT": str(free_port())}
 
 
@@ -156,9 +154,7 @@ def free_port() -> int:
 
 @contextmanager
 def running_server(folder: Path) -> Iterator[str]:
-    """A Prefect server with a home of its own; gives the address of its API."""
-    import httpx
-
+    """Run a Prefect server with a home of its own; yields the address of its API."""
     folder.mkdir()
     port = str(free_port())
     url = f"http://127.0.0.1:{port}/api"
@@ -170,19 +166,21 @@ def running_server(folder: Path) -> Iterator[str]:
             stderr=log,
         )
     try:
-        deadline = time.monotonic() + 120
-        ready = False
-        while not ready:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise NightError(f"no Prefect server came up:\n{(folder / 'log.txt').read_text()[-2000:]}")
-            time.sleep(0.5)
-            with suppress(httpx.HTTPError):
-                ready = httpx.get(f"{url}/health", timeout=2).is_success
+        _wait_for(f"{url}/health", server, folder / "log.txt")
         yield url
     finally:
         server.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        server.kill()
+        server.wait()
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while server.poll() is None and time.monotonic() < deadline:
+        with suppress(httpx.HTTPError):
+            if httpx.get(url, timeout=2).is_success:
+                return
+        time.sleep(0.5)
+    raise NightError(f"the Prefect server did not start:\n{log.read_text()[-2000:]}")

@@ -1,120 +1,84 @@
-"""What orchestration adds to a night: seconds by Prefect against `--no-prefect`, and by our own bookkeeping.
+"""Seconds that orchestration adds to a night: Prefect against `--no-prefect`, and our own bookkeeping.
 
     python -m benchmarks.orchestration [--rounds N] [--only server temporary fresh]
 
-Runs the same night of the sample pipeline with a tiny model again and again, each by `nightgate run` in a process and a
-copy of a home of its own, in turns whose order rotates from round to round. What is work, the night's own log says.
-Ends with 1 when a bound does not hold. Some twelve minutes on two quiet cores.
+Runs the same night of the sample pipeline with a tiny model, each time by `nightgate run` in a process and a copy of a
+home of its own, in turns whose order rotates from round to round. The night's own log shows how much of it is work.
+Exits with 1 if a limit is exceeded. Some twelve minutes on two quiet cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.machine import Neighbours, description, say
 from benchmarks.nights import NightError, Nights, Spent, running_server
-from benchmarks.pairing import Median, difference
+from benchmarks.results import (
+    Result,
+    difference,
+    exit_code,
+    facts_list,
+    log,
+    machine_facts,
+    median,
+    parser,
+    results_table,
+)
 
 ROUNDS = 6
 BARE = "bare"
+LIMITS = {"server": 8.0, "temporary": 20.0, "fresh": 40.0}
+"""Seconds that each may add to a night without Prefect."""
+OWN_LIMIT = 2.0
+"""Seconds of a night without Prefect outside its work."""
+TITLES = {
+    BARE: "`--no-prefect`",
+    "server": "with a running server",
+    "temporary": "with a temporary server",
+    "fresh": "with a temporary server in a fresh Prefect home",
+}
 
 
-@dataclass(frozen=True)
-class Variant:
-    name: str
-    title: str
-    bound: float | None
-    """Seconds that it may add to a bare night."""
-
-
-VARIANTS = (
-    Variant(BARE, "`--no-prefect`", None),
-    Variant("server", "with a server that runs", 8),
-    Variant("temporary", "with a temporary server", 20),
-    Variant("fresh", "with a temporary server in a fresh Prefect home", 40),
-)
-OWN_BOUND = 2.0
-"""Seconds of a bare night outside its work."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One bound, and what was found against it."""
-
-    title: str
-    night: float
-    """Median seconds of the whole night."""
-    found: Median
-    bound: float
-
-    @property
-    def holds(self) -> bool:
-        return self.found.median <= self.bound
-
-
-def findings(nights: dict[str, list[Spent]]) -> list[Finding]:
-    """Each bound that was measured: a variant's night less the bare one of the same round, and the bare one's own."""
-    bare = nights[BARE]
-    found = []
-    for variant in VARIANTS:
-        if variant.bound is not None and variant.name in nights:
-            walls = [night.wall for night in nights[variant.name]]
-            added = difference([night.wall for night in bare], walls)
-            found.append(Finding(variant.title, statistics.median(walls), added, variant.bound))
-    own = difference([0.0] * len(bare), [night.own for night in bare])
-    wall = statistics.median(night.wall for night in bare)
-    return [*found, Finding("our own bookkeeping, of the night without Prefect", wall, own, OWN_BOUND)]
-
-
-def markdown(nights: dict[str, list[Spent]], facts: dict[str, str]) -> str:
-    """The table of bounds, and the facts of the run."""
-    lines = ["| | whole night, s | added, s | bound, s | holds |", "|---|---|---|---|---|"]
-    for finding in findings(nights):
-        holds = "yes" if finding.holds else "**NO**"
-        lines.append(f"| {finding.title} | {finding.night:.1f} | {finding.found} | {finding.bound:g} | {holds} |")
-    return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in facts.items())])
+def results(nights: dict[str, list[Spent]]) -> list[Result]:
+    """Each measured limit: seconds added to the bare night of the same round, and the bare night's own bookkeeping."""
+    bare = [night.wall for night in nights[BARE]]
+    added = {name: difference(bare, [night.wall for night in nights[name]]) for name in LIMITS if name in nights}
+    found = [
+        Result(f"{TITLES[name]}: added", f"{value} s", f"at most {LIMITS[name]:g} s", value.median <= LIMITS[name])
+        for name, value in added.items()
+    ]
+    own = median(night.own for night in nights[BARE])
+    what = f"{TITLES[BARE]}: our own bookkeeping"
+    return [*found, Result(what, f"{own} s", f"at most {OWN_LIMIT:g} s", own.median <= OWN_LIMIT)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when every bound holds, 1 when one does not or a night failed."""
+    """0 if all limits hold, 1 if one does not or a night failed."""
     options = _options(arguments)
-    scratch = Path(tempfile.mkdtemp(prefix="nightgate-benchmark-"))
     try:
-        nights, facts = _measure(options, scratch)
+        with tempfile.TemporaryDirectory(prefix="nightgate-benchmark-", ignore_cleanup_errors=True) as scratch:
+            nights, facts = _measure(options, Path(scratch))
     except NightError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    print(markdown(nights, facts))
-    return verdict(nights)
-
-
-def verdict(nights: dict[str, list[Spent]]) -> int:
-    """The exit code; each bound that does not hold is named."""
-    broken = [finding for finding in findings(nights) if not finding.holds]
-    for finding in broken:
-        print(
-            f"FAILED: {finding.title}: {finding.found.median:.1f} s, the bound is {finding.bound:g} s", file=sys.stderr
-        )
-    return 1 if broken else 0
+    walls = (f"{name} {statistics.median(night.wall for night in spent):.1f} s" for name, spent in nights.items())
+    found = results(nights)
+    print(f"{results_table(found)}\n\n{facts_list({**facts, 'whole nights, medians': ', '.join(walls)})}")
+    return exit_code(found)
 
 
 def _measure(options: argparse.Namespace, scratch: Path) -> tuple[dict[str, list[Spent]], dict[str, str]]:
-    """Variant to its nights, in the order of the rounds, and the facts of the run."""
-    chosen = [variant for variant in VARIANTS if variant.name in {BARE, *options.only}]
+    """Nights of each variant, in the order of the rounds, and facts of the run."""
+    log("a champion, in a home of its own")
     nights = Nights(scratch)
-    say("a champion, in a home of its own")
-    nights.prepare()
-    measured: dict[str, list[Spent]] = {variant.name: [] for variant in chosen}
+    facts = machine_facts("prefect", "torch")
+    order = [name for name in TITLES if name in {BARE, *options.only}]
+    measured: dict[str, list[Spent]] = {name: [] for name in order}
     with running_server(scratch / "server") if "server" in measured else nullcontext("") as url:
 
         def night(name: str, turn: int) -> Spent:
@@ -124,30 +88,23 @@ def _measure(options: argparse.Namespace, scratch: Path) -> tuple[dict[str, list
             return nights.run([], environment | ({"PREFECT_API_URL": url} if name == "server" else {}))
 
         if "temporary" in measured:
-            say("a first temporary server, which makes the Prefect home")
+            log("a first temporary server, which makes the Prefect home")
             night("temporary", 0)
-        neighbours = Neighbours()
         for turn in range(options.rounds):
-            at = turn % len(chosen)
-            for variant in chosen[at:] + chosen[:at]:
-                found = night(variant.name, turn)
-                measured[variant.name].append(found)
-                say(f"round {turn + 1} of {options.rounds}: {variant.title}: {found.wall:.1f} s")
-        return measured, {**description("prefect", "torch"), "other processes": str(neighbours)}
+            order = [*order[1:], order[0]]
+            for name in order:
+                measured[name].append(night(name, turn))
+                log(f"round {turn + 1} of {options.rounds}: {TITLES[name]}: {measured[name][-1].wall:.1f} s")
+        return measured, facts
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.orchestration",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    names = [variant.name for variant in VARIANTS if variant.name != BARE]
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="paired rounds")
-    parser.add_argument("--only", nargs="*", choices=names, default=names, help="these, beside the night without")
-    options = parser.parse_args(arguments)
+    cli = parser("orchestration", __doc__)
+    cli.add_argument("--rounds", type=int, default=ROUNDS, help="paired rounds")
+    cli.add_argument("--only", nargs="*", choices=LIMITS, default=list(LIMITS), help="beside the night without")
+    options = cli.parse_args(arguments)
     if options.rounds < 1:
-        parser.error("--rounds is at least 1")
+        cli.error("--rounds is at least 1")
     return options
 
 

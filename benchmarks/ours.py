@@ -1,62 +1,54 @@
-"""The engine, with the parts of one variant, behind the commands of `benchmarks.process`."""
+"""Worker of the training benchmark that runs Nightgate's engine."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
 
 from benchmarks import workload as work
-from benchmarks.process import Channel, Spec, peak_memory
-from benchmarks.variants import Variant
-from benchmarks.workload import BATCH, EPOCHS, MAX_LENGTH, STEPS_PER_EPOCH, Workload
+from benchmarks.process import Spec, Variant, now, peak_memory
+from benchmarks.workload import BATCH, EPOCHS, MAX_LENGTH, STEPS_PER_EPOCH
 from nightgate import cpu_threads
 from nightgate.config import Training
 from nightgate.engine import devices
 from nightgate.engine.step import Engine, Wins
 
 
-def serve(channel: Channel, spec: Spec, variant: Variant) -> None:
-    """Build the engine, answer commands until 'stop'."""
+def serve(pipe: Connection, spec: Spec, variant: Variant) -> None:
+    """Build the engine and answer commands until the pipe is closed."""
     torch.set_num_threads(cpu_threads.pick_threads()[0])
-    workload = Workload.load(Path(spec.workload))
-    trained, evaluated = spec.rows(workload, variant)
+    workload = spec.workload
+    trained, evaluated = spec.rows(variant)
     picked = devices.pick("auto")
-    encoded = workload.encoded()
     engine = Engine(
-        work.load(Path(spec.folder)),
+        work.load(spec.folder),
         Training(max_length=MAX_LENGTH, batch_size=BATCH, eval_batch_size=BATCH),
         picked,
         EPOCHS * STEPS_PER_EPOCH,
-        encoded,
+        workload.encoded(),
         wins=variant.wins or Wins(),
     )
     engine.seed(spec.seed)
     steps, evaluations = iter(trained), iter([workload.encoded(rows) for rows in evaluated])
 
-    def now() -> float:
-        if picked.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    channel.send(reason=engine.reason)
-    while (command := channel.receive()) != "stop":
+    pipe.send("ready")
+    while True:
+        command = pipe.recv()
         if command == "steps":
             lead, *batches = next(steps)
             engine.step(lead, workload.labels[lead])
-            began = now()
+            began = now(picked.device.type)
             for rows in batches:
                 loss = engine.step(rows, workload.labels[rows])
                 if picked.device.type == "cpu":
-                    # As the training does: a loss that is not finite ends it at once.
-                    assert np.isfinite(loss.item())
-            channel.send(seconds=(now() - began) / len(batches))
+                    assert np.isfinite(loss.item())  # training reads each loss too
+            pipe.send((now(picked.device.type) - began) / len(batches))
         elif command == "evaluate":
             rows_of_round = next(evaluations)
-            began = now()
+            began = now(picked.device.type)
             engine.logits(rows_of_round, batch_size=BATCH)
-            channel.send(seconds=1000 * (now() - began) / len(rows_of_round))
-        elif command == "memory":
-            channel.send(bytes=peak_memory(picked.device.type))
+            pipe.send(1000 * (now(picked.device.type) - began) / len(rows_of_round))
+        else:
+            pipe.send(peak_memory(picked.device.type))

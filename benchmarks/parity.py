@@ -1,14 +1,14 @@
-"""The quality gates: the engine and the stock `Trainer` train the same model on the same batches, and are compared.
+"""Quality gates of the training benchmark: engine and stock `Trainer` train the same model on the same batches.
 
-Dropout is off, since the two draw their masks differently. The Trainer is the real one, in fp64 too. The rows are those
-of the workload with at most `LONGEST` tokens, so that fp64 in the Multi shape takes seconds a step.
+Dropout is off, because the two draw their masks differently. Rows have at most `LONGEST` tokens, so that a step in fp64
+in the shape `multi` takes seconds.
 """
 
 from __future__ import annotations
 
 import gc
 import tempfile
-from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from benchmarks import stock
 from benchmarks import workload as work
 from benchmarks.process import Spec
-from benchmarks.workload import BATCH, MAX_LENGTH, Workload
+from benchmarks.results import Result, at_most
+from benchmarks.workload import BATCH, MAX_LENGTH
 from nightgate import cpu_threads
 from nightgate.config import Training
 from nightgate.engine import base_models, devices
@@ -36,70 +37,57 @@ SCORED = 4 * BATCH
 WORD_TABLE = "word_embeddings.weight"
 
 
-@dataclass(frozen=True)
-class Gate:
-    what: str
-    found: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        """NaN does not."""
-        return self.found <= self.limit
-
-
-def check(spec: Spec, *, sabotage: bool) -> dict[str, Any]:
-    """All gates, as plain values; writes the base model's folder when it is missing.
+def serve(pipe: Connection, spec: Spec, sabotage: bool) -> None:
+    """Send the gates, the base model's folder, and the engine's reason.
 
     Args:
-        sabotage: train our side at a rate that is 0.1 % too high, which the gates must notice.
+        sabotage: train the engine at a rate that is 0.1 % too high, which the gates must notice.
     """
     base_models.quiet_transformers()
     torch.set_num_threads(cpu_threads.pick_threads()[0])
-    workload = Workload.load(Path(spec.workload))
-    folder = work.base_model(workload.shape, Path(spec.folder))
-    compared = _Comparison(spec, workload, folder, RATE * (1.001 if sabotage else 1.0))
-    gates = [*compared.in_fp64(), *compared.in_fp32()]
-    return {"gates": [asdict(gate) for gate in gates], "folder": str(folder), "engine": compared.described}
+    folder = work.base_model(spec.workload.shape, spec.folder)
+    compared = _Comparison(spec, folder, RATE * (1.001 if sabotage else 1.0))
+    pipe.send(([*compared.in_fp64(), *compared.in_fp32()], folder, compared.reason))
 
 
 class _Trained(NamedTuple):
     losses: list[float]
     weights: dict[str, Tensor]
     logits: NDArray[np.float32]
-    """Of the rows that are scored, by the side itself."""
+    """Of the scored rows, by the engine."""
     plain: NDArray[np.float32]
-    """The same rows by plain transformers, on what was exported."""
+    """Of the scored rows, by plain transformers on the export."""
 
 
 class _Comparison:
-    def __init__(self, spec: Spec, workload: Workload, folder: Path, rate: float) -> None:
-        self.spec, self.workload, self.folder, self.rate = spec, workload, folder, rate
+    def __init__(self, spec: Spec, folder: Path, rate: float) -> None:
+        self.spec, self.workload, self.folder, self.rate = spec, spec.workload, folder, rate
+        workload = spec.workload
         short = np.flatnonzero(workload.lengths <= LONGEST)
         self.chosen = np.random.default_rng(spec.seed).permutation(short)[: FP32_STEPS * BATCH]
         self.encoded = workload.encoded(self.chosen)
         self.labels, self.rows = workload.labels[self.chosen], stock.dataset(workload, self.chosen)
-        self.described = ""
+        self.reason = ""
 
-    def in_fp64(self) -> list[Gate]:
+    def in_fp64(self) -> list[Result]:
         stock_losses, stock_weights = self._stock(FP64_STEPS, double=True)
         ours = self._ours(FP64_STEPS, double=True)
         apart = [float((ours.weights[name] - tensor).abs().max()) for name, tensor in stock_weights.items()]
         return [
-            Gate(f"loss, fp64, {FP64_STEPS} steps: largest difference", _largest(ours.losses, stock_losses), 1e-12),
+            at_most(f"loss, fp64, {FP64_STEPS} steps: largest difference", _largest(ours.losses, stock_losses), 1e-12),
             # numpy's maximum keeps NaN, Python's loses it.
-            Gate(f"weights, fp64, after {FP64_STEPS} steps: largest difference", float(np.max(apart)), 1e-10),
+            at_most(f"weights, fp64, after {FP64_STEPS} steps: largest difference", float(np.max(apart)), 1e-10),
         ]
 
-    def in_fp32(self) -> list[Gate]:
+    def in_fp32(self) -> list[Result]:
         stock_losses, _ = self._stock(FP32_STEPS, double=False)
         ours = self._ours(FP32_STEPS, double=False)
         flipped = int((ours.logits.argmax(axis=1) != ours.plain.argmax(axis=1)).sum())
         return [
-            Gate(f"loss, fp32, {FP32_STEPS} steps: largest difference", _largest(ours.losses, stock_losses), 1e-5),
-            Gate("untouched rows of the word table whose bits changed", self._changed(ours.weights), 0),
-            Gate("logits of the export in plain transformers: largest difference", _largest(*ours[2:]), 1e-5),
-            Gate(f"argmax flipped by the export, of {len(ours.plain)} rows", flipped, 0),
+            at_most(f"loss, fp32, {FP32_STEPS} steps: largest difference", _largest(ours.losses, stock_losses), 1e-5),
+            at_most("untouched rows of the word table whose bits changed", self._changed(ours.weights), 0),
+            at_most("logits of the export in plain transformers: largest difference", _largest(*ours[2:]), 1e-5),
+            at_most(f"argmax flipped by the export, of {len(ours.plain)} rows", flipped, 0),
         ]
 
     def _stock(self, steps: int, *, double: bool) -> tuple[list[float], dict[str, Tensor]]:
@@ -111,7 +99,7 @@ class _Comparison:
         Trainer(
             model=model,
             args=stock.arguments(
-                Path(self.spec.scratch) / "parity", device=self._device(double), max_steps=steps, learning_rate=RATE
+                self.spec.scratch / "parity", device=self._device(double), max_steps=steps, learning_rate=RATE
             ),
             train_dataset=self.rows,
             processing_class=tokenizer,
@@ -126,10 +114,9 @@ class _Comparison:
             devices.Picked(torch.device(self._device(double)), torch.float32, "compared in full precision"),
             steps,
             self.encoded,
-            # So that the word table is as large as in the timed runs.
-            self.workload.encoded(),
+            self.workload.encoded(),  # the word table is as large as in the timed runs
         )
-        self.described = engine.reason
+        self.reason = engine.reason
         batches = np.arange(steps * BATCH).reshape(steps, BATCH)
         losses = [engine.step(rows, self.labels[rows]).item() for rows in batches]
         scored = self.workload.encoded(self.chosen[:SCORED])
@@ -144,18 +131,16 @@ class _Comparison:
             return _Trained(losses, load_file(Path(export) / "model.safetensors"), logits, expected)
 
     def _model(self, double: bool) -> LoadedModel:
-        """The base model, without dropout."""
         loaded = work.load(self.folder, dropout=0.0)
-        if double:
-            loaded.model.double()
+        loaded.model.to(torch.float64 if double else torch.float32)
         return loaded
 
     def _device(self, double: bool) -> str:
-        """fp64 is compared on the CPU: no GPU kernel of packed attention takes it."""
+        """The device of a comparison: in fp64 the CPU, because no GPU kernel of packed attention takes it."""
         return "cpu" if double else self.spec.device
 
     def _changed(self, ours: dict[str, Tensor]) -> int:
-        """Rows of the word table that no batch held and that are not, bit for bit, what they were."""
+        """Number of rows of the word table that are in no batch and yet have changed."""
         name = next(name for name in ours if name.endswith(WORD_TABLE))
         before = work.load(self.folder).model.state_dict()[name]
         untouched = np.setdiff1d(np.arange(len(before)), self.encoded.ids)

@@ -1,13 +1,13 @@
-"""The stock `Trainer`: one long `train()`, held between rounds by a callback that takes the parent's commands.
+"""Worker of the training benchmark that runs the stock `Trainer`.
 
-A step is timed from the end of the step before to its own end, so that loading its batch is part of it. Rows come in a
-fixed order (`train_sampling_strategy='sequential'`) that was drawn before: the same batches as the engine's, or those
-that the Trainer's own sampler makes when it groups by length.
+One long `train()` is held between rounds by a callback that answers commands. A step is timed from the end of the
+previous one, so that loading its batch counts. The order of rows is fixed (`train_sampling_strategy='sequential'`): the
+batches of the engine, or those of the Trainer's own sampler when it groups by length.
 """
 
 from __future__ import annotations
 
-import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +16,33 @@ import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks import workload as work
-from benchmarks.process import Channel, Spec, peak_memory
-from benchmarks.variants import Variant
+from benchmarks.process import Spec, Variant, now, peak_memory
 from benchmarks.workload import BATCH, EPOCHS, STEPS_PER_EPOCH, Rows, Workload
 from nightgate import cpu_threads
 from nightgate.engine import base_models
 
 
-def serve(channel: Channel, spec: Spec, variant: Variant) -> None:
-    """Build the Trainer, answer commands until 'stop'."""
+def serve(pipe: Connection, spec: Spec, variant: Variant) -> None:
+    """Build the Trainer and answer commands until the pipe is closed."""
     base_models.quiet_transformers()
-    workload = Workload.load(Path(spec.workload))
     if variant.is_tuned:
         torch.set_num_threads(cpu_threads.pick_threads()[0])
-    trained, evaluated = spec.rows(workload, variant)
-    loaded = work.load(Path(spec.folder))
-    rows = dataset(workload, np.arange(len(workload.labels)))
+    trained, evaluated = spec.rows(variant)
+    loaded = work.load(spec.folder)
+    rows = dataset(spec.workload, np.arange(len(spec.workload.labels)))
     order = np.concatenate([batch for batches in trained for batch in batches])
     pace = _Pace(
-        channel,
-        steps=[len(batches) for batches in trained],
-        evaluated=[rows.select(chosen) for chosen in evaluated],
-        device=spec.device,
+        pipe, [len(batches) for batches in trained], [rows.select(chosen) for chosen in evaluated], spec.device
     )
     trainer = Trainer(
         model=loaded.model,
         args=arguments(
-            Path(spec.scratch) / variant.name,
+            spec.scratch / variant.name,
             device=spec.device,
             max_steps=EPOCHS * STEPS_PER_EPOCH,
             **(best_settings(spec.device) if variant.is_tuned else {}),
         ),
-        # Behind the last round comes a batch that is loaded in advance and never trained.
+        # After the last round one more batch is loaded in advance.
         train_dataset=rows.select(np.concatenate([order, order[:BATCH]])),
         processing_class=loaded.tokenizer,
         data_collator=DataCollatorWithPadding(loaded.tokenizer),
@@ -58,7 +53,7 @@ def serve(channel: Channel, spec: Spec, variant: Variant) -> None:
 
 
 def arguments(folder: Path, *, device: str, max_steps: int, **more: Any) -> TrainingArguments:
-    """The published recipe; logging and saving off, rows in their given order, all else as it comes."""
+    """The published recipe, without logging and saving, rows in the given order, all else by default."""
     settings = {
         "per_device_train_batch_size": BATCH,
         "per_device_eval_batch_size": BATCH,
@@ -82,9 +77,9 @@ def dataset(workload: Workload, rows: Rows) -> Any:
 
 
 def best_settings(device: str) -> dict[str, Any]:
-    """Beside grouping by length, what is fastest on this device."""
+    """The fastest settings on this device, besides grouping by length."""
     if device == "cpu":
-        # Making a batch takes 3 ms of a step of seconds: another process would only take a core away.
+        # Making a batch takes 3 ms of a step of seconds: another process would take a core away.
         return {}
     return {
         "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
@@ -94,47 +89,36 @@ def best_settings(device: str) -> dict[str, Any]:
 
 
 class _Pace(TrainerCallback):  # type: ignore[misc]
-    """Holds the training between two rounds and does what the parent asks for meanwhile."""
+    """Answers commands between two rounds of the training."""
 
     trainer: Trainer
 
-    def __init__(self, channel: Channel, *, steps: list[int], evaluated: list[Any], device: str) -> None:
-        self.channel, self.device = channel, device
+    def __init__(self, pipe: Connection, steps: list[int], evaluated: list[Any], device: str) -> None:
+        self.pipe, self.device = pipe, device
         self.steps, self.evaluated = iter(steps), iter(evaluated)
         self.in_round = self.left = 0
         self.began = 0.0
 
-    def on_train_begin(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
-        self.channel.send(reason="stock")
-        self._wait(control)
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.pipe.send("ready")
+        self._wait()
 
-    def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         self.left -= 1
         if self.left == self.in_round - 1:
             # The round's first step is not timed.
-            self.began = self._now()
+            self.began = now(self.device)
         elif not self.left:
-            self.channel.send(seconds=(self._now() - self.began) / (self.in_round - 1))
-            self._wait(control)
+            self.pipe.send((now(self.device) - self.began) / (self.in_round - 1))
+            self._wait()
 
-    def _wait(self, control: Any) -> None:
-        """Returns when the Trainer is to go on."""
-        while True:
-            command = self.channel.receive()
-            if command == "steps":
-                self.in_round = self.left = next(self.steps)
-                return
+    def _wait(self) -> None:
+        """Answer commands until the next round."""
+        while (command := self.pipe.recv()) != "steps":
             if command == "evaluate":
-                rows, began = next(self.evaluated), self._now()
+                rows, began = next(self.evaluated), now(self.device)
                 self.trainer.predict(rows)
-                self.channel.send(seconds=1000 * (self._now() - began) / len(rows))
-            elif command == "memory":
-                self.channel.send(bytes=peak_memory(self.device))
+                self.pipe.send(1000 * (now(self.device) - began) / len(rows))
             else:
-                control.should_training_stop = True
-                return
-
-    def _now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+                self.pipe.send(peak_memory(self.device))
+        self.in_round = self.left = next(self.steps)

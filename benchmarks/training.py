@@ -2,58 +2,47 @@
 
     python -m benchmarks.training --shape multi|l6 --device cpu|cuda [--median 75] [--rounds N]
 
-Needs the extra `bench` (accelerate, without which the stock Trainer does not start). Everything works offline.
+Needs the extra `bench` (accelerate, which the stock Trainer requires); works offline.
 
-First the quality gates: engine and Trainer train the same model on the same batches and must agree, or the command says
-where they do not and exits with 1. Then all variants are timed in one run, each in a process of its own, in turns whose
-order rotates from round to round.
+First the quality gates: engine and Trainer train the same model on the same batches and must agree, else the command
+names the difference and exits with 1. Then all variants are timed in one run, each in a process of its own, in turns
+whose order rotates from round to round.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.machine import Neighbours, description, say
-from benchmarks.pairing import ratio
-from benchmarks.parity import Gate
-from benchmarks.process import Spec, Worker, WorkerError
-from benchmarks.variants import BEST, BY_NAME, DEFAULTS, OURS, VARIANTS
+from benchmarks import ours, parity, stock
+from benchmarks.process import BEST, DEFAULTS, OURS, VARIANTS, Spec, Variant, Worker, WorkerError
+from benchmarks.results import exit_code, facts_list, log, machine_facts, missing, parser, ratio, results_table, table
 from benchmarks.workload import BATCH, EPOCHS, SHAPES, STEPS_PER_EPOCH, VALIDATION_ROWS, drawn
 from nightgate.cpu_threads import openmp_settings
 from nightgate.errors import NightgateError
 
-ROUNDS = 9
+ROUNDS, SEED = 9, 1
 STEPS = {"cpu": 2, "cuda": 50}
 EVALUATION_BATCHES = {"cpu": 3, "cuda": 60}
-MB = 1e6
 
 
-@dataclass
-class Measured:
-    """One variant; values in the order of the rounds."""
-
-    steps: list[float] = field(default_factory=list)
-    """Seconds."""
-    evaluations: list[float] = field(default_factory=list)
-    """Seconds per 1,000 rows."""
-    memory: int = 0
+Measured = dict[Variant, dict[str, list[float]]]
+"""Answers of each variant to each command, in the order of the rounds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0, 1 when quality fails or a worker ends early, 2 when the machine lacks what was asked for."""
+    """0, 1 if quality fails or a worker ends early, 2 if something is missing on the machine."""
     options = _options(arguments)
-    if lack := _lack(options):
-        print(lack, file=sys.stderr)
+    if remedy := missing(options.device, accelerate="bench"):
+        print(remedy, file=sys.stderr)
         return 2
     scratch = Path(tempfile.mkdtemp(prefix="nightgate-benchmark-"))
     try:
@@ -66,142 +55,98 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, scratch: Path) -> int:
-    began = time.monotonic()
+    began, openmp = time.monotonic(), openmp_settings()
     shape = SHAPES["tiny" if options.quick else options.shape]
-    say("drawing rows")
+    log("drawing rows")
     rows = 2_000 if options.quick else STEPS_PER_EPOCH * BATCH
-    workload = drawn(shape, rows, seed=options.seed, median=options.median)
-    spec = Spec(
-        workload=str(workload.save(scratch / "workload.npz")),
-        folder=str(scratch / "base"),
-        scratch=str(scratch),
-        device=options.device,
-        rounds=options.rounds,
-        steps=options.steps,
-        evaluation_batches=EVALUATION_BATCHES[options.device],
-        seed=options.seed,
-        openmp=openmp_settings(),
-    )
-    say("quality gates: the same batches through the stock Trainer and the engine")
-    with _workers([Worker("parity", spec, sabotage=options.sabotage)]) as (parity,):
-        answer = parity.ask("check")
-    gates = [Gate(**gate) for gate in answer["gates"]]
-    print(
-        f"Shape {shape.name}, {options.device}; {workload.facts}\n\n{gates_table(gates)}\n\nEngine: {answer['engine']}"
-    )
-    failed = [gate for gate in gates if not gate.passed]
-    for gate in failed:
-        print(f"FAILED: {gate.what}: {gate.found:.3g}, allowed {gate.limit:g}", file=sys.stderr)
-    if failed:
-        print("the engine does not train what the stock Trainer trains: no speed was measured", file=sys.stderr)
+    workload = drawn(shape, rows, seed=SEED, median=options.median)
+    device, steps = options.device, 1 if options.quick else STEPS[options.device]
+    sizes = options.rounds, steps, EVALUATION_BATCHES[device]
+    spec = Spec(workload, scratch / "base", scratch, device, *sizes, SEED, openmp)
+    log("quality gates: the same batches through the stock Trainer and the engine")
+    worker = Worker("parity", spec, parity.serve, options.sabotage)
+    with closing(worker):
+        gates, folder, reason = worker.answer()
+    print(f"Shape {shape.name}, {device}; {workload.facts}\n\n{results_table(gates)}\n\nEngine: {reason}")
+    if exit_code(gates):
+        print("engine and stock Trainer do not train the same: no speed was measured", file=sys.stderr)
         return 1
-    chosen = [variant.name for variant in VARIANTS if not options.quick or variant.name in (DEFAULTS, OURS)]
-    started: list[Worker] = []
-    with _workers(started):
-        for name in chosen:
-            say(f"starting: {BY_NAME[name].title}")
-            started.append(Worker(name, replace(spec, folder=answer["folder"])))
-            started[-1].wait_until_ready()
-        neighbours = Neighbours()
-        measured = _measure(started, options.rounds)
-        facts = {**description("torch", "transformers", "accelerate"), "other processes": str(neighbours)}
-    facts["OpenMP, but for the Trainer's defaults"] = " ".join(f"{name}={spec.openmp[name]}" for name in spec.openmp)
+    facts = machine_facts("torch", "transformers", "accelerate")
+    workers: dict[Variant, Worker] = {}
+    with _closing(workers.values()):
+        for variant in VARIANTS:
+            if options.quick and variant.name not in (DEFAULTS, OURS):
+                continue
+            log(f"starting: {variant.title}")
+            serve = ours.serve if variant.wins else stock.serve
+            timed = replace(spec, folder=folder)
+            workers[variant] = Worker(variant.name, timed, serve, variant, tuned=variant.is_tuned)
+            workers[variant].answer()
+        measured = _measure(workers, options.rounds)
+    facts["OpenMP, except for the Trainer's defaults"] = " ".join(f"{name}={value}" for name, value in openmp.items())
     facts["the run took"] = f"{(time.monotonic() - began) / 60:.1f} minutes"
-    print(f"\n{speed_table(measured)}\n")
-    print("\n".join(f"- {name}: {value}" for name, value in facts.items()))
+    print(f"\n{speed_table(measured)}\n\n{facts_list(facts)}")
     return 0
 
 
-def _measure(workers: list[Worker], rounds: int) -> dict[str, Measured]:
-    measured = {worker.name: Measured() for worker in workers}
+def _measure(workers: dict[Variant, Worker], rounds: int) -> Measured:
+    measured: Measured = {variant: {"steps": [], "evaluate": [], "memory": []} for variant in workers}
+    order = list(workers)
     for turn in range(rounds + 1):
-        say(f"round {turn} of {rounds}" if turn else "warming up")
-        at = turn % len(workers)
-        turned = workers[at:] + workers[:at]
-        for command in ("steps", "evaluate"):
-            for worker in turned:
-                seconds = worker.ask(command)["seconds"]
-                if turn:
-                    found = measured[worker.name]
-                    (found.steps if command == "steps" else found.evaluations).append(seconds)
-    for worker in workers:
-        measured[worker.name].memory = worker.ask("memory")["bytes"]
+        log(f"round {turn} of {rounds}" if turn else "warming up")
+        order = [*order[1:], order[0]]
+        for command in ("steps", "evaluate", "memory"):
+            for variant in order:
+                value = workers[variant].ask(command)
+                measured[variant][command] += [value] if turn else []
     return measured
 
 
-def gates_table(gates: Sequence[Gate]) -> str:
-    rows = [(gate.what, f"{gate.found:.2g}", f"{gate.limit:g}", "yes" if gate.passed else "**NO**") for gate in gates]
-    return table(["gate", "found", "allowed", "passed"], rows)
-
-
-def speed_table(measured: dict[str, Measured]) -> str:
+def speed_table(measured: Measured) -> str:
     """Medians; ratios are paired by round, with the smallest and the largest."""
     head = ["variant", "ms a step", "x defaults", "x at its best", "s per 1,000 rows evaluated", "x defaults"]
     head += ["x at its best", "peak memory, MB", "5 epochs of the published recipe, h"]
+    references = {variant.name: found for variant, found in measured.items() if variant.name in (DEFAULTS, BEST)}
+
+    def ratios(name: str, command: str, values: list[float]) -> list[str]:
+        others = [references.get(other) if other != name else None for other in (DEFAULTS, BEST)]
+        return [str(ratio(other[command], values)) if other else "" for other in others]
+
     rows = []
-    for name, found in measured.items():
-        step, evaluation = statistics.median(found.steps), statistics.median(found.evaluations)
+    for variant, found in measured.items():
+        step, evaluation = statistics.median(found["steps"]), statistics.median(found["evaluate"])
         seconds = EPOCHS * (STEPS_PER_EPOCH * step + VALIDATION_ROWS / 1000 * evaluation)
-        cells = [BY_NAME[name].title, f"{1000 * step:,.0f}" if step >= 0.1 else f"{1000 * step:.2f}"]
-        for what, shown in (("steps", ""), ("evaluations", f"{evaluation:.3g}")):
-            cells += [shown] if shown else []
-            for other in (DEFAULTS, BEST):
-                known = other in measured and other != name
-                cells.append(str(ratio(getattr(measured[other], what), getattr(found, what))) if known else "")
-        rows.append((*cells, f"{found.memory / MB:,.0f}", f"{seconds / 3600:.2f}"))
+        cells = [variant.title, f"{1000 * step:,.0f}" if step >= 0.1 else f"{1000 * step:.2f}"]
+        cells += ratios(variant.name, "steps", found["steps"])
+        cells += [f"{evaluation:.3g}", *ratios(variant.name, "evaluate", found["evaluate"])]
+        rows.append((*cells, f"{found['memory'][-1] / 1e6:,.0f}", f"{seconds / 3600:.2f}"))
     return table(head, rows)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
-
-
 @contextmanager
-def _workers(workers: list[Worker]) -> Iterator[list[Worker]]:
-    """Closes what the list holds in the end."""
+def _closing(workers: Iterable[Worker]) -> Iterator[None]:
+    """Close the workers that the collection holds at the end."""
     try:
-        for worker in workers:
-            worker.wait_until_ready()
-        yield workers
+        yield
     finally:
         for worker in workers:
             worker.close()
 
 
-def _lack(options: argparse.Namespace) -> str:
-    """What the machine lacks; empty when nothing."""
-    if importlib.util.find_spec("accelerate") is None:
-        return "the stock Trainer needs accelerate: pip install -c constraints.txt '.[bench]'"
-    if options.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            return f"no GPU here that this PyTorch ({torch.__version__}) can use: nothing was run; try --device cpu"
-    return ""
-
-
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    cli = parser("training", __doc__)
+    cli.add_argument("--shape", choices=("multi", "l6"), default="multi", help="which model")
+    cli.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    cli.add_argument("--median", type=int, default=31, help="tokens of the median row")
+    cli.add_argument("--rounds", type=int, default=ROUNDS, help="paired rounds")
+    cli.add_argument("--quick", action="store_true", help="a tiny shape, two variants, in seconds: a smoke test")
+    cli.add_argument(
+        "--sabotage", action="store_true", help="train the engine at a rate 0.1 %% too high: gates must fail"
     )
-    parser.add_argument("--shape", choices=("multi", "l6"), default="multi", help="which model")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--median", type=int, default=31, help="of the rows' tokens")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="paired rounds")
-    parser.add_argument("--steps", type=int, help="of each variant in a round; by default 2 on a CPU, 50 on a GPU")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="a tiny shape, two variants, in seconds: a smoke test")
-    parser.add_argument(
-        "--sabotage",
-        action="store_true",
-        help="train our side at a learning rate 0.1 %% too high: shows that the quality gates refuse it",
-    )
-    options = parser.parse_args(arguments)
-    options.steps = STEPS[options.device] if options.steps is None else options.steps
-    if options.rounds < 1 or options.steps < 1:
-        parser.error("--rounds and --steps are at least 1")
-    if options.quick:
-        options.rounds, options.steps = 2, 1
+    options = cli.parse_args(arguments)
+    options.rounds = 2 if options.quick else options.rounds
+    if options.rounds < 1:
+        cli.error("--rounds is at least 1")
     return options
 
 

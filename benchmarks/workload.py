@@ -1,16 +1,16 @@
-"""What the benchmark trains on: a model of a given shape in a folder, and rows of token ids as long as reviews are.
+"""Models and rows for the benchmarks of training: token ids of texts as long as reviews.
 
 `multi`  the form of Multilingual-MiniLM with random weights: a BERT body with padding id 0 and more rows than its
-         tokenizer has tokens, whose padding id is 1. Ids by Zipf over 60,000 types spread over the vocabulary (its own
-         tokenizer cannot be had offline).
-`l6`     all-MiniLM-L6-v2 with its real weights; text of its tokenizer's own words, by Zipf over 12,000 of them.
+         tokenizer has tokens, whose padding id is 1. Ids by Zipf over 60,000 types across the vocabulary (its own
+         tokenizer is not available offline).
+`l6`     all-MiniLM-L6-v2 with its real weights; words of its tokenizer, by Zipf over 12,000 of them.
 `tiny`   two small layers, for a smoke test in seconds.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,11 @@ STEPS_PER_EPOCH, EPOCHS = 2500, 5
 """The published recipe: 40,000 reviews a pass."""
 VALIDATION_ROWS = 5000
 SIGMA = 0.82
-"""Of the logarithm of a length: with the median at 31 tokens it gives a mean of 43, p90 of 89 and p99 of 208."""
+"""Standard deviation of a length's logarithm: at a median of 31 tokens the mean is 43, p90 89 and p99 208."""
 SHORTEST = 3
 SPECIAL = 3
-"""First token, last token, unknown: ids that no drawn word may have besides the padding's."""
+"""First token, last token and unknown token, which are not drawn."""
+DRAWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,22 @@ class Shape:
     vocabulary: int
     """Rows of the word table."""
     tokens: int
-    """Of the tokenizer."""
     layers: int
     hidden: int
     inner: int
     heads: int
-    positions: int
     types: int
-    """How many different words are drawn from."""
+    """Different words to draw from."""
     pad_id: int
-    """Of the tokenizer; the models' own is 0."""
+    """The tokenizer's; the model's is 0."""
     real: bool = False
-    """Weights and tokenizer of all-MiniLM-L6-v2; otherwise random ones."""
+    """Weights and tokenizer of all-MiniLM-L6-v2 instead of random ones."""
 
 
 SHAPES = {
-    "multi": Shape("multi", 250_037, 250_002, 12, 384, 1536, 12, 512, 60_000, pad_id=1),
-    "l6": Shape("l6", 30_522, 30_522, 6, 384, 1536, 12, 512, 12_000, pad_id=0, real=True),
-    "tiny": Shape("tiny", 60_035, 60_000, 2, 32, 64, 2, 128, 30_000, pad_id=1),
+    "multi": Shape("multi", 250_037, 250_002, 12, 384, 1536, 12, 60_000, pad_id=1),
+    "l6": Shape("l6", 30_522, 30_522, 6, 384, 1536, 12, 12_000, pad_id=0, real=True),
+    "tiny": Shape("tiny", 60_035, 60_000, 2, 32, 64, 2, 30_000, pad_id=1),
 }
 
 
@@ -75,14 +74,14 @@ class Workload:
     offsets: NDArray[np.int64]
     labels: NDArray[np.int64]
     facts: str
-    """The lengths that the rows really have, in words."""
+    """Description of the rows' lengths."""
 
     @property
     def lengths(self) -> Rows:
         return np.diff(self.offsets)
 
     def encoded(self, rows: Rows | None = None) -> Encoded:
-        """These rows, in the order given, or all of them, as the engine takes them."""
+        """These rows in the order given, or all, for the engine."""
         from nightgate.engine.encoding import Encoded
 
         rows = np.arange(len(self.labels)) if rows is None else rows
@@ -92,24 +91,12 @@ class Workload:
         return Encoded(ids, types, offsets, self.shape.pad_id, 0, False, MAX_LENGTH)
 
     def columns(self, rows: Rows) -> dict[str, list[Any]]:
-        """Rows as a plain tokenizer call would give them to `datasets.Dataset.from_dict`, without padding."""
+        """Rows for `datasets.Dataset.from_dict`, as a tokenizer call returns them, without padding."""
         ids = [self.ids[self.offsets[row] : self.offsets[row + 1]].tolist() for row in rows]
         found: dict[str, list[Any]] = {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
         if self.shape.real:
             found["token_type_ids"] = [[0] * len(row) for row in ids]
         return {**found, "labels": self.labels[rows].tolist()}
-
-    def save(self, path: Path) -> Path:
-        record = {"shape": asdict(self.shape), "facts": self.facts}
-        np.savez(path, ids=self.ids, offsets=self.offsets, labels=self.labels, record=json.dumps(record))
-        return path
-
-    @classmethod
-    def load(cls, path: Path) -> Workload:
-        with np.load(path) as stored:
-            record = json.loads(str(stored["record"]))
-            shape = Shape(**record["shape"])
-            return cls(shape, stored["ids"], stored["offsets"], stored["labels"], record["facts"])
 
 
 def drawn(shape: Shape, rows: int, *, seed: int, median: int = 31) -> Workload:
@@ -123,11 +110,42 @@ def drawn(shape: Shape, rows: int, *, seed: int, median: int = 31) -> Workload:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     ids = words[np.minimum(np.searchsorted(ends, rng.random(int(offsets[-1]))), len(words) - 1)].astype(np.int32)
     ids[offsets[:-1]], ids[offsets[1:] - 1] = (101, 102) if shape.real else (0, 2)
-    return Workload(shape, ids, offsets, rng.integers(0, len(LABELS), rows), _in_words(whole))
+    return Workload(shape, ids, offsets, rng.integers(0, len(LABELS), rows), _lengths_text(whole))
+
+
+def rounds(workload: Workload, grouped: bool, count: int, steps: int, seed: int) -> list[list[Rows]]:
+    """Draw `count` rounds of `steps` batches each, the same for the same arguments.
+
+    The cost of a random batch varies by a fifth, and there is time for few. So of many draws those are taken whose
+    tokens and padded tokens are closest to the epoch's means: what is left to vary between rounds is the machine.
+
+    Args:
+        grouped: by length, in the order of the Trainer's own sampler; otherwise the order is random.
+    """
+    lengths = workload.lengths
+    rng = np.random.default_rng([seed, steps])
+    order = rng.permutation(len(lengths))
+    if grouped:
+        import torch
+        from transformers.trainer_pt_utils import LengthGroupedSampler
+
+        generator = torch.Generator().manual_seed(seed)
+        order = np.array(list(LengthGroupedSampler(BATCH, lengths=lengths.tolist(), generator=generator)))
+    taken = order[: len(order) // BATCH * BATCH].reshape(-1, BATCH)
+    costs = np.stack([lengths[taken].sum(axis=1), padded_tokens(lengths[taken])], axis=1).astype(float)
+    drawn = rng.integers(0, len(taken), (DRAWS, steps))
+    distance = np.abs((costs / costs.mean(axis=0))[drawn].mean(axis=1) - 1).max(axis=1)
+    return [[taken[batch] for batch in batches] for batches in drawn[np.argsort(distance)[:count]]]
+
+
+def padded_tokens(lengths: Rows) -> Rows:
+    """Tokens, padding included, of each batch of lengths [batches, rows]."""
+    found: Rows = lengths.max(axis=1) * lengths.shape[1]
+    return found
 
 
 def base_model(shape: Shape, folder: Path) -> Path:
-    """A folder with the base model: the real one, or random weights of the shape, written to `folder` when missing."""
+    """The folder of the base model: the real one, or random weights, written to `folder` if missing."""
     if shape.real:
         from nightgate.engine.base_models import resolve
 
@@ -138,7 +156,7 @@ def base_model(shape: Shape, folder: Path) -> Path:
 
 
 def load(folder: Path, *, dropout: float | None = None, seed: int = 42) -> LoadedModel:
-    """The base model with a new head of five labels, the same for every variant of the run."""
+    """The base model with a new head for five labels, the same for every variant."""
     import torch
 
     from nightgate.engine.base_models import load_classifier
@@ -147,7 +165,7 @@ def load(folder: Path, *, dropout: float | None = None, seed: int = 42) -> Loade
     return load_classifier(folder, LABELS, named="the base model", max_length=MAX_LENGTH, dropout=dropout)
 
 
-def _in_words(lengths: Rows) -> str:
+def _lengths_text(lengths: Rows) -> str:
     p50, p90, p99 = np.percentile(lengths, [50, 90, 99])
     cut = np.minimum(lengths, MAX_LENGTH).mean()
     return (
@@ -170,27 +188,19 @@ def _words(shape: Shape, rng: np.random.Generator) -> NDArray[np.int64]:
 
 def _write_random_model(shape: Shape, folder: Path) -> None:
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer, models
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     from nightgate.engine.base_models import quiet_transformers
 
     quiet_transformers()
-
     names = {0: "<s>", shape.pad_id: "<pad>", 2: "</s>", 3: "<unk>"}
     words = {names.get(index, f"w{index}"): index for index in range(shape.tokens)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
-    folder.mkdir(parents=True, exist_ok=True)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=MAX_LENGTH,
         model_input_names=["input_ids", "attention_mask"],
-        bos_token="<s>",
-        cls_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
         pad_token="<pad>",
         unk_token="<unk>",
     ).save_pretrained(folder)
@@ -201,10 +211,6 @@ def _write_random_model(shape: Shape, folder: Path) -> None:
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         intermediate_size=shape.inner,
-        max_position_embeddings=shape.positions,
-        type_vocab_size=2,
         pad_token_id=0,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.1,
     )
     BertModel(config).save_pretrained(folder)

@@ -1,1 +1,1 @@
-"""Deployments: what is served, when, and the pipeline files that come with the package."""
+"""Deployments: the catalog, `serve`, `deploy`, the worker, automations, and the package's pipeline files."""

@@ -1,10 +1,10 @@
-"""Automations of the Prefect server: runs that died are told from runs that live, and people are told what happened.
+"""Automations of the Prefect server: end runs without a heartbeat, and call a webhook about nights.
 
-    python -m deployments.automations                # after `nightgate deploy`; may be given again at any time
+    python -m deployments.automations                # after `nightgate deploy`; may be repeated
     NIGHTGATE_WEBHOOK_URL=https://... python -m deployments.automations
 
-A run that lives is known by `prefect.flow-run.*`, anything that happens to it: ours end under names of their own
-(Promoted, Held, ...), and a list of Prefect's names would take every one of them for dead.
+Any event `prefect.flow-run.*` counts as life: our runs end in states of their own names (Promoted, Held, ...), which a
+list of Prefect's names would miss.
 """
 
 from __future__ import annotations
@@ -24,30 +24,41 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.settings import PREFECT_UI_URL
 
 from deployments.catalog import NIGHTLY, TAG
+from flows.heartbeats import ENDED_NIGHTS, HEARTBEAT, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
 from flows.server_connection import running_server
-from flows.signs import SIGN_OF_LIFE, TELL, TELL_LATE, UNCANCELLED, ZOMBIES
 from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.settings import read_settings
 
 WEBHOOK = "nightgate"
-"""Name of the block that holds the webhook's address, as a secret."""
+"""Name of the block that stores the webhook's address as a secret."""
 SETTING = "NIGHTGATE_WEBHOOK_URL"
 
 SILENCE = timedelta(seconds=900)
-"""For how long a run may give no sign of life before it counts as crashed. Heartbeats come every 30 s (Prefect's own
-180 s would do), and `reconcile` vouches for suspended runs every 300 s, so that two may be lost. When a server was away
-for longer, it finds every run silent; one that lives all the same ends as Completed. The ledger does not wait for this:
-there a silent run is dead after two minutes, and `reconcile` tells Prefect."""
+"""How long a run may be without a heartbeat before it counts as crashed. Flows send one every 30 s (Prefect's own 180 s
+would do), and `reconcile` sends one for suspended runs every 300 s, so two may be lost. A server that was away for
+longer crashes every run, and those that live end Completed. The database does not wait for this: it counts a silent run
+as dead after two minutes, and `reconcile` updates Prefect."""
 LATE = timedelta(minutes=60)
-"""For how long a night may be late before somebody is told."""
-TOLD = ("promoted", "rolled_back", "frozen", "unfrozen", "held", "waiting", "failed", "missed", "stalled")
-"""What somebody is told of. Nights that are skipped, superseded or cancelled ask nothing of anybody."""
+"""How late a night may be before the webhook is called."""
+REPORTED = ("promoted", "rolled_back", "frozen", "unfrozen", "held", "waiting", "failed", "missed", "stalled")
+"""Events that call the webhook. Nights that are skipped, superseded or cancelled need no action."""
 
 _NIGHTS = {"prefect.resource.name": NIGHTLY, "prefect.resource.role": "flow"}
 
 
+FORMER_NAMES = {
+    LOST_RUNS: "nightgate: a run without a sign of life has crashed",
+    LOST_CANCELLATIONS: "nightgate: a run that is being cancelled without a sign of life is cancelled",
+    ENDED_NIGHTS: "nightgate: tell how a night ended",
+    LATE_NIGHTS: "nightgate: tell that a night does not start",
+}
+"""An automation that an earlier version installed is updated and renamed."""
+
+
 @dataclass(frozen=True)
 class Installed:
+    """What was done with one automation."""
+
     name: str
     outcome: Literal["created", "updated", "unchanged", "not installed"]
     note: str = ""
@@ -56,67 +67,68 @@ class Installed:
 def install(
     *, webhook_url: str | None = None, silence: timedelta = SILENCE, late: timedelta = LATE, tag: str = TAG
 ) -> list[Installed]:
-    """Create our automations at the server, or bring them up to date by name; one that a person disabled stays so.
+    """Create our automations on the server, or update them by name; one that was disabled stays disabled.
 
     Args:
-        webhook_url: where people are told; None: of `NIGHTGATE_WEBHOOK_URL`, and where that is not set either, the
-            address that was stored before. It is stored as a secret and never told.
-        silence, late: see SILENCE and LATE; Prefect takes 10 s at least.
-        tag: runs with this tag are watched.
+        webhook_url: Address to call; None: `NIGHTGATE_WEBHOOK_URL`, else the address that was stored before. It is
+            stored as a secret and never shown.
+        silence, late: See SILENCE and LATE; Prefect accepts 10 s or more.
+        tag: Runs with this tag are watched.
 
     Raises:
-        ConfigurationError: no server, or no address of a webhook.
+        ConfigurationError: No server answers, or the webhook's address is none.
     """
     with running_server() as api_url, get_client(sync_client=True) as client:
-        installed = [_put(client, zombies(silence, tag)), _put(client, uncancelled(silence, tag))]
+        installed = [_put(client, lost_runs(silence, tag)), _put(client, lost_cancellations(silence, tag))]
         block_id = _webhook(client, webhook_url or read_settings().webhook_url.get_secret_value())
         if block_id is None:
-            note = f"{SETTING} is not set: nobody is told"
-            return installed + [Installed(name, "not installed", note) for name in (TELL, TELL_LATE)]
+            note = f"{SETTING} is not set"
+            return installed + [Installed(name, "not installed", note) for name in (ENDED_NIGHTS, LATE_NIGHTS)]
         ui_url = _without_user(str(PREFECT_UI_URL.value() or api_url.removesuffix("/api")))
-        return [*installed, _put(client, tell(block_id, ui_url)), _put(client, tell_late(block_id, ui_url, late, tag))]
+        webhooks = (ended_nights(block_id, ui_url), late_nights(block_id, ui_url, late, tag))
+        return [*installed, *(_put(client, one) for one in webhooks)]
 
 
-def zombies(silence: timedelta = SILENCE, tag: str = TAG) -> AutomationCore:
-    """A machine that is lost leaves its run Running for ever: nobody is left to say otherwise.
+def lost_runs(silence: timedelta = SILENCE, tag: str = TAG) -> AutomationCore:
+    """Crash the runs of a lost machine, which would stay Running for ever.
 
-    What is suspended, paused or waits for its retry has said so, and gives no sign until it goes on.
+    Runs that are suspended, paused or wait for a retry are left alone.
     """
     return AutomationCore(
-        name=ZOMBIES,
+        name=LOST_RUNS,
         description=f"No heartbeat and no change of state for {silence.total_seconds():.0f} s. "
-        "A run that lives all the same is fenced by the ledger, and Completed once it has come to its end.",
-        # Running as well: a process that dies before its first heartbeat would be waited for by nobody.
+        "A run that lives is fenced by the database, and Completed when it ends.",
+        # Running too, for a process that dies before its first heartbeat.
         trigger=_silent({"prefect.flow-run.heartbeat", "prefect.flow-run.Running"}, silence, tag),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
-                message=f"No sign of life for {silence.total_seconds():.0f} s: its machine or process is gone. "
-                "Retry goes on from the last epoch.",
+                message=f"No heartbeat for {silence.total_seconds():.0f} s: its machine or process is gone. "
+                "Retry resumes after the last epoch.",
             )
         ],
     )
 
 
-def uncancelled(silence: timedelta = SILENCE, tag: str = TAG) -> AutomationCore:
-    """The same for a run that is cancelled when its machine is gone: Prefect lets it end as Cancelled only."""
+def lost_cancellations(silence: timedelta = SILENCE, tag: str = TAG) -> AutomationCore:
+    """End a run that was cancelled after its machine was lost: Prefect lets it end as Cancelled only."""
     return AutomationCore(
-        name=UNCANCELLED,
+        name=LOST_CANCELLATIONS,
         description=f"Cancelling, and then no heartbeat and no change of state for {silence.total_seconds():.0f} s.",
         trigger=_silent({"prefect.flow-run.Cancelling"}, silence, tag),
         actions=[
             ChangeFlowRunState(
-                state=StateType.CANCELLED, message="Cancelled; its machine or process gave no sign of life any more."
+                state=StateType.CANCELLED, message="Cancelled, and no heartbeat since: its machine or process is gone."
             )
         ],
     )
 
 
 def _silent(after: set[str], within: timedelta, tag: str, *more: dict[str, str]) -> EventTrigger:
-    """Fires for a run of ours to which nothing happens for so long after one of these events."""
+    """Trigger for a run of ours without any event for so long after one of these."""
     return EventTrigger(
         after=after,
-        expect={"prefect.flow-run.*", SIGN_OF_LIFE},
+        expect={"prefect.flow-run.*", HEARTBEAT},
         match={"prefect.resource.id": "prefect.flow-run.*"},
         match_related=[{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}, *more],
         for_each={"prefect.resource.id"},
@@ -126,13 +138,13 @@ def _silent(after: set[str], within: timedelta, tag: str, *more: dict[str, str])
     )
 
 
-def tell(block_id: Any, ui_url: str) -> AutomationCore:
-    """A webhook for every end of a night, and every change by hand, that somebody may want to hear of."""
+def ended_nights(block_id: Any, ui_url: str) -> AutomationCore:
+    """Call the webhook for ends of nights and manual changes that may need a person."""
     return AutomationCore(
-        name=TELL,
-        description=f"Calls the webhook on nightgate.{', nightgate.'.join(TOLD)}.",
+        name=ENDED_NIGHTS,
+        description=f"Calls the webhook on nightgate.{', nightgate.'.join(REPORTED)}.",
         trigger=EventTrigger(
-            expect={f"nightgate.{status}" for status in TOLD},
+            expect={f"nightgate.{status}" for status in REPORTED},
             match={"prefect.resource.id": "nightgate.pipeline.*"},
             posture=Posture.Reactive,
             threshold=1,
@@ -140,31 +152,33 @@ def tell(block_id: Any, ui_url: str) -> AutomationCore:
         actions=[
             CallWebhook(
                 block_document_id=block_id,
-                payload=_NIGHT.replace("UI_URL", ui_url).replace("LONGEST", f"{LONGEST}"),
+                payload=_ENDED_PAYLOAD.replace("UI_URL", ui_url).replace("LONGEST", f"{LONGEST}"),
             )
         ],
     )
 
 
-def tell_late(block_id: Any, ui_url: str, late: timedelta = LATE, tag: str = TAG) -> AutomationCore:
-    """A webhook for a night that nothing starts: with no worker alive, no process of ours could tell it."""
+def late_nights(block_id: Any, ui_url: str, late: timedelta = LATE, tag: str = TAG) -> AutomationCore:
+    """Call the webhook for a night that nothing starts: without a worker no process of ours could report it."""
     minutes = f"{late.total_seconds() / 60:.0f}"
     return AutomationCore(
-        name=TELL_LATE,
+        name=LATE_NIGHTS,
         description=f"Calls the webhook when a night has been late for {minutes} minutes.",
-        # The nights alone: `reconcile` is due every few minutes, and would tell the same as often.
+        # Nights only: `reconcile` is due every few minutes and would repeat the report as often.
         trigger=_silent({"prefect.flow-run.Late"}, late, tag, _NIGHTS),
         actions=[
-            CallWebhook(block_document_id=block_id, payload=_LATE.replace("UI_URL", ui_url).replace("MINUTES", minutes))
+            CallWebhook(
+                block_document_id=block_id, payload=_LATE_PAYLOAD.replace("UI_URL", ui_url).replace("MINUTES", minutes)
+            )
         ],
     )
 
 
 LONGEST = 300
-"""Characters of a reason in `text`; `reason` has all of it."""
+"""Most characters of a reason in `text`; `reason` has all of them."""
 
-# Rendered by the server (Jinja, in a sandbox). `text` is what chat tools show; the rest is for programs.
-_NIGHT = """\
+# Rendered by the server (sandboxed Jinja). Chat tools show `text`; the rest is for programs.
+_ENDED_PAYLOAD = """\
 {%- set night = event.payload -%}
 {%- set status = event.event | replace('nightgate.', '') -%}
 {%- set runs = event.related | selectattr('role', 'equalto', 'flow-run') | map(attribute='id') | list -%}
@@ -189,12 +203,12 @@ _NIGHT = """\
  "champion_version": {{ night.champion_version | default(none) | tojson }},
  "run_id": {{ night.run_id | default(none) | tojson }},
  "run_url": {{ run | default(none) | tojson }}}"""
-_LATE = """\
+_LATE_PAYLOAD = """\
 {%- set names = event.related | selectattr('role', 'equalto', 'deployment') | map(attribute='name') | list -%}
 {%- set pipeline = names[0] if names else event.resource.name -%}
 {%- set run = 'UI_URL/runs/' ~ event.resource.id | replace('prefect.', '') | replace('flow-run.', 'flow-run/') -%}
 {%- set reason = 'the night is due and has not started for MINUTES minutes' -%}
-{%- set step = 'see that a worker runs; nightgate doctor says what is missing' -%}
+{%- set step = 'start a worker; nightgate doctor shows what is missing' -%}
 {"text": {{ (pipeline ~ ': late. ' ~ reason ~ '. Next: ' ~ step ~ ' ' ~ run) | tojson }},
  "event": {{ event.event | tojson }},
  "status": "late",
@@ -206,13 +220,13 @@ _LATE = """\
 
 
 def _webhook(client: SyncPrefectClient, url: str) -> Any:
-    """The id of the block that holds the webhook's address; None where there was never one."""
+    """Id of the block that stores the webhook's address; None if there was never one."""
     if url:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            # Without the address: what stands in it is a secret.
+            # Without the address, which is a secret.
             raise ConfigurationError(
-                f"{SETTING} is not an address of a webhook", next_step="set it to one that begins with https://"
+                f"{SETTING} is not the address of a webhook", next_step="set it to one that begins with https://"
             )
         block: Webhook = Webhook(url=url, headers={"Content-Type": "application/json"})
         return block.save(WEBHOOK, overwrite=True)
@@ -221,23 +235,24 @@ def _webhook(client: SyncPrefectClient, url: str) -> Any:
 
 
 def _without_user(url: str) -> str:
-    """The address without what stands before its @: it is sent to others."""
+    """The address without credentials, since it is sent to others."""
     scheme, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
 
 
 def _put(client: SyncPrefectClient, automation: AutomationCore) -> Installed:
-    there = client.read_automations_by_name(automation.name)
-    if not there:
+    names = (automation.name, FORMER_NAMES[automation.name])
+    existing = [one for name in names for one in client.read_automations_by_name(name)]
+    if not existing:
         client.create_automation(automation)
         return Installed(automation.name, "created")
-    first, *others = there
+    first, *others = existing
     for other in others:
         client.delete_automation(other.id)
-    note = "" if first.enabled else "disabled by hand, and left so"
+    note = "" if first.enabled else "stays disabled"
     wanted = automation.model_copy(update={"enabled": first.enabled})
-    # A change makes the server forget what it waits for: one that changes nothing is not sent.
+    # An update makes the server forget what it waits for, so an unchanged one is not sent.
     if _facts(first) == _facts(wanted):
         return Installed(automation.name, "unchanged", note)
     client.update_automation(first.id, wanted)
@@ -245,7 +260,7 @@ def _put(client: SyncPrefectClient, automation: AutomationCore) -> Installed:
 
 
 def _facts(automation: AutomationCore) -> Any:
-    """What an automation does, without the ids that the server gives."""
+    """The content of an automation without the server's ids."""
     core = AutomationCore.model_validate(automation.model_dump())
     return _without_ids(core.model_dump(mode="python"))
 
@@ -256,13 +271,13 @@ def _without_ids(value: Any) -> Any:
     return [_without_ids(one) for one in value] if isinstance(value, list) else value
 
 
-def _told(installed: list[Installed]) -> Iterator[str]:
+def _lines(installed: list[Installed]) -> Iterator[str]:
     for one in installed:
         yield f"{one.outcome}: {one.name}" + (f" ({one.note})" if one.note else "")
 
 
 if __name__ == "__main__":
     try:
-        sys.stdout.write("\n".join(_told(install())) + "\n")
+        sys.stdout.write("\n".join(_lines(install())) + "\n")
     except NightgateError as error:
         sys.exit(f"error: {error}")

@@ -1,9 +1,8 @@
-"""What is deployed: the one list from which `serve`, `deploy` and prefect.yaml are made.
+"""The one list of deployments, from which `serve`, `deploy` and prefect.yaml are made.
 
     python -m deployments.catalog > deployments/prefect.yaml    # after a pipeline file or a flow has changed
 
-A night belongs to a pipeline file, and its deployment bears the pipeline's name; what looks after all of them is there
-once, under the name `nightgate`.
+Each pipeline file has a deployment of its name; the operations for all pipelines are deployed once, as `nightgate`.
 """
 
 from __future__ import annotations
@@ -21,29 +20,29 @@ from nightgate.config import Pipeline
 from nightgate.pipeline_files import load_by_name, pipeline_files
 
 POOL = "nightgate"
-"""The work pool of production, of type process unless its owner has made another one."""
+"""The work pool; `nightgate deploy` makes it with type process if there is none."""
 TAG = "nightgate"
-"""Every deployment of ours, and with it every run, bears it: what automations and `deploy --prune` go by."""
+"""Tag of all our deployments and runs, by which automations and `deploy --prune` find them."""
 SLUG = "nightgate"
-"""Name of a deployment's one schedule, by which it is changed in place and stays paused when a person paused it."""
+"""Name of a deployment's one schedule, so that it is updated in place and stays paused if it was."""
 NIGHTLY = "nightly"
 GRACE_SECONDS = 600
-"""How long Prefect keeps a deployment's slot for a run that was taken up and has not begun: a container may pull its
-image meanwhile. A run at work renews its slot itself, every 225 s for 300 s."""
+"""How long Prefect keeps a deployment's slot for a submitted run that has not begun, such as a container that pulls its
+image. A running one renews its slot itself, every 225 s for 300 s."""
 RECONCILE_CRON = "*/5 * * * *"
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """One deployment, as far as it does not depend on where it runs."""
+    """One deployment, without anything that depends on where it runs."""
 
     flow: str
     name: str
     entrypoint: str
-    """As a module: by path, flows/ would lie on sys.path and its modules could hide libraries."""
+    """A module and not a path, which would put flows/ on sys.path, where its modules could hide libraries."""
     description: str
     collision: Literal["ENQUEUE", "CANCEL_NEW"]
-    """What becomes of a run while another one of this deployment is at work; the limit is one."""
+    """What happens to a second run of this deployment; one runs at a time."""
     tags: tuple[str, ...] = (TAG,)
     parameters: dict[str, Any] = field(default_factory=dict)
     cron: str = ""
@@ -61,9 +60,9 @@ def night_of(pipeline: Pipeline) -> Deployment:
         name=pipeline.name,
         entrypoint="flows.nightly.nightly",
         description=f"Nightly retraining of {pipeline.name}. Custom run shows what can be changed for one run.",
-        # A late run waits for the one at work and is settled by the ledger: cancelled, it would leave no reason.
+        # A second run waits, and the database then decides what it does; a cancelled one would leave no reason.
         collision="ENQUEUE",
-        # A pipeline may well be called nightgate: each tag once.
+        # A pipeline may be called nightgate: each tag once.
         tags=tuple(dict.fromkeys((TAG, pipeline.name))),
         parameters={"pipeline": pipeline.name},
         cron=pipeline.schedule.cron,
@@ -72,14 +71,14 @@ def night_of(pipeline: Pipeline) -> Deployment:
 
 
 def operations() -> tuple[Deployment, ...]:
-    """What looks after all pipelines, and can be run from the UI."""
+    """Deployments for all pipelines: reconciliation, and manual decisions from the UI."""
     return (
         Deployment(
             flow="reconcile",
             name="nightgate",
             entrypoint="flows.reconcile.reconcile",
-            description="Settles what died, waits too long or never started, in the database and here.",
-            # After an outage of the worker dozens are due at once; one does the work of all.
+            description="Fails dead runs, expires approvals, records missed nights, in the database and here.",
+            # After an outage dozens are due at once, and one does the work of all.
             collision="CANCEL_NEW",
             cron=RECONCILE_CRON,
         ),
@@ -87,28 +86,28 @@ def operations() -> tuple[Deployment, ...]:
             flow="promote",
             name="nightgate",
             entrypoint="flows.manual_promotion.promote",
-            description="Makes a version the champion of its pipeline by hand, whatever the gate said; it is audited.",
+            description="Makes a version the champion of its pipeline, whatever the gate decided; it is audited.",
             collision="ENQUEUE",
         ),
         Deployment(
             flow="rollback",
             name="nightgate",
             entrypoint="flows.manual_promotion.rollback",
-            description="Brings back the champion before the current one and freezes the pipeline; it is audited.",
+            description="Restores the previous champion and freezes the pipeline; it is audited.",
             collision="ENQUEUE",
         ),
         Deployment(
             flow="freeze",
             name="nightgate",
             entrypoint="flows.manual_promotion.freeze",
-            description="Keeps a pipeline's runs from promoting themselves: its nights are held; it is audited.",
+            description="Stops automatic promotion of a pipeline: its nights are held; it is audited.",
             collision="ENQUEUE",
         ),
         Deployment(
             flow="unfreeze",
             name="nightgate",
             entrypoint="flows.manual_promotion.unfreeze",
-            description="Lets a pipeline's runs promote themselves again; it is audited.",
+            description="Resumes automatic promotion of a pipeline; it is audited.",
             collision="ENQUEUE",
         ),
     )
@@ -120,9 +119,9 @@ def catalog(pipelines: Iterable[Pipeline]) -> list[Deployment]:
 
 
 def deployable() -> list[str]:
-    """Names of the pipelines that are deployed when none is named: those of this place, not the template.
+    """Names of the pipelines that are deployed by default: those found here, without the template.
 
-    The examples that come with the package belong to it only where it is worked on, or where there is nothing else.
+    The package's examples are among them only in its own repository, or if there is nothing else.
     """
     packaged = Path(str(files("deployments") / "pipelines")).resolve()
     known = {name: path for name, path in pipeline_files().items() if path.stem != "template"}
@@ -143,8 +142,8 @@ _HEADER = """\
 #   prefect work-pool create nightgate --type process
 #   prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml     # from the folder that runs work in
 #
-# There is no pull step on purpose: Prefect then adds the one that sets the folder in which this command was given, and
-# relative paths of pipeline files mean the same in every run. Without one, a process worker runs in a temporary folder.
+# There is no pull step on purpose: Prefect then adds one that sets the folder of this command, and relative paths of
+# pipeline files mean the same in every run. Without one, a process worker runs in a temporary folder.
 """
 
 
@@ -168,7 +167,7 @@ def _entry(one: Deployment) -> dict[str, Any]:
 
 
 def packaged_pipelines() -> list[Pipeline]:
-    """What deployments/prefect.yaml is made of: the pipelines beside it."""
+    """The pipelines of deployments/prefect.yaml: those beside it."""
     names = sorted(path.stem for path in Path(__file__).parent.glob("pipelines/*.toml") if path.stem != "template")
     return [load_by_name(name) for name in names]
 

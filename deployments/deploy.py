@@ -1,7 +1,7 @@
-"""`nightgate deploy`: register what the catalog holds at a Prefect server, for the workers of a work pool.
+"""`nightgate deploy`: register the catalog's deployments on a Prefect server, for the workers of a work pool.
 
-It may be given again at any time: what is there is brought up to date, what a person has paused stays paused, and
-deployments whose pipeline is gone are named, or removed with `--prune`.
+It may be repeated: existing deployments are updated, paused schedules stay paused, and deployments whose pipeline is
+gone are reported, or removed with `--prune`.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from nightgate.pipeline_files import load_by_name, pipeline_files
 PROCESS = "process"
 
 FLOW_ENVIRONMENT = {
-    # Prefect's own 180 s would look like death to automations that wait 300 s for a sign of life.
+    # Prefect's default is 180 s; the automations allow 900 s of silence.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-    # Python and Prefect import from the working folder first: a tasks.py there would be executed in place of ours. The
-    # second loads flows.import_guard.
+    # Python and Prefect import from the working folder first, where a tasks.py would be executed in place of ours. The
+    # second setting loads flows.import_guard.
     "PYTHONSAFEPATH": "1",
     "PREFECT_PLUGINS_ENABLED": "true",
     "DO_NOT_TRACK": "1",
 }
-"""What a flow's process needs, wherever it is started."""
+"""Environment of a flow's process, wherever it is started."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one deployment."""
+    """What was done with one deployment."""
 
     deployment: str
     outcome: Literal["created", "updated", "removed", "left over", "problem"]
@@ -56,18 +56,18 @@ class Outcome:
 def deploy(
     names: Sequence[str] = (), *, pool: str = POOL, prune: bool = False, work_dir: Path | None = None
 ) -> list[Outcome]:
-    """Register the nights of these pipelines, of all when none is named, and the operations.
+    """Register the nights of these pipelines, by default of all, and the operations.
 
     Args:
-        names: pipelines by name, as workers will look them up.
-        pool: work pool; one of type process is made where there is none of this name.
-        prune: remove deployments of pipelines that are gone.
-        work_dir: folder in which runs work, by which relative paths of pipeline files go. None: for a pool of
-            processes the current one, for others what their image sets.
+        names: Pipelines by name, as workers will look them up.
+        pool: Work pool; one of type process is made if there is none of this name.
+        prune: Remove deployments of pipelines that are gone.
+        work_dir: Folder in which runs work and to which paths of pipeline files are relative. None: for a process pool
+            the current one, for others the one of their image.
 
     Raises:
-        NightgateError: no server, a name that no pipeline has, or a pool that is paused for agents. A pipeline file
-            with problems is an outcome: the others are registered.
+        NightgateError: No server answers, or no pipeline has one of the names. A broken pipeline file is an outcome,
+            and the others are registered.
     """
     outcomes: list[Outcome] = []
     pipelines: list[Pipeline] = []
@@ -94,7 +94,7 @@ def deploy(
 
 
 def prefect_deployment(one: Deployment, before: DeploymentResponse | None = None) -> RunnerDeployment:
-    """An entry of the catalog as Prefect registers it. What a person has paused in `before` stays paused."""
+    """An entry of the catalog for Prefect's client. What is paused in `before`, the existing one, stays paused."""
     schedules = before.schedules if before else []
     active = not schedules or any(schedule.active for schedule in schedules)
     # Not Prefect's load_flow_from_entrypoint, which imports from the working folder first.
@@ -117,7 +117,7 @@ def prefect_deployment(one: Deployment, before: DeploymentResponse | None = None
 
 
 def existing(client: SyncPrefectClient, full_name: str) -> DeploymentResponse | None:
-    """The deployment of this name as the server has it."""
+    """The deployment of this name on the server; None if there is none."""
     try:
         return client.read_deployment_by_name(full_name)
     except ObjectNotFound:
@@ -139,9 +139,9 @@ def _work_pool(client: SyncPrefectClient, name: str) -> WorkPool:
 
 
 def process_template() -> dict[str, object]:
-    """The base job template of our process pool: what a run's environment holds, and nothing that a run could change.
+    """Base job template of our process pool: a fixed environment, and nothing that a run can change.
 
-    Prefect's own lets whoever starts a run choose its command and its environment.
+    Prefect's own template lets every run choose its command and environment.
     """
     return {
         "job_configuration": {"env": dict(FLOW_ENVIRONMENT), "stream_output": True},
@@ -150,15 +150,15 @@ def process_template() -> dict[str, object]:
 
 
 def _outcome(one: Deployment, before: DeploymentResponse | None) -> Outcome:
-    schedule = f"{one.cron} {one.timezone}" if one.cron else "by hand"
+    schedule = f"{one.cron} {one.timezone}" if one.cron else "manual"
     if before is None:
         return Outcome(one.full_name, "created", schedule)
     paused = before.paused or (before.schedules and not any(schedule.active for schedule in before.schedules))
-    return Outcome(one.full_name, "updated", schedule, "paused by hand, and left so" if paused else "")
+    return Outcome(one.full_name, "updated", schedule, "stays paused" if paused else "")
 
 
 def _left_over(client: SyncPrefectClient, prune: bool) -> Iterable[Outcome]:
-    """Nights of ours whose pipeline no file names any more."""
+    """Deployments of nights whose pipeline file is gone."""
     ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
     nightly_id = client.read_flow_by_name(NIGHTLY).id
     known = pipeline_files()
@@ -181,12 +181,12 @@ def _all(client: SyncPrefectClient, which: DeploymentFilter) -> list[DeploymentR
 
 
 def problems(outcomes: Iterable[Outcome]) -> ConfigurationError | None:
-    """Pipeline files that could not be registered, as one error."""
+    """One error for all pipeline files that could not be registered; None if there are none."""
     broken = [one for one in outcomes if one.outcome == "problem"]
     if not broken:
         return None
     return ConfigurationError(
         f"{len(broken)} of the pipelines could not be deployed:",
         [f"{one.deployment}: {one.note}" for one in broken],
-        next_step="mend their files and give the command again; the others are deployed",
+        next_step="fix their files and repeat the command; the others are deployed",
     )

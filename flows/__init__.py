@@ -1,1 +1,1 @@
-"""Prefect flows: the night as it reads, and what asks Prefect's API."""
+"""Prefect flows: the nightly run, reconciliation, manual decisions, and all calls to Prefect's API."""

@@ -1,4 +1,4 @@
-"""A candidate that passed the gate and waits for a person: the run is suspended, its process gone, the form open."""
+"""Wait for the approval of a candidate: the Prefect run is suspended, its process ends, and Resume opens a form."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Approval(RunInput):
 
 
 def decide_when_resumed(run_id: str) -> None:
-    """Suspend this Prefect run until somebody fills in the form; then do what the form says.
+    """Suspend this Prefect run until the form is filled in; then approve or reject as it says.
 
-    The first call ends the process by a signal of Prefect's. When the run is resumed the flow comes here again, and the
-    call returns. A decision that was made elsewhere meanwhile, or a time that has run out, stands.
+    The first call ends the process by a signal of Prefect's. When the run is resumed the flow calls this again, and the
+    call returns. A decision made elsewhere in the meantime, or a deadline that has passed, holds.
     """
     with Database.open(open_home()) as db:
         waiting = next((one for one in approvals.open_approvals(db) if one.run_id == run_id), None)
@@ -52,31 +52,29 @@ def decide_when_resumed(run_id: str) -> None:
             decide = approvals.approve if answer.decision == "approve" else approvals.reject
             decide(db, run_id, by=answer.name, reason=answer.reason)
         except NightgateError:
-            # Decided elsewhere in the meantime: the row says how, and the run ends as it says.
-            still = [one.run_id for one in approvals.open_approvals(db)]
-            if run_id in still:
+            # Decided elsewhere in the meantime: the run ends as its row says.
+            if run_id in [one.run_id for one in approvals.open_approvals(db)]:
                 raise
 
 
 def _answer(run_id: str, description: str) -> Approval:
-    """What the form says; without a word yet, this ends the process."""
+    """The answer in the form; while there is none, this ends the process."""
     form = Approval.with_initial_data(description=description)
-    asked = 1
+    tries = 1
     while True:
-        key = f"approval-{run_id}" + (f"-{asked}" if asked > 1 else "")
+        key = f"approval-{run_id}" + (f"-{tries}" if tries > 1 else "")
         try:
-            # No timeout of Prefect's: it would end the run as failed. The deadline is ours, see
-            # `approvals.hold_overdue`.
+            # No timeout of Prefect's, which would end the run as failed: `approvals.hold_overdue` holds it.
             return suspend_flow_run(wait_for_input=form, timeout=None, key=key)
         except ValidationError:
-            # Retry of a run that Prefect took for dead while it waited: there the key counts as resumed, and has no
-            # answer. Under another one the form comes back.
-            asked += 1
+            # A retry of a run that Prefect took for dead while it waited: its key counts as resumed without an answer.
+            # Another key brings the form back.
+            tries += 1
 
 
 def evidence(waiting: approvals.Waiting) -> str:
-    """What the form shows, as markdown."""
-    lines = [f"**{waiting.pipeline}, night of {waiting.night}: version {waiting.version} waits for your word.**"]
+    """The description above the form, as Markdown."""
+    lines = [f"**{waiting.pipeline}, night of {waiting.night}: version {waiting.version} waits for an approval.**"]
     if waiting.test_f1 is not None:
         against = "there is no champion yet"
         if waiting.champion_version is not None and waiting.champion_f1 is not None:
@@ -85,6 +83,6 @@ def evidence(waiting: approvals.Waiting) -> str:
             )
         lines.append(f"F1 on tonight's test rows: **{waiting.test_f1:.4f}**; {against}.")
     lines.append(f"The gate: {waiting.reason.removeprefix(approvals.WAITS)}")
-    lines.append(f"Unless somebody decides by {waiting.deadline:%Y-%m-%d %H:%M} UTC it is held.")
+    lines.append(f"Without a decision by {waiting.deadline:%Y-%m-%d %H:%M} UTC it is held.")
     lines.append("The whole report is among the run's artifacts.")
     return "\n\n".join(lines)

@@ -1,7 +1,7 @@
-"""Every end of a night as a Prefect event `nightgate.<status>`, on which automations and other deployments key.
+"""Prefect events `nightgate.<status>` for every end of a night, to which automations and other deployments can react.
 
-An end is announced from its row and marked there once the server has taken the event: what a dying process could not
-tell, the next run or `reconcile` tells.
+An event is made from the run's row, which is marked once the server has accepted it. An event that a dying process
+could not publish is published by the next run or `reconcile`.
 """
 
 from __future__ import annotations
@@ -18,75 +18,76 @@ from prefect.events.schemas.events import Event, RelatedResource, Resource
 from nightgate.database.transactions import Database
 from nightgate.errors import InternalError
 from nightgate.logs import without_secrets
-from nightgate.operations.reconciliation import End, mark_announced, unannounced
+from nightgate.operations.reconciliation import mark_announced, unannounced
+from nightgate.runs.run_row import RunRow
 
 log = logging.getLogger("nightgate.flows")
 
 
 def announce_ends(db: Database) -> None:
-    """Send the event of every end that was not announced yet. A server that is away loses none: they stay marked so.
+    """Publish the event of every end that was not published yet; one that fails is retried by the next call.
 
-    One that two processes send at once, or that is sent again because its mark was lost, is one event for the server.
+    The server stores an event once, even if two processes publish it or its mark was lost.
     """
     for end in unannounced(db):
         try:
             send(_event_of(end))
-        except Exception as error:  # noqa: BLE001 - whatever keeps it from being sent, the night itself has ended well
-            log.warning("the end of run %s was not announced, the next run tries again: %s", end.run_id, error)
-            if not _is_about_one(error):
+        except Exception as error:  # noqa: BLE001 - an event that cannot be sent must not fail the night
+            log.warning("the event of run %s was not published, the next run tries again: %s", end.run_id, error)
+            if not _concerns_this_event(error):
                 return
         else:
             mark_announced(db, end)
 
 
-def _is_about_one(error: Exception) -> bool:
-    """Whether the server would not have this one event: the others may be taken all the same."""
+def _concerns_this_event(error: Exception) -> bool:
+    """Whether the server refused this one event, so that it may accept others."""
     if not isinstance(error, httpx.HTTPStatusError):
         return isinstance(error, ValueError)
-    # Those three are about us, or about how much we ask.
+    # These three concern the client or its rate, not the event.
     return error.response.is_client_error and error.response.status_code not in {401, 403, 429}
 
 
 def announce_unclaimed(pipeline: str, night: date | None, error: Exception, flow_run_id: str | None) -> None:
-    """A night failed before it had a row from which its end would be told."""
-    told = InternalError.of(error)
+    """Publish the failure of a night that has no row yet."""
+    failure = InternalError.of(error)
     payload = {
         "pipeline": pipeline,
         "night": night.isoformat() if night else None,
         "status": "failed",
-        "reason": without_secrets(told.reason),
-        "error_type": told.error_type,
-        "next_step": without_secrets(told.next_step) or "look at the log of its run",
+        "reason": without_secrets(failure.reason),
+        "error_type": failure.error_type,
+        "next_step": without_secrets(failure.next_step) or "read the log of its run",
     }
     announce("failed", pipeline, payload, flow_run_id)
 
 
 def announce_stall(pipeline: str, night: date, run_id: str, reason: str, flow_run_id: str | None) -> None:
-    """A training stood still and was started again: the night goes on, and somebody may want to look."""
+    """Publish that a training stalled and was restarted; its night goes on."""
     payload = {
         "pipeline": pipeline,
         "night": night.isoformat(),
         "run_id": run_id,
         "status": "stalled",
         "reason": without_secrets(reason),
-        "next_step": "look at the machine's load",
+        "next_step": "check the machine's load",
     }
     announce("stalled", pipeline, payload, flow_run_id)
 
 
 def announce(name: str, pipeline: str, payload: dict[str, Any], flow_run_id: str | None) -> None:
-    """Send what has no row to be told from, at once or never: it is as it is, whether or not somebody is told."""
+    """Publish an event that belongs to no row, once: it is not retried."""
     try:
         send(make_event(name, pipeline, payload, flow_run_id))
     except Exception as error:  # noqa: BLE001 - as above
-        log.warning("that %s was %s could not be announced: %s", pipeline, name.replace("_", " "), error)
+        log.warning("the event nightgate.%s of %s was not published: %s", name, pipeline, error)
 
 
 def make_event(
     name: str, pipeline: str, payload: dict[str, Any], flow_run_id: str | None, event_id: UUID | None = None
 ) -> Event:
-    """`nightgate.<name>` about a pipeline, with what belongs to it."""
-    related = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in ("nightgate",)]
+    """The event `nightgate.<name>` about a pipeline, with the tag and the flow run as related resources."""
+    related = [{"prefect.resource.id": "prefect.tag.nightgate", "prefect.resource.role": "tag"}]
     if flow_run_id:
         related.append(
             {"prefect.resource.id": f"prefect.flow-run.{UUID(flow_run_id)}", "prefect.resource.role": "flow-run"}
@@ -104,28 +105,28 @@ def make_event(
 
 
 def send(event: Event) -> None:
-    """Hand an event to the server, and know that it was taken: Prefect's own client sends in the background."""
+    """Post an event and raise if the server does not accept it; Prefect's own client sends in the background."""
     with get_client(sync_client=True) as client:
         answer = client.request("POST", "/events", json=[event.model_dump(mode="json")])
         answer.raise_for_status()
 
 
-_WHERE_NOTHING_IS_AMISS = {
+_WITHOUT_A_PROBLEM = {
     "promoted": "nothing to do; nightgate rollback {pipeline} --reason TEXT undoes it",
-    "held": "nothing to do: the champion reigns on",
-    "skipped": "nothing to do: the next night with news is run",
+    "held": "nothing to do: the champion stays",
+    "skipped": "nothing to do: the next night with new data runs",
     "superseded": "nothing to do: the newer run counts",
 }
 _LOOK = "look at it: nightgate history {pipeline} --run {run_id}"
 
 
-def next_step(end: End) -> str:
-    """What its row says, else that there is nothing to do."""
-    usual = _WHERE_NOTHING_IS_AMISS.get(end.status, _LOOK)
+def next_step(end: RunRow) -> str:
+    """The next step from the run's row, else the usual one for its status."""
+    usual = _WITHOUT_A_PROBLEM.get(end.status, _LOOK)
     return end.next_step or usual.format(pipeline=end.pipeline, run_id=end.run_id)
 
 
-def _event_of(end: End) -> Event:
+def _event_of(end: RunRow) -> Event:
     payload = {
         "pipeline": end.pipeline,
         "night": end.night.isoformat(),

@@ -1,6 +1,6 @@
-"""`promote`, `rollback`, `freeze` and `unfreeze` as flows: by hand from the UI, audited as from the command line.
+"""`promote`, `rollback`, `freeze` and `unfreeze` as flows: audited like the commands of the same names.
 
-In the UI: Deployments > promote/nightgate > Run > Custom run. Prefect knows no persons: the form asks who it is.
+In the UI: Deployments > promote/nightgate > Run > Custom run. Prefect has no users, so the form asks for a name.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def promote(
     move_anchor: bool = False,
     despite_quarantine: bool = False,
 ) -> State[Any]:
-    """Make a version the champion by hand, whatever the gate said.
+    """Make a version the champion, whatever the gate decided.
 
     Args:
         pipeline: Name of the pipeline.
         version: A number as `nightgate versions` lists them, or `previous`.
-        reason: Why. It is stored with who and when.
-        requested_by: Who asks for it.
-        move_anchor: No candidate may fall behind this version from now on.
-        despite_quarantine: Release a version that a rollback took down.
+        reason: Why. It is stored with name and time.
+        requested_by: Your name.
+        move_anchor: Make it the anchor too: no candidate may fall behind it.
+        despite_quarantine: Release a version that a rollback quarantined.
     """
 
     def move(db: Database, home: Home) -> str:
-        return champions.promote_by_hand(
+        return champions.promote_manually(
             db,
             home,
             pipeline,
@@ -63,12 +63,12 @@ def promote(
 
 @flow(name="rollback", flow_run_name="roll back {pipeline}")
 def rollback(pipeline: PipelineName, reason: Reason, requested_by: Person) -> State[Any]:
-    """Bring back the champion before the current one, quarantine that one, and freeze.
+    """Restore the previous champion, quarantine the current one, freeze.
 
     Args:
         pipeline: Name of the pipeline.
-        reason: Why. It is stored with who and when.
-        requested_by: Who asks for it.
+        reason: Why. It is stored with name and time.
+        requested_by: Your name.
     """
 
     def move(db: Database, home: Home) -> str:
@@ -79,12 +79,12 @@ def rollback(pipeline: PipelineName, reason: Reason, requested_by: Person) -> St
 
 @flow(name="freeze", flow_run_name="freeze {pipeline}")
 def freeze(pipeline: PipelineName, reason: Reason, requested_by: Person) -> State[Any]:
-    """Keep runs from promoting themselves: nights go on and are held.
+    """Stop automatic promotion: candidates of later nights are held.
 
     Args:
         pipeline: Name of the pipeline.
-        reason: Why. It is stored with who and when.
-        requested_by: Who asks for it.
+        reason: Why. It is stored with name and time.
+        requested_by: Your name.
     """
 
     def hold(db: Database, _: Home) -> str:
@@ -95,12 +95,12 @@ def freeze(pipeline: PipelineName, reason: Reason, requested_by: Person) -> Stat
 
 @flow(name="unfreeze", flow_run_name="unfreeze {pipeline}")
 def unfreeze(pipeline: PipelineName, reason: Reason, requested_by: Person) -> State[Any]:
-    """Let runs promote themselves again, after `freeze` or `rollback`.
+    """Resume automatic promotion after `freeze` or `rollback`.
 
     Args:
         pipeline: Name of the pipeline.
-        reason: Why. It is stored with who and when.
-        requested_by: Who asks for it.
+        reason: Why. It is stored with name and time.
+        requested_by: Your name.
     """
 
     def let(db: Database, _: Home) -> str:
@@ -112,14 +112,14 @@ def unfreeze(pipeline: PipelineName, reason: Reason, requested_by: Person) -> St
 def _moved(
     what: str, pipeline: str, move: Callable[[Database, Home], str], reason: str, requested_by: str
 ) -> State[Any]:
-    """Do it and tell it; a refusal is told in words and not as a traceback."""
+    """Apply the change and publish its event; a refusal fails the run with its message, without a traceback."""
     try:
         with readable_logs():
             home = existing_home()
             with Database.open(home) as db:
-                told = move(db, home)
+                message = move(db, home)
     except NightgateError as error:
         return failed(error)
-    told_why = f"{told} ({requested_by.strip()}: {reason.strip()})"
-    announce(what, pipeline, {"pipeline": pipeline, "status": what, "reason": told_why}, runtime.flow_run.id)
-    return Completed(name=what.replace("_", " ").capitalize(), message=told)
+    why = f"{message} ({requested_by.strip()}: {reason.strip()})"
+    announce(what, pipeline, {"pipeline": pipeline, "status": what, "reason": why}, runtime.flow_run.id)
+    return Completed(name=what.replace("_", " ").capitalize(), message=message)

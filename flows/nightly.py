@@ -1,27 +1,25 @@
-"""The night, as it reads: refresh, fine-tune, evaluate, judge, promote or hold.
+"""The nightly flow: claim a night, run its steps as Prefect tasks, wait for an approval where one is asked for.
 
-Start it by hand with `nightgate run PIPELINE`, or serve it with its schedule by `nightgate serve`.
+Start it with `nightgate run PIPELINE`, or on its schedule with `nightgate serve`. The steps are in order in
+`nightgate.night.night`.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from contextlib import closing
-from datetime import date, datetime
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from prefect import flow, runtime
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, TerminationSignal
-from prefect.states import Completed
 
 from flows.approval import decide_when_resumed
+from flows.closed_console import survive_closed_console
 from flows.events import announce_ends, announce_stall, announce_unclaimed
-from flows.outages import survive_closed_console
-from flows.reconcile import due_nights, newer_is_due, settle_after_crash
+from flows.reconcile import newer_is_due, reconcile_after_crash
+from flows.run_end import broken, completed, name_by_status, rename_run
 from flows.run_form import (
     AS_IN_FILE_GATE,
     AS_IN_FILE_TRAINING,
@@ -31,129 +29,25 @@ from flows.run_form import (
     TrainingForm,
     chosen_settings,
 )
+from flows.which_night import night_of_this_run, nights_due
 from nightgate.config import Pipeline
-from nightgate.database.transactions import Database, prepare
-from nightgate.errors import InternalError, NightgateError
+from nightgate.database.transactions import Database
+from nightgate.errors import NightgateError
 from nightgate.home import open_home
+from nightgate.logs import without_secrets
+from nightgate.night.night import run_steps
 from nightgate.night.run import NightRun, open_night
-from nightgate.night.steps import score_epoch
 from nightgate.pipeline_files import load_by_name
-from nightgate.reports import terminal_summary
-from nightgate.runs import claim, lifecycle
-from nightgate.schedule import Night, chosen_night, scheduled_night, tonight
-from tasks.logs import failed, readable_logs
-from tasks.night import (
-    fine_tune,
-    judge,
-    record_epoch,
-    refresh_data,
-    register_candidate,
-    report,
-    score_on_test,
-    settle,
-    skip_without_news,
-    take_slot,
-    try_serving,
-)
+from nightgate.runs.run_row import RunRow, read_run
+from nightgate.schedule import Night
+from tasks.logs import readable_logs
+from tasks.night import STEPS, report
 
 log = logging.getLogger("nightgate.flows")
 
-SECONDS_BETWEEN_LOOKS = 10.0
-"""While a run that was started by hand is waited for."""
-
-
-def run_night(
-    pipeline: Pipeline,
-    night: Night,
-    *,
-    force: bool = False,
-    dry_run: bool = False,
-    due: frozenset[datetime] = frozenset(),
-) -> str:
-    """One night from data to verdict. Returns what the UI shows: its status, reason and run id.
-
-    Args:
-        due: instants of the nights that Prefect has yet to start or to end, this one's among them. Late runs start
-            oldest first when a worker comes back: all but the newest step back.
-
-    Raises:
-        NightgateError: what broke; the run's row says so already.
-    """
-    flow_run_id = runtime.flow_run.id
-    run = None
-    try:
-        with open_night(
-            pipeline,
-            night,
-            force=force,
-            dry_run=dry_run,
-            prefect_flow_run_id=flow_run_id,
-            overtaken=newer_is_due(due, night.scheduled_for) if night.scheduled_for else "",
-            still_due=due,
-            on_end=report,
-        ) as run:
-            if run.is_open:
-                run.on_stall = lambda why: announce_stall(pipeline.name, night.date, run.run_id, why, flow_run_id)
-                take_slot(run)
-                refresh_data(run)
-                if not skip_without_news(run, force=force):
-                    with closing(fine_tune(run)) as epochs:
-                        for epoch in epochs:
-                            record_epoch(run, score_epoch(run, epoch))
-                    score_on_test(run)
-                    try_serving(run)
-                    judge(run)
-                    register_candidate(run)
-                    settle(run)
-    except Exception as error:
-        if run is None:
-            announce_unclaimed(pipeline.name, night.date, error, flow_run_id)
-        elif isinstance(error, NightgateError) and _given_up(run, flow_run_id):
-            # Name and state of the Prefect run are no longer ours to set.
-            raise Abort(f"attempt {run.attempt} of run {run.run_id} was given up") from None
-        raise
-    except TerminationSignal:
-        # To a night whose row has ended it comes too late, and costs the report at most.
-        ended = run.status if run is not None and run.status != "running" else "cancelled"
-        _rename(f"{pipeline.name} {night.date}: {ended}")
-        raise
-    finally:
-        _announce()
-    return _after_approval(run, flow_run_id) if run.status == "waiting" else _told(run)
-
-
-def _given_up(run: NightRun, flow_run_id: str) -> bool:
-    """Whether this process was taken for dead, or cancelled, and the same Prefect run was started again or ended."""
-    try:
-        with Database.open(run.home) as db:
-            now = lifecycle.outcome(db, run.run_id)
-    except NightgateError:
-        return False  # nobody knows: what broke the run is to be told, and not this
-    moved_on = now.attempt > run.attempt or (now.status != "running" and now.reason != run.reason)
-    return moved_on and now.prefect_flow_run_id == flow_run_id
-
-
-def _after_approval(run: NightRun, flow_run_id: str) -> str:
-    """Suspend a run that waits for a person until somebody decides.
-
-    Without a deployment nothing could resume it: it ends here, and `nightgate approve` decides.
-    """
-    with Database.open(run.home) as db:
-        waits_for_us = lifecycle.outcome(db, run.run_id).prefect_flow_run_id == flow_run_id
-    if runtime.deployment.id is None or not waits_for_us:
-        return _told(run)
-    _told(run)
-    decide_when_resumed(run.run_id)
-    with Database.open(run.home) as db:
-        decided = lifecycle.outcome(db, run.run_id)
-    run.status, run.reason = decided.status, decided.reason
-    report(run)
-    _announce()
-    return _told(run)
-
 
 def _run_name() -> str:
-    """Pipeline and night, as far as they are known before the file is read."""
+    """Pipeline and night, as far as they are known before the pipeline file is read."""
     parameters = runtime.flow_run.parameters
     return f"{parameters['pipeline']} {parameters.get('night') or 'tonight'}"
 
@@ -161,8 +55,9 @@ def _run_name() -> str:
 @flow(
     name="nightly",
     flow_run_name=_run_name,
-    on_crashed=[settle_after_crash],
-    on_cancellation=[settle_after_crash],
+    persist_result=False,
+    on_crashed=[reconcile_after_crash],
+    on_cancellation=[reconcile_after_crash],
 )
 def nightly(
     # Without a default, Quick run in the UI would ask for all parameters.
@@ -177,7 +72,7 @@ def nightly(
 
     Args:
         pipeline: Name of the pipeline. A name, never a path: what can be named is set where the flow is served.
-        night: A past night; it sees data up to the instant that the cron gave. Empty: the scheduled one, or today.
+        night: A past night; it sees data up to the time the schedule fired. Empty: the scheduled one, or today.
         force: Open a new run for a night that has ended.
         dry_run: Do everything but promote.
         training: How to fine-tune, for this run only. Empty fields: as in the pipeline file.
@@ -185,115 +80,106 @@ def nightly(
     """
     try:
         configuration = load_by_name(pipeline, chosen_settings(training, gate))
-        chosen = _begun() or _which_night(configuration, night)
-    except Exception as error:  # noqa: BLE001 - whatever it is, somebody has to hear that there is no night
+        chosen = night_of_this_run(configuration, night)
+    except Exception as error:  # noqa: BLE001 - whatever it is, an event has to say that there is no night
         announce_unclaimed(pipeline, night, error, runtime.flow_run.id)
-        return _broken(error)
-    return _in_words(configuration, chosen, force, dry_run, _due())
+        return broken(error)
+    return _run(configuration, chosen, force, dry_run, nights_due())
 
 
-@flow(name="nightly", flow_run_name="{pipeline.name} {night.date}")
-def nightly_by_hand(pipeline: Pipeline, night: Night, force: bool = False, dry_run: bool = False) -> State[Any]:
+@flow(name="nightly", flow_run_name="{pipeline.name} {night.date}", persist_result=False)
+def nightly_from_file(pipeline: Pipeline, night: Night, force: bool = False, dry_run: bool = False) -> State[Any]:
     """The same night for `nightgate run`, which has read the file and its `--set` already."""
-    return _in_words(pipeline, night, force, dry_run)
+    return _run(pipeline, night, force, dry_run, frozenset())
 
 
-def _in_words(
-    pipeline: Pipeline,
-    night: Night,
-    force: bool,
-    dry_run: bool,
-    due: frozenset[datetime] = frozenset(),
-) -> State[Any]:
-    """Held is a normal night: the flow completes. Red is for what broke, told in words and not as a traceback."""
-    _rename(f"{pipeline.name} {night.date}")
+def _run(pipeline: Pipeline, night: Night, force: bool, dry_run: bool, due: frozenset[datetime]) -> State[Any]:
+    rename_run(f"{pipeline.name} {night.date}")
     try:
         survive_closed_console()
         with readable_logs():
-            told = run_night(pipeline, night, force=force, dry_run=dry_run, due=due)
-    except Exception as error:  # noqa: BLE001 - Prefect would show the text of others with their secrets
-        _rename(f"{pipeline.name} {night.date}: failed")
-        return _broken(error)
-    return Completed(name=told.partition(":")[0].capitalize(), message=told)
+            return completed(run_night(pipeline, night, force=force, dry_run=dry_run, due=due))
+    except Exception as error:  # noqa: BLE001 - Prefect would show a traceback, and secrets in errors of other packages
+        rename_run(f"{pipeline.name} {night.date}: failed")
+        return broken(error)
 
 
-def _broken(error: Exception) -> State[Any]:
-    """Failed, in words; what is a fault of ours with its traceback in the log."""
-    if not isinstance(error, NightgateError):
-        with readable_logs():
-            log.error("a fault of Nightgate", exc_info=error)
-    return failed(InternalError.of(error))
+def run_night(pipeline: Pipeline, night: Night, *, force: bool, dry_run: bool, due: frozenset[datetime]) -> RunRow:
+    """One night from its claim to its end, which is announced as an event.
 
+    Args:
+        due: Instants of the nights that Prefect has yet to start or to end, this one's among them. Late runs start
+            oldest first when a worker comes back: all but the newest are superseded.
 
-def _begun() -> Night | None:
-    """A run that is tried again, or resumed, belongs to the night that it began with."""
-    home = open_home()
-    prepare(home)
-    with Database.open(home) as db:
-        return claim.night_of(db, runtime.flow_run.id)
-
-
-def _which_night(pipeline: Pipeline, night: date | None) -> Night:
-    if night is not None:
-        return chosen_night(pipeline.schedule, night)
-    if not _is_scheduled():
-        return tonight(pipeline.schedule)
-    # Prefect's times are pendulum's, which lose their timezone when a duration is taken from them in stdlib's UTC.
-    due = datetime.fromisoformat(runtime.flow_run.scheduled_start_time.isoformat())
-    scheduled = scheduled_night(pipeline.schedule, due)
-    let_finish(pipeline.name, scheduled.date)
-    return scheduled
-
-
-def let_finish(pipeline_name: str, night: date) -> None:
-    """Wait for a rehearsal or an old night that somebody has started: the scheduled night would step back, and nobody
-    would run it.
+    Raises:
+        NightgateError: What broke; the run's row says so too.
     """
-    told = ""
-    with Database.open(open_home()) as db:
-        while other := claim.by_hand_at_work(db, pipeline_name, night):
-            if other != told:
-                log.warning("%s is at work: the night of %s begins when it has ended", other, night)
-            told = other
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _is_scheduled() -> bool:
-    return "auto-scheduled" in (runtime.flow_run.tags or [])
-
-
-def _due() -> frozenset[datetime]:
-    if not _is_scheduled() or runtime.deployment.id is None:
-        return frozenset()
-    return due_nights(UUID(runtime.deployment.id))
-
-
-def _told(run: NightRun) -> str:
-    """The end of the night as the UI shows it; the run's name says it too."""
-    verdict = run.status
-    if run.status in {"promoted", "held", "waiting"}:
-        try:
-            with Database.open(run.home) as db:
-                f1 = lifecycle.outcome(db, run.run_id).test_f1
-            verdict += f", F1 {f1:.4f}" if f1 is not None else ""
-        except NightgateError as error:
-            log.warning("the run's name does not say its F1: %s", error.reason)
-    _rename(f"{run.pipeline.name} {run.night.date}: {verdict}")
-    return terminal_summary.flow_message(run.run_id, run.status, run.reason)
-
-
-def _rename(name: str) -> None:
+    flow_run_id = runtime.flow_run.id
+    run = None
     try:
-        with get_client(sync_client=True) as client:
-            client.update_flow_run(UUID(runtime.flow_run.id), name=name)
-    except Exception as error:  # noqa: BLE001 - a server that is away must not cost a night for the sake of its name
-        log.warning("the run could not be named %r: %s", name, error)
+        with open_night(
+            pipeline,
+            night,
+            force=force,
+            dry_run=dry_run,
+            prefect_flow_run_id=flow_run_id,
+            overtaken=newer_is_due(due, night.scheduled_for) if night.scheduled_for else "",
+            still_due=due,
+            on_end=report,
+            on_stall=lambda run, why: announce_stall(pipeline.name, night.date, run.run_id, why, flow_run_id),
+        ) as run:
+            row = run.ended or run_steps(run, STEPS)
+    except Exception as error:
+        if run is None:
+            announce_unclaimed(pipeline.name, night.date, error, flow_run_id)
+        elif isinstance(error, NightgateError) and _was_given_up(run, error, flow_run_id):
+            # Name and state of the Prefect run belong to the newer attempt.
+            raise Abort(f"attempt {run.attempt} of run {run.run_id} was given up") from None
+        raise
+    except TerminationSignal:
+        row_now = _read(run) if run else None  # it may have ended just before the signal
+        rename_run(f"{pipeline.name} {night.date}: {row_now.status if row_now and row_now.ended else 'cancelled'}")
+        raise
+    finally:
+        announce_own_ends()
+    if row.status == "waiting" and row.prefect_flow_run_id == flow_run_id and runtime.deployment.id is not None:
+        return _wait_for_decision(run, row)
+    return row
 
 
-def _announce() -> None:
+def _wait_for_decision(run: NightRun, row: RunRow) -> RunRow:
+    """Suspend this run until its candidate is approved or rejected. Without a deployment nothing could resume it."""
+    name_by_status(row)
+    decide_when_resumed(row.run_id)
+    with Database.open(run.home) as db:
+        run = replace(run, db=db)
+        report(run)
+        row = run.row()
+    announce_own_ends()
+    return row
+
+
+def _was_given_up(run: NightRun, error: NightgateError, flow_run_id: str) -> bool:
+    """Whether the same Prefect run was started again, or ended from outside, while this process still worked."""
+    row = _read(run)
+    if row is None or row.prefect_flow_run_id != flow_run_id:
+        return False
+    return row.attempt > run.attempt or (row.ended and row.reason != without_secrets(error.reason))
+
+
+def _read(run: NightRun) -> RunRow | None:
+    """The run's row; None where the database is away, which must not hide why the run stopped."""
+    try:
+        with Database.open(run.home) as db:
+            return read_run(db, run.run_id)
+    except NightgateError:
+        return None
+
+
+def announce_own_ends() -> None:
+    """Publish the events of runs that have ended; what fails here is retried by the next run or by `reconcile`."""
     try:
         with Database.open(open_home()) as db:
             announce_ends(db)
     except NightgateError as error:
-        # The night has ended as it has: the next run, or `reconcile`, tells it.
-        log.warning("the end of the night is not announced yet: %s", error.reason)
+        log.warning("the completion event was not published, it will be retried: %s", error.reason)

@@ -1,10 +1,10 @@
-"""The Prefect server that Nightgate starts: Prefect's application, answering its own hosts and origins only.
+"""Prefect's server behind a check of Host and Origin.
 
     python -m flows.own_server      # in place of `prefect server start`, with the same settings
 
-Prefect 3.8 answers any Host and any origin, and accepts a POST without a content type: a page in any browser on the
-machine can have it run shell code. `PREFECT_SERVER_CORS_ALLOWED_ORIGINS` lists origins to allow besides its own, such
-as a proxy's; their hosts are allowed too.
+Prefect 3.8 answers any Host and Origin, and accepts a POST without a content type: a page in any browser on the machine
+can make it run shell code. `PREFECT_SERVER_CORS_ALLOWED_ORIGINS` lists origins to allow besides its own, such as a
+proxy's; their hosts are allowed too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from nightgate.errors import ConfigurationError
 
@@ -29,7 +30,7 @@ def own_origins() -> list[str]:
     """The server's addresses on loopback and at `PREFECT_SERVER_API_HOST`, and the origins that settings add.
 
     Raises:
-        ConfigurationError: one of the added ones is not an origin.
+        ConfigurationError: A setting names something that is no origin.
     """
     api = get_current_settings().server.api
     names = dict.fromkeys(["127.0.0.1", "localhost", "[::1]", f"[{api.host}]" if ":" in api.host else api.host])
@@ -53,21 +54,24 @@ def protected(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
 
 
 class OwnOrigins:
-    """Answers 403 to requests and WebSockets of pages from other origins. Programs send no Origin and pass."""
+    """Middleware that answers 403 to pages from other origins, for WebSockets too. Programs send no Origin and pass."""
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
         self.app = app
         self.origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in {"http", "websocket"} and self._is_foreign(headers := Headers(scope=scope)):
-            origin = headers.get("origin", "another site")
+        if scope["type"] not in {"http", "websocket"} or not self._is_foreign(headers := Headers(scope=scope)):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await WebSocketClose(code=1008)(scope, receive, send)  # before it is accepted: 403
+        else:
             refusal = PlainTextResponse(
-                f"{origin} may not use this server; PREFECT_SERVER_CORS_ALLOWED_ORIGINS lists further origins\n", 403
+                f"{headers.get('origin', 'another site')} may not use this server; "
+                "PREFECT_SERVER_CORS_ALLOWED_ORIGINS lists further origins\n",
+                403,
             )
             await refusal(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
 
     def _is_foreign(self, headers: Headers) -> bool:
         origin = headers.get("origin")
@@ -106,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _end_with_parent() -> None:
-    # Not by sys.stdin, whose lock a daemon thread would hold when the interpreter ends.
+    # Not through sys.stdin, whose lock a daemon thread would hold when the interpreter ends.
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 

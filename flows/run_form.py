@@ -1,9 +1,9 @@
 """The form of a custom run: `[training]` and `[gate]` of the pipeline file, every field optional.
 
-Made from the file's own models, so that descriptions, bounds and choices are the same in both. What Prefect's UI does
-with a schema shapes it: a field that may be null shows as tabs, one of them `Property is type "None"`; a default is
-sent back as if it had been chosen; a switch that nobody touched looks like a no. So no field shows null or a default,
-and a yes or no is a list to choose from: what is left empty is not sent, and what was not sent is as in the file.
+It is made from the models of the file, so descriptions, bounds and choices are the same. Prefect's UI shows a nullable
+field as tabs, one of them `Property is type "None"`, sends a default back as if it had been chosen, and shows an
+untouched switch as off. So no field has null or a default in the schema, and a boolean is a list to choose from: an
+empty field is not sent, and keeps the file's value.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from nightgate.config import Gate, Section, Training
 from nightgate.errors import ConfigurationError
 from nightgate.settings import read_settings
 
-# Slashes and dots stand between other characters, one at a time: no `..`, no `//`, no address, no backslash, nothing
-# that a terminal would obey. The UI shows a pattern to whom it refuses: short, and nothing in it that must be escaped.
+# Slashes and dots only singly between other characters: no `..`, `//`, address, backslash or terminal escape. The UI
+# shows the pattern with a refusal, so it is short and needs no escapes.
 _PARTS = "[A-Za-z0-9_](/?[.]?[A-Za-z0-9_@+-])*"
 
 FREE_TEXT = {
@@ -43,23 +43,23 @@ FREE_TEXT = {
     "approval_timeout": ("^[1-9][0-9]{0,4}[dwh]$", None),
     "test_window": ("^[1-9][0-9]{0,4}[dwh]$", None),
 }
-"""Pattern, and longest length where the pattern sets none, of the fields that are neither a choice nor a number."""
+"""Pattern, and maximum length if the pattern sets none, of the fields that are neither choice nor number."""
 
-_SAID_HERE = {
+_DESCRIPTIONS = {
     "base_model": "Name on the hub, `package:NAME/FOLDER` inside an installed Python package, or `/path` of a folder "
     "under NIGHTGATE_MODEL_ROOTS."
 }
-"""What differs from the file's description."""
+"""Descriptions that differ from the file's."""
 
 _LAST = [
     *("base_model", "base_model_revision", "precision", "seed", "eval_batch_size"),
     *("weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon"),
 ]
-"""What is seldom turned stands below the rest, which keeps the file's order."""
+"""Seldom changed fields, shown below the others, which keep the file's order."""
 
 
 class _WithoutNull:
-    """The field may be None, and its schema does not say so."""
+    """Annotation of a field that may be None, without null in its schema."""
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         shown = handler(schema)
@@ -71,13 +71,13 @@ class _WithoutNull:
                 kind["enum"] = [True, False]
             if "const" in kind:
                 kind |= {"enum": [kind["const"]], "title": f"{kind['const']}"}
-        # The first of several is a tab that is open while nothing is chosen: a number, whose input may stay empty.
+        # The UI opens the first tab: a number, whose input may stay empty.
         kinds.sort(key=lambda kind: "const" in kind)
         return shown | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
 
 
 class Form(Section):
-    """A part of the form. What was left empty is in no dump of it, and so not in the default that the UI is shown."""
+    """A section of the form. Its dump omits empty fields, so the default that the UI gets omits them too."""
 
     @model_serializer(mode="wrap")
     def _chosen(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -91,12 +91,12 @@ def _all_optional(section: type[BaseModel], name: str) -> Any:
         kind: Any = field.rebuild_annotation()
         if key in FREE_TEXT:
             pattern, longest = FREE_TEXT[key]
-            # A line break at the end is what Enter leaves in the UI's input.
+            # Enter leaves a line break at the end of the UI's input.
             kind = Annotated[str, StringConstraints(strip_whitespace=True, pattern=pattern, max_length=longest)]
         described: Any = Field(
             default=None,
             title=key,
-            description=f"{_SAID_HERE.get(key, field.description)} {_when_empty(field)}",
+            description=f"{_DESCRIPTIONS.get(key, field.description)} {_when_empty(field)}",
             json_schema_extra=_without_default(order.index(key)),
         )
         fields[key] = (Annotated[kind | None, _WithoutNull()], described)
@@ -111,7 +111,7 @@ def _when_empty(field: FieldInfo) -> str:
 def _without_default(position: int) -> Callable[[JsonSchemaValue], None]:
     def change(schema: JsonSchemaValue) -> None:
         schema.pop("default", None)
-        # PostgreSQL gives the keys of a document back in an order of its own.
+        # PostgreSQL does not keep the order of keys in a document.
         schema["position"] = position
 
     return change
@@ -122,7 +122,7 @@ GateForm = _all_optional(Gate, "GateForm")
 
 AS_IN_FILE_TRAINING = TrainingForm()
 AS_IN_FILE_GATE = GateForm()
-"""Defaults of the flow's parameters: with None the UI would hide the fields behind a tab."""
+"""Defaults of the flow's parameters; with None the UI would hide the fields behind a tab."""
 
 PipelineName = Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")]
 """A name, never a path."""
@@ -137,10 +137,10 @@ ChosenNight = Annotated[
 
 
 def chosen_settings(training: BaseModel | None, gate: BaseModel | None) -> dict[str, Any]:
-    """What was filled in, as overrides by dotted key.
+    """The filled-in fields as overrides by dotted key.
 
     Raises:
-        ConfigurationError: a base model that is a path outside `NIGHTGATE_MODEL_ROOTS`, or in no installed package.
+        ConfigurationError: A base model that is a path outside `NIGHTGATE_MODEL_ROOTS`, or in no installed package.
     """
     chosen: dict[str, Any] = {}
     for section, form in (("training", training), ("gate", gate)):
@@ -153,10 +153,10 @@ def chosen_settings(training: BaseModel | None, gate: BaseModel | None) -> dict[
 
 
 def refuse_foreign_path(base_model: str) -> None:
-    """A form may name a model of the hub or of an installed package, or a folder under `NIGHTGATE_MODEL_ROOTS`.
+    """Accept a hub name, a model of an installed package, or a folder under `NIGHTGATE_MODEL_ROOTS`.
 
     Raises:
-        ConfigurationError: a path elsewhere.
+        ConfigurationError: Any other path.
     """
     if base_model.startswith("package:"):
         _refuse_bare_folder(base_model)
@@ -170,16 +170,16 @@ def refuse_foreign_path(base_model: str) -> None:
         raise ConfigurationError(
             f"training.base_model: {base_model!r} is a folder outside the model roots "
             f"({', '.join(map(str, roots)) or 'none set'})",
-            next_step="name a model of the hub, or have NIGHTGATE_MODEL_ROOTS set where the flow is served",
+            next_step="name a model of the hub, or set NIGHTGATE_MODEL_ROOTS where the flow is served",
         )
 
 
 def _refuse_bare_folder(base_model: str) -> None:
-    """Python takes any folder of the working directory for a package; one that was installed has an `__init__.py`."""
+    """Refuse folders of the working directory, which Python imports as packages although they have no `__init__.py`."""
     name = base_model.removeprefix("package:").partition("/")[0]
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is not None and spec.origin is None:
         raise ConfigurationError(
-            f"training.base_model: {base_model!r} is a folder outside the model roots, and no installed package",
+            f"training.base_model: {base_model!r} is a folder outside the model roots and not an installed package",
             next_step="name a model of the hub or of an installed package",
         )

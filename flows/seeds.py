@@ -1,9 +1,9 @@
-"""A seed study on Dask: `nightgate seeds PIPELINE`. Each seed is a task, for a worker of this machine or of a cluster.
+"""The flow of `nightgate seeds`: each seed is a task on a Dask worker of this machine or of a cluster.
 
-Workers need the code, with its extra `dask`, and the home; results come back to the command, which alone writes to the
-database. The workers of a cluster that stands (`--address`) have to reach the Prefect server too, if its pages shall
-show them; started by `dask worker --nthreads 1`, they train on one CPU thread unless OMP_NUM_THREADS is set for them,
-and see the GPUs that their CUDA_VISIBLE_DEVICES names.
+Workers need the code with its extra `dask`, and the home. Results return to the command, which alone writes to the
+database. Workers of an existing cluster (`--address`) must also reach the Prefect server for its pages to show them.
+Started by `dask worker --nthreads 1`, they train on one CPU thread unless OMP_NUM_THREADS is set for them, and on the
+GPUs of their CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ SECONDS_TO_CONNECT = 20
 
 
 def run_study(study: Study, runner: TaskRunner[Any]) -> State[Any]:
-    """The study as a flow whose tasks `runner` has (see `dask`), on the server of the current settings."""
+    """Run the study as a flow whose tasks `runner` runs (see `dask`), on the server of the current settings."""
     state: State[Any] = seeds.with_options(task_runner=runner)(study, return_state=True)
     return state
 
 
 @flow(name="seeds", flow_run_name="{study}")
 def seeds(study: Study) -> State[Any]:
-    """Train the seeds that are missing, store each as soon as it is known, and sum up."""
+    """Train the missing seeds, store each result as it arrives, and summarise them."""
     try:
         with readable_logs(), Database.open(open_home()) as db:
-            asked = {train_seed.submit(study, seed): seed for seed in study.missing}
-            for done in as_completed(list(asked)):
-                _record(db, study, asked[done], done)
+            submitted = {train_seed.submit(study, seed): seed for seed in study.missing}
+            for done in as_completed(list(submitted)):
+                _record(db, study, submitted[done], done)
             row = finish_study(db, study.study_id)
     except NightgateError as error:
         return failed(error)
     if row.f1_mean is None:
-        return Failed(message="no seed came to a score")
+        return Failed(message="no seed was trained to its end")
     spread = "" if row.f1_spread is None else f", spread {row.f1_spread:.4f}"
     return Completed(message=f"{row.num_seeds} seeds, mean F1 {row.f1_mean:.4f}{spread}")
 
@@ -59,7 +59,7 @@ def _record(db: Database, study: Study, seed: int, done: PrefectFuture[Any]) -> 
     try:
         score = done.result()
         assert isinstance(score, SeedScore), score
-    except Exception as error:  # noqa: BLE001 - a seed's own, or that of a worker which died: the others go on
+    except Exception as error:  # noqa: BLE001 - of the seed, or of a worker that died: the other seeds go on
         record_failure(db, study, seed, error)
     else:
         record_score(db, study, score)
@@ -67,10 +67,10 @@ def _record(db: Database, study: Study, seed: int, done: PrefectFuture[Any]) -> 
 
 @contextmanager
 def dask(num_seeds: int, *, address: str = "", workers: int = 0) -> Iterator[TaskRunner[Any]]:
-    """What gives each seed to a Dask worker: of a cluster on this machine, or of the one at `address`.
+    """Task runner on a Dask cluster: the one at `address`, else one on this machine.
 
     Raises:
-        ConfigurationError: Dask is not installed, or nobody answers at `address`.
+        ConfigurationError: Dask is not installed, or no scheduler answers at `address`.
     """
     try:
         import dask
@@ -78,15 +78,14 @@ def dask(num_seeds: int, *, address: str = "", workers: int = 0) -> Iterator[Tas
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
         raise ConfigurationError(
-            f"seeds side by side need Dask, which cannot be imported: {error}",
-            next_step="pip install -c constraints.txt 'nightgate[dask]', or use --no-prefect: one seed after the "
-            "other, without it",
+            f"parallel seeds need Dask, which cannot be imported: {error}",
+            next_step="pip install -c constraints.txt 'nightgate[dask]', or --no-prefect for one seed after the other",
         ) from error
     if address:
-        _look_at(address)
+        _check_scheduler(address)
         yield DaskTaskRunner(address=address)
         return
-    # What its parts tell of each other would bury what the seeds tell.
+    # Its own messages would bury those of the seeds.
     logging.getLogger("distributed").setLevel(logging.ERROR)
     environments, reason = local_workers(num_seeds, workers)
     log.info("%s", reason)
@@ -96,23 +95,23 @@ def dask(num_seeds: int, *, address: str = "", workers: int = 0) -> Iterator[Tas
 
 
 def _cluster(environments: list[dict[str, str]]) -> dict[str, Any]:
-    """Workers of one seed at a time, each with an environment of its own, which a `LocalCluster` cannot give them."""
+    """Workers of one seed at a time, each with an environment of its own, which `LocalCluster` does not support."""
     import distributed
 
     place = {"host": "127.0.0.1", "dashboard": False, "silence_logs": logging.ERROR}
-    # What takes memory is the training process, of which Dask knows nothing.
+    # The memory is used by the training process, which Dask does not see.
     one_seed = {**place, "nthreads": 1, "memory_limit": 0}
     workers = {
         at: {"cls": distributed.Nanny, "options": {**one_seed, "env": environment}}
         for at, environment in enumerate(environments)
     }
-    # Even without a dashboard it serves pages, by default on all addresses and on a port that another study may have.
+    # Without a dashboard too it serves pages, by default on all addresses and on a port that another study may hold.
     options = {"host": place["host"], "port": 0, "dashboard": False, "dashboard_address": f"{place['host']}:0"}
     scheduler = {"cls": distributed.Scheduler, "options": options}
     return {"workers": workers, "scheduler": scheduler, "silence_logs": logging.ERROR}
 
 
-def _look_at(address: str) -> None:
+def _check_scheduler(address: str) -> None:
     import distributed
 
     try:
@@ -121,9 +120,9 @@ def _look_at(address: str) -> None:
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"no Dask scheduler answers at {address}: {error}",
-            next_step="start one with `dask scheduler`, or leave --address out for a cluster on this machine",
+            next_step="start one with `dask scheduler`, or omit --address for a cluster on this machine",
         ) from error
     if workers:
         log.info("%d Dask workers at %s", len(workers), address)
     else:
-        log.warning("the Dask cluster at %s has no workers yet: the seeds wait for them", address)
+        log.warning("the Dask cluster at %s has no workers yet: the seeds wait", address)

@@ -1,14 +1,15 @@
-"""Which Prefect server a command uses: a configured one, the one of this machine, or one that is started here."""
+"""The Prefect server that a command uses: the configured one, the one on this machine, or one started here."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,23 +26,22 @@ from prefect.settings import (
 
 from nightgate.errors import ConfigurationError, NightgateError, without_credentials
 from nightgate.home import open_home
-from nightgate.logs import all_handlers
 
 LOOPBACK = "127.0.0.1"
 
 
 def local_server() -> str:
-    """The server that `nightgate serve` starts on this machine; its port is Prefect's own setting, 4200 unless set."""
+    """Address of the server that `nightgate serve` starts; the port is Prefect's own setting, 4200 by default."""
     return f"http://{LOOPBACK}:{PREFECT_SERVER_API_PORT.value()}"
 
 
 def server_problem(api_url: str) -> str | None:
-    """Why the server at `api_url` cannot be used, as `does not answer: ...`; None when it answers and lets us in."""
+    """Why the server at `api_url` cannot be used, as `does not answer: ...`; None if it answers and accepts us."""
     with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
         if problem is not None:
             return f"does not answer: {type(problem).__name__}: {problem}"
-        # Its health it tells to anybody, whatever authentication it asks for.
+        # The health check needs no authentication, this does.
         try:
             client.hello()
         except httpx.HTTPStatusError as error:
@@ -51,7 +51,7 @@ def server_problem(api_url: str) -> str | None:
     return None
 
 
-REFUSES = "refuses us"
+REFUSES = "refuses these credentials"
 _CREDENTIALS = "set PREFECT_API_AUTH_STRING here to the PREFECT_SERVER_API_AUTH_STRING with which it was started"
 
 
@@ -60,7 +60,7 @@ def prefect_server(say: Callable[[str], None]) -> Iterator[None]:
     """Settings for a manual run; `say` gets a sentence about which server that is, before one has to start.
 
     The server at `PREFECT_API_URL` when it answers, else the one that `nightgate serve` starts on this machine when
-    it runs, else a temporary one, which ends with the run and leaves its history in Prefect's own database.
+    it runs, else a temporary one, which ends with this process and leaves its history in Prefect's own database.
 
     Raises:
         NightgateError: the temporary one does not come up.
@@ -79,32 +79,29 @@ def prefect_server(say: Callable[[str], None]) -> Iterator[None]:
         if api_url == configured or problem.startswith(REFUSES):
             why = f"the Prefect server at {without_credentials(api_url)} {problem}"
     say(f"{why}: starting a temporary one for this run (10 to 30 s)")
-    with started_server(temporary=True) as server:
+    with ExitStack() as starting:
+        server = starting.enter_context(started_server(temporary=True))
         # 20 s, Prefect's own limit, is too short for the first start in a fresh home.
-        seconds = max(120, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
         server.wait_until_up(
-            seconds,
+            max(120, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()),
             next_step=f"read {server.log}; where the machine is that busy, wait, set "
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS higher, or give the command with --no-prefect",
         )
-        # It has no UI: without an address Prefect logs no links to its pages.
-        with temporary_settings({PREFECT_API_URL: f"{server.url}/api", PREFECT_UI_URL: ""}):
-            try:
-                yield
-            finally:
-                # Sending the records that are still queued would fail once the server has stopped.
-                for handler in all_handlers():
-                    handler.flush()
+        # Not stopped before the process ends, which is when Prefect sends its last logs and events.
+        atexit.register(starting.pop_all().close)
+    # It has no UI: without an address Prefect logs no links to its pages.
+    with temporary_settings({PREFECT_API_URL: f"{server.url}/api", PREFECT_UI_URL: ""}):
+        yield
 
 
 SERVER_ENVIRONMENT = {
-    # In memory, its own choice, a restart forgets who is at work on a deployment and lets a second run start beside it.
+    # In memory, Prefect's default, a restart forgets which run holds a deployment and a second one starts beside it.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
 }
-"""What a server of ours is started with, unless the environment says otherwise."""
+"""Defaults for the servers that are started here; the environment overrides them."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +113,10 @@ class StartedServer:
     process: subprocess.Popen[bytes]
 
     def wait_until_up(self, seconds: float, *, next_step: str) -> None:
-        """Return once it answers.
+        """Return once the server answers.
 
         Raises:
-            NightgateError: it ended, or does not answer within `seconds`.
+            NightgateError: It ended, or does not answer within `seconds`.
         """
         deadline = time.monotonic() + seconds
         while not answers(self.url):
@@ -134,8 +131,8 @@ class StartedServer:
 def started_server(port: int = 0, *, temporary: bool = False) -> Iterator[StartedServer]:
     """Start `flows.own_server` on a loopback port, a free one by default, and stop it at the end.
 
-    It runs in a session of its own: Ctrl-C in a terminal would end it before the runs have reported to it. A temporary
-    server has no UI and ends when this process does, however that happens.
+    It has a session of its own: Ctrl-C in a terminal would end it before its runs have reported. A temporary server has
+    no UI and ends with this process, even a killed one.
 
     Raises:
         NightgateError: the port is taken.
@@ -148,7 +145,7 @@ def started_server(port: int = 0, *, temporary: bool = False) -> Iterator[Starte
         except OSError as error:
             raise NightgateError(
                 f"no Prefect server can start on port {port} of {LOOPBACK}: {error.strerror}",
-                next_step="set PREFECT_SERVER_API_PORT to a free port, or PREFECT_API_URL to a server of yours",
+                next_step="set PREFECT_SERVER_API_PORT to a free port, or PREFECT_API_URL to a running server",
             ) from error
         port = bound.getsockname()[1]
         environment = {
@@ -159,7 +156,7 @@ def started_server(port: int = 0, *, temporary: bool = False) -> Iterator[Starte
             "PREFECT_SERVER_API_PORT": str(port),
             "PYTHONSAFEPATH": "1",
         }
-        # Its pages would ask that one.
+        # The server's pages would use that address.
         environment.pop("PREFECT_API_URL", None)
         process = subprocess.Popen(
             [
@@ -196,12 +193,10 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def running_server() -> Iterator[str]:
-    """Settings for a command about a server that stays: the one at `PREFECT_API_URL`, else that of `nightgate serve`.
-
-    Gives its API's address.
+    """Settings for the running server at `PREFECT_API_URL`, else that of `nightgate serve`; yields its API's address.
 
     Raises:
-        ConfigurationError: there is none, or it does not let us in.
+        ConfigurationError: It does not answer, or refuses these credentials.
     """
     configured = PREFECT_API_URL.value()
     api_url = configured or f"{local_server()}/api"
@@ -210,8 +205,8 @@ def running_server() -> Iterator[str]:
         which = "PREFECT_API_URL" if configured else "PREFECT_API_URL is not set, so the one of this machine"
         raise ConfigurationError(
             f"the Prefect server at {without_credentials(api_url)} ({which}) {problem}",
-            next_step="start it with `prefect server start`, or set PREFECT_API_URL to the address of yours, such as "
-            "http://127.0.0.1:4200/api",
+            next_step="start it with `nightgate serve` or `python -m flows.own_server`, or set PREFECT_API_URL to its "
+            "address, such as http://127.0.0.1:4200/api",
         )
     with temporary_settings({PREFECT_API_URL: api_url}):
         yield api_url

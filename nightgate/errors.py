@@ -126,17 +126,8 @@ class InternalError(NightgateError):
 
 ERRORS_BY_TYPE: dict[str, type[NightgateError]] = {
     error.error_type: error
-    for error in (
-        DataError,
-        SnapshotError,
-        ModelError,
-        TrainingError,
-        NonFiniteLossError,
-        OutOfMemoryError,
-        CrashedError,
-        StalledError,
-        StorageError,
-    )
+    for parent in (DataError, ModelError, TrainingError, StorageError)
+    for error in (parent, *parent.__subclasses__())
 }
 """The errors that the training process may report by name to its supervisor."""
 

@@ -31,15 +31,7 @@ from nightgate.errors import without_credentials
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = (
-    "nightgate",
-    "transformers",
-    "datasets",
-    "evaluate",
-    "huggingface_hub",
-    "torch",
-    "py.warnings",
-)
+LIBRARIES = ("nightgate", "transformers", "datasets", "evaluate", "huggingface_hub", "torch", "py.warnings")
 """Loggers whose records belong to a night; `py.warnings` is that of captured `warnings.warn` calls."""
 _WITH_OWN_HANDLERS = ("transformers", "datasets", "huggingface_hub")
 
@@ -79,8 +71,7 @@ _current: ContextVar[NightContext | None] = ContextVar("nightgate_night", defaul
 
 def set_epoch(epoch: int | None) -> None:
     """Set the epoch (from 1, or None) of the records that follow; no effect outside a night."""
-    context = _current.get()
-    if context is not None:
+    if context := _current.get():
         context.epoch = epoch
 
 
@@ -165,7 +156,7 @@ def to_stderr() -> None:
 
 @contextmanager
 def captured_warnings() -> Iterator[None]:
-    """Send `warnings.warn` to the log within the block; restore what was there before."""
+    """Send `warnings.warn` to the log within the block."""
     already = warnings.showwarning.__module__ == logging.__name__
     logging.captureWarnings(capture=True)
     try:
@@ -195,8 +186,7 @@ def adopt_libraries() -> bool:
     """
     if not any(isinstance(one, WithoutSecrets) for handler in logging.getLogger().handlers for one in handler.filters):
         return False
-    for name in _WITH_OWN_HANDLERS:
-        logger = logging.getLogger(name)
+    for logger in map(logging.getLogger, _WITH_OWN_HANDLERS):
         for handler in list(logger.handlers):
             if type(handler) is logging.StreamHandler:
                 logger.removeHandler(handler)
@@ -235,11 +225,9 @@ class WithoutSecrets(logging.Filter):
             record.msg, record.args = masked, ()
         if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
-        if record.exc_text:
-            traceback = without_secrets(record.exc_text)
-            if traceback != record.exc_text:
-                # Without exc_info no other formatter can print the original.
-                record.exc_text, record.exc_info = traceback, None
+        if record.exc_text and (traceback := without_secrets(record.exc_text)) != record.exc_text:
+            # Without exc_info no other formatter can print the original.
+            record.exc_text, record.exc_info = traceback, None
         if record.stack_info:
             record.stack_info = without_secrets(record.stack_info)
         return True
@@ -251,8 +239,7 @@ def without_secrets(text: str) -> str:
     A variable is secret if its name ends in one of `_SECRET_ENDINGS`; so is a password in the URL of any variable. They
     are also masked as quoted in a URL or a literal.
     """
-    known = _pattern(frozenset(_secrets(os.environ)))
-    if known is not None:
+    if known := _pattern(frozenset(_secrets(os.environ))):
         text = known.sub(MASK, text)
     return _SHAPES.sub(MASK, without_credentials(text))
 

@@ -15,64 +15,45 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from nightgate.config import Data, Gate, Pipeline, Resources, Retention, Schedule, Split, Training
+from nightgate.config import Pipeline, Section
 from nightgate.errors import ConfigurationError
 from nightgate.settings import read_settings
 
-SECTIONS: dict[str, type[BaseModel]] = {
-    "data": Data,
-    "split": Split,
-    "training": Training,
-    "gate": Gate,
-    "schedule": Schedule,
-    "resources": Resources,
-    "retention": Retention,
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Pipeline.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
 
-NOT_YET = {
-    "data.updated",
-    "data.deleted",
-    "data.sweep",
-    "retention.snapshots",
-    "retention.runs",
-}
+NOT_YET = {"data.updated", "data.deleted", "data.sweep", "retention.snapshots", "retention.runs"}
 """Planned keys. They are refused, because this version would ignore them."""
 
 FOREIGN = {
-    "num_train_epochs": "training.epochs",
-    "num_epochs": "training.epochs",
-    "max_epochs": "training.epochs",
-    "lr": "training.learning_rate",
-    "per_device_train_batch_size": "training.batch_size",
-    "train_batch_size": "training.batch_size",
-    "gradient_accumulation_steps": "training.batch_size",
-    "per_device_eval_batch_size": "training.eval_batch_size",
-    "max_seq_length": "training.max_length",
-    "model_max_length": "training.max_length",
-    "model_name_or_path": "training.base_model",
-    "model_name": "training.base_model",
-    "model": "training.base_model",
-    "pretrained_model_name_or_path": "training.base_model",
-    "hidden_dropout_prob": "training.dropout",
-    "label_smoothing_factor": "training.label_smoothing",
-    "warmup_steps": "training.warmup_ratio",
-    "lr_scheduler": "training.lr_scheduler_type",
-    "scheduler": "training.lr_scheduler_type",
-    "fp16": "training.precision",
-    "bf16": "training.precision",
-    "amp": "training.precision",
-    "mixed_precision": "training.precision",
-    "patience": "training.early_stopping_patience",
-    "max_train_samples": "training.max_train_rows",
-    "f1_threshold": "gate.min_f1",
-    "threshold": "gate.min_f1",
-    "test_size": "split.test",
-    "validation_split": "split.validation",
-    "text_column": "data.text",
-    "label_column": "data.label",
-    "interval": "schedule.cron",
+    name: field
+    for field, names in {
+        "training.epochs": "num_train_epochs num_epochs max_epochs",
+        "training.learning_rate": "lr",
+        "training.batch_size": "per_device_train_batch_size train_batch_size gradient_accumulation_steps",
+        "training.eval_batch_size": "per_device_eval_batch_size",
+        "training.max_length": "max_seq_length model_max_length",
+        "training.base_model": "model_name_or_path model_name model pretrained_model_name_or_path",
+        "training.dropout": "hidden_dropout_prob",
+        "training.label_smoothing": "label_smoothing_factor",
+        "training.warmup_ratio": "warmup_steps",
+        "training.lr_scheduler_type": "lr_scheduler scheduler",
+        "training.precision": "fp16 bf16 amp mixed_precision",
+        "training.early_stopping_patience": "patience",
+        "training.max_train_rows": "max_train_samples",
+        "gate.min_f1": "f1_threshold threshold",
+        "split.test": "test_size",
+        "split.validation": "validation_split",
+        "data.text": "text_column",
+        "data.label": "label_column",
+        "schedule.cron": "interval",
+    }.items()
+    for name in names.split()
 }
 """Field names of other tools, and what Nightgate calls them."""
 
@@ -104,15 +85,15 @@ def find_pipeline(reference: str | Path) -> Path:
         ConfigurationError: there is no such pipeline; the nearest name is suggested.
     """
     text = str(reference)
-    if _is_path(text):
-        path = Path(text).expanduser()
-        if path.is_file():
-            return path
-        raise ConfigurationError(
-            f"there is no pipeline file {text} (looked in {Path.cwd()})",
-            next_step="check the path, or copy deployments/pipelines/template.toml there",
-        )
-    return find_by_name(text)
+    if not _is_path(text):
+        return find_by_name(text)
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    raise ConfigurationError(
+        f"there is no pipeline file {text} (looked in {Path.cwd()})",
+        next_step="check the path, or copy deployments/pipelines/template.toml there",
+    )
 
 
 def _is_path(reference: str) -> bool:
@@ -247,16 +228,12 @@ def _unknown(key: str) -> str:
     last = key.rsplit(".", 1)[-1]
     if last in FOREIGN:
         return f"{key}: unknown; Nightgate calls it {FOREIGN[last]}"
-    known = [f"{table}.{field}" for table, section in SECTIONS.items() for field in section.model_fields]
-    elsewhere = [name for name in known if name.endswith(f".{last}")]
+    known = {f"{table}.{field}": field for table, section in SECTIONS.items() for field in section.model_fields}
+    similar = difflib.get_close_matches(last, known.values(), n=1)
     near = (
-        elsewhere
+        [name for name, field in known.items() if field == last]
         or difflib.get_close_matches(key, [*known, *Pipeline.model_fields], n=1, cutoff=0.5)
-        or [
-            name
-            for name in known
-            if name.rsplit(".", 1)[-1] in difflib.get_close_matches(last, [k.rsplit(".", 1)[-1] for k in known], n=1)
-        ]
+        or [name for name, field in known.items() if field in similar]
     )
     return f"{key}: unknown" + (f"; did you mean {near[0]}?" if near else "; see template.toml for all fields")
 
@@ -266,17 +243,10 @@ def _problems(error: ValidationError) -> list[str]:
     for problem in error.errors(include_url=False):
         if problem["type"] == "extra_forbidden" and len(problem["loc"]) <= 2:
             continue  # reported by _unknown_keys, with the nearest name
-        where = ".".join(
-            str(part)
-            for part in problem["loc"]
-            if not str(part).startswith(("constrained-", "tuple[", "dict[", "function-"))
-        )
-        message = problem["msg"].removeprefix("Value error, ")
-        given = problem.get("input")
-        shown = (
-            f", not {given!r}" if problem["type"] != "missing" and isinstance(given, str | int | float | bool) else ""
-        )
-        if shown and repr(given) in message:
-            shown = ""
+        inner = ("constrained-", "tuple[", "dict[", "function-")
+        where = ".".join(part for part in map(str, problem["loc"]) if not part.startswith(inner))
+        message, given = problem["msg"].removeprefix("Value error, "), problem.get("input")
+        is_plain = problem["type"] != "missing" and isinstance(given, str | int | float | bool)
+        shown = f", not {given!r}" if is_plain and repr(given) not in message else ""
         problems.append(f"{where}: {message}{shown}" if where else message)
     return problems

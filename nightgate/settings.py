@@ -65,8 +65,7 @@ class Settings(BaseSettings):
         default=False, description="Record the training step as CUDA graphs; not run on a GPU yet.", examples=["1", "0"]
     )
     webhook_url: SecretStr = Field(
-        default=SecretStr(""),
-        description="Where the automations of the server report how nights end.",
+        default=SecretStr(""), description="Where the automations of the server report how nights end."
     )
 
 

@@ -1,8 +1,8 @@
-"""Logs of a flow run: what the libraries say reaches terminal and run page, and errors of ours are told in words.
+"""Logs of a flow run: terminal and run page show what the libraries log, and our errors without a traceback.
 
-On the page stand the library from INFO on, and transformers, datasets and Python's warnings from WARNING on; what the
-training process says among it. Each line once, also where PREFECT_LOGGING_EXTRA_LOGGERS names one of them; without
-secrets. Pipeline and night are in the run's name; the epoch goes before lines that do not tell it themselves.
+The page shows this package from INFO on, and transformers, datasets and Python's warnings from WARNING on, those of the
+training process included. It shows each line once, also where PREFECT_LOGGING_EXTRA_LOGGERS names one of them, without
+secrets, and with the epoch in front where the message lacks it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from nightgate.errors import NightgateError
 def readable_logs() -> Iterator[None]:
     """Within the block the libraries log into the flow run, and a NightgateError shows without Prefect's traceback.
 
-    What masks secrets stays when the block is left: Prefect tells the end of the run behind it.
+    The filters that mask secrets stay after the block: Prefect logs the end of the run then.
     """
     logs.protect_all()
     others = [one for one in logs.all_handlers() if isinstance(one, APILogHandler)]
     runs = [logging.getLogger("prefect.task_runs"), logging.getLogger("prefect.flow_runs")]
     for other in others:
-        other.addFilter(_is_not_told_by_us)
+        other.addFilter(_is_not_on_our_page)
     for logger in runs:
         logger.addFilter(_without_traceback)
     try:
@@ -42,24 +42,24 @@ def readable_logs() -> Iterator[None]:
         for logger in runs:
             logger.removeFilter(_without_traceback)
         for other in others:
-            other.removeFilter(_is_not_told_by_us)
+            other.removeFilter(_is_not_on_our_page)
 
 
 def failed(error: NightgateError) -> State[Any]:
-    """The end of a flow in words, without secrets.
+    """The failed state of a flow, with the error's text as message, without secrets.
 
-    A worker's process would tell it once more, as a traceback of Prefect's: that is kept off the run's page.
+    A worker's process would log it again as a traceback of Prefect's: that is kept off the run's page.
     """
-    logging.getLogger("prefect.flow_runs").addFilter(_is_no_echo)
+    logging.getLogger("prefect.flow_runs").addFilter(_is_no_repetition)
     return Failed(message=logs.without_secrets(str(error)))
 
 
-def _is_no_echo(record: logging.LogRecord) -> bool:
+def _is_no_repetition(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], FailedRun))
 
 
 class _Page(APILogHandler):
-    """The run's page; lines of threads that belong to no run have none."""
+    """Sends records to the page of the current run; those of threads that belong to no run are dropped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _Page(APILogHandler):
 
 
 class _PageFormatter(logging.Formatter):
-    """`[epoch 2] message`; the logger's name before lines of other libraries."""
+    """Formats `[epoch 2] message`, with the logger's name in front for other libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         epoch = logs.epoch_of(record)
@@ -86,7 +86,7 @@ class _PageFormatter(logging.Formatter):
         return (f"[{epoch}] " if epoch else "") + name + super().format(record)
 
 
-def _is_not_told_by_us(record: logging.LogRecord) -> bool:
+def _is_not_on_our_page(record: logging.LogRecord) -> bool:
     return not (logs.is_of_a_library(record.name) and logs.belongs_to_night(record))
 
 

@@ -1,18 +1,24 @@
-"""One task per step of a night. The steps, and what they promise, are in `nightgate.night.steps`."""
+"""The steps of a night as Prefect tasks: names, retries, progress and the report's page.
+
+What the steps do and promise is in `nightgate.night`; their order is in `nightgate.night.night`.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from nightgate.data.snapshots import Snapshot
 from nightgate.errors import DatabaseError
-from nightgate.night import evidence, steps, verdict
+from nightgate.night import ending, scoring, steps, verdict
+from nightgate.night.night import Steps
 from nightgate.night.run import NightRun
+from nightgate.night.values import Trained
 from nightgate.training.protocol import EpochReport
 from tasks.progress import LiveProgress
 
@@ -23,18 +29,20 @@ R = TypeVar("R")
 
 
 def _database_was_away(_task: Any, _run: Any, state: Any) -> bool:
-    """Retry what another minute may mend. Bad data and a failed training stay failed: the same input fails again."""
+    """Retry what may work in a minute. The same bad data or failed training would only fail again."""
     return isinstance(state.result(raise_on_failure=False), DatabaseError)
 
 
-def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """A task that is tried again while the database is away.
+def step(name: str | Callable[..., str]) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """A task that is retried while the database is away.
 
-    It is never answered from a cache: what may be reused (snapshots, checkpoints) the library knows by content.
+    Its result is neither cached nor persisted, which would be a pickle: the library finds snapshots and checkpoints
+    that can be reused by their content.
     """
     decorate: Callable[[Callable[P, R]], Task[P, R]] = task(
         task_run_name=name,
         cache_policy=NO_CACHE,
+        persist_result=False,
         retries=3,
         retry_delay_seconds=20,
         retry_condition_fn=_database_was_away,
@@ -42,71 +50,46 @@ def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     return decorate
 
 
-@step("wait for slot {run.pipeline.resources.slot}")
-def take_slot(run: NightRun) -> None:
-    steps.take_slot(run)
-
-
-@step("refresh")
-def refresh_data(run: NightRun) -> None:
-    steps.refresh_data(run)
-
-
-@step("look for news")
-def skip_without_news(run: NightRun, *, force: bool = False) -> bool:
-    return steps.skip_without_news(run, force=force)
-
-
-# Not retried by Prefect: a killed training goes on from its checkpoint as a new attempt of the run.
-@task(task_run_name="fine-tune", cache_policy=NO_CACHE)
-def fine_tune(run: NightRun) -> Generator[EpochReport]:
+# Without retries: a killed training is resumed from its checkpoint by a new attempt of the run.
+@task(task_run_name="fine-tune on {snapshot}", cache_policy=NO_CACHE, persist_result=False)
+def fine_tune(run: NightRun, snapshot: Snapshot, on_epoch: Callable[[EpochReport], object]) -> Trained:
+    """`steps.fine_tune`, with its progress on the run's page."""
     with LiveProgress(_key(run, "progress")) as live:
-        yield from steps.fine_tune(run, live.show)
-        epochs = f"{run.trained.epochs_run} epoch{'' if run.trained.epochs_run == 1 else 's'}"
-        live.end(f"{epochs}, the best one is epoch {run.trained.best_epoch}")
+        trained = steps.fine_tune(run, snapshot, on_epoch, live.show)
+        live.end(str(trained))
+    return trained
 
 
-@step("{scored}")
-def record_epoch(run: NightRun, scored: steps.ScoredEpoch) -> None:
-    steps.record_epoch(run, scored)
+def _epoch_name(parameters: dict[str, Any]) -> str:
+    return steps.describe_epoch(parameters["run"], parameters["report"])
 
 
-@step("score on test")
-def score_on_test(run: NightRun) -> None:
-    evidence.score_on_test(run)
+STEPS = Steps(
+    take_slot=step("wait for slot {run.pipeline.resources.slot}")(steps.take_slot),
+    refresh=step("refresh")(steps.refresh),
+    skip_without_news=step("look for news")(steps.skip_without_news),
+    fine_tune=fine_tune,
+    record_epoch=step(_epoch_name)(steps.record_epoch),
+    score_on_test=step("score on test: {trained}")(scoring.score_on_test),
+    try_serving=step("serve in a fresh process: {scored}")(scoring.try_serving),
+    judge=step("judge")(verdict.judge),
+    register=step("register: {judged}")(steps.register_candidate),
+    finish=step("finish version {version}: {judged}")(ending.finish),
+)
+"""Each task's name shows what earlier steps returned."""
 
 
-@step("serve in a fresh process")
-def try_serving(run: NightRun) -> None:
-    evidence.try_serving(run)
-
-
-@step("judge")
-def judge(run: NightRun) -> None:
-    verdict.judge(run)
-
-
-@step("register")
-def register_candidate(run: NightRun) -> None:
-    steps.register_candidate(run)
-
-
-@step("settle")
-def settle(run: NightRun) -> None:
-    steps.settle(run)
-
-
-@task(task_run_name="report", cache_policy=NO_CACHE)
+@task(task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def report(run: NightRun) -> None:
-    """The night in words and pictures: on the run's page in the UI, and as an HTML file beside the run."""
+    """Publish the report: on the run's page in the UI, and as an HTML file in the run's folder."""
     markdown = steps.write_report(run)
     if not markdown:
         return
     try:
         create_markdown_artifact(
-            key=_key(run, "night"), markdown=markdown, description=f"Night of {run.night.date}: {run.status}"
+            key=_key(run, "night"), markdown=markdown, description=f"Night of {run.night.date}: {run.row().status}"
         )
-    except Exception as error:  # noqa: BLE001 - a page that is missing must not make the night red
+    except Exception as error:  # noqa: BLE001 - a missing page must not fail the night
         log.warning("the run's page has no report: %s; it is at %s", error, run.directory / "report.html")
 
 

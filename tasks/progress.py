@@ -18,33 +18,33 @@ log = logging.getLogger("nightgate.tasks")
 
 SECONDS_BETWEEN_UPDATES = 5.0
 SECONDS_TO_END = 5.0
-"""For the last update, when the training has ended."""
+"""Wait for the last update after the training."""
 
 
 class LiveProgress:
-    """A progress artifact that a thread of its own keeps up to date.
+    """A progress artifact that a background thread updates: a server that is slow or away never delays the training.
 
-    A server that is slow or away costs the training nothing: the page lags behind, or stays as it was.
-
-        with LiveProgress("progress-reviews") as live:
-            for ... : live.show(progress)
-            live.end("2 epochs")
+    with LiveProgress("progress-reviews") as live:
+        for ... : live.show(progress)
+        live.end("2 epochs")
     """
 
     def __init__(self, key: str) -> None:
         self._key = key
         self._latest = (0.0, "starting")
         self._ended = threading.Event()
-        # The thread writes in the name of this task run.
-        keep_up = contextvars.copy_context().run
-        self._thread = threading.Thread(target=keep_up, args=(self._keep_up,), name="nightgate-progress", daemon=True)
+        # The artifact belongs to the task run that this thread is in.
+        in_this_run = contextvars.copy_context().run
+        self._thread = threading.Thread(
+            target=in_this_run, args=(self._keep_updated,), name="nightgate-progress", daemon=True
+        )
 
     def show(self, progress: Progress) -> None:
         self._latest = (100 * done_share(progress), progress_line(progress))
 
-    def end(self, told: str) -> None:
-        """All is done, also where the training stopped early."""
-        self._latest = (100.0, told)
+    def end(self, description: str) -> None:
+        """Show 100 %, also where the training stopped early."""
+        self._latest = (100.0, description)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -56,7 +56,7 @@ class LiveProgress:
         self._ended.set()
         self._thread.join(SECONDS_TO_END)
 
-    def _keep_up(self) -> None:
+    def _keep_updated(self) -> None:
         artifact: UUID | None = None
         shown: tuple[float, str] | None = None
         ended = False
@@ -67,12 +67,12 @@ class LiveProgress:
                 try:
                     artifact = self._write(artifact, *latest)
                     shown = latest
-                except Exception as error:  # noqa: BLE001 - a page that lags behind must not harm the training
+                except Exception as error:  # noqa: BLE001 - a page that is late must not harm the training
                     log.debug("the run's page does not show the progress: %s", error)
             if not ended:
                 self._ended.wait(SECONDS_BETWEEN_UPDATES)
 
-    def _write(self, artifact: UUID | None, percent: float, told: str) -> UUID:
+    def _write(self, artifact: UUID | None, percent: float, description: str) -> UUID:
         if artifact is None:
-            return cast("UUID", create_progress_artifact(percent, key=self._key, description=told))
-        return cast("UUID", update_progress_artifact(artifact, percent, description=told))
+            return cast("UUID", create_progress_artifact(percent, key=self._key, description=description))
+        return cast("UUID", update_progress_artifact(artifact, percent, description=description))

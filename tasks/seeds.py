@@ -1,4 +1,4 @@
-"""The task of a seed study: one seed, in whatever process or machine the task runner gives it to."""
+"""The task of a seed study: train one seed, in any process or machine that the task runner chooses."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tasks.logs import readable_logs
 from tasks.progress import LiveProgress
 
 
-@task(task_run_name="seed {seed}", cache_policy=NO_CACHE)
+@task(task_run_name="seed {seed}", cache_policy=NO_CACHE, persist_result=False)
 def train_seed(study: Study, seed: int) -> SeedScore | State[Any]:
-    """What the seed came to; a failed state, in words, where it came to nothing."""
+    """The seed's score; a failed state with the error's text where there is none."""
     name = study.pipeline.name
     with (
         readable_logs(),
@@ -40,7 +40,7 @@ def train_seed(study: Study, seed: int) -> SeedScore | State[Any]:
 
 @contextmanager
 def _named_lines() -> Iterator[None]:
-    """Within the block each line in the terminal, where several seeds speak, begins with its pipeline and seed."""
+    """Within the block each line in the terminal, which several seeds share, begins with its pipeline and seed."""
     before = [(handler, handler.formatter) for handler in logging.getLogger().handlers]
     for handler, _ in before:
         handler.setFormatter(TerminalFormatter())

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ SETTINGS = {
     "SHORT_KEY": "abc",
     "NIGHTGATE_WEBHOOK_URL": "https://chat.example/hooks/T0-B1",
 }
+
+
+small_night = partial(logs.night_context, pipeline="small", night="2026-01-05", run_id="r1")
 
 
 @pytest.fixture
@@ -86,7 +90,7 @@ def test_the_password_of_a_database_url_in_an_exception_is_masked(
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(logs.TerminalFormatter())
     with (
-        logs.night_context(pipeline="small", night="2026-01-05", run_id="r1", directory=tmp_path),
+        small_night(directory=tmp_path),
         logs.listening(terminal),
     ):
         try:
@@ -109,9 +113,7 @@ def test_the_password_of_a_database_url_in_an_exception_is_masked(
 
 def test_a_line_of_the_file_carries_the_night_and_the_epoch(logger: logging.Logger, tmp_path: Path) -> None:
     logger.warning("before")
-    with logs.night_context(
-        pipeline="small", night="2026-01-05", run_id="small-1", attempt=2, directory=tmp_path / "runs" / "small-1"
-    ):
+    with small_night(attempt=2, directory=tmp_path / "runs" / "r1"):
         logger.info("loading %d rows", 7)
         logs.set_epoch(3)
         logger.debug("of no interest")
@@ -124,8 +126,8 @@ def test_a_line_of_the_file_carries_the_night_and_the_epoch(logger: logging.Logg
         thread.start()
         thread.join()
     logger.warning("after")
-    found = lines(tmp_path / "runs" / "small-1")
-    night = {"pipeline": "small", "night": "2026-01-05", "run_id": "small-1", "attempt": 2}
+    found = lines(tmp_path / "runs" / "r1")
+    night = {"pipeline": "small", "night": "2026-01-05", "run_id": "r1", "attempt": 2}
     assert [{key: line[key] for key in line if key != "time"} for line in found] == [
         {"level": "INFO", "logger": "nightgate.tests", "message": "loading 7 rows", **night, "epoch": None},
         {"level": "WARNING", "logger": "datasets.load", "message": "slow\ndisk", **night, "epoch": 3},
@@ -150,16 +152,12 @@ def test_nights_of_one_process_have_their_own_files_and_a_second_attempt_appends
     other.start()
     assert inside.wait(10)
     for attempt in (1, 2):
-        with logs.night_context(
-            pipeline="small", night="2026-01-05", run_id="r1", attempt=attempt, directory=tmp_path / "r1"
-        ):
+        with small_night(attempt=attempt, directory=tmp_path / "r1"):
             logger.warning("of this night")
     done.set()
     other.join(10)
-    assert [(line["message"], line["attempt"]) for line in lines(tmp_path / "r1")] == [
-        ("of this night", 1),
-        ("of this night", 2),
-    ]
+    found = [(line["message"], line["attempt"]) for line in lines(tmp_path / "r1")]
+    assert found == [("of this night", 1), ("of this night", 2)]
     assert [(line["message"], line["pipeline"]) for line in lines(tmp_path / "r2")] == [("of the other night", "other")]
 
 
@@ -168,7 +166,7 @@ def test_a_full_disk_stops_the_file_only_and_is_reported_once(
     logger: logging.Logger, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / logs.FILE).symlink_to("/dev/full")
-    with logs.night_context(pipeline="small", night="2026-01-05", run_id="r1", directory=tmp_path):
+    with small_night(directory=tmp_path):
         logger.warning("one")
         logger.warning("two")
     assert caplog.text.count("No space left on device") == 1
@@ -179,7 +177,7 @@ def test_a_night_continues_without_a_log_file_if_its_folder_cannot_be_created(
     logger: logging.Logger, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    with logs.night_context(pipeline="small", night="2026-01-05", run_id="r1", directory=tmp_path / "file" / "r1"):
+    with small_night(directory=tmp_path / "file" / "r1"):
         logger.warning("goes on")
     assert str(tmp_path / "file" / "r1" / logs.FILE) in caplog.text
     assert "goes on" in caplog.text
@@ -206,13 +204,7 @@ def test_a_terminal_gets_each_line_once_in_one_form_with_libraries_that_add_hand
             warnings.warn("deprecated")
             log.info("%d %s", 1)
     """
-    ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONWARNINGS": "default"},
-    )
+    ran = python("-c", textwrap.dedent(code), PYTHONWARNINGS="default")
     printed = [line[9:] for line in ran.stderr.splitlines() if line[2:3] == ":"]
     assert printed == [
         "before the night",
@@ -224,6 +216,11 @@ def test_a_terminal_gets_each_line_once_in_one_form_with_libraries_that_add_hand
     ]
     # Python itself reports a record whose arguments do not match, and nothing ends.
     assert "not enough arguments for format string" in ran.stderr
+
+
+def python(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **settings}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, env=env)
 
 
 def test_records_of_the_training_process_reach_the_night_once_and_without_secrets(
@@ -256,7 +253,7 @@ def test_records_of_the_training_process_reach_the_night_once_and_without_secret
     python.chmod(0o755)
     job = TrainJob(tmp_path / "run", 1, tmp_path / "snapshot", {}, "2026-01-05T00:00:00+00:00")
     with (
-        logs.night_context(pipeline="small", night="2026-01-05", run_id="r1", directory=tmp_path / "run"),
+        small_night(directory=tmp_path / "run"),
         pytest.raises(TrainingError, match="gave up"),
     ):
         next(supervisor.train(job, python=str(python)))
@@ -311,20 +308,12 @@ def test_the_page_of_a_run_has_each_line_once_without_secrets_also_with_extra_lo
     """
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(code))
-    ran = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={
-            **os.environ,
-            **SETTINGS,
-            "PREFECT_API_AUTH_STRING": "",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-            "PREFECT_API_URL": prefect_server,
-            "PREFECT_LOGGING_EXTRA_LOGGERS": "nightgate,nightgate.night.steps,transformers",
-        },
-    )
+    of_prefect = {
+        "PREFECT_API_AUTH_STRING": "",
+        "PREFECT_API_URL": prefect_server,
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "nightgate,nightgate.night.steps,transformers",
+    }
+    ran = python(str(script), **SETTINGS | of_prefect)
     messages = _page(prefect_server, ran.stdout.strip())
     page = sorted(message.splitlines()[0] for message in messages)
     ours = [line for line in page if "ask run" not in line and "Finished" not in line and "Beginning" not in line]

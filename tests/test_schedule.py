@@ -26,10 +26,24 @@ def test_a_manual_run_belongs_to_today_in_the_schedules_timezone_with_data_up_to
     assert (night.date, night.data_until, night.scheduled_for) == (date(2026, 6, 2), now, None)
 
 
-def test_a_chosen_night_uses_the_instant_that_the_cron_gives_on_its_date() -> None:
-    night = chosen_night(BERLIN, date(2026, 1, 5), now=datetime(2026, 6, 1, tzinfo=UTC))
-    assert night.data_until == datetime(2026, 1, 4, 23, 30, tzinfo=UTC)
-    assert night.trigger == "backfill"
+@pytest.mark.parametrize(
+    ("schedule", "night", "instant"),
+    [
+        (BERLIN, date(2026, 1, 5), datetime(2026, 1, 4, 23, 30, tzinfo=UTC)),
+        (Schedule(cron="0 0 * * *"), date(2026, 1, 5), datetime(2026, 1, 5, tzinfo=UTC)),
+        pytest.param(
+            Schedule(cron="30 2 * * *", timezone="Europe/Berlin"),
+            date(2026, 3, 29),
+            datetime(2026, 3, 29, 1, 0, tzinfo=UTC),
+            id="an hour that daylight saving skips",
+        ),
+    ],
+)
+def test_a_chosen_night_uses_the_instant_that_the_cron_gives_on_its_date(
+    schedule: Schedule, night: date, instant: datetime
+) -> None:
+    chosen = chosen_night(schedule, night, now=datetime(2026, 6, 1, tzinfo=UTC))
+    assert (chosen.data_until, chosen.trigger) == (instant, "backfill")
 
 
 def test_a_night_in_the_future_is_refused() -> None:
@@ -41,15 +55,3 @@ def test_a_date_on_which_the_cron_does_not_fire_is_refused_with_the_next_one() -
     weekly = Schedule(cron="15 3 * * 1")
     with pytest.raises(ConfigurationError, match="2026-01-12"):
         chosen_night(weekly, date(2026, 1, 6), now=datetime(2026, 6, 1, tzinfo=UTC))
-
-
-def test_an_hour_that_daylight_saving_skips_has_a_night() -> None:
-    skipped = Schedule(cron="30 2 * * *", timezone="Europe/Berlin")
-    night = chosen_night(skipped, date(2026, 3, 29), now=datetime(2026, 6, 1, tzinfo=UTC))
-    assert night.data_until == datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
-
-
-def test_a_midnight_cron_has_its_night_on_its_own_date() -> None:
-    midnight = Schedule(cron="0 0 * * *")
-    night = chosen_night(midnight, date(2026, 1, 5), now=datetime(2026, 6, 1, tzinfo=UTC))
-    assert night.data_until == datetime(2026, 1, 5, tzinfo=UTC)

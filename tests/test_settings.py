@@ -138,9 +138,8 @@ def test_the_code_uses_no_other_variable() -> None:
 
 
 def test_the_example_lists_every_setting_with_a_valid_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    example = dict(
-        re.findall(r"^#?(NIGHTGATE_[A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
-    )
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8")
+    example = dict(re.findall(r"^#?(NIGHTGATE_[A-Z_]+)=(.*)$", lines, re.MULTILINE))
     assert set(example) == KNOWN
     for name, value in example.items():
         monkeypatch.setenv(name, value)

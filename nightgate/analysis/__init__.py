@@ -1,1 +1,1 @@
-"""Questions to past nights."""
+"""Analyses of past nights: comparisons of versions, replays under other policies, power, and seed studies."""

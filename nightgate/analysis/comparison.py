@@ -1,8 +1,7 @@
-"""Two versions side by side: `nightgate compare reviews 3 4`.
+"""Compare two versions of a pipeline: `nightgate compare reviews 3 4`.
 
-What each scored on its own night are two numbers of two nights. The honest part is the paired comparison: both models
-on the same rows, the newest test rows that both were scored on, and of these the ones that came after all that either
-was trained on or chosen by.
+Scores of different nights do not compare. Evidence comes from the paired comparison on the newest test rows that both
+versions were scored on, and of these on the rows newer than all that either was trained on or selected by.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import sqlalchemy as sa
@@ -24,17 +23,16 @@ from nightgate.gate.wording import percent
 from nightgate.home import Home
 from nightgate.metrics.bootstrap import f1_difference
 from nightgate.metrics.comparability import ScoredNight, changes
-from nightgate.metrics.confusion import class_scores, confusion_counts, overall_scores
+from nightgate.metrics.confusion import Average, class_scores, confusion_counts, overall_scores
 from nightgate.registry.versions import VersionRow
 from nightgate.runs.evidence_store import labels_given, load_evidence, microseconds, scorings_of
 
-Average = Literal["weighted", "macro"]
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One fact of both. `difference` is the second minus the first, where that means something."""
+    """One fact of both versions; `difference` is the second minus the first, None if that has no meaning."""
 
     name: str
     first: Any
@@ -48,7 +46,7 @@ class Section:
     title: str
     pairs: tuple[Pair, ...] = ()
     note: str = ""
-    """What the numbers say, or why there are none."""
+    """Conclusion from the numbers, or why there are none."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ class Comparison:
     sections: tuple[Section, ...]
 
     def record(self) -> dict[str, Any]:
-        """One object, as JSON may hold it."""
-        told = {
+        """The comparison as one JSON object."""
+        sections = {
             section.name: {
                 "note": section.note,
                 "facts": {
@@ -70,19 +68,19 @@ class Comparison:
             }
             for section in self.sections
         }
-        return {"pipeline": self.pipeline, "a": self.first, "b": self.second, **told}
+        return {"pipeline": self.pipeline, "a": self.first, "b": self.second, **sections}
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Both models on the same rows."""
+    """Predictions of both versions on the same rows."""
 
     rows: Rows
     label_names: tuple[str, ...]
     first: NDArray[np.int64]
     second: NDArray[np.int64]
     where: str
-    """Which rows these are, in words."""
+    """Description of the rows."""
     cautions: tuple[str, ...] = field(default=())
 
 
@@ -95,8 +93,7 @@ class _Facts:
 
     @property
     def night(self) -> ScoredNight:
-        run = self.run
-        policy = run.config["gate"]
+        run, policy = self.run, self.run.config["gate"]
         return ScoredNight(
             run.night,
             run.metric_key,
@@ -109,10 +106,10 @@ class _Facts:
 
 
 def compare(db: Database, first: VersionRow, second: VersionRow, scored: Scored | None = None) -> Comparison:
-    """Everything that tells two versions of a pipeline apart.
+    """Compare scores, classes, data, configuration and environment of two versions of a pipeline.
 
     Args:
-        scored: both on the same rows, where somebody has scored them just now; None takes what nights have stored.
+        scored: predictions of both from `scored_now`; None uses those that nights have stored.
     """
     a, b = _facts(db, first), _facts(db, second)
     scored = scored or rows_in_common(db, first, second)
@@ -134,7 +131,7 @@ def compare(db: Database, first: VersionRow, second: VersionRow, scored: Scored 
 
 
 def rows_in_common(db: Database, first: VersionRow, second: VersionRow) -> Scored | None:
-    """The newest test rows that both versions were scored on, whichever nights did it; None: they never met.
+    """The newest test rows that both versions were scored on, on any nights; None: there are none.
 
     Rows that either was trained on are left out.
     """
@@ -145,13 +142,13 @@ def rows_in_common(db: Database, first: VersionRow, second: VersionRow) -> Score
     given = [labels_given(nights) for nights in scorings]
     place = {name: index for index, name in enumerate(newest.label_names)}
     names = newest.rows.fingerprints
-    met = [
+    shared = [
         all(name in labels and labels[name].label in place and not labels[name].trained_on for labels in given)
         for name in names
     ]
-    if not any(met):
+    if not any(shared):
         return None
-    both = np.flatnonzero(met)
+    both = np.flatnonzero(shared)
     cautions = [
         f"it is not known which of these rows version {version.version} was trained on"
         for version, labels in zip((first, second), given, strict=True)
@@ -159,11 +156,11 @@ def rows_in_common(db: Database, first: VersionRow, second: VersionRow) -> Score
     ]
     one, other = (np.array([place[labels[names[at]].label] for at in both]) for labels in given)
     where = f"test rows of the night of {newest.data_until:%Y-%m-%d} that both were scored on, then or before"
-    return Scored(newest.rows.only(np.array(met)), newest.label_names, one, other, where, tuple(cautions))
+    return Scored(newest.rows.only(np.array(shared)), newest.label_names, one, other, where, tuple(cautions))
 
 
 def scored_now(db: Database, home: Home, first: VersionRow, second: VersionRow) -> Scored:
-    """Both versions, scored now on the test rows of the newest night that was judged; stored nowhere.
+    """Score both versions on the test rows of the newest judged night, without storing the result.
 
     Raises:
         RegistryError: no night was judged, or the files of a version are gone.
@@ -200,12 +197,13 @@ def _facts(db: Database, row: VersionRow) -> _Facts:
 
 
 def _versions(a: _Facts, b: _Facts) -> Section:
-    def told(name: str) -> Pair:
-        return Pair(name, getattr(a.row, name), getattr(b.row, name))
+    pairs = _pairs(a.row, b.row, "version", "night", "status", "run_id", "best_epoch")
+    pairs += _pairs(a.version, b.version, "started_from")
+    return Section("versions", "Versions", tuple(pairs))
 
-    started = Pair("started_from", a.version.started_from, b.version.started_from)
-    pairs = (told("version"), told("night"), told("status"), told("run_id"), told("best_epoch"), started)
-    return Section("versions", "Versions", pairs)
+
+def _pairs(a: object, b: object, *names: str) -> list[Pair]:
+    return [Pair(name, getattr(a, name), getattr(b, name)) for name in names]
 
 
 def _own_nights(a: _Facts, b: _Facts) -> Section:
@@ -215,8 +213,7 @@ def _own_nights(a: _Facts, b: _Facts) -> Section:
         first, second = getattr(a.run, name), getattr(b.run, name)
         known = first is not None and second is not None and not changed and "_ci_" not in name
         pairs.append(Pair(name, first, second, second - first if known else None))
-    for name in ("test_rows", "test_version", "average"):
-        pairs.append(Pair(name, getattr(a.run, name), getattr(b.run, name)))
+    pairs += _pairs(a.run, b.run, "test_rows", "test_version", "average")
     note = "each on the test rows of its own night, which differ: no evidence that one is better"
     if changed:
         note = f"these scores do not compare: {changed}"
@@ -239,16 +236,16 @@ def _paired(a: _Facts, b: _Facts, scored: Scored | None, average: Average) -> li
             scored.label_names,
             scored.first[new],
             scored.second[new],
-            "of these, the rows that came after all that either was trained on or chosen by",
+            "of these rows are newer than all that either was trained on or selected by",
         )
         sections.append(_scores("paired_fresh", "On rows newer than both", newer, average, a, b))
     return sections
 
 
 def fresh(rows: Rows, data_until: datetime) -> NDArray[np.bool_]:
-    """Rows that came after all that models were trained on and chosen by which saw rows before this instant.
+    """Mask of rows newer than the data of models that were trained on rows before this instant.
 
-    A row without a time of its own dates from the night that saw it first, and chose by it.
+    Strictly newer: a row without a time has that of the night that first saw it, which may have selected by it.
     """
     return rows.seen_at > microseconds(data_until)
 
@@ -260,27 +257,22 @@ def _scores(name: str, title: str, scored: Scored, average: Average, a: _Facts, 
         true, scored.first, scored.second, count, average, groups=scored.rows.groups, confidence=CONFIDENCE
     ).interval
     pairs = [Pair("rows", len(true), len(true))]
-    for metric, one, other in (
-        ("f1", first.f1(average), second.f1(average)),
-        ("accuracy", first.accuracy, second.accuracy),
-        ("precision", first.precision(average), second.precision(average)),
-        ("recall", first.recall(average), second.recall(average)),
-    ):
-        assert one is not None
-        assert other is not None
+    for metric in ("f1", "accuracy", "precision", "recall"):
+        key = metric if metric == "accuracy" else f"{metric}_{average}"
+        one, other = getattr(first, key), getattr(second, key)
         pairs.append(Pair(metric, one, other, other - one))
     hits, misses = scored.first == true, scored.second == true
     pairs.append(Pair("right_where_other_is_wrong", int((hits & ~misses).sum()), int((misses & ~hits).sum())))
     gap = cast("float", pairs[1].difference)
-    told = f"{len(true):,} {scored.where}: "
-    told += f"{average} F1 of version {b.row.version} minus version {a.row.version} is {gap:+.4f}"
+    note = f"{len(true):,} {scored.where}: "
+    note += f"{average} F1 of version {b.row.version} minus version {a.row.version} is {gap:+.4f}"
     if interval is not None:
         pairs.append(Pair("f1_ci_low", None, None, interval.low))
         pairs.append(Pair("f1_ci_high", None, None, interval.high))
-        told += f", {percent(CONFIDENCE)} interval {interval.low:+.4f} to {interval.high:+.4f}"
+        note += f", {percent(CONFIDENCE)} interval {interval.low:+.4f} to {interval.high:+.4f}"
         better = b.row.version if interval.low > 0 else a.row.version if interval.high < 0 else None
-        told += f": version {better} is better" if better else ": these rows do not tell them apart"
-    return Section(name, title, tuple(pairs), "; ".join([told, *scored.cautions]))
+        note += f": version {better} is better" if better else ": the difference is not significant"
+    return Section(name, title, tuple(pairs), "; ".join([note, *scored.cautions]))
 
 
 def _classes(scored: Scored) -> Section:
@@ -304,15 +296,11 @@ def _classes_of_own_nights(db: Database, a: _Facts, b: _Facts) -> Section:
     )
     names = dict.fromkeys([*a.run.label_names, *b.run.label_names])
     pairs = tuple(Pair(name, first.get(name), second.get(name)) for name in names)
-    return Section("classes", "F1 by class, on their own nights", pairs, "of other rows each: no evidence")
+    return Section("classes", "F1 by class, on their own nights", pairs, "each on other rows: no evidence")
 
 
 def _data(a: _Facts, b: _Facts) -> Section:
-    pairs = [
-        Pair("snapshot_id", a.run.snapshot_id, b.run.snapshot_id),
-        Pair("data_until", a.run.data_until, b.run.data_until),
-        Pair("rows_new", a.run.rows_new, b.run.rows_new),
-    ]
+    pairs = _pairs(a.run, b.run, "snapshot_id", "data_until", "rows_new")
     for name in ("rows_total", "rows_train", "rows_validation", "rows_test", "first_time", "last_time"):
         first, second = (getattr(one.snapshot, name, None) for one in (a, b))
         gap = second - first if isinstance(first, int) and isinstance(second, int) else None
@@ -321,23 +309,22 @@ def _data(a: _Facts, b: _Facts) -> Section:
 
 
 def _configuration(first: Mapping[str, Any], second: Mapping[str, Any]) -> Section:
-    one, other = flat(first), flat(second)
-    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    pairs = tuple(Pair(name, one.get(name), other.get(name)) for name in names)
+    pairs = _differing(first, second)
     return Section("configuration", "Configuration", pairs, "" if pairs else "the same")
 
 
 def _made_by(a: _Facts, b: _Facts) -> Section:
-    pairs = [
-        Pair("code_version", a.run.code_version, b.run.code_version),
-        Pair("base_model", a.run.base_model, b.run.base_model),
-        Pair("base_model_revision", a.version.base_model_revision, b.version.base_model_revision),
-    ]
-    one, other = flat(a.version.environment or {}), flat(b.version.environment or {})
-    differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    pairs += [Pair(name, one.get(name), other.get(name)) for name in differing]
+    pairs = _pairs(a.run, b.run, "code_version", "base_model")
+    pairs += _pairs(a.version, b.version, "base_model_revision")
+    differing = _differing(a.version.environment or {}, b.version.environment or {})
     note = "" if differing else "in the same environment"
-    return Section("made_by", "Code, base model, environment", tuple(pairs), note)
+    return Section("made_by", "Code, base model, environment", (*pairs, *differing), note)
+
+
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Pair, ...]:
+    one, other = flat(first), flat(second)
+    names = sorted(one.keys() | other.keys())
+    return tuple(Pair(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name))
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Past nights decided again, by their own evidence under another policy, and the champions that would have come of it.
+"""Replay: decide past nights again on their stored evidence under another policy.
 
     nights = replay(db, "reviews", {"gate.policy": "non_inferior"})
 
-A night's verdict is replayed against the champion that really reigned. The chain goes further: it starts with the first
-night that would promote, and each later candidate meets the chain's own champion on that night's rows. What that one
-makes of them is known where it was scored on them, on whatever night; where it was not, the night is unknown and the
-chain keeps its champion, unless somebody scores it now.
+A night's verdict is replayed against the champion of that night. The chain follows the champions that the other policy
+would have promoted: from its first promotion on, each candidate is compared with the chain's own champion on that
+night's rows. If no night has scored that champion on these rows, the night is unknown and the chain keeps its champion,
+unless a rescorer scores it.
 """
 
 from __future__ import annotations
@@ -36,26 +36,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NEARLY_ALL = 0.99
-"""Share of the window's rows that a version must have been scored on; the others are left out."""
+"""Share of the window's rows that a version must have been scored on; the rest is left out."""
 
 NO_CONFIG: Mapping[str, Any] = {"gate": {}}
-"""Of nobody's night: under it an override is looked at by itself."""
+"""Configuration of defaults, to validate overrides without a night."""
 
 Rescorer = Callable[[str, VersionRow, tuple[str, ...], tuple[str, ...]], Rescored]
-"""Scores a version on the test rows (fingerprints) of a run, and on its golden rows, () where they are not wanted; see
-`nightgate.analysis.rescoring`."""
+"""Scores a version on the test rows (fingerprints) of a run, and on its golden rows unless these are ()."""
 
 
 @dataclass(frozen=True)
 class ChainNight:
-    """A night as the chain of champions met it."""
+    """The decision of one night against the chain's champion."""
 
     verdict: Verdict | Literal["unknown"]
     reason: str
     champion_version: int | None
-    """Who reigned in the chain when the night came; None: nobody yet."""
+    """The chain's champion before the night; None: none yet."""
     champion_f1: float | None
-    """On the night's window."""
+    """F1 on the night's window."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,17 @@ class ReplayedNight:
     status: str
     model_version: int | None
     verdict: Verdict
-    """What the night said."""
+    """The stored verdict."""
     replayed: Verdict
-    """What it says under the other policy."""
+    """The verdict under the other policy."""
     reason: str
     candidate_f1: float | None
     champion_version: int | None
     champion_f1: float | None
-    """Of the champion that really reigned, on the window of the other policy."""
+    """F1 of that night's champion, on the window of the other policy."""
     chain: ChainNight
     scored: ScoredNight
-    """What its scores were measured by under the other policy."""
+    """The scores under the other policy and how they were measured."""
 
     @property
     def flips(self) -> bool:
@@ -84,17 +83,17 @@ class ReplayedNight:
 
 
 def policy_of(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Gate:
-    """The gate of a stored configuration with `--set gate.x=value` in it.
+    """The gate of a stored configuration with `--set gate.x=value` applied.
 
     Raises:
-        ConfigurationError: a key is not one of the gate, or a value is wrong.
+        ConfigurationError: a key is not one of the gate, or a value is invalid.
     """
     if others := [key for key in overrides if not key.startswith("gate.")]:
         raise ConfigurationError(
-            f"--set {others[0]}: only the gate can be another one for nights that are over",
+            f"--set {others[0]}: only fields of the gate can be changed for past nights",
             next_step="set fields of [gate], such as --set gate.policy=non_inferior",
         )
-    # The rest of a configuration decides nothing here, and may be one that this version would not take any more.
+    # The rest of a stored configuration may be invalid in this version, and has no effect here.
     rest = {"name": "replay", "data": {"source": {"kind": "sample"}, "labels": ["one", "other"]}}
     return check_pipeline({**rest, "gate": dict(config["gate"])}, "--set", overrides).gate
 
@@ -107,64 +106,59 @@ def replay(
     since: date | None = None,
     rescorer: Rescorer | None = None,
 ) -> Iterator[ReplayedNight]:
-    """Every judged night of the pipeline, oldest first, each under its own policy with `overrides` in it.
+    """Every judged night of the pipeline, oldest first, each under its own policy with `overrides`.
 
     Args:
-        overrides: such as `{"gate.policy": "non_inferior"}`; none replays what was decided.
+        overrides: such as `{"gate.policy": "non_inferior"}`; without any the stored decisions are repeated.
         since: nights from this date on; the chain starts there too.
-        rescorer: scores a version on a night whose rows it never met; None leaves such a night unknown.
+        rescorer: scores a version on rows that no night has scored it on; None leaves such nights unknown.
 
     Raises:
         ConfigurationError: as `policy_of`.
     """
-    policy_of(NO_CONFIG, overrides or {})  # Also where there is no night to refuse it.
+    policy_of(NO_CONFIG, overrides or {})  # Refuses wrong overrides even without nights.
     made = {version.run_id: version for version in versions(db, pipeline)}
     chain = Chain(db, pipeline, rescorer)
     for run in judged_runs(db, pipeline, since):
         policy = policy_of(run.config, overrides or {})
         version = made.get(run.run_id)
         evidence = load_evidence(db, run.run_id)
-        yield _night(run, version, policy, decide(evidence, policy), chain.meet(run, version, evidence, policy))
+        yield _night(run, version, policy, decide(evidence, policy), chain.decide(run, version, evidence, policy))
 
 
 def _night(run: Run, version: VersionRow | None, policy: Gate, decision: Decision, met: ChainNight) -> ReplayedNight:
     measured = decision.measured
     assert measured is not None, "stored evidence has rows"
-    number = version.version if version else None
-    candidate_f1 = measured.candidate.f1
-    champion_f1 = measured.champion.f1 if measured.champion else None
+    settings = {name: getattr(policy, name) for name in ("average", "test_window", "min_test_rows")}
+    scored = ScoredNight(
+        night=run.night,
+        metric_key=metric_key(run.test_version or "", run.label_names, **settings),
+        test_version=run.test_version,
+        label_names=tuple(run.label_names),
+        **settings,
+        model_version=version.version if version else None,
+        test_f1=measured.candidate.f1,
+        champion_version=run.champion_version,
+        champion_f1=measured.champion.f1 if measured.champion else None,
+    )
     return ReplayedNight(
         night=run.night,
         run_id=run.run_id,
         status=run.status,
-        model_version=number,
+        model_version=scored.model_version,
         verdict=cast("Verdict", run.verdict),
         replayed=decision.verdict,
         reason=decision.reason,
-        candidate_f1=candidate_f1,
+        candidate_f1=scored.test_f1,
         champion_version=run.champion_version,
-        champion_f1=champion_f1,
+        champion_f1=scored.champion_f1,
         chain=met,
-        scored=ScoredNight(
-            night=run.night,
-            metric_key=metric_key(
-                run.test_version or "", run.label_names, policy.average, policy.test_window, policy.min_test_rows
-            ),
-            test_version=run.test_version,
-            label_names=tuple(run.label_names),
-            average=policy.average,
-            test_window=policy.test_window,
-            min_test_rows=policy.min_test_rows,
-            model_version=number,
-            test_f1=candidate_f1,
-            champion_version=run.champion_version,
-            champion_f1=champion_f1,
-        ),
+        scored=scored,
     )
 
 
 def judged_runs(db: Database, pipeline: str, since: date | None = None) -> list[Run]:
-    """Those with a verdict that count for their nights, oldest first; a dry run decided nothing."""
+    """Runs with a verdict that count for their nights, oldest first, without dry runs."""
     counting = sa.text("SELECT run_id FROM nights WHERE pipeline = :pipeline").bindparams(pipeline=pipeline)
     query = sa.select(Run).where(Run.pipeline == pipeline, Run.verdict.is_not(None), Run.dry_run.is_(False))
     if since is not None:
@@ -178,7 +172,7 @@ def judged_runs(db: Database, pipeline: str, since: date | None = None) -> list[
 
 
 class Chain:
-    """The champions that follow from one another under a policy."""
+    """The champions that a policy would have promoted, night after night."""
 
     def __init__(self, db: Database, pipeline: str, rescorer: Rescorer | None = None) -> None:
         self.champion: VersionRow | None = None
@@ -186,41 +180,37 @@ class Chain:
         self._db, self._pipeline, self._rescorer = db, pipeline, rescorer
         self._known: dict[tuple[str, str], dict[str, Given]] = {}
 
-    def meet(self, run: Run, candidate: VersionRow | None, evidence: Evidence, policy: Gate) -> ChainNight:
-        """Decide the night against the chain's champion, who is replaced when the candidate is promoted."""
-        met = self._with_own_sides(run, evidence, policy)
-        if isinstance(met, str):
-            return self.unknown(met)
-        decision = decide(met, policy)
+    def decide(self, run: Run, candidate: VersionRow | None, evidence: Evidence, policy: Gate) -> ChainNight:
+        """Decide the night against the chain's champion, which a promoted candidate replaces."""
+        champion_version = self.champion.version if self.champion else None
+        own = self._with_own_sides(run, evidence, policy)
+        if isinstance(own, str):
+            return ChainNight("unknown", own, champion_version, None)
+        decision = decide(own, policy)
         measured = decision.measured
         assert measured is not None, "stored evidence has rows"
-        reigned = self.champion.version if self.champion else None
         if decision.verdict == "promote":
             if candidate is None:
-                return self.unknown("it promotes a candidate that has no version")
+                return ChainNight("unknown", "it promotes a candidate that has no version", champion_version, None)
             self.champion = candidate
             self.anchor = candidate if measured.moves_anchor else self.anchor
         f1 = measured.champion.f1 if measured.champion else None
-        return ChainNight(decision.verdict, decision.reason, reigned, f1)
-
-    def unknown(self, reason: str) -> ChainNight:
-        return ChainNight("unknown", reason, self.champion.version if self.champion else None, None)
+        return ChainNight(decision.verdict, decision.reason, champion_version, f1)
 
     def _with_own_sides(self, run: Run, evidence: Evidence, policy: Gate) -> Evidence | str:
-        """The night's evidence with the chain's champion and anchor in it, or why it cannot be had."""
+        """The night's evidence with the chain's champion and anchor, or why there is none."""
         bare = replace(evidence, champion=None, anchor=None, champion_nights=None)
         if self.champion is None:
             return bare
-        clean = np.ones(len(evidence.test), dtype=np.bool_)
-        if evidence.candidate.trained_on is not None:
-            clean &= ~evidence.candidate.trained_on
+        trained_on = evidence.candidate.trained_on
+        clean = np.ones(len(evidence.test), dtype=np.bool_) if trained_on is None else ~trained_on
         window, _ = test_window(
             evidence.test.seen_at, evidence.data_until, policy.test_window, policy.min_test_rows, clean
         )
         sides: list[Side] = []
         known = np.ones(len(evidence.test), dtype=np.bool_)
         for version in (self.champion, self.anchor):
-            assert version is not None, "a champion comes with an anchor"
+            assert version is not None, "a chain with a champion has an anchor"
             if sides and version.version == self.champion.version:
                 sides.append(sides[0])
                 continue
@@ -238,7 +228,7 @@ class Chain:
     def _side(
         self, run_id: str, version: VersionRow, evidence: Evidence, window: Mask, *, needs_golden: bool
     ) -> tuple[Side, Mask] | str:
-        """A version on the night's rows and on which of them it is known, or why it is not on enough of them."""
+        """A version's predictions on the night's rows with the mask of known rows, or why too few are known."""
         everywhere = np.ones(len(evidence.test), dtype=np.bool_)
         for side in (evidence.champion, evidence.anchor):
             if side is not None and side.version == version.version:
@@ -248,7 +238,7 @@ class Chain:
         if needs_golden and evidence.golden is not None and golden is None:
             lacking = evidence.golden.fingerprints
         if lacking and self._rescorer is None:
-            return f"version {version.version} was never scored on the golden rows, and golden_blocks asks for them"
+            return f"version {version.version} was never scored on the golden rows, which golden_blocks needs"
         made = Side(
             predictions=None,
             data_until=version.data_until,
@@ -290,12 +280,12 @@ class Chain:
 
 def _trained_on(given: list[Given | None], known: Mask) -> tuple[Mask | None, str]:
     if any(one.trained_on is None for one, seen in zip(given, known, strict=True) if seen and one):
-        return None, "it was not known on the nights that scored it"
+        return None, "the nights that scored it did not know"
     return np.array([bool(one and one.trained_on) for one in given]), ""
 
 
 def _only(evidence: Evidence, known: Mask) -> Evidence:
-    """The evidence on some of its test rows."""
+    """The evidence restricted to the test rows of a mask."""
 
     def of(side: Side) -> Side:
         return replace(
@@ -316,18 +306,18 @@ def _only(evidence: Evidence, known: Mask) -> Evidence:
     )
 
 
-# --- telling ---
+# --- output ---
 
 
 def breaks_before(nights: Sequence[ReplayedNight]) -> list[str | None]:
-    """For each night why its scores do not compare with those before it; None where they do, or it has none."""
+    """For each night why its scores do not compare with earlier ones; None if they do, or if it has none."""
     scored = [one for one in nights if one.candidate_f1 is not None]
-    told = dict(zip((one.run_id for one in scored), breaks([one.scored for one in scored]), strict=True))
-    return [told.get(one.run_id) for one in nights]
+    reasons = dict(zip((one.run_id for one in scored), breaks([one.scored for one in scored]), strict=True))
+    return [reasons.get(one.run_id) for one in nights]
 
 
 def as_frame(nights: Sequence[ReplayedNight]) -> pd.DataFrame:
-    """A row per night; without nights its columns alone."""
+    """A row per night."""
     import pandas as pd
 
     own = [one.name for one in fields(ReplayedNight) if one.name not in ("chain", "scored")]
@@ -337,29 +327,29 @@ def as_frame(nights: Sequence[ReplayedNight]) -> pd.DataFrame:
             *(getattr(one, name) for name in own),
             one.flips,
             *(one.chain.verdict, one.chain.champion_version, one.chain.champion_f1, one.chain.reason),
-            told,
+            why,
         ]
-        for one, told in zip(nights, breaks_before(nights), strict=True)
+        for one, why in zip(nights, breaks_before(nights), strict=True)
     ]
     frame = pd.DataFrame(rows, columns=[*own, "flips", *chain, "break_before"])
     return frame.astype(dict.fromkeys(("model_version", "champion_version", "chain_version"), "Int64"))
 
 
 def summary(nights: Sequence[ReplayedNight], *, rescored: bool = False) -> str:
-    """What flips, and how the chain went, in a sentence each.
+    """The verdicts that flip, and the promotions and unknown nights of the chain, one line each.
 
     Args:
-        rescored: what could be scored was; whoever asks is not told to ask for it again.
+        rescored: the replay ran with --rescore, so it is not suggested again.
     """
     flipped = [one for one in nights if one.flips]
-    told = f"{len(flipped)} of {len(nights)} verdicts flip"
+    text = f"{len(flipped)} of {len(nights)} verdicts flip"
     if flipped:
-        told += ": " + ", ".join(f"{one.night} ({one.verdict} to {one.replayed})" for one in flipped)
+        text += ": " + ", ".join(f"{one.night} ({one.verdict} to {one.replayed})" for one in flipped)
     promoted = sum(one.chain.verdict == "promote" for one in nights)
     really = sum(one.status == "promoted" for one in nights)
-    told += f"\nthe chain promotes on {promoted} nights, {really} did"
+    text += f"\nthe chain promotes on {promoted} nights, {really} did"
     unknown = [one for one in nights if one.chain.verdict == "unknown"]
     if unknown:
-        told += f"; {len(unknown)} are unknown, the first {unknown[0].night} ({unknown[0].chain.reason})"
-        told += "" if rescored else ": --rescore scores what they lack, where files and snapshots are still there"
-    return told
+        text += f"; {len(unknown)} are unknown, the first {unknown[0].night} ({unknown[0].chain.reason})"
+        text += "" if rescored else ": --rescore scores the missing rows if files and snapshots still exist"
+    return text

@@ -1,4 +1,4 @@
-"""Versions on rows of a night that they were not scored on: asked for by hand, and stored nowhere."""
+"""Score versions on rows of a night that did not score them, on request and without storing the result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -31,15 +30,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rescored:
-    """A version on the test rows of a night's snapshot, in their order."""
+    """Predictions of a version on the test rows of a night's snapshot, in their order."""
 
     predictions: Labels
     """Class indices by the night's label names."""
     trained_on: Mask | None
-    """As in `nightgate.gate.Side`."""
+    """Test rows that it or an ancestor was trained on or selected by; None: unknown, for the reason `unknown_line`."""
     unknown_line: str
     golden: Labels | None = None
-    """Likewise, on the golden rows that were asked for, in the order of their fingerprints; None: none were."""
+    """Predictions on the requested golden rows, in the order of their fingerprints; None: none were requested."""
 
 
 def rescore(
@@ -48,61 +47,68 @@ def rescore(
     run_id: str,
     versions: Mapping[str, VersionRow],
     fingerprints: tuple[str, ...],
-    golden_marks: tuple[str, ...] = (),
+    golden_fingerprints: tuple[str, ...] = (),
 ) -> dict[str, Rescored]:
-    """Score versions, by whatever name, on the test rows that the run was decided on, and on golden rows.
+    """Score versions on the test rows that a run was decided on, and on golden rows; the result has the same keys.
 
     Args:
         fingerprints: of the test rows, in the order of the run's evidence.
-        golden_marks: likewise of its golden rows; () where they are not wanted.
+        golden_fingerprints: of its golden rows, in the order of the run's evidence; () scores none.
 
     Raises:
         RegistryError: retention has removed a version's files.
         ModelError: a version is altered or knows other labels.
         NonFiniteLossError: a version gives a row a logit that is NaN or infinite.
-        SnapshotError: the night's snapshot is missing, damaged or another one, or no whole set of golden rows that is
-            stored has all of these.
+        SnapshotError: the night's snapshot is missing, damaged or another one, or no stored set of golden rows has all
+            that were requested.
         TrainingError: the scoring process ended without a result.
     """
-    # Here and not above: most comparisons and replays score nothing.
+    # Imported here because most comparisons and replays score nothing.
     from nightgate.training import supervisor
 
     folders = {name: version.folder(home) for name, version in versions.items()}
     for folder in folders.values():
         verify_version(folder)
-    night = _night(db, home, run_id)
-    snapshot = night.snapshot
+    query = (
+        sa.select(Run.pipeline, Run.config, Run.label_names, Snapshot.path)
+        .join(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
+        .where(Run.run_id == run_id)
+    )
+    pipeline, config, label_names, path = db.read(lambda session: session.execute(query).one())
+    snapshot = home.absolute(path)
     if tuple(open_snapshot(snapshot).rows("test", ["fingerprint"])["fingerprint"]) != fingerprints:
         raise SnapshotError(
             f"the test rows of {snapshot} are not those that run {run_id} was decided on",
             next_step="restore that folder from a backup",
         )
-    golden_set = _golden_set(home, run_id, night, golden_marks) if golden_marks else None
+    golden_set = golden.stored_with(home, pipeline, label_names, golden_fingerprints) if golden_fingerprints else None
+    if golden_fingerprints and golden_set is None:
+        raise SnapshotError(
+            f"no stored set of golden rows has all {len(golden_fingerprints):,} that run {run_id} was decided on",
+            next_step=f"restore the folders of {home.golden / pipeline} from a backup",
+        )
     with tempfile.TemporaryDirectory(prefix="nightgate-rescore-") as out:
-        job = ScoreJob(pipeline=night.config, snapshot=snapshot, models=folders, out=Path(out), golden=golden_set)
+        job = ScoreJob(pipeline=config, snapshot=snapshot, models=folders, out=Path(out), golden=golden_set)
         scored = supervisor.score_models(job, on_progress=lambda progress: log.debug("%s", progress_line(progress)))
         predictions = {name: read_predictions(path) for name, path in scored.written.items()}
         of_golden = {name: read_predictions(path) for name, path in scored.golden.items()}
-    chosen = [] if golden_set is None else _places(golden_set, golden_marks)
+    chosen = [] if golden_set is None else _places(golden_set, golden_fingerprints)
     found = {}
     for name, version in versions.items():
         line = leakage.line_of(db, home, version.pipeline, version.version)
-        found[name] = Rescored(
-            predictions[name],
-            *leakage.trained_on(line, fingerprints),
-            golden=of_golden[name][chosen] if golden_marks else None,
-        )
+        golden_labels = of_golden[name][chosen] if golden_fingerprints else None
+        found[name] = Rescored(predictions[name], *leakage.trained_on(line, fingerprints), golden=golden_labels)
     return found
 
 
 def rescorer(db: Database, home: Home) -> Callable[[str, VersionRow, tuple[str, ...], tuple[str, ...]], Rescored]:
-    """`rescore` of one version, as `nightgate.analysis.replay` takes it."""
+    """A function for `nightgate.analysis.replay` that rescores one version."""
 
     def score(
-        run_id: str, version: VersionRow, fingerprints: tuple[str, ...], golden_marks: tuple[str, ...]
+        run_id: str, version: VersionRow, fingerprints: tuple[str, ...], golden_fingerprints: tuple[str, ...]
     ) -> Rescored:
         log.info("scoring version %d on the rows of run %s", version.version, run_id)
-        return rescore(db, home, run_id, {"version": version}, fingerprints, golden_marks)["version"]
+        return rescore(db, home, run_id, {"version": version}, fingerprints, golden_fingerprints)["version"]
 
     return score
 
@@ -120,41 +126,12 @@ def newest_judged(db: Database, pipeline: str) -> str:
     )
     found = db.read(lambda session: session.scalars(query).first())
     if found is None:
-        raise RegistryError(
-            f"no night of {pipeline} has stored what it was decided by", next_step=f"run `nightgate run {pipeline}`"
-        )
-    return found
-
-
-class _Night(NamedTuple):
-    pipeline: str
-    config: dict[str, Any]
-    label_names: list[str]
-    snapshot: Path
-
-
-def _night(db: Database, home: Home, run_id: str) -> _Night:
-    query = (
-        sa.select(Run.pipeline, Run.config, Run.label_names, Snapshot.path)
-        .join(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
-        .where(Run.run_id == run_id)
-    )
-    pipeline, config, label_names, path = db.read(lambda session: session.execute(query).one())
-    return _Night(pipeline, config, label_names, home.absolute(path))
-
-
-def _golden_set(home: Home, run_id: str, night: _Night, fingerprints: tuple[str, ...]) -> Path:
-    found = golden.stored_with(home, night.pipeline, night.label_names, fingerprints)
-    if found is None:
-        raise SnapshotError(
-            f"no stored set of golden rows has all {len(fingerprints):,} that run {run_id} was decided on",
-            next_step=f"restore the folders of {home.golden / night.pipeline} from a backup",
-        )
+        raise RegistryError(f"no night of {pipeline} has stored evidence", next_step=f"run `nightgate run {pipeline}`")
     return found
 
 
 def _places(golden_set: Path, fingerprints: tuple[str, ...]) -> list[int]:
-    """Of each of these rows its place in the set: rows that a side was trained on were left out of the evidence."""
+    """Index of each row in the stored set, of which the evidence leaves out rows that a model was trained on."""
     stored = golden.golden_rows(golden_set, (), ["fingerprint"])["fingerprint"]
-    place = {mark: row for row, mark in enumerate(stored)}
-    return [place[mark] for mark in fingerprints]
+    place = {fingerprint: row for row, fingerprint in enumerate(stored)}
+    return [place[fingerprint] for fingerprint in fingerprints]

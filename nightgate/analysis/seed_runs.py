@@ -1,11 +1,11 @@
-"""One seed of a study: trained and scored in processes of its own, on any machine that has the home; no database here.
+"""Train and score the seeds of a study, on any machine that has the home; `train_seed` needs no database.
 
     score = train_seed(study, seed)                       # what a Dask worker does
-    run_study(db, study)                                  # all that is missing, one after the other
+    run_study(db, study)                                  # all missing seeds, one after the other
 
-    home/runs/seeds-<study>/seed-<n>/score.json           what it came to, written last; checkpoints are gone then
+    home/runs/seeds-<study>/seed-<n>/score.json           the score, written last; then the checkpoints are removed
 
-A seed that was interrupted goes on from its last checkpoint when the study is asked for again.
+An interrupted seed resumes from its last checkpoint when the study runs again.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from nightgate.training.protocol import EpochReport, Progress, ScoreJob, TrainJo
 log = logging.getLogger(__name__)
 
 SCORE_FILE = "score.json"
-SECONDS_BETWEEN_LOOKS = 1.0
+LOCK_POLL_SECONDS = 1.0
 
 OnProgress = Callable[[Progress], None]
 
 
 def run_study(db: Database, study: Study) -> None:
-    """Train what is missing, one seed after the other, and sum up. A seed that fails is recorded; the study goes on."""
+    """Train all missing seeds one after the other, and finish the study; a failed seed is recorded and skipped."""
     for seed in study.missing:
         try:
             score = train_seed(study, seed)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the other seeds are worth as much
+        except Exception as error:  # noqa: BLE001 - the other seeds do not depend on this one
             record_failure(db, study, seed, error)
         else:
             record_score(db, study, score)
@@ -59,17 +59,17 @@ def run_study(db: Database, study: Study) -> None:
 
 
 def train_seed(study: Study, seed: int, on_progress: OnProgress | None = None) -> SeedScore:
-    """Train one seed, or go on training, and score its best epoch on the test rows of the snapshot.
+    """Train or resume one seed, and score its best epoch on the test rows of the snapshot.
 
-    Whoever finds another process at work on it waits and takes that one's score.
+    If another process trains this seed, waits for it and returns its score.
 
     Raises:
-        RegistryError, StorageError: the study's home is not here.
+        RegistryError, StorageError: the study's home is not on this machine.
         TrainingError, DataError, ModelError: as `nightgate.training.supervisor.train`.
     """
     home = _home_of(study)
     folder = home.runs / f"seeds-{study.study_id}" / f"seed-{seed}"
-    with _alone(folder, seed):
+    with _seed_lock(folder, seed):
         if (folder / SCORE_FILE).is_file():
             return SeedScore(**json.loads((folder / SCORE_FILE).read_text(encoding="utf-8")))
         began = time.monotonic()
@@ -91,10 +91,10 @@ def train_seed(study: Study, seed: int, on_progress: OnProgress | None = None) -
 
 
 def local_workers(num_seeds: int, asked: int = 0) -> tuple[list[dict[str, str]], str]:
-    """What each worker of this machine has in its environment, and why there are so many: one seed at a time on each.
+    """Environment variables of each worker on this machine, and the reason for their number; one seed per worker.
 
     Args:
-        asked: how many a person wants; 0: as many as there are GPUs, or cores where there is none.
+        asked: number of workers; 0: one for each GPU, or for each core without GPUs.
     """
     together = launch.processes()
     if together > 1:
@@ -120,16 +120,16 @@ def _home_of(study: Study) -> Home:
     if home.id != study.home_id:
         raise StorageError(
             f"the home at {home.root} is not the one of study {study.study_id}, which is at {study.home} on the "
-            "machine that asked for it",
+            "machine that started it",
             next_step="set NIGHTGATE_HOME for the workers to the folder that all machines share",
         )
     return home
 
 
 @contextmanager
-def _alone(folder: Path, seed: int) -> Iterator[None]:
-    """Hold the lock of a seed: a command that died may have left a worker that still trains it."""
-    lock = FileLock(folder / "lock", poll_interval=SECONDS_BETWEEN_LOOKS)
+def _seed_lock(folder: Path, seed: int) -> Iterator[None]:
+    """Hold the lock of a seed: a killed command may have left a worker that still trains it."""
+    lock = FileLock(folder / "lock", poll_interval=LOCK_POLL_SECONDS)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -146,13 +146,13 @@ def _alone(folder: Path, seed: int) -> Iterator[None]:
 def _train(
     study: Study, pipeline: Pipeline, home: Home, folder: Path, on_progress: OnProgress | None
 ) -> tuple[EpochReport, TrainResult]:
-    """The report of the best epoch, and the result."""
+    """Report of the best epoch, and the result of the training."""
     start_from = home.absolute(study.start_from) if study.start_from else None
     if start_from is not None:
         version_folder.verify_version(start_from)
     job = TrainJob(
         run_dir=folder,
-        # Never that of a process that died: what it was writing may not be mixed with ours.
+        # A new number: files of a killed process are never mixed with those of this one.
         attempt=1 + sum(1 for _ in folder.glob("attempt-*")),
         snapshot=home.absolute(study.snapshot),
         pipeline=pipeline.record(),

@@ -1,13 +1,13 @@
-"""Seed studies in the database: one snapshot and configuration trained with several seeds, to see what chance does.
+"""Seed studies in the database: one snapshot and configuration trained with several seeds, to measure the spread of F1.
 
-    study = open_study(db, pipeline, num_seeds=5)         # what is missing of it: study.missing
-    record_score(db, study, score)                        # as soon as a seed has come to its end
+    study = open_study(db, pipeline, num_seeds=5)         # seeds without a score: study.missing
+    record_score(db, study, score)                        # as soon as a seed is scored
     finish_study(db, study.study_id)                      # mean and spread of all its seeds
     newest_spread(db, pipeline)                           # the unit of the gate's margin
 
-A study is one of snapshot, configuration (the seed and the gate's policy left out) and code: asked for again, it does
-what is missing, and with more seeds it grows. How one seed is trained is in `nightgate.analysis.seed_runs`. A study
-opens no run: champion, nights and their rows stay as they are.
+A study is identified by snapshot, configuration (without the seed and the gate's policy) and code. Opened again, it
+trains only what is missing, and can grow. `nightgate.analysis.seed_runs` trains the seeds. A study opens no run and
+changes neither champion nor nights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import statistics
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -37,30 +37,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LEAST_SEEDS = 3
-"""From so many seeds on a spread is one: that of two says next to nothing."""
+"""Fewest seeds whose spread the gate uses: that of two is too uncertain."""
 _MOST_SEEDS = 2**32
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is to be trained, in words that another machine with the same home understands."""
+    """A study to train, independent of the machine: paths are relative to the home."""
 
     study_id: str
     pipeline: Pipeline
     home: str
-    """Where the home is on the machine that asked."""
+    """Path of the home on the machine that opened the study."""
     home_id: str
     snapshot_id: str
     snapshot: str
-    """As the database stores it: relative to the home, as is the next."""
+    """Path relative to the home."""
     start_from: str | None
-    """The champion that reigned when the study began, where training goes on from it."""
+    """Path relative to the home of the champion at the start of the study; None: training does not start from it."""
     data_until: str
-    """ISO time with an offset: what `train_window` counts back from."""
+    """ISO time with an offset, from which `train_window` counts back."""
     seeds: tuple[int, ...]
-    """Those that were asked for."""
     missing: tuple[int, ...]
-    """Of these, the ones that have no score yet."""
+    """Seeds that have no score yet."""
 
     def __str__(self) -> str:
         return f"{self.pipeline.name}: {len(self.missing)} of {len(self.seeds)} seeds"
@@ -74,19 +73,19 @@ class Study:
 
 @dataclass(frozen=True)
 class SeedScore:
-    """What one seed came to."""
+    """Scores of one seed, F1 by the pipeline's average."""
 
     seed: int
     best_epoch: int
     validation_f1: float | None
-    """Of the best epoch, by the pipeline's average, as the next."""
+    """F1 of the best epoch."""
     test_f1: float | None
     test_accuracy: float | None
     duration_seconds: float
 
 
 def config_hash(pipeline: Pipeline) -> str:
-    """The pipeline's hash with the seed left out, and the gate's policy, which no score depends on."""
+    """The pipeline's hash without the seed and the gate's policy, which no score depends on."""
     record = pipeline.record()
     record["training"]["seed"] = 0
     record["gate"] = Gate(average=pipeline.gate.average).model_dump(mode="json")
@@ -99,11 +98,11 @@ def seeds_of(pipeline: Pipeline, num_seeds: int) -> tuple[int, ...]:
 
 
 def open_study(db: Database, pipeline: Pipeline, num_seeds: int, night: date | None = None) -> Study:
-    """The study of the newest snapshot on disk, or of that of a night; its row stands in the database from here on.
+    """Open the study of the newest snapshot on disk, or of a night's, and store its row.
 
     Raises:
         DataError: no such snapshot is on disk.
-        ConfigurationError: the snapshot was made by other rules than this configuration has.
+        ConfigurationError: the snapshot has another test version than this configuration.
     """
     snapshot = _snapshot(db, pipeline, night)
     of_config, code = config_hash(pipeline), code_version()
@@ -127,8 +126,9 @@ def open_study(db: Database, pipeline: Pipeline, num_seeds: int, night: date | N
             )
             session.add(row)
             session.flush()
-        goes_on = pipeline.training.start_from == "champion"
-        return _scored(session, study_id), _champion_path(session, row) if goes_on else None
+        scored = sa.select(SeedRun.seed).where(SeedRun.study_id == study_id, SeedRun.test_f1.is_not(None))
+        from_champion = pipeline.training.start_from == "champion"
+        return list(session.scalars(scored)), _champion_path(session, row) if from_champion else None
 
     scored, start_from = db.write(work)
     return Study(
@@ -146,30 +146,21 @@ def open_study(db: Database, pipeline: Pipeline, num_seeds: int, night: date | N
 
 
 def record_score(db: Database, study: Study, score: SeedScore) -> None:
-    """Store what a seed came to; what is stored already stays as it is."""
-    _record(
-        db,
-        study,
-        score.seed,
-        best_epoch=score.best_epoch,
-        validation_f1=score.validation_f1,
-        test_f1=score.test_f1,
-        test_accuracy=score.test_accuracy,
-        duration_seconds=score.duration_seconds,
-    )
+    """Store the scores of a seed; a seed that has a score already keeps it."""
+    _record(db, study, **asdict(score))
     f1 = "no F1" if score.test_f1 is None else f"F1 {score.test_f1:.4f}"
     log.info("seed %d: %s on the test rows, best epoch %d", score.seed, f1, score.best_epoch)
 
 
 def record_failure(db: Database, study: Study, seed: int, error: Exception) -> None:
-    """Store why a seed came to no score; asked for again, the study tries it again."""
-    words = without_secrets(str(error) or type(error).__name__)
-    _record(db, study, seed, error=words)
-    log.warning("seed %d came to no score: %s", seed, words)
+    """Store why a seed failed; the study retries it when it is opened again."""
+    reason = without_secrets(str(error) or type(error).__name__)
+    _record(db, study, seed, error=reason)
+    log.warning("seed %d failed: %s", seed, reason)
 
 
 def finish_study(db: Database, study_id: str) -> SeedStudy:
-    """Sum up all seeds that have a score, also those that were asked for earlier; what has not grown stays as it is."""
+    """Store mean and spread of all seeds that have a score; unchanged if there are no new ones."""
 
     def work(session: Session) -> SeedStudy:
         row = session.get_one(SeedStudy, study_id, with_for_update=True)
@@ -187,17 +178,17 @@ def finish_study(db: Database, study_id: str) -> SeedStudy:
 
 
 def read_study(db: Database, study_id: str) -> pd.DataFrame:
-    """The rows of `seed_runs` of a study, by seed."""
+    """The rows of a study in `seed_runs`, ordered by seed."""
     from nightgate.database.queries import tidy
 
     return tidy(db.frame("SELECT * FROM seed_runs WHERE study_id = :study ORDER BY seed", {"study": study_id}))
 
 
 def newest_study(session: Session, pipeline: Pipeline, *, before: datetime | None = None) -> SeedStudy | None:
-    """The study of this configuration that ended last, of those with `LEAST_SEEDS` seeds; before an instant (aware).
+    """The newest finished study of this configuration with at least `LEAST_SEEDS` seeds, before an instant (aware).
 
-    One of other labels, data or training says nothing of this one's nights. The snapshot may be another one: it is with
-    every night, and the spread is a property of the recipe.
+    Labels, data and training must be the same. The snapshot may differ, as it does every night: the spread is a
+    property of the configuration.
     """
     query = sa.select(SeedStudy).where(
         SeedStudy.pipeline == pipeline.name,
@@ -211,23 +202,23 @@ def newest_study(session: Session, pipeline: Pipeline, *, before: datetime | Non
 
 
 def newest_spread(db: Database, pipeline: Pipeline) -> float | None:
-    """Standard deviation of F1 between seeds, as `newest_study` has it; None: there is none."""
+    """Standard deviation of F1 between the seeds of `newest_study`; None: there is none."""
     found = db.read(lambda session: newest_study(session, pipeline))
     return found.f1_spread if found else None
 
 
-def told_margin(gate: Gate, spread: float) -> str:
-    """What a spread means for the margin by which a candidate may be worse."""
+def describe_margin(gate: Gate, spread: float) -> str:
+    """The gate's margin in relation to a spread, in words."""
     if gate.margin_unit == "seed_spread":
         return f"a margin of {gate.margin:g} times the spread is {gate.margin * spread:.4f}"
     if not spread:
-        return f"a margin of {gate.margin:.4f} cannot be measured against a spread of 0: every seed came to the same F1"
+        return f"a margin of {gate.margin:.4f} cannot be compared with a spread of 0: all seeds have the same F1"
     return f"a margin of {gate.margin:.4f} is {gate.margin / spread:.1f} times the spread"
 
 
 def _record(db: Database, study: Study, seed: int, **facts: Any) -> None:
     def work(session: Session) -> None:
-        # Two that do the same study at once take turns: neither finds no row and adds one.
+        # Serialises two processes on one study, which would both find no row and add one.
         lock_pipeline(session, study.pipeline.name)
         known = session.get(SeedRun, (study.study_id, seed))
         if known is None or known.test_f1 is None:
@@ -238,13 +229,10 @@ def _record(db: Database, study: Study, seed: int, **facts: Any) -> None:
     db.write(work)
 
 
-def _scored(session: Session, study_id: str) -> list[int]:
-    query = sa.select(SeedRun.seed).where(SeedRun.study_id == study_id, SeedRun.test_f1.is_not(None))
-    return list(session.scalars(query))
-
-
 def _snapshot(db: Database, pipeline: Pipeline, night: date | None) -> Snapshot:
-    """That of the night, or of the newest one whose snapshot is on disk."""
+    """The snapshot of the night, or the newest one that is on disk."""
+    from nightgate.data.refresh import split_version
+
     query = (
         sa.select(Snapshot)
         .join(Run, (Run.pipeline == Snapshot.pipeline) & (Run.snapshot_id == Snapshot.snapshot_id))
@@ -254,33 +242,25 @@ def _snapshot(db: Database, pipeline: Pipeline, night: date | None) -> Snapshot:
     if night is not None:
         query = query.where(Run.night == night)
     found = db.read(lambda session: session.scalars(query).all())
-    on_disk = (one for one in found if (db.home.absolute(one.path) / "manifest.json").is_file())
-    snapshot = next(on_disk, None)
+    snapshot = next((one for one in found if (db.home.absolute(one.path) / "manifest.json").is_file()), None)
     if snapshot is None:
-        of_night = "" if night is None else f" of the night of {night}"
-        again = "" if night is None else f" --night {night}"
+        of_night, again = ("", "") if night is None else (f" of the night of {night}", f" --night {night}")
         raise DataError(
-            f"pipeline {pipeline.name} has no snapshot{of_night} on disk that seeds could be trained on",
+            f"pipeline {pipeline.name} has no snapshot{of_night} on disk to train seeds on",
             next_step=f"run a night first: nightgate run {pipeline.name}{again}",
         )
-    _require_same_rules(snapshot, pipeline)
-    return snapshot
-
-
-def _require_same_rules(snapshot: Snapshot, pipeline: Pipeline) -> None:
-    from nightgate.data.refresh import split_version
-
     version = split_version(pipeline)
     if snapshot.test_version != version:
         raise ConfigurationError(
             f"snapshot {snapshot.snapshot_id} of pipeline {pipeline.name} has test version {snapshot.test_version}, "
-            f"this configuration divides and labels rows as test version {version}",
-            next_step="run a night with this configuration first, or leave data and split as that night had them",
+            f"this configuration has {version}",
+            next_step="run a night with this configuration first, or restore [data] and [split] of that night",
         )
+    return snapshot
 
 
 def _champion_path(session: Session, study: SeedStudy) -> str | None:
-    """Of the version that reigned when the study began, so that all its seeds start from the same."""
+    """Path of the champion when the study began, so that all its seeds start from the same version."""
     query = (
         sa.select(ModelVersion.path)
         .join(Promotion, (Promotion.pipeline == ModelVersion.pipeline) & (Promotion.version == ModelVersion.version))

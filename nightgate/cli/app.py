@@ -133,7 +133,7 @@ def _print_summary(run_id: str) -> None:
 
 def _run_bare(configuration: Pipeline, nights: list[Night], force: bool, dry_run: bool) -> list[str]:
     from nightgate import logs
-    from nightgate.night.steps import run_night
+    from nightgate.night.night import run_night
 
     def run_one(night: Night) -> str:
         finished = run_night(configuration, night, force=force, dry_run=dry_run)
@@ -146,13 +146,13 @@ def _run_bare(configuration: Pipeline, nights: list[Night], force: bool, dry_run
 
 def _run_in_prefect(configuration: Pipeline, nights: list[Night], force: bool, dry_run: bool) -> list[str]:
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    from flows.nightly import nightly_by_hand
+    from flows.nightly import nightly_from_file
     from flows.server_connection import prefect_server
     from nightgate import logs
     from nightgate.reports import terminal_summary
 
     def run_one(night: Night) -> str:
-        state = nightly_by_hand(configuration, night, force, dry_run, return_state=True)
+        state = nightly_from_file(configuration, night, force, dry_run, return_state=True)
         if not state.is_completed():
             typer.echo(f"error: {state.message}", err=True)
             return "cancelled" if state.is_cancelled() else "failed"

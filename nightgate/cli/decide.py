@@ -13,7 +13,7 @@ from nightgate.cli.options import PipelineName, Reason, RunId, VersionName, name
 if TYPE_CHECKING:
     from nightgate.database.transactions import Database
     from nightgate.home import Home
-    from nightgate.registry.approvals import Ended
+    from nightgate.runs.run_row import RunRow
 
 
 def promote(
@@ -31,7 +31,7 @@ def promote(
     from nightgate.registry import champions
 
     _change(
-        lambda db, home: champions.promote_by_hand(
+        lambda db, home: champions.promote_manually(
             db,
             home,
             name_of(pipeline),
@@ -89,9 +89,9 @@ def reconcile() -> None:
 
     with usual_server() as silence:
         done = reconcile_now()
-    for one in done.settled:
+    for one in done.ended:
         typer.echo(_described(one))
-    if not done.settled and not done.failed:
+    if not done.ended and not done.failed:
         typer.echo("nothing to reconcile")
     if silence:
         typer.echo(f"{silence}: only the database was reconciled", err=True)
@@ -122,11 +122,11 @@ def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -
     if ended.prefect_flow_run_id:
         # The flow run is suspended until it is resumed or ended.
         os.environ.setdefault("DO_NOT_TRACK", "1")
-        from flows.reconcile import settle_flow_runs
+        from flows.reconcile import end_flow_runs
         from flows.server_checks import usual_server
 
         with usual_server():
-            if problem := settle_flow_runs([ended]):
+            if problem := end_flow_runs([ended]):
                 typer.echo(problem, err=True)
     from nightgate.reports import report
 
@@ -135,5 +135,5 @@ def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -
         raise typer.Exit(1)
 
 
-def _described(ended: Ended) -> str:
+def _described(ended: RunRow) -> str:
     return f"{ended.pipeline}, night {ended.night}: {ended.status}: {ended.reason}"

@@ -78,7 +78,7 @@ def push(
     home, name = existing_home(), name_of(pipeline)
     with Database.open(home) as db:
         row = registry.resolve_version(db, name, version)
-        revision, verdict = hub_push.told_of(db, row)
+        revision, verdict = hub_push.recorded_facts(db, row)
     with tempfile.TemporaryDirectory(prefix="nightgate-push-") as folder:
         target = Path(folder)
         files = hub_push.lay_out(row.folder(home), target, repo, home=home.root, revision=revision, verdict=verdict)
@@ -149,7 +149,7 @@ def power(pipeline: PipelineName, settings: Settings = None, output: OutputForma
         "night": [found.night if size == found.rows else None for size in sizes],
     }
     show(pd.DataFrame(rows), output)
-    typer.echo(found.told(), err=True)
+    typer.echo(found.describe(), err=True)
     _save(home, name, power_curve(found))
 
 

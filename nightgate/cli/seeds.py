@@ -99,14 +99,14 @@ def _train_on_dask(study: Study, address: str, workers: int) -> None:
 
 
 def _summary(study: SeedStudy, gate: Gate) -> list[str]:
-    from nightgate.analysis.seed_study import LEAST_SEEDS, told_margin
+    from nightgate.analysis.seed_study import LEAST_SEEDS, describe_margin
 
     if study.f1_mean is None:
         return ["no seed has a score"]
     lines = [f"mean F1 {study.f1_mean:.4f} of {study.num_seeds} seeds on the test rows ({study.average})"]
     if study.f1_spread is None:
         return [*lines, "the spread needs at least two seeds"]
-    lines.append(f"spread {study.f1_spread:.4f} (standard deviation): {told_margin(gate, study.f1_spread)}")
+    lines.append(f"spread {study.f1_spread:.4f} (standard deviation): {describe_margin(gate, study.f1_spread)}")
     if study.num_seeds < LEAST_SEEDS:
         lines.append(f"the gate uses a spread of {LEAST_SEEDS} seeds or more")
     return lines

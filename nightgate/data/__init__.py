@@ -1,1 +1,1 @@
-"""Source rows to an immutable snapshot."""
+"""Data: reads the rows of a source and turns them into an immutable snapshot."""

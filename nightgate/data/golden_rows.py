@@ -1,10 +1,9 @@
-"""Golden rows: a fixed set of examples that no candidate should unlearn, beside the test rows, which change.
+"""Golden rows: a fixed set of examples on which no candidate should get worse. Test rows, in contrast, change.
 
-    home/golden/<pipeline>/frozen-<labels>/     test rows of the first night with these labels, the same ever after
-    home/golden/<pipeline>/<id>/                rows of the file that `data.golden` names, by their content
+    home/golden/<pipeline>/frozen-<labels>/     test rows of the first night with these labels; they never change
+    home/golden/<pipeline>/<id>/                rows of the file that `data.golden` names; the id is a hash of them
 
-Both are folders as `nightgate.data.snapshots` writes them: complete or not there at all, and every altered byte is
-noticed.
+Both are written atomically and verified by checksum, as all folders of `nightgate.data.snapshots`.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nightgate.config import FilesSource, Pipeline
 from nightgate.data.snapshots import Snapshot, open_snapshot, write_snapshot
-from nightgate.data.source_table import told_quarantine
+from nightgate.data.source_table import quarantine_summary
 from nightgate.data.sources import read_source
 from nightgate.data.validation import as_frame, deduplicate, validate
 from nightgate.errors import DataError, SnapshotError
@@ -40,26 +38,25 @@ _SIDE = "test"
 @dataclass(frozen=True)
 class GoldenSet:
     id: str
-    """Of the rows, by their content; '' where there are none."""
+    """Hash of the rows; '' where there are none."""
     path: Path | None
-    """Their folder, as a `ScoreJob` takes it; None where `note` says why there are none."""
+    """Folder of the rows; None where there are none, for the reason in `note`."""
     note: str
-    """What is to be known of them tonight; '' on most nights."""
+    """What is special tonight; '' on most nights."""
     label_names: tuple[str, ...]
-    """The pipeline's, by whose order `rows` numbers the labels."""
+    """Labels of the pipeline, in the order of their class indices."""
 
     def rows(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """As `golden_rows`."""
+        """The rows, verified, with the pipeline's class indices: see `golden_rows`."""
         assert self.path is not None, "there are no golden rows"
         return golden_rows(self.path, self.label_names, columns)
 
 
 def golden_set(pipeline: Pipeline, home: Home, snapshot: Snapshot, night: Night) -> GoldenSet:
-    """Tonight's golden rows: those of the file that `data.golden` names, or frozen ones.
+    """Tonight's golden rows: those of the file that `data.golden` names, or frozen test rows.
 
-    Up to `data.golden_rows` test rows, chosen by hash, are frozen on the first night and stay, whatever becomes of them
-    in the source. They belong to the labels: a pipeline with other labels freezes others. Frozen rows that are damaged
-    are not replaced: then there are none, and the note says so.
+    Up to `data.golden_rows` test rows, chosen by hash, are frozen on the first night. Later changes in the source do
+    not affect them. Each set of labels has frozen rows of its own. Damaged frozen rows are reported, not replaced.
 
     Raises:
         DataError: the file cannot be read, or holds no usable row.
@@ -71,9 +68,9 @@ def golden_set(pipeline: Pipeline, home: Home, snapshot: Snapshot, night: Night)
 
 
 def golden_rows(path: Path, label_names: Sequence[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The rows in the folder `path`, verified, with the columns of `Snapshot.rows` that the pipeline had back then.
+    """The rows in the folder `path`, verified, with the columns of `Snapshot.rows` at the time they were stored.
 
-    The label k is `label_names[k]`, in whatever order the labels were named when the rows were stored.
+    Class index k is `label_names[k]`, also when the labels were stored in another order.
 
     Raises:
         SnapshotError: the rows are missing or altered.
@@ -87,8 +84,7 @@ def golden_rows(path: Path, label_names: Sequence[str], columns: Sequence[str] |
 
 
 def stored_with(home: Home, pipeline: str, label_names: Sequence[str], fingerprints: Collection[str]) -> Path | None:
-    """The folder of a whole set of a pipeline's golden rows that has these labels and all of these rows; None where no
-    such set is stored."""
+    """The folder of an intact golden set of `pipeline` with these labels and at least these rows, or None."""
     for manifest in sorted((home.golden / pipeline).glob("*/manifest.json")):
         with suppress(SnapshotError):
             stored = open_snapshot(manifest.parent)
@@ -101,61 +97,49 @@ def stored_with(home: Home, pipeline: str, label_names: Sequence[str], fingerpri
 
 def _frozen(pipeline: Pipeline, folder: Path, snapshot: Snapshot, night: Night) -> GoldenSet:
     names = pipeline.data.label_names
-    place = folder / f"{_FROZEN}{_hash(sorted(names))}"
+    place = folder / f"{_FROZEN}{hashlib.sha256(json.dumps(sorted(names)).encode()).hexdigest()[:10]}"
     if place.exists():
-        return _opened(place, names)
+        try:
+            return GoldenSet(open_snapshot(place).id, place, "", names)
+        except SnapshotError as error:
+            note = f"golden rows cannot be used: {error.reason}; restore the folder, or remove it to freeze new ones"
+            log.warning("%s", note)
+            return GoldenSet("", None, note, names)
     others = any(folder.glob(f"{_FROZEN}*"))
     rows = snapshot.rows("test").head(pipeline.data.golden_rows).assign(split=_SIDE)
     facts = {"pipeline": pipeline.name, "label_names": list(names), "frozen": night.date.isoformat()}
-    # Another process may be first: then its rows are the golden ones.
+    # Where another process was first, `write_snapshot` returns its rows.
     stored = write_snapshot(folder, rows, {"labels": sorted(names)}, facts, name=place.name)
     note = f"{len(rows):,} test rows were frozen tonight as golden rows"
     if others:
-        note += f": those of before have other labels than {', '.join(names)}"
+        note += f", because earlier golden rows have other labels than {', '.join(names)}"
     log.info("%s: %s", note, stored.path)
     return GoldenSet(stored.id, stored.path, note, names)
-
-
-def _opened(place: Path, names: tuple[str, ...]) -> GoldenSet:
-    try:
-        return GoldenSet(open_snapshot(place).id, place, "", names)
-    except SnapshotError as error:
-        note = f"the golden rows cannot be used: {error.reason}; restore the folder, or remove it to freeze new ones"
-        log.warning("%s", note)
-        return GoldenSet("", None, note, names)
 
 
 def _of_file(pipeline: Pipeline, folder: Path, night: Night) -> GoldenSet:
     data, path = pipeline.data, pipeline.data.golden
     encoding = data.source.encoding if isinstance(data.source, FilesSource) else "utf-8"
     source = FilesSource(kind="files", paths=(path,), encoding=encoding)
-    # The side of a golden row is nobody's business: the file need not have that column.
-    reading = pipeline.model_copy(
-        update={
-            "data": data.model_copy(update={"source": source}),
-            "split": pipeline.split.model_copy(update={"column": None}),
-        }
-    )
+    # All golden rows are evaluated, so the file needs no split column.
+    split = pipeline.split.model_copy(update={"column": None})
+    reading = pipeline.model_copy(update={"data": data.model_copy(update={"source": source}), "split": split})
     try:
         usable, quarantined, unseen = validate(read_source(reading.data, night), reading, night)
     except DataError as error:
         next_step = error.next_step.replace("data.source.paths", "data.golden")
         raise DataError(f"data.golden: {error.reason}", next_step=next_step) from error
     rows = deduplicate(usable, keep_oldest=data.group is not None)
-    late = f"; {unseen:,} not before this night's end" if unseen else ""
-    unusable = (late + told_quarantine(quarantined)).removeprefix("; ")
+    late = f"; {unseen:,} later than {night.data_until:%Y-%m-%d %H:%M} UTC" if unseen else ""
+    unusable = (late + quarantine_summary(quarantined)).removeprefix("; ")
     if not rows:
         raise DataError(
-            f"data.golden: {path} holds no row that can be used" + (f": {unusable}" if unusable else ""),
-            next_step="check the file against [data]: it has the columns and the labels of the source",
+            f"data.golden: {path} has no usable row" + (f": {unusable}" if unusable else ""),
+            next_step="check the file against [data]: it needs the columns and the labels of the source",
         )
     chosen = rows[: data.golden_rows]
     facts = {"pipeline": pipeline.name, "label_names": list(data.label_names), "file": path}
     frame = as_frame(chosen, data, [_SIDE] * len(chosen))
     stored = write_snapshot(folder, frame, {"labels": list(data.label_names)}, facts)
-    note = f"of the rows of {path} some are left out: {unusable}" if unusable else ""
+    note = f"rows of {path} that were left out: {unusable}" if unusable else ""
     return GoldenSet(stored.id, stored.path, note, data.label_names)
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:10]

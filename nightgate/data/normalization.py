@@ -1,6 +1,6 @@
-"""What makes two texts the same: normalisation, the fingerprint, and the side of the split that follows from it.
+"""Text normalisation, the fingerprint that identifies equal texts, and the hashed split.
 
-Pure Python. A champion that predicts should see text through `normalise_text`, as it saw it in training.
+Pure Python. Text must pass through `normalise_text` before prediction as it did before training.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import unicodedata
 from collections.abc import Iterable
 
 NORMALISATION_VERSION = 1
-"""Part of every snapshot id and test version: a change of the rules below must raise it."""
+"""Part of every snapshot id and test version: raise it with every change of the rules below."""
 
-# With the semicolon only: `html.unescape` would also turn 'AT&TEDDY' or 'cats&notes' into something else.
+# Only with the semicolon: `html.unescape` would also change 'AT&TEDDY' and 'cats&notes'.
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
-# Only tags that break lines: '<3' and '<b>' may be what the writer meant.
+# Only tags that break lines: '<3' and '<b>' may be part of the text.
 _LINE_TAG = re.compile(r"</?(?:br|p|div|li|ul|ol|hr)\b[^<>]{0,100}>", re.IGNORECASE)
-# Control characters that are no white space, zero-width space, soft hyphen, byte-order mark and direction marks. The
-# joiners U+200C and U+200D stay: they carry meaning in Persian, Hindi and emoji.
+# Control characters other than white space, zero-width space, soft hyphen, byte-order mark and direction marks.
+# The joiners U+200C and U+200D stay: Persian, Hindi and emoji need them.
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def normalise_text(text: str) -> str:
-    """`text` in Unicode NFC, without HTML entities, line tags and invisible characters, white space collapsed.
+    """`text` in Unicode NFC with HTML entities decoded, line tags and invisible characters removed, white space joined.
 
-    Case, punctuation and other tags stay. Half a surrogate pair (JSON can hold one) becomes U+FFFD.
+    Case, punctuation and other tags stay. A lone surrogate, which JSON can hold, becomes U+FFFD.
     """
     if "&" in text:
         text = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
@@ -49,19 +49,19 @@ def join_texts(parts: Iterable[str]) -> str:
 
 
 def fingerprint(text: str) -> str:
-    """32 hex digits of the SHA-256 of a normalised text, case folded: 'GREAT' and 'great' are one text."""
+    """32 hex digits of the SHA-256 of a normalised, case-folded text: 'GREAT' and 'great' are equal."""
     return hashlib.sha256(text.casefold().encode()).hexdigest()[:32]
 
 
 def hashed_fraction(seed: int, key: str) -> float:
-    """A number in [0, 1) that depends on `seed` and `key` alone, the same on any machine."""
+    """A number in [0, 1) from `seed` and `key` alone, the same on any machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}\n{key}".encode()).digest()[:6], "big") / 2**48
 
 
 def side_of(key: str, *, seed: int, validation: float, test: float) -> str:
-    """`test`, `validation` or `train`, by the hash of a fingerprint or group.
+    """The split of a fingerprint or group by its hash: `test`, `validation` or `train`.
 
-    The test side comes first, so that another `validation` share moves no row in or out of it.
+    Test comes first, so that another `validation` share moves no row in or out of it.
     """
     place = hashed_fraction(seed, key)
     if place < test:

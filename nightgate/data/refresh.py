@@ -1,10 +1,10 @@
-"""Take in the rows of a night: source -> normalise -> quarantine -> deduplicate -> split -> snapshot.
+"""The data refresh of a night: source -> normalise -> quarantine -> deduplicate -> split -> snapshot.
 
     refreshed = refresh(pipeline, night, home, previous=None)
     rows = training_rows(refreshed.snapshot, pipeline, night.data_until)
 
-Rows whose time is not before `night.data_until` are not seen: neither taken in nor quarantined.
-`nightgate.data.validation` says what is quarantined and which of two rows with the same text stays.
+Rows at or after `night.data_until` are ignored: neither used nor quarantined. `nightgate.data.validation` defines
+what is quarantined and which of several rows with the same text stays.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nightgate.config import Pipeline
 from nightgate.config_types import duration
 from nightgate.data.normalization import NORMALISATION_VERSION, hashed_fraction, side_of
 from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
-from nightgate.data.source_table import Quarantined, told_quarantine
+from nightgate.data.source_table import Quarantined, quarantine_summary
 from nightgate.data.sources import read_source
 from nightgate.data.validation import Row, as_frame, deduplicate, validate
 from nightgate.errors import DataError, SnapshotError
@@ -36,30 +36,29 @@ from nightgate.schedule import Night
 log = logging.getLogger(__name__)
 
 READ = "snapshot %s: %s; read in %.2f s"
-"""What `benchmarks.orchestration` reads."""
+"""Log line that `benchmarks.orchestration` parses."""
 
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a refresh found. The counts are tonight's, also where the snapshot is an earlier one that was reused."""
+    """Result of a refresh. The counts are tonight's, also where an earlier snapshot was reused."""
 
     snapshot: Snapshot
     quarantined: tuple[Quarantined, ...]
     rows_new: int
-    """Rows whose text the previous snapshot lacks; all of them when there is none."""
+    """Rows whose text the previous snapshot lacks; all rows without a previous snapshot."""
     rows_total: int
     rows_duplicate: int
 
 
 def refresh(pipeline: Pipeline, night: Night, home: Home, previous: Path | None = None) -> Refreshed:
-    """Read the source and write tonight's snapshot, or reuse the one that has the same rows and rules.
+    """Read the source and write tonight's snapshot, or reuse one with the same rows and rules.
 
     Args:
-        previous: folder of the pipeline's previous snapshot, for counting what is new.
+        previous: folder of the pipeline's previous snapshot, to count new rows.
 
     Raises:
-        DataError: the source cannot be read, or there is not enough in it to train and judge a model. Nothing is
-            written then.
+        DataError: the source cannot be read, or has too few rows to train and evaluate a model. Nothing is written.
         StorageError: the snapshot cannot be written.
     """
     began = time.monotonic()
@@ -67,7 +66,7 @@ def refresh(pipeline: Pipeline, night: Night, home: Home, previous: Path | None 
     raw = read_source(data, night, split_column=pipeline.split.column)
     usable, quarantined, unseen = validate(raw, pipeline, night)
     if unseen:
-        log.info("%s rows at or after %s are not seen tonight", f"{unseen:,}", f"{night.data_until:%Y-%m-%d %H:%M} UTC")
+        log.info("%s rows at or after %s are ignored tonight", f"{unseen:,}", f"{night.data_until:%Y-%m-%d %H:%M} UTC")
     rows = deduplicate(usable, keep_oldest=data.group is not None)
     try:
         _require_usable(rows, quarantined, unseen, pipeline)
@@ -88,36 +87,35 @@ def refresh(pipeline: Pipeline, night: Night, home: Home, previous: Path | None 
 def training_rows(snapshot: Snapshot, pipeline: Pipeline, data_until: datetime) -> pd.DataFrame:
     """The train split after `train_window`, `max_train_rows` and `keep`, sorted by fingerprint.
 
-    `newest` goes by time, ties and rows without time by a hash of seed and text; `random` by that hash alone, so
-    that the choice is the same on any machine and hardly moves when rows arrive.
+    `newest` sorts by time, then by a hash of seed and text; `random` sorts by that hash alone, so that the choice is
+    the same on any machine and changes little when rows arrive.
 
     Raises:
-        DataError: nothing is left, or rows of one class only.
+        DataError: no rows are left, or rows of one class only.
     """
     frame = _windowed(snapshot.rows("train"), pipeline, data_until)
     limit = pipeline.training.max_train_rows
     if limit and len(frame) > limit:
         seed = pipeline.training.seed
-        order = pd.DataFrame({"hash": [hashed_fraction(seed, key) for key in frame["fingerprint"]]}, index=frame.index)
+        hashes = [hashed_fraction(seed, key) for key in frame["fingerprint"]]
+        order = frame.assign(hash=hashes).sort_values("hash", kind="stable")
         if pipeline.training.keep == "newest" and "time" in frame:
-            order["time"] = frame["time"]
-            chosen = order.sort_values(["time", "hash"], ascending=[False, True], kind="stable").index[:limit]
-        else:
-            chosen = order.sort_values("hash", kind="stable").index[:limit]
-        frame = frame.loc[chosen.sort_values()]
+            order = order.sort_values("time", ascending=False, kind="stable")
+        frame = frame.loc[order.index[:limit].sort_values()]
     _require_trainable(frame, pipeline)
     return frame.reset_index(drop=True)
 
 
 def split_version(pipeline: Pipeline) -> str:
-    """The test version, `t-` and 10 hex digits: it changes when rows are divided otherwise, not when rows arrive."""
-    return f"t-{_hash(_rules(pipeline))[:10]}"
+    """The test version, `t-` and 10 hex digits: it changes with the rules of the split, not when rows arrive."""
+    rules = json.dumps(_rules(pipeline), sort_keys=True)
+    return f"t-{hashlib.sha256(rules.encode()).hexdigest()[:10]}"
 
 
 def _rules(pipeline: Pipeline) -> dict[str, Any]:
-    """What decides the side and the class number of a row: part of the snapshot id, and all of the test version."""
+    """Rules that decide the split and the class index of a row: part of the snapshot id, all of the test version."""
     data, split = pipeline.data, pipeline.split
-    shares = _shares_by_hash(pipeline)
+    shares = _hashed_shares(pipeline)
     by_hash = {"seed": split.seed, **shares, "by": data.group or "text"}
     return {
         "normalisation": NORMALISATION_VERSION,
@@ -127,30 +125,25 @@ def _rules(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def _shares_by_hash(pipeline: Pipeline) -> dict[str, float]:
-    """Shares of the rows that are divided by hash: all rows, or a source's training rows for a part that it lacks."""
+def _given_splits(pipeline: Pipeline) -> Collection[str]:
+    """The splits that the source names; none where all rows are split by hash."""
     source = pipeline.data.source
-    given: Collection[str] = ()
     if pipeline.split.column:
-        given = SPLITS
-    elif isinstance(source, config.HubSource) and source.splits:
-        given = source.splits
+        return SPLITS
+    return (source.splits or ()) if isinstance(source, config.HubSource) else ()
+
+
+def _hashed_shares(pipeline: Pipeline) -> dict[str, float]:
+    """Shares split off by hash from all rows, or from the training rows for a split that the source lacks."""
+    given = _given_splits(pipeline)
     return {part: 0.0 if part in given else getattr(pipeline.split, part) for part in ("validation", "test")}
-
-
-def _has_given_splits(pipeline: Pipeline) -> bool:
-    source = pipeline.data.source
-    return bool(pipeline.split.column or (isinstance(source, config.HubSource) and source.splits))
 
 
 def _divided(rows: Sequence[Row], pipeline: Pipeline) -> pd.DataFrame:
     """The rows as a frame with the columns of a snapshot and `split`."""
-    split = pipeline.split
-    shares = _shares_by_hash(pipeline)
+    seed, shares = pipeline.split.seed, _hashed_shares(pipeline)
     sides = [
-        row.given
-        if row.given in ("validation", "test")
-        else side_of(row.group or row.fingerprint, seed=split.seed, **shares)
+        row.given if row.given in ("validation", "test") else side_of(row.group or row.fingerprint, seed=seed, **shares)
         for row in rows
     ]
     return as_frame(rows, pipeline.data, sides)
@@ -191,35 +184,28 @@ def _count_new(frame: pd.DataFrame, previous: Path | None) -> int:
         before = open_snapshot(previous, verify=False)
         known = {mark for split in SPLITS for mark in before.rows(split, ["fingerprint"])["fingerprint"]}
     except SnapshotError as error:
-        log.warning("all rows count as new, the previous snapshot cannot be read: %s", error.reason)
+        log.warning("all rows count as new: the previous snapshot cannot be read: %s", error.reason)
         return len(frame)
     return sum(mark not in known for mark in frame["fingerprint"])
 
 
 def _require_usable(rows: Sequence[Row], quarantined: Sequence[Quarantined], unseen: int, pipeline: Pipeline) -> None:
     num_classes = len(pipeline.data.label_names)
-    if rows:
-        if len(rows) < num_classes:
-            raise DataError(
-                f"pipeline {pipeline.name}: {len(rows)} usable rows with different texts for {num_classes} labels"
-                f"{told_quarantine(quarantined)}",
-                next_step="bring more rows, or name fewer labels in data.labels",
-            )
+    if len(rows) >= num_classes:
         return
-    if quarantined:
-        raise DataError(
-            f"pipeline {pipeline.name}: none of {len(quarantined):,} rows is usable{told_quarantine(quarantined)}",
-            next_step="check text, label, labels, time and split in the pipeline file against the source",
-        )
-    if unseen:
-        raise DataError(
-            f"pipeline {pipeline.name}: this night sees none of {unseen:,} rows: all have a time at or after its limit",
-            next_step="run a later night, or check data.time and data.timezone",
-        )
-    raise DataError(
-        f"pipeline {pipeline.name}: the source holds no rows",
-        next_step="check data.source: files may hold a header and nothing else",
-    )
+    if rows:
+        problem = f"{len(rows)} usable rows with different texts for {num_classes} labels"
+        next_step = "add rows, or name fewer labels in data.labels"
+    elif quarantined:
+        problem = f"none of {len(quarantined):,} rows is usable"
+        next_step = "check text, label, labels, time and split in the pipeline file against the source"
+    elif unseen:
+        problem = f"all {unseen:,} rows are later than the night's data limit"
+        next_step = "run a later night, or check data.time and data.timezone"
+    else:
+        problem = "the source has no rows"
+        next_step = "check data.source: the files may hold nothing but a header"
+    raise DataError(f"pipeline {pipeline.name}: {problem}{quarantine_summary(quarantined)}", next_step=next_step)
 
 
 def _require_splits(frame: pd.DataFrame, pipeline: Pipeline) -> None:
@@ -229,21 +215,18 @@ def _require_splits(frame: pd.DataFrame, pipeline: Pipeline) -> None:
         return
     found = ", ".join(f"{split} {int(counts.get(split, 0)):,}" for split in SPLITS)
     message = f"pipeline {pipeline.name}: the {' and the '.join(empty)} split is empty ({found} rows)"
-    if _has_given_splits(pipeline):
-        raise DataError(
-            message,
-            next_step="the source must give training rows and enough of the others; leave split.column or "
-            "data.source.splits out to divide all rows by hash",
+    if _given_splits(pipeline):
+        next_step = (
+            "add rows of that split to the source, or remove split.column or data.source.splits to split all rows "
+            "by hash"
         )
-    if pipeline.data.group:
+    elif pipeline.data.group:
         groups = frame["group"].value_counts()
-        raise DataError(
-            f"{message}; {len(groups):,} groups, the largest ({groups.index[0]!r}) holds {groups.iloc[0]:,} rows",
-            next_step="group by a column with more and smaller groups, or leave data.group out",
-        )
-    raise DataError(
-        message, next_step="bring more rows, or raise split.validation and split.test; a few hundred rows are a start"
-    )
+        message += f"; {len(groups):,} groups, the largest ({groups.index[0]!r}) has {groups.iloc[0]:,} rows"
+        next_step = "group by a column with more and smaller groups, or remove data.group"
+    else:
+        next_step = "add rows (a few hundred are a start), or raise split.validation and split.test"
+    raise DataError(message, next_step=next_step)
 
 
 def _require_trainable(train: pd.DataFrame, pipeline: Pipeline) -> None:
@@ -251,19 +234,15 @@ def _require_trainable(train: pd.DataFrame, pipeline: Pipeline) -> None:
     if train.empty:
         raise DataError(
             f"pipeline {pipeline.name}: no training rows are left within train_window {pipeline.data.train_window!r}",
-            next_step="widen data.train_window, or check that the source still brings rows",
+            next_step="widen data.train_window, or check that the source still gets new rows",
         )
     counts = train["label"].value_counts()
     if len(counts) == 1:
         raise DataError(
             f"pipeline {pipeline.name}: all {len(train):,} training rows have the label {names[counts.index[0]]!r}",
-            next_step="bring rows of the other labels, or check data.label and data.labels; a cut by "
-            "max_train_rows or train_window can also leave one label",
+            next_step="add rows of the other labels, check data.label and data.labels, or raise max_train_rows or "
+            "train_window, which can also leave one label",
         )
     absent = [name for index, name in enumerate(names) if index not in counts.index]
     if absent:
-        log.warning("no training row has the label %s", ", ".join(absent))
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        log.warning("labels without a training row: %s", ", ".join(absent))

@@ -1,7 +1,7 @@
 """Immutable snapshots: `home/snapshots/<pipeline>/<id>/` with `rows.parquet` and, written last, `manifest.json`.
 
-The id is a hash of the canonical rows and the rules that made them, never of Parquet bytes: the same input has the
-same id on any machine. The folder appears by one rename, so that what stands under an id is complete.
+The id is a hash of the canonical rows and the rules that made them, not of Parquet bytes: the same input has the same
+id on any machine. The folder appears by one rename, so a folder under an id is complete.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 import uuid
@@ -23,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nightgate.data.source_table import first_line
 from nightgate.durable_files import sha256_of, sync
 from nightgate.errors import SnapshotError, storage_errors
 
@@ -32,9 +32,9 @@ SPLITS = ("train", "validation", "test")
 ROWS_FILE = "rows.parquet"
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
-_AGAIN = "run again with --force: the refresh moves this folder aside and writes a fresh one from the source"
+_AGAIN = "run again with --force: the refresh moves this folder aside and writes a new one from the source"
 _ABANDONED_AFTER = 24 * 3600.0
-"""Seconds after which a draft is taken for the left-over of a killed process."""
+"""Seconds after which a draft is considered left over from a killed process."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,11 @@ class Snapshot:
     path: Path
     manifest: dict[str, Any]
 
+    def __str__(self) -> str:
+        return f"snapshot {self.id}"
+
     def rows(self, split: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The rows of one split, sorted by fingerprint; all columns, or those named.
+        """The rows of one split, sorted by fingerprint, with all columns or the given ones.
 
         Columns: row_id, fingerprint (32 hex digits), text (normalised), label (int64 class index), time
         (datetime64[us, UTC]) and group where the pipeline has them, slice_<name> for each slice.
@@ -59,13 +62,13 @@ class Snapshot:
             names = list(columns) if columns is not None else [n for n in pq.read_schema(path).names if n != "split"]
             table = pq.read_table(path, columns=names, filters=[("split", "==", split)])
         except (OSError, pa.ArrowException) as error:
-            raise SnapshotError(f"{path} cannot be read: {_first_line(error)}", next_step=_AGAIN) from error
+            raise SnapshotError(f"{path} cannot be read: {first_line(error)}", next_step=_AGAIN) from error
         frame: pd.DataFrame = table.to_pandas()
         return frame
 
 
 def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
-    """The snapshot in the folder `path`; `verify` reads its files once and compares their SHA-256.
+    """The snapshot in the folder `path`; `verify` reads its files and compares their SHA-256.
 
     Raises:
         SnapshotError: the folder or a file is missing, the manifest is incomplete, or a byte differs.
@@ -74,34 +77,31 @@ def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file():
-            raise SnapshotError(f"snapshot {path} is incomplete: {name} is missing", next_step=_AGAIN)
-        size = file.stat().st_size
-        if size != expected["bytes"]:
-            raise SnapshotError(
-                f"snapshot {path} is damaged: {name} has {size} bytes where its manifest says {expected['bytes']}",
-                next_step=_AGAIN,
-            )
-        if verify and sha256_of(file) != expected["sha256"]:
-            raise SnapshotError(
-                f"snapshot {path} is damaged: {name} differs from its manifest (SHA-256)", next_step=_AGAIN
-            )
+            problem = f"incomplete: {name} is missing"
+        elif (size := file.stat().st_size) != expected["bytes"]:
+            problem = f"damaged: {name} has {size} bytes, its manifest says {expected['bytes']}"
+        elif verify and sha256_of(file) != expected["sha256"]:
+            problem = f"damaged: {name} differs from its manifest (SHA-256)"
+        else:
+            continue
+        raise SnapshotError(f"snapshot {path} is {problem}", next_step=_AGAIN)
     return Snapshot(manifest["id"], path, manifest)
 
 
 def write_snapshot(
     folder: Path, rows: pd.DataFrame, rules: Mapping[str, Any], facts: Mapping[str, Any], *, name: str = ""
 ) -> Snapshot:
-    """Write `rows` under `folder`/<id>, or reuse what stands there intact; a damaged one is moved aside.
+    """Write `rows` under `folder`/<id>, or reuse an intact snapshot there; a damaged one is moved aside.
 
     Args:
         folder: the pipeline's folder, home/snapshots/<pipeline>/.
         rows: the columns of `Snapshot.rows` and `split`, sorted by fingerprint.
-        rules: what made the rows; part of the id, as JSON.
-        facts: what else the manifest says; no part of the id. A reused snapshot keeps the facts of its first night.
-        name: of the folder, instead of the id: whatever was written there first is what stays.
+        rules: rules that made the rows; part of the id, as JSON.
+        facts: further content of the manifest, not part of the id. A reused snapshot keeps those of its first night.
+        name: folder name to use instead of the id; an intact snapshot of that name is kept whatever its rows.
 
     Raises:
-        StorageError: the disk is full, read-only or forbidden; what was begun is removed.
+        StorageError: the disk is full, read-only or forbidden; the draft is removed.
     """
     identity = snapshot_id(rows, rules)
     final = folder / (name or identity)
@@ -114,25 +114,27 @@ def write_snapshot(
         draft = folder / f".{identity}-{uuid.uuid4().hex[:8]}.draft"
         draft.mkdir()
         try:
-            _write_rows(rows, draft / ROWS_FILE)
+            stored = draft / ROWS_FILE
+            _write_rows(rows, stored)
             manifest = {
                 "id": identity,
                 "format": FORMAT_VERSION,
                 **facts,
                 "rules": dict(rules),
                 "created_at": datetime.now(UTC).isoformat(),
-                "files": {
-                    ROWS_FILE: {"sha256": sha256_of(draft / ROWS_FILE), "bytes": (draft / ROWS_FILE).stat().st_size}
-                },
+                "files": {ROWS_FILE: {"sha256": sha256_of(stored), "bytes": stored.stat().st_size}},
             }
-            _write_manifest(manifest, draft / MANIFEST_FILE)
+            signed = manifest | {"manifest_sha256": hashlib.sha256(_canonical(manifest)).hexdigest()}
+            content = json.dumps(signed, indent=2, ensure_ascii=False) + "\n"
+            (draft / MANIFEST_FILE).write_text(content, encoding="utf-8")
             for file in draft.iterdir():
                 file.chmod(0o444)
+                sync(file)
             sync(draft)
             try:
                 draft.rename(final)
             except OSError:
-                # Another process was first; what it wrote has the same rows.
+                # Another process was first.
                 kept = _reuse_or_move_aside(final)
                 if kept:
                     return kept
@@ -152,10 +154,10 @@ def snapshot_id(rows: pd.DataFrame, rules: Mapping[str, Any]) -> str:
     for name in names:
         column = rows[name]
         if isinstance(column.dtype, pd.DatetimeTZDtype):
-            # Microseconds since 1970, whatever unit this pandas keeps times in.
+            # Microseconds since 1970, independent of the unit that pandas uses.
             column = column.dt.tz_convert("UTC").dt.tz_localize(None).astype("datetime64[us]").astype("int64")
         columns.append(column.tolist())
-    # A dump per row and not one per frame keeps the memory flat.
+    # Encoding row by row keeps memory use constant.
     encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
     for values in zip(*columns, strict=True):
         digest.update(encode(values).encode())
@@ -164,29 +166,10 @@ def snapshot_id(rows: pd.DataFrame, rules: Mapping[str, Any]) -> str:
 
 
 def _write_rows(rows: pd.DataFrame, path: Path) -> None:
-    fields = []
-    for name in rows.columns:
-        if name == "label":
-            kind: pa.DataType = pa.int64()
-        elif name == "time":
-            kind = pa.timestamp("us", tz="UTC")
-        else:
-            kind = pa.string()
-        fields.append(pa.field(str(name), kind, nullable=False))
+    kinds = {"label": pa.int64(), "time": pa.timestamp("us", tz="UTC")}
+    fields = [pa.field(str(name), kinds.get(name, pa.string()), nullable=False) for name in rows.columns]
     table = pa.Table.from_pandas(rows, schema=pa.schema(fields), preserve_index=False)
-    with path.open("wb") as file:
-        pq.write_table(table.replace_schema_metadata(None), file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_manifest(manifest: dict[str, Any], path: Path) -> None:
-    signed = {**manifest, "manifest_sha256": hashlib.sha256(_canonical(manifest)).hexdigest()}
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(signed, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    pq.write_table(table.replace_schema_metadata(None), path, compression="zstd")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -219,7 +202,7 @@ def _reuse_or_move_aside(final: Path) -> Snapshot | None:
     except SnapshotError as error:
         aside = final.with_name(f"{final.name}.damaged-{uuid.uuid4().hex[:8]}")
         final.rename(aside)
-        log.warning("%s; moved aside to %s and written anew", error.reason, aside.name)
+        log.warning("%s; it was moved to %s and is written again", error.reason, aside.name)
         return None
 
 
@@ -231,7 +214,3 @@ def _remove_abandoned(folder: Path) -> None:
 
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

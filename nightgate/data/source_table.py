@@ -1,4 +1,4 @@
-"""What the readers of sources share: a table of untouched values, the rows they reject, and the check of columns."""
+"""Shared by all source readers: a table of unconverted values, rejected rows, and the check for missing columns."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pyarrow as pa
 from nightgate.errors import DataError
 
 ORIGIN = "__origin"
-"""Column of a row's place in its source, such as `reviews.csv:17`; it never enters a snapshot."""
+"""Column with a row's place in its source, such as `reviews.csv:17`; not stored in snapshots."""
 GIVEN_SPLIT = "__given_split"
-"""Column of the split that the source gave, where `source.splits` names them."""
+"""Column with the split of a row, where `source.splits` names the splits of the source."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def from_arrow(table: pa.Table, columns: Sequence[str], name: str) -> Table:
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
         if pa.types.is_timestamp(array.type):
-            # Nanoseconds would come out as another type than microseconds do.
+            # Nanoseconds would become pandas Timestamps, microseconds become datetimes.
             array = array.cast(pa.timestamp("us", tz=array.type.tz), safe=False)
         elif pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
             try:
@@ -88,10 +88,15 @@ def is_missing(value: Any) -> bool:
     return isinstance(value, str) and not value.strip()
 
 
-def told_quarantine(quarantined: Sequence[Quarantined]) -> str:
+def quarantine_summary(quarantined: Sequence[Quarantined]) -> str:
     """Such as `; quarantined: 3 unknown_label (reviews.csv:2: '6' is not one of the labels 1, 2)`."""
-    told = []
+    parts = []
     for reason, count in Counter(row.reason for row in quarantined).most_common(4):
         first = next(row for row in quarantined if row.reason == reason)
-        told.append(f"{count:,} {reason} ({first.origin}: {first.detail})")
-    return f"; quarantined: {', '.join(told)}" if told else ""
+        parts.append(f"{count:,} {reason} ({first.origin}: {first.detail})")
+    return f"; quarantined: {', '.join(parts)}" if parts else ""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its type where it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,7 @@
-"""Where rows come from: files, `datasets.load_dataset` or the sample generator, all as one frame of untouched values.
+"""Source readers: files, `datasets.load_dataset` or the sample generator, each as one frame of unconverted values.
 
-`read_source` reads everything or fails as a whole: a file that is damaged fails the refresh before anything is
-written. Only a CSV row with too few or too many fields is passed on as `rejected`, to be quarantined.
+`read_source` fails as a whole, before anything is written, when any file is damaged. Only a CSV row with too few or
+too many fields is returned in `rejected`, to be quarantined.
 """
 
 from __future__ import annotations
@@ -25,16 +25,14 @@ import zstandard
 from nightgate import config
 from nightgate.data.hub_source import read_hub
 from nightgate.data.sample_source import sample_reviews
-from nightgate.data.source_table import GIVEN_SPLIT, ORIGIN, Quarantined, Table, check_columns, from_arrow
+from nightgate.data.source_table import GIVEN_SPLIT, ORIGIN, Quarantined, Table, check_columns, first_line, from_arrow
 from nightgate.errors import DataError
 from nightgate.schedule import Night
 
 FORMATS = {
     ".csv": "csv",
     ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
     ".parquet": "parquet",
 }
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -43,28 +41,23 @@ _LONGEST_FIELD = 2**26
 
 @dataclass(frozen=True)
 class RawRows:
-    """What a source holds: `frame` has the pipeline's columns with values as they came, and `ORIGIN`."""
+    """Rows of a source: `frame` has the pipeline's columns, unconverted, and `ORIGIN`."""
 
     frame: pd.DataFrame
     rejected: tuple[Quarantined, ...] = ()
 
 
-def wanted_columns(data: config.Data, split_column: str | None = None) -> tuple[str, ...]:
-    """The source columns that a pipeline reads."""
-    columns = (data.id, *data.text_columns, data.label, data.time, *data.slices, data.group, split_column)
-    return tuple(dict.fromkeys(column for column in columns if column is not None))
-
-
 def read_source(data: config.Data, night: Night, *, split_column: str | None = None) -> RawRows:
-    """All rows of the source of `data`.
+    """All rows of the source of `data`, with the columns that the pipeline uses and `split_column`.
 
-    Values are untouched: CSV gives text (so ids such as 007 survive), the others give their own types; missing
-    values and empty CSV fields are None. `split_column` is read too.
+    CSV gives text, so that ids such as 007 survive; other formats give their own types. Missing values and empty CSV
+    fields are None.
 
     Raises:
         DataError: a file or data set is missing, empty, damaged, in another encoding or lacks a column.
     """
-    columns = wanted_columns(data, split_column)
+    named = (data.id, *data.text_columns, data.label, data.time, *data.slices, data.group, split_column)
+    columns = tuple(dict.fromkeys(column for column in named if column is not None))
     source = data.source
     if isinstance(source, config.SampleSource):
         sample = sample_reviews(source, night.data_until)
@@ -78,7 +71,7 @@ def read_source(data: config.Data, night: Night, *, split_column: str | None = N
 
 
 def matching_files(patterns: Sequence[str]) -> list[Path]:
-    """The files of paths and globs, sorted; one that is matched twice stands once.
+    """The files that match paths and globs, sorted, without duplicates.
 
     Raises:
         DataError: a pattern that matches no file.
@@ -86,16 +79,17 @@ def matching_files(patterns: Sequence[str]) -> list[Path]:
     found: dict[Path, Path] = {}
     for pattern in patterns:
         expanded = str(Path(pattern).expanduser())
-        # A name with brackets in it is a file first and a glob second.
+        # A name with brackets is a glob only if no file has that name.
         names = [expanded] if Path(expanded).exists() else glob.glob(expanded, recursive=True)  # noqa: PTH207 (Path.glob refuses absolute patterns)
         files = [Path(name) for name in names if Path(name).is_file()]
         if not files:
             folders = [name for name in sorted(names) if Path(name).is_dir()]
+            if folders:
+                example = f'"{folders[0].rstrip("/")}/*.parquet"'
+                raise DataError(f"{pattern} is a folder", next_step=f"name the files in it, such as {example}")
             raise DataError(
-                f"{pattern} is a folder" if folders else f"no file matches {pattern} (looked from {Path.cwd()})",
-                next_step=f'name the files in it, such as "{folders[0].rstrip("/")}/*.parquet"'
-                if folders
-                else "check data.source.paths; they are relative to the folder in which the command runs",
+                f"no file matches {pattern} (searched from {Path.cwd()})",
+                next_step="check data.source.paths; they are relative to the folder in which the command runs",
             )
         for path in sorted(files):
             found.setdefault(path.resolve(), path)
@@ -108,9 +102,8 @@ def _read_file(path: Path, source: config.FilesSource, columns: Sequence[str]) -
     kind = FORMATS.get(suffix, "") if source.format == "auto" else source.format
     if not kind:
         raise DataError(
-            f"{path}: {suffix or 'a name without extension'} tells no format; known are {', '.join(FORMATS)}, "
-            "with .gz or .zst behind",
-            next_step='name it: source = { kind = "files", format = "csv", ... }',
+            f"{path} has the unknown extension {suffix!r}; known are {', '.join(FORMATS)}, each with .gz or .zst too",
+            next_step='name the format: source = { kind = "files", format = "csv", ... }',
         )
     try:
         content = path.read_bytes()
@@ -120,7 +113,7 @@ def _read_file(path: Path, source: config.FilesSource, columns: Sequence[str]) -
         ) from error
     content = _unpacked(content, compression, path)
     if not content.strip():
-        raise DataError(f"{path} is empty", next_step="write it again, or take it out of data.source.paths")
+        raise _empty(path)
     if kind == "parquet":
         return _read_parquet(content, path, columns)
     text = _decoded(content, source.encoding, path)
@@ -136,7 +129,7 @@ def _unpacked(content: bytes, compression: str | None, path: Path) -> bytes:
         return gzip.decompress(content) if compression == "gzip" else _unpacked_zstd(content)
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         what = "ends too early" if isinstance(error, EOFError) else f"is not {compression}, or is damaged ({error})"
-        raise DataError(f"{path} {what}", next_step="copy or write it again; nothing of it was taken in") from error
+        raise DataError(f"{path} {what}", next_step="copy or write it again; none of its rows were used") from error
 
 
 def _unpacked_zstd(content: bytes) -> bytes:
@@ -172,8 +165,8 @@ def _read_delimited(text: str, delimiter: str, path: Path, columns: Sequence[str
     nul = text.find("\0")
     if nul >= 0:
         raise DataError(
-            f"{path}, line {text.count(chr(10), 0, nul) + 1}: holds a NUL byte, which no text has",
-            next_step="write the file again; a crash while it was written often leaves such bytes",
+            f"{path}, line {text.count(chr(10), 0, nul) + 1}: NUL byte in a text file",
+            next_step="write the file again; a crash during writing often leaves NUL bytes",
         )
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     limit = csv.field_size_limit(_LONGEST_FIELD)
@@ -201,10 +194,10 @@ def _read_delimited(text: str, delimiter: str, path: Path, columns: Sequence[str
     except csv.Error as error:
         raise DataError(
             f"{path}, line {row_start}: a quoted field is not closed, or text follows its closing quote ({error})",
-            next_step='mend that line: a quote inside a quoted field is written twice ("")',
+            next_step='correct that line: a quote inside a quoted field is written twice ("")',
         ) from error
     except StopIteration:
-        raise DataError(f"{path} is empty", next_step="write it again, or take it out of data.source.paths") from None
+        raise _empty(path) from None
     finally:
         csv.field_size_limit(limit)
     values = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in columns]
@@ -214,12 +207,12 @@ def _read_delimited(text: str, delimiter: str, path: Path, columns: Sequence[str
 def _read_json_lines(text: str, path: Path, columns: Sequence[str]) -> Table:
     if text.lstrip()[:1] == "[":
         raise DataError(
-            f"{path} holds a JSON array; one object a line is wanted (JSON lines)",
+            f"{path} holds a JSON array instead of one object a line (JSON lines)",
             next_step=f"convert it, for example: jq -c '.[]' {path} > {path.with_suffix('.jsonl')}",
         )
     rows: list[dict[str, Any]] = []
     origins = []
-    # Not splitlines(): JSON text may hold U+2028 and its like unescaped.
+    # Not splitlines(): JSON may hold U+2028 and similar characters unescaped.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -228,7 +221,7 @@ def _read_json_lines(text: str, path: Path, columns: Sequence[str]) -> Table:
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}, line {number}: not JSON ({error}); it begins with {line[:60]!r}",
-                next_step="mend or remove that line; a last line cut short means that the file is truncated",
+                next_step="correct or remove that line; an incomplete last line means that the file is truncated",
             ) from error
         if not isinstance(row, dict):
             raise DataError(
@@ -248,17 +241,18 @@ def _read_parquet(content: bytes, path: Path, columns: Sequence[str]) -> Table:
         table = file.read(columns=list(columns))
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{path} is not a Parquet file, or is truncated or damaged ({str(error).splitlines()[0]})",
-            next_step="copy or write it again; nothing of it was taken in",
+            f"{path} is not a Parquet file, or is truncated or damaged ({first_line(error)})",
+            next_step="copy or write it again; none of its rows were used",
         ) from error
     return from_arrow(table, columns, str(path))
 
 
-def _frame(tables: Iterable[Table], columns: Iterable[str]) -> pd.DataFrame:
-    tables = list(tables)
-    joined: dict[str, list[Any]] = {
-        name: [value for table in tables for value in table.columns[name]] for name in columns
-    }
+def _empty(path: Path) -> DataError:
+    return DataError(f"{path} is empty", next_step="write it again, or remove it from data.source.paths")
+
+
+def _frame(tables: Sequence[Table], columns: Iterable[str]) -> pd.DataFrame:
+    joined = {name: [value for table in tables for value in table.columns[name]] for name in columns}
     joined[ORIGIN] = [origin for table in tables for origin in table.origins]
-    # As objects: pandas would turn whole numbers beside a missing value into floats, and fail on half a surrogate pair.
+    # As objects: pandas would turn integers beside a missing value into floats, and fail on lone surrogates.
     return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in joined.items()})

@@ -1,8 +1,9 @@
-"""Rows of a source checked one by one: usable, quarantined with a reason, or not seen by this night; then deduplicated.
+"""Row validation and deduplication: each row is usable, quarantined with a reason, or ignored because it is
+later than the night's cut-off.
 
-Of rows with the same text one stays: the one on the side that is worth more when the source gives splits (test, then
-validation), then the newest by time, then the first by row id. With `group` it is the oldest by time: a late copy in
-another group must not move a text to another side of the split.
+Of rows with the same text one stays: where the source names splits, the one in test, then in validation; then the
+newest by time, then the first by row id. With `group` it is the oldest by time, so that a late copy in another group
+does not move a text to another split.
 """
 
 from __future__ import annotations
@@ -19,26 +20,20 @@ from nightgate import config
 from nightgate.config import Pipeline
 from nightgate.config_types import canonical_label
 from nightgate.data.normalization import fingerprint, join_texts
+from nightgate.data.snapshots import SPLITS
 from nightgate.data.source_table import GIVEN_SPLIT, ORIGIN, Quarantined, is_missing
 from nightgate.data.sources import RawRows
 from nightgate.schedule import Night
 
 MISSING = "(missing)"
-"""The value of a slice column where the source has none."""
+"""Slice value of rows without one."""
 
 SLICE_LENGTH = 200
-"""Characters of a slice value."""
+"""Longest slice value, in characters."""
 
-GIVEN_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
-_WORTH = {"test": 0, "validation": 1, "train": 2}
+GIVEN_NAMES = {split: split for split in SPLITS}
+GIVEN_NAMES |= {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
+_PREFERENCE = {"test": 0, "validation": 1, "train": 2}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -63,7 +58,7 @@ class Row:
 
 
 def validate(raw: RawRows, pipeline: Pipeline, night: Night) -> tuple[list[Row], list[Quarantined], int]:
-    """Usable rows, quarantined rows, and how many were not seen."""
+    """Usable rows, quarantined rows, and the number of rows at or after `night.data_until`."""
     data, frame = pipeline.data, raw.frame
     quarantined = list(raw.rejected)
     usable: list[Row] = []
@@ -96,7 +91,7 @@ def validate(raw: RawRows, pipeline: Pipeline, night: Night) -> tuple[list[Row],
                     text=text,
                     label=_label(label, data),
                     time=instant,
-                    # A row without a group is a group of its own.
+                    # A row without a group forms its own group.
                     group=(_plain(group) or mark) if data.group else None,
                     slices=tuple(_slice(value) for value in sliced),
                     given=_given_side(given) if given_column else None,
@@ -115,7 +110,7 @@ def _text(parts: Sequence[Any]) -> str:
             raise _Unusable("bad_text", f"holds a {type(part).__name__}, not text")
     text = join_texts(part if isinstance(part, str) else str(part) for part in parts if not is_missing(part))
     if not text:
-        raise _Unusable("empty_text", "no text is left after white space and invisible characters")
+        raise _Unusable("empty_text", "no text besides white space and invisible characters")
     return text
 
 
@@ -138,7 +133,7 @@ def _given_side(value: Any) -> str:
 
 
 def _plain(value: Any) -> str | None:
-    """A value as the text that all formats agree on: 7, 7.0 and "7" are "7", but the text "007" stays."""
+    """A value as text that does not depend on the file format: 7, 7.0 and "7" give "7"; "007" stays."""
     if is_missing(value):
         return None
     if isinstance(value, float) and value.is_integer():
@@ -148,7 +143,7 @@ def _plain(value: Any) -> str | None:
 
 
 def _slice(value: Any) -> str:
-    """A slice value that a database can index: a long one is cut, with a hash so that two do not become one."""
+    """A slice value short enough for a database index: long values are cut and end in a hash, so they stay distinct."""
     text = _plain(value) or MISSING
     return text if len(text) <= SLICE_LENGTH else f"{text[: SLICE_LENGTH - 13]}...{fingerprint(text)[:10]}"
 
@@ -174,31 +169,23 @@ def _time_reader(timezone: str) -> Callable[[Any], int]:
                 moment = datetime(value.year, value.month, value.day)
             else:
                 raise ValueError(value)
-            # In UTC before the difference: two times of one zone are subtracted as if clocks were never changed.
+            # Converted to UTC first: a difference of two times in one zone ignores daylight saving.
             return _microseconds((moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC))
         except (ValueError, OverflowError) as error:
             shown = str(value)[:80]
-            raise _Unusable("bad_time", f"{shown!r} is no ISO 8601 time such as 2026-01-31T03:15:00Z") from error
+            raise _Unusable("bad_time", f"{shown!r} is not an ISO 8601 time such as 2026-01-31T03:15:00Z") from error
 
     return read
 
 
 def deduplicate(rows: Iterable[Row], *, keep_oldest: bool) -> list[Row]:
-    """One row per fingerprint, sorted by it; which one stays depends on the rows alone, not on their order."""
+    """One row per fingerprint, sorted by fingerprint; the choice does not depend on the order of the rows."""
 
     def rank(row: Row) -> tuple[Any, ...]:
         when = row.time or 0
-        worth = _WORTH[row.given] if row.given else 0
-        # The rest is there for rows that differ in nothing else: the choice must not follow the order of files.
-        return (
-            worth,
-            when if keep_oldest else -when,
-            row.row_id,
-            row.label,
-            row.text,
-            row.group or "",
-            row.slices,
-        )
+        split = _PREFERENCE[row.given] if row.given else 0
+        # Label, text, group and slices break ties, so that the order of the files never decides.
+        return split, when if keep_oldest else -when, row.row_id, row.label, row.text, row.group or "", row.slices
 
     best: dict[str, Row] = {}
     for row in rows:
@@ -209,7 +196,7 @@ def deduplicate(rows: Iterable[Row], *, keep_oldest: bool) -> list[Row]:
 
 
 def as_frame(rows: Sequence[Row], data: config.Data, sides: Sequence[str]) -> pd.DataFrame:
-    """The rows in their order, with the columns of a snapshot and `split`."""
+    """The rows, in order, with the columns of a snapshot and `split`."""
     columns: dict[str, Any] = {
         "split": list(sides),
         "row_id": [row.row_id for row in rows],

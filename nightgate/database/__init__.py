@@ -1,1 +1,1 @@
-"""Engine, tables and queries."""
+"""The metrics database: connections, tables and queries."""

@@ -1,24 +1,24 @@
-"""What columns are made of: times, numbers and words that both engines store alike, and the base of all tables."""
+"""Column types that SQLite and PostgreSQL store alike, the base class of all tables, and keys and constraints."""
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
 def as_text(moment: datetime) -> str:
-    """A time (UTC) as SQLite holds it: fixed width, years before 1000 too, which `strftime` would write shorter."""
+    """A time (UTC) as stored by SQLite, of fixed width; `strftime` would write years before 1000 shorter."""
     return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """An aware time: `timestamptz` on PostgreSQL, text such as `2026-03-01T02:15:00.000000Z` on SQLite: it sorts."""
+    """An aware time: `timestamptz` on PostgreSQL, sortable text such as `2026-03-01T02:15:00.000000Z` on SQLite."""
 
     impl = sa.String(27)
     cache_ok = True
@@ -53,8 +53,8 @@ class Finite(TypeDecorator[float]):
         return float(value) if value is not None and math.isfinite(value) else None
 
 
-class Words(TypeDecorator[str]):
-    """Text that both engines store: PostgreSQL has no NUL, and neither has halves of surrogate pairs."""
+class CleanText(TypeDecorator[str]):
+    """Text without NUL, which PostgreSQL cannot store, and without lone surrogates, which neither engine can."""
 
     impl = sa.Text
     cache_ok = True
@@ -79,19 +79,37 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         datetime: UtcTime,
         float: Finite,
-        str: Words,
+        str: CleanText,
         dict[str, Any]: sa.JSON,
         list[str]: sa.JSON,
     }
 
 
+Key = Annotated[str, mapped_column(primary_key=True)]
+NumberKey = Annotated[int, mapped_column(primary_key=True, autoincrement=False)]
+
+
+class OfAttempt:
+    """First key columns of tables whose rows belong to one attempt of a run."""
+
+    run_id: Mapped[Key] = mapped_column(sort_order=-2)
+    attempt: Mapped[NumberKey] = mapped_column(sort_order=-1)
+
+
 def one_of(column: str, values: tuple[str, ...]) -> sa.CheckConstraint:
+    """A check that `column` has one of `values`."""
     listed = ", ".join(f"'{value}'" for value in values)
     return sa.CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
+def one_open(name: str, end: str) -> sa.Index:
+    """A unique index that allows each pipeline one row whose `end` is NULL."""
+    still_open = sa.text(f"{end} IS NULL")
+    return sa.Index(name, "pipeline", unique=True, sqlite_where=still_open, postgresql_where=still_open)
+
+
 def of(columns: str, target: str) -> sa.ForeignKeyConstraint:
-    """A foreign key from `columns` to `target` ("table: column column") that never lets a parent go."""
+    """A foreign key from `columns` to `target` ("table: column column") that protects the parent from deletion."""
     table, _, names = target.partition(": ")
     return sa.ForeignKeyConstraint(
         columns.split(), [f"{table}.{name}" for name in names.split()], ondelete="RESTRICT", onupdate="RESTRICT"

@@ -1,7 +1,6 @@
-"""Connections to the metrics database: URLs without leaks, engines for both kinds, and what goes wrong in words.
+"""Connections to the metrics database: its URL, engines for SQLite and PostgreSQL, retries and readable errors.
 
-`nightgate.database.transactions` builds its transactions on these. Nothing here ever shows a password: neither a
-message nor the chain of exceptions behind it.
+No message and no chained exception contains a password.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, quote_plus
 
 import sqlalchemy as sa
@@ -30,21 +28,20 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOCK_SECONDS = 5
-"""Seconds that one try waits for a lock before it is repeated."""
-SILENT_SECONDS = 60
-"""After which a PostgreSQL server takes the locks of a transaction from a client that is gone without a word: a machine
-that is lost, or stands still. Without it they would stay for as long as TCP believes in it, which is hours."""
+"""Seconds that one try waits for a lock."""
+IDLE_SECONDS = 60
+"""Seconds after which PostgreSQL ends a silent client's transaction; its locks would last for hours otherwise."""
 UPGRADE = "run `nightgate db upgrade`"
 
 
-# --- where it is ---
+# --- URLs ---
 
 
 def database_url(home: Home) -> str:
     """`NIGHTGATE_DATABASE_URL`, normalised, or the SQLite file of `home`. It may hold a password: see `safe_url`.
 
     Raises:
-        DatabaseError: the URL cannot be read, or its scheme is not one of ours.
+        DatabaseError: the URL is invalid, or its scheme is not supported.
     """
     given = read_settings().database_url.get_secret_value()
     url = parse_url(given) if given else URL.create("sqlite", database=str(home.root / "metrics.db"))
@@ -55,18 +52,18 @@ def parse_url(text: str) -> URL:
     """A URL with the driver that Nightgate uses: psycopg 3 or the sqlite3 of Python.
 
     Raises:
-        DatabaseError: see `database_url`. The message never holds the URL's password.
+        DatabaseError: the URL is invalid, or its scheme is not supported. The message holds no password.
     """
     scheme, separator, _ = text.partition("://")
     examples = "write sqlite:////path/metrics.db or postgresql://user:password@host/database"
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         raise DatabaseError("NIGHTGATE_DATABASE_URL is not a URL: it has no scheme before ://", next_step=examples)
     if scheme not in {"sqlite", "sqlite+pysqlite", "postgres", "postgresql", "postgresql+psycopg"}:
-        raise DatabaseError(f"cannot use a database of the kind {scheme!r}", next_step=examples)
+        raise DatabaseError(f"NIGHTGATE_DATABASE_URL has the unsupported scheme {scheme!r}", next_step=examples)
     driver = "sqlite" if scheme.startswith("sqlite") else "postgresql+psycopg"
     try:
         url = sa.make_url(text).set(drivername=driver)
-    # The exception quotes what it could not read, which may be a piece of the password.
+    # From None: the exception quotes the URL, with parts of the password.
     except (ArgumentError, ValueError):
         raise DatabaseError(
             f"NIGHTGATE_DATABASE_URL cannot be read: {safe_url(text)}",
@@ -74,14 +71,14 @@ def parse_url(text: str) -> URL:
         ) from None
     if driver == "sqlite" and (url.database or ":memory:") in {":memory:", "file::memory:"}:
         raise DatabaseError(
-            "a database in memory would be gone with the process that made it",
-            next_step="write sqlite:////path/metrics.db, or leave NIGHTGATE_DATABASE_URL out",
+            "NIGHTGATE_DATABASE_URL names a SQLite database in memory, which ends with its process",
+            next_step="write sqlite:////path/metrics.db, or unset NIGHTGATE_DATABASE_URL",
         )
     return url
 
 
 def safe_url(url: str | URL) -> str:
-    """`url` for logs and errors: user, host and database, but no secret."""
+    """`url` for logs and errors: with user, host and database, without secrets."""
     if isinstance(url, str):
         scheme, separator, _ = url.partition("://")
         try:
@@ -105,11 +102,11 @@ def _scrub(text: str, url: URL) -> str:
 
 
 def make_engine(url: str | URL, *, create: bool = False, foreign_keys: bool = True) -> Engine:
-    """An engine that keeps no connections. Nothing is opened yet.
+    """An engine without a connection pool. Nothing is opened yet.
 
     Args:
-        create: make a SQLite file that is not there. Without it an absent file is an error, not an empty database.
-        foreign_keys: False while migrations rebuild tables of SQLite, which would drop their children's rows.
+        create: create a missing SQLite file. Otherwise a missing file is an error.
+        foreign_keys: False while migrations rebuild tables of SQLite, which would delete rows of their children.
     """
     url = parse_url(url) if isinstance(url, str) else url
     try:
@@ -153,7 +150,7 @@ def _sqlite_target(url: URL, *, create: bool) -> str:
 def _prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
     def connected(connection: Any, record: Any) -> None:
         del record
-        # Python's own transactions begin deferred and too late; `began` does it instead.
+        # Python's own transactions begin deferred and late; `began` issues BEGIN instead.
         connection.isolation_level = None
         connection.execute(f"PRAGMA busy_timeout = {LOCK_SECONDS * 1000}")
         connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
@@ -166,8 +163,8 @@ def _prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
         connection.execute("PRAGMA synchronous = NORMAL")
 
     def began(connection: Connection) -> None:
-        # A deferred transaction that reads and then writes fails at once when another has written in between,
-        # without waiting for its turn: writers queue at BEGIN.
+        # A deferred transaction that reads and then writes fails at once if another wrote in between. Writers
+        # therefore queue at BEGIN.
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -177,144 +174,154 @@ def _prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
 
 def _prepare_postgresql(engine: Engine) -> None:
     def began(connection: Connection) -> None:
-        # For this transaction only, so that a pooler in between hands on nothing of ours.
+        # For this transaction only, so that a connection pooler passes on none of these settings.
         connection.exec_driver_sql(
             f"SELECT set_config('TimeZone', 'UTC', true), set_config('lock_timeout', '{LOCK_SECONDS}s', true), "
-            f"set_config('idle_in_transaction_session_timeout', '{SILENT_SECONDS}s', true)"
+            f"set_config('idle_in_transaction_session_timeout', '{IDLE_SECONDS}s', true)"
         )
 
     sa.event.listen(engine, "begin", began)
 
 
-# --- what went wrong ---
+# --- failures ---
 
 
-@dataclass(frozen=True)
-class _Trouble:
+class _Failure(NamedTuple):
     message: str
+    """With {name} for the database and {detail} for the driver's own words."""
     next_step: str
-    passing: bool = False
-    """It may be gone in a moment: worth another try."""
+    transient: bool = False
+    """It may pass, so that another try makes sense."""
 
 
-_PASSING = {"25P03", "57P01", "57P02", "57P03", "57P05", "55P03", "53300", "55006"}
-"""States of PostgreSQL that another try may not meet."""
+_AGAIN = "then run the same command again"
+_READ_ONLY = _Failure("{name} is read-only", "give this user the right to write it, or correct NIGHTGATE_DATABASE_URL")
+_FULL = _Failure("the disk of {name} is full", f"free some space there, {_AGAIN}")
+_OUTDATED = _Failure("{name} lacks a table or column of this version: {detail}", UPGRADE)
+_OCCUPIED = _Failure(
+    "{name} has another object of that name: {detail}", "give Nightgate a database or schema of its own"
+)
+_UNAVAILABLE = _Failure("{name} is not available: {detail}", f"check its server, {_AGAIN}", True)
+_REFUSED = _Failure(
+    "{name} refuses the connection: {detail}", "check user, password and database in NIGHTGATE_DATABASE_URL"
+)
+_BUSY = _Failure("{name} is locked by another process", f"end the process that holds it, {_AGAIN}", True)
+_DAMAGED = _Failure(
+    "{name} is not a SQLite database, or it is damaged: {detail}",
+    f"restore it from a backup, or move it away and {UPGRADE} for an empty one",
+)
+
+_POSTGRESQL_FAILURES = {
+    "25006": _READ_ONLY,
+    "42501": _Failure("{name} forbids this: {detail}", "grant this user the right, or use another user in the URL"),
+    "53100": _FULL,
+    **dict.fromkeys(("42P01", "42703", "3F000"), _OUTDATED),
+    **dict.fromkeys(("42P07", "42710"), _OCCUPIED),
+    **dict.fromkeys(("25P03", "57P01", "57P02", "57P03", "57P05", "55P03", "53300", "55006"), _UNAVAILABLE),
+}
+"""By SQLSTATE."""
+_SQLITE_FAILURES = {
+    sqlite3.SQLITE_BUSY: _BUSY,
+    sqlite3.SQLITE_LOCKED: _BUSY,
+    sqlite3.SQLITE_READONLY: _READ_ONLY,
+    sqlite3.SQLITE_PERM: _READ_ONLY,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_FULL: _FULL,
+    sqlite3.SQLITE_CANTOPEN: _Failure(
+        "{name} cannot be opened",
+        "make its folder and give this user the right to write there, or correct NIGHTGATE_DATABASE_URL",
+        True,
+    ),
+    sqlite3.SQLITE_IOERR: _Failure(
+        "{name} cannot be read or written: {detail}", f"check its disk: if it is full, free some space there, {_AGAIN}"
+    ),
+}
+"""By primary result code."""
 
 
-def _explain(error: BaseException | None, url: URL) -> _Trouble | None:
-    """What an exception of the driver means for a user; None for any other, and for what is a mistake of ours."""
+def _explain(error: BaseException | None, url: URL) -> _Failure | None:
+    """What an exception of the driver means for a user; None for other exceptions and for programming errors."""
     if not isinstance(error, SQLAlchemyError | sqlite3.Error) or isinstance(error, IntegrityError):
         return None
-    name = f"the database {safe_url(url)}"
     cause = error.orig if isinstance(error, DBAPIError) else error
+    detail = _scrub(str(cause), url)
     if isinstance(cause, sqlite3.Error):
-        return _explain_sqlite(cause, name)
-    words = _scrub(str(cause), url)
+        failure = _sqlite_failure(cause, detail)
+    else:
+        lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        failure = _postgresql_failure(cause, detail, lost=lost)
+    name = f"the database {safe_url(url)}"
+    return failure and failure._replace(message=failure.message.format(name=name, detail=detail))
+
+
+def _postgresql_failure(cause: BaseException | None, detail: str, *, lost: bool) -> _Failure | None:
     state = getattr(cause, "sqlstate", None) or ""
-    lost = isinstance(error, DBAPIError) and error.connection_invalidated
-    if state == "25006":
-        return _read_only(name)
-    if state == "42501":
-        return _Trouble(f"{name} forbids this: {words}", "grant this user the right, or use another user in the URL")
-    if state in {"42P01", "42703", "3F000"}:
-        return _Trouble(f"{name} lacks what this version needs: {words}", UPGRADE)
-    if state in {"42P07", "42710"}:
-        return _Trouble(
-            f"{name} holds something else of that name: {words}", "give Nightgate a database or schema of its own"
-        )
-    if state == "53100":
-        return _Trouble(f"the disk of {name} is full", "free some space there, then run the same command again")
-    if lost or state[:2] in {"08", "40"} or state in _PASSING:
-        return _Trouble(
-            f"{name} is not available: {words}", "look at its server, then run the same command again", True
-        )
-    refused = ("authentication failed", "no password supplied", "does not exist", "pg_hba.conf", "permission denied")
-    if state[:2] in {"28", "3D"} or any(text in words for text in refused):
-        return _Trouble(
-            f"{name} refuses the connection: {words}", "check user, password and database in NIGHTGATE_DATABASE_URL"
-        )
-    if type(cause).__name__ == "ProgrammingError" and not state:
-        return _Trouble(f"{name} cannot be asked: {words}", "check the options of NIGHTGATE_DATABASE_URL")
-    if type(cause).__name__ in {"OperationalError", "ConnectionTimeout", "InterfaceError"} and not state:
-        return _Trouble(
-            f"{name} cannot be reached: {words}", "start its server or correct NIGHTGATE_DATABASE_URL", True
+    if state in _POSTGRESQL_FAILURES:
+        return _POSTGRESQL_FAILURES[state]
+    if lost or state[:2] in {"08", "40"}:
+        return _UNAVAILABLE
+    refusals = ("authentication failed", "no password supplied", "does not exist", "pg_hba.conf", "permission denied")
+    if state[:2] in {"28", "3D"} or any(text in detail for text in refusals):
+        return _REFUSED
+    kind = type(cause).__name__
+    if kind == "ProgrammingError" and not state:
+        return _Failure("{name} cannot be queried: {detail}", "check the options of NIGHTGATE_DATABASE_URL")
+    if kind in {"OperationalError", "ConnectionTimeout", "InterfaceError"} and not state:
+        return _Failure(
+            "{name} cannot be reached: {detail}", "start its server or correct NIGHTGATE_DATABASE_URL", True
         )
     return None
 
 
-def _explain_sqlite(cause: sqlite3.Error, name: str) -> _Trouble | None:
+def _sqlite_failure(cause: sqlite3.Error, detail: str) -> _Failure | None:
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-        return _Trouble(
-            f"{name} is locked by another process", "end what holds it, then run the same command again", True
-        )
-    if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}:
-        return _read_only(name)
-    if code == sqlite3.SQLITE_CANTOPEN:
-        step = "make its folder and give this user the right to write there, or correct NIGHTGATE_DATABASE_URL"
-        return _Trouble(f"{name} cannot be opened", step, True)
-    if code in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
-        return _Trouble(
-            f"{name} is not a SQLite database, or it is damaged: {cause}",
-            f"restore it from a backup, or move it away and {UPGRADE} for an empty one",
-        )
-    if code == sqlite3.SQLITE_FULL:
-        return _Trouble(f"the disk of {name} is full", "free some space there, then run the same command again")
-    if code == sqlite3.SQLITE_IOERR:
-        return _Trouble(
-            f"{name} cannot be read or written: {cause}",
-            "look at the disk that holds it: where it is full, free some space there and run the same command again",
-        )
-    if "no such table" in str(cause) or "no such column" in str(cause):
-        return _Trouble(f"{name} lacks what this version needs: {cause}", UPGRADE)
-    if "already exists" in str(cause):
-        return _Trouble(f"{name} holds something else of that name: {cause}", "give Nightgate a database of its own")
-    return None
-
-
-def _read_only(name: str) -> _Trouble:
-    return _Trouble(f"{name} is read-only", "give this user the right to write it, or correct NIGHTGATE_DATABASE_URL")
+    if code in _SQLITE_FAILURES:
+        return _SQLITE_FAILURES[code]
+    if "no such table" in detail or "no such column" in detail:
+        return _OUTDATED
+    return _OCCUPIED if "already exists" in detail else None
 
 
 @contextmanager
-def in_words(url: URL, patience: float = 0) -> Iterator[None]:
-    """Turn errors of the driver into a DatabaseError that says what to do, and for how long it was tried."""
+def database_errors(url: URL, patience: float = 0) -> Iterator[None]:
+    """Turn errors of the driver into a DatabaseError with a next step and the time spent on retries."""
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error) as error:
-        trouble = _explain(error, url)
-        if trouble is None:
+        failure = _explain(error, url)
+        if failure is None:
             raise
-        waited = f" (tried for {patience:.0f} s)" if trouble.passing and patience >= 1 else ""
+        waited = f" (tried for {patience:.0f} s)" if failure.transient and patience >= 1 else ""
         # From None: a driver's own text may quote the connection string.
-        raise DatabaseError(trouble.message + waited, next_step=trouble.next_step) from None
+        raise DatabaseError(failure.message + waited, next_step=failure.next_step) from None
 
 
-def repeat(url: URL, patience: float, work: Callable[[], T]) -> T:
-    """The result of `work()`, which is retried with back-off for up to `patience` seconds after errors that may pass.
+def retry(url: URL, patience: float, work: Callable[[], T]) -> T:
+    """The result of `work()`, retried with back-off for up to `patience` seconds after transient errors.
 
     Raises:
-        DatabaseError: the last error, or the first one that does not pass.
+        DatabaseError: the last transient error, or the first other one.
     """
 
-    def passing(error: BaseException) -> bool:
-        trouble = _explain(error, url)
-        return trouble is not None and trouble.passing
+    def transient(error: BaseException) -> bool:
+        failure = _explain(error, url)
+        return failure is not None and failure.transient
 
-    def tell(state: RetryCallState) -> None:
-        trouble = _explain(state.outcome.exception(), url) if state.outcome else None
-        if trouble is not None:
+    def log_retry(state: RetryCallState) -> None:
+        failure = _explain(state.outcome.exception(), url) if state.outcome else None
+        if failure is not None:
             # The first four tries take less than a second together.
             level = logging.WARNING if state.attempt_number > 4 else logging.DEBUG
-            log.log(level, "%s; trying again", trouble.message)
+            log.log(level, "%s; trying again", failure.message)
 
-    # Jitter: clients that were refused together should not come back together.
+    # Jitter, so that clients that failed together do not retry together.
     retrying = Retrying(
-        retry=retry_if_exception(passing),
+        retry=retry_if_exception(transient),
         wait=wait_random_exponential(multiplier=0.05, min=0.025, max=2),
         stop=stop_before_delay(patience),
-        before_sleep=tell,
+        before_sleep=log_retry,
         reraise=True,
     )
-    with in_words(url, patience):
+    with database_errors(url, patience):
         return retrying(work)

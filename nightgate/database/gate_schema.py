@@ -1,4 +1,4 @@
-"""The tables of the gate: what models are judged on and what they said, anchors, freezes, seed studies."""
+"""Tables of the promotion gate: test sets and predictions, evidence, anchors, freezes and seed studies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from nightgate.database.column_types import Base, of, one_of
+from nightgate.database.column_types import Base, Key, OfAttempt, of, one_of, one_open
 
 SIDES = ("candidate", "champion", "anchor")
 ROW_SETS = ("test", "golden")
@@ -16,15 +16,17 @@ SCOPES = ("window", "all", "golden", "slice")
 
 
 class TestSet(Base):
-    """Rows that models are judged on, by their content; nights with the same rows share one. Bytes are zlib's."""
+    """Rows that models are evaluated on, stored once for all nights with the same rows. Bytes are zlib's.
+
+    `nightgate.runs.evidence_store` makes the id and reads the bytes.
+    """
 
     __test__ = False
     __tablename__ = "test_set"
     __table_args__ = (one_of("kind", ROW_SETS),)
 
-    pipeline: Mapped[str] = mapped_column(primary_key=True)
-    test_set_id: Mapped[str] = mapped_column(primary_key=True)
-    """`nightgate.runs.evidence_store` says how it is made, and how the bytes are read."""
+    pipeline: Mapped[Key]
+    test_set_id: Mapped[Key]
     kind: Mapped[str]
     num_rows: Mapped[int]
     label_names: Mapped[list[str]]
@@ -33,16 +35,16 @@ class TestSet(Base):
     labels: Mapped[bytes]
     """True class indices: a byte a row, two where there are more than 256 labels."""
     seen_at: Mapped[bytes]
-    """Microseconds since 1970 of a row's time, or of the night that saw it first: 8 bytes a row."""
+    """Microseconds since 1970 of a row's time, or else of the first night with the row: 8 bytes a row."""
     groups: Mapped[bytes | None]
     """A number for the group of each row: 4 bytes a row; NULL where rows have none."""
     slices: Mapped[bytes]
-    """JSON: by slice column its values, and for each row which of them it has."""
+    """JSON: for each slice column its values and each row's index into them."""
     recorded_at: Mapped[datetime]
 
 
-class TestPrediction(Base):
-    """The predicted label of every row of a test set, of one side on one night."""
+class TestPrediction(OfAttempt, Base):
+    """Predicted labels of one model (a side) for every row of a test set on one night."""
 
     __test__ = False
     __tablename__ = "test_prediction"
@@ -55,89 +57,76 @@ class TestPrediction(Base):
         sa.Index(None, "model_run_id"),
     )
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    side: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[str] = mapped_column(primary_key=True)
+    side: Mapped[Key]
+    kind: Mapped[Key]
     pipeline: Mapped[str]
     test_set_id: Mapped[str]
     model_run_id: Mapped[str]
-    """The run that made the model: that of a version, the night's own for its candidate."""
+    """The run that trained the model."""
     labels: Mapped[bytes]
-    """As in the test set, in its order."""
+    """Encoded and ordered as in the test set."""
 
 
-class GateSide(Base):
-    """What was observed of one side on one night and no label can give again: the rest of the gate's evidence."""
+class GateSide(OfAttempt, Base):
+    """Evidence about one model (a side) on one night beyond its predicted labels."""
 
     __tablename__ = "gate_side"
     __table_args__ = (one_of("side", SIDES), of("run_id attempt", "attempt: run_id attempt"))
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    side: Mapped[str] = mapped_column(primary_key=True)
+    side: Mapped[Key]
     version: Mapped[int | None]
     data_until: Mapped[datetime | None]
     flaw: Mapped[str]
-    """Why its score is no evidence; '' where it is."""
+    """Why its score cannot be used; '' where it can."""
     rows_trained_on: Mapped[int | None]
-    """Test rows that it, or a model that it goes back to, was trained on or chosen by; NULL: unknown."""
+    """Test rows seen in training or selection by the model or any of its ancestors; NULL: unknown."""
     calibration_error: Mapped[float | None]
     nonfinite_rows: Mapped[int]
     latency_ms: Mapped[float | None]
-    """Median of a text alone, in a fresh process."""
+    """Median for a single text, in a fresh process."""
     size_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
     logit_difference: Mapped[float | None]
-    """Largest, between the fresh process and the night's own scoring."""
+    """Largest difference between the fresh process and the night's own scoring."""
     serving_flaw: Mapped[str]
     """Why the fresh process could not serve it; '' where it could."""
     facts: Mapped[dict[str, Any]]
-    """What else the checks read, such as which test rows it was trained on; written by
-    `nightgate.runs.evidence_store`."""
+    """Other input of the checks, such as which test rows it was trained on: see `nightgate.runs.evidence_store`."""
 
 
-class JointOutcome(Base):
-    """How many rows have this label and were given these two: what every paired figure of a night follows from."""
+class JointOutcome(OfAttempt, Base):
+    """Joint counts of (true, reference, candidate) labels: sufficient statistics for every paired comparison."""
 
     __tablename__ = "joint_outcome"
     __table_args__ = (one_of("scope", SCOPES), of("run_id attempt", "attempt: run_id attempt"))
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    scope: Mapped[str] = mapped_column(primary_key=True)
-    slice_name: Mapped[str] = mapped_column(primary_key=True)
-    slice_value: Mapped[str] = mapped_column(primary_key=True)
-    reference: Mapped[str] = mapped_column(primary_key=True)
+    scope: Mapped[Key]
+    slice_name: Mapped[Key]
+    slice_value: Mapped[Key]
+    reference: Mapped[Key]
     """'champion', 'anchor', or '' where there was none."""
-    true_label: Mapped[str] = mapped_column(primary_key=True)
-    reference_label: Mapped[str] = mapped_column(primary_key=True)
-    """'' where there was none."""
-    candidate_label: Mapped[str] = mapped_column(primary_key=True)
+    true_label: Mapped[Key]
+    reference_label: Mapped[Key]
+    """'' without a reference."""
+    candidate_label: Mapped[Key]
     count: Mapped[int]
 
 
 class Anchor(Base):
-    """Which version no candidate may fall behind, from when to when. Only one that is significantly better follows."""
+    """The version that no candidate may fall behind, for a period. Only a significantly better version replaces it."""
 
     __tablename__ = "anchor"
     __table_args__ = (
         sa.CheckConstraint("valid_to > valid_from", name="order"),
         of("pipeline version", "model_version: pipeline version"),
         of("run_id", "run: run_id"),
-        sa.Index(
-            "uq_anchor_open",
-            "pipeline",
-            unique=True,
-            sqlite_where=sa.text("valid_to IS NULL"),
-            postgresql_where=sa.text("valid_to IS NULL"),
-        ),
+        one_open("uq_anchor_open", "valid_to"),
     )
 
-    anchor_id: Mapped[str] = mapped_column(primary_key=True)
+    anchor_id: Mapped[Key]
     pipeline: Mapped[str]
     version: Mapped[int]
     run_id: Mapped[str | None]
-    """The run whose evidence moved it; NULL when a person did."""
+    """The run whose evidence moved it; NULL after a manual move."""
     moved_by: Mapped[str]
     reason: Mapped[str]
     valid_from: Mapped[datetime]
@@ -145,20 +134,12 @@ class Anchor(Base):
 
 
 class Freeze(Base):
-    """From when to when no run of a pipeline may promote by itself."""
+    """A period in which no run of a pipeline may promote automatically."""
 
     __tablename__ = "pipeline_freeze"
-    __table_args__ = (
-        sa.Index(
-            "uq_pipeline_freeze_open",
-            "pipeline",
-            unique=True,
-            sqlite_where=sa.text("ended_at IS NULL"),
-            postgresql_where=sa.text("ended_at IS NULL"),
-        ),
-    )
+    __table_args__ = (one_open("uq_pipeline_freeze_open", "ended_at"),)
 
-    freeze_id: Mapped[str] = mapped_column(primary_key=True)
+    freeze_id: Mapped[Key]
     pipeline: Mapped[str]
     frozen_at: Mapped[datetime]
     frozen_by: Mapped[str]
@@ -169,20 +150,20 @@ class Freeze(Base):
 
 
 class SeedStudy(Base):
-    """The same snapshot and configuration trained with several seeds: what the seed alone moves."""
+    """Trainings of one snapshot and configuration with several seeds, to measure the effect of the seed."""
 
     __tablename__ = "seed_study"
     __table_args__ = (of("pipeline snapshot_id", "snapshot: pipeline snapshot_id"),)
 
-    study_id: Mapped[str] = mapped_column(primary_key=True)
+    study_id: Mapped[Key]
     pipeline: Mapped[str]
     snapshot_id: Mapped[str]
     config_hash: Mapped[str]
-    """With the seed left out."""
+    """Without the seed."""
     code_version: Mapped[str]
     average: Mapped[str]
     num_seeds: Mapped[int]
-    """Seeds that came to an end."""
+    """Seeds that finished."""
     f1_mean: Mapped[float | None]
     """On the test rows."""
     f1_spread: Mapped[float | None]
@@ -197,13 +178,13 @@ class SeedRun(Base):
     __tablename__ = "seed_run"
     __table_args__ = (of("study_id", "seed_study: study_id"),)
 
-    study_id: Mapped[str] = mapped_column(primary_key=True)
+    study_id: Mapped[Key]
     seed: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
     best_epoch: Mapped[int | None]
     validation_f1: Mapped[float | None]
     test_f1: Mapped[float | None]
     test_accuracy: Mapped[float | None]
     error: Mapped[str | None]
-    """Why it came to no score, in words."""
+    """Why it has no score."""
     duration_seconds: Mapped[float | None]
     recorded_at: Mapped[datetime]

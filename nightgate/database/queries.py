@@ -1,10 +1,10 @@
-"""Metrics as data frames: what `nightgate history`, `champion` and `versions` show, and `nightgate.history` in Python.
+"""Metrics as data frames, for `nightgate history`, `champion` and `versions`, and for `nightgate.history` in Python.
 
     import nightgate
     nights = nightgate.history("sample")                        # one row per night
     epochs = nightgate.history("sample", epochs=True)           # the last night's epochs
 
-Everything is a plain SELECT on the views, which can be queried just as well without Nightgate.
+Each query is a plain SELECT on the views, which any SQL client can query without Nightgate.
 """
 
 from __future__ import annotations
@@ -23,16 +23,7 @@ from nightgate.errors import RegistryError
 from nightgate.home import home_for_reading
 from nightgate.metrics.comparability import ScoredNight, breaks
 
-_PUBLISHED = {
-    "Training Loss": "training_loss",
-    "Epoch": "epoch",
-    "Step": "step",
-    "Validation Loss": "validation_loss",
-    "Accuracy": "accuracy",
-    "F1": "f1",
-    "Precision": "precision",
-    "Recall": "recall",
-}
+_PUBLISHED = ["training_loss", "epoch", "step", "validation_loss", "accuracy", "f1", "precision", "recall"]
 
 
 def history(
@@ -42,14 +33,14 @@ def history(
     slices: bool = False,
     since: date | str | None = None,
 ) -> pd.DataFrame:
-    """What the nights of a pipeline showed. Times are aware (UTC), `night` is a date.
+    """Metrics of a pipeline's nights, one row per night unless `run`, `epochs` or `slices` is given.
 
-    Nights have the columns of the view `nights`, and `break_before`: why scores from that night on do not compare with
-    those before it, in a sentence; nothing where they do.
+    Times are aware (UTC), `night` is a date. Nights have the columns of the view `nights`, and `break_before`: why
+    scores from that night on are not comparable with earlier ones; None where they are.
 
     Args:
         pipeline: name.
-        run: a run id, or "latest" for the run that counts of the newest night. Without `slices` it gives its epochs.
+        run: a run id, or "latest" for the newest night's run; gives its epochs unless `slices` is set.
         epochs: rows of `epoch_results` instead of `nights`; of the latest run, or of all nights if `since` is given.
         slices: rows of `slice_metrics`: classes and slices of each run's best epoch, on validation and on test.
         since: only nights from this date on.
@@ -71,13 +62,13 @@ def read_history(
     slices: bool = False,
     since: date | str | None = None,
 ) -> pd.DataFrame:
-    """See `history`."""
+    """The frame of `history`, from an open database."""
     detailed = epochs or slices or run is not None
     where = ["x.pipeline = :pipeline"]
     parameters: dict[str, Any] = {"pipeline": pipeline}
     if since is not None:
         where.append("x.night >= :since")
-        # Text on SQLite, where a date is one; PostgreSQL reads the same text as a date.
+        # SQLite stores dates as text.
         parameters["since"] = str(since) if db.dialect == "sqlite" else date.fromisoformat(str(since))
     if run == "latest" or (run is None and detailed and since is None):
         run = _latest_run(db, pipeline)
@@ -108,10 +99,10 @@ def read_history(
 
 
 def why_no_epochs(pipeline: str, run: str | None) -> str:
-    """What became of a run that has none; '' where there is no such run.
+    """Status, reason and next step of a run without epochs; '' where there is no such run.
 
     Args:
-        run: as `history` takes it; None for the latest.
+        run: a run id, or "latest" or None for the newest night's run.
     """
     with Database.open(home_for_reading(), any_home=True) as db:
         run_id = _latest_run(db, pipeline) if run in {None, "latest"} else run
@@ -120,37 +111,32 @@ def why_no_epochs(pipeline: str, run: str | None) -> str:
     if not rows:
         return ""
     [row] = rows
-    told = f"run {run_id}, night {row['night']}, has no such rows: it is {row['status']}"
-    told += f": {row['reason']}" if row["reason"] else ""
-    return told + (f"\n  next: {row['next_step']}" if row["next_step"] else "")
+    reason = f": {row['reason']}" if row["reason"] else ""
+    next_step = f"\n  next: {row['next_step']}" if row["next_step"] else ""
+    return f"run {run_id}, night {row['night']}, has no such rows: it is {row['status']}{reason}{next_step}"
 
 
-def _breaks(db: Database, pipeline: str, shown: Iterable[str]) -> pd.Series[Any]:
-    """`nightgate.metrics.comparability.breaks` of all nights that were scored, for those that are shown."""
-    nights = tidy(
-        db.frame(
-            "SELECT n.night, n.run_id, n.metric_key, n.test_version, n.average, n.model_version, n.test_f1, "
-            "n.champion_version, n.champion_f1 FROM nights AS n "
-            "WHERE n.pipeline = :pipeline AND n.test_f1 IS NOT NULL ORDER BY n.night",
-            {"pipeline": pipeline},
-        )
+def _breaks(db: Database, pipeline: str, run_ids: Iterable[str]) -> pd.Series[Any]:
+    """The break before each of `run_ids`, computed over all scored nights of the pipeline."""
+    query = (
+        "SELECT night, run_id, metric_key, test_version, average, model_version, test_f1, champion_version, "
+        "champion_f1 FROM nights WHERE pipeline = :pipeline AND test_f1 IS NOT NULL ORDER BY night"
     )
+    nights = tidy(db.frame(query, {"pipeline": pipeline}))
     of_runs = sa.select(Run.run_id, Run.label_names, Run.config["gate"]).where(Run.pipeline == pipeline)
     found = db.read(lambda session: session.execute(of_runs).tuples().all())
     settings = {
         run_id: {"label_names": tuple(names)} | {name: gate[name] for name in ("test_window", "min_test_rows")}
         for run_id, names, gate in found
     }
-    scored = []
-    for row in nights.astype(object).where(nights.notna(), None).to_dict("records"):
-        facts = {str(name): value for name, value in row.items() if name != "run_id"}
-        scored.append(ScoredNight(**settings[row["run_id"]], **facts))
-    told = dict(zip(nights["run_id"], breaks(scored), strict=True))
-    return pd.Series([told.get(run_id) for run_id in shown], dtype=object)
+    facts: Any = nights.drop(columns="run_id").astype(object).where(nights.notna(), None).to_dict("records")
+    scored = [ScoredNight(**settings[run], **row) for run, row in zip(nights["run_id"], facts, strict=True)]
+    found_breaks = dict(zip(nights["run_id"], breaks(scored), strict=True))
+    return pd.Series([found_breaks.get(run_id) for run_id in run_ids], dtype=object)
 
 
 def champion(pipeline: str, at: datetime | None = None) -> pd.DataFrame:
-    """The reign of now, or of the instant `at` (aware): one row, or none where nobody reigned."""
+    """The current champion, or that at the instant `at` (aware): one row, or none without a champion."""
     with Database.open(home_for_reading(), any_home=True) as db:
         moment = "c.valid_to IS NULL"
         parameters: dict[str, Any] = {"pipeline": pipeline}
@@ -175,25 +161,25 @@ def versions(pipeline: str) -> pd.DataFrame:
 
 
 def published_rows(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the epochs in the shape in which fine-tuned models are published, as text.
+    """Header and cells of the epoch table that is published with fine-tuned models: four decimals, `n/a` for no value.
 
-    Four decimals, `n/a` for no value.
+    Args:
+        rows: rows of the view `epoch_results`.
     """
-    columns = list(_PUBLISHED.values())
-    found = rows[columns].itertuples(index=False)
-    cells = [[_cell(column, value) for column, value in zip(columns, values, strict=True)] for values in found]
-    return list(_PUBLISHED), cells
+    found = rows[_PUBLISHED].itertuples(index=False)
+    cells = [[_cell(column, value) for column, value in zip(_PUBLISHED, values, strict=True)] for values in found]
+    return [column.replace("_", " ").title() for column in _PUBLISHED], cells
 
 
 def published_table(rows: pd.DataFrame) -> str:
-    """The same as markdown."""
+    """The table of `published_rows` in Markdown."""
     header, cells = published_rows(rows)
     lines = [f"| {' | '.join(header)} |", f"|{'|'.join(':-:' for _ in header)}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
 
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same types from both engines: aware times, `datetime.date` nights, booleans, whole numbers that may miss."""
+    """`frame` with the same types from both engines: aware times, `date` nights, booleans and nullable integers."""
     kinds = {column.name: column.type for table in METADATA.tables.values() for column in table.columns}
     kinds |= dict.fromkeys(("promoted_at", "ended_at"), UtcTime())
     kinds |= dict.fromkeys(("attempts", "model_version"), sa.Integer())
@@ -220,7 +206,7 @@ def _cell(column: str, value: Any) -> str:
 
 
 def _latest_run(db: Database, pipeline: str) -> str | None:
-    """The run that counts of the newest night; None, which matches nothing, where there is none."""
+    """The run of the newest night in the view `nights`; None, which matches no row, without nights."""
     found = db.frame(
         "SELECT run_id FROM nights WHERE pipeline = :pipeline ORDER BY night DESC LIMIT 1", {"pipeline": pipeline}
     )
@@ -232,5 +218,5 @@ def _must_exist(db: Database, pipeline: str, run: str) -> None:
     if db.frame(query, {"run": run, "pipeline": pipeline}).empty:
         raise RegistryError(
             f"pipeline {pipeline} has no run {run}",
-            next_step=f"choose a run_id of `nightgate history {pipeline} --format csv`",
+            next_step=f"choose a run_id from `nightgate history {pipeline} --format csv`",
         )

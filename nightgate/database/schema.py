@@ -1,6 +1,6 @@
-"""The tables, as SQLAlchemy models. Users query the views of the migrations: tables may change, views only grow.
+"""SQLAlchemy models of the tables. Users query the views of the migrations: tables may change, views only grow.
 
-Nothing is ever deleted through a foreign key: all of them restrict. Times are aware and UTC.
+All foreign keys restrict deletion. Times are aware and UTC.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-import nightgate.database.gate_schema  # noqa: F401 - so that METADATA holds its tables too
-from nightgate.database.column_types import Base, of, one_of
+import nightgate.database.gate_schema  # noqa: F401 (adds its tables to METADATA)
+from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of, one_of, one_open
 
 METADATA = Base.metadata
-"""All tables: those below and those of the gate."""
+"""All tables, including those of the gate."""
 HEAD = "0005"
-"""The revision that this version reads and writes; a test holds it against the migrations."""
+"""The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
 TRIGGERS = ("schedule", "manual", "backfill", "retry")
 VERDICTS = ("promote", "hold", "underpowered")
 DECISIONS = ("approved", "rejected", "timed_out", "superseded")
-"""How the wait for a person ended."""
+"""How the wait for an approval ended."""
 OUTCOMES = ("passed", "failed", "underpowered", "warning", "not_run")
 
 
 class Setting(Base):
-    """Facts that belong to no run: the id of the home that all paths are relative to, schedules that were seen off."""
+    """Facts that belong to no run, such as the id of the home that all paths are relative to."""
 
     __tablename__ = "setting"
 
-    key: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[Key]
     value: Mapped[str]
 
 
@@ -41,8 +41,8 @@ class Snapshot(Base):
 
     __tablename__ = "snapshot"
 
-    pipeline: Mapped[str] = mapped_column(primary_key=True)
-    snapshot_id: Mapped[str] = mapped_column(primary_key=True)
+    pipeline: Mapped[Key]
+    snapshot_id: Mapped[Key]
     path: Mapped[str]
     test_version: Mapped[str]
     rows_total: Mapped[int]
@@ -71,12 +71,12 @@ class Run(Base):
         sa.Index(None, "pipeline", "night"),
     )
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
+    run_id: Mapped[Key]
     pipeline: Mapped[str]
     night: Mapped[date]
     status: Mapped[str]
     attempt: Mapped[int]
-    """The attempt that may write: whoever calls with another one is refused."""
+    """The current attempt; writes by any other attempt are refused."""
     trigger: Mapped[str]
     dry_run: Mapped[bool]
     reason: Mapped[str | None]
@@ -101,23 +101,23 @@ class Run(Base):
     champion_f1: Mapped[float | None]
     f1_delta: Mapped[float | None]
     window_start: Mapped[datetime | None]
-    """Test rows from here on decided; NULL: all of them."""
+    """Start of the test window; NULL: all test rows count."""
     test_rows_all: Mapped[int | None]
-    """Test rows of the snapshot, in the window or not."""
+    """Test rows of the snapshot, inside the window or not."""
     test_f1_all: Mapped[float | None]
     rows_left_out: Mapped[int | None]
-    """Test rows that a side was trained on: they count nowhere."""
+    """Test rows excluded because one of the models was trained on them."""
     detectable_gain: Mapped[float | None]
-    """The gain in F1 over the champion that the window shows with 80 % power."""
+    """The gain in F1 over the champion that the window detects with 80 % power."""
     champion_fresh_f1: Mapped[float | None]
-    """The champion's F1 on rows that came after all that it was chosen by: the one number without selection."""
+    """The champion's F1 on rows newer than all those it was selected by: the one score without selection bias."""
     champion_fresh_rows: Mapped[int | None]
     fresh_ci_low: Mapped[float | None]
     fresh_ci_high: Mapped[float | None]
     anchor_version: Mapped[int | None]
     anchor_f1: Mapped[float | None]
     metric_key: Mapped[str | None]
-    """Scores may be compared where it is the same: test version, window, labels, average, metrics' definition."""
+    """Scores with the same key are comparable: see `nightgate.metrics.comparability`."""
     nonfinite: Mapped[str]
     average: Mapped[str]
     min_f1: Mapped[float]
@@ -130,17 +130,17 @@ class Run(Base):
     finished_at: Mapped[datetime | None]
     prefect_flow_run_id: Mapped[str | None]
     announced_at: Mapped[datetime | None]
-    """When the event of how it ended was sent; NULL while it is still to be sent."""
+    """When the completion event was published; NULL while it is pending."""
 
 
 class Attempt(Base):
-    """One process's try at a run. A run that is taken up again gets another."""
+    """One process's attempt at a run; a resumed run has another attempt."""
 
     __tablename__ = "attempt"
     __table_args__ = (one_of("status", STATUSES), of("run_id", "run: run_id"))
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    run_id: Mapped[Key]
+    attempt: Mapped[NumberKey]
     status: Mapped[str]
     trigger: Mapped[str]
     error_type: Mapped[str | None]
@@ -149,29 +149,29 @@ class Attempt(Base):
     pid: Mapped[int]
     owner_started: Mapped[datetime | None]
     process_space: Mapped[str | None]
-    """Within which the pid means something: boot and pid namespace."""
+    """Boot id and pid namespace in which the pid is valid."""
     heartbeat_at: Mapped[datetime | None]
-    """The last sign of life of its process, by the database's clock."""
+    """Last heartbeat of its process, by the database's clock."""
     device: Mapped[str | None]
     precision: Mapped[str | None]
     precision_reason: Mapped[str | None]
     threads: Mapped[int | None]
     resumed_from_epoch: Mapped[int | None]
-    """0: from the start. NULL: it never came to training."""
+    """0: from the start. NULL: training did not begin."""
     engine: Mapped[str | None]
     """'packed' or 'padded'."""
     engine_reason: Mapped[str | None]
     micro_batches: Mapped[int | None]
-    """Parts that one batch was computed in, for lack of memory."""
+    """Parts that a batch was split into, for lack of memory."""
     restarts: Mapped[int] = mapped_column(default=0, server_default="0")
-    """How often its training process stood still and was started again."""
+    """Restarts of its training process after it made no progress."""
     code_version: Mapped[str]
     prefect_flow_run_id: Mapped[str | None]
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
 
 
-class SlotRequest(Base):
+class SlotRequest(OfAttempt, Base):
     """An attempt's place in the queue for a slot: waiting, then holding it, then done."""
 
     __tablename__ = "slot_request"
@@ -180,42 +180,38 @@ class SlotRequest(Base):
         sa.Index(None, "slot", "released_at"),
     )
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     slot: Mapped[str]
     priority: Mapped[int]
     requested_at: Mapped[datetime]
     granted_at: Mapped[datetime | None]
     released_at: Mapped[datetime | None]
-    """Also of a request that was given up while it waited."""
+    """Also set when a waiting request is abandoned."""
 
 
 class Approval(Base):
-    """A candidate that passed the gate and waits for a person, and what that person said."""
+    """A candidate that passed the gate and needs a human decision, and that decision."""
 
     __tablename__ = "approval"
     __table_args__ = (one_of("decision", DECISIONS), of("run_id", "run: run_id"))
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
+    run_id: Mapped[Key]
     requested_at: Mapped[datetime]
     deadline: Mapped[datetime]
     expected_version: Mapped[int | None]
-    """The champion that it was compared with; NULL: there was none."""
+    """The champion that it was compared with, if any."""
     decision: Mapped[str | None]
     decided_by: Mapped[str | None]
     reason: Mapped[str | None]
     decided_at: Mapped[datetime | None]
 
 
-class Epoch(Base):
-    """What one epoch showed on the validation rows."""
+class Epoch(OfAttempt, Base):
+    """Training metrics of one epoch and scores on the validation rows."""
 
     __tablename__ = "epoch"
     __table_args__ = (of("run_id attempt", "attempt: run_id attempt"),)
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    epoch: Mapped[NumberKey]
     step: Mapped[int]
     training_loss: Mapped[float | None]
     validation_loss: Mapped[float | None]
@@ -234,8 +230,8 @@ class Epoch(Base):
     recorded_at: Mapped[datetime]
 
 
-class SliceMetric(Base):
-    """Metrics of the rows that share a value; a class is a slice named `label`. Averaged as the run's pipeline says."""
+class SliceMetric(OfAttempt, Base):
+    """Metrics of the rows with one value of a slice, averaged as in the run. Classes are the slice `label`."""
 
     __tablename__ = "slice_metric"
     __table_args__ = (
@@ -243,12 +239,10 @@ class SliceMetric(Base):
         of("run_id attempt", "attempt: run_id attempt"),
     )
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    split: Mapped[str] = mapped_column(primary_key=True)
-    slice_name: Mapped[str] = mapped_column(primary_key=True)
-    slice_value: Mapped[str] = mapped_column(primary_key=True)
+    epoch: Mapped[NumberKey]
+    split: Mapped[Key]
+    slice_name: Mapped[Key]
+    slice_value: Mapped[Key]
     support: Mapped[int]
     accuracy: Mapped[float | None]
     f1: Mapped[float | None]
@@ -256,8 +250,8 @@ class SliceMetric(Base):
     recall: Mapped[float | None]
 
 
-class ConfusionCell(Base):
-    """How many rows of one label were given another."""
+class ConfusionCell(OfAttempt, Base):
+    """Number of rows with a true and a predicted label: one cell of a confusion matrix."""
 
     __tablename__ = "confusion_cell"
     __table_args__ = (
@@ -265,26 +259,22 @@ class ConfusionCell(Base):
         of("run_id attempt", "attempt: run_id attempt"),
     )
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    epoch: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    split: Mapped[str] = mapped_column(primary_key=True)
-    true_label: Mapped[str] = mapped_column(primary_key=True)
-    predicted_label: Mapped[str] = mapped_column(primary_key=True)
+    epoch: Mapped[NumberKey]
+    split: Mapped[Key]
+    true_label: Mapped[Key]
+    predicted_label: Mapped[Key]
     count: Mapped[int]
 
 
-class GateCheck(Base):
-    """One check of the gate, with the numbers that it saw. `slice_name` is '' where all test rows are meant."""
+class GateCheck(OfAttempt, Base):
+    """One check of the gate, with its numbers. `slice_name` is '' for checks on all test rows."""
 
     __tablename__ = "gate_check"
     __table_args__ = (one_of("outcome", OUTCOMES), of("run_id attempt", "attempt: run_id attempt"))
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    check_name: Mapped[str] = mapped_column(primary_key=True)
-    slice_name: Mapped[str] = mapped_column(primary_key=True)
-    slice_value: Mapped[str] = mapped_column(primary_key=True)
+    check_name: Mapped[Key]
+    slice_name: Mapped[Key]
+    slice_value: Mapped[Key]
     position: Mapped[int]
     metric: Mapped[str]
     candidate_value: Mapped[float | None]
@@ -297,15 +287,13 @@ class GateCheck(Base):
     reason: Mapped[str]
 
 
-class QuarantinedRow(Base):
+class QuarantinedRow(OfAttempt, Base):
     """A source row that could not be used, and why."""
 
     __tablename__ = "quarantined_row"
     __table_args__ = (of("run_id attempt", "attempt: run_id attempt"),)
 
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    position: Mapped[NumberKey]
     origin: Mapped[str]
     row_id: Mapped[str | None]
     reason: Mapped[str]
@@ -314,34 +302,34 @@ class QuarantinedRow(Base):
 
 
 class ModelVersion(Base):
-    """A completed candidate, numbered per pipeline; held ones too."""
+    """A registered candidate, promoted or not, numbered per pipeline."""
 
     __tablename__ = "model_version"
     __table_args__ = (sa.UniqueConstraint("run_id"), of("run_id attempt", "attempt: run_id attempt"))
 
-    pipeline: Mapped[str] = mapped_column(primary_key=True)
-    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    pipeline: Mapped[Key]
+    version: Mapped[NumberKey]
     run_id: Mapped[str]
     attempt: Mapped[int]
     path: Mapped[str]
     created_at: Mapped[datetime]
     started_from: Mapped[int | None]
-    """The version that its training went on from; NULL: the base model."""
+    """The version whose weights training started from; NULL: the base model."""
     base_model_revision: Mapped[str | None]
-    """The commit of the base model, or a hash of its weights where it has none."""
+    """The commit of the base model, or else a hash of its weights."""
     environment: Mapped[dict[str, Any] | None]
     """Python, libraries, machine and device that trained it."""
     size_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
     quarantined_at: Mapped[datetime | None]
     quarantined_by: Mapped[str | None]
     quarantine_reason: Mapped[str | None]
-    """Why nothing may promote it; a person may release it."""
+    """Why it cannot be promoted until it is released."""
     files_removed_at: Mapped[datetime | None]
-    """Retention has taken its files."""
+    """When retention removed its files."""
 
 
 class Promotion(Base):
-    """A reign: which version was champion from when to when (half-open; `valid_to` NULL for now), and by whose will."""
+    """A period with one champion (half-open; `valid_to` is NULL for the current one) and who promoted it."""
 
     __tablename__ = "promotion"
     __table_args__ = (
@@ -350,24 +338,17 @@ class Promotion(Base):
         of("pipeline version", "model_version: pipeline version"),
         of("pipeline replaced_version", "model_version: pipeline version"),
         of("run_id", "run: run_id"),
-        # The constraint that two processes cannot argue with: one open reign per pipeline.
-        sa.Index(
-            "uq_promotion_champion",
-            "pipeline",
-            unique=True,
-            sqlite_where=sa.text("valid_to IS NULL"),
-            postgresql_where=sa.text("valid_to IS NULL"),
-        ),
+        one_open("uq_promotion_champion", "valid_to"),
         sa.Index(None, "pipeline", "valid_from"),
     )
 
-    promotion_id: Mapped[str] = mapped_column(primary_key=True)
+    promotion_id: Mapped[Key]
     pipeline: Mapped[str]
     version: Mapped[int]
     replaced_version: Mapped[int | None]
     kind: Mapped[str]
     run_id: Mapped[str | None]
-    """The run that promoted itself; NULL when a person did."""
+    """The run that was promoted automatically; NULL after a manual promotion."""
     promoted_by: Mapped[str]
     reason: Mapped[str]
     valid_from: Mapped[datetime]

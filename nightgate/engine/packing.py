@@ -1,8 +1,8 @@
-"""Encoders run on packed texts: the stock modules with their stock weights, without a token of padding.
+"""Encoders on packed texts: the stock modules and weights of transformers, without padding.
 
-An adapter names the parts of an architecture's encoder, so that one function runs them all. The last layer is computed
-for the first token of each text alone, where the head reads nothing else: its keys and values still come from every
-token. `packed` gives back the adapted model or the reason why there is none.
+An adapter names the parts of an architecture's encoder, so that one function runs all architectures. The last layer is
+computed for the first token of each text alone, which is all that the head reads; its keys and values still come from
+every token.
 
 Architectures: BERT, RoBERTa, XLM-R (Multilingual-MiniLM has BERT's body), CamemBERT, ELECTRA, DistilBERT.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from nightgate.engine.dropout import Dropout
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Texts one after the other; see `Encoded.packed`."""
+    """Concatenated token ids of a batch of texts."""
 
     ids: Tensor
     """int64 [tokens]."""
@@ -34,7 +35,7 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class Layer:
-    """The parts of one post-norm encoder layer, by the names of the original paper's figure."""
+    """The parts of one post-norm encoder layer."""
 
     query: nn.Linear
     key: nn.Linear
@@ -52,14 +53,14 @@ class Layer:
 
     def __call__(self, hidden: Tensor, layout: Layout, dropout: Dropout, *, training: bool) -> Tensor:
         """[tokens, width] to [tokens, width]."""
-        qkv = _together(hidden, self.query, self.key, self.value)
+        qkv = _concatenated(hidden, self.query, self.key, self.value)
         attended = attend(qkv, layout, self.heads, dropout, self.attention_dropout if training else 0.0)
         return self._above_attention(hidden, attended, dropout, training)
 
     def first_tokens(self, hidden: Tensor, layout: Layout, dropout: Dropout, *, training: bool) -> Tensor:
-        """[tokens, width] to [texts, width]: the same, for the first token of each text."""
+        """[tokens, width] to [texts, width]: the output for the first token of each text."""
         first = hidden.index_select(0, layout.first)
-        key_value = _together(hidden, self.key, self.value)
+        key_value = _concatenated(hidden, self.key, self.value)
         rate = self.attention_dropout if training else 0.0
         attended = attend_from_first(self.query(first), key_value, layout, self.heads, dropout, rate)
         return self._above_attention(first, attended, dropout, training)
@@ -73,7 +74,7 @@ class Layer:
 
 
 class PackedClassifier:
-    """A stock classifier, run on packed batches. It holds no weights of its own."""
+    """A stock classifier on packed batches, without weights of its own."""
 
     def __init__(self, model: Any, adapter: Adapter, *, cls_only: bool = True) -> None:
         self.model, self.cls_only = model, cls_only
@@ -84,7 +85,7 @@ class PackedClassifier:
         self._layers = [adapter.layer(layer) for layer in adapter.layers(body)]
         self._head = adapter.head
         self._takes_types = adapter.takes_types
-        # RoBERTa and its kin count positions from padding_idx + 1, and give none to a padding token.
+        # RoBERTa counts positions from padding_idx + 1, and gives none to a padding token.
         self._padding = int(body.embeddings.padding_idx) if adapter.counts_from_padding else None
 
     def __call__(self, batch: PackedBatch) -> Tensor:
@@ -116,34 +117,34 @@ class PackedClassifier:
 
 @dataclass(frozen=True)
 class Adapter:
-    """How an architecture names its parts."""
+    """Access to the parts of an architecture."""
 
     layers: Callable[[Any], Sequence[Any]]
-    """The encoder's layers, from the model's body."""
+    """The encoder's layers, of the model's body."""
     layer: Callable[[Any], Layer]
     head: Callable[[Any, Tensor], Tensor]
-    """Logits from the first tokens, [texts, 1, width], by the stock head."""
+    """The stock head: logits from the first tokens, [texts, 1, width]."""
     takes_types: bool = True
     counts_from_padding: bool = False
 
 
 def packed(model: Any, *, cls_only: bool = True) -> tuple[PackedClassifier | None, str]:
-    """The model on packed batches, or None, and why."""
+    """The model on packed batches, or None, and the reason."""
     architecture = model.config.model_type
     adapter = _ADAPTERS.get(architecture)
     if adapter is None:
         return None, f"{architecture} has no adapter for packed texts"
     if getattr(model.config, "is_decoder", False) or getattr(model.config, "add_cross_attention", False):
-        return None, f"this {architecture} is set up as a decoder"
+        return None, f"this {architecture} is configured as a decoder"
     try:
         return PackedClassifier(model, adapter, cls_only=cls_only), f"{architecture} takes packed texts"
     except AttributeError as error:
-        # Another version of transformers may name its parts otherwise.
-        return None, f"this {architecture} is not built as its adapter expects: {error}"
+        # Another version of transformers may have other names.
+        return None, f"this {architecture} does not have the parts that its adapter names: {error}"
 
 
-def _together(hidden: Tensor, *parts: nn.Linear) -> Tensor:
-    """What several linear layers make of the same tokens, side by side: one large product is faster than small ones."""
+def _concatenated(hidden: Tensor, *parts: nn.Linear) -> Tensor:
+    """Concatenated outputs of linear layers on the same tokens: one large product is faster than several small ones."""
     weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
     return functional.linear(hidden, weight, bias)
 
@@ -201,23 +202,13 @@ def _distilbert_head(model: Any, first: Tensor) -> Tensor:
     return logits
 
 
-def _encoder_layers(body: Any) -> Sequence[Any]:
-    layers: Sequence[Any] = body.encoder.layer
-    return layers
-
-
-def _transformer_layers(body: Any) -> Sequence[Any]:
-    layers: Sequence[Any] = body.transformer.layer
-    return layers
-
-
-_ROBERTA = Adapter(_encoder_layers, _bert_layer, _classifier_head, counts_from_padding=True)
+_ROBERTA = Adapter(attrgetter("encoder.layer"), _bert_layer, _classifier_head, counts_from_padding=True)
 
 _ADAPTERS = {
-    "bert": Adapter(_encoder_layers, _bert_layer, _bert_head),
+    "bert": Adapter(attrgetter("encoder.layer"), _bert_layer, _bert_head),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "electra": Adapter(_encoder_layers, _bert_layer, _classifier_head),
-    "distilbert": Adapter(_transformer_layers, _distilbert_layer, _distilbert_head, takes_types=False),
+    "electra": Adapter(attrgetter("encoder.layer"), _bert_layer, _classifier_head),
+    "distilbert": Adapter(attrgetter("transformer.layer"), _distilbert_layer, _distilbert_head, takes_types=False),
 }

@@ -1,13 +1,13 @@
-"""The engine: a classifier, its optimiser, and the step that both take together.
+"""The training engine: a classifier with its optimiser, and the optimiser step.
 
     engine = Engine(loaded, recipe, picked, total_steps, train_rows, validation_rows)
-    loss = engine.step(rows, labels)              # forward, backward, clipping, AdamW, schedule: one step of the recipe
+    loss = engine.step(rows, labels)              # forward, backward, clipping, AdamW, schedule
     logits = engine.logits(validation_rows, batch_size=16)
     engine.export(folder)                         # a stock Hugging Face folder
 
-What makes it fast changes nothing that a step computes: texts are packed instead of padded (`forward`), and the
-vocabulary is cut to the tokens of these rows (`vocabulary`). A batch that does not fit into memory is computed in parts
-whose gradients are summed.
+A step computes what the stock `Trainer` computes, faster: texts are packed instead of padded (`forward`), and the word
+table is trimmed to the tokens of the given rows (`vocabulary`). A batch that does not fit into memory is computed in
+parts whose gradients are summed.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ from nightgate.errors import is_out_of_memory
 log = logging.getLogger(__name__)
 
 MOST_TO_KEEP = 0.8
-"""A vocabulary of which a larger share is in use is not worth cutting."""
+"""Largest share of the vocabulary in use at which trimming pays."""
 
 
 @dataclass(frozen=True)
 class Wins:
-    """What the engine does beyond the stock step."""
+    """Optimisations of the engine, each of which leaves results as they are."""
 
     packed: bool = True
     cls_only: bool = True
     trimmed: bool = True
     graphs: bool = False
-    """Batches of fixed shape, on a GPU as CUDA graphs. Off until a figure from a GPU stands beside them."""
+    """Batches of fixed shape, on a GPU as CUDA graphs. Off until they have been measured on a GPU."""
 
 
 class Engine:
     """A model in training.
 
     Args:
-        total_steps: of the whole training: the schedule's length.
-        train, others: the rows that will be asked for; tokens of other rows may be missing from the vocabulary.
-        world: the processes that share the work; None: this one alone.
+        total_steps: length of the learning rate's schedule.
+        train, others: all rows to train on and to score; the vocabulary keeps their tokens.
+        world: the processes that share the work; None for a single one.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Engine:
         self.forward = forward.choose(self.model, train, pack=wins.packed, cls_only=wins.cls_only)
         self.vocabulary, why = self._trim([train, *others]) if wins.trimmed else (None, "whole, as requested")
         self.reason = f"{self.forward.reason}; vocabulary: {why}"
-        """Why texts are packed or padded, and what the vocabulary was cut to."""
+        """Why texts are packed or padded, and how much of the vocabulary is kept."""
         self.train = self._own_ids(train)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(self.model, recipe)
@@ -99,12 +99,12 @@ class Engine:
         return self.forward.kind
 
     def seed(self, *entropy: int) -> None:
-        """Start the sequence of dropout masks that is not torch's own."""
+        """Seed dropout on the CPU, which does not use torch's generator."""
         if isinstance(self.forward, forward.Packed):
             self.forward.classifier.dropout.seed(*entropy)
 
     def step(self, rows: Rows, labels: NDArray[np.int64]) -> Tensor:
-        """One optimiser step on a batch of the training rows; gives back its mean loss, a scalar on the device.
+        """Take one optimiser step on a batch of training rows; returns its mean loss, a scalar on the device.
 
         Raises:
             RuntimeError: out of memory with a single row.
@@ -123,7 +123,7 @@ class Engine:
         try:
             return self.graphs.step(rows, labels)
         except torch.OutOfMemoryError:
-            log.warning("not enough memory for the batch in a CUDA graph: steps are taken without graphs")
+            log.warning("not enough memory for CUDA graphs: steps run without")
             self.graphs = None
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
@@ -133,7 +133,7 @@ class Engine:
         loss = self._gradients(rows, labels)
         if self.world.size > 1:
             for parameter in self.parameters:
-                # A process without a row in this batch has none.
+                # A process without rows in this batch has no gradients.
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             self.world.sum([loss, *(parameter.grad for parameter in self.parameters)])
         self._clip_and_step()
@@ -143,15 +143,15 @@ class Engine:
     def logits(
         self, encoded: Encoded, *, batch_size: int, on_batch: Callable[[int, int], None] | None = None
     ) -> NDArray[np.float32]:
-        """Logits [rows, labels] in float32 precision, in the order of `encoded`."""
+        """Logits [rows, labels] in float32, in the order of `encoded`."""
         return forward.run(self.forward, self._own_ids(encoded), batch_size, on_batch, self.world)
 
     def weights(self) -> dict[str, Tensor]:
-        """All parameters and persistent buffers by name, the tensors themselves; the word table as it was cut."""
+        """Parameters and persistent buffers by name, not copied; the word table is the trimmed one."""
         return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
 
     def moments(self) -> dict[str, Tensor]:
-        """`<parameter>:exp_avg`, `:exp_avg_sq` and `:step` of every parameter that was stepped."""
+        """The optimiser's state, as `<parameter>:exp_avg`, `:exp_avg_sq` and `:step`; not copied."""
         return {
             f"{name}:{kind}": tensor.detach()
             for name, parameter in self.model.named_parameters()
@@ -159,7 +159,7 @@ class Engine:
         }
 
     def restore(self, weights: dict[str, Tensor], moments: dict[str, Tensor], step: int) -> None:
-        """Put weights and moments back, as they were after `step` steps."""
+        """Load the weights and moments of a checkpoint after `step` steps."""
         self.load_weights(weights)
         self.steps_done = step
         record = self.optimizer.state_dict()
@@ -173,7 +173,7 @@ class Engine:
         self.optimizer.load_state_dict(record)
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Put weights back as `weights` gave them; tied ones may be there once."""
+        """Load tensors returned by `weights`; of tied ones, one name is enough."""
         own = self.model.state_dict()
         assert weights.keys() <= own.keys()
         missing, _ = self.model.load_state_dict(weights, strict=False)
@@ -181,18 +181,18 @@ class Engine:
         assert all(own[name].data_ptr() in pointers for name in missing)
 
     def export(self, folder: Path, step: int | None = None) -> None:
-        """Write a stock folder with the full vocabulary; `step` says which step the weights are of, if not the last."""
+        """Write a stock folder with the full vocabulary; `step` is that of the weights, by default the last one."""
         with nullcontext() if self.vocabulary is None else self.vocabulary.restored(self._decay(step)):
             base_models.save_model(self.loaded, folder)
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that fp16's loss scaling left out so far, because gradients overflowed. Waits for the device."""
+        """Number of steps skipped by fp16 loss scaling because gradients overflowed. Waits for the device."""
         counts = [float(state["step"]) for state in self.optimizer.state.values()]
         return self.steps_done - int(max(counts, default=self.steps_done))
 
     def digest(self) -> str:
-        """Of what a checkpoint cannot hold: the word table that the training began with, and which rows were kept."""
+        """Hash of what a checkpoint does not hold: the original word table and the ids of its kept rows."""
         if self.vocabulary is None:
             return ""
         return f"{self.vocabulary.digest}-{hashlib.sha256(self.vocabulary.kept.tobytes()).hexdigest()[:16]}"
@@ -201,7 +201,7 @@ class Engine:
         used = np.unique(np.concatenate([*(rows.ids for rows in encoded), [encoded[0].pad_id]])).astype(np.int64)
         known = self.model.get_input_embeddings().num_embeddings
         if len(used) > MOST_TO_KEEP * known:
-            return None, f"whole, {len(used)} of its {known} words are in use"
+            return None, f"whole, {len(used)} of {known} words are in use"
         return vocabulary.trim(self.model, used)
 
     def _own_ids(self, encoded: Encoded) -> Encoded:
@@ -219,7 +219,7 @@ class Engine:
                     raise
                 self.micro_batches = min(2 * self.micro_batches, len(rows))
                 log.warning(
-                    "not enough memory for the batch: from here on its %d examples are computed in %d parts, whose "
+                    "not enough memory for the batch: from now on its %d examples are computed in %d parts whose "
                     "gradients are summed; the recipe stays the same",
                     len(rows),
                     self.micro_batches,
@@ -230,7 +230,7 @@ class Engine:
 
     def _summed(self, rows: Rows, labels: NDArray[np.int64]) -> Tensor:
         device, dtype = self.picked.device, self.picked.dtype
-        # Dealt out by length: every part of every process takes about the same time and memory.
+        # Every part of every process gets texts of all lengths: about the same time and memory.
         mine = share(np.argsort(self.train.lengths[rows], kind="stable"), self.world)
         losses = [torch.zeros((), device=device)]
         for number in range(min(self.micro_batches, len(mine))):
@@ -244,8 +244,8 @@ class Engine:
         return sum(losses[1:], losses[0])
 
     def _learn(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """The rest of a step of fixed shape: the mean loss of the texts of weight 1, backward, clipping, AdamW."""
-        # Not zeros, and not after the step: what the backward pass allocates belongs to the graph that is recorded.
+        """Finish a step of fixed shape: mean loss of the texts of weight 1, backward pass, clipping, AdamW."""
+        # None instead of zeros, before the step: the graph being recorded must own the gradients' memory.
         self.optimizer.zero_grad(set_to_none=True)
         loss = (self._cross_entropy(logits, target, "none") * weight).sum() / weight.sum()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -261,19 +261,18 @@ class Engine:
         if self.recipe.max_grad_norm > 0:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
-        # Under fp16 the scaler skips a step whose gradients overflowed and lowers its scale: no error.
+        # Under fp16 the scaler skips a step whose gradients overflowed and lowers its scale.
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                # Where a CUDA graph reads it.
-                group["lr"].fill_(rate)
+                group["lr"].fill_(rate)  # in the memory that a CUDA graph reads
             else:
                 group["lr"] = rate
 
     def _decay(self, step: int | None) -> float:
-        """What weight decay alone has made of a weight of 1: exactly 1 without decay."""
+        """Factor of weight decay on a weight without gradients after `step` steps; exactly 1 without decay."""
         last = self.steps_done if step is None else step
         return math.prod(1 - self.rate(k) * self.recipe.weight_decay for k in range(1, last + 1))

@@ -1,1 +1,1 @@
-"""The gate: may this candidate replace the champion? A pure function of evidence and policy."""
+"""The gate: whether a candidate may replace the champion, as a pure function of evidence and policy."""

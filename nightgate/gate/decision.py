@@ -1,4 +1,4 @@
-"""What the gate says: checks, each with its numbers and a sentence, a verdict, and what was measured on the way."""
+"""Result types of the gate: checks with their numbers and reasons, the verdict, and what was measured."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Verdict = Literal["promote", "hold", "underpowered"]
 
 @dataclass(frozen=True)
 class Check:
-    """One row of `gate_checks`. `slice_name` and `slice_value` are '' where the whole test window is meant."""
+    """One row of `gate_checks`. `slice_name` and `slice_value` are '' for a check of the whole test window."""
 
     name: str
     outcome: Outcome
     reason: str
-    """A sentence with the numbers in it."""
+    """One sentence: what was compared, the numbers, the threshold, the rows."""
     metric: str = "f1"
     candidate_value: float | None = None
     champion_value: float | None = None
-    """Of the side that it is compared with: the anchor's, in the check of that name."""
+    """The compared model's value: the anchor's in the check `anchor`."""
     threshold: float | None = None
     ci_low: float | None = None
     ci_high: float | None = None
@@ -34,52 +34,50 @@ class Check:
     slice_name: str = ""
     slice_value: str = ""
     brief: str = ""
-    """What the verdict says of it; '' is all of `reason`."""
+    """Shorter reason for the verdict; '' uses `reason`."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """An F1 by the policy's average, with its interval."""
+    """F1 by the policy's average, with its interval."""
 
     rows: int
     f1: float | None
-    """None where there are no rows."""
+    """None if there are no rows, or no usable predictions."""
     interval: Interval | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the evidence amounts to under a policy. Rows that a side was trained on count nowhere."""
+    """Scores on the window, or on the rows of their name, without rows that a model was trained on."""
 
     window: NDArray[np.bool_]
-    """Test rows that decide, shape [rows of the test split]."""
+    """Test rows in the window, shape [rows of the test split]."""
     window_start: datetime | None
-    """Aware, of the first row in the window; None: all rows are in it."""
+    """Aware, time of the oldest row in the window; None: all rows are in it."""
     left_out: int
-    """Test rows that a side was trained on."""
+    """Test rows excluded because a model was trained on them."""
     candidate: Score
-    """On the window, as are all but the next and the last."""
     candidate_all: Score
-    """On all test rows."""
     champion: Score | None = None
     difference: Interval | None = None
-    """Of candidate's F1 minus champion's, rows (or groups) paired."""
+    """Interval of the candidate's F1 minus the champion's, rows (or groups) paired."""
     detectable_gain: float | None = None
-    """Gain over the champion that this window shows with 80 % power."""
+    """Gain over the champion that this window detects with 80 % power."""
     anchor: Score | None = None
     moves_anchor: bool = False
-    """The candidate is significantly better than the anchor, or there is none yet: promoted, it becomes the anchor."""
+    """Whether the candidate, if promoted, becomes the anchor: it is superior to the anchor, or there is none yet."""
     champion_fresh: Score | None = None
-    """The champion on test rows that came after the data that it was trained on and chosen by."""
+    """On test rows newer than all that the champion was trained on or selected by."""
 
 
 @dataclass(frozen=True)
 class Decision:
     verdict: Verdict
-    """`underpowered`: nothing speaks against the candidate but that too few rows speak for it. It is held."""
+    """`underpowered`: no check failed, but there are too few rows to show a gain. The candidate is held."""
     reason: str
     checks: tuple[Check, ...]
-    measured: Measured | None = None
+    measured: Measured
 
     @property
     def failed(self) -> tuple[Check, ...]:

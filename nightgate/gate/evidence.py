@@ -1,7 +1,7 @@
-"""All that the gate knows when it decides, as plain arrays: the same from a night's own scoring and from the database.
+"""Evidence: the inputs of a gate decision as plain arrays, the same from a night's scoring and from the database.
 
-`nightgate.gate.decide` is a function of this and of the policy alone, so every past night can be decided again.
-Predictions are class indices; scores, windows, intervals and tests all follow from them and are not part of it.
+`nightgate.gate.decide` depends on this and on the policy alone, so every past night can be decided again. Predictions
+are class indices; scores, windows, intervals and tests are derived from them.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Slice:
-    """A column by whose values metrics are broken down."""
+    """A column whose values divide the rows for separate metrics."""
 
     name: str
     values: tuple[str, ...]
     codes: NDArray[np.int64]
-    """Of each row the place of its value in `values`, shape [rows]."""
+    """Index in `values` of each row's value, shape [rows]."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that all sides were scored on, in the order of their predictions."""
+    """Rows that all models were scored on, in the order of their predictions."""
 
     true: Labels
     """Class indices, shape [rows]."""
     seen_at: NDArray[np.int64]
-    """Microseconds since 1970 (UTC) of a row's time, or of the night that saw it first where rows have none."""
+    """Microseconds since 1970 (UTC): a row's time, or that of the night that first saw it if rows have none."""
     fingerprints: tuple[str, ...]
-    """32 hex digits each: what a row is named by."""
+    """32 hex digits that identify each row."""
     groups: NDArray[np.int64] | None = None
-    """A number for the group of each row, whose rows are not independent; None: all of them are."""
+    """Group number of each row (rows of a group are not independent); None: all rows are independent."""
     slices: tuple[Slice, ...] = ()
 
     def __len__(self) -> int:
         return len(self.true)
 
     def only(self, chosen: Mask) -> Rows:
-        """Some of them. `chosen`: shape [rows]."""
+        """The rows selected by `chosen`, shape [rows]."""
         return Rows(
             true=self.true[chosen],
             seen_at=self.seen_at[chosen],
@@ -57,38 +57,38 @@ class Rows:
 
 @dataclass(frozen=True)
 class Serving:
-    """How a fresh process without our code served the saved model."""
+    """Result of serving the saved model in a fresh process that has none of this package's code."""
 
     flaw: str = ""
-    """Why it could not; '' where it could."""
+    """Why it could not be served; '' if it could."""
     rows: int = 0
     logit_difference: float | None = None
-    """Largest, against the logits that the night scored it by."""
+    """Largest absolute difference from the night's own logits."""
     flipped: int = 0
-    """Rows whose label is another one, beyond what the tolerance explains."""
+    """Rows with another label, beyond what the tolerance explains."""
     latency_ms: float | None = None
-    """Median of one text alone, after warm-up; of models that were timed in turns."""
+    """Median for a single text after warm-up, models timed in alternation."""
     size_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Side:
-    """What is known of one model. All sides are scored on the same night, on the same rows."""
+    """Evidence about one model: candidate, champion or anchor. All are scored on the same night and rows."""
 
     predictions: Labels | None
-    """On the test rows, shape [rows]; None where `flaw` says why there are none."""
+    """On the test rows, shape [rows]; None if there are none, with the reason in `flaw`."""
     data_until: datetime | None
     """Aware: the model was trained on rows before this instant."""
     chosen_at: datetime | None = None
-    """Aware: when a person made it champion, who may have gone by rows of until then; None: its own night chose it."""
+    """Aware: when a person promoted it, possibly judging by rows up to then; None: the gate promoted it."""
     version: int | None = None
     """None: the candidate, which has no number yet."""
     flaw: str = ""
-    """Why it cannot be scored or compared; '' where it can."""
+    """Why it cannot be scored or compared, as a clause behind its name; '' if it can."""
     golden: Labels | None = None
-    """On the golden rows."""
+    """Predictions on the golden rows."""
     trained_on: Mask | None = None
-    """Test rows that it, or a model that it goes back to, was trained on or chosen by; None where that is unknown."""
+    """Test rows that it or any of its ancestors was trained on or selected by; None: unknown."""
     unknown_line: str = ""
     """Why `trained_on` is unknown."""
     calibration_error: float | None = None
@@ -96,7 +96,7 @@ class Side:
     nonfinite_rows: int = 0
     """Test and golden rows with a logit that is NaN or infinite."""
     serving: Serving | None = None
-    """None: it was not tried."""
+    """None: not tried."""
 
     def __post_init__(self) -> None:
         for name in ("data_until", "chosen_at"):
@@ -106,27 +106,27 @@ class Side:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One night's."""
+    """The evidence of one night."""
 
     label_names: tuple[str, ...]
     test_version: str
     data_until: datetime
-    """Aware: of the night. The test window counts back from it."""
+    """Aware: cut-off of the night's data, from which the test window counts back."""
     test: Rows
     candidate: Side
     champion: Side | None = None
     """None: the pipeline has none yet."""
     anchor: Side | None = None
-    """None: there is none. Where the champion is the anchor, both are the same object."""
+    """None: there is none. If the champion is the anchor, both are the same object."""
     golden: Rows | None = None
     champion_nights: int | None = None
-    """Nights since the champion's own night."""
+    """Nights since the champion's own night; None: unknown."""
     seed_spread: float | None = None
-    """Standard deviation of F1 between seeds, of the newest study of this configuration; None: there was none."""
+    """Standard deviation of F1 between seeds in the newest study of this configuration; None: no study."""
     seed_average: str | None = None
-    """By which average the F1 of that study is; None: by whatever one the policy has."""
+    """Average of that study's F1; None: the policy's."""
     golden_note: str = ""
-    """Why there are no golden rows."""
+    """Why golden rows that should exist do not."""
 
     @property
     def anchored_by_champion(self) -> bool:

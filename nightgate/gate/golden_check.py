@@ -1,45 +1,37 @@
-"""The check of frozen rows: not how good a candidate is, but what it has unlearned."""
+"""The golden check: compares candidate and champion on frozen rows, to see what the candidate has forgotten."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import compress
 
 from nightgate.gate.decision import Check, Outcome
-from nightgate.gate.evidence import Labels, Mask, Rows, Side
+from nightgate.gate.evidence import Mask, Rows
 from nightgate.gate.measurements import DECIDING, Case, unusable
-from nightgate.gate.wording import between, listed, signed, told_apart
+from nightgate.gate.wording import between, distinct, listed, signed
 from nightgate.metrics.bootstrap import f1_difference
 from nightgate.metrics.confusion import confusion_counts, overall_scores
 
 FLIPS_NAMED = 5
-"""Where none needs to be looked into; a loss beyond the margin names every row."""
+"""Rows named when the check passes; a loss beyond the margin names all of them."""
 
 
 def golden(case: Case) -> Check:
-    """Whether the candidate lost more than `golden_margin` against the champion. It warns, or blocks where told to."""
+    """Whether the candidate lost more than `golden_margin` against the champion: warns, or fails if `golden_blocks`."""
     evidence, policy = case.evidence, case.policy
     candidate, champion, rows = evidence.candidate, evidence.champion, evidence.golden
     weak: Outcome = "failed" if policy.golden_blocks else "warning"
     if champion is None:
         return Check("golden", "not_run", "no champion yet")
     if rows is None or not len(rows):
-        # A note says what became of rows that there should be.
         note = evidence.golden_note or "there are no golden rows"
         return Check("golden", weak if policy.golden_blocks or evidence.golden_note else "not_run", note)
-    without: list[tuple[str, Side, Outcome]] = [
-        ("the candidate", candidate, "failed"),
-        (case.name("champion"), champion, weak),
-    ]
-    for who, side, outcome in without:
+    whole = Check("golden", "failed", "", threshold=-policy.golden_margin, rows_used=len(rows))
+    for who, side in (("the candidate", candidate), (case.name("champion"), champion)):
         if flaw := side.flaw or unusable(side.golden, rows, case.num_labels, "golden"):
-            return _check(case, rows, outcome, f"{who} {flaw}, so nothing shows what the candidate unlearned")
-    assert candidate.golden is not None
-    assert champion.golden is not None
-    return _compared(case, rows, case.places[champion.golden], case.places[candidate.golden], weak)
-
-
-def _compared(case: Case, rows: Rows, theirs: Labels, ours: Labels, weak: Outcome) -> Check:
-    policy, true = case.policy, case.places[rows.true]
+            reason = f"{who} {flaw}, so the golden rows are not compared"
+            return replace(whole, outcome="failed" if side is candidate else weak, reason=reason)
+    true, theirs, ours = (case.places[labels] for labels in (rows.true, champion.golden, candidate.golden))
     gap = f1_difference(
         true,
         theirs,
@@ -56,27 +48,29 @@ def _compared(case: Case, rows: Rows, theirs: Labels, ours: Labels, weak: Outcom
     assert f1[0] is not None
     assert f1[1] is not None
     passed = gap.value >= -policy.golden_margin
-    told = told_apart(f1[0], f1[1])
+    scores = distinct(f1[0], f1[1])
     lost = (theirs == true) & (ours != true)
-    gap_told = (
-        f"F1 {told[0]} against {told[1]} of {case.name('champion')} on the same {len(rows):,} golden rows "
+    loss = (
+        f"F1 {scores[0]} against {scores[1]} of {case.name('champion')} on the same {len(rows):,} golden rows "
         f"({signed(gap.value)}; {between(gap.interval, policy.confidence)}): {'no' if passed else 'a'} loss of more "
         f"than golden_margin {policy.golden_margin:.4f}"
     )
-    brief = f"{gap_told}; {_flips(rows, lost, FLIPS_NAMED)}"
-    # Whoever has to look into a loss needs them all.
-    reason = brief if passed else f"{gap_told}; {_flips(rows, lost, len(rows))}"
-    whole = _check(case, rows, "passed" if passed else weak, reason)
+    brief = f"{loss}; {_flips(rows, lost, FLIPS_NAMED)}"
     low, high = gap.interval or (None, None)
-    return replace(whole, brief=brief, candidate_value=f1[0], champion_value=f1[1], ci_low=low, ci_high=high)
+    return replace(
+        whole,
+        outcome="passed" if passed else weak,
+        reason=brief if passed else f"{loss}; {_flips(rows, lost, len(rows))}",
+        brief=brief,
+        candidate_value=f1[0],
+        champion_value=f1[1],
+        ci_low=low,
+        ci_high=high,
+    )
 
 
-def _check(case: Case, rows: Rows, outcome: Outcome, reason: str) -> Check:
-    return Check("golden", outcome, reason, threshold=-case.policy.golden_margin, rows_used=len(rows))
-
-
-def _flips(rows: Rows, unlearned: Mask, most: int) -> str:
-    names = sorted(name[:8] for name, lost in zip(rows.fingerprints, unlearned.tolist(), strict=True) if lost)
+def _flips(rows: Rows, lost: Mask, most: int) -> str:
+    names = sorted(name[:8] for name in compress(rows.fingerprints, lost.tolist()))
     if not names:
         return "no row went from right to wrong"
     went = "1 row went" if len(names) == 1 else f"{len(names):,} rows went"

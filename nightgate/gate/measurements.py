@@ -1,4 +1,4 @@
-"""What all checks share: the rows that decide, the sides' labels on them, and how far the sides are apart."""
+"""Measurements shared by all checks: the rows of the window, F1 of each model on them, and paired differences."""
 
 from __future__ import annotations
 
@@ -16,35 +16,31 @@ from nightgate.gate.decision import Score
 from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Side
 from nightgate.gate.statistics import detectable_gain, unseen_gain
 from nightgate.gate.test_window import test_window
-from nightgate.gate.wording import named
 from nightgate.metrics.bootstrap import Estimate, Statistic, f1_difference, f1_estimate
 
 Role = Literal["candidate", "champion", "anchor"]
 Other = Literal["champion", "anchor"]
 
 REPORTED = 2_000
-"""Resamples of an interval that decides nothing."""
+"""Resamples of an interval that is only reported."""
 DECIDING = 10_000
+"""Resamples of an interval that a check depends on."""
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Candidate and another side on the window, rows (or groups) paired."""
+    """The candidate and another model on the window, rows (or groups) paired."""
 
     ours: float
     theirs: float
     gap: Estimate
     detectable: float
-    """The true gain that would be seen with 80 % power; infinite where nothing can be resampled."""
+    """The true gain that is detected with 80 % power; infinite if there is no standard error."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Evidence and policy, and what follows from both.
-
-    Classes are numbered in the order of their names here, whatever their order in the pipeline: the bootstrap's draws
-    then do not depend on it either.
-    """
+    """Evidence and policy, with the measurements that both determine."""
 
     evidence: Evidence
     policy: config.Gate
@@ -53,14 +49,13 @@ class Case:
 
     @cached_property
     def roles(self) -> tuple[Role, ...]:
-        """Of the sides that are there; an anchor that is the champion is no side of its own."""
-        anchor = self.evidence.anchor is not None and not self.evidence.anchored_by_champion
-        champion = self.evidence.champion is not None
-        return ("candidate", *(("champion",) if champion else ()), *(("anchor",) if anchor else ()))
+        """Roles that have a model of their own: an anchor that is the champion is left out."""
+        others: tuple[Other, ...] = ("champion",) if self.evidence.anchored_by_champion else ("champion", "anchor")
+        return ("candidate", *(role for role in others if self.side(role)))
 
     @cached_property
     def clean(self) -> Mask:
-        """Test rows that no side is known to have been trained on."""
+        """Test rows that no model is known to have been trained on."""
         known = [side.trained_on for role in self.roles if (side := self.side(role)) and side.trained_on is not None]
         return ~reduce(np.logical_or, known, np.zeros(len(self.evidence.test), dtype=np.bool_))
 
@@ -86,7 +81,7 @@ class Case:
 
     @cached_property
     def places(self) -> Labels:
-        """Of each class the place of its name among the sorted names."""
+        """Rank of each class's name, so that the bootstrap's draws do not depend on the pipeline's order of classes."""
         names = self.evidence.label_names
         return np.array([sorted(names).index(name) for name in names], dtype=np.int64)
 
@@ -95,22 +90,24 @@ class Case:
         return side
 
     def name(self, role: Role) -> str:
-        return named(role, self.side(role))
+        """Such as `the champion (version 3)`."""
+        side = self.side(role)
+        return f"the {role}" if side is None or side.version is None else f"the {role} (version {side.version})"
 
     def obstacle(self, *roles: Role) -> str:
-        """Why these sides cannot be scored on the window, as a clause; '' where they can."""
+        """Why these models cannot be scored on the window, as a clause; '' if they can."""
         for role in roles:
             side = self.side(role)
             assert side is not None, role
             if flaw := side.flaw or unusable(side.predictions, self.evidence.test, self.num_labels):
                 return f"{self.name(role)} {flaw}"
-        return "" if self.num_rows else "there are no test rows that no side was trained on"
+        return "" if self.num_rows else "there are no test rows left that no model was trained on"
 
     def true(self, mask: Mask) -> Labels:
         return self.places[self.evidence.test.true[mask]]
 
     def labels(self, role: Role, mask: Mask) -> Labels:
-        """What a side without an obstacle said of these rows."""
+        """Predictions of a model without an obstacle on these rows."""
         side = self.side(role)
         assert side is not None, role
         assert side.predictions is not None, role
@@ -121,14 +118,14 @@ class Case:
         return None if groups is None else groups[mask]
 
     def num_units(self, mask: Mask) -> int:
-        """Of what is drawn independently: groups where rows come in groups, else rows."""
+        """Number of independent units: groups if rows come in groups, else rows."""
         groups = self.groups(mask)
         return int(np.count_nonzero(mask)) if groups is None else len(np.unique(groups))
 
     # --- F1 ---
 
     def estimate(self, role: Role, mask: Mask, statistic: Statistic, resamples: int) -> Estimate:
-        """A side's F1; a class is meant by its place among the names."""
+        """F1 of a model; the statistic of a class is its rank in `places`."""
         return f1_estimate(
             self.true(mask),
             self.labels(role, mask),
@@ -140,7 +137,7 @@ class Case:
         )
 
     def difference(self, role: Other, mask: Mask, statistic: Statistic, resamples: int) -> Estimate:
-        """Of candidate's F1 minus that side's, rows (or groups) paired; otherwise as `estimate`."""
+        """The candidate's F1 minus that of another model, rows (or groups) paired."""
         return f1_difference(
             self.true(mask),
             self.labels(role, mask),
@@ -161,24 +158,20 @@ class Case:
 
     @cached_property
     def scores(self) -> dict[Role, Score]:
-        """Of each side, on the window."""
+        """F1 of each model on the window."""
         decides = "candidate" if self.policy.min_f1_on == "lower" else None
         found = {role: self.score(role, self.window, DECIDING if role == decides else REPORTED) for role in self.roles}
         return found | ({"anchor": found["champion"]} if self.evidence.anchored_by_champion else {})
 
     def against(self, role: Other) -> Comparison | None:
-        """Candidate and that side on the window; None where one of them cannot be scored, or that one is not there."""
-        if role == "anchor" and not self.evidence.anchored_by_champion:
-            return self._against_anchor
-        return self._against_champion
+        """The candidate compared with that model on the window; None if one of them is missing or cannot be scored."""
+        return self._comparisons[role]
 
     @cached_property
-    def _against_champion(self) -> Comparison | None:
-        return self._compare("champion")
-
-    @cached_property
-    def _against_anchor(self) -> Comparison | None:
-        return self._compare("anchor")
+    def _comparisons(self) -> dict[Other, Comparison | None]:
+        champion = self._compare("champion")
+        anchor = champion if self.evidence.anchored_by_champion else self._compare("anchor")
+        return {"champion": champion, "anchor": anchor}
 
     def _compare(self, role: Other) -> Comparison | None:
         if self.side(role) is None or self.obstacle("candidate", role):
@@ -189,15 +182,15 @@ class Case:
         assert theirs is not None
         error = math.inf if gap.std_error is None else gap.std_error
         confidence = self.policy.confidence
-        # Of models that never differ the bootstrap knows no error.
-        seen = detectable_gain(error, confidence) if error else unseen_gain(self.num_units(self.window), confidence)
-        return Comparison(ours, theirs, gap, seen)
+        # The bootstrap of models that never differ has an error of 0.
+        gain = detectable_gain(error, confidence) if error else unseen_gain(self.num_units(self.window), confidence)
+        return Comparison(ours, theirs, gap, gain)
 
     # --- policy ---
 
     @cached_property
     def margin(self) -> float | None:
-        """In F1. None where it is in units of a spread that nobody measured, or measured by another average only."""
+        """In F1; None if it is in units of a spread that was not measured, or not by the policy's average."""
         if self.policy.margin_unit == "f1":
             return self.policy.margin
         if self.evidence.seed_average not in {None, self.policy.average}:
@@ -207,19 +200,19 @@ class Case:
 
 
 MARGIN_UNKNOWN = (
-    "the margin is in units of the spread between seeds (margin_unit 'seed_spread'), and the night knew of no study "
-    "of this configuration: run `nightgate seeds PIPELINE` first, with the same --set where a night has one"
+    "the margin is in units of the spread between seeds (margin_unit 'seed_spread'), and there was no seed study of "
+    "this configuration: run `nightgate seeds PIPELINE` first, with the same --set as the night"
 )
 
 
 def unusable(predictions: NDArray[np.generic] | None, rows: Rows, num_labels: int, kind: str = "test") -> str:
-    """What is wrong with a side's labels of these rows, to be put behind its name; '' where nothing is."""
+    """Why predictions cannot be used for these rows, as a clause behind the model's name; '' if they can."""
     if predictions is None:
         return f"has no predictions on the {kind} rows"
     if predictions.shape != (len(rows),):
         return f"has {len(predictions):,} predictions for {len(rows):,} {kind} rows"
     if not np.issubdtype(predictions.dtype, np.integer):
-        return f"has predictions on the {kind} rows that are no class indices ({predictions.dtype})"
+        return f"has predictions on the {kind} rows that are not class indices ({predictions.dtype})"
     if len(rows) and not 0 <= int(predictions.min()) <= int(predictions.max()) < num_labels:
-        return f"has predictions on the {kind} rows that are none of the {num_labels} classes"
+        return f"has predictions on the {kind} rows outside the {num_labels} classes"
     return ""

@@ -1,4 +1,5 @@
-"""Checks of whether scores mean anything: clean test rows, a model that is alive and can be served."""
+"""Checks that scores are valid: clean test rows, predictions that are not degenerate, a model that is
+served, fast and small enough."""
 
 from __future__ import annotations
 
@@ -9,21 +10,21 @@ import numpy as np
 from nightgate.gate.decision import Check
 from nightgate.gate.evidence import Serving
 from nightgate.gate.measurements import Case
-from nightgate.gate.wording import named, stored
+from nightgate.gate.wording import stored
 
 SERVING_TOLERANCE = 1e-3
-"""Largest difference between a logit of the night's scoring and the same one from a process without our code."""
+"""Largest difference between the night's logits and those of a fresh process without this package's code."""
 
 
 def clean_test(case: Case) -> Check:
-    """Whether it is known of every side which test rows it was trained on; those are left out."""
+    """Whether the test rows that each model was trained on are known; those are excluded."""
     sides = {role: side for role in case.roles if (side := case.side(role)) is not None}
     trained_on = {
         role: int(np.count_nonzero(side.trained_on)) for role, side in sides.items() if side.trained_on is not None
     }
     kept, rows = int(np.count_nonzero(case.clean)), len(case.evidence.test)
     unknown = [
-        f"it is not known which test rows {named(role, side)} was trained on"
+        f"it is not known which test rows {case.name(role)} was trained on"
         + (f": {side.unknown_line}" if side.unknown_line else "")
         for role, side in sides.items()
         if side.trained_on is None
@@ -33,12 +34,12 @@ def clean_test(case: Case) -> Check:
     elif not rows:
         reason = "there are no test rows"
     elif not kept:
-        reason = f"none of {rows:,} test rows is left: a side was trained on each of them"
+        reason = f"none of {rows:,} test rows is left: a model was trained on each of them"
     elif kept == rows:
-        reason = f"no side was trained on any of {rows:,} test rows, or chosen by it"
+        reason = f"no model was trained on or selected by any of {rows:,} test rows"
     else:
         counts = ", ".join(f"{case.name(role)} on {count:,}" for role, count in trained_on.items() if count)
-        reason = f"{rows - kept:,} of {rows:,} test rows are left out, because a side was trained on them ({counts})"
+        reason = f"{rows - kept:,} of {rows:,} test rows are excluded because a model was trained on them ({counts})"
     return Check(
         name="clean_test",
         outcome="failed" if unknown or not kept else "passed",
@@ -51,7 +52,7 @@ def clean_test(case: Case) -> Check:
 
 
 def degenerate(case: Case) -> Check:
-    """Whether the candidate's predictions look like those of a model that has learned something."""
+    """Whether the candidate has learned something: shares of classes, finite logits, calibration."""
     policy, side = case.policy, case.evidence.candidate
     if obstacle := case.obstacle("candidate"):
         return Check("degenerate", "failed", obstacle, "share_gap", threshold=policy.max_share_gap)
@@ -63,28 +64,28 @@ def degenerate(case: Case) -> Check:
     gaps = np.abs(shares[0] - shares[1])
     widest = int(gaps.argmax())
     gap, error = float(gaps[widest]), side.calibration_error
-    told = (
+    widest_gap = (
         f"{shares[0][widest]:.1%} of the candidate's predictions and {shares[1][widest]:.1%} of the "
         f"{case.num_rows:,} test rows are {names[widest]!r}"
     )
     faults = []
-    # A gap of 1 is no bound at all: who asks for it does not ask for this either.
+    # max_share_gap 1 switches both checks of shares off.
     if shares[0].max() == 1 and policy.max_share_gap < 1:
         faults.append(f"the candidate predicts {names[int(shares[0].argmax())]!r} for all {case.num_rows:,} test rows")
     if side.nonfinite_rows:
         faults.append(f"the candidate gives {side.nonfinite_rows:,} rows a logit that is NaN or infinite")
     if gap > policy.max_share_gap:
-        faults.append(f"{told}: a gap of {gap:.4f}, more than max_share_gap {policy.max_share_gap:.4f}")
+        faults.append(f"{widest_gap}: a gap of {gap:.4f}, more than max_share_gap {policy.max_share_gap:.4f}")
     bound = f"max_calibration_error {policy.max_calibration_error:.4f}"
     if error is None and policy.max_calibration_error < 1:
-        faults.append(f"the candidate's calibration error is unknown, so nothing shows that it is within {bound}")
+        faults.append(f"the candidate's calibration error is unknown, so it is not shown to be within {bound}")
     elif error is not None and not error <= policy.max_calibration_error:
         faults.append(f"the candidate's calibration error {error:.4f} is not within {bound}")
     calibration = "its calibration error is unknown" if error is None else f"its calibration error is {error:.4f}"
     return Check(
         name="degenerate",
         outcome="failed" if faults else "passed",
-        reason="; ".join(faults) or f"{told}, no gap between shares of a class is wider; {calibration}",
+        reason="; ".join(faults) or f"{widest_gap}, the largest gap of any class; {calibration}",
         metric="share_gap",
         candidate_value=gap,
         threshold=policy.max_share_gap,
@@ -93,20 +94,20 @@ def degenerate(case: Case) -> Check:
 
 
 def serving(case: Case) -> Check:
-    """Whether a fresh process without our code opens the saved model, gets the same logits, and is quick and small."""
+    """Whether a fresh process without this package's code serves the model, as fast and small as the policy asks."""
     served = case.evidence.candidate.serving
-    fault, told, compared = unserved(served), "", True
+    fault, reason, compared = unserved(served), "", True
     if not fault:
         assert served is not None
         fault, budgets, compared = _budgets(case, served)
-        told = (
-            f"a fresh process without our code gets the same logits on {served.rows:,} rows, within "
+        reason = (
+            f"a fresh process without Nightgate's code gets the same logits on {served.rows:,} rows, within "
             f"{served.logit_difference:.1e} (at most {SERVING_TOLERANCE:g}); {budgets}"
         )
     return Check(
         name="serving",
         outcome="failed" if fault else "passed" if compared else "warning",
-        reason=fault or told,
+        reason=fault or reason,
         metric="logit_difference",
         candidate_value=stored(served.logit_difference) if served else None,
         threshold=SERVING_TOLERANCE,
@@ -115,13 +116,13 @@ def serving(case: Case) -> Check:
 
 
 def unserved(served: Serving | None, who: str = "the saved candidate") -> str:
-    """Why nothing shows that the model can be served; '' where it was."""
+    """Why the model is not shown to be servable; '' if it is."""
     if served is None:
-        return f"{who} was not tried in a fresh process, so nothing shows that it can be served"
+        return f"{who} was not tried in a fresh process, so it is not shown to be servable"
     if served.flaw:
         return f"{who} cannot be served: {served.flaw}"
     if served.rows <= 0 or served.logit_difference is None or not math.isfinite(served.logit_difference):
-        return f"{who} gave no logits in a fresh process, so nothing shows that it can be served"
+        return f"{who} gave no finite logits in a fresh process, so it is not shown to be servable"
     if served.logit_difference > SERVING_TOLERANCE:
         return (
             f"in a fresh process {who}'s logits are off by up to {served.logit_difference:.1e} on "
@@ -133,7 +134,7 @@ def unserved(served: Serving | None, who: str = "the saved candidate") -> str:
 
 
 def _budgets(case: Case, served: Serving) -> tuple[str, str, bool]:
-    """What is over its budget, all that was compared, and whether that is all that there is to compare."""
+    """What exceeds its budget, what was compared, and whether everything could be compared."""
     champion = case.evidence.champion
     if champion is None:
         return "", "no champion yet, so time and size have no budget", True
@@ -141,22 +142,19 @@ def _budgets(case: Case, served: Serving) -> tuple[str, str, bool]:
     if theirs is None or theirs.flaw:
         why = theirs.flaw if theirs else "it was not tried"
         return "", f"time and size are not compared, because {who} was not served: {why}", False
-    over, told, compared = [], [], True
+    over, ratios, compared = [], [], True
+    size, champion_size = (None if one.size_bytes is None else one.size_bytes / 1e6 for one in (served, theirs))
     for what, ours, reference, most, key in (
         ("ms a text", served.latency_ms, theirs.latency_ms, case.policy.max_latency_ratio, "max_latency_ratio"),
-        ("MB", _megabytes(served), _megabytes(theirs), case.policy.max_size_ratio, "max_size_ratio"),
+        ("MB", size, champion_size, case.policy.max_size_ratio, "max_size_ratio"),
     ):
         if reference is None or not math.isfinite(reference) or reference <= 0:
-            told.append(f"{what} of {who} are unknown and not compared")
+            ratios.append(f"{what} of {who} are unknown and not compared")
             compared = False
         elif ours is None or not math.isfinite(ours):
-            over.append(f"the candidate's {what} are unknown, so nothing shows that it keeps to {key} {most:g}")
+            over.append(f"the candidate's {what} are unknown, so it is not shown to be within {key} {most:g}")
         else:
-            told.append(f"{ours:.1f} {what}, {ours / reference:.2f} times {reference:.1f} of {who}")
+            ratios.append(f"{ours:.1f} {what}, {ours / reference:.2f} times {reference:.1f} of {who}")
             if ours > most * reference:
-                over.append(f"the candidate takes {told[-1]}, more than {key} {most:g}")
-    return "; ".join(over), "; ".join(told), compared
-
-
-def _megabytes(served: Serving) -> float | None:
-    return None if served.size_bytes is None else served.size_bytes / 1e6
+                over.append(f"the candidate takes {ratios[-1]}, more than {key} {most:g}")
+    return "; ".join(over), "; ".join(ratios), compared

@@ -1,8 +1,7 @@
-"""Checks of each class and slice: none below a floor, none worse than the champion by more than a margin.
+"""Checks of every class and slice: F1 not below a floor, nor worse than the champion's by more than a margin.
 
-Many tests find something by chance alone, so a slice fails only on a bootstrap p-value that holds among all of them
-(Holm 1979): with equal models, all slices pass with probability `confidence`. Where rows come in groups, a slice of
-few groups knows little, however many rows they have: below `FEWEST` groups it is not tested.
+A slice fails on a bootstrap p-value corrected for the number of tests (Holm 1979): with equal models all slices pass
+with probability `confidence`. A slice of fewer than `FEWEST` groups is not tested, however many rows they have.
 """
 
 from __future__ import annotations
@@ -18,28 +17,28 @@ from nightgate.gate.decision import Check, Outcome
 from nightgate.gate.evidence import Mask
 from nightgate.gate.measurements import Case, Role
 from nightgate.gate.statistics import holm
-from nightgate.gate.wording import between, listed, percent, signed, stored, told_apart, within
+from nightgate.gate.wording import between, distinct, listed, percent, signed, stored, within
 from nightgate.metrics.bootstrap import FEWEST, Estimate, Statistic
 from nightgate.metrics.confusion import class_scores, confusion_counts, overall_scores
 
 Kind = Literal["slice_floor", "slice_margin"]
 
 STAGES = (500, 2_000, 10_000)
-"""Resamples of a slice. The next number is drawn only where the p-value is near enough to what decides."""
-TOLD = 3
-"""Failures that the summary tells in full."""
+"""Resamples of a slice: the next number is drawn only while the p-value is close to its limits."""
+FAILURES_LISTED = 3
+"""Failures that the summary gives in full."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A class within the window, or the rows of it that share a value."""
+    """A class within the window, or the rows of the window that have one value of a slice column."""
 
     name: str
     value: str
     rows: int
-    """Of the class, or with the value."""
+    """Rows of the class, or with the value."""
     few: str
-    """Why it cannot be tested; '' where it can."""
+    """Why there are too few rows or groups to test; '' if there are enough."""
     mask: Mask
     statistic: Statistic
 
@@ -52,23 +51,23 @@ class _Tested:
     kind: Kind
     part: _Part
     estimate: Estimate | None = None
-    """Of the F1, or of its difference to the champion's; None where it cannot be tested."""
+    """Of F1, or of its difference from the champion's; None if there are too few rows."""
     p_value: float = 1.0
 
 
 def slices(case: Case) -> list[Check]:
-    """The summary, then a row for each class and slice and what it was held against."""
+    """The summary, then a check for each class and slice against the floor, the margin or both."""
     kinds: list[Kind] = []
     if case.policy.slice_floor > 0:
         kinds.append("slice_floor")
-    unasked = case.policy.policy == "threshold_only" and case.evidence.champion and case.obstacle("champion")
-    if case.evidence.champion is not None and not unasked:
+    skipped = case.policy.policy == "threshold_only" and case.evidence.champion and case.obstacle("champion")
+    if case.evidence.champion is not None and not skipped:
         kinds.append("slice_margin")
     if not kinds:
-        return [Check("slices", "not_run", f"{unasked or 'no champion yet'}, and slice_floor is 0")]
+        return [Check("slices", "not_run", f"{skipped or 'no champion yet'}, and slice_floor is 0")]
     roles: tuple[Role, ...] = ("candidate", "champion") if "slice_margin" in kinds else ("candidate",)
     if obstacle := case.obstacle(*roles):
-        reason = f"{obstacle}, so nothing shows how classes and slices did"
+        reason = f"{obstacle}, so classes and slices are not tested"
         return [Check("slices", "failed", reason, rows_used=case.num_rows)]
     parts = list(_parts(case))
     num_tests = len(kinds) * sum(not part.few for part in parts)
@@ -83,7 +82,7 @@ def slices(case: Case) -> list[Check]:
 def _parts(case: Case) -> Iterator[_Part]:
     test, window = case.evidence.test, case.window
     for index, label in enumerate(case.evidence.label_names):
-        # A class is resampled with all rows of the window: others may be taken for it.
+        # The F1 of a class depends on all rows of the window: others may be predicted as it.
         yield _part(case, "label", label, window & (test.true == index), window, int(case.places[index]))
     for one in test.slices:
         for code, value in enumerate(one.values):
@@ -93,14 +92,13 @@ def _parts(case: Case) -> Iterator[_Part]:
 
 
 def _part(case: Case, name: str, value: str, own: Mask, resampled: Mask, statistic: Statistic) -> _Part:
-    """`own`: the rows that it is about, of those that are resampled for it."""
-    rows, least = int(np.count_nonzero(own)), case.policy.min_slice_rows
-    num_units = case.num_units(own)
+    """A class or slice; `own` are its rows among those that are resampled."""
+    rows, least, num_units = int(np.count_nonzero(own)), case.policy.min_slice_rows, case.num_units(own)
     few = ""
     if rows < least:
         few = f"{rows:,} test rows are fewer than min_slice_rows {least:,}"
     elif num_units < FEWEST:
-        few = f"{rows:,} test rows come in {num_units} groups, fewer than {FEWEST}"
+        few = f"{rows:,} test rows come in {num_units} {'group' if num_units == 1 else 'groups'}, fewer than {FEWEST}"
     return _Part(name, value, rows, few, resampled, statistic)
 
 
@@ -115,15 +113,15 @@ def _test(case: Case, part: _Part, kind: Kind, num_tests: int) -> _Tested:
     for resamples in STAGES:
         estimate = resampled(resamples)
         p_value = estimate.p_value(_bound(case, kind))
-        # From the level up nothing fails, down to the strictest of Holm's limits everything does; so few draws as not
-        # to tell these limits apart have not shown it.
+        # Above the level no test fails, below the strictest of Holm's limits every test does. 1 / resamples is the
+        # smallest p-value that so few draws can show.
         if p_value > 2 * level or max(p_value, 1 / resamples) <= level / num_tests:
             break
     return _Tested(kind, part, estimate, p_value)
 
 
 def _bound(case: Case, kind: Kind) -> float:
-    """What F1, or its difference to the champion's, must not be significantly below."""
+    """Threshold that F1, or its difference from the champion's, must not be significantly below."""
     return case.policy.slice_floor if kind == "slice_floor" else -case.policy.slice_margin
 
 
@@ -165,17 +163,14 @@ def _check(case: Case, one: _Tested, *, failed: bool) -> Check:
 
 def _of_floor(case: Case, one: _Tested, estimate: Estimate, failed: bool) -> str:
     floor = case.policy.slice_floor
-    told, bound = told_apart(estimate.value, floor)
-    if estimate.value >= floor:
-        relation = "is not below"
-    else:
-        relation = f"is {'significantly' if failed else 'not significantly'} below"
+    f1, bound = distinct(estimate.value, floor)
+    how = "not" if estimate.value >= floor else "significantly" if failed else "not significantly"
     interval = within(estimate.interval, case.policy.confidence)
-    return f"{one.part}: F1 {told}{interval} on {one.part.rows:,} rows {relation} slice_floor {bound}{_p(one)}"
+    return f"{one.part}: F1 {f1}{interval} on {one.part.rows:,} rows is {how} below slice_floor {bound}{_p(one)}"
 
 
 def _of_margin(case: Case, one: _Tested, estimate: Estimate, scores: tuple[float, float], failed: bool) -> str:
-    ours, theirs = told_apart(*scores)
+    ours, theirs = distinct(*scores)
     shown = "significantly" if failed else "not significantly"
     return (
         f"{one.part}: F1 {ours} against {theirs} of {case.name('champion')} on {one.part.rows:,} rows "
@@ -189,7 +184,7 @@ def _p(one: _Tested) -> str:
 
 
 def _summary(case: Case, checks: list[Check]) -> Check:
-    """One row for all of them: where it fails, so does the gate."""
+    """The check `slices`, which fails if any class or slice fails."""
     failures = [check.reason for check in checks if check.outcome == "failed"]
     few = sum(check.outcome == "underpowered" for check in checks)
     tests = len(checks) - few
@@ -201,9 +196,9 @@ def _summary(case: Case, checks: list[Check]) -> Check:
     else:
         chance = percent(1 - case.policy.confidence)
         reason = (
-            f"{len(failures) or 'none'} of {tests:,} tests of classes and slices failed (held over all of them by "
-            f"Holm: chance alone fails any in at most {chance} of nights)"
+            f"{len(failures) or 'none'} of {tests:,} tests of classes and slices failed (Holm's correction: with equal "
+            f"models any fails in at most {chance} of nights)"
         )
-        reason += f"; {few:,} more have {too_few}" if few else ""
-        reason += f": {listed(failures, TOLD, '; ')}" if failures else ""
+        reason += f"; {few:,} more with {too_few} are not tested" if few else ""
+        reason += f": {listed(failures, FAILURES_LISTED, '; ')}" if failures else ""
     return Check("slices", outcome, reason, rows_used=case.num_rows)

@@ -1,4 +1,4 @@
-"""Which test rows decide: the newest ones, because old rows hide that a champion has gone stale."""
+"""The test window: the newest test rows decide, because old rows hide that a champion has gone stale."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def test_window(
     seen_at: NDArray[np.int64], data_until: datetime, length: Duration, min_rows: int, clean: Mask
 ) -> tuple[Mask, datetime | None]:
-    """The clean rows that are no older than `length` before `data_until`, widened backwards to at least `min_rows`.
+    """Select the clean rows of the last `length` before `data_until`, widened backwards to at least `min_rows`.
 
-    Rows of one instant are in it together or not at all: widening never cuts a batch that came at once in two.
+    Rows of one instant stay together: widening never divides a batch that arrived at once.
 
     Args:
         seen_at: microseconds since 1970 (UTC), shape [rows].
         data_until: aware.
         length: such as '90d'; '' for all rows.
-        min_rows: of which all are taken where there are fewer.
-        clean: rows that may count at all, shape [rows].
+        min_rows: rows to have at least; all rows if there are fewer.
+        clean: rows that may be selected, shape [rows].
 
     Returns:
-        The rows, shape [rows], and the instant of the oldest of them; None where no clean row is outside.
+        Mask of the rows, shape [rows], and the time of the oldest of them; None if no clean row is left out.
     """
     limit = duration(length)
     if limit is None:
@@ -45,10 +45,10 @@ def test_window(
     return window, _EPOCH + timedelta(microseconds=int(seen_at[window].min()))
 
 
-# Its name is no test's.
+# pytest collects it by its name otherwise.
 test_window.__test__ = False  # type: ignore[attr-defined]
 
 
 def microseconds(moment: datetime) -> int:
-    """Since 1970 (UTC), exactly."""
+    """Microseconds since 1970 (UTC), without rounding."""
     return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -1,1 +1,1 @@
-"""Numbers from predictions."""
+"""Classification metrics computed from predictions."""

@@ -1,17 +1,15 @@
-"""Bootstrap intervals of F1, and of the difference between two models on the same rows.
+"""Bootstrap confidence intervals of F1, and of the difference in F1 of two models on the same rows.
 
-Rows are resampled with replacement. F1 depends on a row only through the triple (true, reference's, candidate's label),
-so rows with the same triple are one cell, and resampling n rows is one multinomial draw over the cells: the cost goes
-with the number of cells (at most labels cubed; 8 for the F1 of one class), not with the number of rows. Where rows come
-in groups (reviews of one product), whole groups are resampled, because rows of a group are not independent; groups with
-the same counts are one cell then.
+Rows are resampled with replacement. F1 depends on a row only through its (true, reference, candidate) labels, so rows
+with the same labels form one cell, and resampling n rows is one multinomial draw over the cells. The cost grows with
+the cells (at most labels cubed; 8 for the F1 of one class), not with the rows. Where rows come in groups (reviews of
+one product), whole groups are resampled, because rows of a group are not independent.
 
 The intervals are expanded percentile intervals (Hesterberg 2015, 'What Teachers Should Know About the Bootstrap'):
-a plain percentile interval of n draws is too narrow by the factor sqrt((n - 1) / n) and by that between
-normal and Student's t. No percentile lies beyond the worst row or group, though, and of five groups all five favour the
-same model once in 16 times: with fewer than `FEW` the interval also holds Student's, value +- t s, and with fewer than
-`FEWEST` there is none. A model without a single error gets the interval [1, 1]: resampling cannot see errors that the
-test rows do not hold.
+a plain percentile interval of n draws is too narrow by the factor sqrt((n - 1) / n) and by that between normal and
+Student's t. No percentile lies beyond the worst row or group, though, and five of five groups favour the same model
+once in 16 times. With fewer than `FEW` the interval therefore includes Student's, value +- t s; with fewer than
+`FEWEST` there is none. A model without errors gets the interval [1, 1]: resampling sees only errors in the test rows.
 """
 
 from __future__ import annotations
@@ -20,24 +18,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from nightgate.config_types import canonical_label
+from nightgate.metrics.confusion import Average
 
-Average = Literal["weighted", "macro"]
 Statistic = Average | int
-"""As in `sklearn.metrics.f1_score` without `labels` ('macro' is over labels that occur); an int: of one class alone."""
+"""`average` of `sklearn.metrics.f1_score` without `labels` ('macro' is over labels that occur); an int: one class."""
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 FEWEST, FEW = 5, 100
-"""Rows, or groups where rows come in groups, below which there is no interval, and below which Student's counts too."""
+"""Rows (or groups) below which there is no interval, and below which it includes Student's."""
 CELLS_AT_ONCE = 4_000_000
-"""Drawn counts held in memory together: 32 MB."""
+"""Drawn counts in memory at once: 32 MB."""
 
 
 class Interval(NamedTuple):
@@ -50,7 +48,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """An F1, or a candidate's F1 minus a reference's, and how far chance may have moved it."""
+    """An F1, or a candidate's F1 minus a reference's, with its sampling uncertainty."""
 
     value: float
     """NaN where there are no rows."""
@@ -64,10 +62,10 @@ class Estimate:
     """Rows (or groups) that were resampled."""
 
     def p_value(self, threshold: float) -> float:
-        """Of 'not below `threshold`', one-sided; 1 where there is no interval.
+        """One-sided p-value of the hypothesis 'not below `threshold`'; 1 where there is no interval.
 
-        The share of resampled values at or above the threshold, or Student's tail where that is larger: no share of B
-        values is between 0 and 1/B, and none of few groups knows how few they were.
+        The share of resampled values at or above the threshold, or Student's tail if larger: a share of B values
+        cannot resolve probabilities below 1/B, and does not account for a small number of groups.
         """
         if self.std_error is None:
             return 1.0
@@ -78,25 +76,21 @@ class Estimate:
         return max(float(share), float(stdtr(self.size - 1, -distance / error)))
 
 
-def f1_estimate(
-    true: Labels,
-    predictions: Labels,
-    num_labels: int,
-    statistic: Statistic,
-    *,
-    groups: NDArray[np.int64] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Estimate:
-    """One model's F1.
+class Resampling(TypedDict, total=False):
+    """Keyword arguments of `f1_estimate` and `f1_difference`, with the defaults of `_estimate`."""
 
-    Args:
-        true: class indices, shape [rows].
-        predictions: class indices, shape [rows].
-        groups: a number for the group of each row, shape [rows]; None: all rows are independent.
-    """
-    return _estimate(true, [predictions], num_labels, statistic, groups, confidence, resamples, seed)
+    groups: Labels | None
+    """A number for the group of each row, shape [rows]; None: all rows are independent."""
+    confidence: float
+    resamples: int
+    seed: int
+
+
+def f1_estimate(
+    true: Labels, predictions: Labels, num_labels: int, statistic: Statistic, **resampling: Unpack[Resampling]
+) -> Estimate:
+    """F1 of one model with its bootstrap interval; labels are class indices of shape [rows]."""
+    return _estimate(true, [predictions], num_labels, statistic, **resampling)
 
 
 def f1_difference(
@@ -105,14 +99,10 @@ def f1_difference(
     candidate: Labels,
     num_labels: int,
     statistic: Statistic,
-    *,
-    groups: NDArray[np.int64] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    **resampling: Unpack[Resampling],
 ) -> Estimate:
-    """Candidate's F1 minus the reference's, both on the same rows, which are resampled in pairs; as `f1_estimate`."""
-    return _estimate(true, [reference, candidate], num_labels, statistic, groups, confidence, resamples, seed)
+    """The candidate's F1 minus the reference's with the interval of paired resampling; labels as in `f1_estimate`."""
+    return _estimate(true, [reference, candidate], num_labels, statistic, **resampling)
 
 
 def _estimate(
@@ -120,17 +110,18 @@ def _estimate(
     models: list[Labels],
     num_labels: int,
     statistic: Statistic,
-    groups: NDArray[np.int64] | None,
-    confidence: float,
-    resamples: int,
-    seed: int,
+    *,
+    groups: Labels | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Estimate:
     assert 0 < confidence < 1, confidence
     assert all(labels.shape == true.shape for labels in models), "one prediction for each row"
     if not len(true):
         return Estimate(math.nan, None, None, np.empty(0))
     if isinstance(statistic, int):
-        # To one class's F1 all others are one: that leaves a handful of cells.
+        # For the F1 of one class all other classes are equal, which leaves at most 8 cells.
         assert 0 <= statistic < num_labels, statistic
         true, *models = ((labels == statistic).astype(np.int64) for labels in (true, *models))
         num_labels, statistic = 2, 1
@@ -159,19 +150,19 @@ def _estimate(
 
 
 def _unbiased(std_error: float, size: int) -> float:
-    """Resampling n draws sees (n - 1) / n of their variance."""
+    """`std_error` corrected for resampling, which sees (n - 1) / n of the variance of n draws."""
     return std_error * math.sqrt(size / (size - 1))
 
 
 def _expanded_tail(tail: float, size: int) -> float:
-    """The share of resampled values beyond each end, for a one-sided `tail` and samples of `size` draws."""
+    """The share of resampled values to cut at each end for a one-sided `tail` and samples of `size` draws."""
     return NormalDist().cdf(math.sqrt(size / (size - 1)) * stdtrit(size - 1, tail))
 
 
 def _statistic(drawn: Floats, num_labels: int, statistic: Statistic) -> Floats:
     """F1 of the only model, or the second model's F1 minus the first's, for each row of [resamples, columns].
 
-    Columns are blocks of `num_labels`: true rows by class, then for each model its predicted rows and its hits.
+    Columns are blocks of `num_labels` counts by class: true rows, then for each model predicted rows and hits.
     """
     true, *blocks = np.split(drawn, drawn.shape[1] // num_labels, axis=1)
     f1 = [_f1(true, blocks[at], blocks[at + 1], statistic) for at in range(0, len(blocks), 2)]
@@ -179,7 +170,7 @@ def _statistic(drawn: Floats, num_labels: int, statistic: Statistic) -> Floats:
 
 
 def _f1(true: Floats, predicted: Floats, hits: Floats, statistic: Statistic) -> Floats:
-    """F1 by resample, shape [resamples], of class counts of shape [resamples, labels]."""
+    """F1 of each resample, shape [resamples], from class counts of shape [resamples, labels]."""
     both = true + predicted
     by_class = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
     if statistic == "macro":
@@ -190,22 +181,17 @@ def _f1(true: Floats, predicted: Floats, hits: Floats, statistic: Statistic) -> 
 
 
 def _cells_of_rows(true: Labels, models: list[Labels], num_labels: int) -> tuple[NDArray[np.int64], Floats]:
-    """How often each joint cell occurs, shape [cells], and what one row of it counts for, [cells, columns]."""
-    code = true
-    for labels in models:
-        code = code * num_labels + labels
-    kinds, counts = np.unique(code, return_counts=True)
-    parts = []
-    for _ in models:
-        kinds, part = np.divmod(kinds, num_labels)
-        parts.append(part)
-    return counts, _columns(kinds, parts[::-1], num_labels)
+    """Number of rows in each joint cell, shape [cells], and the class counts of one such row, [cells, columns]."""
+    shape = (num_labels,) * (1 + len(models))
+    codes, counts = np.unique(np.ravel_multi_index((true, *models), shape), return_counts=True)
+    kinds, *parts = np.unravel_index(codes, shape)
+    return counts, _columns(kinds, parts, num_labels)
 
 
 def _cells_of_groups(
     true: Labels, models: list[Labels], num_labels: int, groups: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], Floats]:
-    """As `_cells_of_rows`, where a cell is a kind of group: its class counts."""
+    """Number of groups with the same class counts, shape [cells], and those counts, [cells, columns]."""
     assert groups.shape == true.shape, "one group for each row"
     names, index = np.unique(groups, return_inverse=True)
     columns = _columns(true, models, num_labels)
@@ -215,7 +201,7 @@ def _cells_of_groups(
 
 
 def _columns(true: Labels, models: list[Labels], num_labels: int) -> Floats:
-    """Class counts of single rows, shape [rows, columns]; the blocks are those of `_statistic`."""
+    """Class counts of single rows, shape [rows, columns], in the blocks that `_statistic` describes."""
     one_hot = np.eye(num_labels)
     blocks = [one_hot[true]]
     for predicted in models:

@@ -1,4 +1,4 @@
-"""What logits say beyond a label: how often a model is right when it is sure, and whether they are numbers at all."""
+"""Expected calibration error of logits, and the number of rows with non-finite logits."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 
 def calibration_error(logits: NDArray[np.floating], labels: NDArray[np.int64], bins: int = 15) -> float | None:
-    """Expected calibration error, 0 (as often right as it is sure) to 1; None where no row has finite logits.
+    """Expected calibration error, from 0 (calibrated) to 1; None where no row has finite logits.
 
-    Rows are put into `bins` of equal width by their confidence, the largest of their softmax probabilities; the error
-    is the mean over rows of |accuracy - mean confidence| of their bin (Guo et al. 2017, "On Calibration of Modern
-    Neural Networks", equation 3).
+    Rows are put into `bins` of equal width by confidence, the largest of their softmax probabilities. The error is the
+    mean over rows of |accuracy - mean confidence| of their bin (Guo et al. 2017, "On Calibration of Modern Neural
+    Networks", equation 3).
 
     Args:
-        logits: shape [rows, labels]; rows that are not finite are left out.
+        logits: shape [rows, labels]; rows that are not finite are ignored.
         labels: true class indices, shape [rows].
     """
     finite = np.isfinite(logits).all(axis=1)
@@ -22,7 +22,7 @@ def calibration_error(logits: NDArray[np.floating], labels: NDArray[np.int64], b
     if not len(wide):
         return None
     confidence = 1 / np.exp(wide - wide.max(axis=1, keepdims=True)).sum(axis=1)
-    # Bins are open below and closed above, as in the paper; the least confidence is above 0.
+    # Bins are open below and closed above, as in the paper; confidence is never 0.
     place = np.ceil(confidence * bins).astype(np.int64) - 1
     surplus = (wide.argmax(axis=1) == true) - confidence
     return float(np.abs(np.bincount(place, surplus, minlength=bins)).sum() / len(wide))

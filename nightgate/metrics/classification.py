@@ -1,6 +1,6 @@
-"""Classification metrics of rows, per class and per slice.
+"""Accuracy, precision, recall and F1 of rows: overall, per class and per slice.
 
-`nightgate.metrics.confusion` says how averages, absent classes and empty input are defined.
+`nightgate.metrics.confusion` defines averages, absent classes and empty input.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Scores from confusion counts, with numpy alone.
+"""Accuracy, precision, recall and F1 from confusion counts, with numpy alone.
 
-Definitions are scikit-learn's with `labels=None` and `zero_division=0`: averages run over the labels that occur
-in the references or the predictions, and a ratio whose denominator is 0 is 0.
+Definitions are scikit-learn's with `labels=None` and `zero_division=0`: averages run over the labels that occur in the
+references or the predictions, and a ratio with denominator 0 is 0.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of `support` rows; all of them None where there are no rows."""
+    """Metrics of `support` rows; all None without rows."""
 
     support: int
     accuracy: float | None
@@ -72,24 +72,14 @@ def overall_scores(counts: Counts) -> Scores:
         return NOTHING
     true = counts.sum(axis=1)
     occurs = (true + counts.sum(axis=0)) > 0
-    averages = {
-        name: (float(np.dot(values, true) / support), float(values[occurs].mean()))
-        for name, values in zip(("precision", "recall", "f1"), _per_class(counts), strict=True)
-    }
-    return Scores(
-        support=support,
-        accuracy=float(np.trace(counts) / support),
-        f1_weighted=averages["f1"][0],
-        f1_macro=averages["f1"][1],
-        precision_weighted=averages["precision"][0],
-        precision_macro=averages["precision"][1],
-        recall_weighted=averages["recall"][0],
-        recall_macro=averages["recall"][1],
-    )
+    by_class = dict(zip(("precision", "recall", "f1"), _per_class(counts), strict=True))
+    weighted = {f"{name}_weighted": float(np.dot(values, true) / support) for name, values in by_class.items()}
+    macro = {f"{name}_macro": float(values[occurs].mean()) for name, values in by_class.items()}
+    return Scores(support=support, accuracy=float(np.trace(counts) / support), **weighted, **macro)
 
 
 def class_scores(counts: Counts, index: int) -> Scores:
-    """Scores of one class: both averages hold its own number, accuracy is its recall; none without true rows."""
+    """Scores of one class: both averages are its own value, accuracy is its recall; all None without true rows."""
     support = int(counts[index].sum())
     if support == 0:
         return NOTHING

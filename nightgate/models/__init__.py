@@ -1,1 +1,1 @@
-"""A finished model on disk."""
+"""Versions on disk: their folders, model cards, predictions, and the check that they can be served."""

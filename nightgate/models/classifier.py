@@ -1,7 +1,6 @@
-"""A version at work: `nightgate.load_champion("reviews").predict(["Fits well", "Broke at once"])`.
+"""Predictions of a version: `nightgate.load_champion("reviews").predict(["Fits well", "Broke at once"])`.
 
-Texts are normalised, tokenised and cut by the code that training uses, so a prediction here is the one that the
-version's test score was measured with.
+Texts are normalised, tokenised and truncated by the code of training, so the test score holds for these predictions.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ class Prediction:
     probability: float
     """Of `label`."""
     probabilities: dict[str, float]
-    """By label, in the order of the classes; they sum to 1."""
+    """By label, in the order of the classes; the sum is 1."""
 
 
 class Classifier:
-    """A verified version, loaded and in evaluation mode. Not safe to share between threads: the tokenizer has state."""
+    """A verified version, loaded in evaluation mode. Not thread-safe: the tokenizer has state."""
 
     def __init__(self, path: Path, manifest: dict[str, Any], loaded: Any, device: str) -> None:
         configured = int(manifest["configuration"]["training"]["max_length"])
@@ -49,15 +48,15 @@ class Classifier:
         """Verify and load the version at `path`.
 
         Args:
-            device: as PyTorch names it; None takes a GPU where there is one.
+            device: as PyTorch names it; None uses a GPU if there is one.
 
         Raises:
             ModelError: the folder is incomplete or altered, or cannot be loaded.
         """
         manifest = verify_version(path)
         named = f"version {manifest['version']} of {manifest['pipeline']}"
-        with _transformers_left_as_it_was():
-            # Imported here: whoever only lists versions needs no PyTorch.
+        with _transformers_settings_restored():
+            # Imported here: commands that only list versions need no PyTorch.
             import torch
 
             from nightgate.engine import base_models
@@ -74,20 +73,18 @@ class Classifier:
         return f"<Classifier {self.pipeline} version {self.version} on {self.device}>"
 
     def predict(self, texts: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Prediction]:
-        """One prediction for each text, in their order; texts longer than `max_length` tokens are cut.
+        """Predict the label of each text, in order; texts longer than `max_length` tokens are truncated.
 
         Args:
-            texts: a text each, or a sequence of its parts where the pipeline joins several columns.
+            texts: strings, or sequences of parts if the pipeline joins several columns.
 
         Raises:
-            DataError: not a list of texts, a text that is empty or no text, or a batch size below 1.
+            DataError: not a list, an item that is empty or not a text, or a batch size below 1.
         """
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}", next_step="give the number of texts per batch, 1 or more")
         if isinstance(texts, str):
-            raise DataError(
-                "predict was given one text where it takes a list of texts", next_step="write predict([text])"
-            )
+            raise DataError("predict takes a list of texts, not one text", next_step="write predict([text])")
         clean = [_normalised(text, position) for position, text in enumerate(texts)]
         if not clean:
             return []
@@ -104,14 +101,14 @@ class Classifier:
         return Prediction(self.label_names[best], float(shares[best]), by_label)
 
     def logits(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float64]:
-        """Of texts that are normalised already: shape [texts, labels], in their order and that of `label_names`."""
+        """Logits [texts, labels] of normalised texts, in their order and that of `label_names`."""
         import torch
 
         from nightgate.engine.encoding import encode
 
         encoded = encode(self._tokenizer, texts, self.max_length)
         logits = np.empty((len(texts), len(self.label_names)))
-        # Texts of like length together: little padding.
+        # Sorted by length: little padding.
         order = np.argsort(encoded.lengths, kind="stable")
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
@@ -125,17 +122,17 @@ def _normalised(text: str | Sequence[str], position: int) -> str:
     parts = [text] if isinstance(text, str) else text
     if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
         raise DataError(
-            f"text {position} (counted from 0) is {text!r}, which is no text", next_step="leave out missing values"
+            f"text {position} (from 0) is not a text: {text!r}", next_step="remove missing values from the list"
         )
     joined = join_texts(parts)
     if not joined:
-        raise DataError(f"text {position} (counted from 0) is empty: {text!r}", next_step="leave out empty texts")
+        raise DataError(f"text {position} (from 0) is empty: {text!r}", next_step="remove empty texts from the list")
     return joined
 
 
 @contextmanager
-def _transformers_left_as_it_was() -> Iterator[None]:
-    """Loading is silent; afterwards transformers' log level and progress bars are the caller's own again."""
+def _transformers_settings_restored() -> Iterator[None]:
+    """Restore the caller's log level and progress bars of transformers: loading changes them."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,6 +1,6 @@
-"""Write the model card of a version: README.md with the front matter that the Hugging Face Hub reads.
+"""The model card of a version: README.md with front matter for the Hugging Face Hub.
 
-The text is the template `model_card.md`.
+Its text is the template `model_card.md`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class CardFacts:
     results_table: str
     """All epochs as a Markdown table in the published shape."""
     test: Mapping[str, float | None]
-    """accuracy, f1, precision and recall on the test split, by `gate.average`; None: not measured."""
+    """accuracy, f1, precision and recall on the test split, with `gate.average`; None: not measured."""
     test_rows: int
     test_interval: Interval | None
     snapshot: Mapping[str, Any]
     """The snapshot's manifest."""
     decision: Decision | None
-    """None before the gate decided."""
+    """None before the gate has decided."""
     started_from: int | None
-    """The champion's version from which training continued; None: the base model."""
+    """The version that training continued from; None: the base model."""
     code_version: str
     libraries: Mapping[str, str]
 
@@ -83,5 +83,5 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
 
 
 def _is_hub_name(name: str) -> bool:
-    """Whether `name` is `owner/name` as on the hub; paths and `package:` references are not."""
+    """Whether `name` has the form `owner/name`; paths and `package:` references do not."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None

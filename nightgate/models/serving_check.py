@@ -1,9 +1,9 @@
-"""Whether a saved model works for those who have torch and transformers only: tried in a fresh process, offline.
+"""Check that saved models can be served with plain torch and transformers, in a fresh process and offline.
 
     found = serve({"candidate": best, "champion": folder}, texts, expected, max_length, label_names)
 
-The process runs `serve_alone.py`, which imports nothing of ours. It gets no variable of the environment that it does
-not need, so no secret, and dies with its caller. Whatever is wrong with a model is told in `Serving.flaw`.
+The process runs `serving_probe.py`, which imports nothing of Nightgate. It gets only the environment variables that it
+needs, so no secrets, and ends with its caller. A problem with a model is described in `Serving.flaw`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from nightgate.models.version_folder import CARD, MANIFEST
 
 SCRIPT = Path(__file__).with_name("serving_probe.py")
 SECONDS_TO_STOP = 10.0
-"""For the kernel to end a process that was killed."""
+"""Time for the kernel to end a killed process."""
 _KEPT = ("PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
 _KEPT_FAMILIES = ("LC_", "OMP_", "GOMP_", "KMP_", "MKL_")
 _ALONE = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # The CPU, whatever is there: latencies of all nights are of one kind.
+    # Always the CPU: latencies of different nights are comparable.
     "CUDA_VISIBLE_DEVICES": "",
 }
 
@@ -56,14 +56,14 @@ def serve(
     timeout: float = 300.0,
     python: str = sys.executable,
 ) -> dict[str, Serving]:
-    """How each model was served. One at which the process dies or hangs has that for its flaw; the others go on.
+    """Serve each model and compare its logits. A model that kills or hangs the process does not affect the others.
 
     Args:
-        models: name to stock folder.
+        models: stock folders by name.
         texts: normalised, as the night scored them.
-        expected: by model the logits [texts, labels] of the night's own scoring, columns in the order of `label_names`.
-        max_length: by model the tokens that a text was cut at there.
-        timeout: seconds that one process may take; it is killed then.
+        expected: by model, the night's logits [texts, labels], columns in the order of `label_names`.
+        max_length: by model, the tokens that texts are truncated to.
+        timeout: seconds after which a process is killed.
 
     Raises:
         StorageError: the folder for temporary files is full or read-only. Never for a bad model.
@@ -82,12 +82,12 @@ def serve(
 
 
 def check_version(folder: Path, texts: Sequence[str], *, timeout: float = 300.0) -> Serving:
-    """How the version in `folder` was served, against what our own code predicts for the same normalised texts.
+    """Serve the version in `folder` and compare its logits with those of `Classifier` for the same normalised texts.
 
-    A version that does not match its manifest, or that our code cannot load, has that for its flaw.
+    A version that does not match its manifest or that `Classifier` cannot load has that as its flaw.
 
     Raises:
-        StorageError: as `serve`.
+        StorageError: the folder for temporary files is full or read-only.
     """
     try:
         own = Classifier.open(folder, device="cpu")
@@ -99,7 +99,7 @@ def check_version(folder: Path, texts: Sequence[str], *, timeout: float = 300.0)
 
 
 def model_size(folder: Path) -> int | None:
-    """Bytes of the stock files in `folder` (weights, configuration, tokenizer), without what Nightgate adds."""
+    """Bytes of the stock files in `folder` (weights, configuration, tokenizer), without card and manifest."""
     if not folder.is_dir():
         return None
     files = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
@@ -107,9 +107,9 @@ def model_size(folder: Path) -> int | None:
 
 
 def columns_by_name(own: Sequence[str], label_names: Sequence[str]) -> list[int] | None:
-    """Where a model that names its labels `own` has each of `label_names`; None where it knows others.
+    """The column of each of `label_names` in a model with labels `own`; None if the labels differ.
 
-    A model that carries no names (LABEL_0, LABEL_1, ...) goes by position.
+    For a model without label names (LABEL_0, LABEL_1, ...) the position counts.
     """
     if list(own) == [f"LABEL_{index}" for index in range(len(label_names))]:
         return list(range(len(label_names)))
@@ -121,7 +121,7 @@ def columns_by_name(own: Sequence[str], label_names: Sequence[str]) -> list[int]
 def _known_flaw(folder: Path, texts: Sequence[str]) -> str:
     if not folder.is_dir():
         return f"its folder {folder} is missing"
-    return "" if texts else "there are no rows to try it on"
+    return "" if texts else "there are no rows to serve"
 
 
 # --- the process ---
@@ -130,12 +130,12 @@ def _known_flaw(folder: Path, texts: Sequence[str]) -> str:
 @dataclass(frozen=True)
 class _Answer:
     models: Mapping[str, Mapping[str, Any]]
-    """What was said of each model: a flaw, or labels and logits."""
+    """Per model: a flaw, or labels and logits."""
     latency_ms: Mapping[str, float]
     died: str = ""
-    """Why the process did not come to its end."""
+    """How the process died or hung; '' if it finished."""
     culprit: str | None = None
-    """The model that it was at then."""
+    """The model that it was serving then."""
 
 
 def _ask(job: Mapping[str, Any], timeout: float, python: str) -> _Answer:
@@ -159,28 +159,31 @@ def _ask(job: Mapping[str, Any], timeout: float, python: str) -> _Answer:
                 process.kill()
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(SECONDS_TO_STOP)
-        said = _read(folder / "answers")
+        messages = _read(folder / "answers")
         log = (folder / "log").read_text(encoding="utf-8", errors="replace")
-    latency = next((facts["latency_ms"] for facts in said if "latency_ms" in facts), None)
+    latency = next((facts["latency_ms"] for facts in messages if "latency_ms" in facts), None)
     if code == 0 and latency is not None:
-        return _Answer({facts["model"]: facts for facts in said if "model" in facts and "stage" not in facts}, latency)
-    last: dict[str, Any] = next((facts for facts in reversed(said) if "stage" in facts), {"stage": "starting"})
+        models = {facts["model"]: facts for facts in messages if "model" in facts and "stage" not in facts}
+        return _Answer(models, latency)
+    last: dict[str, Any] = next((facts for facts in reversed(messages) if "stage" in facts), {"stage": "starting"})
     culprit = last.get("model")
     at = f"{last['stage']} it" if culprit else last["stage"]
-    return _Answer({}, {}, f"a fresh process {_how(code, timeout)} while {at}{_last_words(code, log)}", culprit)
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    words = f": {lines[-1][:300]}" if lines and code is not None and code > 0 else ""
+    return _Answer({}, {}, f"a fresh process {_how(code, timeout)} while {at}{words}", culprit)
 
 
 def _read(answers: Path) -> list[dict[str, Any]]:
-    """Its answers, without a line that the end of the process cut off, or that something else printed."""
-    said = []
+    """The messages of the process, without lines that are truncated or that something else printed."""
+    messages = []
     for line in answers.read_bytes().splitlines():
         with suppress(ValueError):
-            said.append(json.loads(line))
-    return [facts for facts in said if isinstance(facts, dict)]
+            messages.append(json.loads(line))
+    return [facts for facts in messages if isinstance(facts, dict)]
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """What such a process needs; caches and tokens of this user's are not in its reach."""
+    """The environment of the process, which cannot reach this user's caches and tokens."""
     kept = {name: text for name, text in os.environ.items() if name in _KEPT or name.startswith(_KEPT_FAMILIES)}
     waiting = {name: text for name, text in cpu_threads.openmp_settings().items() if name.startswith(_KEPT_FAMILIES)}
     count = {"OMP_NUM_THREADS": str(cpu_threads.pick_threads()[0])}
@@ -195,33 +198,24 @@ def _how(code: int | None, timeout: float) -> str:
     return f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _last_words(code: int | None, log: str) -> str:
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return f": {lines[-1][:300]}" if lines and code is not None and code > 0 else ""
-
-
-# --- what came of it ---
+# --- the comparison ---
 
 
 def _compared(answer: _Answer, name: str, expected: Logits, label_names: Sequence[str]) -> Serving:
-    said = answer.models[name]
-    if "flaw" in said:
-        return Serving(flaw=said["flaw"])
-    columns = columns_by_name(said["labels"], label_names)
+    facts = answer.models[name]
+    if "flaw" in facts:
+        return Serving(flaw=facts["flaw"])
+    columns = columns_by_name(facts["labels"], label_names)
     if columns is None:
-        own = ", ".join(said["labels"])
-        return Serving(flaw=f"it knows the labels {own}, the pipeline has {', '.join(label_names)}")
-    found = np.array(said["logits"], dtype=np.float64)[:, columns]
-    return Serving(
-        rows=len(found),
-        logit_difference=_difference(found, expected.astype(np.float64)),
-        flipped=_flipped(found, expected.astype(np.float64)),
-        latency_ms=answer.latency_ms[name],
-    )
+        own = ", ".join(facts["labels"])
+        return Serving(flaw=f"it has the labels {own}, the pipeline has {', '.join(label_names)}")
+    found, wanted = np.array(facts["logits"], dtype=np.float64)[:, columns], expected.astype(np.float64)
+    difference, flipped = _difference(found, wanted), _flipped(found, wanted)
+    return Serving(rows=len(found), logit_difference=difference, flipped=flipped, latency_ms=answer.latency_ms[name])
 
 
 def _difference(found: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
-    """Largest of all logits; infinite where only one of two is a number."""
+    """Largest difference of two logits; infinite if only one of them is a number."""
     with np.errstate(invalid="ignore"):
         apart = np.abs(found - expected)
     apart[(found == expected) | (np.isnan(found) & np.isnan(expected))] = 0
@@ -229,7 +223,7 @@ def _difference(found: NDArray[np.float64], expected: NDArray[np.float64]) -> fl
 
 
 def _flipped(found: NDArray[np.float64], expected: NDArray[np.float64]) -> int:
-    """Rows of another label, although the two largest logits lie further apart than the tolerance can bring them."""
+    """Rows with another label whose two largest logits are too far apart for the tolerance to explain it."""
     largest = np.sort(expected, axis=1)[:, -2:]
     with np.errstate(invalid="ignore"):
         clear = largest[:, 1] - largest[:, 0] > 2 * SERVING_TOLERANCE

@@ -1,11 +1,11 @@
-"""Serve saved models as somebody does who has torch and transformers and has never heard of Nightgate.
+"""Script that serves saved models with torch and transformers alone; it imports nothing of Nightgate.
 
-    python -I serve_alone.py JOB.json
+    python -I serving_probe.py JOB.json
 
 The job is {"models": {NAME: {"folder": PATH, "max_length": TOKENS}}, "texts": [...], "parent": PID}. Standard output
 gets one JSON object per line: {"stage", "model"} before each step, {"model", "labels", "logits"} or {"model", "flaw"}
-when a model was tried, and at last {"latency_ms": {NAME: median of one text alone}}. Nothing of ours is imported here.
-`nightgate.models.serving_check` starts it and reads what it says.
+after each model, and at the end {"latency_ms": {NAME: median of one text alone}}. `nightgate.models.serving_check`
+starts it and reads its output.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from typing import Any
 BATCH_SIZE = 16
 TURNS_TO_WARM_UP = 3
 SECONDS_TO_TIME = 10.0
-"""After so long no further text is timed."""
+"""No text is timed after this."""
 
 
 class Unusable(Exception):  # noqa: N818 (never leaves this script)
-    """What a user of the folder would meet, in words."""
+    """A problem that a user of the folder would have."""
 
 
 def main(job_file: str) -> None:
-    # Whatever a library prints must not mix with the answers.
-    answers = os.fdopen(os.dup(1), "w")
+    # Library output must not mix with the messages.
+    messages = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def say(**facts: Any) -> None:
-        print(json.dumps(facts), file=answers, flush=True)
+    def report(**facts: Any) -> None:
+        print(json.dumps(facts), file=messages, flush=True)
 
-    with open(job_file, encoding="utf-8") as file:  # noqa: PTH123 - nothing is loaded that need not be
+    with open(job_file, encoding="utf-8") as file:  # noqa: PTH123 - keeps imports to a minimum
         job = json.load(file)
-    threading.Thread(target=end_with, args=[job["parent"]], daemon=True).start()
+    threading.Thread(target=exit_with_parent, args=[job["parent"]], daemon=True).start()
     served: dict[str, tuple[Any, Any, int]] = {}
-    say(stage="importing torch and transformers")
+    report(stage="importing torch and transformers")
     import torch
     import transformers
 
@@ -48,24 +48,24 @@ def main(job_file: str) -> None:
     with torch.inference_mode():
         for name, wanted in job["models"].items():
             try:
-                say(stage="loading", model=name)
+                report(stage="loading", model=name)
                 opened = (*load(wanted["folder"]), wanted["max_length"])
-                say(stage="predicting", model=name)
+                report(stage="predicting", model=name)
                 logits = [row for batch in batches(job["texts"]) for row in predict(*opened, batch).tolist()]
                 labels = opened[0].config.id2label
-                say(model=name, labels=[str(labels[index]) for index in range(len(labels))], logits=logits)
+                report(model=name, labels=[str(labels[index]) for index in range(len(labels))], logits=logits)
                 served[name] = opened
-            except Exception as error:  # noqa: BLE001 - of a folder that may hold anything
-                say(model=name, flaw=in_words(error))
-        say(stage="timing")
+            except Exception as error:  # noqa: BLE001 - the folder may hold anything
+                report(model=name, flaw=describe(error))
+        report(stage="timing")
         latency = time_in_turns(served, job["texts"])
     if any(module.partition(".")[0] == "nightgate" for module in sys.modules):
-        raise SystemExit("a module of nightgate was imported: this says nothing about plain transformers")
-    say(latency_ms=latency)
+        raise SystemExit("a module of nightgate was imported: the check must use plain transformers")
+    report(latency_ms=latency)
 
 
 def load(folder: str) -> tuple[Any, Any]:
-    """Model and tokenizer, as a reader of the model card would open them; weights keep the type they were saved in."""
+    """Load model and tokenizer as the model card shows it; weights keep their stored type."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     offline = {"local_files_only": True, "trust_remote_code": False}
@@ -73,14 +73,14 @@ def load(folder: str) -> tuple[Any, Any]:
         folder, use_safetensors=True, output_loading_info=True, **offline
     )
     if lacking := sorted(map(str, info["missing_keys"])):
-        raise Unusable(f"its weights lack {', '.join(lacking[:4])}: transformers would start them at random")
+        raise Unusable(f"its weights lack {', '.join(lacking[:4])}: transformers would initialise them at random")
     tokenizer = AutoTokenizer.from_pretrained(folder, **offline)
     known = model.get_input_embeddings().num_embeddings
-    # AutoTokenizer gives an empty tokenizer without a word where it does not find the files of the class it expects.
+    # AutoTokenizer silently returns an empty tokenizer if the files of the expected class are missing.
     if not known / 2 <= len(tokenizer) <= known:
         raise Unusable(
             f"AutoTokenizer finds a {type(tokenizer).__name__} of {len(tokenizer):,} tokens, the model knows {known:,}:"
-            " files of the tokenizer are missing, or of another kind than config.json says"
+            " files of the tokenizer are missing, or of another class than in config.json"
         )
     return model.eval(), tokenizer
 
@@ -98,8 +98,7 @@ def batches(texts: list[str]) -> list[list[str]]:
 def time_in_turns(served: dict[str, tuple[Any, Any, int]], texts: list[str]) -> dict[str, float]:
     """Median milliseconds of one text alone, from text to logits, by model.
 
-    Every text goes to all models before the next one does, and another model comes first each time, so that whatever
-    else the machine is at slows all of them alike.
+    Models take turns on each text, each time with another first, so that other load on the machine slows all alike.
     """
     names = list(served)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -116,13 +115,13 @@ def time_in_turns(served: dict[str, tuple[Any, Any, int]], texts: list[str]) -> 
     return {name: 1000 * statistics.median(taken) for name, taken in seconds.items() if taken}
 
 
-def in_words(error: Exception) -> str:
-    said = (str(error).strip().splitlines() or [""])[0]
-    return said if isinstance(error, Unusable) else f"plain transformers says {type(error).__name__}: {said}"
+def describe(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text if isinstance(error, Unusable) else f"plain transformers raises {type(error).__name__}: {text}"
 
 
-def end_with(parent: int) -> None:
-    """Where the process that started this one is gone, nobody is left to read the answers."""
+def exit_with_parent(parent: int) -> None:
+    """Exit once the process that started this one is gone."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -130,5 +129,5 @@ def end_with(parent: int) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
-    # Tearing torch down takes time, and may crash after all is said.
+    # Tearing torch down takes time and may crash after the last message.
     os._exit(0)

@@ -1,10 +1,10 @@
 """The folder of a version: a stock Hugging Face model, README.md, and the manifest `nightgate.json`, written last.
 
-A version is made in a staging folder beside its final place and renamed when it is whole and on disk, so that a
-numbered folder is never half-written. Nothing in it is a pickle: weights are `safetensors`, the rest is text.
+A version is made in a staging folder beside its final place and renamed when it is complete and on disk, so a numbered
+folder is never half-written. Nothing in it is a pickle: weights are `safetensors`, the rest is text.
 
-A version never changes. Its files are read-only; what proves it is their SHA-256, compared whenever it is loaded. The
-folder stays writable, so that retention can remove it without being root: a file too many is found by name.
+A version never changes: its files are read-only, and their SHA-256 is compared whenever it is loaded. The folder stays
+writable, so that retention can remove it without being root; extra files are found by name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MANIFEST = "nightgate.json"
 CARD = "README.md"
 FORMAT = 1
 PICKLES = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
-"""Suffixes of files that may hold pickled code or that no loader of ours reads."""
+"""Suffixes of files that may hold pickled code, or weights in formats that are not loaded."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -39,11 +39,11 @@ TOKENIZER_FILES = (
     "spm.model",
     "sentencepiece.bpe.model",
 )
-RESTORE = "`nightgate rollback` to the champion before, or restore the folder from a backup"
+RESTORE = "`nightgate rollback` to the previous champion, or restore the folder from a backup"
 
 
 class Staging:
-    """A version on its way: model files in place, number not known yet.
+    """A version without a number: its model files in a staging folder.
 
     `place` may be called again with the same or another number, because a database transaction may be repeated.
     """
@@ -65,23 +65,23 @@ class Staging:
         with storage_errors(models):
             try:
                 models.mkdir(parents=True, exist_ok=True)
-                # Only a process that was killed leaves one behind, and the lock says that it is not at work.
+                # Left by killed processes: the caller's lock excludes a live one.
                 for left in models.glob(".staging-*"):
                     shutil.rmtree(left, ignore_errors=True)
                 self.folder.mkdir()
                 for name in names:
-                    self.files[name] = _take(best_model / name, self.folder / name)
+                    self.files[name] = _link_or_copy(best_model / name, self.folder / name)
             except BaseException:
                 self.discard()
                 raise
 
     @property
     def size_bytes(self) -> int:
-        """Of the model's files; card and manifest, which come later, are small."""
+        """Size of the model's files, without card and manifest."""
         return sum(facts["bytes"] for name, facts in self.files.items() if name != CARD)
 
     def place(self, version: int, card: str, facts: Mapping[str, Any]) -> Path:
-        """Write card and manifest, then rename to `v0001`: the last step, so a folder with that name is whole.
+        """Write card and manifest, then rename the folder to `v0001`: a folder with that name is complete.
 
         Raises:
             StorageError: the disk is full, read-only or not ours.
@@ -97,23 +97,28 @@ class Staging:
             manifest["seal"] = _seal(manifest)
             write_whole(self.folder / MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
             _make_read_only(self.folder / MANIFEST)
-            _clear_the_way(target)
+            if target.exists():
+                # The transaction has just allotted the number: a crash between rename and commit left this folder.
+                (self.models / "orphans").mkdir(exist_ok=True)
+                away = self.models / "orphans" / f"{target.name}-{uuid.uuid4().hex[:8]}"
+                target.rename(away)
+                log.warning("%s was left by a crash and has no row in the database: moved to %s", target, away)
             self.folder.rename(target)
             sync(self.models)
         self.folder = target
         return target
 
     def discard(self) -> None:
-        """Remove what was not placed. A placed folder stays: its row may have been committed after all."""
+        """Remove the staging folder. A placed folder stays: its row may have been committed."""
         if self.folder.name.startswith(".staging-"):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def verify_version(path: Path) -> dict[str, Any]:
-    """The manifest of the version at `path`, after every file was read and its SHA-256 compared.
+    """Compare the SHA-256 of every file of the version at `path`; returns the manifest.
 
     Raises:
-        ModelError: the folder or its manifest is missing or damaged, or a file is missing, altered or too many.
+        ModelError: the folder or its manifest is missing or damaged, or a file is missing, altered or extra.
     """
     manifest = read_manifest(path)
     files: dict[str, dict[str, Any]] = manifest["files"]
@@ -125,10 +130,10 @@ def verify_version(path: Path) -> dict[str, Any]:
     if missing := sorted(set(files) - present):
         raise ModelError(f"{path} lacks {', '.join(missing)}, which its manifest lists", next_step=RESTORE)
     if extra := sorted(present - set(files)):
-        # A loader prefers some names over others: one more file can change what is loaded.
+        # Loaders prefer some names over others: an extra file can change what is loaded.
         raise ModelError(
             f"{path} holds {', '.join(extra)}, which its manifest does not list",
-            next_step="move what does not belong there out of the folder, then run the same command again",
+            next_step="move these files out of the folder, then run the same command again",
         )
     for name, expected in files.items():
         found = _hashed(path / name)
@@ -142,7 +147,7 @@ def verify_version(path: Path) -> dict[str, Any]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest alone, checked against its own seal; no other file is read.
+    """The manifest of the version at `path`, checked against its own seal; no other file is read.
 
     Raises:
         ModelError: the folder or its manifest is missing or damaged.
@@ -154,20 +159,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
         sealed = manifest["seal"] == _seal(manifest) and isinstance(manifest["files"], dict)
     except FileNotFoundError as error:
         raise ModelError(
-            f"{path} holds no {MANIFEST}: it is not a version, or an incomplete one", next_step=RESTORE
+            f"{path} holds no {MANIFEST}: it is not a version, or not a complete one", next_step=RESTORE
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path / MANIFEST} is damaged: {error!r}", next_step=RESTORE) from error
     if not sealed:
-        raise ModelError(
-            f"{path / MANIFEST} is altered: its contents do not match the seal that was written with them",
-            next_step=RESTORE,
-        )
+        raise ModelError(f"{path / MANIFEST} is altered: its content does not match its seal", next_step=RESTORE)
     return manifest
 
 
 def _model_files(folder: Path, label_names: Sequence[str]) -> list[str]:
-    """Relative names of the files that make up the stock model in `folder`."""
+    """Relative names of the files of the stock model in `folder`."""
     again = "run the night again: training writes this folder anew"
     names = sorted(
         file.relative_to(folder).as_posix()
@@ -185,7 +187,7 @@ def _model_files(folder: Path, label_names: Sequence[str]) -> list[str]:
     if pickles := [name for name in names if Path(name).suffix in PICKLES]:
         raise ModelError(
             f"{folder} holds {', '.join(pickles)}: a version holds safetensors and text only",
-            next_step="remove what is not part of a stock safetensors model from that folder",
+            next_step="remove the files that are not part of a stock safetensors model",
         )
     try:
         by_class = json.loads((folder / "config.json").read_bytes()).get("id2label", {})
@@ -200,12 +202,11 @@ def _model_files(folder: Path, label_names: Sequence[str]) -> list[str]:
     return names
 
 
-def _take(source: Path, target: Path) -> dict[str, Any]:
-    """Link, or copy to another file system; hash and flush.
+def _link_or_copy(source: Path, target: Path) -> dict[str, Any]:
+    """Link `source`, or copy it to another file system; flush and hash it.
 
-    A link is as safe as a copy: files of a trained folder come to their names by rename, whole, and are only ever
-    replaced or removed, which leaves the other name alone. What a symbolic link leads to keeps no such promise.
-    Read-only becomes the trained folder's file too, then: it is the same one, and nothing writes into it again.
+    A hard link is as safe as a copy: files of a trained folder are only replaced or removed, never written in place.
+    The target of a symbolic link may be, so it is copied. The trained folder's file becomes read-only with its link.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink() or not _linked(source, target):
@@ -216,7 +217,7 @@ def _take(source: Path, target: Path) -> dict[str, Any]:
 
 
 def _make_read_only(file: Path) -> None:
-    """Nobody may write it; who may read it stays as it was."""
+    """Remove all write permissions; read permissions stay."""
     file.chmod(stat.S_IMODE(file.stat().st_mode) & ~0o222)
 
 
@@ -235,21 +236,6 @@ def _hashed(file: Path) -> dict[str, Any]:
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of everything in the manifest but the seal itself: nothing else vouches for that file."""
+    """SHA-256 of the manifest without its seal."""
     rest = {key: value for key, value in manifest.items() if key != "seal"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _clear_the_way(target: Path) -> None:
-    """Move away a folder that stands where the next version belongs.
-
-    The caller's transaction has just allotted the number, so no row names that folder: a crash between rename and
-    commit left it.
-    """
-    if not target.exists():
-        return
-    orphans = target.parent / "orphans"
-    orphans.mkdir(exist_ok=True)
-    away = orphans / f"{target.name}-{uuid.uuid4().hex[:8]}"
-    target.rename(away)
-    log.warning("%s has no row in the database, a crash left it there: moved to %s", target, away)

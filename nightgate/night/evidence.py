@@ -1,193 +1,91 @@
-"""The gate's evidence, gathered: candidate, champion and anchor on the same rows, and the saved model in a process of
-its own. Two steps of a night."""
+"""Gather the gate's evidence from the files and rows that the steps of a night left."""
 
 from __future__ import annotations
 
-import logging
-import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from nightgate.analysis import seed_study
-from nightgate.data.golden_rows import golden_set
-from nightgate.errors import ModelError, RegistryError
+from nightgate.data.snapshots import Snapshot
 from nightgate.gate.evidence import Evidence, Mask, Rows, Side, Slice
 from nightgate.metrics.bootstrap import group_numbers
 from nightgate.metrics.calibration import calibration_error, nonfinite_rows
-from nightgate.models import version_folder
-from nightgate.models.serving_check import serve
 from nightgate.night.run import NightRun
-from nightgate.registry import versions
-from nightgate.registry.leakage import Line, line_of, trained_on
-from nightgate.registry.versions import VersionRow
+from nightgate.night.values import Model, Scored, Served, Trained
+from nightgate.registry.leakage import line_of, trained_on
 from nightgate.runs import evidence_store
-from nightgate.training import supervisor
 from nightgate.training.predictions import load_logits
-from nightgate.training.protocol import ScoreJob
-from nightgate.training.supervisor import LIFE
-
-log = logging.getLogger(__name__)
-
-NUM_SERVED = 64
-"""Texts that the saved model is tried on in a fresh process."""
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A side to be scored."""
-
-    folder: Path
-    line: Line
-    version: VersionRow | None = None
-    """None: the candidate."""
-    flaw: str = ""
-    """Why it cannot be scored."""
 
 
 @dataclass(frozen=True)
 class _Frames:
-    """What all sides are scored on, with the columns of a snapshot's rows."""
+    """The rows that all sides were scored on, with the columns of a snapshot."""
 
     test: pd.DataFrame
     golden: pd.DataFrame | None
 
     def fingerprints(self) -> list[str]:
-        """Those of the test rows, then those of the golden ones."""
+        """Of the test rows, then of the golden rows."""
         frames = [self.test] if self.golden is None else [self.test, self.golden]
         return [str(mark) for frame in frames for mark in frame["fingerprint"]]
 
 
-def score_on_test(run: NightRun) -> None:
-    """Score the candidate, the reigning champion and the anchor on tonight's test rows and on the golden rows.
-
-    No score of another night is evidence. What each side was trained on is looked up as well.
-    """
-    run.champion = versions.champion(run.db, run.pipeline.name)
-    run.anchor = versions.anchor(run.db, run.pipeline.name)
-    run.golden = golden_set(run.pipeline, run.home, run.snapshot, run.night)
-    models = _models(run)
-    run.folders = {name: model.folder for name, model in models.items() if not model.flaw}
-    job = ScoreJob(
-        pipeline=run.pipeline.record(),
-        snapshot=run.snapshot.path,
-        models=run.folders,
-        # The attempt's own: one that was given up for dead may still be writing.
-        out=run.directory / f"attempt-{run.attempt}" / "test",
-        golden=run.golden.path,
-    )
-    run.scored = supervisor.score_models(job, on_progress=run.while_ours(), on_restart=run.count_restart)
-    frames = _Frames(run.snapshot.rows("test"), None if run.golden.path is None else run.golden.rows())
-    seen = {name: trained_on(model.line, frames.fingerprints()) for name, model in models.items()}
-    unlearned = _unlearned(frames, [mask for mask, _ in seen.values() if mask is not None])
-    sides = {name: _side(run, name, model, frames, *seen[name], unlearned) for name, model in models.items()}
-    champion = sides.get("champion")
-    golden = frames.golden if frames.golden is None or unlearned is None else frames.golden[unlearned]
-    run.evidence = Evidence(
+def gather_evidence(run: NightRun, snapshot: Snapshot, trained: Trained, scored: Scored, served: Served) -> Evidence:
+    """Predictions, and which rows each side was trained on. Golden rows that any side was trained on are left out."""
+    frames = _Frames(snapshot.rows("test"), None if scored.golden.path is None else scored.golden.rows())
+    seen = {name: _seen(run, snapshot, trained, model, frames) for name, model in scored.models.items()}
+    untrained = _untrained(frames, [mask for mask, _ in seen.values() if mask is not None])
+    sides = {name: _side(run, name, scored, frames, *seen[name], untrained) for name in scored.models}
+    candidate, champion = replace(sides["candidate"], serving=served.candidate), sides.get("champion")
+    if champion is not None:
+        champion = replace(champion, serving=served.champion)
+    is_anchor = scored.anchor is not None and "anchor" not in sides
+    golden = frames.golden if frames.golden is None or untrained is None else frames.golden[untrained]
+    return Evidence(
         label_names=run.pipeline.data.label_names,
-        test_version=run.snapshot.manifest["test_version"],
+        test_version=snapshot.manifest["test_version"],
         data_until=run.data_until,
         test=_rows(run, frames.test),
-        candidate=sides["candidate"],
+        candidate=candidate,
         champion=champion,
-        anchor=champion if _reigns(run.anchor, run) else sides.get("anchor"),
+        anchor=champion if is_anchor else sides.get("anchor"),
         golden=None if golden is None or golden.empty else _rows(run, golden),
-        champion_nights=(run.night.date - run.champion.night).days if run.champion else None,
+        champion_nights=(run.night.date - scored.champion.night).days if scored.champion else None,
         seed_spread=seed_study.newest_spread(run.db, run.pipeline),
         seed_average=run.pipeline.gate.average,
-        golden_note=_golden_note(run, frames, golden),
+        golden_note=_golden_note(scored.golden.note, frames, golden),
     )
 
 
-def try_serving(run: NightRun) -> None:
-    """Open the saved candidate as its users will: in a fresh process, offline, without our code.
-
-    The champion is opened beside it, for what a text takes there.
-    """
-    evidence = run.evidence
-    written, frame = run.scored.golden, None if run.golden.path is None else run.golden.rows(["text"])
-    if frame is None:
-        written, frame = run.scored.written, run.snapshot.rows("test", ["text"])
-    texts = frame["text"].astype(str).tolist()[:NUM_SERVED]
-    models = {name: folder for name, folder in run.folders.items() if name != "anchor"}
-    began = time.monotonic()
-    served = serve(
-        models,
-        texts,
-        {name: load_logits(written[name])[: len(texts)] for name in models},
-        run.scored.max_length,
-        run.pipeline.data.label_names,
-    )
-    log.info(LIFE, "serving", time.monotonic() - began, "")
-    for name, found in served.items():
-        log.info("%s in a fresh process: %s", name, found.flaw or f"{found.latency_ms:.1f} ms a text")
-    champion = evidence.champion
-    if champion is not None:
-        champion = replace(champion, serving=served.get("champion"))
-    run.evidence = replace(
-        evidence,
-        candidate=replace(evidence.candidate, serving=served["candidate"]),
-        champion=champion,
-        anchor=champion if evidence.anchored_by_champion else evidence.anchor,
-    )
-
-
-# --- sides ---
-
-
-def _models(run: NightRun) -> dict[str, _Model]:
-    """By side; an anchor that reigns is no side of its own."""
-    line = line_of(run.db, run.home, run.pipeline.name, run.started_from, tonight=run.snapshot.path)
-    found = {"candidate": _Model(run.trained.best_model, line)}
-    for name, version in (("champion", run.champion), ("anchor", run.anchor)):
-        if version is not None and not (name == "anchor" and _reigns(version, run)):
-            found[name] = _of_version(run, version) if name == "champion" else _of_anchor(run, version)
-    return found
-
-
-def _reigns(version: VersionRow | None, run: NightRun) -> bool:
-    return version is not None and run.champion is not None and version.version == run.champion.version
-
-
-def _of_anchor(run: NightRun, version: VersionRow) -> _Model:
-    """Without its files the night is held, and not lost: the champion can take its place."""
-    try:
-        return _of_version(run, version)
-    except (ModelError, RegistryError) as error:
-        log.warning("the anchor, version %d, cannot be used: %s", version.version, error.reason)
-        line = line_of(run.db, run.home, run.pipeline.name, version.version)
-        return _Model(run.home.absolute(version.path), line, version, f"cannot be used: {error.reason}")
-
-
-def _of_version(run: NightRun, version: VersionRow) -> _Model:
-    folder = version.folder(run.home)
-    known, wanted = version_folder.verify_version(folder)["label_names"], run.pipeline.data.label_names
-    flaw = ""
-    if sorted(known) != sorted(wanted):
-        flaw = (
-            f"knows the labels {', '.join(known)} and the pipeline has {', '.join(wanted)}, "
-            "so it cannot be scored on tonight's rows"
-        )
-    return _Model(folder, line_of(run.db, run.home, run.pipeline.name, version.version), version, flaw)
+def _seen(
+    run: NightRun, snapshot: Snapshot, trained: Trained, model: Model, frames: _Frames
+) -> tuple[Mask | None, str]:
+    """Which of `frames.fingerprints()` the side was trained on; None, and why, where that is unknown."""
+    if model.version is None:
+        line = line_of(run.db, run.home, run.pipeline.name, trained.started_from, tonight=snapshot.path)
+    else:
+        line = line_of(run.db, run.home, run.pipeline.name, model.version.version)
+    return trained_on(line, frames.fingerprints())
 
 
 def _side(
     run: NightRun,
     name: str,
-    model: _Model,
+    scored: Scored,
     frames: _Frames,
     seen: Mask | None,
     unknown_line: str,
-    unlearned: Mask | None,
+    untrained: Mask | None,
 ) -> Side:
-    """What one side showed.
+    """One side's results.
 
     Args:
         seen: rows of `frames.fingerprints()` that it was trained on; None where `unknown_line` says why.
-        unlearned: golden rows that count.
+        untrained: golden rows that count.
     """
+    model = scored.models[name]
     version = model.version
     side = Side(
         predictions=None,
@@ -200,25 +98,22 @@ def _side(
     )
     if model.flaw:
         return side
-    logits = load_logits(run.scored.written[name])
-    of_golden = None if unlearned is None else load_logits(run.scored.golden[name])[unlearned]
-    broken = nonfinite_rows(logits) + (0 if of_golden is None else nonfinite_rows(of_golden))
+    logits = load_logits(scored.result.written[name])
+    on_golden = None if untrained is None else load_logits(scored.result.golden[name])[untrained]
+    broken = nonfinite_rows(logits) + (0 if on_golden is None else nonfinite_rows(on_golden))
     if version is not None and broken:
-        # The candidate's are for the gate to fail; of another side they mean that it shows nothing.
+        # The candidate's are for the gate to fail; of another side they leave nothing to compare with.
         return replace(side, nonfinite_rows=broken, flaw=f"gives {broken:,} rows a logit that is NaN or infinite")
     return replace(
         side,
         predictions=logits.argmax(axis=1),
-        golden=None if of_golden is None else of_golden.argmax(axis=1),
+        golden=None if on_golden is None else on_golden.argmax(axis=1),
         calibration_error=calibration_error(logits, frames.test["label"].to_numpy(dtype=np.int64)),
         nonfinite_rows=broken,
     )
 
 
-# --- golden rows ---
-
-
-def _unlearned(frames: _Frames, seen: list[Mask]) -> Mask | None:
+def _untrained(frames: _Frames, seen: list[Mask]) -> Mask | None:
     """Golden rows that no side was trained on, shape [golden rows]; None where there are none at all."""
     if frames.golden is None:
         return None
@@ -228,17 +123,14 @@ def _unlearned(frames: _Frames, seen: list[Mask]) -> Mask | None:
     return ~learned
 
 
-def _golden_note(run: NightRun, frames: _Frames, golden: pd.DataFrame | None) -> str:
+def _golden_note(note: str, frames: _Frames, golden: pd.DataFrame | None) -> str:
     left_out = 0 if frames.golden is None or golden is None else len(frames.golden) - len(golden)
-    told = f"{left_out:,} golden rows that a side was trained on are left out" if left_out else ""
-    return "; ".join(part for part in (run.golden.note, told) if part)
-
-
-# --- rows ---
+    count = f"{left_out:,} golden rows that a side was trained on are left out" if left_out else ""
+    return "; ".join(part for part in (note, count) if part)
 
 
 def _rows(run: NightRun, frame: pd.DataFrame) -> Rows:
-    """Rows with the columns of a snapshot, as the gate takes them."""
+    """Rows of a snapshot in the gate's form."""
     fingerprints = frame["fingerprint"].astype(str).tolist()
     if "time" in frame:
         naive = frame["time"].dt.tz_convert("UTC").dt.tz_localize(None)

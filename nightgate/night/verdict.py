@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 
-import numpy as np
-from numpy.typing import NDArray
-
+from nightgate.data.snapshots import Snapshot
 from nightgate.gate.decide import decide
 from nightgate.metrics import classification, confusion
+from nightgate.night.evidence import gather_evidence
 from nightgate.night.run import NightRun
+from nightgate.night.values import Judged, Scored, Served, Trained
 from nightgate.runs import evidence_store, records
 
 log = logging.getLogger(__name__)
@@ -19,36 +19,29 @@ DECIDED = "the gate decided in %.2f s"
 """What `benchmarks.orchestration` reads."""
 
 
-def judge(run: NightRun) -> None:
-    """Run the gate's checks on the evidence; store both, and the verdict."""
-    evidence = run.evidence
-    made_by = {"candidate": run.run_id}
-    for name, version in (("champion", run.champion), ("anchor", run.anchor)):
-        if version is not None:
-            made_by[name] = version.run_id
+def judge(run: NightRun, snapshot: Snapshot, trained: Trained, scored: Scored, served: Served) -> Judged:
+    """Gather the evidence and run the gate's checks on it; store evidence, checks and verdict."""
+    evidence = gather_evidence(run, snapshot, trained, scored, served)
+    sides = {"champion": scored.champion, "anchor": scored.anchor}
+    made_by = {"candidate": run.run_id} | {name: row.run_id for name, row in sides.items() if row is not None}
     evidence_store.record_evidence(run.db, run.run_id, run.attempt, evidence, made_by)
     began = time.monotonic()
-    run.decision = decide(evidence, run.pipeline.gate)
+    decision = decide(evidence, run.pipeline.gate)
     log.info(DECIDED, time.monotonic() - began)
-    assert run.decision.measured is not None, "there are rows and predictions"
-    _record_test(run, run.decision.measured.window)
-    records.record_decision(run.db, run.run_id, run.attempt, run.decision, evidence, run.test_scores)
-    log.info("verdict: %s: %s", run.decision.verdict, run.decision.reason)
-
-
-def _record_test(run: NightRun, window: NDArray[np.bool_]) -> None:
-    """What the candidate showed on the rows that decide, by class and slice."""
-    frame, names = run.snapshot.rows("test")[window], run.pipeline.data.label_names
-    references = frame["label"].to_numpy(dtype=np.int64)
-    predictions = run.evidence.candidate.predictions
-    assert predictions is not None, "a candidate is always scored"
-    predictions = predictions[window]
-    run.test_scores = classification.score(references, predictions, len(names))
+    assert decision.measured is not None, "there are rows and predictions"
+    assert evidence.candidate.predictions is not None, "a candidate is always scored"
+    window = decision.measured.window
+    frame, names = snapshot.rows("test")[window], run.pipeline.data.label_names
+    references, predictions = evidence.test.true[window], evidence.candidate.predictions[window]
+    test = classification.score(references, predictions, len(names))
     records.record_test(
         run.db,
         run.run_id,
         run.attempt,
-        run.trained.best_epoch,
+        trained.result.best_epoch,
         classification.slice_scores(frame, references, predictions, len(names), names),
         confusion.confusion_counts(references, predictions, len(names)),
     )
+    records.record_decision(run.db, run.run_id, run.attempt, decision, evidence, test)
+    log.info("verdict: %s: %s", decision.verdict, decision.reason)
+    return Judged(decision, test)

@@ -1,6 +1,4 @@
-"""What the metrics database tells `nightgate doctor`: whether it can be used, whether all workers share one home, and
-what lies about unsettled.
-"""
+"""The checks of `nightgate doctor` on the metrics database: access, a shared home, and runs to reconcile."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from nightgate.database.connection import database_url, parse_url, safe_url, sql
 from nightgate.database.schema import Attempt, Run, Setting
 from nightgate.database.transactions import Database
 from nightgate.home import Home, home_path
-from nightgate.operations.findings import Finding, Seen, file_system_of, here, is_network, mounts
+from nightgate.operations.findings import Finding, Seen, existing_home, file_system_of, is_network, mounts
 from nightgate.operations.status import used_pipelines
 from nightgate.registry import champion_link, freezes, versions
 from nightgate.registry.approvals import command, open_approvals
@@ -25,30 +23,30 @@ from nightgate.runs.slot_queue import SlotRow, queue
 from nightgate.settings import read_settings
 
 SECONDS = 3
-"""For which a server that does not answer is waited for, and a lock."""
-LATELY = timedelta(days=14)
+"""Limit of a connection, and of waiting for a lock."""
+RECENT = timedelta(days=14)
 RECONCILE = "nightgate reconcile"
 
 
 def examine() -> Seen:
-    """All checks that ask the database.
+    """All checks that read the database.
 
     Raises:
         NightgateError: it cannot be used.
     """
-    home = here()
+    home = existing_home()
     if home is None and not read_settings().database_url:
-        return Seen()  # no home, no database: the line about the home says what to do
+        return Seen()  # the finding about the home has the remedy
     home = home or Home(home_path(), "")
     url = parse_url(database_url(home))
     if url.get_backend_name() == "postgresql" and "connect_timeout" not in url.query:
         url = url.update_query_dict({"connect_timeout": str(SECONDS)})
-    written = url.render_as_string(hide_password=False)
-    with Database.open(home, written, any_home=True, patience=SECONDS) as db:
+    full_url = url.render_as_string(hide_password=False)
+    with Database.open(home, full_url, any_home=True, patience=SECONDS) as db:
         findings = [_writable(db, safe_url(url))]
         findings += place_findings(home.root, sqlite_path(url), mounts())
         findings += [*_shared_home(db, home), *_workers(db), *_runs(db), *_slots(db), *_approvals(db)]
-        findings += [*_pointers(db, home), *_freezes(db)]
+        findings += [*_champion_links(db, home), *_freezes(db)]
         return Seen(findings, frozenset(used_pipelines(db)), _ahead(db))
 
 
@@ -58,35 +56,40 @@ def _writable(db: Database, name: str) -> Finding:
         return server and session.scalar(sa.text("SHOW transaction_read_only")) == "on"
 
     if db.write(work):
-        remedy = "name the primary server in NIGHTGATE_DATABASE_URL, or give this user the right to write"
-        return Finding("problem", "database", f"{name} answers, but only to read", remedy)
+        remedy = "name the primary server in NIGHTGATE_DATABASE_URL, or give this user write permission"
+        return Finding("problem", "database", f"{name} is read-only", remedy)
     return Finding("ok", "database", f"{name} answers, at this version's revision")
 
 
 def place_findings(home: Path, database: Path | None, known: Iterable[tuple[str, str]]) -> Iterator[Finding]:
-    """What is wrong with where the database lies. `database` is SQLite's file, `known` what `findings.mounts` gives."""
+    """Problems with the location of the database.
+
+    Args:
+        database: SQLite's file; None for a server.
+        known: from `findings.mounts`.
+    """
     if database is None:
         return
     known = list(known)
     remedy = "set NIGHTGATE_DATABASE_URL to a PostgreSQL server that all workers reach"
-    kind, of_home = file_system_of(database, known), file_system_of(home, known)
+    kind, home_kind = file_system_of(database, known), file_system_of(home, known)
     if is_network(kind):
-        told = f"{database} is SQLite on {kind}: its locks do not hold between machines, and rows get lost"
-        yield Finding("problem", "database place", told, remedy)
-    elif is_network(of_home):
-        told = f"the home lies on {of_home}, which other machines see, and its database ({database}) on this one alone"
-        yield Finding("problem", "database place", told, remedy)
+        found = f"{database} is SQLite on {kind}: its locks do not hold between machines, and rows get lost"
+        yield Finding("problem", "database place", found, remedy)
+    elif is_network(home_kind):
+        found = f"the home is on {home_kind}, shared with other machines, its database ({database}) on this one alone"
+        yield Finding("problem", "database place", found, remedy)
 
 
 def _shared_home(db: Database, home: Home) -> Iterator[Finding]:
-    """Whether the paths of the database lead somewhere from here: its home is this one, and not a copy of it."""
+    """Whether this home is that of the database, and not a copy."""
     known = db.read(lambda session: session.scalar(sa.select(Setting.value).where(Setting.key == "home_id")))
     if known is None or not home.id:
         return
     remedy = "set NIGHTGATE_HOME to the folder that the other workers share"
     if known != home.id:
-        told = f"the database belongs to home {known[:8]}, and {home.root} is home {home.id[:8]}"
-        yield Finding("problem", "home shared", told, f"{remedy}, or NIGHTGATE_DATABASE_URL to a database of its own")
+        found = f"the database belongs to home {known[:8]}, and {home.root} is home {home.id[:8]}"
+        yield Finding("problem", "home shared", found, f"{remedy}, or NIGHTGATE_DATABASE_URL to a database of its own")
         return
     missing = []
     for pipeline in sorted(used_pipelines(db)):
@@ -94,14 +97,14 @@ def _shared_home(db: Database, home: Home) -> Iterator[Finding]:
         if champion is not None and not home.absolute(champion.path).is_dir():
             missing.append(f"the champion of {pipeline} ({champion.path})")
     if missing:
-        told = f"{home.root} lacks {', '.join(missing)}: it is a copy of the home that other workers write to"
-        yield Finding("problem", "home shared", told, remedy)
+        found = f"{home.root} lacks {', '.join(missing)}: it is a copy of the home that other workers write to"
+        yield Finding("problem", "home shared", found, remedy)
     else:
-        yield Finding("ok", "home shared", "it is the home of this database, and every champion lies in it")
+        yield Finding("ok", "home shared", "it is the home of this database and holds every champion")
 
 
 def _workers(db: Database) -> Iterator[Finding]:
-    since = datetime.now(UTC) - LATELY
+    since = datetime.now(UTC) - RECENT
     query = (
         sa.select(Attempt.host, sa.func.max(Attempt.started_at))
         .where(Attempt.started_at > since)
@@ -109,12 +112,12 @@ def _workers(db: Database) -> Iterator[Finding]:
         .order_by(Attempt.host)
     )
     hosts = [host for host, _ in db.read(lambda session: session.execute(query).all())]
-    told = f"runs of the last {LATELY.days} days: on {', '.join(hosts) or 'no machine'}"
+    found = f"runs of the last {RECENT.days} days: on {', '.join(hosts) or 'no machine'}"
     if len(hosts) > 1 and db.dialect == "sqlite":
         remedy = "if these are several machines and not containers on one, set NIGHTGATE_DATABASE_URL to PostgreSQL"
-        yield Finding("warning", "workers", f"{told}, with one SQLite file", remedy)
+        yield Finding("warning", "workers", f"{found}, with one SQLite file", remedy)
     else:
-        yield Finding("ok", "workers", told)
+        yield Finding("ok", "workers", found)
 
 
 def _runs(db: Database) -> Iterator[Finding]:
@@ -133,7 +136,7 @@ def _runs(db: Database) -> Iterator[Finding]:
         if death:
             yield Finding("warning", "runs", f"run {run_id} is recorded as running: {death}", RECONCILE)
     if not any(death for _, death in found):
-        yield Finding("ok", "runs", f"{len(found)} at work, none of them dead")
+        yield Finding("ok", "runs", f"{len(found)} running, none of them dead")
 
 
 def _slots(db: Database) -> Iterator[Finding]:
@@ -141,34 +144,34 @@ def _slots(db: Database) -> Iterator[Finding]:
     if not places:
         yield Finding("ok", "slots", "none is held or waited for")
     for slot in dict.fromkeys(place.slot for place in places):
-        mine = [place for place in places if place.slot == slot]
-        yield Finding("ok", "slots", f"{slot}: {_queue_in_words(mine, limits.get(slot, 1))}")
+        queued = [place for place in places if place.slot == slot]
+        yield Finding("ok", "slots", f"{slot}: {_queue_text(queued, limits.get(slot, 1))}")
 
 
-def _queue_in_words(places: list[SlotRow], limit: int) -> str:
-    holders = [place for place in places if place.granted_at is not None]
+def _queue_text(places: list[SlotRow], limit: int) -> str:
+    holders = [place.pipeline for place in places if place.granted_at is not None]
     waiting = [place for place in places if place.granted_at is None]
-    told = f"{len(holders)} of {limit} held" + (f" by {', '.join(one.pipeline for one in holders)}" if holders else "")
+    text = f"{len(holders)} of {limit} held" + (f" by {', '.join(holders)}" if holders else "")
     if waiting:
         longest = datetime.now(UTC) - min(one.requested_at for one in waiting)
-        told += f", {len(waiting)} waiting, the longest for {naturaldelta(longest)}"
-    return told
+        text += f", {len(waiting)} waiting, the longest for {naturaldelta(longest)}"
+    return text
 
 
 def _approvals(db: Database) -> Iterator[Finding]:
     waiting = open_approvals(db)
     moment = datetime.now(UTC)
     for one in waiting:
-        told = f"version {one.version} of {one.pipeline} waits until {one.deadline:%Y-%m-%d %H:%M} UTC"
+        found = f"version {one.version} of {one.pipeline} waits until {one.deadline:%Y-%m-%d %H:%M} UTC"
         if one.deadline <= moment:
-            yield Finding("warning", "approvals", f"{told}, which is over", RECONCILE)
+            yield Finding("warning", "approvals", f"{found}: overdue", RECONCILE)
         else:
-            yield Finding("ok", "approvals", told, command(one.pipeline, one.run_id))
+            yield Finding("ok", "approvals", found, command(one.pipeline, one.run_id))
 
 
-def _pointers(db: Database, home: Home) -> Iterator[Finding]:
+def _champion_links(db: Database, home: Home) -> Iterator[Finding]:
     if not home.id:
-        return  # a home that is not on this machine has no links to look at
+        return  # the home is not on this machine
     for pipeline in sorted(used_pipelines(db)):
         if wrong := champion_link.disagreement(db, home, pipeline):
             yield Finding("warning", "champion links", wrong, RECONCILE)

@@ -1,7 +1,7 @@
-"""`nightgate doctor`: what could keep a night from running, each line with its remedy.
+"""`nightgate doctor`: everything that could keep a night from running, each line with its remedy.
 
-This module checks the machine, `doctor_database` the metrics database and `doctor_pipelines` the pipeline files and
-what they need. The check of the Prefect server is an argument, because the library does not import Prefect.
+This module checks the machine, `database_checks` the metrics database, `pipeline_checks` the pipeline files. The check
+of the Prefect server is an argument, because the library does not import Prefect.
 """
 
 from __future__ import annotations
@@ -23,28 +23,27 @@ from packaging.specifiers import SpecifierSet
 from nightgate.errors import NightgateError
 from nightgate.home import home_path, open_home
 from nightgate.operations import database_checks, pipeline_checks
-from nightgate.operations.findings import Finding, Seen, file_system_of, here, is_network, mounts
+from nightgate.operations.findings import Finding, Seen, existing_home, file_system_of, is_network, mounts
 from nightgate.settings import read_settings, shown_settings, unknown_settings
 
 GIB = 2**30
 HANG_SECONDS = 20.0
-"""Everything that asks a network has a limit of some 3 s of its own: this is for what none can be set for, such as a
-file server that is gone."""
+"""Network calls have limits of some 3 s; this one is for calls that cannot have any, such as to a lost file server."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One group of checks: its name, should it break, and what does it."""
+    """A named group of checks."""
 
     name: str
     run: Callable[[], Seen | Iterable[Finding]]
     clock: str = ""
-    """Whose clock `ahead` speaks of."""
+    """Owner of the clock that the result's `ahead` compares."""
 
 
 @dataclass
 class _Pending:
-    """A check in a thread of its own: those that wait for a network do so side by side."""
+    """A check in a thread of its own, so that checks wait for networks in parallel."""
 
     check: Check
     seen: Seen | None = None
@@ -55,12 +54,12 @@ class _Pending:
         self.thread.start()
 
     def _run(self) -> None:
-        self.seen = _carried_out(self.check)
+        self.seen = _run(self.check)
 
     def result(self, seconds: float) -> Seen:
         self.thread.join(seconds)
-        stuck = f"no word of this check within {seconds:.0f} s"
-        remedy = "look at the network, and at file systems of other machines (df, mount)"
+        stuck = f"the check did not end within {seconds:.0f} s"
+        remedy = "check the network, and file systems of other machines (df, mount)"
         return self.seen or Seen([Finding("problem", self.check.name, stuck, remedy)])
 
 
@@ -71,56 +70,51 @@ KNOWN_BAD = {
     ),
     "fastapi": ("<0.151,>=0.139", "Prefect 3.8's server fails at import with another version"),
     "prefect": ("<3.9,>=3.8", "the flows are written and tested for 3.8"),
-    "torch": (">=2.8", "the training is tested with that and newer ones"),
-    "transformers": (">=5.0", "the training is written for the models and tokenizers of 5"),
-    "datasets": (
-        ">=4.5",
-        "the sources are tested with that and newer ones; before 4.0 it runs the scripts of data sets",
-    ),
-    "evaluate": (">=0.4.5", "the metrics are tested with that and newer ones"),
+    "torch": (">=2.8", "training is tested with 2.8 and newer"),
+    "transformers": (">=5.0", "training is written for the models and tokenizers of 5"),
+    "datasets": (">=4.5", "sources are tested with 4.5 and newer; before 4.0 it runs the scripts of data sets"),
+    "evaluate": (">=0.4.5", "metrics are tested with 0.4.5 and newer"),
 }
-"""Package: the versions that work, and what happens otherwise. Of the first two `pip check` sees nothing."""
+"""Package: working versions, and the problem with others. `pip check` does not notice the first two."""
 
 
 def examine(server: Callable[[], Seen] | None = None) -> list[Finding]:
-    """All findings, in the order in which they depend on each other. A check that breaks is a finding, never an error.
+    """Findings of all checks, in the order of their dependence. A check that raises is a finding.
 
     Args:
-        server: asks the Prefect server.
+        server: the check of the Prefect server.
     """
-    settings = _carried_out(Check("settings", _settings)).findings
+    settings = _run(Check("settings", _settings)).findings
     if any(finding.status == "problem" for finding in settings):
-        return list(settings)  # every other check would break on the same variables
+        return list(settings)  # every other check would fail on the same variables
     pending = [_Pending(Check("prefect server", server, clock="the Prefect server"))] if server else []
     pending.append(_Pending(Check("pipelines", pipeline_checks.examine)))
     pending.append(_Pending(Check("database", database_checks.examine, clock="the database")))
     local = [Check("python", _python), Check("versions", _versions), Check("home", _home), Check("device", _device)]
-    seen = [_carried_out(check) for check in local]
-    asked = [one.result(HANG_SECONDS) for one in pending]
-    used = frozenset(name for one in asked for name in one.used)
-    clocks = [(one.check.clock, answer.ahead) for one, answer in zip(pending, asked, strict=True)]
-    by_name = {one.check.name: answer for one, answer in zip(pending, asked, strict=True)}
-    findings = [*settings, *(finding for one in seen for finding in one.findings)]
+    findings = [*settings, *(finding for check in local for finding in _run(check).findings)]
+    results = {one.check.name: one.result(HANG_SECONDS) for one in pending}
+    used = frozenset(name for result in results.values() for name in result.used)
     for name in ("database", "prefect server"):
-        findings += by_name[name].findings if name in by_name else ()
-    findings += (_softened(finding, used) for finding in by_name["pipelines"].findings)
-    findings += (clock_finding(whose, ahead) for whose, ahead in clocks if ahead is not None)
+        findings += results[name].findings if name in results else ()
+    findings += (_softened(finding, used) for finding in results["pipelines"].findings)
+    clocks = ((one.check.clock, results[one.check.name].ahead) for one in pending)
+    findings += (clock_finding(owner, ahead) for owner, ahead in clocks if ahead is not None)
     return findings
 
 
-def _carried_out(check: Check) -> Seen:
+def _run(check: Check) -> Seen:
     try:
         answer = check.run()
         return answer if isinstance(answer, Seen) else Seen(tuple(answer))
     except NightgateError as error:
         return Seen([Finding("problem", check.name, error.reason, error.next_step)])
-    except Exception as error:  # noqa: BLE001 - who is ill wants to hear all that is wrong, and not the first of it
-        told = f"the check broke: {type(error).__name__}: {error}".splitlines()[0]
-        return Seen([Finding("problem", check.name, told, "report it: this is a fault of Nightgate")])
+    except Exception as error:  # noqa: BLE001 - the other findings are still wanted
+        found = f"the check failed: {type(error).__name__}: {error}".splitlines()[0]
+        return Seen([Finding("problem", check.name, found, "report it: this is a fault of Nightgate")])
 
 
 def _softened(finding: Finding, used: frozenset[str]) -> Finding:
-    """What a pipeline lacks that nobody runs, such as an example's base model, is no problem yet."""
+    """A missing model or source is only a warning for a pipeline that has not run, such as an example."""
     about, _, name = finding.check.partition(" ")
     if finding.status != "problem" or about not in {"model", "data"} or name in used:
         return finding
@@ -133,8 +127,8 @@ def _softened(finding: Finding, used: frozenset[str]) -> Finding:
 def _settings() -> Iterator[Finding]:
     for name, value in shown_settings(read_settings()).items():
         yield Finding("ok", name, value or "not set")
-    for told in unknown_settings():
-        yield Finding("warning", "settings", told, "rename or unset it")
+    for unknown in unknown_settings():
+        yield Finding("warning", "settings", unknown, "rename or unset it")
 
 
 def _python() -> Iterator[Finding]:
@@ -152,20 +146,19 @@ def _versions() -> Iterator[Finding]:
             yield Finding("ok", package, found)
         else:
             yield Finding("problem", package, f"{found}: {otherwise}", f"pip install '{package}{works}'")
-    wrong = [told for package in ("nightgate", *KNOWN_BAD) for told in _unmet(package)]
-    if wrong:
-        yield Finding("problem", "dependencies", "; ".join(wrong), "install with the versions of constraints.txt")
+    if unmet := [text for package in ("nightgate", *KNOWN_BAD) for text in _unmet(package)]:
+        yield Finding("problem", "dependencies", "; ".join(unmet), "install with the versions of constraints.txt")
     else:
-        yield Finding("ok", "dependencies", "all that these packages ask of each other is met")
+        yield Finding("ok", "dependencies", "the requirements of these packages are met")
 
 
 def _unmet(package: str) -> Iterator[str]:
-    """What an installed package asks for and does not find."""
+    """Requirements of an installed package that are not met."""
     try:
-        asked = requires(package) or ()
+        required = requires(package) or ()
     except PackageNotFoundError:
-        return  # told already, or a checkout that is run without being installed
-    for text in asked:
+        return  # reported already, or a checkout that runs without being installed
+    for text in required:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -180,24 +173,24 @@ def _unmet(package: str) -> Iterator[str]:
 
 def _home() -> Iterator[Finding]:
     path = home_path()
-    home = here()
+    home = existing_home()
     if home is None:
         if path.exists() and not path.is_dir():
-            open_home(path)  # says what is in the way
-        told = f"there is none at {path} yet"
+            open_home(path)  # raises the error of a file in its place
+        found = f"there is none at {path} yet"
         if read_settings().home:
             remedy = "mount it if other workers have one; else `nightgate db upgrade` makes it"
-            yield Finding("problem", "home", told, remedy)
+            yield Finding("problem", "home", found, remedy)
         else:
             remedy = "go to the folder that holds .nightgate/, or set NIGHTGATE_HOME; `nightgate db upgrade` makes one"
-            yield Finding("warning", "home", told, remedy)
+            yield Finding("warning", "home", found, remedy)
         return
     probe = home.root / f".doctor-{os.getpid()}"
     try:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        yield Finding("problem", "home", f"{home.root}: {error.strerror}", "give this user the right to write there")
+        yield Finding("problem", "home", f"{home.root}: {error.strerror}", "give this user write permission there")
         return
     kind = file_system_of(home.root, mounts())
     where = f", on {kind}, a network file system" if is_network(kind) else ""
@@ -206,12 +199,12 @@ def _home() -> Iterator[Finding]:
 
 
 def disk_finding(free: int) -> Finding:
-    """Of the bytes that are free under the home."""
-    told = f"{naturalsize(free, binary=True)} free under the home"
+    """Whether this many free bytes are enough for a night."""
+    found = f"{naturalsize(free, binary=True)} free under the home"
     if free > 5 * GIB:
-        return Finding("ok", "disk", told)
-    remedy = "free some space, or set NIGHTGATE_HOME to a larger disk: a night writes its model thrice"
-    return Finding("warning" if free > GIB else "problem", "disk", told, remedy)
+        return Finding("ok", "disk", found)
+    remedy = "free some space, or set NIGHTGATE_HOME to a larger disk: a night writes its model three times"
+    return Finding("warning" if free > GIB else "problem", "disk", found, remedy)
 
 
 def _device() -> Iterator[Finding]:
@@ -221,34 +214,34 @@ def _device() -> Iterator[Finding]:
 
     choice = pick("auto")
     memory = torch.cuda.mem_get_info(choice.device) if choice.device.type == "cuda" else None
-    told = f"{choice.device}, {choice.precision}: {choice.reason}"
-    yield device_finding(told, memory, has_driver=Path("/proc/driver/nvidia/version").exists())
+    described = f"{choice.device}, {choice.precision}: {choice.reason}"
+    yield device_finding(described, memory, has_driver=Path("/proc/driver/nvidia/version").exists())
 
 
-def device_finding(told: str, memory: tuple[int, int] | None, *, has_driver: bool) -> Finding:
-    """What nights train on.
+def device_finding(described: str, memory: tuple[int, int] | None, *, has_driver: bool) -> Finding:
+    """The device on which nights train.
 
     Args:
         memory: free and total bytes of the GPU; None where PyTorch finds none.
-        has_driver: the machine has one of NVIDIA's.
+        has_driver: the machine has an NVIDIA driver.
     """
     if memory is None:
         if not has_driver:
-            return Finding("ok", "device", told)
-        remedy = "install a build of PyTorch for this driver (pytorch.org), or give this user the right to /dev/nvidia*"
-        return Finding("warning", "device", f"{told}; the machine has an NVIDIA driver all the same", remedy)
+            return Finding("ok", "device", described)
+        remedy = "install a build of PyTorch for this driver (pytorch.org), or give this user access to /dev/nvidia*"
+        return Finding("warning", "device", f"{described}, although the machine has an NVIDIA driver", remedy)
     free, total = memory
-    told += f"; {naturalsize(free, binary=True)} of {naturalsize(total, binary=True)} are free"
+    found = f"{described}; {naturalsize(free, binary=True)} of {naturalsize(total, binary=True)} are free"
     if free < total / 4:
-        return Finding("warning", "device", told, "see who uses it (nvidia-smi): a batch that does not fit is split")
-    return Finding("ok", "device", told)
+        return Finding("warning", "device", found, "see what uses it (nvidia-smi): a batch that does not fit is split")
+    return Finding("ok", "device", found)
 
 
-def clock_finding(whose: str, ahead: timedelta) -> Finding:
-    """This machine's clock beside another one's. Nights, deadlines and leases are compared across machines."""
+def clock_finding(owner: str, ahead: timedelta) -> Finding:
+    """Difference between a server's clock and this machine's: nights, deadlines and leases are compared."""
     seconds = ahead.total_seconds()
-    told = f"{abs(seconds):.1f} s {'behind' if seconds > 0 else 'ahead of'} that of {whose}"
+    found = f"{abs(seconds):.1f} s {'behind' if seconds > 0 else 'ahead of'} that of {owner}"
     if abs(seconds) <= 30:
-        return Finding("ok", "clock", told)
-    remedy = "let all machines set their clocks by NTP (timedatectl set-ntp true)"
-    return Finding("warning" if abs(seconds) <= 120 else "problem", "clock", told, remedy)
+        return Finding("ok", "clock", found)
+    remedy = "synchronise the clocks of all machines by NTP (timedatectl set-ntp true)"
+    return Finding("warning" if abs(seconds) <= 120 else "problem", "clock", found, remedy)

@@ -1,4 +1,4 @@
-"""What a check of `nightgate doctor` returns, and what several of them ask of this machine."""
+"""Results of the checks of `nightgate doctor`, and facts about this machine that several checks need."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ Status = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
+    """One line of the doctor's report."""
+
     status: Status
     check: str
     found: str
@@ -23,17 +25,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a check found, and what others make use of."""
+    """Findings of a check, and facts for other checks."""
 
     findings: Sequence[Finding] = ()
     used: frozenset[str] = frozenset()
-    """Pipelines that have run here, or are deployed: what is wrong with others stops no night."""
+    """Pipelines that have run here or are deployed; problems of others stop no night."""
     ahead: timedelta | None = None
-    """By how much the clock on the other side is ahead of this machine's."""
+    """How far the server's clock is ahead of this machine's."""
 
 
-def here() -> Home | None:
-    """The home, if there is one: the doctor makes none."""
+def existing_home() -> Home | None:
+    """The home, or None where there is none: the doctor does not make one."""
     path = home_path()
     return open_home(path) if (path / "home.json").is_file() else None
 
@@ -46,13 +48,13 @@ def mounts() -> list[tuple[str, str]]:
 
 
 def file_system_of(path: Path, known: Iterable[tuple[str, str]]) -> str:
-    """The kind of file system that `path` lies on, such as `ext4` or `nfs4`; '' where that is unknown."""
+    """The kind of file system of `path`, such as `ext4` or `nfs4`; '' if unknown."""
     inside = [(point, kind) for point, kind in known if path.is_relative_to(point)]
-    # Of two on the same mount point the later one counts, which `max` would not give.
+    # Of two on the same mount point the later one counts; `max` returns the first.
     return max(reversed(inside), key=lambda one: len(one[0]), default=("", ""))[1]
 
 
 def is_network(kind: str) -> bool:
-    """Whether several machines may share a file system of this kind: SQLite's locks do not hold there."""
+    """Whether a file system of this kind is shared by machines, between which SQLite's locks do not hold."""
     known = ("nfs", "cifs", "smb", "ceph", "gluster", "lustre", "beegfs", "gpfs", "afs", "9p", "fuse.sshfs")
     return kind.lower().removeprefix("fuse.").startswith(known) or kind == "fuse.sshfs"

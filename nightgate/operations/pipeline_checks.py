@@ -1,14 +1,11 @@
-"""What `nightgate doctor` finds in the pipeline files: whether they load, whether their base models and rows can be
-had, and whether their nights fall into an hour that daylight saving skips or repeats.
-"""
+"""The checks of `nightgate doctor` on pipeline files: content, access to base models and rows, daylight saving."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from zoneinfo import ZoneInfo, available_timezones
@@ -26,13 +23,13 @@ from nightgate.operations.findings import Finding
 from nightgate.pipeline_files import load_pipeline, pipeline_files
 
 SECONDS = 3.0
-"""For which the hub is waited for."""
+"""Limit of a request to the hub."""
 DAYS = timedelta(days=400)
-"""Ahead: both changes of the clocks lie in it, whatever the day."""
+"""Period to check, which has both changes of the clocks."""
 
 
 def examine() -> list[Finding]:
-    """All pipelines that can be run by name."""
+    """Check all pipelines that can be run by name."""
     findings: list[Finding] = []
     loaded: list[Pipeline] = []
     for name, path in pipeline_files().items():
@@ -42,12 +39,11 @@ def examine() -> list[Finding]:
             findings.append(Finding("problem", f"pipeline {name}", error.reason, error.next_step))
             continue
         findings.append(Finding("ok", f"pipeline {name}", str(path)))
-        if path.stem != "template":  # which is there to be copied, and names files that nobody has
+        if path.stem != "template":  # it names files that do not exist
             loaded.append(pipeline)
-    silence = hub_silence() if any(_needs_hub(one) for one in loaded) else ""
-    checks: list[Callable[[], list[Finding]]] = [partial(_needed, pipeline, silence) for pipeline in loaded]
+    hub_problem = unreachable_hub() if any(_needs_hub(one) for one in loaded) else ""
     with ThreadPoolExecutor(8, thread_name_prefix="doctor-hub") as pool:
-        for found in pool.map(lambda check: check(), checks):
+        for found in pool.map(lambda one: [_base_model(one, hub_problem), _rows(one, hub_problem)], loaded):
             findings += found
     findings.append(_timezones())
     for pipeline in loaded:
@@ -58,10 +54,10 @@ def examine() -> list[Finding]:
 # --- base models and rows ---
 
 
-def hub_silence() -> str:
-    """Why nothing can be fetched from the hub; '' when it answers."""
+def unreachable_hub() -> str:
+    """Why nothing can be downloaded from the hub; '' if it answers."""
     if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE forbids to fetch it"
+        return "HF_HUB_OFFLINE forbids the download"
     endpoint = constants.ENDPOINT
     try:
         httpx.head(endpoint, timeout=SECONDS)
@@ -75,20 +71,16 @@ def _needs_hub(pipeline: Pipeline) -> bool:
 
 
 def _on_hub(base_model: str) -> bool:
-    """As `base_models.resolve` tells a name on the hub from a folder."""
+    """Whether `base_models.resolve` takes this for a name on the hub."""
     is_path = base_model.startswith(("package:", ".", "/", "~")) or base_model.count("/") > 1 or "\\" in base_model
     return not is_path and not Path(base_model).expanduser().exists()
 
 
-def _needed(pipeline: Pipeline, silence: str) -> list[Finding]:
-    return [_base_model(pipeline, silence), _rows(pipeline, silence)]
-
-
-def _base_model(pipeline: Pipeline, silence: str) -> Finding:
+def _base_model(pipeline: Pipeline, hub_problem: str) -> Finding:
     check, name = f"model {pipeline.name}", pipeline.training.base_model
     revision = pipeline.training.base_model_revision
     if not _on_hub(name):
-        from nightgate.engine import base_models  # and with it torch, which takes seconds
+        from nightgate.engine import base_models  # imports torch, which takes seconds
 
         try:
             return Finding("ok", check, f"{name}: {base_models.resolve(name)}")
@@ -98,10 +90,10 @@ def _base_model(pipeline: Pipeline, silence: str) -> Finding:
     if folder and (any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))):
         return Finding("ok", check, f"{name}: in the cache of the hub, {folder}")
     remedy = "connect to the network, or name a folder or package:NAME/FOLDER in training.base_model"
-    return _on_the_hub(check, name, revision, "model", silence, remedy)
+    return _hub_finding(check, name, revision, "model", hub_problem, remedy)
 
 
-def _rows(pipeline: Pipeline, silence: str) -> Finding:
+def _rows(pipeline: Pipeline, hub_problem: str) -> Finding:
     check, source = f"data {pipeline.name}", pipeline.data.source
     if isinstance(source, FilesSource):
         try:
@@ -109,15 +101,15 @@ def _rows(pipeline: Pipeline, silence: str) -> Finding:
         except NightgateError as error:
             return Finding("problem", check, error.reason, error.next_step)
     if not isinstance(source, HubSource):
-        return Finding("ok", check, "synthetic reviews, made when they are needed")
+        return Finding("ok", check, "synthetic reviews")
     if "/" not in source.dataset or Path(source.dataset).exists():
         return Finding("ok", check, f"{source.dataset}: read by `datasets` itself")
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
-    if silence and (cache / source.dataset.replace("/", "___")).is_dir():
-        told = f"{source.dataset}: in the cache of `datasets`, but {silence}: new rows are not seen"
-        return Finding("warning", check, told, "connect to the network")
+    if hub_problem and (cache / source.dataset.replace("/", "___")).is_dir():
+        found = f"{source.dataset}: in the cache of `datasets`, but {hub_problem}: new rows are not seen"
+        return Finding("warning", check, found, "connect to the network")
     remedy = 'connect to the network, or read local files with kind = "files"'
-    return _on_the_hub(check, source.dataset, source.revision or "", "dataset", silence, remedy)
+    return _hub_finding(check, source.dataset, source.revision or "", "dataset", hub_problem, remedy)
 
 
 def _cached(name: str, revision: str, kind: str) -> Path | None:
@@ -126,13 +118,13 @@ def _cached(name: str, revision: str, kind: str) -> Path | None:
             name, revision=revision or None, repo_type=kind, local_files_only=True
         )
     except (OSError, ValueError):
-        return None  # it is not there, or the name is none
+        return None  # not cached, or not a valid name
     return Path(folder)
 
 
-def _on_the_hub(check: str, name: str, revision: str, kind: str, silence: str, remedy: str) -> Finding:
-    if silence:
-        return Finding("problem", check, f"{name} is not on this machine, and {silence}", remedy)
+def _hub_finding(check: str, name: str, revision: str, kind: str, hub_problem: str, remedy: str) -> Finding:
+    if hub_problem:
+        return Finding("problem", check, f"{name} is not on this machine, and {hub_problem}", remedy)
     named = f"{name} (revision {revision})" if revision else name
     try:
         huggingface_hub.HfApi().repo_info(name, revision=revision or None, repo_type=kind, timeout=SECONDS)
@@ -141,15 +133,15 @@ def _on_the_hub(check: str, name: str, revision: str, kind: str, silence: str, r
     except RevisionNotFoundError:
         return Finding("problem", check, f"the hub has {name}, but no revision {revision}", "correct the revision")
     except RepositoryNotFoundError:
-        told = f"the hub has no {kind} {name}, or it is private"
-        return Finding("problem", check, told, "correct the name, or set HF_TOKEN if it is private")
+        found = f"the hub has no {kind} {name}, or it is private"
+        return Finding("problem", check, found, "correct the name, or set HF_TOKEN if it is private")
     except (HfHubHTTPError, httpx.HTTPError, ValueError) as error:
-        told = without_credentials(f"{named}: {type(error).__name__}: {error}".splitlines()[0])
-        return Finding("problem", check, told, remedy)
-    return Finding("ok", check, f"{named}: the hub has it, the first night downloads it")
+        found = without_credentials(f"{named}: {type(error).__name__}: {error}".splitlines()[0])
+        return Finding("problem", check, found, remedy)
+    return Finding("ok", check, f"{named}: on the hub, the first night downloads it")
 
 
-# --- the clock on the wall ---
+# --- schedules ---
 
 
 def _timezones() -> Finding:
@@ -164,44 +156,42 @@ def _timezones() -> Finding:
 
 
 def daylight_findings(name: str, schedule: Schedule, after: datetime) -> Iterator[Finding]:
-    """Nights (from `after`, aware, for 400 days) that begin in an hour that daylight saving skips or repeats."""
-    told = [
-        text for text in (_daylight(schedule, after, skipped=True), _daylight(schedule, after, skipped=False)) if text
-    ]
-    if not told:
+    """A warning for nights (from `after`, aware, for 400 days) in an hour that daylight saving skips or repeats."""
+    found = list(filter(None, (_daylight(schedule, after, skipped=skipped) for skipped in (True, False))))
+    if not found:
         return
     other = _safe_cron(schedule, after)
     remedy = (f"set schedule.cron = {other!r}, or " if other else "set ") + "schedule.timezone = 'UTC'"
-    yield Finding("warning", f"schedule {name}", "; ".join(told), remedy)
+    yield Finding("warning", f"schedule {name}", "; ".join(found), remedy)
 
 
 def _daylight(schedule: Schedule, after: datetime, *, skipped: bool) -> str:
-    """The first of these nights, in words; '' where there is none."""
+    """Describe the first night in a skipped (or repeated) hour; '' if there is none."""
     zone = ZoneInfo(schedule.timezone)
     start = after.astimezone(zone).replace(tzinfo=None)
-    # Without a timezone the cron gives what the wall would show, also where it does not.
+    # Without a timezone the cron gives times of the clock on the wall, including those that it skips.
     for firing in CronSim(schedule.cron, start):
         if firing - start > DAYS:
             return ""
         earlier, later = (firing.replace(tzinfo=zone, fold=fold).utcoffset() or timedelta() for fold in (0, 1))
         if earlier < later and skipped:
-            # What Prefect 3.8 makes of it: it counts back from the new time.
-            begins = (firing - later).replace(tzinfo=UTC).astimezone(zone)
-            told = f"{firing:%H:%M} does not exist on {firing.date()} ({schedule.timezone}), when clocks go forward"
-            if begins.date() == firing.date():
-                return f"{told}: Prefect begins that night at {begins:%H:%M}"
-            twice = f"Prefect begins it on {begins:%Y-%m-%d at %H:%M}, where it is a second run of that night"
-            return f"{told}: {twice}, and {firing.date()} is missed"
+            # Prefect 3.8 counts back from the new time.
+            starts = (firing - later).replace(tzinfo=UTC).astimezone(zone)
+            missing = f"{firing:%H:%M} does not exist on {firing.date()} ({schedule.timezone}), when clocks go forward"
+            if starts.date() == firing.date():
+                return f"{missing}: Prefect starts that night at {starts:%H:%M}"
+            twice = f"Prefect starts it on {starts:%Y-%m-%d at %H:%M}, as a second run of that night"
+            return f"{missing}: {twice}, and {firing.date()} is missed"
         if earlier > later and not skipped:
             return (
                 f"{firing:%H:%M} comes twice on {firing.date()} ({schedule.timezone}), when clocks go back: "
-                "the night begins the first time"
+                "the night starts the first time"
             )
     return ""
 
 
 def _safe_cron(schedule: Schedule, after: datetime) -> str:
-    """The same cron some hours later, where no change of the clocks meets it; '' where its hour is no number."""
+    """The same cron at the next hour without a change of the clocks; '' if its hour is not a number."""
     minute, hour, *rest = schedule.cron.split()
     if not hour.isdigit():
         return ""

@@ -1,127 +1,90 @@
-"""What has to be put right from outside a run: rows of dead processes, approvals that nobody gave, nights that nobody
-started, and ends that were not announced yet.
+"""Reconciliation: fail runs of dead processes, cancel runs from outside, record missed nights, list pending events.
 
-Every night does this for its own pipeline; `nightgate reconcile` and its flow do it for all of them.
+Every night does this for its own pipeline; `nightgate reconcile` and its flow do it for all pipelines.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
-from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
-from cronsim import CronSim
 from sqlalchemy.orm import Session, aliased
 
 from nightgate.config import Pipeline
-from nightgate.database.schema import Attempt, ModelVersion, Run, Setting
+from nightgate.database.schema import Attempt, Run, Setting
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
-from nightgate.registry.approvals import Ended, reject
+from nightgate.operations.status import due_between
+from nightgate.registry.approvals import reject
 from nightgate.runs.claim import new_run, new_run_id
-from nightgate.runs.lifecycle import finish_run, lock_pipeline, settle_dead
+from nightgate.runs.lifecycle import fail_dead_runs, finish_run, lock_pipeline
+from nightgate.runs.run_row import RunRow, read_run, run_row, select_runs
 from nightgate.schedule import scheduled_night
 
 LONGEST_GAP = timedelta(days=60)
-"""Older nights than this are not written down as missed: a pipeline that rested for a year has no need of 365 rows."""
+"""Older nights are not recorded as missed: a pipeline that was off for a year needs no 365 rows."""
 _PAUSED = "paused."
-"""Key of the setting that holds when a pipeline's schedule was last seen to be off; the name follows."""
+"""Prefix, before the pipeline's name, of the setting that holds when its schedule was last seen off."""
 NEWS = timedelta(days=7)
-"""An end that could not be announced for longer than this is no news any more."""
+"""Older ends are not announced any more."""
 
 
-@dataclass(frozen=True)
-class End:
-    """How a night ended (or that it waits for a person), as its event tells it."""
-
-    run_id: str
-    pipeline: str
-    night: date
-    status: str
-    reason: str
-    error_type: str | None
-    next_step: str | None
-    dry_run: bool
-    test_f1: float | None
-    model_version: int | None
-    champion_version: int | None
-    prefect_flow_run_id: str | None
-    attempt: int
-
-
-def settle_running(db: Database, pipeline: str | None = None) -> list[Ended]:
-    """End every run whose process is dead, of one pipeline or of all."""
+def finish_dead_runs(db: Database, pipeline: str | None = None) -> list[RunRow]:
+    """Fail every run whose process is dead, of one pipeline or of all."""
     query = sa.select(Run.pipeline).where(Run.status == "running").distinct()
     names = [pipeline] if pipeline else db.read(lambda session: list(session.scalars(query)))
 
-    def settle(session: Session, name: str) -> list[Ended]:
+    def work(session: Session, name: str) -> list[RunRow]:
         lock_pipeline(session, name)
-        return [
-            Ended(run.run_id, run.pipeline, run.night, run.status, run.reason or "", run.prefect_flow_run_id)
-            for run in settle_dead(session, name, datetime.now(UTC))
-        ]
+        return [run_row(session, run.run_id) for run in fail_dead_runs(session, name, datetime.now(UTC))]
 
-    return [ended for name in names for ended in db.write(partial(settle, name=name))]
+    return [ended for name in names for ended in db.write(partial(work, name=name))]
 
 
-@dataclass(frozen=True)
-class Unfinished:
-    """A run that is at work or waits for a person, as its row says."""
-
-    run_id: str
-    attempt: int
-    status: str
-    pipeline: str
-    night: date
-    dry_run: bool
-    prefect_flow_run_id: str | None
+def unfinished(db: Database) -> list[RunRow]:
+    """Runs that are running or wait for approval; the process of a running one may be dead."""
+    query = select_runs().where(Run.status.in_(("running", "waiting")))
+    return db.read(lambda session: [RunRow(*row) for row in session.execute(query)])
 
 
-def unfinished(db: Database) -> list[Unfinished]:
-    """Runs that are at work or wait for a person; the processes of those at work may be dead."""
-    query = sa.select(Run.run_id, Run.attempt, Run.status, Run.pipeline, Run.night, Run.dry_run)
-    query = query.add_columns(Run.prefect_flow_run_id).where(Run.status.in_(("running", "waiting")))
-    return db.read(lambda session: [Unfinished(*row) for row in session.execute(query)])
+def cancel(db: Database, run: RunRow, by: str, *, deployed: bool) -> RunRow | None:
+    """End a run from outside: a waiting one is held, a running one may write nothing more.
 
-
-def cancel(db: Database, run: Unfinished, by: str, *, deployed: bool) -> Ended | None:
-    """End a run from outside: what waits is held, what is at work may write nothing more. None: it has moved on.
+    Returns None if the run has moved on meanwhile.
 
     Args:
-        by: who cancelled it, such as 'its run was cancelled in Prefect'.
-        deployed: Prefect can start it again; one that was started by hand has nobody there to do it.
+        by: the cause, such as 'its run was cancelled in Prefect'.
+        deployed: whether Prefect can start it again.
     """
     retry = f"Retry in the UI, or `prefect flow-run retry {run.prefect_flow_run_id}`,"
     command = f"`nightgate run {run.pipeline} --night {run.night}{' --dry-run' if run.dry_run else ''}`"
-    step = f"{retry if deployed else command} goes on from its last epoch"
-    reason = f"{by}, and nobody told its process"
+    step = f"{retry if deployed else command} resumes after its last epoch"
+    reason = f"{by}, and its process did not react"
     try:
         if run.status == "waiting":
             return reject(db, run.run_id, by="cancel", reason=by)
         finish_run(db, run.run_id, run.attempt, "cancelled", reason=reason, error_type="cancelled", next_step=step)
     except RegistryError:
         return None
-    return Ended(run.run_id, run.pipeline, run.night, "cancelled", reason, run.prefect_flow_run_id)
+    return read_run(db, run.run_id)
 
 
 def record_missed(
     db: Database, pipeline: Pipeline, until: datetime, *, still_due: frozenset[datetime] = frozenset()
-) -> list[Ended]:
-    """Write down the nights that were due since the last one that is known, before `until` (aware), and never started.
+) -> list[RunRow]:
+    """Record nights that were due after the last known one and before `until` (aware), and did not start.
 
-    Only of a pipeline that has run on its schedule before: one that is started by hand misses nothing. Nor does one
-    whose schedule was off, as `record_pause` says.
+    A pipeline that has not run on its schedule misses nothing, nor does one whose schedule was off (`record_pause`).
 
     Args:
-        still_due: instants (aware) that a scheduler has yet to start.
+        still_due: instants (aware) of nights that a scheduler has yet to start.
     """
 
-    def work(session: Session) -> list[Ended]:
+    def work(session: Session) -> list[RunRow]:
         lock_pipeline(session, pipeline.name)
-        # Nights of the schedule only: a backfill carries a scheduled time too, and says nothing about it.
+        # Nights of the schedule only: a backfill has a scheduled time too.
         first = (Attempt.run_id == Run.run_id) & (Attempt.attempt == 1)
         last = session.scalar(
             sa.select(sa.func.max(Run.scheduled_for))
@@ -134,11 +97,11 @@ def record_missed(
         paused = session.get(Setting, f"{_PAUSED}{pipeline.name}")
         if paused is not None:
             last = max(last, datetime.fromisoformat(paused.value))
-        # A rehearsal keeps no night from being missed.
+        # A night with a dry run alone is missed.
         nights = sa.select(Run.night).where(Run.pipeline == pipeline.name, Run.dry_run.is_(False))
         known = set(session.scalars(nights))
         missed = []
-        for instant in _firings(pipeline, max(last, until - LONGEST_GAP), until):
+        for instant in due_between(pipeline, max(last, until - LONGEST_GAP), until):
             night = scheduled_night(pipeline.schedule, instant)
             if night.date in known or night.scheduled_for in still_due:
                 continue
@@ -147,18 +110,18 @@ def record_missed(
             run.attempt, run.status, run.finished_at = 0, "missed", moment
             run.reason = f"due at {instant:%Y-%m-%d %H:%M} UTC, and no run started"
             run.next_step = (
-                "look whether server and worker were up and the schedule active (nightgate doctor); to run it after "
-                f"all: nightgate run {pipeline.name} --night {night.date}"
+                "check that server and worker are up and the schedule is active (nightgate doctor); to run it now: "
+                f"nightgate run {pipeline.name} --night {night.date}"
             )
             session.add(run)
-            missed.append(Ended(run.run_id, run.pipeline, run.night, run.status, run.reason, None))
+            missed.append(run_row(session, run.run_id))
         return missed
 
     return db.write(work)
 
 
 def record_pause(db: Database, pipeline_name: str, moment: datetime) -> None:
-    """Nobody was to start the pipeline's nights at this `moment` (aware): those due before it are not missed."""
+    """Record that the pipeline's schedule is off at this `moment` (aware): nights due before it are not missed."""
 
     def work(session: Session) -> None:
         session.merge(Setting(key=f"{_PAUSED}{pipeline_name}", value=moment.isoformat()))
@@ -166,55 +129,22 @@ def record_pause(db: Database, pipeline_name: str, moment: datetime) -> None:
     db.write(work)
 
 
-def _firings(pipeline: Pipeline, after: datetime, until: datetime) -> list[datetime]:
-    zone = ZoneInfo(pipeline.schedule.timezone)
-    found: list[datetime] = []
-    for firing in CronSim(pipeline.schedule.cron, after.astimezone(zone)):
-        instant = firing.astimezone(UTC)
-        if instant >= until:
-            return found
-        if instant > after:
-            found.append(instant)
-    return found
-
-
-def unannounced(db: Database, now: datetime | None = None) -> list[End]:
-    """Runs that have ended, or wait for a person, without an event that says so; the oldest first."""
+def unannounced(db: Database, now: datetime | None = None) -> list[RunRow]:
+    """Runs that have ended, or wait for approval, and whose event was not published; the oldest first."""
     since = (now or datetime.now(UTC)) - NEWS
     query = (
-        sa.select(
-            Run.run_id,
-            Run.pipeline,
-            Run.night,
-            Run.status,
-            Run.reason,
-            Run.error_type,
-            Run.next_step,
-            Run.dry_run,
-            Run.test_f1,
-            ModelVersion.version,
-            Run.champion_version,
-            Run.prefect_flow_run_id,
-            Run.attempt,
-        )
-        .join(ModelVersion, ModelVersion.run_id == Run.run_id, isouter=True)
+        select_runs()
         .where(Run.announced_at.is_(None), Run.status != "running")
-        # Of its end: it may have begun long before, and waited for a person or been tried again since.
+        # Its end, not its start: it may have waited for approval, or been retried, for long.
         .where(sa.or_(Run.status == "waiting", Run.finished_at > since))
         .order_by(Run.started_at, Run.run_id)
     )
-
-    def end(row: Any) -> End:
-        values = list(row)
-        values[4] = values[4] or ""
-        return End(*values)
-
-    return db.read(lambda session: [end(row) for row in session.execute(query)])
+    return db.read(lambda session: [RunRow(*row) for row in session.execute(query)])
 
 
 @dataclass(frozen=True)
-class EndedLately:
-    """A run of Prefect's that has ended, as the ledger knows it."""
+class EndedAttempt:
+    """The end of a Prefect flow run according to the database."""
 
     run_id: str
     status: str
@@ -224,9 +154,10 @@ class EndedLately:
     prefect_flow_run_id: str
 
 
-def ended_lately(db: Database, now: datetime | None = None) -> list[EndedLately]:
-    """Runs of Prefect's that ended within the last days, each as its newest attempt says: it may be at work again, and
-    its row may have been taken up by another one.
+def ended_lately(db: Database, now: datetime | None = None) -> list[EndedAttempt]:
+    """Flow runs whose newest attempt ended within the last days.
+
+    Attempts, not runs: a flow run may be retried, and another flow run may have resumed the same row.
     """
     since = (now or datetime.now(UTC)) - NEWS
     later = aliased(Attempt)
@@ -244,11 +175,11 @@ def ended_lately(db: Database, now: datetime | None = None) -> list[EndedLately]
             later.prefect_flow_run_id == Attempt.prefect_flow_run_id, later.started_at > Attempt.started_at
         ),
     )
-    return db.read(lambda session: [EndedLately(*row) for row in session.execute(query)])
+    return db.read(lambda session: [EndedAttempt(*row) for row in session.execute(query)])
 
 
-def mark_announced(db: Database, end: End) -> None:
-    """Write down that the event of this end was sent; not if the run has moved on since."""
+def mark_announced(db: Database, end: RunRow) -> None:
+    """Record that the event of this end was published, unless the run has moved on meanwhile."""
     statement = (
         sa.update(Run).where(Run.run_id == end.run_id, Run.status == end.status).values(announced_at=datetime.now(UTC))
     )

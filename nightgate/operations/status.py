@@ -1,7 +1,7 @@
-"""`nightgate status`: what runs, what waits, how the last nights ended, and when the next ones begin.
+"""`nightgate status`: what runs, what waits, how the last nights ended, and when the next ones start.
 
-Read from the database, plus the live progress that a training leaves in its run's folder. What only a Prefect server
-knows (`Deployed`) is handed in: the library does not talk to one.
+It reads the database, and the progress file in the folder of a run. Schedules of a Prefect server (`Deployed`) are an
+argument, because the library does not import Prefect.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -56,8 +57,8 @@ COLUMNS = (
     "reason",
     "next_step",
 )
-"""Of every row, whatever its section; what a section has no use for is empty. `until` is the deadline of what waits,
-the end of what has ended, and the instant at which the next night begins."""
+"""Columns of all sections; those that a section does not use are empty. `until` is the deadline of what waits, the end
+of the last night, and the start of the next one."""
 
 SECTIONS = {
     "running": "Running",
@@ -67,19 +68,19 @@ SECTIONS = {
 }
 
 FRESH = timedelta(seconds=60)
-"""Older progress says where the training stood, and nothing about its speed."""
+"""Limit of a progress's age beyond which its speed is not shown."""
 LATE = timedelta(minutes=15)
-"""By which a night may begin late before that is told: a worker looks every 15 s, a busy one takes a while."""
+"""Delay from which a night is late: a worker polls every 15 s, a busy one takes longer."""
 RECONCILE = "nightgate reconcile"
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What a Prefect server knows of a pipeline's schedule."""
+    """State of a pipeline's schedule on a Prefect server."""
 
     schedule: Literal["active", "paused", "none"]
     next_at: datetime | None = None
-    """Aware: when the next scheduled run is due; None where none is ahead."""
+    """When the next scheduled run is due (aware), if there is one."""
 
 
 def status(
@@ -88,13 +89,13 @@ def status(
     """The rows of all sections, with COLUMNS.
 
     Args:
-        deployed: by pipeline, as a Prefect server says; None where none answers.
-        moment: the present (aware), for the nights to come.
+        deployed: schedules by pipeline; None if no server answers.
+        moment: the present (aware).
     """
     moment = moment or datetime.now(UTC)
-    rows = [*_at_work(db, moment), *_unapproved(db, moment), *_last_nights(db)]
+    rows = [*_running(db, moment), *_unapproved(db, moment), *_last_nights(db)]
     known = {str(row["pipeline"]) for row in rows}
-    rows += (_and_frozen(db, row) for row in _next_nights(db, known, deployed, moment))
+    rows += (_with_freeze(db, row) for row in _next_nights(db, known, deployed, moment))
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     for name in ("since", "until"):
         frame[name] = pd.to_datetime(frame[name], utc=True)
@@ -104,25 +105,27 @@ def status(
 
 
 def used_pipelines(db: Database) -> set[str]:
-    """Pipelines that have a run in the database, whether or not their file is still there."""
+    """Pipelines that have a run in the database, with or without a file."""
     return set(db.read(lambda session: session.scalars(sa.select(Run.pipeline).distinct()).all()))
 
 
 def last_due(pipeline: Pipeline, before: datetime) -> datetime | None:
-    """The last instant (aware, UTC) before `before` (aware) at which the cron fired, of the last 60 days."""
+    """The last instant of the cron before `before` (both aware), within 60 days."""
+    return next(reversed(due_between(pipeline, before - timedelta(days=60), before)), None)
+
+
+def due_between(pipeline: Pipeline, after: datetime, before: datetime) -> list[datetime]:
+    """Instants of the cron between two others, in UTC; all are aware."""
     zone = ZoneInfo(pipeline.schedule.timezone)
-    found = None
-    for firing in CronSim(pipeline.schedule.cron, (before - timedelta(days=60)).astimezone(zone)):
-        if firing.astimezone(UTC) >= before:
-            break
-        found = firing.astimezone(UTC)
-    return found
+    instants = (firing.astimezone(UTC) for firing in CronSim(pipeline.schedule.cron, after.astimezone(zone)))
+    # CronSim works in whole minutes, so that it may begin before `after`.
+    return [instant for instant in takewhile(lambda instant: instant < before, instants) if instant > after]
 
 
-# --- what is at work, and what waits ---
+# --- running and waiting ---
 
 
-def _at_work(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
+def _running(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
     def read(session: Session) -> list[tuple[Run, Attempt, int | None, str]]:
         done = sa.select(sa.func.max(Epoch.epoch)).where(Epoch.run_id == Run.run_id).scalar_subquery()
         found = session.execute(
@@ -164,17 +167,17 @@ def _at_work(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
             waiting.append(row)
         else:
             recorded = read_progress(db.home.runs / run.run_id)
-            yield row | _where(run, attempt, epochs_done, recorded, moment)
+            yield row | _progress(run, attempt, epochs_done, recorded, moment)
     yield from sorted(waiting, key=lambda row: (row["waits_for"], row["position"]))
 
 
-def _where(
+def _progress(
     run: Run, attempt: Attempt, epochs_done: int | None, recorded: Recorded | None, moment: datetime
 ) -> dict[str, Any]:
-    """How far a run has come: from its row, and from the progress of this very attempt."""
+    """Stage and progress of a run, from its row and from the progress file of this attempt."""
     found: dict[str, Any] = {"epoch": epochs_done, "epochs": run.config["training"]["epochs"]}
     if run.verdict is not None:
-        return found | {"stage": "settling"}
+        return found | {"stage": "finishing"}
     if run.snapshot_id is None:
         return found | {"stage": "refreshing data"}
     if recorded is None or recorded.attempt != attempt.attempt:
@@ -214,7 +217,7 @@ def _unapproved(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
         }
 
 
-# --- what was, and what comes ---
+# --- last and next nights ---
 
 
 def _last_nights(db: Database) -> Iterator[dict[str, Any]]:
@@ -260,18 +263,17 @@ def _next_nights(
         yield row
 
 
-def _and_frozen(db: Database, row: dict[str, Any]) -> dict[str, Any]:
-    """A night to come, with the freeze that it will be held by."""
+def _with_freeze(db: Database, row: dict[str, Any]) -> dict[str, Any]:
+    """Add the freeze of its pipeline to the row of a next night."""
     freeze = frozen(db, str(row["pipeline"]))
     if freeze is None:
         return row
-    reason = f"its nights are held, for it is {freeze}"
-    told = f"{row['reason']}; {reason}" if row.get("reason") else reason
-    return row | {"reason": told, "next_step": row.get("next_step") or freeze.remedy}
+    reasons = filter(None, (row.get("reason"), f"its nights are held, because it is {freeze}"))
+    return row | {"reason": "; ".join(reasons), "next_step": row.get("next_step") or freeze.remedy}
 
 
 def _last_scheduled(db: Database) -> list[tuple[str, datetime]]:
-    """Of each pipeline that runs on a schedule: the instant of the last night that is known, missed ones among them."""
+    """The instant of the last known night, missed or not, of each pipeline that runs on a schedule."""
     first = (Attempt.run_id == Run.run_id) & (Attempt.attempt == 1)
     query = (
         sa.select(Run.pipeline, sa.func.max(Run.scheduled_for))

@@ -1,1 +1,1 @@
-"""Versions and the champion."""
+"""The model registry: numbered versions of each pipeline, its champion and its anchor."""

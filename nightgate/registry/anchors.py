@@ -1,7 +1,7 @@
-"""The anchor: the version that no candidate may fall behind, scored anew every night like the champion.
+"""The anchor: a version that no candidate may be worse than, scored every night beside the champion.
 
-It moves with a promotion, in the same transaction, and only to a version that is significantly better than it. So
-champions that are each a little worse than the one before do not add up to a decline.
+It moves in the transaction of a promotion, and only to a version that is significantly better than it: champions that
+are each a little worse than the one before cannot add up to a decline.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.database.gate_schema import Anchor, GateSide
-from nightgate.database.schema import GateCheck, ModelVersion, Promotion, Run
+from nightgate.database.schema import GateCheck, ModelVersion, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
+from nightgate.registry.versions import open_promotion
 from nightgate.runs.lifecycle import lock_pipeline
 
 CHECK = "anchor"
-"""Name of the gate's check, whose interval is of candidate minus anchor."""
+"""The gate's check, whose interval is that of candidate minus anchor."""
 SIDE = "anchor"
-"""Name of its row among the sides of the stored evidence."""
+"""The anchor's row among the sides of the stored evidence."""
 
 
-def deserved(db: Database, run_id: str, attempt: int) -> bool:
-    """Whether the gate found the attempt's candidate significantly better than the anchor, as its check says."""
+def was_beaten(db: Database, run_id: str, attempt: int) -> bool:
+    """Whether the gate found the attempt's candidate significantly better than the anchor."""
     query = (
         sa.select(sa.func.count())
         .select_from(GateCheck)
@@ -36,29 +37,28 @@ def deserved(db: Database, run_id: str, attempt: int) -> bool:
 
 
 def judged_against(db: Database, run_id: str, attempt: int) -> int | None:
-    """The anchor that the attempt's candidate was compared with. None: there was none, or no evidence is stored."""
+    """The anchor that the attempt's candidate was compared with; None if there was none or no evidence is stored."""
     row = db.read(lambda session: session.get(GateSide, (run_id, attempt, SIDE)))
     return row.version if row else None
 
 
 def move(db: Database, pipeline_name: str, version: int, *, by: str, reason: str) -> None:
-    """Make the champion the anchor, where a person finds the anchor of no use any more.
+    """Make the current champion the anchor, as a manual decision.
 
     Raises:
-        RegistryError: another version reigns by now.
+        RegistryError: `version` is no longer the champion.
     """
 
     def work(session: Session) -> None:
         lock_pipeline(session, pipeline_name)
-        reigns = sa.select(Promotion.version).where(Promotion.pipeline == pipeline_name, Promotion.valid_to.is_(None))
-        champion = session.scalars(reigns).one_or_none()
+        promotion = open_promotion(session, pipeline_name)
+        champion = promotion.version if promotion else None
         if champion != version:
             raise RegistryError(
-                f"version {version} is not the champion of {pipeline_name} any more, that is version {champion}",
-                next_step=f"see `nightgate champion {pipeline_name}`, then give the command again",
+                f"version {version} is no longer the champion of {pipeline_name}: that is version {champion}",
+                next_step=f"see `nightgate champion {pipeline_name}`, then run the command again",
             )
-        anchor = _open(session, pipeline_name)
-        _move(session, anchor, pipeline_name, version, datetime.now(UTC), by, reason, None)
+        _move(session, pipeline_name, version, datetime.now(UTC), by, reason)
 
     db.write(work)
 
@@ -67,12 +67,12 @@ def move(db: Database, pipeline_name: str, version: int, *, by: str, reason: str
 
 
 def open_version(session: Session, pipeline_name: str) -> int | None:
-    """The version that is the anchor now. None: there is none."""
+    """The version that is the anchor now, if any."""
     anchor = _open(session, pipeline_name)
     return anchor.version if anchor else None
 
 
-def follow(
+def update_after_promotion(
     session: Session,
     champion: ModelVersion,
     moment: datetime,
@@ -80,20 +80,21 @@ def follow(
     asked: bool,
     by: str,
     reason: str,
-    run_id: str | None,
+    run_id: str | None = None,
 ) -> None:
-    """Move the anchor to the new champion if that is `asked`, or if there is none that it could be compared with: none
-    at all, or one that knows other labels.
-    """
+    """Move the anchor to the new champion if `asked`, if there is no anchor, or if the anchor has other labels."""
     name, version = champion.pipeline, champion.version
-    anchor = _open(session, name)
-    if asked or anchor is None or _labels(session, name, anchor.version) != _labels(session, name, version):
-        _move(session, anchor, name, version, moment, by, reason, run_id)
+    anchor = open_version(session, name)
+    if asked or anchor is None or _labels(session, name, anchor) != _labels(session, name, version):
+        _move(session, name, version, moment, by, reason, run_id)
 
 
-def leave(session: Session, version: int, champion: ModelVersion, moment: datetime, *, by: str, reason: str) -> None:
-    """Undo what a version that was rolled back did to the anchor: the one before is the anchor again, or the new
-    `champion` where that one is quarantined or without files.
+def restore_after_rollback(
+    session: Session, version: int, champion: ModelVersion, moment: datetime, *, by: str, reason: str
+) -> None:
+    """Replace the anchor if it is the `version` that was rolled back.
+
+    The previous anchor returns, or the new `champion` if every earlier anchor is quarantined or without files.
     """
     anchor = _open(session, champion.pipeline)
     if anchor is None or anchor.version != version:
@@ -105,19 +106,19 @@ def leave(session: Session, version: int, champion: ModelVersion, moment: dateti
         .where(ModelVersion.quarantined_at.is_(None), ModelVersion.files_removed_at.is_(None))
         .order_by(Anchor.valid_from.desc())
     ).first()
-    _move(session, anchor, champion.pipeline, before or champion.version, moment, by, reason, None)
+    _move(session, champion.pipeline, before or champion.version, moment, by, reason)
 
 
 def _move(
     session: Session,
-    anchor: Anchor | None,
     pipeline_name: str,
     version: int,
     moment: datetime,
     by: str,
     reason: str,
-    run_id: str | None,
+    run_id: str | None = None,
 ) -> None:
+    anchor = _open(session, pipeline_name)
     if anchor is not None:
         if anchor.version == version:
             return
@@ -143,7 +144,7 @@ def _open(session: Session, pipeline_name: str) -> Anchor | None:
 
 
 def _labels(session: Session, pipeline_name: str, version: int) -> list[str]:
-    """Label names that a version knows, in an order of their own."""
+    """Label names of a version, sorted: their order in the model does not matter here."""
     query = (
         sa.select(Run.label_names)
         .join(ModelVersion, ModelVersion.run_id == Run.run_id)

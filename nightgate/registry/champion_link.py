@@ -1,7 +1,8 @@
-"""`home/models/<pipeline>/champion`: a link to the version that reigns, for whoever cannot ask the database.
+"""The symbolic link `home/models/<pipeline>/champion` to the champion's folder, for programs without database access.
 
-The database is the truth, and nothing of ours reads the link. It is swapped at once, so that it always leads to a whole
-version; after a crash it may lead to the champion before, until `repair` (every night and `nightgate reconcile`).
+The database decides, and Nightgate never reads the link. The link is replaced atomically, so it always leads to a
+complete version; after a crash it may lead to the previous champion until `repair` (every night and
+`nightgate reconcile`).
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ log = logging.getLogger(__name__)
 NAME = "champion"
 
 
-def pointer_path(home: Home, pipeline_name: str) -> Path:
-    """Where the link is, or would be."""
+def link_path(home: Home, pipeline_name: str) -> Path:
+    """The path of the link, whether or not it exists."""
     return home.models / pipeline_name / NAME
 
 
 def disagreement(db: Database, home: Home, pipeline_name: str) -> str:
-    """Where the link leads, and who reigns, if these differ; '' if not."""
+    """How the link differs from the database; '' if it does not."""
     wanted = db.read(lambda session: _wanted(session, home, pipeline_name))
-    found = _found(pointer_path(home, pipeline_name))
+    link = link_path(home, pipeline_name)
+    found = str(link.readlink()) if link.is_symlink() else None
     if wanted == found:
         return ""
-    leads = f"leads to {found}" if found is not None else "is no link" if _exists(home, pipeline_name) else "is missing"
-    reigns = f"{wanted} reigns" if wanted is not None else "nobody reigns"
-    return f"{pointer_path(home, pipeline_name)} {leads}, and {reigns}"
+    leads = f"leads to {found}" if found is not None else "is no link" if os.path.lexists(link) else "is missing"
+    return f"{link} {leads}; the champion is {wanted or 'not set'}"
 
 
 def repair(db: Database, home: Home, pipeline_name: str) -> str:
-    """Let the link say what the database says; gives what was wrong, '' if nothing was.
+    """Point the link to the champion; returns what was wrong, '' if nothing was.
 
     Raises:
         StorageError: the disk is full, read-only or not ours.
@@ -52,9 +53,9 @@ def repair(db: Database, home: Home, pipeline_name: str) -> str:
     wrong = disagreement(db, home, pipeline_name)
 
     def swap(session: Session) -> None:
-        # Under the lock: of two that have promoted, the one that writes last has read the last champion.
+        # Under the lock: of two processes that promoted, the one that writes last has read the last champion.
         lock_pipeline(session, pipeline_name)
-        _point(pointer_path(home, pipeline_name), _wanted(session, home, pipeline_name))
+        _point(link_path(home, pipeline_name), _wanted(session, home, pipeline_name))
 
     if wrong:
         with storage_errors(home.models):
@@ -62,18 +63,18 @@ def repair(db: Database, home: Home, pipeline_name: str) -> str:
     return wrong
 
 
-def follow(db: Database, pipeline_name: str) -> str:
-    """As `repair`, but what stands in its way is only told in the log: the champion has moved all the same."""
+def update(db: Database, pipeline_name: str) -> str:
+    """Repair the link, but only log what prevents it: a promotion does not fail for its link."""
     try:
         return repair(db, db.home, pipeline_name)
     except (OSError, NightgateError) as error:
-        link, told = pointer_path(db.home, pipeline_name), getattr(error, "reason", error)
-        log.warning("%s is not up to date, `nightgate reconcile` repairs it: %s", link, told)
+        link, cause = link_path(db.home, pipeline_name), getattr(error, "reason", error)
+        log.warning("%s is out of date, `nightgate reconcile` repairs it: %s", link, cause)
         return ""
 
 
 def _wanted(session: Session, home: Home, pipeline_name: str) -> str | None:
-    """What the link should hold: the champion's folder, relative to the link's own."""
+    """The champion's folder, relative to the folder of the link."""
     path = session.scalar(
         sa.select(ModelVersion.path)
         .join(Promotion, (Promotion.pipeline == ModelVersion.pipeline) & (Promotion.version == ModelVersion.version))
@@ -82,16 +83,8 @@ def _wanted(session: Session, home: Home, pipeline_name: str) -> str | None:
     return os.path.relpath(home.absolute(path), home.models / pipeline_name) if path is not None else None
 
 
-def _found(link: Path) -> str | None:
-    return str(link.readlink()) if link.is_symlink() else None
-
-
-def _exists(home: Home, pipeline_name: str) -> bool:
-    return os.path.lexists(pointer_path(home, pipeline_name))
-
-
 def _point(link: Path, target: str | None) -> None:
-    for left in link.parent.glob(f".{NAME}-*"):  # by a process that was killed: the lock says that none is at work
+    for left in link.parent.glob(f".{NAME}-*"):  # left by a killed process: the lock excludes a live one
         left.unlink()
     if target is None:
         link.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""The registry: numbered versions, the champion among them, and how it is moved by hand.
-
-Files lie under home/models/<pipeline>/v0001 (`nightgate.models.version_folder`), rows in the metrics database
-(`nightgate.runs.records`); a version counts when it has a row (`nightgate.registry.register`).
+"""Find and load versions, and the manual commands on them: promote, roll back, freeze and unfreeze.
 
     classifier = load_champion("reviews")
     classifier.predict(["Fits well", "Broke at once"])
+
+Files are in home/models/<pipeline>/v0001 (`nightgate.models.version_folder`); a version exists once it has a row in the
+metrics database (`nightgate.registry.register`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nightgate.models.classifier import Classifier
 from nightgate.registry import anchors, freezes, versions
 from nightgate.registry.promotion import promote, roll_back
 from nightgate.registry.versions import VersionRow, champions_before, quarantined, require_pipeline
-from nightgate.runs import lifecycle
+from nightgate.runs.run_row import read_run
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def load_champion(pipeline: str, *, home: str | Path | None = None, device: str 
 
     Args:
         home: default `NIGHTGATE_HOME`, else `.nightgate/`.
-        device: as PyTorch names it; None takes a GPU where there is one.
+        device: as PyTorch names it; None uses a GPU if there is one.
 
     Raises:
         RegistryError: there is no home, no such pipeline, or no champion yet.
@@ -45,26 +45,21 @@ def load_champion(pipeline: str, *, home: str | Path | None = None, device: str 
     """
     opened = existing_home(home)
     with Database.open(opened) as db:
-        champion = versions.champion(db, pipeline)
-        if champion is None:
-            raise _no_champion(db, pipeline)
+        champion = _champion(db, pipeline)
     return Classifier.open(champion.folder(opened), device=device)
 
 
 def resolve_version(db: Database, pipeline: str, text: str | int) -> VersionRow:
-    """The version that `text` names: a number (`3`, `v3`), `champion`, or `previous`, the one that a rollback takes.
+    """The version that `text` names: a number (`3`, `v3`), `champion`, or `previous`, the target of a rollback.
 
     Raises:
-        RegistryError: there is none; what there is is listed.
+        RegistryError: there is no such version; the existing ones are listed.
     """
     name = str(text).strip().lower()
     if name == "champion":
-        champion = versions.champion(db, pipeline)
-        if champion is None:
-            raise _no_champion(db, pipeline)
-        return champion
+        return _champion(db, pipeline)
     if name == "previous":
-        return _row(db, pipeline, previous_champion(db, pipeline))
+        name = str(previous_champion(db, pipeline))
     number = re.fullmatch(r"v?0*([0-9]{1,9})", name, re.ASCII)
     rows = versions.versions(db, pipeline)
     for row in rows:
@@ -79,34 +74,35 @@ def resolve_version(db: Database, pipeline: str, text: str | int) -> VersionRow:
         )
     raise RegistryError(
         f"{pipeline} has no version {number[1]}; it has {_listed(rows)}",
-        next_step=f"choose one of them; `nightgate versions {pipeline}` says more",
+        next_step=f"choose one of `nightgate versions {pipeline}`",
     )
 
 
 def previous_champion(db: Database, pipeline: str) -> int:
-    """The version that a rollback brings back: the last champion before this one that can be.
+    """The target of a rollback: the newest earlier champion that is not quarantined and has its files.
 
     Raises:
         RegistryError: there is none.
     """
-    champion = versions.champion(db, pipeline)
-    if champion is None:
-        raise _no_champion(db, pipeline)
+    champion = _champion(db, pipeline)
     before = db.read(lambda session: champions_before(session, pipeline))
     for version, flaw in before:
         if not flaw:
             return version
     flaws = "".join(f"; version {version} {flaw}" for version, flaw in before)
-    none = "champion before it" if not before else "champion before it that can be brought back"
     raise RegistryError(
-        f"there is nothing to roll back to: version {champion.version} of {pipeline} has no {none}{flaws}",
+        f"there is nothing to roll back to: version {champion.version} of {pipeline} has no usable champion before it"
+        f"{flaws}",
         next_step=f"choose one of `nightgate versions {pipeline}` by its number; "
         f"`nightgate promote {pipeline} VERSION --reason TEXT` makes it the champion",
     )
 
 
-def _row(db: Database, pipeline: str, version: int) -> VersionRow:
-    return next(row for row in versions.versions(db, pipeline) if row.version == version)
+def _champion(db: Database, pipeline: str) -> VersionRow:
+    champion = versions.champion(db, pipeline)
+    if champion is None:
+        raise _no_champion(db, pipeline)
+    return champion
 
 
 def _listed(rows: Sequence[VersionRow]) -> str:
@@ -117,7 +113,7 @@ def _listed(rows: Sequence[VersionRow]) -> str:
 
 
 def _no_champion(db: Database, pipeline: str) -> RegistryError:
-    """Why a pipeline has no champion: nobody knows it, it has no version, or none was promoted."""
+    """The error for a pipeline without a champion: it is unknown, has no version, or none was promoted."""
     rows = versions.versions(db, pipeline)
     if rows:
         return RegistryError(
@@ -127,17 +123,17 @@ def _no_champion(db: Database, pipeline: str) -> RegistryError:
     require_pipeline(db, pipeline)
     return RegistryError(
         f"{pipeline} has no champion yet: none of its runs has completed a candidate",
-        next_step=f"run `nightgate run {pipeline}`; `nightgate history {pipeline}` says what became of the others",
+        next_step=f"run `nightgate run {pipeline}`; `nightgate history {pipeline}` shows how the others ended",
     )
 
 
-# --- moving the champion by hand ---
+# --- manual changes of the champion ---
 
 TEXTS = ("fits well, would buy it again", "it broke at once", "fine")
-"""What a version is tried on before it reigns. What it makes of them does not matter, only that it does."""
+"""A version must predict these before it becomes champion; any label will do."""
 
 
-def promote_by_hand(
+def promote_manually(
     db: Database,
     home: Home,
     pipeline: str,
@@ -148,37 +144,41 @@ def promote_by_hand(
     move_anchor: bool = False,
     despite_quarantine: bool = False,
 ) -> str:
-    """Make a version the champion, whatever the gate said; gives the sentence that tells it.
+    """Make a version the champion whatever its verdict; returns a sentence for the user.
 
     Args:
-        version: as `resolve_version` takes it.
-        reason: stored with the promotion, as is `by`, who asked for it.
-        move_anchor: no candidate may fall behind this version from now on. It becomes the anchor in any case where
-            there is none, or one with other labels. Of the champion it moves the anchor alone.
-        despite_quarantine: promote it although a rollback has taken it down, and release it.
+        version: as for `resolve_version`.
+        reason: stored with the promotion, as is its author `by`.
+        move_anchor: make the version the anchor, too. It becomes the anchor in any case if there is none or one with
+            other labels. For the current champion only the anchor moves.
+        despite_quarantine: release a quarantined version and promote it.
 
     Raises:
         RegistryError: no such version, it is champion already, quarantined, without files, or the reason is blank.
         ModelError: its files are missing, altered or cannot be loaded.
-        PromotionLostError: the champion was moved by somebody else in the meantime.
+        PromotionLostError: the champion was changed in the meantime.
     """
-    by, reason = freezes.said(by, reason)
+    by, reason = freezes.require_reason(by, reason)
     row = resolve_version(db, pipeline, version)
     champion, anchor = versions.champion(db, pipeline), versions.anchor(db, pipeline)
-    reigns = champion is not None and champion.version == row.version
-    if reigns and not (move_anchor and (anchor is None or anchor.version != row.version)):
+    is_champion = champion is not None and champion.version == row.version
+    if is_champion and not (move_anchor and (anchor is None or anchor.version != row.version)):
         raise RegistryError(
             f"version {row.version} is the champion of {pipeline} already",
             next_step=f"choose another; `nightgate versions {pipeline}` lists them",
         )
-    waited = lifecycle.outcome(db, row.run_id).status == "waiting"
+    waited = read_run(db, row.run_id).status == "waiting"
     if row.quarantined_at is not None and not despite_quarantine:
         # Before the model is opened, which takes seconds.
         raise quarantined(RegistryError, row)
-    # Before the swap: a champion that cannot be loaded would fail in front of those who use it.
+    # Before the swap: a champion that cannot be loaded would fail for its users.
     Classifier.open(row.folder(home), device="cpu").predict(TEXTS)
-    if reigns:
-        return _anchor_alone(db, row, anchor, reason=reason, by=by)
+    if is_champion:
+        anchors.move(db, pipeline, row.version, by=by, reason=reason)
+        result = f"version {row.version}, the champion of {pipeline}, is the anchor now"
+        result += f", in place of version {anchor.version}" if anchor else ""
+        log.info("%s (moved by %s: %s)", result, by, reason)
+        return result
     promote(
         db,
         pipeline,
@@ -190,73 +190,56 @@ def promote_by_hand(
         despite_quarantine=despite_quarantine,
     )
     before = f"in place of version {champion.version}" if champion else "the first one"
-    told = f"version {row.version} is the champion of {pipeline} now, {before}"
-    if anchor is not None and _anchor_version(db, pipeline) != anchor.version:
-        told += f"; it is the anchor too, in place of version {anchor.version}"
-    if waited and lifecycle.outcome(db, row.run_id).status == "promoted":
-        told += f"; its run {row.run_id}, which waited for an approval, has ended as promoted"
-    log.info("%s (promoted by %s: %s)", told, by, reason)
-    return told
-
-
-def _anchor_alone(db: Database, champion: VersionRow, anchor: VersionRow | None, *, reason: str, by: str) -> str:
-    """Make the champion the anchor as well, whatever became of the one before."""
-    anchors.move(db, champion.pipeline, champion.version, by=by, reason=reason)
-    told = f"version {champion.version}, the champion of {champion.pipeline}, is the anchor now"
-    told += f", in place of version {anchor.version}" if anchor else ""
-    log.info("%s (moved by %s: %s)", told, by, reason)
-    return told
+    result = f"version {row.version} is the champion of {pipeline} now, {before}"
+    moved = versions.anchor(db, pipeline)
+    if anchor and moved and moved.version != anchor.version:
+        result += f"; it is the anchor too, in place of version {anchor.version}"
+    if waited and read_run(db, row.run_id).status == "promoted":
+        result += f"; its run {row.run_id}, which waited for an approval, has ended as promoted"
+    log.info("%s (promoted by %s: %s)", result, by, reason)
+    return result
 
 
 def rollback(db: Database, home: Home, pipeline: str, *, reason: str, by: str) -> str:
-    """Bring back the champion before the current one, quarantine that one and freeze the pipeline: tomorrow's candidate
-    has seen the same rows. Gives the sentences that tell it. See `promote_by_hand`.
+    """Restore the previous champion, quarantine the current one and freeze the pipeline.
+
+    Returns a sentence for the user. The previous champion must pass the gate's serving check first.
 
     Raises:
         RegistryError: there is nothing to roll back to, or the reason is blank.
         ModelError: a fresh process cannot serve that champion, or its files are missing or altered.
     """
-    by, reason = freezes.said(by, reason)
-    # First who reigns: the swap notices if that has changed by the time at which the one before is known.
-    champion, anchor = versions.champion(db, pipeline), versions.anchor(db, pipeline)
-    row = _row(db, pipeline, previous_champion(db, pipeline))
-    assert champion is not None, "a previous champion has one after it"
-    _must_serve(row, home)
-    roll_back(db, pipeline, row.version, expected=champion.version, by=by, reason=reason)
-    told = (
-        f"version {row.version} is the champion of {pipeline} now, in place of version {champion.version}, "
-        "which is quarantined"
-    )
-    if anchor is not None and _anchor_version(db, pipeline) != anchor.version:
-        told += f"; the anchor is version {_anchor_version(db, pipeline)}"
-    told += f". No run promotes itself until `nightgate unfreeze {pipeline} --reason TEXT`"
-    log.info("%s (rolled back by %s: %s)", told, by, reason)
-    return told
-
-
-def freeze(db: Database, pipeline: str, *, reason: str, by: str) -> str:
-    """Keep the pipeline's runs from promoting themselves; gives the sentence that tells it. See `freezes.freeze`."""
-    freezes.freeze(db, pipeline, by=by, reason=reason)
-    return f"{pipeline} is frozen: its nights go on and are held until `nightgate unfreeze {pipeline} --reason TEXT`"
-
-
-def unfreeze(db: Database, pipeline: str, *, reason: str, by: str) -> str:
-    """Let them promote themselves again; gives the sentence that tells it. See `freezes.unfreeze`."""
-    ended = freezes.unfreeze(db, pipeline, by=by, reason=reason)
-    return f"{pipeline} is not frozen any more; it was {ended}"
-
-
-def _must_serve(row: VersionRow, home: Home) -> None:
-    """The gate's serving check, for what comes back in a hurry. By hand a version is promoted without."""
-    who = f"version {row.version} of {row.pipeline}"
+    by, reason = freezes.require_reason(by, reason)
+    # The champion is read first: the swap fails if it changes before the previous one is known.
+    champion, anchor = _champion(db, pipeline), versions.anchor(db, pipeline)
+    row = resolve_version(db, pipeline, "previous")
+    who = f"version {row.version} of {pipeline}"
     if flaw := sanity_checks.unserved(serving_check.check_version(row.folder(home), TEXTS), who):
         raise ModelError(
             flaw,
-            next_step=f"restore its folder from a backup, or choose another: nightgate promote {row.pipeline} VERSION "
+            next_step=f"restore its folder from a backup, or choose another: nightgate promote {pipeline} VERSION "
             "--reason TEXT",
         )
+    roll_back(db, pipeline, row.version, expected=champion.version, by=by, reason=reason)
+    result = (
+        f"version {row.version} is the champion of {pipeline} now, in place of version {champion.version}, "
+        "which is quarantined"
+    )
+    moved = versions.anchor(db, pipeline)
+    if anchor and moved and moved.version != anchor.version:
+        result += f"; the anchor is version {moved.version}"
+    result += f". No run promotes itself until `nightgate unfreeze {pipeline} --reason TEXT`"
+    log.info("%s (rolled back by %s: %s)", result, by, reason)
+    return result
 
 
-def _anchor_version(db: Database, pipeline: str) -> int | None:
-    anchor = versions.anchor(db, pipeline)
-    return anchor.version if anchor else None
+def freeze(db: Database, pipeline: str, *, reason: str, by: str) -> str:
+    """Hold all candidates of the pipeline until `unfreeze`; returns a sentence for the user."""
+    freezes.freeze(db, pipeline, by=by, reason=reason)
+    return f"{pipeline} is frozen: its nights run and are held until `nightgate unfreeze {pipeline} --reason TEXT`"
+
+
+def unfreeze(db: Database, pipeline: str, *, reason: str, by: str) -> str:
+    """End the pipeline's freeze; returns a sentence for the user."""
+    ended = freezes.unfreeze(db, pipeline, by=by, reason=reason)
+    return f"{pipeline} is no longer frozen; it was {ended}"

@@ -1,7 +1,7 @@
-"""A frozen pipeline: its nights go on and are held, and no run promotes itself until a person lets it.
+"""Freezes: nights of a frozen pipeline still run, but their candidates are held instead of promoted.
 
-A rollback freezes, because tomorrow's candidate has seen the rows that spoiled today's champion. People may promote all
-the same.
+A rollback freezes its pipeline, because tomorrow's candidate has seen the same rows as the bad champion. Manual
+promotions stay possible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nightgate.runs.lifecycle import lock_pipeline
 
 @dataclass(frozen=True)
 class FreezeRow:
-    """A freeze that lasts. As text it is a reason to hold: `frozen since 2026-03-02 08:00 UTC by ada: ...`."""
+    """A freeze. As text it is a reason to hold: `frozen since 2026-03-02 08:00 UTC by ada: ...`."""
 
     pipeline: str
     frozen_at: datetime
@@ -38,17 +38,17 @@ class FreezeRow:
 
 
 def frozen(db: Database, pipeline_name: str) -> FreezeRow | None:
-    """The freeze that holds the pipeline's runs now; None where none does."""
+    """The pipeline's current freeze, if it is frozen."""
     return db.read(lambda session: current(session, pipeline_name))
 
 
 def freeze(db: Database, pipeline_name: str, *, by: str, reason: str) -> FreezeRow:
-    """Keep the pipeline's runs from promoting themselves until `unfreeze`.
+    """Hold all candidates of the pipeline until `unfreeze`.
 
     Raises:
-        RegistryError: it is frozen already, the database knows no such pipeline, or a blank name or reason.
+        RegistryError: it is frozen already, the pipeline is unknown, or `by` or `reason` is blank.
     """
-    by, reason = said(by, reason)
+    by, reason = require_reason(by, reason)
     require_pipeline(db, pipeline_name)
     freeze_id = uuid.uuid4().hex
 
@@ -64,12 +64,12 @@ def freeze(db: Database, pipeline_name: str, *, by: str, reason: str) -> FreezeR
 
 
 def unfreeze(db: Database, pipeline_name: str, *, by: str, reason: str) -> FreezeRow:
-    """Let the pipeline's runs promote themselves again; gives the freeze that this ends.
+    """End the pipeline's freeze; returns it.
 
     Raises:
-        RegistryError: it is not frozen, the database knows no such pipeline, or a blank name or reason.
+        RegistryError: it is not frozen, the pipeline is unknown, or `by` or `reason` is blank.
     """
-    by, reason = said(by, reason)
+    by, reason = require_reason(by, reason)
     require_pipeline(db, pipeline_name)
     moment = datetime.now(UTC)
 
@@ -89,18 +89,16 @@ def unfreeze(db: Database, pipeline_name: str, *, by: str, reason: str) -> Freez
     return db.write(work)
 
 
-def said(by: str, reason: str) -> tuple[str, str]:
-    """Who decides and why, without blanks around them.
+def require_reason(by: str, reason: str) -> tuple[str, str]:
+    """The author of a manual decision and the reason for it, stripped.
 
     Raises:
         RegistryError: one of them is blank.
     """
     if not reason.strip():
-        raise RegistryError(
-            "the reason is blank", next_step="say why with --reason TEXT: it is stored with who and when"
-        )
+        raise RegistryError("the reason is blank", next_step="give one with --reason TEXT: it is stored")
     if not by.strip():
-        raise RegistryError("nobody is named for this decision", next_step="say who asks for it")
+        raise RegistryError("the name of who decides is blank", next_step="give one: it is stored")
     return by.strip(), reason.strip()
 
 
@@ -108,7 +106,7 @@ def said(by: str, reason: str) -> tuple[str, str]:
 
 
 def current(session: Session, pipeline_name: str) -> FreezeRow | None:
-    """As `frozen`."""
+    """The pipeline's current freeze, if it is frozen."""
     found = _open(session, pipeline_name)
     return _row(found) if found is not None else None
 
@@ -116,7 +114,7 @@ def current(session: Session, pipeline_name: str) -> FreezeRow | None:
 def begin(
     session: Session, pipeline_name: str, moment: datetime, by: str, reason: str, freeze_id: str | None = None
 ) -> Freeze:
-    """The open freeze; begun if there is none. The caller holds `lock_pipeline`."""
+    """Freeze the pipeline unless it is frozen; returns the open freeze. The caller holds `lock_pipeline`."""
     known = _open(session, pipeline_name)
     if known is not None:
         return known

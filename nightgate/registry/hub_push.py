@@ -1,7 +1,7 @@
-"""Hand a version on to the Hugging Face Hub: `nightgate push reviews champion someone/reviews`.
+"""Push a version to the Hugging Face Hub: `nightgate push reviews champion someone/reviews`.
 
-What is sent: the stock model files, the model card and `lineage.json`. The version's own manifest stays here: it holds
-the whole configuration, with paths and names of this machine. `lay_out` makes the folder that is sent, `push` sends it.
+`lay_out` makes the folder that `push` sends: the stock model files, the model card and `lineage.json`. The manifest is
+not sent: it holds the whole configuration, with paths and names of this machine.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ _KEPT = (
     "precision",
     "libraries",
 )
-"""Of the manifest, what says something elsewhere and names nothing of this machine."""
+"""Entries of the manifest that name nothing of this machine."""
 _REPLACED = ["*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"]
-"""Of an earlier version in the same repository: a loader may prefer what is left of it."""
+"""Weights of an earlier version in the same repository, which a loader might prefer."""
 
 
 def lay_out(
     folder: Path, target: Path, repo: str, *, home: Path, revision: str | None = None, verdict: str = ""
 ) -> list[Path]:
-    """Make in `target` the folder that is sent of the version in `folder`, verified; gives its files, sorted.
+    """Verify the version in `folder` and make in `target` the folder to send; returns its files, sorted.
 
     Args:
-        repo: OWNER/NAME, which the card names in its example.
-        home: whose path nothing that is sent may name.
-        revision: of the base model, as `nightgate.provenance.base_model_revision` gives it.
-        verdict: the gate's, in words.
+        repo: OWNER/NAME, for the example in the card.
+        home: a path that no file to send may contain.
+        revision: of the base model, from `nightgate.provenance.base_model_revision`.
+        verdict: the gate's, as text.
 
     Raises:
-        ModelError: the version is incomplete or altered, or a file of it names a path of this machine.
+        ModelError: the version is incomplete or altered, or one of its files contains a path of this machine.
     """
     manifest = verify_version(folder)
     base_model = str(manifest["base_model"]["name"])
@@ -71,22 +71,29 @@ def lay_out(
     lineage = _lineage(manifest, public, revision)
     (target / LINEAGE).write_text(json.dumps(lineage, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     files = sorted(path for path in target.rglob("*") if path.is_file())
-    # A folder's name alone, which is public, says nothing of where it lies.
-    _refuse_paths_of_ours(files, [str(home), *([base_model] if public != base_model else [])])
+    # The last name of a local base model is public; its path is not.
+    paths = [str(home), *([base_model] if public != base_model else [])]
+    for file in files:
+        content = b"" if file.suffix == ".safetensors" else file.read_bytes()
+        if found := next((path for path in paths if path.encode() in content), None):
+            raise ModelError(
+                f"{file.name} names {found}, a path of this machine: nothing was sent",
+                next_step="remove it from that file in the base model, train a new version and push that one",
+            )
     return files
 
 
 def push(
     folder: Path, repo: str, *, message: str, private: bool = False, branch: str | None = None, token: str | None = None
 ) -> str:
-    """Send what `lay_out` made; the repository and the branch are made where they are missing. Gives the commit's URL.
+    """Send the folder of `lay_out` in one commit and return its URL; a missing repository or branch is created.
 
     Args:
-        private: a new repository is private, and one that is public already gets nothing.
-        token: None takes HF_TOKEN, or the login that is stored on this machine.
+        private: create the repository as private; nothing is sent to a public one.
+        token: None uses HF_TOKEN or the login stored on this machine.
 
     Raises:
-        RegistryError: the hub refuses, or cannot be reached.
+        RegistryError: the hub refuses or cannot be reached.
     """
     import httpx
     from huggingface_hub import HfApi, constants
@@ -110,10 +117,10 @@ def push(
             delete_patterns=_REPLACED,
         )
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, ValueError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         status = getattr(getattr(error, "response", None), "status_code", None)
         raise RegistryError(
-            without_credentials(f"the hub ({constants.ENDPOINT}) did not take {repo}: {said}"),
+            without_credentials(f"the hub ({constants.ENDPOINT}) refused {repo}: {cause}"),
             next_step=_next_step(error, status),
         ) from error
     return str(commit.commit_url)
@@ -123,14 +130,14 @@ def _next_step(error: Exception, status: int | None) -> str:
     if status in (401, 403):
         return "set HF_TOKEN in the environment to a token that may write there, or log in with `hf auth login`"
     if type(error).__name__ == "OfflineModeIsEnabled":
-        return "unset HF_HUB_OFFLINE, or see with --dry-run what would be sent"
+        return "unset HF_HUB_OFFLINE, or list what would be sent with --dry-run"
     if type(error).__name__ == "HFValidationError":
         return "write the repository as OWNER/NAME"
-    return "mend what it says, then run the same command again: nothing is sent by halves"
+    return "fix the cause, then run the same command again: a push is one commit"
 
 
-def told_of(db: Database, version: VersionRow) -> tuple[str | None, str]:
-    """What `lay_out` takes of the database: the base model's revision, and the gate's verdict in words.
+def recorded_facts(db: Database, version: VersionRow) -> tuple[str | None, str]:
+    """The `revision` and `verdict` for `lay_out`: the base model's revision, and the gate's verdict as text.
 
     Raises:
         RegistryError: the version is quarantined.
@@ -139,7 +146,8 @@ def told_of(db: Database, version: VersionRow) -> tuple[str | None, str]:
         raise RegistryError(
             f"version {version.version} of {version.pipeline} is quarantined ({version.quarantine_reason}): "
             "nothing was sent",
-            next_step="choose another; only a promotion with --despite-quarantine releases it",
+            next_step=f"choose another of `nightgate versions {version.pipeline}`; only `nightgate promote "
+            "--despite-quarantine` releases it",
         )
 
     def work(session: Session) -> tuple[str | None, str]:
@@ -168,7 +176,7 @@ def _lineage(manifest: Mapping[str, Any], base_model: str, revision: str | None)
 
 
 def _card(text: str, manifest: Mapping[str, Any], repo: str, base_model: str, verdict: str) -> str:
-    """The version's card as it reads elsewhere: without paths of this machine and without its database."""
+    """The version's card for the hub: without paths of this machine and references to its database."""
     own = str(manifest["base_model"]["name"])
     if own != base_model:
         text = re.sub(r"^base_model: .*\n", "", text, count=1, flags=re.MULTILINE).replace(own, base_model)
@@ -185,20 +193,8 @@ def _card(text: str, manifest: Mapping[str, Any], repo: str, base_model: str, ve
 
 
 def _public_name(base_model: str, revision: str | None) -> str:
-    """What a base model may be called elsewhere: of a folder of this machine only its last name."""
+    """The name of the base model; of a local folder only the last part."""
     is_local = (
         base_model.startswith((".", "/", "~")) or base_model.count("/") > 1 or (revision or "").startswith("sha256:")
     )
     return Path(base_model).name if is_local and not base_model.startswith("package:") else base_model
-
-
-def _refuse_paths_of_ours(files: list[Path], paths: list[str]) -> None:
-    for file in files:
-        if file.suffix == ".safetensors":
-            continue
-        content = file.read_bytes()
-        if found := next((path for path in paths if path.encode() in content), None):
-            raise ModelError(
-                f"{file.name} names {found}, a path of this machine: nothing was sent",
-                next_step="take it out of that file in the base model, train a new version and push that one",
-            )

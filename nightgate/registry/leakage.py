@@ -1,11 +1,11 @@
-"""Which test rows a model, or one that it goes back to, was trained on or chosen by: proof from the snapshots.
+"""Leakage: test rows that a model or any of its ancestors was trained on or selected by, found in the snapshots.
 
     line = line_of(db, home, "reviews", champion.version)
     mask, why = trained_on(line, fingerprints)
 
-A version that started from a champion carries on what that one was trained on, so the whole line is looked at. Rows of
-the validation side count: they picked the epoch. So do rows of the train side that `train_window` or `max_train_rows`
-left out: a row too many is left out of a test rather than one too few.
+A version that continued from a champion inherits that one's training rows, so the whole line of ancestors counts.
+Validation rows count because they selected the epoch. Train rows that `train_window` or `max_train_rows` left out count
+too: excluding a test row too many is safer than one too few.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,37 +33,43 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Line:
-    """What a model was made of, back to its base model."""
+    """The snapshots of a model and of its ancestors, back to the base model."""
 
     snapshots: tuple[Path, ...]
     """Folders, newest first."""
     unknown: str = ""
-    """Why the line cannot be followed to its beginning; '' where it can."""
+    """Why the line cannot be traced back to the base model; '' if it can."""
 
 
 def line_of(db: Database, home: Home, pipeline: str, version: int | None, *, tonight: Path | None = None) -> Line:
     """The line of a version, or of a candidate that has no number yet.
 
     Args:
-        version: None is the base model, which has no line; for a candidate the version that it started from.
-        tonight: for a candidate the snapshot that it was trained on.
+        version: None for the base model, whose line is empty; for a candidate the version that it started from.
+        tonight: the snapshot that a candidate was trained on.
     """
     snapshots = [] if tonight is None else [tonight]
-    rows = db.read(lambda session: {row.version: row for row in session.execute(_versions(pipeline))})
+    query = (
+        sa.select(ModelVersion.version, ModelVersion.started_from, Snapshot.path.label("snapshot"))
+        .join(Run, Run.run_id == ModelVersion.run_id)
+        .outerjoin(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
+        .where(ModelVersion.pipeline == pipeline)
+    )
+    rows = db.read(lambda session: {row.version: row for row in session.execute(query)})
     while version is not None:
         row = rows.pop(version, None)
         if row is None or row.snapshot is None:
-            lack = "is not in the database" if row is None else "has no snapshot on record"
-            return Line(tuple(snapshots), f"version {version} of its line {lack}")
+            lack = "is not in the database" if row is None else "has no recorded snapshot"
+            return Line(tuple(snapshots), f"its ancestor version {version} {lack}")
         snapshots.append(home.absolute(row.snapshot))
         version = row.started_from
     return Line(tuple(dict.fromkeys(snapshots)))
 
 
 def trained_on(line: Line, fingerprints: Sequence[str]) -> tuple[Mask | None, str]:
-    """Which of `fingerprints` are on the train or validation side of a snapshot of the line, shape [fingerprints].
+    """Which of `fingerprints` are train or validation rows of a snapshot of the line, shape [fingerprints].
 
-    None, and why, where the line is not known to its beginning or one of its snapshots is missing or damaged.
+    None and the reason if the line is incomplete or one of its snapshots is missing or damaged.
     """
     if line.unknown:
         return None, line.unknown
@@ -78,23 +83,7 @@ def trained_on(line: Line, fingerprints: Sequence[str]) -> tuple[Mask | None, st
             reason = error.reason if isinstance(error, SnapshotError) else str(error)
             return None, f"a snapshot that it was trained on cannot be read: {reason}"
         if normalisation != NORMALISATION_VERSION:
-            return (
-                None,
-                f"texts of its snapshot {folder.name} were normalised by other rules, so none can be found again",
-            )
+            return None, f"texts of its snapshot {folder.name} were normalised by other rules and cannot be matched"
         seen = table["fingerprint"].filter(pc.not_equal(table["split"], "test"))
         mask |= pc.is_in(wanted, value_set=seen.combine_chunks()).to_numpy(zero_copy_only=False)
     return mask, ""
-
-
-def _versions(pipeline: str) -> sa.Select[Any]:
-    return (
-        sa.select(
-            ModelVersion.version,
-            ModelVersion.started_from,
-            Snapshot.path.label("snapshot"),
-        )
-        .join(Run, Run.run_id == ModelVersion.run_id)
-        .outerjoin(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
-        .where(ModelVersion.pipeline == pipeline)
-    )

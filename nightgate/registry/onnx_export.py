@@ -1,18 +1,20 @@
-"""A version as ONNX, checked against the original: `nightgate export reviews champion out/ --format onnx`.
+"""Export a version as ONNX and compare it with the original: `nightgate export reviews champion out/ --format onnx`.
 
-The graph takes any number of texts of any length and gives their logits. It is only kept where ONNX Runtime gives, on
-texts of several lengths and in batches of several sizes, the logits that PyTorch gives.
+The graph maps any number of texts of any length to logits. It is kept only if ONNX Runtime computes the logits of
+PyTorch, on texts of several lengths in batches of several sizes.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +34,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3
-"""Largest difference of a logit: float32 through other kernels differs by some 1e-5."""
+"""Largest allowed difference of a logit; other float32 kernels differ by some 1e-5."""
 MODEL_FILE, PARITY_FILE = "model.onnx", "parity.json"
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 BATCHES = (1, 2, 5, 16)
-"""Texts at once in the check, in turns."""
+"""Batch sizes of the check, in turns."""
 TEXTS = (
     "Good.",
     "It broke after two days, and the shop never answered.",
@@ -44,17 +46,17 @@ TEXTS = (
     "¡Perfecto! Llegó a tiempo. 很好。 Очень доволен. 😀",
     " ".join(["I wore it every day for a month and it still looks new."] * 20),
 )
-"""What parity is checked on where the version's own test rows are gone."""
+"""Texts for the check if the version's own test rows are gone."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What ONNX Runtime gave beside PyTorch."""
+    """The comparison of ONNX Runtime with PyTorch."""
 
     texts: int
     max_logit_difference: float
     flipped: int
-    """Texts that get another label."""
+    """Texts with another label."""
     tolerance: float = TOLERANCE
 
     def __str__(self) -> str:
@@ -62,19 +64,23 @@ class Parity:
 
 
 def export_onnx(folder: Path, target: Path, texts: Sequence[str] = TEXTS) -> Parity:
-    """Write the version in `folder`, verified, as ONNX with its tokenizer and configuration to the new folder `target`.
+    """Verify the version in `folder` and write it as ONNX, with tokenizer and configuration, to a new folder.
 
     Args:
-        texts: what parity is checked on, normalised as in training.
+        texts: for the comparison, normalised as in training.
 
     Raises:
-        ConfigurationError: the extra `onnx` is not installed, or `target` is in use.
-        ModelError: the version is altered, cannot be exported, or its export gives other logits; nothing is left then.
+        ConfigurationError: the extra `onnx` is not installed, or `target` exists.
+        ModelError: the version is altered, cannot be exported, or its export gives other logits; `target` is not made.
         StorageError: the disk is full, read-only or not ours.
     """
-    _require_packages()
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ConfigurationError(
+            f"the export to ONNX needs {', '.join(missing)}, not installed here",
+            next_step="pip install 'nightgate[onnx]'",
+        )
     if target.exists():
-        raise ConfigurationError(f"{target} exists already", next_step="name a folder that does not exist yet")
+        raise ConfigurationError(f"{target} exists already", next_step="name a folder that does not exist")
     manifest = verify_version(folder)
     named = f"version {manifest['version']} of {manifest['pipeline']}"
 
@@ -87,10 +93,10 @@ def export_onnx(folder: Path, target: Path, texts: Sequence[str] = TEXTS) -> Par
         try:
             _write_graph(loaded, texts, draft / MODEL_FILE)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(
-                f"{named} cannot be exported to ONNX: {said}",
-                next_step="its architecture may need another version of torch or onnxscript; the version is unharmed",
+                f"{named} cannot be exported to ONNX: {cause}",
+                next_step="try another version of torch or onnxscript; the version itself is unchanged",
             ) from error
         parity = _compared(loaded, draft / MODEL_FILE, texts)
         log.info("%s as ONNX: %s", named, parity)
@@ -98,51 +104,36 @@ def export_onnx(folder: Path, target: Path, texts: Sequence[str] = TEXTS) -> Par
             raise ModelError(
                 f"{named} as ONNX gives other logits than PyTorch: {parity}, and {TOLERANCE:g} is allowed; nothing was "
                 "written",
-                next_step="use the version itself; another version of torch or onnxruntime may export it well",
+                next_step="use the version itself, or try another version of torch or onnxruntime",
             )
         loaded.model.config.save_pretrained(draft)
         loaded.tokenizer.save_pretrained(draft)
         facts = {"pipeline": manifest["pipeline"], "version": manifest["version"], **asdict(parity)}
-        libraries = library_versions() | {name: _version(name) for name in PACKAGES}
+        libraries = library_versions() | {name: metadata.version(name) for name in PACKAGES}
         (draft / PARITY_FILE).write_text(json.dumps(facts | {"libraries": libraries}, indent=1) + "\n")
     return parity
 
 
 def texts_for(home: Home, version: VersionRow, limit: int = 64) -> Sequence[str]:
-    """Test rows of the version's own snapshot; texts of ours where that is gone."""
+    """Test rows of the version's own snapshot, or `TEXTS` if that is gone."""
     if version.snapshot_id is None:
         return TEXTS
     from nightgate.data.snapshots import open_snapshot
 
     try:
         snapshot = open_snapshot(home.snapshots / version.pipeline / version.snapshot_id, verify=False)
-        # Sorted by fingerprint, which is no order at all.
+        # Sorted by fingerprint: the first rows are a random sample.
         return snapshot.rows("test", ["text"])["text"].astype(str).tolist()[:limit] or TEXTS
     except SnapshotError as error:
-        log.info("parity is checked on texts of ours: %s", error.reason)
+        log.info("compared on built-in texts: %s", error.reason)
         return TEXTS
-
-
-def _require_packages() -> None:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigurationError(
-            f"the export to ONNX needs {', '.join(missing)}, which this installation lacks",
-            next_step="pip install 'nightgate[onnx]'",
-        )
-
-
-def _version(package: str) -> str:
-    from importlib import metadata
-
-    return metadata.version(package)
 
 
 def _write_graph(loaded: LoadedModel, texts: Sequence[str], path: Path) -> None:
     import torch
 
     class Logits(torch.nn.Module):
-        """Tensors in, one tensor out: a graph has no dictionaries."""
+        """The model with tensors in and one tensor out: a graph has no dictionaries."""
 
         def __init__(self, model: Any, names: Sequence[str]) -> None:
             super().__init__()
@@ -152,11 +143,11 @@ def _write_graph(loaded: LoadedModel, texts: Sequence[str], path: Path) -> None:
             logits: torch.Tensor = self.model(**dict(zip(self.names, values, strict=True))).logits
             return logits
 
-    # Two texts of different lengths: sizes of one would be taken for constants.
+    # Two texts of different lengths: the exporter treats sizes of one as constants.
     inputs = _encoded(loaded, [max(texts, key=len), min(texts, key=len)])
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=loaded.max_length)
     with warnings.catch_warnings(), _silenced("torch.onnx"), torch.inference_mode():
-        # The exporter warns of its own deprecations, and of packages that it could know as well.
+        # The exporter warns of its own deprecations and of optional packages.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             Logits(loaded.model, list(inputs)),
@@ -192,22 +183,22 @@ def _compared(loaded: LoadedModel, path: Path, texts: Sequence[str]) -> Parity:
         inputs = _encoded(loaded, some)
         with torch.inference_mode():
             wanted = loaded.model(**inputs).logits.numpy()
-        # An input that the model does not use is not in the graph.
+        # The graph lacks inputs that the model does not use.
         given: NDArray[np.float32] = session.run(
             ["logits"], {name: value.numpy() for name, value in inputs.items() if name in known}
         )[0]
-        # NaN stays NaN: it passes no comparison.
+        # NaN stays NaN, which fails the comparison with the tolerance.
         widest = float(np.maximum(widest, np.abs(given - wanted).max()))
         flipped += int((given.argmax(axis=1) != wanted.argmax(axis=1)).sum())
     return Parity(len(texts), widest, flipped)
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    start = turn = 0
-    while start < len(texts):
-        size = BATCHES[turn % len(BATCHES)]
-        yield list(texts[start : start + size])
-        start, turn = start + size, turn + 1
+    left = iter(texts)
+    for size in itertools.cycle(BATCHES):
+        if not (batch := list(itertools.islice(left, size))):
+            return
+        yield batch
 
 
 def _encoded(loaded: LoadedModel, texts: Sequence[str]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Number versions and change the champion, each in one transaction with all that depends on it.
+"""Number versions and change the champion, each in one transaction with everything that depends on it.
 
-A promotion names the champion that it expects to replace, and one of a run the anchor that the run was judged against.
-If either was changed meanwhile, it loses and nothing changes. A unique index allows one open promotion per pipeline,
-whatever any program does. `nightgate.registry.versions` reads what is written here.
+A promotion names the champion that it expects to replace, and a run's promotion also the anchor that the run was judged
+against. If either has changed, it fails and changes nothing. A unique index allows one open promotion per pipeline, for
+any program that writes to the database. `nightgate.registry.versions` reads what is written here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nightgate.database.schema import ModelVersion, Promotion, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.registry import anchors, champion_link, freezes
-from nightgate.registry.versions import champion, files_removed, quarantined
+from nightgate.registry.versions import champion, files_removed, open_promotion, quarantined
 from nightgate.runs.lifecycle import end, fenced, lock_pipeline, record_decided
 
 
@@ -36,15 +36,14 @@ def add_version(
     environment: dict[str, Any] | None = None,
     size_bytes: int | None = None,
 ) -> int:
-    """Give the run's model the next number of its pipeline. A run has one version: asking again gives the same.
-
-    `place(version)` moves the finished folder to where it belongs and gives its path relative to the home. It is called
-    once, inside the transaction: a folder that has a number but no row belongs to a process that died in between.
+    """Number the run's model. Idempotent: a second call for the same run returns the same version.
 
     Args:
-        started_from: the version that training went on from; None: the base model.
-        base_model_revision: the commit of the base model, or a hash of its weights where it has none.
-        environment: Python, libraries, machine and device that trained it, as JSON can hold them.
+        place: moves the finished folder to its final place and returns its path relative to the home. It is called once
+            per number, inside the transaction: a numbered folder without a row was left by a crash in between.
+        started_from: the version that training continued from; None: the base model.
+        base_model_revision: the commit of the base model, or a hash of its weights if it has none.
+        environment: Python, libraries, machine and device of the training, as JSON.
         size_bytes: of the model's files.
 
     Raises:
@@ -64,7 +63,7 @@ def add_version(
         if version not in placed:
             if placed:
                 raise RegistryError(
-                    f"the number of run {run_id}'s version was taken by another run while the database was away",
+                    f"another run got the number of run {run_id}'s version while the database was away",
                     next_step=f"run the night again: nightgate run {run.pipeline} --night {run.night}",
                 )
             placed[version] = place(version)
@@ -117,11 +116,11 @@ def promote_candidate(
     """Make a run's own version the champion in place of `expected`, and end the run as promoted.
 
     Args:
-        expected_anchor: the anchor that the run was judged against; None: it is not known, and not compared.
-        approved: the reason that `by` gave for approving a run that waits, which no freeze stops.
+        expected_anchor: the anchor that the run was judged against; None: unknown, and not compared.
+        approved: the reason that `by` gave for approving a waiting run, which is promoted despite a freeze.
 
     Raises:
-        PromotionLostError: the champion or the anchor is another one by now, or the run may not promote.
+        PromotionLostError: the champion or the anchor has changed, or the run may not promote.
     """
     swap = _Swap(pipeline, version, expected, by, run_id=run_id)
 
@@ -130,7 +129,9 @@ def promote_candidate(
         candidate, champion = _compare(session, swap)
         _require_permission(session, run, candidate, champion, expected_anchor, approved=approved is not None)
         moment = _swap_champion(session, swap, champion, _usable(candidate, reason, False, PromotionLostError))
-        anchors.follow(session, candidate, moment, asked=moves_anchor, by=by, reason=reason, run_id=run_id)
+        anchors.update_after_promotion(
+            session, candidate, moment, asked=moves_anchor, by=by, reason=reason, run_id=run_id
+        )
         end(session, run, "promoted", moment, reason)
         if approved is not None:
             record_decided(session, run_id, "approved", by, approved, moment)
@@ -149,16 +150,17 @@ def promote(
     moves_anchor: bool = False,
     despite_quarantine: bool = False,
 ) -> None:
-    """Make a version the champion in place of `expected` because a person says so. A run of it that waits for an
-    approval ends as promoted.
+    """Make a version the champion in place of `expected`, as a manual decision.
+
+    If its run waits for an approval, the run ends as promoted.
 
     Args:
-        moves_anchor: the version is the anchor from now on. It is in any case where there is none that it could be
-            compared with.
+        moves_anchor: make the version the anchor, too. It becomes the anchor in any case if there is none or one with
+            other labels.
         despite_quarantine: release the version from its quarantine; the promotion's reason says so.
 
     Raises:
-        PromotionLostError: the champion is another one by now.
+        PromotionLostError: the champion has changed.
         RegistryError: there is no such version, it is the champion, is quarantined, or retention removed its files.
     """
     swap = _Swap(pipeline, version, expected, by)
@@ -167,30 +169,37 @@ def promote(
         candidate, champion = _compare(session, swap)
         why = _usable(candidate, reason, despite_quarantine, RegistryError)
         moment = _swap_champion(session, swap, champion, why)
-        anchors.follow(session, candidate, moment, asked=moves_anchor, by=by, reason=why, run_id=None)
+        anchors.update_after_promotion(session, candidate, moment, asked=moves_anchor, by=by, reason=why)
         _end_waiting(session, candidate, moment, by, reason)
 
     _commit(db, swap, work)
 
 
 def roll_back(db: Database, pipeline: str, version: int, *, expected: int, by: str, reason: str) -> None:
-    """Make a version the champion in place of `expected`, which is quarantined and is no anchor any more; freeze the
-    pipeline. Raises as `promote`.
+    """Make a version the champion in place of `expected`, quarantine that one and freeze the pipeline.
+
+    Raises:
+        PromotionLostError: the champion has changed.
+        RegistryError: there is no such version, it is the champion, is quarantined, or retention removed its files.
     """
     swap = _Swap(pipeline, version, expected, by, kind="rollback")
 
     def work(session: Session) -> None:
         candidate, champion = _compare(session, swap)
         moment = _swap_champion(session, swap, champion, _usable(candidate, reason, False, RegistryError))
-        _take_down(session, expected, candidate, moment, by, reason)
-        anchors.follow(session, candidate, moment, asked=False, by=by, reason=reason, run_id=None)
+        bad = _version(session, pipeline, expected)
+        bad.quarantined_at, bad.quarantined_by, bad.quarantine_reason = moment, by, reason
+        why = f"rolled back from version {expected} to {version}: {reason}"
+        anchors.restore_after_rollback(session, expected, candidate, moment, by=by, reason=why)
+        freezes.begin(session, pipeline, moment, by, why)
+        anchors.update_after_promotion(session, candidate, moment, asked=False, by=by, reason=reason)
         _end_waiting(session, candidate, moment, by, reason)
 
     _commit(db, swap, work)
 
 
 def _commit(db: Database, swap: _Swap, work: Callable[[Session], None]) -> None:
-    """Do the `work` of a swap under the pipeline's lock, once however often it is tried, and move the pointer."""
+    """Do the `work` of a swap under the pipeline's lock, exactly once even if retried; then update the link."""
 
     def once(session: Session) -> None:
         lock_pipeline(session, swap.pipeline)
@@ -203,21 +212,19 @@ def _commit(db: Database, swap: _Swap, work: Callable[[Session], None]) -> None:
     try:
         db.write(once)
     except IntegrityError:
-        # The unique index: a program that does not take our lock has moved the champion meanwhile.
+        # The unique index: a program without our lock has changed the champion meanwhile.
         row = champion(db, swap.pipeline)
         raise _lost(swap, row.version if row else None) from None
-    champion_link.follow(db, swap.pipeline)
+    champion_link.update(db, swap.pipeline)
 
 
 # --- inside the transaction ---
 
 
 def _compare(session: Session, swap: _Swap) -> tuple[ModelVersion, Promotion | None]:
-    """The version that takes over, and the open promotion that it replaces, if that is the one expected."""
+    """The new champion and the promotion that it replaces, which must be that of the expected champion."""
     candidate = _version(session, swap.pipeline, swap.version)
-    current = session.scalars(
-        sa.select(Promotion).where(Promotion.pipeline == swap.pipeline, Promotion.valid_to.is_(None))
-    ).one_or_none()
+    current = open_promotion(session, swap.pipeline)
     found = current.version if current else None
     if found != swap.expected:
         raise _lost(swap, found)
@@ -227,12 +234,19 @@ def _compare(session: Session, swap: _Swap) -> tuple[ModelVersion, Promotion | N
 
 
 def _swap_champion(session: Session, swap: _Swap, current: Promotion | None, reason: str) -> datetime:
-    """Close the `current` promotion and open the next one; returns the instant at which both happen."""
+    """Close the `current` promotion and open the next one; returns the instant of both."""
     moment = datetime.now(UTC)
     if current is not None:
         # A clock that was set back must not make a promotion that ends before it began.
         moment = max(moment, current.valid_from + timedelta(microseconds=1))
-        if not _close(session, current, moment):
+        closed = session.execute(
+            sa.update(Promotion)
+            .where(Promotion.promotion_id == current.promotion_id, Promotion.valid_to.is_(None))
+            .values(valid_to=moment)
+            .execution_options(synchronize_session=False)
+        )
+        if closed.rowcount != 1:  # type: ignore[attr-defined]
+            # A program without our lock was faster.
             raise _lost(swap, None)
     session.add(
         Promotion(
@@ -261,26 +275,18 @@ def _version(session: Session, pipeline_name: str, version: int) -> ModelVersion
 
 
 def _end_waiting(session: Session, candidate: ModelVersion, moment: datetime, by: str, reason: str) -> None:
-    """Else it would be held in the end, although its version reigns."""
+    """End the candidate's waiting run as promoted, so that it is not held at its deadline."""
     run = session.get_one(Run, candidate.run_id, with_for_update=True, populate_existing=True)
     if run.status == "waiting":
         record_decided(session, run.run_id, "approved", by, reason, moment)
-        end(session, run, "promoted", moment, f"promoted by hand by {by}: {reason}")
-
-
-def _close(session: Session, reign: Promotion, moment: datetime) -> bool:
-    """False: a program that does not take our lock was faster."""
-    closed = session.execute(
-        sa.update(Promotion)
-        .where(Promotion.promotion_id == reign.promotion_id, Promotion.valid_to.is_(None))
-        .values(valid_to=moment)
-        .execution_options(synchronize_session=False)
-    )
-    return bool(closed.rowcount == 1)  # type: ignore[attr-defined]
+        end(session, run, "promoted", moment, f"promoted manually by {by}: {reason}")
 
 
 def _usable(candidate: ModelVersion, reason: str, despite_quarantine: bool, error: type[RegistryError]) -> str:
-    """Release the version from its quarantine if that is asked; gives the reason to store, which tells of it."""
+    """Check that the version may become champion, and release it from quarantine if asked; returns the reason to store.
+
+    The reason records the release.
+    """
     name, version = candidate.pipeline, candidate.version
     if candidate.files_removed_at is not None:
         raise files_removed(error, name, version, candidate.files_removed_at)
@@ -289,18 +295,9 @@ def _usable(candidate: ModelVersion, reason: str, despite_quarantine: bool, erro
     if not despite_quarantine:
         raise quarantined(error, candidate)
     since = f"{candidate.quarantined_at:%Y-%m-%d %H:%M} UTC by {candidate.quarantined_by}"
-    told = f"{reason} (released from the quarantine since {since}: {candidate.quarantine_reason})"
+    recorded = f"{reason} (released from the quarantine since {since}: {candidate.quarantine_reason})"
     candidate.quarantined_at = candidate.quarantined_by = candidate.quarantine_reason = None
-    return told
-
-
-def _take_down(session: Session, version: int, champion: ModelVersion, moment: datetime, by: str, reason: str) -> None:
-    """What a rollback does to the version that reigned, and to what would follow it."""
-    bad = _version(session, champion.pipeline, version)
-    bad.quarantined_at, bad.quarantined_by, bad.quarantine_reason = moment, by, reason
-    told = f"rolled back from version {version} to {champion.version}: {reason}"
-    anchors.leave(session, version, champion, moment, by=by, reason=told)
-    freezes.begin(session, champion.pipeline, moment, by, told)
+    return recorded
 
 
 def _require_permission(
@@ -312,65 +309,42 @@ def _require_permission(
     *,
     approved: bool,
 ) -> None:
-    """Refuse what only a person may do.
+    """Check that the run may promote its version without a manual decision.
 
     Raises:
-        PromotionLostError: the anchor was moved, the run was not judged fit or is a dry run, the champion saw newer
+        PromotionLostError: the anchor has moved, the verdict is not to promote, it is a dry run, the champion saw newer
             rows, or the pipeline is frozen.
     """
-    _require_anchor(session, run, candidate, expected_anchor)
-    _may_promote_itself(session, run, candidate, champion)
-    if not approved:
-        _require_unfrozen(session, run, candidate)
-
-
-def _require_anchor(session: Session, run: Run, candidate: ModelVersion, expected: int | None) -> None:
-    """A person may have moved it and left the champion, after the candidate was judged."""
+    anyway = f"to promote it anyway: nightgate promote {run.pipeline} {candidate.version} --reason TEXT"
+    # A manual decision may move the anchor alone, after the candidate was judged.
     anchor = anchors.open_version(session, run.pipeline)
-    if expected is None or anchor is None or anchor == expected:
-        return
-    raise PromotionLostError(
-        f"version {candidate.version} of pipeline {run.pipeline} was not promoted: it was judged against the anchor "
-        f"version {expected}, but now that is version {anchor}",
-        next_step=f"the next night is judged against version {anchor}; {_by_hand(run, candidate)}",
-    )
-
-
-def _may_promote_itself(session: Session, run: Run, candidate: ModelVersion, reign: Promotion | None) -> None:
-    by_hand = _by_hand(run, candidate)
+    if None not in {expected_anchor, anchor} and anchor != expected_anchor:
+        raise PromotionLostError(
+            f"version {candidate.version} of pipeline {run.pipeline} was not promoted: it was judged against the "
+            f"anchor version {expected_anchor}, but now that is version {anchor}",
+            next_step=f"the next night is judged against version {anchor}; {anyway}",
+        )
     if candidate.run_id != run.run_id:
         raise PromotionLostError(f"run {run.run_id} may not promote version {candidate.version} of {candidate.run_id}")
     if run.dry_run:
-        raise PromotionLostError(f"run {run.run_id} is a dry run: it may not promote", next_step=by_hand)
+        raise PromotionLostError(f"run {run.run_id} is a dry run: it may not promote", next_step=anyway)
     if run.verdict != "promote":
         raise PromotionLostError(
-            f"run {run.run_id} may not promote: its verdict is {run.verdict or 'not recorded'}", next_step=by_hand
+            f"run {run.run_id} may not promote: its verdict is {run.verdict or 'not recorded'}", next_step=anyway
         )
-    if reign is None:
-        return
-    newer = session.execute(
-        sa.select(Run.data_until)
-        .join(ModelVersion, ModelVersion.run_id == Run.run_id)
-        .where(ModelVersion.pipeline == reign.pipeline, ModelVersion.version == reign.version)
-    ).scalar_one()
-    if run.data_until < newer:
-        raise PromotionLostError(
-            f"version {candidate.version} has seen rows up to {run.data_until:%Y-%m-%d %H:%M} UTC, "
-            f"the champion (version {reign.version}) up to {newer:%Y-%m-%d %H:%M}: an older model does not replace it",
-            next_step=by_hand,
-        )
-
-
-def _require_unfrozen(session: Session, run: Run, candidate: ModelVersion) -> None:
+    if champion is not None:
+        seen = sa.select(Run.data_until).join(ModelVersion, ModelVersion.run_id == Run.run_id)
+        newer = session.scalars(seen.filter_by(pipeline=champion.pipeline, version=champion.version)).one()
+        if run.data_until < newer:
+            raise PromotionLostError(
+                f"version {candidate.version} has seen rows up to {run.data_until:%Y-%m-%d %H:%M} UTC, "
+                f"the champion (version {champion.version}) up to {newer:%Y-%m-%d %H:%M}: "
+                "an older model does not replace it",
+                next_step=anyway,
+            )
     freeze = freezes.current(session, run.pipeline)
-    if freeze is not None:
-        raise PromotionLostError(
-            f"{run.pipeline} is {freeze}", next_step=f"{freeze.remedy}; {_by_hand(run, candidate)}"
-        )
-
-
-def _by_hand(run: Run, candidate: ModelVersion) -> str:
-    return f"promote it by hand if you mean it: nightgate promote {run.pipeline} {candidate.version} --reason ..."
+    if freeze is not None and not approved:
+        raise PromotionLostError(f"{run.pipeline} is {freeze}", next_step=f"{freeze.remedy}; {anyway}")
 
 
 def _lost(swap: _Swap, found: int | None) -> PromotionLostError:

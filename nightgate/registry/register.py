@@ -1,7 +1,7 @@
-"""A completed candidate becomes a version: a folder with its number, and the row that makes it count.
+"""Register a trained candidate as a numbered version: its folder, model card and manifest, and its row.
 
-The folder is renamed to its place inside the transaction that inserts the row, so that neither is ever there without
-the other for longer than a crash.
+The folder is renamed to its place inside the transaction that inserts the row: only a crash between the two leaves a
+folder without a row, and the next registration moves it aside.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A completed fine-tuning that becomes a version. Epochs and settings of the run are read from the database."""
+    """A finished fine-tuning to register. The run's epochs and settings are read from the database."""
 
     pipeline: Pipeline
     run_id: str
     attempt: int
     snapshot: Snapshot
     best_model: Path
-    """A complete stock Hugging Face folder, whose files are never rewritten in place: the version links to them."""
+    """A stock Hugging Face folder, whose files are never rewritten in place: the version links to them."""
     best_epoch: int
     test: Scores
     test_interval: Interval | None = None
     decision: Decision | None = None
-    """None while the gate has not spoken."""
+    """None before the gate has decided."""
     started_from: int | None = None
-    """The champion's version that training went on from; None: the base model."""
+    """The version that training continued from; None: the base model."""
     base_model_revision: str | None = None
-    """The commit of the base model, or a hash of its weights where it has none; None: what the pipeline file says."""
+    """The commit of the base model, or a hash of its weights if it has none; None: as in the pipeline file."""
     environment: dict[str, Any] | None = None
-    """Python, libraries, machine and device that trained it, as JSON can hold them."""
+    """Python, libraries, machine and device of the training, as JSON."""
 
 
 def register_candidate(db: Database, home: Home, candidate: Candidate) -> VersionRow:
-    """Make the candidate a numbered version; the same run again gets the same version. Held ones are versions too.
+    """Make the candidate a numbered version, promoted or held. Idempotent: the same run gets the same version.
 
     The caller holds the pipeline's lock.
 
     Raises:
-        ModelError: the trained folder is incomplete, or this run's version is there already and damaged.
-        StorageError: the disk is full, read-only or not ours; nothing that counts is left behind.
+        ModelError: the trained folder is incomplete, or this run's version exists already and is damaged.
+        StorageError: the disk is full, read-only or not ours; no version is left behind.
         RegistryError: another attempt of the run has taken over, or retention removed the files of its version.
     """
     pipeline = candidate.pipeline
@@ -99,7 +99,7 @@ def register_candidate(db: Database, home: Home, candidate: Candidate) -> Versio
 
 
 def _require_same_weights(manifest: dict[str, Any], existing: VersionRow, candidate: Candidate) -> None:
-    """A version of an earlier attempt counts only with the weights that were scored tonight."""
+    """Check that the version of an earlier attempt has the weights that this attempt scored."""
     stored = {name: facts["sha256"] for name, facts in manifest["files"].items() if name.endswith(".safetensors")}
     if stored != {name: sha256_of(candidate.best_model / name) for name in stored}:
         raise RegistryError(
@@ -118,9 +118,6 @@ class _RunFacts:
     epochs: list[dict[str, Any]]
     """Columns of the published table, by epoch."""
     results_table: str
-
-    def epoch(self, number: int) -> dict[str, Any]:
-        return next((epoch for epoch in self.epochs if epoch["epoch"] == number), {})
 
 
 _EPOCHS = (
@@ -175,7 +172,7 @@ def _card(candidate: Candidate, run: _RunFacts, version: int) -> str:
 
 
 def _manifest(candidate: Candidate, run: _RunFacts) -> dict[str, Any]:
-    """What `nightgate.json` holds besides version, files and seal."""
+    """The content of `nightgate.json` besides version, files and seal."""
     pipeline, snapshot = candidate.pipeline, candidate.snapshot.manifest
     low, high = candidate.test_interval or (None, None)
     kept = ("id", "test_version", "rows", "data_until", "first_time", "last_time")
@@ -195,7 +192,7 @@ def _manifest(candidate: Candidate, run: _RunFacts) -> dict[str, Any]:
         "metrics": {
             "average": pipeline.gate.average,
             "best_epoch": candidate.best_epoch,
-            "validation": run.epoch(candidate.best_epoch),
+            "validation": next((row for row in run.epochs if row["epoch"] == candidate.best_epoch), {}),
             "test": {"rows": candidate.test.support, **_test_figures(candidate), "f1_ci_low": low, "f1_ci_high": high},
             "epochs": run.epochs,
         },
@@ -221,7 +218,7 @@ def _version_of(db: Database, candidate: Candidate) -> VersionRow | None:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a data frame as JSON can hold it: NaN and infinity become None."""
+    """Convert a value of a data frame for JSON: NaN and infinity become None."""
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

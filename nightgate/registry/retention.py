@@ -1,7 +1,7 @@
-"""What stays on disk: `[retention]` of a pipeline file. Rows are never removed, only a version's files.
+"""Remove the files of old versions, as `[retention]` of the pipeline file says; their rows stay in the database.
 
-The row is marked first and the folder goes after it: from the mark on nothing can be promoted that is about to vanish,
-and a sweep that was interrupted is finished by the next one.
+The row is marked before the folder is removed, so that nothing is promoted that is about to vanish. The next sweep
+finishes one that was interrupted.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ log = logging.getLogger(__name__)
 
 
 def sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
-    """Remove the files of versions that `[retention]` does not keep; gives their numbers, the oldest first.
+    """Remove the files of versions that `[retention]` does not keep; returns their numbers, oldest first.
 
-    What stands in its way is only told in the log, and the next sweep tries again: no night fails for it.
+    Problems are only logged, and the next sweep tries again: no night fails for them.
     """
     try:
         return _sweep(db, home, pipeline)
     except (OSError, NightgateError) as error:
-        told = getattr(error, "reason", error)
-        log.warning("nothing of %s was cleared away, the next sweep tries again: %s", pipeline.name, told)
+        cause = getattr(error, "reason", error)
+        log.warning("retention removed nothing of %s, the next sweep tries again: %s", pipeline.name, cause)
         return []
 
 
@@ -68,13 +68,15 @@ def _sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
 
 
 def choose(sizes: Mapping[int, int], needed: Set[int], former: Set[int], retention: Retention) -> list[int]:
-    """Which versions' files go, the oldest first: all beyond the newest `models`, then the oldest of these until the
-    rest keeps to `disk`, and the oldest of `former` where that is not enough.
+    """The versions whose files to remove, oldest first.
+
+    All beyond the newest `models` go, then the oldest of these until the rest fits in `disk`, and the oldest of
+    `former` if that is not enough.
 
     Args:
         sizes: bytes of every version that has files, by number.
-        needed: versions that stay, whatever the limits say.
-        former: versions that only `disk` takes, once all others are gone.
+        needed: versions that stay whatever the limits.
+        former: versions that only the `disk` limit removes, after all others.
     """
     newest = set(sorted(sizes)[-retention.models :])
     kept = newest | former
@@ -92,7 +94,7 @@ def choose(sizes: Mapping[int, int], needed: Set[int], former: Set[int], retenti
 
 
 def _needed(session: Session, pipeline_name: str) -> set[int]:
-    """Champion, anchor, what a rollback would bring back, and candidates that are judged or wait for a person."""
+    """The champion, the anchor, the target of a rollback, and candidates that are judged or wait for approval."""
     in_use = (
         sa.select(Promotion.version).where(Promotion.pipeline == pipeline_name, Promotion.valid_to.is_(None)),
         sa.select(Anchor.version).where(Anchor.pipeline == pipeline_name, Anchor.valid_to.is_(None)),
@@ -106,9 +108,7 @@ def _needed(session: Session, pipeline_name: str) -> set[int]:
 
 
 def _former(session: Session, pipeline_name: str) -> set[int]:
-    """Every version that ever was champion or anchor and is not quarantined: what rollbacks go back to, one after the
-    other, the anchor with them.
-    """
+    """Every version that ever was champion or anchor and is not quarantined: targets of repeated rollbacks."""
     return {
         version
         for was in (Promotion, Anchor)
@@ -121,7 +121,7 @@ def _former(session: Session, pipeline_name: str) -> set[int]:
 
 
 def _remove(folder: Path, models: Path) -> None:
-    """Take a version's folder away under another name at once, so that nobody finds half a version under its own."""
+    """Rename a version's folder, so that a reader never finds half a version under its name; the sweep deletes it."""
     if folder.parent != models.resolve() or not folder.is_dir():
         return
     away = models / f".removed-{folder.name}-{uuid.uuid4().hex[:8]}"

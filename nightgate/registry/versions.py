@@ -1,5 +1,7 @@
-"""Versions, and who reigned when, as the database knows them. What changes them is in
-`nightgate.registry.promotion`."""
+"""Queries for versions, champions and anchors, now or at any earlier instant.
+
+`nightgate.registry.promotion` changes them.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,11 @@ class VersionRow:
     run_id: str
     night: date
     status: str
-    """champion, quarantined (a rollback took it down), former (it reigned once) or held (it never did)."""
+    """champion, quarantined (by a rollback), former (once champion) or held (never promoted)."""
     path: str
-    """As stored: relative to the home. `folder(home)` is where its files are."""
+    """Relative to the home; `folder(home)` is the absolute path."""
     f1: float | None
-    """On the test rows of its night, by the pipeline's average."""
+    """On the test rows of its night, with the pipeline's average."""
     f1_ci_low: float | None
     f1_ci_high: float | None
     test_rows: int | None
@@ -42,7 +44,7 @@ class VersionRow:
     code_version: str
     created_at: datetime
     started_from: int | None
-    """The version that its training went on from; None: the base model."""
+    """The version that training continued from; None: the base model."""
     base_model_revision: str | None
     size_bytes: int | None
     """Of the model's files."""
@@ -51,15 +53,15 @@ class VersionRow:
     quarantine_reason: str | None
     files_removed_at: datetime | None
     valid_from: datetime | None = None
-    """Of the reign, or the time as anchor, that was asked for; None in a list of versions."""
+    """When it became champion (or anchor); None in a list of versions."""
     valid_to: datetime | None = None
     promoted_by: str | None = None
     promoting_run_id: str | None = None
-    """The run whose night made it champion; None where a person did, by a promotion or a rollback."""
+    """The run that promoted it; None for a manual promotion or a rollback."""
     reason: str | None = None
 
     def folder(self, home: Home) -> Path:
-        """Where its files lie.
+        """The folder of its files.
 
         Raises:
             RegistryError: retention has removed them.
@@ -70,16 +72,16 @@ class VersionRow:
 
 
 def files_removed(error: type[RegistryError], pipeline: str, version: int, moment: datetime) -> RegistryError:
-    """What whoever needs the files of a version is told once retention has removed them."""
+    """The error for a version whose files retention has removed."""
     return error(
-        f"version {version} of {pipeline} has no files any more: retention removed them on {moment:%Y-%m-%d}",
+        f"version {version} of {pipeline} has no files: retention removed them on {moment:%Y-%m-%d}",
         next_step=f"choose a version of `nightgate versions {pipeline}` that has its files; "
         "[retention] says how many are kept",
     )
 
 
 def quarantined(error: type[RegistryError], row: VersionRow | ModelVersion) -> RegistryError:
-    """What whoever promotes a version that a rollback took down is told."""
+    """The error for promoting a version that a rollback quarantined."""
     assert row.quarantined_at is not None, "it is quarantined"
     return error(
         f"version {row.version} of {row.pipeline} is quarantined since {row.quarantined_at:%Y-%m-%d %H:%M} UTC by "
@@ -95,7 +97,7 @@ _VERSION = (
     "v.code_version, v.created_at, v.started_from, v.base_model_revision, v.size_bytes, v.quarantined_at, "
     "v.quarantined_by, v.quarantine_reason, v.files_removed_at"
 )
-_REIGN = (
+_CHAMPION = (
     f"SELECT {_VERSION}, t.valid_from, t.valid_to, t.promoted_by, t.run_id AS promoting_run_id, t.reason "
     "FROM promotion AS t "
     "JOIN model_versions AS v ON v.pipeline = t.pipeline AND v.version = t.version WHERE t.pipeline = :pipeline"
@@ -108,12 +110,12 @@ _THEN = "t.valid_from <= :at AND (t.valid_to > :at OR t.valid_to IS NULL)"
 
 
 def champion(db: Database, pipeline_name: str, at: datetime | None = None) -> VersionRow | None:
-    """The version that reigns, or reigned at the instant `at` (aware). None: there was none."""
-    return _at(db, _REIGN, pipeline_name, at)
+    """The champion now or at the instant `at` (aware), if there was one."""
+    return _at(db, _CHAMPION, pipeline_name, at)
 
 
 def anchor(db: Database, pipeline_name: str, at: datetime | None = None) -> VersionRow | None:
-    """The version that no candidate may fall behind, now or at the instant `at` (aware). None: there was none."""
+    """The anchor now or at the instant `at` (aware), if there was one."""
     return _at(db, _ANCHOR, pipeline_name, at)
 
 
@@ -139,10 +141,10 @@ def _rows(db: Database, query: str, parameters: dict[str, Any]) -> list[VersionR
 
 
 def require_pipeline(db: Database, pipeline_name: str) -> None:
-    """Know the pipeline, or say in words which are known.
+    """Check that the database knows the pipeline.
 
     Raises:
-        RegistryError: no run was ever of this pipeline.
+        RegistryError: the pipeline never had a run; the known ones are listed.
     """
     known = db.read(lambda session: session.scalars(sa.select(Run.pipeline).distinct()).all())
     if pipeline_name in known:
@@ -158,9 +160,14 @@ def require_pipeline(db: Database, pipeline_name: str) -> None:
 # --- inside a transaction ---
 
 
+def open_promotion(session: Session, pipeline_name: str) -> Promotion | None:
+    """The promotion of the current champion, if there is one."""
+    query = sa.select(Promotion).where(Promotion.pipeline == pipeline_name, Promotion.valid_to.is_(None))
+    return session.scalars(query).one_or_none()
+
+
 def champions_before(session: Session, pipeline_name: str) -> list[tuple[int, str]]:
-    """What a rollback goes through: the champions before the current one, the last of them first, each with why it
-    cannot be brought back ('' where it can).
+    """Targets of a rollback: earlier champions, newest first, each with why it cannot be restored ('' if it can).
 
     A rollback undoes a promotion: after promotions of 1, 2 and 3 and a rollback to 2, the one before is 1, not 3.
     """
@@ -176,11 +183,11 @@ def champions_before(session: Session, pipeline_name: str) -> list[tuple[int, st
     flaws: dict[int, str] = {}
     stack: list[int] = []
     for version, kind, quarantined_at, removed_at in found:
-        flaws[version] = "is quarantined" if quarantined_at else "has no files any more" if removed_at else ""
+        flaws[version] = "is quarantined" if quarantined_at else "has no files" if removed_at else ""
         if kind == "rollback":
             while stack and stack[-1] != version:
                 stack.pop()
         if not stack or stack[-1] != version:
             stack.append(version)
-    reigning, before = stack[-1:], stack[-2::-1]
-    return [(version, flaws[version]) for version in dict.fromkeys(before) if version not in reigning]
+    current, before = stack[-1:], stack[-2::-1]
+    return [(version, flaws[version]) for version in dict.fromkeys(before) if version not in current]

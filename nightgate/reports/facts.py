@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -159,10 +160,7 @@ def _stored(session: Session, run_id: str) -> dict[str, Any]:
     snapshot = session.get(Snapshot, (run.pipeline, run.snapshot_id)) if run.snapshot_id else None
     champions = (
         sa.select(Promotion, ModelVersion, Run.snapshot_id)
-        .join(
-            ModelVersion,
-            (ModelVersion.pipeline == Promotion.pipeline) & (ModelVersion.version == Promotion.version),
-        )
+        .join(ModelVersion, (ModelVersion.pipeline == Promotion.pipeline) & (ModelVersion.version == Promotion.version))
         .join(Run, Run.run_id == ModelVersion.run_id)
         .where(Promotion.pipeline == run.pipeline)
         .order_by(Promotion.valid_from.desc())
@@ -223,13 +221,10 @@ def _shares(
 
 def _read(home: Home, db: Database, pipeline: str, snapshot_id: str | None) -> SnapshotShares | None:
     query = "SELECT path FROM snapshots WHERE pipeline = :pipeline AND snapshot_id = :snapshot"
-    found = db.frame(query, {"pipeline": pipeline, "snapshot": snapshot_id})
-    if found.empty:
-        return None
-    try:
-        return read_shares(home.absolute(str(found["path"].iloc[0])))
-    except SnapshotError:
-        return None
+    for path in db.frame(query, {"pipeline": pipeline, "snapshot": snapshot_id})["path"]:
+        with suppress(SnapshotError):
+            return read_shares(home.absolute(str(path)))
+    return None
 
 
 def _earlier(db: Database, run: Row, pipeline: Pipeline) -> tuple[EarlierNight, ...]:

@@ -90,6 +90,9 @@ def champions(nights: Sequence[ChampionAt], policy: str) -> Picture:
     real, chain = [one.f1 for one in nights], [one.chain_f1 for one in nights]
 
     def paint(figure: Figure) -> None:
+        import matplotlib.dates
+
+        dates: Any = matplotlib.dates
         axes = figure.add_axes((0.07, 0.19, 0.74, 0.67))
         axes.set_title("F1 of the champion that each night met, on its test rows")
         axes.set_xlabel(shortened(f"replayed: {policy}, ▲: a night that promoted{at_break}", 110), loc="left")
@@ -104,15 +107,17 @@ def champions(nights: Sequence[ChampionAt], policy: str) -> Picture:
             points = [math.nan if value is None else value for value in values]
             for part in parts:
                 axes.plot(at[part], points[part], color=colour, linestyle=style, marker="o", ms=3, mew=0, zorder=3)
-            moved = [night for night, is_one in zip(at, promoted, strict=True) if is_one]
-            for night in moved:
-                axes.plot([night], [height], "^", ms=6, color=colour, mew=0, transform=axes.get_xaxis_transform())
+            for night, moved in zip(at, promoted, strict=True):
+                if moved:
+                    axes.plot([night], [height], "^", ms=6, color=colour, mew=0, transform=axes.get_xaxis_transform())
             ends += [(value, f"{name} {value:.4f}", colour) for value in finite(values)[-1:]]
         if known := finite([*real, *chain]):
             pad = max(0.15 * (max(known) - min(known)), 0.005)
             axes.set_ylim(min(known) - 2 * pad, max(known) + pad)
         axes.grid(axis="y")
-        _few_dates(axes)
+        locator = dates.AutoDateLocator(minticks=2, maxticks=8)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
         label_ends(axes, ends)
 
     alt = f"F1 of the champion that each of {len(nights)} nights met, as it was and under {policy}: "
@@ -129,15 +134,6 @@ def _plain_numbers(axes: Axes) -> None:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(FuncFormatter(lambda value, _, form=form: format(value, form)))
         axis.set_minor_formatter(NullFormatter())
-
-
-def _few_dates(axes: Axes) -> None:
-    import matplotlib.dates
-
-    dates: Any = matplotlib.dates
-    locator = dates.AutoDateLocator(minticks=2, maxticks=8)
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
 
 
 def _label_ends_of_log(axes: Axes, ends: list[tuple[float, str, str]]) -> None:

@@ -118,22 +118,17 @@ class Page:
     sections: Sequence[Section] = ()
 
 
-_TONES: dict[str, Tone] = {
-    "promoted": "good",
-    "passed": "good",
-    "failed": "bad",
-    "missed": "bad",
-    "held": "warn",
-    "waiting": "warn",
-    "cancelled": "warn",
-    "underpowered": "warn",
-    "warning": "warn",
+_TONES: dict[Tone, str] = {
+    "good": "promoted passed",
+    "bad": "failed missed",
+    "warn": "held waiting cancelled underpowered warning",
 }
 
 
 def mark(state: str) -> Mark:
     """The status of a run or an attempt, or the outcome of a check."""
-    return Mark(state.replace("_", " "), _TONES.get(state, "calm"))
+    tone: Tone = next((tone for tone, states in _TONES.items() if state in states.split()), "calm")
+    return Mark(state.replace("_", " "), tone)
 
 
 def score(value: float | None) -> str:

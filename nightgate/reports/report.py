@@ -1,8 +1,7 @@
 """The report of a night: a Markdown artifact for Prefect's UI and an HTML file beside the run.
 
     path = write(home, run_id)                # runs/<run_id>/report.html, self-contained
-    markdown = as_markdown(facts.gather(home, run_id))
-    path, markdown = publish(home, run_id)    # both, with the pictures drawn once
+    path, markdown = publish(home, run_id)    # the same, and the artifact
 
 Every run has one, whatever its status; a section without content is left out. `facts` gathers, `sections` and
 `verdict_section` say what is shown, and the templates `report.html` and `report.md` write it.
@@ -44,21 +43,13 @@ def as_page(facts: ReportFacts) -> Page:
     )
 
 
-def as_markdown(facts: ReportFacts) -> str:
-    """The report as Markdown, with pictures as data URIs."""
-    return page_as_markdown(as_page(facts))
-
-
-def as_html(facts: ReportFacts) -> str:
-    """The report as one HTML file that loads nothing, light or dark as the reader's system."""
-    return page_as_html(as_page(facts))
-
-
-def page_as_markdown(page: Page) -> str:
+def as_markdown(page: Page) -> str:
+    """The page as Markdown, with pictures as data URIs."""
     return render("report.md", page=page).strip() + "\n"
 
 
-def page_as_html(page: Page) -> str:
+def as_html(page: Page) -> str:
+    """The page as one HTML file that loads nothing, light or dark as the reader's system."""
     return render("report.html", page=page)
 
 
@@ -69,13 +60,15 @@ def write(home: Home, run_id: str) -> Path:
         DatabaseError: the database cannot be used.
         StorageError: the file cannot be written.
     """
-    return _save(home, run_id, as_page(gather(home, run_id)))
+    return publish(home, run_id)[0]
 
 
 def publish(home: Home, run_id: str) -> tuple[Path, str]:
-    """`write`, and `as_markdown` of the same facts. Raises as `write`."""
+    """`write`, and the same page as Markdown. Raises as `write`."""
     page = as_page(gather(home, run_id))
-    return _save(home, run_id, page), page_as_markdown(page)
+    path = home.runs / run_id / REPORT_FILE
+    write_whole(path, as_html(page).encode())
+    return path, as_markdown(page)
 
 
 def publish_if_possible(home: Home, run_id: str) -> str:
@@ -85,9 +78,3 @@ def publish_if_possible(home: Home, run_id: str) -> str:
     except Exception as error:  # noqa: BLE001 - no night may fail for its report
         log.warning("run %s has no report: %s; nightgate history shows its results", run_id, error)
         return ""
-
-
-def _save(home: Home, run_id: str, page: Page) -> Path:
-    path = home.runs / run_id / REPORT_FILE
-    write_whole(path, page_as_html(page).encode())
-    return path

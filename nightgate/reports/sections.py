@@ -31,6 +31,7 @@ from nightgate.reports.page import (
     Text,
     Tile,
     Tiles,
+    Tone,
     duration,
     first_of,
     gap,
@@ -64,10 +65,10 @@ def head(facts: ReportFacts) -> list[Block]:
     if run["test_f1"] is not None:
         # The colour is that of the check: a night may be held with an F1 above the threshold.
         is_good = run["test_f1"] >= run["min_f1"]
-        tiles.append(Tile("F1 on test", score(run["test_f1"]), f"min_f1 {score(run['min_f1'])}", _good(is_good).tone))
+        tiles.append(Tile("F1 on test", score(run["test_f1"]), f"min_f1 {score(run['min_f1'])}", _tone(is_good)))
     if run["f1_delta"] is not None:
         champion = f"version {run['champion_version']}: {score(run['champion_f1'])}"
-        tiles.append(Tile("Against champion", gap(run["f1_delta"]), champion, _good(run["f1_delta"] >= 0).tone))
+        tiles.append(Tile("Against champion", gap(run["f1_delta"]), champion, _tone(run["f1_delta"] >= 0)))
     if run["best_epoch"] is not None:
         tiles.append(Tile("Best epoch", f"{run['best_epoch']}", f"of {len(facts.epochs)}, by validation F1"))
     if run["test_rows"] is not None:
@@ -282,11 +283,8 @@ def _settings(training: Training) -> Spans:
         for name, value in training.model_dump().items()
         if name != "base_model" and value != getattr(Training(), name)
     }
-    spans: list[Span] = []
-    for name, value in changed.items():
-        spans += [", "] if spans else []
-        spans.append(Code(f"{name}={value}"))
-    return [*spans, "; the rest as in the published recipe"] if spans else ["the published recipe"]
+    spans = [span for name, value in changed.items() for span in (", ", Code(f"{name}={value}"))]
+    return [*spans[1:], "; the rest as in the published recipe"] if spans else ["the published recipe"]
 
 
 def links(facts: ReportFacts) -> list[Block]:
@@ -311,8 +309,8 @@ def _path(facts: ReportFacts, path: Path) -> Code:
     return Code(str(path), href=quote(os.path.relpath(path, facts.report_path.parent)) + "/")
 
 
-def _good(is_good: bool) -> Mark:
-    return Mark("", "good" if is_good else "bad")
+def _tone(is_good: bool) -> Tone:
+    return "good" if is_good else "bad"
 
 
 def _with_commands(sentence: str) -> Spans:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,26 +66,20 @@ def read_shares(folder: Path) -> SnapshotShares:
     except (OSError, pa.ArrowException) as error:
         raise SnapshotError(f"{snapshot.path / ROWS_FILE} cannot be read: {error}") from error
     label_counts: dict[str, dict[str, int]] = manifest.get("label_counts", {})
-    labels = {
-        str(name): sum(counts.get(name, 0) for counts in label_counts.values())
-        for name in manifest.get("label_names", [])
-    }
+    names = manifest.get("label_names", [])
+    labels = {str(name): sum(counts.get(name, 0) for counts in label_counts.values()) for name in names}
     edges = length_edges()
     # The last bin also takes longer texts.
     places = np.minimum(np.searchsorted(edges, np.arange(_LONGEST + 1), side="right") - 1, len(edges) - 2)
     binned = np.bincount(np.maximum(places, 0), weights=lengths, minlength=len(edges) - 1)
+    # The smallest length up to which the share of all rows lies; 0 if there are none.
+    median_length, long_length = np.searchsorted(np.cumsum(lengths), np.array([0.5, 0.95]) * lengths.sum()).tolist()
     return SnapshotShares(
         snapshot_id=snapshot.id,
         rows=int(lengths.sum()),
         labels=labels,
         slices={name: dict(counts.most_common()) for name, counts in counted.items()},
         lengths=tuple(int(count) for count in binned),
-        median_length=_quantile(lengths, 0.5),
-        long_length=_quantile(lengths, 0.95),
+        median_length=median_length,
+        long_length=long_length,
     )
-
-
-def _quantile(counts: np.ndarray[Any, np.dtype[np.int64]], share: float) -> int:
-    """The smallest index up to which `share` of all counts lie; 0 if there are none."""
-    total = int(counts.sum())
-    return int(np.searchsorted(np.cumsum(counts), share * total)) if total else 0

@@ -100,7 +100,8 @@ def _pointers(home: Home, facts: ReportFacts) -> Iterator[str]:
     yield f"Ask the database:\n  {_sql_command(home, EXAMPLE_QUERY.format(pipeline=pipeline))}"
     # A pipeline outside deployments/pipelines/ is served by the path of its file, which is not recorded.
     reference = pipeline if pipeline in pipeline_files() else f"PATH/TO/{pipeline}.toml"
-    yield f"See it in the Prefect UI:\n  {_program()} serve {reference}"
+    program = "nightgate" if shutil.which("nightgate") else _short(Path(sys.executable).parent / "nightgate")
+    yield f"See it in the Prefect UI:\n  {program} serve {reference}"
 
 
 def _hanging(start: str, text: str, indent: int) -> str:
@@ -128,11 +129,6 @@ def _sql_command(home: Home, query: str) -> str:
         return f'sqlite3 -header -column {path} "{query}"'
     code = f"import pandas, sqlite3; print(pandas.read_sql(\\\"{query}\\\", sqlite3.connect('{path}')))"
     return f'{_short(Path(sys.executable))} -c "{code}"'
-
-
-def _program() -> str:
-    """`nightgate`, by its path if it is not on PATH."""
-    return "nightgate" if shutil.which("nightgate") else _short(Path(sys.executable).parent / "nightgate")
 
 
 def _short(path: Path) -> str:

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from nightgate.config import Training
 
@@ -121,7 +121,7 @@ def _overfitting(epochs: list[EpochFacts], training: Training) -> Finding | None
     epochs_word = "epoch" if best.epoch == 1 else "epochs"
     shorter = f"Train for no more than {best.epoch} {epochs_word}: --set training.epochs={best.epoch}"
     peak = max((epoch for epoch in known if _finite(epoch.f1)), key=lambda epoch: epoch.f1 or 0.0, default=None)
-    if peak is None or peak.f1 is None or best.f1 is None or not _finite(best.f1):
+    if peak is None or peak.f1 is None or not _finite(best.f1):
         return Finding("overfitting", f"{text}.", shorter)
     if peak.f1 <= best.f1 + F1_NOISE:
         return Finding("overfitting", f"{text}, and F1 gained nothing after {best.f1:.4f}.", shorter)
@@ -211,16 +211,18 @@ def _starved(epochs: list[EpochFacts], machine: MachineFacts) -> Finding | None:
             f"{_rate(usual)}: another process used the machine."
         )
         return Finding("starved", text, _queue(machine))
-    slow = []
-    for place, (number, speed) in enumerate(known):
-        others = speeds[:place] + speeds[place + 1 :]
-        # On a GPU the first epoch also records graphs and warms up caches.
-        warming_up = place == 0 and machine.device not in (None, "cpu")
-        if len(others) >= 2 and not warming_up and speed < FAR_BELOW * statistics.median(others):
-            slow.append((number, speed))
+    if len(known) < 3:
+        return None
+    # On a GPU the first epoch also records graphs and warms up caches.
+    warming_up = 0 if machine.device in (None, "cpu") else 1
+    slow = [
+        (speed, number)
+        for place, (number, speed) in enumerate(known)
+        if place >= warming_up and speed < FAR_BELOW * statistics.median(speeds[:place] + speeds[place + 1 :])
+    ]
     if not slow:
         return None
-    number, speed = min(slow, key=lambda found: found[1])
+    speed, number = min(slow)
     often = "" if len(slow) == 1 else f", and {len(slow) - 1} more like it"
     text = (
         f"Starved in epoch {number}{often}: {_rate(speed)} where the run's median is {_rate(tonight)}: another process "
@@ -279,17 +281,15 @@ def _rate(speed: float) -> str:
 
 def _speed(epoch: EpochFacts) -> float | None:
     speed = epoch.examples_per_second
-    return speed if speed is not None and math.isfinite(speed) and speed > 0 else None
+    return speed if _finite(speed) and speed > 0 else None
 
 
-def _finite(value: float | None) -> bool:
+def _finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
 def _moved(before: float | None, after: float | None) -> int:
     """1 if a loss rose, -1 if it fell, 0 if it moved by no more than noise or is not known."""
-    if before is None or after is None or not (math.isfinite(before) and math.isfinite(after)):
-        return 0
-    if abs(after - before) <= NOISE * max(abs(before), abs(after)):
+    if not (_finite(before) and _finite(after)) or abs(after - before) <= NOISE * max(abs(before), abs(after)):
         return 0
     return 1 if after > before else -1

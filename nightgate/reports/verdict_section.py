@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nightgate.analysis.seed_study import told_margin
+from nightgate.analysis.seed_study import describe_margin
 from nightgate.gate.wording import percent, points
 from nightgate.reports import charts
 from nightgate.reports.charts import Gap, Level
@@ -42,9 +42,8 @@ def verdict(facts: ReportFacts) -> list[Block]:
         blocks.append(Facts([(name, [sentence]) for name, sentence in sentences]))
     shown, left_out = checks(facts)
     if shown:
-        blocks.append(
-            Table(("outcome", "check", "reason"), [[mark(outcome), name, reason] for outcome, name, reason in shown])
-        )
+        table: list[list[Span]] = [[mark(outcome), name, reason] for outcome, name, reason in shown]
+        blocks.append(Table(("outcome", "check", "reason"), table))
     if left_out:
         blocks.append(Text((left_out,), "small"))
     if facts.approval:
@@ -170,7 +169,7 @@ def _seeds(facts: ReportFacts) -> str:
     if study is None:
         return ""
     spread = study["f1_spread"]
-    return f"spread {score(spread)} of {study['num_seeds']} seeds: {told_margin(facts.pipeline.gate, spread)}"
+    return f"spread {score(spread)} of {study['num_seeds']} seeds: {describe_margin(facts.pipeline.gate, spread)}"
 
 
 def _charts(facts: ReportFacts) -> list[Block]:

@@ -1,1 +1,1 @@
-"""The life of a run in SQL."""
+"""Runs in the database: their claim, heartbeat, slots, records and end."""

@@ -1,4 +1,4 @@
-"""How a run begins: a night is claimed, taken up again, or left alone with a reason."""
+"""How a run begins: a night gets a new run or a new attempt at an old one, or there is a reason for neither."""
 
 from __future__ import annotations
 
@@ -6,39 +6,24 @@ import logging
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.config import Pipeline
-from nightgate.database.schema import Approval, Attempt, Run, Snapshot
+from nightgate.database.schema import Approval, Attempt, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import DataError, SnapshotError
 from nightgate.provenance import code_version
-from nightgate.runs.lifecycle import attempt_of, end, lock_pipeline, settle_dead
+from nightgate.runs.lifecycle import attempt_of, end, fail_dead_runs, lock_pipeline
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow, run_row
 from nightgate.schedule import Night
 
 log = logging.getLogger(__name__)
 
 ENDED = ("promoted", "held", "skipped", "waiting")
 _RESUMABLE = ("running", "failed", "cancelled")
-
-
-@dataclass(frozen=True)
-class OpenedRun:
-    run_id: str
-    attempt: int
-    ended: bool
-    """The night has ended already: there is nothing to do."""
-    status: str
-    reason: str
-    dry_run: bool
-    data_until: datetime
-    """Of the first attempt: a run that is taken up again sees the same rows."""
-    snapshot_path: Path | None
-    """The snapshot that an earlier attempt stored; None: make one."""
 
 
 def open_run(
@@ -51,75 +36,46 @@ def open_run(
     dry_run: bool = False,
     prefect_flow_run_id: str | None = None,
     overtaken: str = "",
-) -> OpenedRun:
-    """Claim a night, or learn why there is nothing to do (`ended`).
+) -> RunRow:
+    """Claim a night. The run that is returned is `running` with this attempt, or has ended.
 
-    - A night without a run gets one. A run that failed, was cancelled or died is taken up again with the next attempt,
-      if its configuration is this one; else a new run is opened.
-    - A night that has ended stays as it is, unless `force`: asked by hand it is handed out as it ended, and a second
-      run of Prefect gets a row of its own that says `superseded`.
-    - A run that is not the only one of its pipeline, or that a newer night has overtaken, is `superseded`.
-    - A retry of the same Prefect run takes over at once: Prefect has given the process before it up.
-    - A Prefect run that is resumed is handed out as it waits, whoever works on the pipeline: a person's word is not
-      refused. When its night waits no longer it is handed out as it ended.
+    - A night without a run gets one. A run that failed, was cancelled or died is resumed with the next attempt if its
+      configuration is this one; else a new run is opened.
+    - A night that has ended stays as it is, unless `force`: a manual run gets its row as it ended, and a second
+      Prefect run gets a row of its own with status `superseded`.
+    - A run that is not the only one of its pipeline, or older than a night that was run, is `superseded`.
+    - A retry of the same Prefect run takes over at once: Prefect has given the earlier process up.
+    - A resumed Prefect run whose night waits for an approval is returned in state `waiting` even while another run is
+      active: a human decision is always accepted. When its night no longer waits, it is returned as it ended.
 
-    Dry runs and real ones do not see each other's nights: a rehearsal must not keep the night from running.
+    Dry runs and real ones do not see each other's nights: a dry run must not keep the night from running.
 
     Args:
-        overtaken: why this run is not worth starting, as the caller knows it; '' where it is.
+        overtaken: why the scheduler holds that this run is not worth starting; '' where it is.
     """
-    owner = owner or Owner.here()
-    moment = datetime.now(UTC)
-    new_id = new_run_id(pipeline, night)
+    claim = _Claim(
+        pipeline,
+        night,
+        owner or Owner.here(),
+        datetime.now(UTC),
+        new_run_id(pipeline, night),
+        force=force,
+        dry_run=dry_run,
+        prefect_flow_run_id=prefect_flow_run_id,
+        overtaken=overtaken,
+    )
 
-    def work(session: Session) -> OpenedRun:
-        lock_pipeline(session, pipeline.name)
-        latest = session.scalars(
-            sa.select(Run)
-            .where(Run.pipeline == pipeline.name, Run.night == night.date, Run.dry_run == dry_run)
-            .where(Run.status.not_in(("superseded", "missed")))
-            .order_by(Run.started_at.desc(), Run.run_id.desc())
-            .limit(1)
-        ).first()
-        own = session.get(Run, new_id)
-        if own is not None:
-            return _opened(session, db, own, ended=own.status != "running")
-        resumed = _resumed(session, prefect_flow_run_id)
-        if resumed is not None:
-            return _opened(session, db, resumed, ended=True)
-        if latest is not None and _is_ours(session, latest, owner, moment):
-            return _opened(session, db, latest)  # an earlier try was committed, and its answer was lost
-        settle_dead(session, pipeline.name, moment, given_up=prefect_flow_run_id)
-        refused = _at_work(session, pipeline.name) or overtaken or _overtaken(session, pipeline.name, night)
-        if not refused and latest is not None and not force:
-            if latest.status in ENDED:
-                if prefect_flow_run_id in {None, latest.prefect_flow_run_id}:
-                    return _opened(session, db, latest, ended=True)
-                refused = (
-                    f"the night was run already: run {latest.run_id} ended {latest.status}; "
-                    "a forced run opens a new one"
-                )
-            elif latest.status in _RESUMABLE and latest.config_hash == pipeline.config_hash:
-                _take_up(session, latest, night, owner, moment, prefect_flow_run_id)
-                return _opened(session, db, latest)
-        run = new_run(new_id, pipeline, night, moment, dry_run=dry_run, prefect_flow_run_id=prefect_flow_run_id)
-        session.add(run)
-        session.flush()
-        session.add(_new_attempt(run, owner, moment))
-        if refused:
-            session.flush()
-            end(session, run, "superseded", moment, refused)
-            log.warning("superseded: %s", refused)
-        return _opened(session, db, run, ended=bool(refused))
+    def work(session: Session) -> RunRow:
+        return run_row(session, _claimed(session, claim).run_id)
 
     return db.write(work)
 
 
 def night_of(db: Database, prefect_flow_run_id: str) -> Night | None:
-    """The night that a Prefect run began with: a retry belongs to it, whatever the clock says by then."""
+    """The night that a Prefect run began with, to which its retries belong."""
     query = (
         sa.select(Run.night, Attempt.trigger, Run.data_until, Run.scheduled_for)
-        # Of its first attempt: a later one is a retry, of whatever it was.
+        # Its first attempt has the trigger; a later one is a retry.
         .join(Attempt, (Attempt.run_id == Run.run_id) & (Attempt.attempt == 1))
         .where(Run.prefect_flow_run_id == prefect_flow_run_id)
         .order_by(Run.started_at)
@@ -129,24 +85,22 @@ def night_of(db: Database, prefect_flow_run_id: str) -> Night | None:
     return Night(row.night, row.trigger, row.data_until, row.scheduled_for) if row else None
 
 
-def by_hand_at_work(db: Database, pipeline_name: str, night: date) -> str:
-    """The run that a person started and that works on the pipeline now, for another night or as a rehearsal, in words;
-    '' where none does. Dead runs are settled first.
-    """
+def active_manual_run(db: Database, pipeline_name: str, night: date) -> str:
+    """Describe the active run of the pipeline if it is a dry run or was started manually for another night, else ''."""
 
     def work(session: Session) -> str:
         lock_pipeline(session, pipeline_name)
-        settle_dead(session, pipeline_name, datetime.now(UTC))
+        fail_dead_runs(session, pipeline_name, datetime.now(UTC))
         run = session.scalars(
             sa.select(Run)
-            # Its first attempt says how it was started; a later one is a retry.
+            # Its first attempt has the trigger; a later one is a retry.
             .join(Attempt, (Attempt.run_id == Run.run_id) & (Attempt.attempt == 1))
             .where(Run.pipeline == pipeline_name, Run.status == "running")
             .where(sa.or_(Run.dry_run, (Run.night != night) & (Attempt.trigger != "schedule")))
         ).first()
         if run is None:
             return ""
-        return f"run {run.run_id} ({'a dry run' if run.dry_run else 'started by hand'}, night {run.night})"
+        return f"run {run.run_id} ({'a dry run' if run.dry_run else 'started manually'}, night {run.night})"
 
     return db.write(work)
 
@@ -154,8 +108,78 @@ def by_hand_at_work(db: Database, pipeline_name: str, night: date) -> str:
 # --- inside a transaction ---
 
 
-def _at_work(session: Session, pipeline_name: str) -> str:
-    """Who works on the pipeline, as a reason not to; '' when nobody does. Dead runs are settled by now."""
+@dataclass(frozen=True)
+class _Claim:
+    """The arguments of `open_run`; `run_id` is that of a run that may have to be opened."""
+
+    pipeline: Pipeline
+    night: Night
+    owner: Owner
+    moment: datetime
+    run_id: str
+    force: bool
+    dry_run: bool
+    prefect_flow_run_id: str | None
+    overtaken: str
+
+
+def _claimed(session: Session, claim: _Claim) -> Run:
+    name = claim.pipeline.name
+    lock_pipeline(session, name)
+    latest = _latest(session, claim)
+    known = session.get(Run, claim.run_id) or _awaiting_approval(session, claim.prefect_flow_run_id)
+    if known is None and latest is not None and _is_ours(session, latest, claim):
+        known = latest
+    if known is not None:
+        return known  # it waits, or an earlier try was committed, and its answer was lost
+    fail_dead_runs(session, name, claim.moment, given_up=claim.prefect_flow_run_id)
+    refused = _active_run(session, name) or claim.overtaken or _overtaken(session, name, claim.night)
+    if latest is not None and not (refused or claim.force):
+        if latest.status in ENDED:
+            if claim.prefect_flow_run_id in {None, latest.prefect_flow_run_id}:
+                return latest
+            refused = (
+                f"the night was run already: run {latest.run_id} ended {latest.status}; a forced run opens a new one"
+            )
+        elif latest.status in _RESUMABLE and latest.config_hash == claim.pipeline.config_hash:
+            _resume(session, latest, claim)
+            return latest
+    return _open_new(session, claim, refused)
+
+
+def _latest(session: Session, claim: _Claim) -> Run | None:
+    """The run that counts for the night so far."""
+    return session.scalars(
+        sa.select(Run)
+        .where(Run.pipeline == claim.pipeline.name, Run.night == claim.night.date, Run.dry_run == claim.dry_run)
+        .where(Run.status.not_in(("superseded", "missed")))
+        .order_by(Run.started_at.desc(), Run.run_id.desc())
+        .limit(1)
+    ).first()
+
+
+def _open_new(session: Session, claim: _Claim, refused: str) -> Run:
+    """A new run; superseded at once where it is `refused`."""
+    run = new_run(
+        claim.run_id,
+        claim.pipeline,
+        claim.night,
+        claim.moment,
+        dry_run=claim.dry_run,
+        prefect_flow_run_id=claim.prefect_flow_run_id,
+    )
+    session.add(run)
+    session.flush()
+    session.add(_new_attempt(run, claim))
+    if refused:
+        session.flush()
+        end(session, run, "superseded", claim.moment, refused)
+        log.warning("superseded: %s", refused)
+    return run
+
+
+def _active_run(session: Session, pipeline_name: str) -> str:
+    """Why the pipeline is busy; '' where it is not. The caller has failed dead runs."""
     run = session.scalars(sa.select(Run).where(Run.pipeline == pipeline_name, Run.status == "running").limit(1)).first()
     if run is None:
         return ""
@@ -167,7 +191,7 @@ def _at_work(session: Session, pipeline_name: str) -> str:
 
 
 def _overtaken(session: Session, pipeline_name: str, night: Night) -> str:
-    """Why a scheduled run comes too late: a newer night was run. By hand and as a backfill an old night may be run."""
+    """Why a scheduled run comes too late: a newer night was run. Manual runs and backfills may be of an old night."""
     if night.trigger != "schedule":
         return ""
     newer = session.execute(
@@ -180,8 +204,8 @@ def _overtaken(session: Session, pipeline_name: str, night: Night) -> str:
     return f"a newer night, {newer.night}, has overtaken it (run {newer.run_id})" if newer else ""
 
 
-def _resumed(session: Session, prefect_flow_run_id: str | None) -> Run | None:
-    """The run of a Prefect run that waits for a person, or waited for one until a newer night went to work."""
+def _awaiting_approval(session: Session, prefect_flow_run_id: str | None) -> Run | None:
+    """The run of a Prefect run that waits for an approval, or did until a newer night superseded it."""
     if prefect_flow_run_id is None:
         return None
     return session.scalars(
@@ -191,43 +215,25 @@ def _resumed(session: Session, prefect_flow_run_id: str | None) -> Run | None:
     ).first()
 
 
-def _take_up(
-    session: Session, run: Run, night: Night, owner: Owner, moment: datetime, prefect_flow_run_id: str | None
-) -> None:
+def _resume(session: Session, run: Run, claim: _Claim) -> None:
     if run.error_type in {DataError.error_type, SnapshotError.error_type}:
-        run.snapshot_id = None  # what was wrong with the rows may be mended: read them again
+        run.snapshot_id = None  # the rows may have been corrected: read them again
     if run.snapshot_id is None:
-        run.data_until, run.scheduled_for = night.data_until, night.scheduled_for
+        run.data_until, run.scheduled_for = claim.night.data_until, claim.night.scheduled_for
     run.attempt += 1
     run.status, run.trigger = "running", "retry"
     run.reason = run.error_type = run.next_step = run.verdict = run.finished_at = run.announced_at = None
-    run.prefect_flow_run_id = prefect_flow_run_id
+    run.prefect_flow_run_id = claim.prefect_flow_run_id
     run.code_version = code_version()
     session.flush()
-    session.add(_new_attempt(run, owner, moment))
+    session.add(_new_attempt(run, claim))
 
 
-def _is_ours(session: Session, run: Run, owner: Owner, moment: datetime) -> bool:
+def _is_ours(session: Session, run: Run, claim: _Claim) -> bool:
+    """Whether an earlier try of this claim resumed the run."""
     current = attempt_of(session, run)
-    return run.status == "running" and (current.host, current.pid, current.started_at) == (
-        owner.host,
-        owner.pid,
-        moment,
-    )
-
-
-def _opened(session: Session, db: Database, run: Run, *, ended: bool = False) -> OpenedRun:
-    stored = session.get(Snapshot, (run.pipeline, run.snapshot_id)) if run.snapshot_id else None
-    return OpenedRun(
-        run_id=run.run_id,
-        attempt=run.attempt,
-        ended=ended,
-        status=run.status,
-        reason=run.reason or "",
-        dry_run=run.dry_run,
-        data_until=run.data_until,
-        snapshot_path=db.home.absolute(stored.path) if stored else None,
-    )
+    began = (current.host, current.pid, current.started_at)
+    return run.status == "running" and began == (claim.owner.host, claim.owner.pid, claim.moment)
 
 
 def new_run_id(pipeline: Pipeline, night: Night) -> str:
@@ -266,7 +272,8 @@ def new_run(
     )
 
 
-def _new_attempt(run: Run, owner: Owner, moment: datetime) -> Attempt:
+def _new_attempt(run: Run, claim: _Claim) -> Attempt:
+    owner = claim.owner
     return Attempt(
         run_id=run.run_id,
         attempt=run.attempt,
@@ -278,5 +285,5 @@ def _new_attempt(run: Run, owner: Owner, moment: datetime) -> Attempt:
         process_space=owner.space,
         code_version=code_version(),
         prefect_flow_run_id=run.prefect_flow_run_id,
-        started_at=moment,
+        started_at=claim.moment,
     )

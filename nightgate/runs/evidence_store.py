@@ -1,10 +1,10 @@
-"""The gate's evidence in the database: what a night was decided by can be read back for ever, and decided again.
+"""Store the gate's evidence of a night in the database, and load it to decide the night again.
 
     record_evidence(db, run_id, attempt, evidence, {"candidate": run_id, "champion": "..."})
     decide(load_evidence(db, run_id), policy)             # the same decision, or another policy's
 
-Test rows are stored once for all nights that share them, as columns of bytes under zlib: a year of nights with 5,000
-test rows takes some tens of megabytes. A label takes a byte a row, or two where a pipeline has more than 256 labels.
+Test rows are stored once for all nights that share them, as columns of zlib-compressed bytes: a year of nights with
+5,000 test rows takes some tens of megabytes. A label is one byte, or two if a pipeline has more than 256 labels.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from nightgate.runs.lifecycle import fenced
 
 FINGERPRINT_BYTES = 16
 _NAME = f"S{FINGERPRINT_BYTES}"
-"""A fingerprint as numpy compares it: by all its bytes, for whatever is shorter would be filled up with zeros."""
+"""Fingerprints in numpy. All have this width, so its padding with zeros cannot make two of them equal."""
 
 SETS_AT_ONCE = 16
-"""Test sets that are read from the database together: a year of them takes no more memory than these."""
+"""Test sets read at a time: bounds the memory for a year of them."""
 
 
 def record_evidence(db: Database, run_id: str, attempt: int, evidence: Evidence, model_runs: Mapping[str, str]) -> None:
-    """Store all that the night decides by; what is recorded already stays as it is.
+    """Store the evidence of a night. Idempotent: recorded evidence is not overwritten.
 
     Args:
-        model_runs: by side the run that made its model.
+        model_runs: by side, the run that trained its model.
 
     Raises:
         RegistryError: another attempt has taken over, or the run has ended.
@@ -85,10 +85,10 @@ def record_evidence(db: Database, run_id: str, attempt: int, evidence: Evidence,
 
 
 def load_evidence(db: Database, run_id: str) -> Evidence:
-    """What the run was decided by, as its last attempt that came to it stored it.
+    """The evidence of the run's last attempt that stored any.
 
     Raises:
-        RegistryError: there is no such run, or it came to no evidence.
+        RegistryError: there is no such run, or it has no evidence.
     """
 
     def work(session: Session) -> Evidence:
@@ -115,22 +115,22 @@ class Scoring:
     """A model on the test rows of one night."""
 
     run_id: str
-    """Of the night."""
+    """The night's run."""
     data_until: datetime
-    """Aware: likewise."""
+    """Aware, of the night."""
     label_names: tuple[str, ...]
-    """What the class indices of `rows` and `predictions` mean."""
+    """By class index of `rows` and `predictions`."""
     rows: Rows
     predictions: Labels
     trained_on: Mask | None
-    """As in `Side`."""
+    """The rows that the model was trained on; None if unknown."""
 
 
 def scorings_of(db: Database, pipeline: str, model_run_id: str, kind: str = "test") -> Iterator[Scoring]:
-    """Every night on which the model of this run was scored, newest first; each is read when it is asked for.
+    """Every scoring of the model of this run, newest night first, each loaded when it is iterated.
 
     Args:
-        kind: 'test', or 'golden' for the golden rows, where `trained_on` is not looked up.
+        kind: 'test', or 'golden' for the golden rows, which have no `trained_on`.
     """
     last = sa.select(sa.func.max(GateSide.attempt)).where(GateSide.run_id == TestPrediction.run_id).scalar_subquery()
     query = (
@@ -161,15 +161,15 @@ def scorings_of(db: Database, pipeline: str, model_run_id: str, kind: str = "tes
 
 @dataclass(frozen=True)
 class Given:
-    """What a model made of a row, whenever it met it last."""
+    """The label that a model last gave to a row."""
 
     label: str
     trained_on: bool | None
-    """Whether it, or a model that it goes back to, was trained on it; None where that is unknown."""
+    """Whether the model or one of its ancestors was trained on the row; None if unknown."""
 
 
 def labels_given(scorings: Iterable[Scoring]) -> dict[str, Given]:
-    """By fingerprint, for every row of a model's `scorings_of`."""
+    """The newest label of every row of a model's `scorings_of`, by fingerprint."""
     found: dict[str, Given] = {}
     for scoring in scorings:
         trained_on = scoring.trained_on.tolist() if scoring.trained_on is not None else [None] * len(scoring.rows)
@@ -181,13 +181,12 @@ def labels_given(scorings: Iterable[Scoring]) -> dict[str, Given]:
 
 
 def first_seen(db: Database, pipeline: str, fingerprints: list[str], tonight: datetime) -> NDArray[np.int64]:
-    """Microseconds since 1970 at which each row first stood in a test set of the pipeline, shape [rows]; `tonight` for
-    new ones.
+    """When each row first was in a test set of the pipeline, shape [rows], in microseconds since 1970.
 
-    For sources whose rows carry no time. Only nights before `tonight` count, so that a night in the past is not told
-    by a later one.
+    For sources whose rows have no time. New rows get `tonight`; only nights before it count, so that a backfill ignores
+    later nights.
     """
-    # A set carries on what the one before it knew of its rows: one that was away for a night is in older sets only.
+    # All earlier sets are read: a row that was missing from the last night's set is in older ones only.
     known_by_then = (
         sa.select(TestPrediction.test_set_id)
         .join(Run, Run.run_id == TestPrediction.run_id)
@@ -213,7 +212,7 @@ def first_seen(db: Database, pipeline: str, fingerprints: list[str], tonight: da
 
 
 def microseconds(moment: datetime) -> int:
-    """Since 1970, UTC."""
+    """Microseconds since 1970, UTC."""
     return round((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
 
 
@@ -221,7 +220,7 @@ def microseconds(moment: datetime) -> int:
 
 
 def _packed(kind: str, rows: Rows, label_names: tuple[str, ...]) -> dict[str, Any]:
-    """The columns of a row of `test_set`; its id is a hash of what they say."""
+    """The columns of a row of `test_set`; its id is a hash of their content."""
     plain = {
         "fingerprints": bytes.fromhex("".join(rows.fingerprints)),
         "labels": rows.true.astype(_label_type(label_names)).tobytes(),
@@ -242,21 +241,16 @@ def _packed(kind: str, rows: Rows, label_names: tuple[str, ...]) -> dict[str, An
 
 def _unpacked(row: TestSet) -> Rows:
     slices: dict[str, Any] = json.loads(zlib.decompress(row.slices))
+    text, width = zlib.decompress(row.fingerprints).hex(), 2 * FINGERPRINT_BYTES
     return Rows(
         true=_array(row.labels, _label_type(row.label_names)),
         seen_at=_array(row.seen_at, "<i8"),
-        fingerprints=tuple(_names(row.fingerprints)),
+        fingerprints=tuple(text[start : start + width] for start in range(0, len(text), width)),
         groups=None if row.groups is None else _array(row.groups, "<i4"),
         slices=tuple(
             Slice(name, tuple(values), np.array(codes, dtype=np.int64)) for name, (values, codes) in slices.items()
         ),
     )
-
-
-def _names(fingerprints: bytes) -> list[str]:
-    text = zlib.decompress(fingerprints).hex()
-    width = 2 * FINGERPRINT_BYTES
-    return [text[start : start + width] for start in range(0, len(text), width)]
 
 
 def _label_type(label_names: list[str] | tuple[str, ...]) -> str:
@@ -373,7 +367,7 @@ def _evidence(
         golden=rows.get("golden"),
         champion_nights=sides["champion"].facts["nights"] if champion is not None else None,
         seed_spread=sides["candidate"].facts["seed_spread"],
-        # A night looks for studies of its own configuration only.
+        # A night uses seed studies of its own configuration only.
         seed_average=run.config["gate"]["average"],
         golden_note=sides["candidate"].facts["golden_note"],
     )

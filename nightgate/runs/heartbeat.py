@@ -1,4 +1,4 @@
-"""A sign of life in the row of the attempt that this process works on, and word of it when the run is lost."""
+"""Background thread that renews the attempt's heartbeat and notices when the run was ended or taken over."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Renews the attempt's row from a thread of its own while the block runs.
+    """Context manager that renews the attempt's heartbeat from a thread.
 
     with Heartbeat(db, run_id, attempt) as heartbeat:
-        heartbeat.check()       # raises once the run was given to another attempt, or was ended from outside
+        heartbeat.check()       # raises once another attempt has taken over or another process ended the run
     """
 
     def __init__(self, db: Database, run_id: str, attempt: int, *, seconds: float = BEAT_SECONDS) -> None:
         self._db, self._run_id, self._attempt, self._seconds = db, run_id, attempt, seconds
         self._lost: RegistryError | None = None
         self._ended = threading.Event()
-        # What it logs belongs to this night, as what is logged here does.
+        # The thread logs in the context of this night.
         in_context = contextvars.copy_context().run
         self._thread = threading.Thread(
-            target=in_context, args=(self._keep_beating,), name="nightgate-heartbeat", daemon=True
+            target=in_context, args=(self._renew_until_ended,), name="nightgate-heartbeat", daemon=True
         )
 
     def __enter__(self) -> Self:
@@ -45,11 +45,11 @@ class Heartbeat:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        # A beat that waits for a database that is away must not hold up the end of the night.
+        # A heartbeat that waits for an unavailable database must not delay the end of the night.
         self._thread.join(2.0)
 
     def check(self) -> None:
-        """Raises what `fenced` would.
+        """Raise the error of the last heartbeat, if it was refused.
 
         Raises:
             RegistryError: another attempt has taken over, or the run has ended.
@@ -57,17 +57,17 @@ class Heartbeat:
         if self._lost is not None:
             raise self._lost
 
-    def _keep_beating(self) -> None:
+    def _renew_until_ended(self) -> None:
         while not self._ended.wait(self._seconds):
             try:
-                self._db.write(self._beat)
+                self._db.write(self._renew)
             except RegistryError as error:
                 self._lost = error
                 return
             except NightgateError as error:
                 log.debug("no heartbeat of run %s: %s", self._run_id, error)
 
-    def _beat(self, session: Session) -> None:
+    def _renew(self, session: Session) -> None:
         fenced(session, self._run_id, self._attempt)
         session.execute(
             sa.update(Attempt)

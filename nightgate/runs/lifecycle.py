@@ -1,14 +1,12 @@
-"""The life of a run in the database: opened, taken up again, settled, ended.
+"""The life of a run in the database after its claim: facts about its attempts, and its end.
 
-One run of a pipeline is at work at a time: whoever opens one settles the rows of dead processes first, and steps back
-from a living one. Every write carries its attempt: once another attempt exists or the run has ended, it is refused, so
-a process that was given up and still lives does no harm.
+One run of a pipeline is at work at a time. Every write carries its attempt: once another attempt exists or the run has
+ended, the write is refused, so a process that was given up and still lives does no harm.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -23,43 +21,21 @@ from nightgate.runs.liveness import cause_of_death, now
 log = logging.getLogger(__name__)
 
 
-def record_attempt(
-    db: Database,
-    run_id: str,
-    attempt: int,
-    *,
-    device: str | None = None,
-    precision: str | None = None,
-    precision_reason: str | None = None,
-    threads: int | None = None,
-    host: str | None = None,
-    pid: int | None = None,
-    resumed_from_epoch: int | None = None,
-    restarts: int | None = None,
-    engine: str | None = None,
-    engine_reason: str | None = None,
-) -> None:
-    """What is known of an attempt by now; None leaves what stands there. `resumed_from_epoch` 0: from the start."""
-    facts = {
-        "device": device,
-        "precision": precision,
-        "precision_reason": precision_reason,
-        "threads": threads,
-        "host": host,
-        "pid": pid,
-        "resumed_from_epoch": resumed_from_epoch,
-        "restarts": restarts,
-        "engine": engine,
-        "engine_reason": engine_reason,
-    }
+def record_attempt(db: Database, run_id: str, attempt: int, **facts: str | int) -> None:
+    """Store what is known of an attempt, by column of the table `attempt`."""
 
     def work(session: Session) -> None:
-        row = attempt_of(session, fenced(session, run_id, attempt))
-        for name, value in facts.items():
-            if value is not None:
-                setattr(row, name, value)
+        fenced(session, run_id, attempt)
+        session.execute(sa.update(Attempt).where(Attempt.run_id == run_id, Attempt.attempt == attempt).values(facts))
 
     db.write(work)
+
+
+def count_restart(db: Database, run_id: str, attempt: int) -> None:
+    """Count a process of the attempt that stalled and was started again."""
+    query = sa.select(Attempt.restarts).where(Attempt.run_id == run_id, Attempt.attempt == attempt)
+    before = db.read(lambda session: session.scalar(query)) or 0
+    record_attempt(db, run_id, attempt, restarts=before + 1)
 
 
 def finish_run(
@@ -72,7 +48,7 @@ def finish_run(
     error_type: str | None = None,
     next_step: str | None = None,
 ) -> None:
-    """End a run. `promoted` is not for here: `promote` sets it, in one transaction with the champion.
+    """End a run with any status but `promoted`, which `promote_candidate` sets in one transaction with the champion.
 
     Raises:
         RegistryError: another attempt has taken over, or the run has ended.
@@ -89,28 +65,11 @@ def finish_run(
     db.write(work)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a run so far."""
-
-    status: str
-    reason: str
-    test_f1: float | None
-    prefect_flow_run_id: str | None
-    attempt: int
-
-
-def outcome(db: Database, run_id: str) -> Outcome:
-    """What became of a run that exists."""
-    query = sa.select(Run.status, sa.func.coalesce(Run.reason, ""), Run.test_f1, Run.prefect_flow_run_id, Run.attempt)
-    return db.read(lambda session: Outcome(*session.execute(query.where(Run.run_id == run_id)).one()))
-
-
 # --- inside a transaction ---
 
 
 def lock_pipeline(session: Session, pipeline_name: str) -> None:
-    """Until the transaction ends, nobody else opens runs, allots versions or moves the champion of this pipeline."""
+    """Lock the pipeline until the transaction ends: no other opens runs, allots versions or moves the champion."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(sa.text("SELECT pg_advisory_xact_lock(7203150, hashtext(:name))"), {"name": pipeline_name})
     # On SQLite a writing transaction is alone from its BEGIN IMMEDIATE on.
@@ -127,9 +86,9 @@ def fenced(
     """The run, if `attempt` may still write to it.
 
     Raises:
-        RegistryError: it does not exist, another attempt has taken over, or it has ended.
+        RegistryError: the run does not exist, another attempt has taken over, or it has ended.
     """
-    # Read anew under the lock: a row that the session holds already would be as old as its first look.
+    # Read again under the lock: the session may hold the row as it was before.
     run = session.get(Run, run_id, with_for_update=True, populate_existing=True)
     if run is None:
         raise error(f"there is no run {run_id}")
@@ -160,7 +119,7 @@ def end(
     error_type: str | None = None,
     next_step: str | None = None,
 ) -> None:
-    """End a run together with its attempt, or let it wait; what it held is free. No reason leaves the decision's."""
+    """End a run with its attempt, or let it wait, and release its slot. `reason` None leaves the gate's."""
     run.next_step = next_step or None
     run.announced_at = None
     for row in (run, attempt_of(session, run)):
@@ -174,21 +133,21 @@ def end(
 def record_decided(
     session: Session, run_id: str, decision: str, by: str | None, reason: str | None, moment: datetime
 ) -> None:
-    """Write down what became of a run that waited for a person; `by` None: nobody said anything."""
+    """Store the decision on a run that waited for an approval; `by` None: no person made it."""
     approval = session.get_one(Approval, run_id)
     approval.decision, approval.decided_by, approval.reason, approval.decided_at = decision, by, reason, moment
 
 
-def settle_dead(session: Session, pipeline_name: str, moment: datetime, *, given_up: str | None = None) -> list[Run]:
-    """End the runs of a pipeline whose process is dead. The caller holds `lock_pipeline`.
+def fail_dead_runs(session: Session, pipeline_name: str, moment: datetime, *, given_up: str | None = None) -> list[Run]:
+    """End the runs of a pipeline whose process is dead as failed. The caller holds `lock_pipeline`.
 
     Args:
-        given_up: id of a Prefect run whose earlier process counts as dead, whatever it still does.
+        given_up: id of a Prefect run whose earlier process counts as dead, even if it still runs.
     """
     running = session.scalars(
         sa.select(Run).where(Run.pipeline == pipeline_name, Run.status == "running").with_for_update()
     )
-    settled = []
+    failed = []
     clock = now(session)
     for run in running:
         reason = cause_of_death(attempt_of(session, run), clock)
@@ -198,6 +157,6 @@ def settle_dead(session: Session, pipeline_name: str, moment: datetime, *, given
             continue
         step = f"run that night again: nightgate run {run.pipeline} --night {run.night}"
         end(session, run, "failed", moment, reason, CrashedError.error_type, step)
-        log.warning("run %s is settled as failed: %s", run.run_id, reason)
-        settled.append(run)
-    return settled
+        log.warning("run %s has failed: %s", run.run_id, reason)
+        failed.append(run)
+    return failed

@@ -1,8 +1,8 @@
-"""The process that works on an attempt, and whether it still lives.
+"""Detect whether the process that works on an attempt is alive.
 
-A process of this machine is looked up, so that its death is known at once. Of another machine (or container) only the
-heartbeat tells: it stands in the attempt's row, and a row that has not been renewed for `LEASE` belongs to a dead one.
-Being wrong about it does no harm: whoever was given up writes nothing more, see `nightgate.runs.lifecycle.fenced`.
+A process of this machine is looked up, so its death is known at once. A process of another machine or container counts
+as dead when the heartbeat in its attempt's row is older than `LEASE`. A false alarm does no harm: the writes of a
+process that was given up are refused, see `nightgate.runs.lifecycle.fenced`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from nightgate.database.schema import Attempt
 
 BEAT_SECONDS = 15.0
 LEASE = timedelta(seconds=120)
-"""Eight missed beats: a database that is away for a minute, or a machine that swaps, is no death."""
+"""Eight missed heartbeats: survives a database that is away for a minute, and a machine that swaps."""
 
 _CLOCK_STEP = timedelta(seconds=2)
-"""By which the start of a process may seem to move when the clock is set."""
+"""Tolerance for a process's start time, which shifts when the clock is set."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Owner:
     host: str
     pid: int
     started: datetime
-    """Aware. A pid alone may belong to another process by now."""
+    """Aware. Distinguishes a reused pid from the original process."""
     space: str = ""
-    """Within which the pid means something, see `process_space`."""
+    """The `process_space` of the pid."""
 
     @classmethod
     def here(cls) -> Owner:
@@ -50,7 +50,7 @@ class Owner:
 
 @cache
 def process_space() -> str:
-    """Boot and pid namespace: two containers may share a host's name, and a pid survives no restart."""
+    """Identify boot and pid namespace: two containers may share a host name, and a restart reuses pids."""
     boot = namespace = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -59,21 +59,21 @@ def process_space() -> str:
 
 
 def now(session: Session) -> datetime:
-    """The clock by which heartbeats are compared: the database's, where all machines share one."""
+    """The time on the clock that heartbeats use: the database server's, so that all machines agree."""
     if session.get_bind().dialect.name == "postgresql":
         return session.execute(sa.select(sa.func.clock_timestamp(type_=UtcTime()))).scalar_one()
     return datetime.now(UTC)
 
 
 def cause_of_death(attempt: Attempt, moment: datetime) -> str:
-    """Why the attempt's process counts as dead; '' while it lives. `moment` is `now(session)`."""
+    """Why the attempt's process counts as dead; '' if it is alive. `moment` is `now(session)`."""
     named = f"its process (pid {attempt.pid} on {attempt.host})"
     is_here = (attempt.host, attempt.process_space) == (socket.gethostname(), process_space())
     if is_here and not _lives(attempt.pid, attempt.owner_started):
-        return f"{named} ended without a word in attempt {attempt.attempt}"
+        return f"{named} ended unexpectedly in attempt {attempt.attempt}"
     silent = moment - (attempt.heartbeat_at or attempt.started_at)
     if silent > LEASE:
-        return f"{named} has given no sign of life for {naturaldelta(silent)} in attempt {attempt.attempt}"
+        return f"{named} has sent no heartbeat for {naturaldelta(silent)} in attempt {attempt.attempt}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What a night leaves in the database, each as one transaction that is committed at once.
+"""Record the results of a night's steps in the database, each in one transaction.
 
     record_snapshot(db, run_id, attempt, refreshed)
     record_epoch(db, run_id, attempt, report, ...)    # when the epoch is evaluated, not at the end
@@ -6,15 +6,15 @@
     record_test(db, run_id, attempt, best_epoch, ...)
     record_decision(db, run_id, attempt, decision, ...)
 
-Every one may be repeated: what is recorded already stays as it is. How a run begins is in `nightgate.runs.claim`, how
-it lives and ends in `nightgate.runs.lifecycle`; versions and champions are moved in `nightgate.registry.promotion`
-and read in `nightgate.registry.versions`.
+Idempotent: what is recorded already is not overwritten. `nightgate.runs.claim` starts runs,
+`nightgate.runs.lifecycle` ends them, and `nightgate.registry.promotion` changes versions and champions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshed) -> None:
-    """The run's snapshot, what it counts, and the rows that it could not use."""
+    """Record the run's snapshot, its row counts and the quarantined rows."""
     snapshot = refreshed.snapshot
     manifest = snapshot.manifest
 
@@ -57,9 +57,7 @@ def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshe
                     path=db.home.relative(snapshot.path),
                     test_version=manifest["test_version"],
                     rows_total=manifest["rows_total"],
-                    rows_train=manifest["rows"]["train"],
-                    rows_validation=manifest["rows"]["validation"],
-                    rows_test=manifest["rows"]["test"],
+                    **{f"rows_{split}": count for split, count in manifest["rows"].items()},
                     rows_duplicate=manifest["rows_duplicate"],
                     rows_quarantined=manifest["rows_quarantined"],
                     data_until=_time(manifest.get("data_until")),
@@ -78,7 +76,7 @@ def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshe
 
 
 def record_quarantined(db: Database, run_id: str, attempt: int, quarantined: Sequence[Quarantined]) -> None:
-    """Rows that could not be used, of a refresh that came to nothing."""
+    """Record the quarantined rows of a refresh that failed."""
 
     def work(session: Session) -> None:
         fenced(session, run_id, attempt)
@@ -90,28 +88,17 @@ def record_quarantined(db: Database, run_id: str, attempt: int, quarantined: Seq
 def _add_quarantined(session: Session, run_id: str, attempt: int, quarantined: Sequence[Quarantined]) -> None:
     if not quarantined or session.get(QuarantinedRow, (run_id, attempt, 0)) is not None:
         return
-    rows = [
-        {
-            "run_id": run_id,
-            "attempt": attempt,
-            "position": position,
-            "origin": row.origin,
-            "row_id": row.row_id,
-            "reason": row.reason,
-            "detail": row.detail,
-            "excerpt": row.excerpt,
-        }
-        for position, row in enumerate(quarantined)
-    ]
+    place = {"run_id": run_id, "attempt": attempt}
+    rows = [place | {"position": position} | asdict(row) for position, row in enumerate(quarantined)]
     session.execute(sa.insert(QuarantinedRow), rows)
 
 
 def previous_snapshot(db: Database, pipeline_name: str, before: datetime | None = None) -> Path | None:
-    """The folder of the newest snapshot that a run of the pipeline made and that is still there.
+    """The folder of the newest snapshot of the pipeline that still exists.
 
     Args:
-        before: aware; only of runs whose `data_until` lies before it, so that a night in the past is not compared
-            with a later one.
+        before: aware; only snapshots of runs with an earlier `data_until`, so that a backfill is not compared with a
+            later night.
     """
 
     def work(session: Session) -> list[str]:
@@ -136,10 +123,10 @@ def record_epoch(
     slices: Sequence[SliceScore] = (),
     confusion: NDArray[np.int64] | None = None,
 ) -> None:
-    """An epoch and its scores on the validation rows. What is recorded already is never written over.
+    """Record an epoch and its scores on the validation rows.
 
     Args:
-        attempt: who records it; `report.attempt` is who trained it, an earlier one whose row may have been lost.
+        attempt: the current attempt; `report.attempt` trained the epoch, and may be an earlier one whose row was lost.
         confusion: counts [labels, labels], rows are true labels.
 
     Raises:
@@ -148,13 +135,7 @@ def record_epoch(
     values: dict[str, float | None] = {
         "training_loss": report.training_loss,
         "validation_loss": report.validation_loss,
-        "accuracy": scores.accuracy,
-        "f1_weighted": scores.f1_weighted,
-        "f1_macro": scores.f1_macro,
-        "precision_weighted": scores.precision_weighted,
-        "precision_macro": scores.precision_macro,
-        "recall_weighted": scores.recall_weighted,
-        "recall_macro": scores.recall_macro,
+        **asdict(scores),
         "learning_rate": report.learning_rate,
         "examples_per_second": report.examples_per_second,
         "tokens_per_second": report.tokens_per_second,
@@ -170,7 +151,6 @@ def record_epoch(
                 **key,
                 **values,
                 step=report.step,
-                support=scores.support,
                 nonfinite=_nonfinite(values),
                 recorded_at=datetime.now(UTC),
             )
@@ -181,7 +161,7 @@ def record_epoch(
 
 
 def record_training(db: Database, run_id: str, attempt: int, trained: TrainResult) -> None:
-    """How the attempt trained, and which epoch was best."""
+    """Record how the attempt trained, and its best epoch."""
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
@@ -202,7 +182,7 @@ def record_test(
     slices: Sequence[SliceScore] = (),
     confusion: NDArray[np.int64] | None = None,
 ) -> None:
-    """The best epoch on the test rows, by class and slice. See `record_epoch`; `record_decision` has the totals."""
+    """Record the best epoch on the test rows, by class and slice; `record_decision` records the totals."""
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
@@ -221,11 +201,11 @@ def record_decision(
     evidence: Evidence | None = None,
     scores: Scores | None = None,
 ) -> None:
-    """The verdict, its reason, every check behind it, and what the sides showed on the test rows.
+    """Record the verdict, its reason and checks, and the measurements on the test rows.
 
     Args:
-        evidence: what it was decided by, for the joint outcomes; None where nothing could be measured.
-        scores: of the candidate on the rows that decided.
+        evidence: for the joint outcomes; None if nothing could be measured.
+        scores: of the candidate on the rows of the verdict.
     """
     outcomes = joint_outcomes(evidence, decision.measured) if evidence and decision.measured else []
 
@@ -238,24 +218,9 @@ def record_decision(
             return
         place = {"run_id": run_id, "attempt": attempt}
         for position, check in enumerate(decision.checks):
-            session.add(
-                GateCheck(
-                    **place,
-                    position=position,
-                    check_name=check.name,
-                    slice_name=check.slice_name or "",
-                    slice_value=check.slice_value or "",
-                    metric=check.metric,
-                    candidate_value=check.candidate_value,
-                    champion_value=check.champion_value,
-                    threshold=check.threshold,
-                    ci_low=check.ci_low,
-                    ci_high=check.ci_high,
-                    rows_used=check.rows_used,
-                    outcome=check.outcome,
-                    reason=check.reason,
-                )
-            )
+            values = asdict(check)
+            del values["brief"]
+            session.add(GateCheck(**place, position=position, check_name=values.pop("name"), **values))
         if outcomes:
             session.execute(sa.insert(JointOutcome), [place | cell for cell in outcomes])
 
@@ -267,7 +232,7 @@ def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scor
     ours, theirs, fresh = measured.candidate, measured.champion, measured.champion_fresh
     low, high = ours.interval or (None, None)
     fresh_low, fresh_high = (fresh.interval if fresh else None) or (None, None)
-    reigning = theirs.f1 if theirs else None
+    champion_f1 = theirs.f1 if theirs else None
     values: dict[str, float | None] = {
         "test_accuracy": scores.accuracy if scores else None,
         "test_f1": ours.f1,
@@ -275,8 +240,8 @@ def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scor
         "test_recall": scores.recall(average) if scores else None,
         "f1_ci_low": low,
         "f1_ci_high": high,
-        "champion_f1": reigning,
-        "f1_delta": ours.f1 - reigning if ours.f1 is not None and reigning is not None else None,
+        "champion_f1": champion_f1,
+        "f1_delta": ours.f1 - champion_f1 if ours.f1 is not None and champion_f1 is not None else None,
         "test_f1_all": measured.candidate_all.f1,
         "detectable_gain": measured.detectable_gain,
         "champion_fresh_f1": fresh.f1 if fresh else None,
@@ -305,7 +270,7 @@ def _add_details(
     slices: Sequence[SliceScore],
     confusion: NDArray[np.int64] | None,
 ) -> None:
-    """Slices and confusion counts of one epoch and split, unless they are there already."""
+    """Insert slices and confusion counts of one epoch and split, unless they are recorded already."""
     average = cast("Average", run.average)
     if slices and not session.scalar(_count(SliceMetric, **place)):
         rows = [
@@ -338,7 +303,7 @@ def _count(table: type[GateCheck | SliceMetric | ConfusionCell], **place: Any) -
 
 
 def _nonfinite(values: dict[str, float | None]) -> str:
-    """The names of what is NaN or infinite: the columns themselves are NULL then, as if there were no value."""
+    """The names of NaN and infinite values, whose columns are NULL."""
     return ", ".join(name for name, value in values.items() if value is not None and not math.isfinite(value))
 
 

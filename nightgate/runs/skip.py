@@ -1,4 +1,4 @@
-"""Whether tonight brings any news: a night that would only repeat the last one is skipped."""
+"""Decide whether to skip a night: one that would only repeat the last one is skipped."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from sqlalchemy.orm import Session
 from nightgate.database.schema import Promotion, Run
 from nightgate.database.transactions import Database
 
-_SETTLED = ("promoted", "held", "skipped", "waiting")
+_COMPLETED = ("promoted", "held", "skipped", "waiting")
 
 
 def skip_reason(db: Database, run_id: str, max_skips: int) -> str:
-    """Why the run's night may be skipped; '' where it must be run. The run has its snapshot by now.
+    """Why the run's night may be skipped; '' if it must run. The run's snapshot is recorded already.
 
-    It may be when the last night came to an end, and data, configuration, code and champion are what they were then:
-    the same seed would train the same model. After `max_skips` such nights in a row one is run all the same.
+    It may be skipped if the last night completed and data, configuration, code and champion have not changed since: the
+    same seed would train the same model. After `max_skips` skipped nights in a row one runs anyway.
     """
 
     def work(session: Session) -> str:
@@ -29,7 +29,7 @@ def skip_reason(db: Database, run_id: str, max_skips: int) -> str:
                 .limit(max_skips + 1)
             )
         )
-        if not before or before[0].status not in _SETTLED:
+        if not before or before[0].status not in _COMPLETED:
             return ""
         last = before[0]
         skipped = next((at for at, one in enumerate(before) if one.status != "skipped"), len(before))
@@ -47,7 +47,7 @@ def skip_reason(db: Database, run_id: str, max_skips: int) -> str:
 
 
 def _champion_moved(session: Session, last: Run) -> bool:
-    """By somebody else than that run."""
+    """Whether the champion has changed since that run started, other than by the run itself."""
     moved = sa.select(sa.func.count()).where(
         Promotion.pipeline == last.pipeline,
         Promotion.valid_from > last.started_at,

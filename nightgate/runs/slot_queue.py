@@ -1,8 +1,8 @@
-"""The queue for a slot: pipelines that are due together take turns instead of exhausting memory.
+"""The queue for a slot: pipelines that are due together run one after another instead of exhausting memory.
 
 A slot is a name in `[resources] slot`, such as one per GPU or pool; `NIGHTGATE_SLOT_LIMITS="pool=2"` lets more than one
-run hold it. Requests stand in the metrics database, so they outlive every server; that of a dead process is let go by
-whoever looks next.
+run hold it. Requests are rows of the metrics database, so they survive every restart; the request of a dead process is
+released by the next process that polls the queue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nightgate.runs.lifecycle import fenced
 from nightgate.runs.liveness import cause_of_death, now
 from nightgate.settings import read_settings
 
-SECONDS_BETWEEN_LOOKS = 2.0
+POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class SlotRow:
     requested_at: datetime
     granted_at: datetime | None
     position: int
-    """0 for who holds the slot, then from 1 in the order in which they come on."""
+    """0 for holders of the slot, then from 1 in the order of the queue."""
 
 
-def take(
+def acquire(
     db: Database,
     run_id: str,
     attempt: int,
@@ -48,30 +48,28 @@ def take(
     priority: int = 0,
     *,
     on_wait: Callable[[str], None] | None = None,
-    seconds: float = SECONDS_BETWEEN_LOOKS,
+    seconds: float = POLL_SECONDS,
 ) -> None:
-    """Wait for the slot and hold it until the attempt ends or `release` is called.
-
-    The highest priority goes first, among equals who came first.
+    """Wait for the slot and hold it until the attempt ends. The highest priority goes first, then the oldest request.
 
     Args:
-        on_wait: told in a sentence what it waits for, whenever that changes.
+        on_wait: called with a sentence that says what it waits for, whenever that changes.
 
     Raises:
-        RegistryError: another attempt has taken over meanwhile, or the run was ended from outside.
-        ConfigurationError: as `read_settings`.
+        RegistryError: another attempt has taken over meanwhile, or another process ended the run.
+        ConfigurationError: NIGHTGATE_SLOT_LIMITS or another setting is invalid.
     """
     limit = read_settings().slot_limits.get(slot, 1)
-    told = None
-    while why := db.write(lambda session: _take_or_wait(session, run_id, attempt, slot, priority, limit)):
-        if why != told and on_wait is not None:
+    reported = None
+    while why := db.write(lambda session: _acquire_or_wait(session, run_id, attempt, slot, priority, limit)):
+        if why != reported and on_wait is not None:
             on_wait(why)
-        told = why
+        reported = why
         time.sleep(seconds)
 
 
 def queue(db: Database) -> list[SlotRow]:
-    """Who holds a slot and who waits for one, by slot and in order."""
+    """Holders and waiting runs of every slot, in the order of the queue."""
 
     def work(session: Session) -> list[SlotRow]:
         rows = session.execute(
@@ -103,7 +101,7 @@ def queue(db: Database) -> list[SlotRow]:
     return db.read(work)
 
 
-# Holders first, then those who wait in the order in which they come on.
+# Holders first.
 _ORDER = (
     SlotRequest.granted_at.is_(None),
     SlotRequest.priority.desc(),
@@ -112,8 +110,8 @@ _ORDER = (
 )
 
 
-def _take_or_wait(session: Session, run_id: str, attempt: int, slot: str, priority: int, limit: int) -> str:
-    """'' once the slot is ours, else what we wait for."""
+def _acquire_or_wait(session: Session, run_id: str, attempt: int, slot: str, priority: int, limit: int) -> str:
+    """What the run waits for; '' once it holds the slot."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(sa.text("SELECT pg_advisory_xact_lock(7203151, hashtext(:slot))"), {"slot": slot})
     fenced(session, run_id, attempt)
@@ -137,7 +135,7 @@ def _take_or_wait(session: Session, run_id: str, attempt: int, slot: str, priori
 
 
 def _places(session: Session, slot: str, moment: datetime, *, asker: str) -> list[tuple[SlotRequest, Run]]:
-    """Holders, then those who wait, in order; what dead attempts left is released."""
+    """Holders, then waiting runs in order; requests of dead attempts are released."""
     rows = session.execute(
         sa.select(SlotRequest, Run, Attempt)
         .join(Run, Run.run_id == SlotRequest.run_id)

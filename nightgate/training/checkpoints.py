@@ -1,17 +1,17 @@
-"""Checkpoints of a run: there completely or not at all, without pickle, and written behind the training's back.
+"""Atomic checkpoints without pickle, written by a background thread.
 
-    run_dir/attempt-1/weights/epoch-0002.safetensors    what an epoch trained; the vocabulary as it was cut
+    run_dir/attempt-1/weights/epoch-0002.safetensors    weights of an epoch, with the trimmed vocabulary
                       checkpoint/epoch-0002/            moments.safetensors, state.json: replaces the epoch before
                       best/epoch-0001/                  a stock Hugging Face folder, once the run is finished
                       epochs/epoch-0001.npz             validation logits of each epoch
 
-`state.json` names by hash the weights of its epoch and of the best one, which may be an earlier attempt's, and the
-predictions of all epochs. A finished run's checkpoint holds `state.json` alone and names the best folder instead.
+`state.json` holds the SHA-256 of the weights of its epoch and of the best one, which may be an earlier attempt's, and
+of all predictions. A finished run's checkpoint holds `state.json` alone and names the best folder.
 
-Order of a crash-proof epoch: predictions, then the weights, then the checkpoint that names both, then the removal of
-what it replaces. A kill between any two leaves the former checkpoint with everything it names in place.
+Crash order of an epoch: predictions, weights, the checkpoint that names both, then the removal of what it replaces. A
+kill between any two leaves the former checkpoint and all its files in place.
 
-PyTorch is imported where tensors are handled: the process of the night removes checkpoints without it.
+PyTorch is imported where tensors are used: the process of the night removes checkpoints without it.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ FORMAT = 4
 
 @dataclass(frozen=True)
 class RunState:
-    """What a resumed attempt must know besides the tensors. Paths are relative to the run's folder."""
+    """State of a training after an epoch, besides its tensors. Paths are relative to the run's folder."""
 
     recipe: str
-    """Of what shaped the numbers so far; a checkpoint of another recipe is not resumed."""
+    """Hash of configuration and snapshot; a checkpoint of another recipe is not resumed."""
     epoch: int
     step: int
     best_epoch: int
@@ -60,7 +60,7 @@ class RunState:
     threads: int
     finished: bool
     reports: tuple[EpochReport, ...]
-    """Of all epochs done so far, over all attempts; their `predictions` are absolute again after loading."""
+    """All epochs so far, over all attempts; their `predictions` are absolute after loading."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """State of the fp16 loss scaler; empty without one."""
     weights: str = ""
@@ -72,22 +72,25 @@ class RunState:
     engine_reason: str = ""
     micro_batches: int = 1
     base_digest: str = ""
-    """Of the word table that the training began with: what was cut away is taken from there again."""
+    """Hash of the original word table, from which an export restores the rows that were trimmed."""
     hashes: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of the named files, by path. Saving fills it in; the states that follow by `replace` share it, so that
-    no file is hashed twice."""
+    """SHA-256 of the named files, by path. Saving fills it in, and states made by `replace` share it: no file is
+    hashed twice."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A verified checkpoint on disk."""
+
     path: Path
     state: RunState
 
     def weights(self, run_dir: Path) -> dict[str, Tensor]:
-        """Of this epoch, as they were saved."""
+        """Weights of this epoch, as they were saved."""
         return load_tensors(run_dir / self.state.weights)
 
     def moments(self) -> dict[str, Tensor]:
+        """Optimiser moments of this epoch."""
         return load_tensors(self.path / "moments.safetensors")
 
     def best_model(self, run_dir: Path) -> Path:
@@ -97,13 +100,13 @@ class Checkpoint:
 
 
 class Saver:
-    """Writes behind the training's back: one piece of work at a time, in order, in one thread.
+    """Background thread that saves one epoch at a time, in order.
 
         with Saver() as saver:
             saver.submit(lambda: save_epoch(run_dir, attempt_dir, state, weights, moments))    # snapshots
             saver.check()                                                                      # in every step
 
-    Leaving the block waits for the last work. An error of the work is raised once, where the training next looks.
+    Leaving the block waits for the last save. An error of a save is raised once, by the next call.
     """
 
     def __init__(self) -> None:
@@ -122,45 +125,45 @@ class Saver:
             log.exception("the last save failed too")
 
     def submit(self, work: Callable[[], object]) -> None:
-        """Begin `work` once the work before has ended, and raise what that raised instead."""
+        """Start `work` once the previous save has ended; raises the error of that save instead, if it failed."""
         self.wait()
         self._last = self._thread.submit(work)
 
     def check(self) -> None:
-        """Raise what a finished work raised, without waiting."""
+        """Raise the error of a save that has ended, without waiting."""
         if self._last is not None and self._last.done():
             self.wait()
 
     def close(self) -> None:
-        """Wait for the last work and raise what it raised."""
+        """Wait for the last save, raise its error, and end the thread."""
         self._thread.shutdown()
         self.wait()
 
     def wait(self) -> None:
-        """Wait until the last work has ended and raise what it raised."""
+        """Wait for the last save and raise its error."""
         if self._last is not None:
-            # Apart from `result`: an interruption while waiting is not the work's end.
+            # Not `result`: an interruption while waiting is not the end of the save.
             wait([self._last])
             last, self._last = self._last, None
             last.result()
 
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, contiguous, tied tensors once under their first name: the training may go on."""
+    """Contiguous copies on the CPU, which training cannot change; tied tensors once, under their first name."""
     import torch
 
     once: dict[str, Tensor] = {}
     seen: set[tuple[object, ...]] = set()
     for name, tensor in tensors.items():
-        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
-        if place not in seen or tensor.numel() == 0:
+        memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+        if memory not in seen or tensor.numel() == 0:
             once[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        seen.add(place)
+        seen.add(memory)
     return once
 
 
 def load_tensors(path: Path, sha256: str = "") -> dict[str, Tensor]:
-    """Tensors of a file that a save wrote; with `sha256`, for use without a checkpoint that was just verified.
+    """Tensors of a safetensors file, after a check of its hash if one is given.
 
     Raises:
         StorageError: the file does not have that hash.
@@ -169,7 +172,7 @@ def load_tensors(path: Path, sha256: str = "") -> dict[str, Tensor]:
 
     if sha256 and sha256_of(path) != sha256:
         raise StorageError(
-            f"{path} is not as it was written: its hash differs from the one that was noted then",
+            f"{path} is not as it was written: its SHA-256 differs from the recorded one",
             next_step="check the disk, then run the same command again: it skips damaged checkpoints",
         )
     return load_file(path)
@@ -203,9 +206,9 @@ def save_epoch(
     """Write the weights of `state.epoch` and the checkpoint that names them, then remove what it replaces.
 
     Args:
-        state: `weights` is `weights_path(attempt_dir, state.epoch)`, `best_weights` that of the best epoch, which is
-            on disk already when it is another one.
-        weights, moments: as `snapshot` gives them.
+        state: its `weights` is `weights_path(attempt_dir, state.epoch)`; the `best_weights` of another epoch are on
+            disk already.
+        weights, moments: from `snapshot`.
 
     Raises:
         StorageError: the disk is full or read-only; the earlier checkpoint is untouched, nothing new is left behind.
@@ -217,10 +220,10 @@ def save_epoch(
 
 
 def save_finished(run_dir: Path, attempt_dir: Path, state: RunState, export: Callable[[Path], None]) -> Checkpoint:
-    """Export the best model and write the state of a run with nothing left to train, then remove what they replace.
+    """Export the best model, write the state of the finished run, then remove what they replace.
 
     Args:
-        export: fills the folder that it is given with the model of `state.best_epoch`.
+        export: writes the model of `state.best_epoch` into the folder that it is given.
 
     Raises:
         StorageError: the disk is full or read-only; the earlier checkpoint is untouched, nothing new is left behind.
@@ -232,14 +235,14 @@ def save_finished(run_dir: Path, attempt_dir: Path, state: RunState, export: Cal
 
 
 def remove_checkpoints(run_dir: Path) -> None:
-    """Remove what only a resume needs. Predictions and logs stay, and a version has its own weights under models/."""
+    """Remove the files that only a resume needs. Predictions and logs stay; a version has its own weights."""
     for attempt in run_dir.glob("attempt-*"):
         for folder in ("checkpoint", "weights", "best"):
             shutil.rmtree(attempt / folder, ignore_errors=True)
 
 
 def newest_checkpoint(run_dir: Path, recipe: str) -> Checkpoint | None:
-    """The whole checkpoint with the most epochs over all attempts; others are skipped with a warning."""
+    """The intact checkpoint with the most epochs over all attempts; others are skipped with a warning."""
     found = sorted(
         run_dir.glob("attempt-*/checkpoint/epoch-*"),
         key=lambda path: (path.name, _attempt_number(path.parent.parent)),
@@ -248,7 +251,7 @@ def newest_checkpoint(run_dir: Path, recipe: str) -> Checkpoint | None:
     for path in found:
         try:
             return Checkpoint(path, _read_state(run_dir, path, recipe))
-        except _NotOursError as reason:
+        except _OtherRunError as reason:
             log.warning("skipping the checkpoint %s: %s", path, reason)
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("skipping the damaged checkpoint %s: %s", path, error)
@@ -258,9 +261,9 @@ def newest_checkpoint(run_dir: Path, recipe: str) -> Checkpoint | None:
 def _save(
     run_dir: Path, attempt_dir: Path, state: RunState, written: Path, moments: dict[str, Tensor] | None = None
 ) -> Checkpoint:
-    """The checkpoint behind the weights or the best folder that was `written` for it."""
+    """Write the checkpoint that names `written`: the weights of its epoch, or the best model's folder."""
     path = epoch_folder(attempt_dir / "checkpoint", state.epoch)
-    # A known hash of what was just written would be that of a killed attempt of the same number.
+    # A known hash of `written` would be that of a killed attempt of the same number.
     known = {name: digest for name, digest in state.hashes.items() if not (run_dir / name).is_relative_to(written)}
     named = {name: known.get(name) or sha256_of(run_dir / name) for name in sorted(_named(run_dir, state))}
 
@@ -285,7 +288,7 @@ def _save(
         raise
     state.hashes.clear()
     state.hashes.update(named)
-    # Earlier epochs over all attempts, and drafts of killed ones: safetensors has its own beside ours.
+    # Earlier epochs of all attempts, and temporary files of killed ones: safetensors makes its own beside ours.
     kept = {path, *(run_dir / name for name in (state.weights, state.best_weights, state.best_folder))}
     for kind in ("checkpoint", "weights", "best"):
         for old in set(run_dir.glob(f"attempt-*/{kind}/*")) - kept:
@@ -294,7 +297,7 @@ def _save(
 
 
 def _named(run_dir: Path, state: RunState) -> set[str]:
-    """The files outside the checkpoint's own folder without which it is worth nothing."""
+    """Files outside the checkpoint's folder that it depends on."""
     exported = (run_dir / state.best_folder).rglob("*") if state.best_folder else ()
     return {
         *(name for name in (state.weights, state.best_weights) if name),
@@ -312,21 +315,20 @@ def _write_weights(final: Path, weights: dict[str, Tensor]) -> None:
 
 
 def _open_to_all(path: Path) -> None:
-    """safetensors writes for the owner alone; the home is shared by all workers."""
+    """Make a file readable as its folder is: safetensors writes for the owner alone, and workers share the home."""
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _state_record(state: RunState, run_dir: Path) -> dict[str, Any]:
     record = {**vars(state), "reports": [report.to_json() for report in state.reports]}
-    # They stand beside the state, for all files alike.
-    del record["hashes"]
+    del record["hashes"]  # stored beside the state, as `named_files`
     for report in record["reports"]:
         report["predictions"] = _relative(Path(report["predictions"]), run_dir)
     return record
 
 
-class _NotOursError(Exception):
-    """A whole checkpoint that this training cannot use, and why."""
+class _OtherRunError(Exception):
+    """An intact checkpoint of another recipe or version."""
 
 
 def _read_state(run_dir: Path, path: Path, recipe: str) -> RunState:
@@ -336,9 +338,9 @@ def _read_state(run_dir: Path, path: Path, recipe: str) -> RunState:
     if stored["sha256"] != _digest(body):
         raise ValueError("state.json is not as it was written")
     if body["format"] != FORMAT:
-        raise _NotOursError(f"another version wrote it (its format is {body['format']}, this one reads {FORMAT})")
+        raise _OtherRunError(f"another version wrote it (its format is {body['format']}, this one reads {FORMAT})")
     if body["state"]["recipe"] != recipe:
-        raise _NotOursError("it belongs to another configuration or snapshot")
+        raise _OtherRunError("it belongs to another configuration or snapshot")
     for folder, files in ((path, body["files"]), (run_dir, body["named_files"])):
         for name, expected in files.items():
             if not (folder / name).is_file():
@@ -354,7 +356,7 @@ def _read_state(run_dir: Path, path: Path, recipe: str) -> RunState:
 
 
 def _remove(path: Path) -> None:
-    """A file or a folder; what resists is left to the next save."""
+    """Remove a file or a folder; errors are ignored, because the next save tries again."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -377,7 +379,7 @@ def _digest(body: dict[str, Any]) -> str:
 
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """As `storage_errors`; safetensors reports a full disk as an exception of its own."""
+    """`storage_errors`, for the exceptions of safetensors too."""
     with storage_errors(path):
         try:
             yield

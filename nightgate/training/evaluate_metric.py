@@ -1,7 +1,7 @@
-"""A metric module of our own for the library `evaluate`, which needs neither network nor cache.
+"""A metric for the library `evaluate` that needs neither network nor cache.
 
-`evaluate.load("f1")` would fetch a script from the hub and fail on a machine without a network. `evaluate` loads torch
-and transformers: it is used in the training process, which has both.
+`evaluate.load("f1")` fetches a script from the hub and fails offline. `evaluate` imports torch and transformers, so it
+is used in the training process alone.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from nightgate.metrics.confusion import Scores, confusion_counts, overall_scores
 
 
 def evaluated_scores(references: NDArray[np.int64], predictions: NDArray[np.int64], num_labels: int) -> Scores:
-    """Scores of predicted against true class indices, both of shape [rows], at least one of them."""
-    # The base class makes a folder even where all is kept in memory; the user's cache may be read-only.
+    """Scores of predicted against true class indices, both [rows], at least one row."""
+    # The base class makes a folder even with keep_in_memory; the user's cache may be read-only.
     with TemporaryDirectory() as folder:
         metric = ClassificationScores(keep_in_memory=True, cache_dir=folder)
         return Scores(**metric.compute(predictions=predictions, references=references, num_labels=num_labels))
 
 
 class ClassificationScores(evaluate.Metric):  # type: ignore[misc]
-    """`compute(predictions=[...], references=[...], num_labels=5)`: class indices in, the fields of `Scores` out."""
+    """`compute(predictions=[...], references=[...], num_labels=5)` of class indices: the fields of `Scores`."""
 
     def _info(self) -> Any:
         return evaluate.MetricInfo(

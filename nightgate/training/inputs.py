@@ -1,4 +1,4 @@
-"""What a training begins with: the model with a head for the pipeline's labels, and its rows as token ids."""
+"""Inputs of a training: the model with a head for the pipeline's labels, and the rows as token ids."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from nightgate.training.scoring import columns
 log = logging.getLogger(__name__)
 
 
-class Say(Protocol):
-    """Where the work stands, as the fields of `Progress`."""
+class Report(Protocol):
+    """Callback for progress, given the fields of `Progress`."""
 
     def __call__(self, phase: Phase, **facts: Any) -> None: ...
 
@@ -35,12 +35,12 @@ class Prepared:
     loaded: LoadedModel
     train: Encoded
     train_labels: NDArray[np.int64]
-    """Class of each row, [rows]."""
+    """Class index of each row, [rows]."""
     validation: Encoded
     validation_labels: NDArray[np.int64]
 
 
-def prepare(job: TrainJob, pipeline: Pipeline, say: Say) -> Prepared:
+def prepare(job: TrainJob, pipeline: Pipeline, report: Report) -> Prepared:
     """Read the snapshot, load the model, tokenise.
 
     Raises:
@@ -50,7 +50,7 @@ def prepare(job: TrainJob, pipeline: Pipeline, say: Say) -> Prepared:
     from nightgate.data.refresh import training_rows
     from nightgate.data.snapshots import open_snapshot
 
-    say("load", detail="reading the snapshot")
+    report("load", detail="reading the snapshot")
     snapshot = open_snapshot(job.snapshot)
     data_until = datetime.fromisoformat(job.data_until)
     train_texts, train_labels = columns(training_rows(snapshot, pipeline, data_until))
@@ -59,13 +59,13 @@ def prepare(job: TrainJob, pipeline: Pipeline, say: Say) -> Prepared:
         if not len(labels):
             raise DataError(
                 f"the snapshot {job.snapshot} holds no {split} rows",
-                next_step="give the source more rows, or look at split and data.train_window",
+                next_step="give the source more rows, or change split or data.train_window",
             )
-    loaded = _load_model(job, pipeline, say)
+    loaded = _load_model(job, pipeline, report)
 
     def tokens(texts: list[str]) -> Encoded:
         def on_chunk(done: int, total: int) -> None:
-            say("load", detail="tokenising", done=done, total=total)
+            report("load", detail="tokenising", done=done, total=total)
 
         return encode(loaded.tokenizer, texts, loaded.max_length, on_chunk)
 
@@ -75,7 +75,7 @@ def prepare(job: TrainJob, pipeline: Pipeline, say: Say) -> Prepared:
 def seed_epoch(seed: int, epoch: int, rank: int = 0) -> np.random.Generator:
     """Seed torch, numpy and random for an epoch (0: the new head) and return the generator of its row order.
 
-    The order is the same in every process; dropout is not.
+    The order is the same in every process, dropout differs by rank.
     """
     mixed = int(np.random.SeedSequence([seed, epoch, *([rank] if rank else [])]).generate_state(1)[0])
     torch.manual_seed(mixed)
@@ -84,20 +84,20 @@ def seed_epoch(seed: int, epoch: int, rank: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, epoch])
 
 
-def _load_model(job: TrainJob, pipeline: Pipeline, say: Say) -> LoadedModel:
+def _load_model(job: TrainJob, pipeline: Pipeline, report: Report) -> LoadedModel:
     recipe = pipeline.training
 
-    def report(what: str, done: int, total: int) -> None:
-        say("load", detail=what, done=done, total=total)
+    def on_download(what: str, done: int, total: int) -> None:
+        report("load", detail=what, done=done, total=total)
 
     if job.start_from is not None:
         folder, named = job.start_from, "the champion to start from"
         _check_labels(folder, pipeline)
     else:
-        say("load", detail=f"finding {recipe.base_model}")
-        folder = base_models.resolve(recipe.base_model, recipe.base_model_revision, report)
+        report("load", detail=f"finding {recipe.base_model}")
+        folder = base_models.resolve(recipe.base_model, recipe.base_model_revision, on_download)
         named = f"base_model {recipe.base_model!r}"
-    say("load", detail="loading the model")
+    report("load", detail="loading the model")
     seed_epoch(recipe.seed, 0)
     loaded = base_models.load_classifier(
         folder,
@@ -114,6 +114,6 @@ def _check_labels(folder: Path, pipeline: Pipeline) -> None:
     own, wanted = base_models.labels_in(folder), list(pipeline.data.label_names)
     if own != wanted:
         raise ModelError(
-            f"the champion in {folder} knows the labels {own}, the pipeline has {wanted}",
+            f"the champion in {folder} has the labels {own}, the pipeline {wanted}",
             next_step="set training.start_from = 'base' for the night in which labels change",
         )

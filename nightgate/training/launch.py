@@ -1,7 +1,7 @@
-"""How the training process is started: by itself, or several of them under `torchrun`. Free of torch.
+"""Command and environment of the training process, or of several under `torchrun`; does not import torch.
 
-`NIGHTGATE_PROCESSES` says how many train one model together: a number, or `gpus` for one on each GPU. They share the
-batch: the recipe, and the numbers up to rounding and dropout masks, do not depend on it.
+`NIGHTGATE_PROCESSES` is how many processes train one model: a number, or `gpus` for one on each GPU. They share each
+batch, so that results do not depend on it, up to rounding and dropout masks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ALWAYS = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    # Seconds of silence after which the hub counts as unreachable.
+    # Seconds without an answer after which the hub counts as unreachable.
     "HF_HUB_ETAG_TIMEOUT": "10",
     "HF_HUB_DOWNLOAD_TIMEOUT": "30",
     "TRANSFORMERS_VERBOSITY": "warning",
@@ -28,7 +28,7 @@ _ALWAYS = {
 
 
 def processes() -> int:
-    """How many processes train together.
+    """The number of processes that train one model.
 
     Raises:
         ConfigurationError: as `read_settings`.
@@ -38,7 +38,7 @@ def processes() -> int:
 
 
 def command(python: str, job_file: Path, count: int) -> list[str]:
-    """What starts `nightgate.training.worker` on a job, `count` times."""
+    """The command that runs `nightgate.training.worker` on a job in `count` processes."""
     # -P: a file of the working directory must not shadow a module.
     if count == 1:
         return [python, "-P", "-m", "nightgate.training.worker", str(job_file)]
@@ -47,8 +47,7 @@ def command(python: str, job_file: Path, count: int) -> list[str]:
 
 
 def environment(count: int) -> dict[str, str]:
-    """The environment of the training process: this one's, less what it does not need."""
-    # No database, no orchestrator.
+    """This process's environment without database and orchestrator, and with OpenMP and hub settings."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -56,13 +55,13 @@ def environment(count: int) -> dict[str, str]:
     }
     code = str(Path(nightgate.__file__).parents[1])
     path = os.pathsep.join(part for part in (code, kept.get("PYTHONPATH", "")) if part)
-    # Processes of one machine divide its cores.
+    # Processes on one machine share its cores.
     threads = {"OMP_NUM_THREADS": str(max(1, pick_threads()[0] // count))} if count > 1 else {}
     return {**_ALWAYS, **openmp_settings(), **threads, **kept, "PYTHONPATH": path}
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Ids of the GPUs that this process may use, as in CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]

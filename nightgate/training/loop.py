@@ -1,9 +1,6 @@
-"""Fine-tuning: a plain PyTorch loop that can be killed after any instruction and goes on from its last epoch.
+"""Fine-tuning: a plain PyTorch loop that can be killed at any moment and resumes after its last saved epoch.
 
-Runs in a process of its own, `python -m nightgate.training.worker JOB.json`, which `nightgate.training.supervisor`
-watches.
-
-Every epoch is seeded from (seed, epoch): its order of rows and its dropout masks do not depend on what ran before, so
+Every epoch is seeded from (seed, epoch): its order of rows and its dropout masks do not depend on what ran before. So
 a resumed run needs no state of random generators and gives the numbers of an uninterrupted one, bit for bit on the
 same CPU with the same number of threads.
 """
@@ -43,24 +40,25 @@ log = logging.getLogger(__name__)
 LOSSES_PER_CHECK_ON_GPU = 10
 """Reading a loss waits for the GPU: losses are read, and checked, this many at a time."""
 
-_BAD_FROM_THE_START = "check the base model: its very first loss is not finite, so its weights hold NaN or infinity"
-_CALMER = "lower training.learning_rate, raise training.warmup_ratio, or set training.precision = 'fp32'"
-
-
 STEPS_IN_MEDIAN = 50
+
+_CHECK_BASE_MODEL = "check the base model: its first loss is not finite, so its weights hold NaN or infinity"
+_STABILISE = "lower training.learning_rate, raise training.warmup_ratio, or set training.precision = 'fp32'"
 
 
 class Listener(Protocol):
+    """Receiver of a training's progress and epochs."""
+
     def progress(self, progress: Progress) -> None: ...
 
     def epoch_done(self, report: EpochReport) -> None:
-        """May wait until the report before was dealt with. Called from the thread that saves."""
+        """Called from the thread that saves; may wait until the previous report was recorded."""
 
 
 def train(job: TrainJob, listener: Listener, world: World | None = None) -> TrainResult:
-    """Train, or go on training, and report each epoch; epochs that were done before are reported again first.
+    """Train, or resume training, and report each epoch; epochs of earlier attempts are reported again first.
 
-    With several processes in `world` each calls this; the first one reports and writes.
+    Each process of `world` calls this; rank 0 reports and writes.
 
     Raises:
         DataError: there are no training or no validation rows.
@@ -72,16 +70,16 @@ def train(job: TrainJob, listener: Listener, world: World | None = None) -> Trai
     picked = devices.pick(pipeline.training.precision)
     threads, why = pick_threads()
     torch.set_num_threads(threads)
-    log.info("%s", picked.reason)
+    log.info("training in %s", picked.reason)
     listener.progress(Progress("load", epochs=pipeline.training.epochs, detail="looking for a checkpoint"))
     checkpoint = checkpoints.newest_checkpoint(job.run_dir, _recipe(job, pipeline))
     if checkpoint is not None and checkpoint.state.finished:
-        log.info("all epochs are done already, see %s", checkpoint.path)
+        log.info("all epochs are done, see %s", checkpoint.path)
         for report in checkpoint.state.reports:
             listener.epoch_done(report)
         return _result(job, checkpoint.state, picked, resumed_from=checkpoint.state.epoch)
     run = _Run(job, pipeline, picked, (threads, why), listener, checkpoint, world or World())
-    return _result(job, run.to_the_end(), picked, resumed_from=run.resumed_from)
+    return _result(job, run.train(), picked, resumed_from=run.resumed_from)
 
 
 def _result(job: TrainJob, state: RunState, picked: devices.Picked, *, resumed_from: int) -> TrainResult:
@@ -103,7 +101,7 @@ def _result(job: TrainJob, state: RunState, picked: devices.Picked, *, resumed_f
 
 @dataclass
 class _Losses:
-    """Losses of an epoch, read in groups and refused when one is not finite."""
+    """Losses of an epoch, read from the device in groups; one that is not finite is an error."""
 
     epoch: int
     precision: str
@@ -126,7 +124,7 @@ class _Losses:
                 raise NonFiniteLossError(
                     f"the training loss is {value} in epoch {self.epoch}, step {step} "
                     f"(learning rate {rate:g}, {self.precision})",
-                    next_step=_BAD_FROM_THE_START if step == 1 else _CALMER,
+                    next_step=_CHECK_BASE_MODEL if step == 1 else _STABILISE,
                 )
             self.total += value * examples
             self.examples += examples
@@ -138,7 +136,7 @@ class _Losses:
 
 
 class _Run:
-    """One attempt: everything that lives from epoch to epoch."""
+    """One attempt: the engine, the rows, and the state after the last epoch."""
 
     def __init__(
         self,
@@ -155,10 +153,10 @@ class _Run:
         self.attempt_dir = job.attempt_dir
         self.evaluation_seconds = 0.0
         self.step_seconds: deque[float] = deque(maxlen=STEPS_IN_MEDIAN)
-        self.rows = prepare(job, pipeline, self._say)
-        self.steps_per_epoch = math.ceil(len(self.rows.train_labels) / self.recipe.batch_size)
+        self.total_steps = 0
+        self.rows = rows = prepare(job, pipeline, self._report)
+        self.steps_per_epoch = math.ceil(len(rows.train_labels) / self.recipe.batch_size)
         self.total_steps = self.steps_per_epoch * self.recipe.epochs
-        rows = self.rows
         wins = Wins(graphs=cuda_graphs.are_wanted(picked.device))
         self.engine = Engine(
             rows.loaded, self.recipe, picked, self.total_steps, rows.train, rows.validation, wins=wins, world=world
@@ -184,10 +182,10 @@ class _Run:
         if checkpoint is not None:
             self._resume(checkpoint)
 
-    def to_the_end(self) -> RunState:
+    def train(self) -> RunState:
         with checkpoints.Saver() as saver:
             for epoch in range(self.state.epoch + 1, self.recipe.epochs + 1):
-                self._one_epoch(epoch, saver)
+                self._run_epoch(epoch, saver)
                 if self.state.finished:
                     break
         return self.state
@@ -195,9 +193,9 @@ class _Run:
     def _resume(self, checkpoint: Checkpoint) -> None:
         then, now = checkpoint.state, self.state
         if then.base_digest != now.base_digest:
-            log.warning("starting anew: the base model or its vocabulary is not the one of %s", checkpoint.path)
+            log.warning("starting anew: the base model or its vocabulary is not that of %s", checkpoint.path)
             return
-        log.info("going on after epoch %d, from %s", then.epoch, checkpoint.path)
+        log.info("resuming after epoch %d, from %s", then.epoch, checkpoint.path)
         if then.threads != now.threads:
             log.warning(
                 "earlier epochs ran with %d threads, this attempt has %d: the last digits may differ",
@@ -215,66 +213,29 @@ class _Run:
         for report in then.reports:
             self.listener.epoch_done(report)
 
-    def _one_epoch(self, epoch: int, saver: checkpoints.Saver) -> None:
+    def _run_epoch(self, epoch: int, saver: checkpoints.Saver) -> None:
         losses, seconds, rate = self._train_epoch(epoch, saver)
         step = self.state.step + self.steps_per_epoch
         logits = self._evaluate(epoch, step, losses.mean)
-        validation_loss = mean_cross_entropy(logits, self.rows.validation_labels)
-        if not math.isfinite(validation_loss):
-            raise NonFiniteLossError(
-                f"the validation loss is {validation_loss} after epoch {epoch}, step {step} "
-                f"(learning rate {rate:g}, {self.picked.precision})",
-                next_step=_CALMER,
-            )
-        self._say("save", epoch=epoch, step=step, loss=losses.mean, detail="writing predictions")
-        # Never more than one epoch ahead of the rows in SQL: the epoch before is reported when it is saved.
+        self._report("save", epoch=epoch, step=step, loss=losses.mean, detail="writing predictions")
+        # Never more than one epoch ahead of the rows in SQL: an epoch is reported when it is saved.
         saver.wait()
-        predictions = self.attempt_dir / "epochs" / f"epoch-{epoch:04d}.npz"
-        if self.world.rank == 0:
-            write_predictions(predictions, logits, self.rows.validation_labels)
-        scores = evaluated_scores(
-            self.rows.validation_labels, logits.argmax(axis=1).astype(np.int64), len(self.pipeline.data.label_names)
-        )
-        f1 = scores.f1(self.pipeline.gate.average)
-        assert f1 is not None
-        # Strictly better: of equal epochs the first one stays.
-        is_best = f1 > self.state.best_f1
-        without_better = 0 if is_best else self.state.epochs_without_better + 1
-        patience = self.recipe.early_stopping_patience
-        stopped_early = 0 < patience <= without_better and epoch < self.recipe.epochs
-        report = EpochReport(
-            attempt=self.job.attempt,
-            epoch=epoch,
-            step=step,
-            training_loss=losses.mean,
-            validation_loss=validation_loss,
-            learning_rate=rate,
-            examples_per_second=losses.examples / max(seconds, 1e-9),
-            tokens_per_second=len(self.rows.train.ids) / max(seconds, 1e-9),
-            predictions=predictions,
-            scores=scores,
-            precision=self.picked.precision,
-            device=devices.describe(self.picked.device),
-            engine=self.engine.kind,
-            engine_reason=self.engine_reason,
-            is_best=is_best,
-            stopped_early=stopped_early,
-        )
+        report = self._epoch_report(epoch, step, losses, seconds, rate, logits)
         weights = checkpoints.weights_path(self.attempt_dir, epoch).relative_to(self.job.run_dir).as_posix()
         state = replace(
             self.state,
             epoch=epoch,
             step=step,
-            epochs_without_better=without_better,
+            epochs_without_better=0 if report.is_best else self.state.epochs_without_better + 1,
             micro_batches=self.engine.micro_batches,
             reports=(*self.state.reports, report),
             scaler=self.engine.scaler.state_dict(),
             weights=weights,
         )
-        if is_best:
-            state = replace(state, best_epoch=epoch, best_f1=f1, best_weights=weights)
-        self._say("save", epoch=epoch, step=step, loss=losses.mean, detail="writing the checkpoint")
-        if stopped_early or epoch == self.recipe.epochs:
+        if report.is_best:
+            state = replace(state, best_epoch=epoch, best_f1=self._f1(report), best_weights=weights)
+        self._report("save", epoch=epoch, step=step, loss=losses.mean, detail="writing the checkpoint")
+        if report.stopped_early or epoch == self.recipe.epochs:
             self._finish(state, saver)
             self.listener.epoch_done(report)
             return
@@ -288,6 +249,52 @@ class _Run:
             self.listener.epoch_done(report)
 
         saver.submit(save)
+
+    def _epoch_report(
+        self, epoch: int, step: int, losses: _Losses, seconds: float, rate: float, logits: NDArray[np.float32]
+    ) -> EpochReport:
+        """Score the epoch on validation rows and write their logits."""
+        labels = self.rows.validation_labels
+        validation_loss = mean_cross_entropy(logits, labels)
+        if not math.isfinite(validation_loss):
+            raise NonFiniteLossError(
+                f"the validation loss is {validation_loss} after epoch {epoch}, step {step} "
+                f"(learning rate {rate:g}, {self.picked.precision})",
+                next_step=_STABILISE,
+            )
+        predictions = self.attempt_dir / "epochs" / f"epoch-{epoch:04d}.npz"
+        if self.world.rank == 0:
+            write_predictions(predictions, logits, labels)
+        predicted = logits.argmax(axis=1).astype(np.int64)
+        report = EpochReport(
+            attempt=self.job.attempt,
+            epoch=epoch,
+            step=step,
+            training_loss=losses.mean,
+            validation_loss=validation_loss,
+            learning_rate=rate,
+            examples_per_second=losses.examples / max(seconds, 1e-9),
+            tokens_per_second=len(self.rows.train.ids) / max(seconds, 1e-9),
+            predictions=predictions,
+            scores=evaluated_scores(labels, predicted, len(self.pipeline.data.label_names)),
+            precision=self.picked.precision,
+            device=devices.describe(self.picked.device),
+            engine=self.engine.kind,
+            engine_reason=self.engine_reason,
+            is_best=False,
+            stopped_early=False,
+        )
+        # Strictly better: of equal epochs the first one stays.
+        if self._f1(report) > self.state.best_f1:
+            return replace(report, is_best=True)
+        patience = self.recipe.early_stopping_patience
+        stopped_early = 0 < patience <= self.state.epochs_without_better + 1 and epoch < self.recipe.epochs
+        return replace(report, stopped_early=stopped_early)
+
+    def _f1(self, report: EpochReport) -> float:
+        f1 = report.scores.f1(self.pipeline.gate.average)
+        assert f1 is not None
+        return f1
 
     def _finish(self, state: RunState, saver: checkpoints.Saver) -> None:
         saver.close()
@@ -303,7 +310,7 @@ class _Run:
         ).state
 
     def _train_epoch(self, epoch: int, saver: checkpoints.Saver) -> tuple[_Losses, float, float]:
-        """The epoch's losses, its seconds, and the learning rate of its last step."""
+        """Train one epoch; returns its losses, its seconds, and the learning rate of its last step."""
         on_cpu = self.picked.device.type == "cpu"
         losses = _Losses(epoch, self.picked.precision, 1 if on_cpu else LOSSES_PER_CHECK_ON_GPU)
         order = seed_epoch(self.recipe.seed, epoch, self.world.rank).permutation(len(self.rows.train_labels))
@@ -324,7 +331,7 @@ class _Run:
             now = time.monotonic()
             self.step_seconds.append(now - last)
             last, elapsed = now, max(now - began, 1e-9)
-            self._say(
+            self._report(
                 "train",
                 epoch=epoch,
                 step=step,
@@ -341,18 +348,18 @@ class _Run:
     def _check_skipped(self, epoch: int, skipped: int) -> None:
         if skipped == self.steps_per_epoch:
             raise NonFiniteLossError(
-                f"the gradients of all {skipped} steps of epoch {epoch} overflowed in fp16: nothing was learnt",
+                f"the gradients of all {skipped} steps of epoch {epoch} overflowed in fp16: nothing was learned",
                 next_step="set training.precision = 'bf16' or 'fp32'",
             )
         if skipped:
-            log.info("epoch %d: fp16 left out %d steps whose gradients overflowed", epoch, skipped)
+            log.info("epoch %d: %d steps were skipped because their gradients overflowed in fp16", epoch, skipped)
 
     def _evaluate(self, epoch: int, step: int, loss: float) -> NDArray[np.float32]:
         began = time.monotonic()
 
         def on_batch(done: int, total: int) -> None:
             rate = done / max(time.monotonic() - began, 1e-9)
-            self._say(
+            self._report(
                 "evaluate",
                 epoch=epoch,
                 step=step,
@@ -369,18 +376,17 @@ class _Run:
         return logits
 
     def _seconds_left(self, epoch: int, steps_done: int, step_seconds: float) -> float:
-        # A forward pass is about a third of a step; before the first evaluation that is the best guess.
+        # Before the first evaluation: a forward pass takes about a third of a step.
         guess = step_seconds / 3 * len(self.rows.validation_labels) / self.recipe.batch_size
         epochs_left = self.recipe.epochs - epoch
         steps_left = self.steps_per_epoch - steps_done + epochs_left * self.steps_per_epoch
         return steps_left * step_seconds + (epochs_left + 1) * (self.evaluation_seconds or guess)
 
-    def _say(self, phase: Phase, **facts: Any) -> None:
-        total_steps = getattr(self, "total_steps", 0)
-        self.listener.progress(Progress(phase, epochs=self.recipe.epochs, total_steps=total_steps, **facts))
+    def _report(self, phase: Phase, **facts: Any) -> None:
+        self.listener.progress(Progress(phase, epochs=self.recipe.epochs, total_steps=self.total_steps, **facts))
 
 
 def _recipe(job: TrainJob, pipeline: Pipeline) -> str:
-    """What shapes the numbers of a run: checkpoints are only resumed under the same."""
+    """Hash of configuration, snapshot and start model: a checkpoint is resumed only under the same hash."""
     facts = [pipeline.config_hash, job.snapshot.name, job.data_until, job.start_from.name if job.start_from else ""]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Read the logits that training and scoring leave as files, and the classes that they predict."""
+"""Read files of logits, which training and scoring write, and the classes that they predict."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Logits = NDArray[np.float32]
 
 
 def load_logits(path: Path) -> Logits:
-    """Shape [rows, labels], as the scoring process left them."""
+    """Logits of a file, [rows, labels]."""
     with np.load(path, allow_pickle=False) as stored:
         logits: Logits = stored["logits"]
     return logits
 
 
 def read_predictions(path: Path) -> NDArray[np.int64]:
-    """Predicted class indices, shape [rows], of a file of logits.
+    """Class indices predicted by a file of logits, [rows].
 
     Raises:
-        NonFiniteLossError: a logit is NaN or infinite. It would count as a prediction like any other.
+        NonFiniteLossError: a logit is NaN or infinite, of which argmax would make an ordinary prediction.
     """
     logits = load_logits(path)
     broken = nonfinite_rows(logits)

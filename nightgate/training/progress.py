@@ -1,4 +1,4 @@
-"""Where a training stands, as people read it: a line, a share of the whole, and a file for who looks from outside."""
+"""Progress of a training, shown as a line, as a share of the whole, and in a file for `nightgate status`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nightgate.training.protocol import Progress
 log = logging.getLogger(__name__)
 
 TRAINING_SHARE = 0.95
-"""Of an epoch, the rest is evaluation: a forward pass over the tenth of the rows that is the default split."""
+"""Share of an epoch that is training; the rest is a forward pass over validation rows, a tenth of all by default."""
 
 PROGRESS_FILE = "progress.json"
 SECONDS_BETWEEN_FILES = 5.0
@@ -23,7 +23,7 @@ SECONDS_BETWEEN_FILES = 5.0
 
 @dataclass(frozen=True)
 class Recorded:
-    """What `record_progress` wrote last."""
+    """The last record of `record_progress`."""
 
     attempt: int
     at: datetime
@@ -32,31 +32,30 @@ class Recorded:
 
 
 def record_progress(run_dir: Path, attempt: int, progress: Progress) -> None:
-    """Leave word in the run's folder, for `nightgate status`. To be called as often as there is progress.
+    """Write progress to the run's folder, for `nightgate status`: 300 bytes, at most every few seconds.
 
-    At most every few seconds it writes a file of 300 bytes, and a disk that refuses it is none of the training's
-    business.
+    A disk that cannot be written to does not stop the training.
     """
     path = run_dir / PROGRESS_FILE
     now = time.time()
     try:
-        # Both ways: the file's time is the file server's, whose clock may be ahead.
+        # abs: the file's time is the file server's, whose clock may be ahead.
         if abs(now - path.stat().st_mtime) < SECONDS_BETWEEN_FILES:
             return
     except OSError:
         pass
     record = {"attempt": attempt, "at": datetime.fromtimestamp(now, UTC).isoformat(), "progress": progress.to_json()}
-    # Not flushed to the disk: after a power cut nobody trains, so that nobody asks.
+    # Not flushed to the disk: progress is worth nothing after a power cut.
     draft = path.with_name(f".{PROGRESS_FILE}.{os.getpid()}")
     try:
         draft.write_text(json.dumps(record), encoding="utf-8")
         draft.replace(path)
     except OSError as error:
-        log.debug("the progress of %s is not told: %s", run_dir.name, error)
+        log.debug("the progress of %s was not written: %s", run_dir.name, error)
 
 
 def read_progress(run_dir: Path) -> Recorded | None:
-    """What was recorded last; None where there is nothing, or nothing that this version can read."""
+    """The last record; None where there is none that this version can read."""
     try:
         record = json.loads((run_dir / PROGRESS_FILE).read_text(encoding="utf-8"))
         at = datetime.fromisoformat(record["at"])
@@ -88,7 +87,7 @@ def progress_line(progress: Progress) -> str:
 
 
 def done_share(progress: Progress) -> float:
-    """How much of all epochs is done, 0 to 1; 0 before the first step."""
+    """The share of all epochs that is done, 0 to 1; 0 before the first step."""
     if not (progress.epoch and progress.epochs):
         return 0.0
     if progress.phase == "save":

@@ -1,15 +1,16 @@
-"""What the flow's process and the training process tell each other: a job file one way, JSON lines back.
+"""Messages between a night's process and its training process: a job file one way, JSON lines back.
 
-Free of torch, so that the watching side stays light.
+Does not import torch, which the night's process does not need.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, TypeAdapter
 
 from nightgate.durable_files import write_whole
 from nightgate.metrics.confusion import Scores
@@ -18,17 +19,17 @@ Phase = Literal["load", "train", "evaluate", "save"]
 
 
 class _Message:
-    """JSON in and out for the flat dataclasses below: paths as text, everything else as it is."""
+    """Conversion of the dataclasses below to and from JSON; unknown keys are an error."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     def to_json(self) -> dict[str, Any]:
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return {field.name: _plain(getattr(self, field.name)) for field in fields}
+        record: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
+        return record
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
-        """Unknown keys are an error: both sides come from the same installation."""
-        paths = {field.name for field in dataclasses.fields(cls) if "Path" in str(field.type)}  # type: ignore[arg-type]
-        return cls(**{name: _with_paths(value) if name in paths else value for name, value in record.items()})
+        return TypeAdapter(cls).validate_python(record)
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class TrainJob(_Message):
     pipeline: dict[str, Any]
     """`Pipeline.record()`."""
     data_until: str
-    """ISO time with an offset: what `train_window` counts back from."""
+    """ISO time with an offset, from which `train_window` counts back."""
     start_from: Path | None = None
-    """Folder of the champion to go on from; None starts from `training.base_model`."""
+    """Folder of the champion to train further; None starts from `training.base_model`."""
 
     @property
     def attempt_dir(self) -> Path:
@@ -53,17 +54,17 @@ class TrainJob(_Message):
 
 @dataclass(frozen=True)
 class ScoreJob(_Message):
-    """Score several models on the same rows, one after the other."""
+    """Scoring of several models on the same rows."""
 
     pipeline: dict[str, Any]
     snapshot: Path
     models: dict[str, Path]
     """Name to model folder: {"candidate": ..., "champion": ..., "anchor": ...}."""
     out: Path
-    """Folder that gets `<name>.npz` of every model, `score.json` and `score.log`."""
+    """Folder for `<name>.npz` of every model, `score.json` and `score.log`."""
     split: str = "test"
     golden: Path | None = None
-    """Folder of golden rows (`nightgate.data.golden_rows`), which are scored too: `<name>.golden.npz`."""
+    """Folder of golden rows (`nightgate.data.golden_rows`), scored to `<name>.golden.npz`."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,21 @@ class EpochReport(_Message):
     """One epoch, trained and scored on validation."""
 
     attempt: int
-    """The attempt that trained it; a resumed attempt repeats the reports of the epochs that were done before."""
+    """The attempt that trained it; a resumed attempt repeats the reports of earlier epochs."""
     epoch: int
     """From 1."""
     step: int
     """Optimiser steps since the start of the run."""
     training_loss: float
-    """Mean over the epoch's examples, as optimised (with label smoothing)."""
+    """Mean over the epoch's examples, with label smoothing."""
     validation_loss: float
     """Mean cross-entropy over the validation rows, without label smoothing."""
     learning_rate: float
-    """Of the epoch's last step."""
+    """At the epoch's last step."""
     examples_per_second: float
-    """In training; evaluation and saving are not counted."""
+    """In training, without evaluation and saving."""
     tokens_per_second: float
-    """Likewise; padding is not counted."""
+    """In training, without padding."""
     predictions: Path
     """npz: `logits` float32 [rows, labels] and `labels` int64 [rows], in the order of `snapshot.rows("validation")`."""
     scores: Scores
@@ -95,26 +96,24 @@ class EpochReport(_Message):
     engine: str
     """'packed' or 'padded'."""
     engine_reason: str
-    """Of packing, vocabulary and threads."""
+    """Reasons for packing, vocabulary and threads."""
     is_best: bool
     """Better validation F1 than every epoch before."""
     stopped_early: bool
-    """The patience ran out here."""
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Self:
-        return super().from_json({**record, "scores": Scores(**record["scores"])})
+    """Early stopping ended the run here."""
 
 
 @dataclass(frozen=True)
 class TrainResult(_Message):
+    """Result of a `TrainJob`."""
+
     best_epoch: int
     best_model: Path
     """A stock Hugging Face folder: model.safetensors, config.json with label names, tokenizer."""
     epochs_run: int
     stopped_early: bool
     resumed_from: int
-    """The epoch that the attempt went on from; 0 when it started anew."""
+    """The last epoch before the attempt resumed; 0 when it started anew."""
     device: str
     precision: str
     precision_reason: str
@@ -123,25 +122,25 @@ class TrainResult(_Message):
     """'packed' or 'padded': how texts were laid out in memory."""
     engine_reason: str
     micro_batches: int
-    """Parts that one batch was computed in, for lack of memory; 1 when it fitted whole. The step is the same."""
+    """Parts in which a batch was computed for lack of memory; 1 when it fitted whole. The step is the same."""
 
 
 @dataclass(frozen=True)
 class ScoreResult(_Message):
-    """What came of a `ScoreJob`, each by the name of the model."""
+    """Result of a `ScoreJob`, by the name of the model."""
 
     written: dict[str, Path]
     """npz: `logits` float32 [rows, labels] and `labels` int64 [rows], in the order of `snapshot.rows(job.split)`.
-    Logits that are not finite are written like others: they are evidence."""
+    Logits that are not finite are written as they are: the gate judges them."""
     golden: dict[str, Path]
-    """The same of the golden rows, in their order; empty without them."""
+    """npz of the golden rows, in their order; empty without golden rows."""
     max_length: dict[str, int]
-    """Tokens that texts were cut at."""
+    """Tokens at which texts were cut."""
 
 
 @dataclass(frozen=True)
 class Progress(_Message):
-    """Where the work stands; sent about once a second."""
+    """Progress of training or scoring, sent about once a second."""
 
     phase: Phase
     epoch: int = 0
@@ -150,19 +149,19 @@ class Progress(_Message):
     """Optimiser steps since the start of the run."""
     total_steps: int = 0
     loss: float | None = None
-    """Mean of the examples since the last report."""
+    """Mean over the epoch's examples so far."""
     examples_per_second: float | None = None
     tokens_per_second: float | None = None
     """Without padding."""
     eta_seconds: float | None = None
-    """Until the end of the whole training, or of the scoring."""
+    """Until the end of the training, or of the scoring of this model."""
     step_seconds: float | None = None
-    """Median of what a step (or batch) took lately."""
+    """Median time of recent steps, or mean time of a batch."""
     detail: str = ""
-    """What is being done, such as `tokenising` or `candidate`."""
+    """The current work, such as `tokenising`."""
     done: int = 0
     total: int = 0
-    """Rows (or bytes) of the phase's own work, where it has a measure."""
+    """Rows (or bytes) of the current work, where it is measured."""
 
 
 def write_job(job: TrainJob | ScoreJob, path: Path) -> Path:
@@ -180,17 +179,3 @@ def read_job(path: Path) -> TrainJob | ScoreJob:
     record = json.loads(path.read_text(encoding="utf-8"))
     kind = record.pop("kind")
     return TrainJob.from_json(record) if kind == "train" else ScoreJob.from_json(record)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Scores):
-        return dataclasses.asdict(value)
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _with_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: Path(item) for key, item in value.items()}
-    return None if value is None else Path(value)

@@ -1,7 +1,4 @@
-"""Forward passes over rows: logits in the order of the rows, always computed in float32.
-
-Whatever precision trained a model, it is evaluated as plain `transformers` will run it for its users.
-"""
+"""Score trained models on rows of a snapshot, always in float32, as plain `transformers` will run them for users."""
 
 from __future__ import annotations
 
@@ -41,9 +38,9 @@ def logits_of(
     batch_size: int,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Logits:
-    """Logits [rows, labels] in the order of `encoded`; `on_batch(rows done, rows)` is called after each batch.
+    """Logits [rows, labels] in the order of `encoded`, packed or padded as in training.
 
-    The path, packed or padded, is chosen as for training; rows are taken longest first.
+    `on_batch(rows done, rows)` is called after each batch.
     """
     chosen = forward.choose(model, encoded)
     log.debug("%s", chosen.reason)
@@ -60,7 +57,7 @@ def mean_cross_entropy(logits: Logits, labels: NDArray[np.int64]) -> float:
 
 
 def write_predictions(path: Path, logits: Logits, labels: NDArray[np.int64]) -> Path:
-    """Write `logits` and `labels` as npz, whole or not at all.
+    """Write `logits` and `labels` as npz, atomically.
 
     Raises:
         StorageError: the disk is full or read-only.
@@ -77,13 +74,12 @@ def columns(frame: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> ScoreResult:
-    """Write `<out>/<name>.npz` for each model of the job, in the order of `snapshot.rows(job.split)`.
+    """Score each model of a job and write the files of its `ScoreResult`.
 
-    With golden rows `<out>/<name>.golden.npz` too, in theirs. Columns of `logits` are the pipeline's labels in its
-    order, whatever order a model's own configuration has. Logits that are not finite are written like others.
+    Columns of `logits` are in the order of the pipeline's labels, whatever the order in a model's configuration.
 
     Raises:
-        ModelError: a model is missing, damaged, or knows other labels.
+        ModelError: a model is missing, damaged, or has other labels.
         SnapshotError: the snapshot or the golden rows are missing or altered.
     """
     from nightgate.data.golden_rows import golden_rows
@@ -99,15 +95,15 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
     sets = {"": columns(open_snapshot(job.snapshot).rows(job.split, ["text", "label"]))}
     if job.golden is not None:
         sets[".golden"] = columns(golden_rows(job.golden, pipeline.data.label_names, ["text", "label"]))
-    # A golden row may be a test row as well.
-    different = list(dict.fromkeys(text for texts, _ in sets.values() for text in texts))
-    place = {text: row for row, text in enumerate(different)}
+    # Each text once: a golden row may be a test row as well.
+    unique = list(dict.fromkeys(text for texts, _ in sets.values() for text in texts))
+    index = {text: row for row, text in enumerate(unique)}
     written: dict[str, dict[str, Path]] = {kind: {} for kind in ("", ".golden")}
     max_length: dict[str, int] = {}
     for name, folder in job.models.items():
-        logits, max_length[name] = _score(pipeline, name, folder, different, device, on_progress)
+        logits, max_length[name] = _score(pipeline, name, folder, unique, device, on_progress)
         for kind, (texts, labels) in sets.items():
-            of_rows = logits[[place[text] for text in texts]]
+            of_rows = logits[[index[text] for text in texts]]
             written[kind][name] = write_predictions(job.out / f"{name}{kind}.npz", of_rows, labels)
     return ScoreResult(written=written[""], golden=written[".golden"], max_length=max_length)
 
@@ -120,7 +116,7 @@ def _score(
     device: torch.device,
     on_progress: Callable[[Progress], None],
 ) -> tuple[Logits, int]:
-    """Logits [texts, labels], columns as the pipeline has its labels, and the tokens that texts were cut at."""
+    """Logits [texts, labels] in the order of the pipeline's labels, and the model's maximum length."""
     on_progress(Progress("load", detail=f"loading the {name}"))
     loaded = load_trained(folder, named=f"the {name}")
     own_columns = _columns_for(pipeline.data.label_names, labels_of(loaded.model), name, folder)
@@ -154,7 +150,7 @@ def _columns_for(label_names: Sequence[str], own: list[str], name: str, folder: 
     columns = columns_by_name(own, label_names)
     if columns is None:
         raise ModelError(
-            f"the {name} in {folder} knows the labels {own}, the pipeline has {list(label_names)}",
-            next_step="train a new version for the new labels, and promote it by hand",
+            f"the {name} in {folder} has the labels {own}, the pipeline {list(label_names)}",
+            next_step="train a version with the new labels, then `nightgate promote PIPELINE VERSION --reason TEXT`",
         )
     return columns

@@ -1,4 +1,5 @@
-"""Runs training and scoring in a process of its own and watches it, so that its crash, hang or hunger stays its own.
+"""Supervision of the child process that trains or scores: a first hang restarts it; a crash, a second hang or a lack
+of memory becomes an error.
 
     for report in train(job): record(report)      # the result is the generator's return value
 
@@ -46,13 +47,13 @@ SECONDS_TO_STOP = 10.0
 """Between SIGTERM and SIGKILL."""
 SECONDS_BETWEEN_LINES = 10.0
 """Between two lines of progress in the log."""
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_CHECKS = 0.5
 SECONDS_TO_DUMP = 1.0
-"""For the stacks of a process that stands still."""
+"""For the stacks of a stalled process."""
 STEPS_BEFORE_STALLED = 10
 LIFE = "the %s process ended after %.2f s%s"
 DEALT = ", in %.2f s of which its epochs were scored and stored"
-"""What `benchmarks.orchestration` reads: the rest of a night is ours."""
+"""Log lines that `benchmarks.orchestration` reads."""
 
 
 def train(
@@ -68,11 +69,11 @@ def train(
 
     The child is never more than one epoch ahead of the caller. Reports of epochs that earlier attempts finished come
     first, with their own attempt. `stall_seconds` without a step (or ten times the median step, if longer) count as a
-    hang, and `start_seconds` while it loads or saves. A child that hangs is stopped and goes on from the last
-    checkpoint once, which `on_restart` is told; the second time is an error.
+    hang, and `start_seconds` while it loads or saves. A child that hangs is stopped and resumes from the last
+    checkpoint once, which is reported to `on_restart`; the second hang is an error.
 
     Raises:
-        TrainingError: NonFiniteLossError, OutOfMemoryError, CrashedError, StalledError, or the child's own words.
+        TrainingError: NonFiniteLossError, OutOfMemoryError, CrashedError, StalledError, or another error of the child.
         DataError, ModelError, StorageError: as `nightgate.training.loop.train`.
     """
     yielded = resumed_from = 0
@@ -80,14 +81,14 @@ def train(
         for child, event in events:
             if event["event"] == "result":
                 result = TrainResult.from_json(_facts(event))
-                # A child that was started again went on from epochs of this very attempt.
+                # A restarted child resumes from epochs of this very attempt.
                 return replace(result, resumed_from=min(result.resumed_from, resumed_from))
             report = EpochReport.from_json(_facts(event))
             if report.epoch > yielded:
                 yield report
                 yielded = report.epoch
                 resumed_from = yielded if report.attempt != job.attempt else resumed_from
-            child.tell(f"recorded {report.epoch}")
+            child.send(f"recorded {report.epoch}")
     raise AssertionError("the child ended with neither result nor error")
 
 
@@ -100,9 +101,9 @@ def score_models(
     stall_seconds: float = 60.0,
     start_seconds: float = 600.0,
 ) -> ScoreResult:
-    """Score models in a child process, as `nightgate.training.scoring.score_models`.
+    """Score models in a child process by `nightgate.training.scoring.score_models`.
 
-    A child that hangs is stopped and scores anew, once.
+    A child that hangs is stopped and started again, once.
 
     Raises:
         TrainingError, DataError, ModelError, StorageError: as `train`.
@@ -114,51 +115,51 @@ def score_models(
 
 
 class _StallError(Exception):
-    """The child stands still: for how long, and where."""
+    """The child makes no progress; the message says for how long, and at which point."""
 
 
-class _Patience:
-    """For how long the child has made no progress, and for how long it may.
+class _StallTimer:
+    """Time without progress of the child, and its limit.
 
-    A message alone is no progress: the place that it tells of must have moved.
+    A message alone is no progress: the step or row that it reports must have changed.
     """
 
     def __init__(self, stall_seconds: float, start_seconds: float) -> None:
         self._stall_seconds, self._start_seconds = stall_seconds, start_seconds
-        self._steady: float | None = None
-        """How long between two steps; None before the first one."""
-        self._limit, self._still = start_seconds, 0.0
-        self._looked_at = time.monotonic()
+        self._step_limit: float | None = None
+        """Limit between two steps; None before the first one."""
+        self._limit, self._idle = start_seconds, 0.0
+        self._checked_at = time.monotonic()
         self._last = Progress("load", detail="starting")
 
-    def saw(self, progress: Progress) -> None:
+    def on_progress(self, progress: Progress) -> None:
         last, self._last = self._last, progress
-        if _place(progress) != _place(last):
-            self._still = 0.0
+        if _position(progress) != _position(last):
+            self._idle = 0.0
         if progress.phase in ("train", "evaluate"):
-            self._steady = max(self._stall_seconds, STEPS_BEFORE_STALLED * (progress.step_seconds or 0))
-            self._limit = self._steady
+            self._step_limit = max(self._stall_seconds, STEPS_BEFORE_STALLED * (progress.step_seconds or 0))
+            self._limit = self._step_limit
         else:
             self._limit = self._start_seconds
 
-    def saw_epoch(self, epoch: int) -> None:
-        self._still = 0.0
-        self._looked_at = time.monotonic()
-        # Behind a saved epoch the next one starts at once; behind a repeated report the loading goes on.
-        if self._steady is not None and self._last.epoch <= epoch:
-            self._limit = self._steady
+    def on_epoch(self, epoch: int) -> None:
+        self._idle = 0.0
+        self._checked_at = time.monotonic()
+        # After a saved epoch the next one starts at once; after a repeated report loading continues.
+        if self._step_limit is not None and self._last.epoch <= epoch:
+            self._limit = self._step_limit
 
-    def look(self) -> None:
-        """Raises _StallError when the time is up."""
+    def check(self) -> None:
+        """Raise _StallError past the limit."""
         now = time.monotonic()
-        # Time in which this process was with its caller, or stopped (Ctrl-Z stops both), is not the child's.
-        self._still += min(now - self._looked_at, 2 * SECONDS_BETWEEN_LOOKS)
-        self._looked_at = now
-        if self._still > self._limit:
-            raise _StallError(f"{self._still:.0f} s ({progress_line(self._last)})")
+        # Not the child's: time that this process spent in its caller, or stopped (Ctrl-Z stops both).
+        self._idle += min(now - self._checked_at, 2 * SECONDS_BETWEEN_CHECKS)
+        self._checked_at = now
+        if self._idle > self._limit:
+            raise _StallError(f"{self._idle:.0f} s ({progress_line(self._last)})")
 
 
-def _place(progress: Progress) -> tuple[Any, ...]:
+def _position(progress: Progress) -> tuple[Any, ...]:
     return progress.phase, progress.detail, progress.epoch, progress.step, progress.done
 
 
@@ -170,25 +171,25 @@ def _watched(
     stall_seconds: float,
     start_seconds: float,
 ) -> Generator[tuple[_Child, dict[str, Any]]]:
-    """What the child says, and who it is: one that stalls is replaced once."""
-    stood: list[str] = []
+    """Events of the child, and the child itself: one that stalls is replaced once."""
+    stalls: list[str] = []
     while True:
         with _Child(job, python) as child:
             try:
-                for event in child.events(on_progress, _Patience(stall_seconds, start_seconds)):
+                for event in child.events(on_progress, _StallTimer(stall_seconds, start_seconds)):
                     yield child, event
             except _StallError as stall:
-                stood.append(str(stall))
-                child.end_with_stacks(f"made no step for {stall}")
-        if len(stood) > 1 or child.process.poll() is None:
-            again = f", and, started again, for {stood[1]}" if len(stood) > 1 else ", and cannot be killed"
+                stalls.append(str(stall))
+                child.kill_with_stacks(f"it made no step for {stall}")
+        why = f"the training process made no step for {stalls[0]}"
+        if len(stalls) > 1 or child.process.poll() is None:
+            again = f", and, started again, for {stalls[1]}" if len(stalls) > 1 else ", and cannot be killed"
             raise StalledError(
-                f"the training process made no step for {stood[0]}{again}",
-                next_step=f"see where its threads stood in {child.log_file}, then run the same command again: "
-                "it goes on from the last checkpoint",
+                f"{why}{again}",
+                next_step=f"see the stacks of its threads in {child.log_file}, then run the same command again: "
+                "it resumes from the last checkpoint",
             )
-        why = f"the training process made no step for {stood[0]}"
-        log.warning("%s: stopped, see where its threads stood in %s; starting it again, once", why, child.log_file)
+        log.warning("%s: stopped, the stacks of its threads are in %s; starting it again, once", why, child.log_file)
         if on_restart is not None:
             on_restart(why)
 
@@ -202,11 +203,10 @@ class _Child:
         else:
             job_file, self.log_file = job.out / "score.json", job.out / "score.log"
         self._name = "training" if isinstance(job, TrainJob) else "scoring"
-        # Scoring is for one.
         self.count = launch.processes() if isinstance(job, TrainJob) else 1
         write_job(job, job_file)
         environment = launch.environment(self.count)
-        self._began, self._dealing = time.monotonic(), 0.0
+        self._began, self._caller_seconds = time.monotonic(), 0.0
         with storage_errors(self.log_file), self.log_file.open("ab") as stderr:
             self.process = subprocess.Popen(
                 launch.command(python, job_file, self.count),
@@ -227,22 +227,21 @@ class _Child:
     ) -> None:
         self.stop()
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         assert self.process.stdin is not None
-        try:
+        # Of a child that has ended, the last lines are still to be read.
+        with suppress(BrokenPipeError):
             self.process.stdin.write(line.encode() + b"\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # It has ended; what it said last is still to be read.
 
-    def events(self, on_progress: Callable[[Progress], None] | None, patience: _Patience) -> Generator[dict[str, Any]]:
-        """Events `epoch` and `result`; progress and log records are dealt with here, errors are raised."""
+    def events(self, on_progress: Callable[[Progress], None] | None, timer: _StallTimer) -> Generator[dict[str, Any]]:
+        """Events `epoch` and `result`; progress and log records are processed here, errors are raised."""
         printed_at = time.monotonic()
         while True:
-            patience.look()
+            timer.check()
             try:
-                # Short waits: exceptions that a thread is sent from outside come through between them.
-                line = self._lines.get(timeout=SECONDS_BETWEEN_LOOKS)
+                # Short waits: an exception set in this thread from outside is raised between them.
+                line = self._lines.get(timeout=SECONDS_BETWEEN_CHECKS)
             except queue.Empty:
                 continue
             if line is None:
@@ -250,17 +249,17 @@ class _Child:
             try:
                 event = json.loads(line)
             except ValueError:
-                log.debug("the training process said: %r", line[:200])
+                log.debug("the training process printed: %r", line[:200])
                 continue
             match event["event"]:
                 case "log":
-                    _repeat(event["name"], event["level"], event["message"])
+                    _relog(event["name"], event["level"], event["message"])
                 case "error":
                     raise self._failed(event)
                 case "progress":
                     progress = Progress.from_json(_facts(event))
                     logs.set_epoch(progress.epoch or None)
-                    patience.saw(progress)
+                    timer.on_progress(progress)
                     if time.monotonic() - printed_at >= SECONDS_BETWEEN_LINES:
                         printed_at = time.monotonic()
                         log.info("%s", progress_line(progress))
@@ -268,19 +267,17 @@ class _Child:
                         on_progress(progress)
                 case _:
                     logs.set_epoch(event.get("epoch"))
-                    handed_on = time.monotonic()
+                    yielded_at = time.monotonic()
                     yield event
-                    self._dealing += time.monotonic() - handed_on
-                    patience.saw_epoch(event.get("epoch", 0))
+                    self._caller_seconds += time.monotonic() - yielded_at
+                    timer.on_epoch(event.get("epoch", 0))
 
-    def end_with_stacks(self, why: str) -> None:
-        """Kill the child; its log gets the stacks of its threads first, behind a line that says why."""
+    def kill_with_stacks(self, why: str) -> None:
+        """Write `why` and the stacks of the child's threads to its log, then kill it."""
         with suppress(OSError), self.log_file.open("a", encoding="utf-8") as log_file:
-            log_file.write(
-                f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z nightgate.training.supervisor: it {why}: all its threads:\n"
-            )
+            log_file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z {log.name}: {why}: all its threads:\n")
         workers = self._workers()
-        # SIGCONT: one that was stopped from outside could not answer.
+        # SIGCONT: a process that was stopped from outside could not answer.
         for number in (signal.SIGUSR1, signal.SIGCONT):
             for worker in workers:
                 with suppress(psutil.NoSuchProcess):
@@ -291,14 +288,14 @@ class _Child:
                 process.kill()
 
     def _workers(self) -> list[psutil.Process]:
-        """The processes that train: the child itself, or those that `torchrun` started."""
+        """The processes that train: the child, or those that `torchrun` started."""
         with suppress(psutil.NoSuchProcess):
             child = psutil.Process(self.process.pid)
             return [child] if self.count == 1 else child.children(recursive=True)
         return []
 
     def stop(self) -> None:
-        """End the child, politely first; after this it is gone, unless the kernel itself holds it."""
+        """End the child by SIGTERM, then by SIGKILL; only the kernel can keep it alive after this."""
         process, workers = self.process, self._workers()
         try:
             if process.poll() is None:
@@ -308,24 +305,24 @@ class _Child:
                 except subprocess.TimeoutExpired:
                     log.warning("the training process %d ignores SIGTERM, killing it", process.pid)
         finally:
-            # Also when a second Ctrl-C cuts the wait short.
+            # Also when a second Ctrl-C ends the wait.
             if process.poll() is None:
                 process.kill()
             for worker in workers if self.count > 1 else []:
-                # Those of a `torchrun` that was killed live on, and hold the pipes.
+                # Workers of a killed `torchrun` live on, and hold the pipes.
                 with suppress(psutil.NoSuchProcess):
                     worker.kill()
-            self._clear_up()
+            self._close()
 
-    def _clear_up(self) -> None:
+    def _close(self) -> None:
         process = self.process
         try:
             process.wait(SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
-            # In a driver or a network file system that does not answer: waiting on would hang the night as well.
-            log.error("the training process %d does not even end when it is killed", process.pid)
+            # In a driver or a network file system that does not answer: waiting longer would hang the night too.
+            log.error("the training process %d was killed and does not end", process.pid)
             return
-        dealt = DEALT % self._dealing if self._dealing else ""
+        dealt = DEALT % self._caller_seconds if self._caller_seconds else ""
         log.info(LIFE, self._name, time.monotonic() - self._began, dealt)
         self._reader.join()
         for pipe in (process.stdin, process.stdout):
@@ -349,26 +346,26 @@ class _Child:
         try:
             code = self.process.wait(SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
-            return CrashedError("the training process closed its output but lives on", next_step=f"see {self.log_file}")
-        again = "then run the same command again: it goes on from the last checkpoint"
+            return CrashedError("the training process closed its output but runs on", next_step=f"see {self.log_file}")
+        again = "then run the same command again: it resumes from the last checkpoint"
         if code == -signal.SIGKILL:
             return OutOfMemoryError(
                 "the training process was killed (SIGKILL), most likely by the system for lack of memory",
                 next_step=f"free memory, or lower training.batch_size or training.max_length, {again}",
             )
-        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} and no result"
         last = " | ".join(_last_lines(self.log_file))
         who = "the training process" if self.count == 1 else f"one of the {self.count} training processes, or torchrun,"
         return CrashedError(
-            f"{who} {how} without a word" + (f"; its last log lines: {last}" if last else ""),
+            f"{who} {how}" + (f"; its last log lines: {last}" if last else ""),
             next_step=f"see {self.log_file}, {again}",
         )
 
 
-def _repeat(name: str, level: int, message: str) -> None:
-    """Log what the child said under the name that it was said under, if that is one that the log of a night has.
+def _relog(name: str, level: int, message: str) -> None:
+    """Log a record of the child under its own name, if that is one that a night's log has.
 
-    Past the logger's own level: the child has chosen what is worth telling, and transformers may be silenced here.
+    The logger's level is not asked: the child has filtered already, and transformers may be silenced here.
     """
     if not logs.is_of_a_library(name):
         name, message = log.name, f"{name}: {message}"

@@ -1,9 +1,8 @@
-"""The training process: `python -m nightgate.training.worker JOB.json`, started and watched by
-`nightgate.training.supervisor`.
+"""Entry point of the training process, `python -m nightgate.training.worker JOB.json`.
 
-One JSON object per line on standard output (events), logs and stacks on standard error. On standard input the parent
-says `recorded N` when it has dealt with epoch N; the end of standard input means that the parent is gone, and this
-process ends with it. SIGINT is the parent's business; SIGTERM ends the process at once, which is safe at any moment.
+`nightgate.training.supervisor` starts it. Events are JSON lines on standard output, logs and stacks go to standard
+error. On standard input the parent sends `recorded N` when it has stored epoch N; the end of standard input means that
+the parent is gone, and ends this process. SIGINT is left to the parent; SIGTERM ends it at once, which is always safe.
 """
 
 from __future__ import annotations
@@ -34,26 +33,26 @@ SECONDS_BETWEEN_PROGRESS = 1.0
 
 
 class _Parent:
-    """The other end of the pipes; also the `Listener` of the training loop, whose threads may all speak at once.
+    """Pipes to the supervisor; also the thread-safe `Listener` of the training loop.
 
-    Of several processes at one training only the first one talks to it.
+    Of several processes in one training, rank 0 alone sends.
     """
 
     def __init__(self, events: int) -> None:
         self._events = events
         self._silent = os.environ.get("RANK", "0") != "0"
-        self._writing, self._saying = threading.Lock(), threading.Lock()
-        self._dealt = threading.Condition()
+        self._write_lock, self._progress_lock = threading.Lock(), threading.Lock()
+        self._acknowledged = threading.Condition()
         self._recorded = 0
         self._sent = 0
-        self._said = ("", "")
-        self._said_at = 0.0
+        self._last_progress = ("", "")
+        self._progress_at = 0.0
 
     def send(self, event: str, **facts: Any) -> None:
         if self._silent:
             return
         line = json.dumps({"event": event, **facts}).encode() + b"\n"
-        with self._writing:
+        with self._write_lock:
             try:
                 while line:
                     line = line[os.write(self._events, line) :]
@@ -62,61 +61,61 @@ class _Parent:
 
     def progress(self, progress: Progress) -> None:
         now, what = time.monotonic(), (progress.phase, progress.detail)
-        with self._saying:
-            if what == self._said and now - self._said_at < SECONDS_BETWEEN_PROGRESS:
+        with self._progress_lock:
+            if what == self._last_progress and now - self._progress_at < SECONDS_BETWEEN_PROGRESS:
                 return
-            self._said, self._said_at = what, now
+            self._last_progress, self._progress_at = what, now
         self.send("progress", **progress.to_json())
 
     def epoch_done(self, report: EpochReport) -> None:
-        # An epoch's row is to be committed before the next epoch ends: never run further ahead than that.
+        # An epoch's row is committed before the next epoch ends: never run further ahead than that.
         if self._silent:
             return
-        with self._dealt:
-            self._dealt.wait_for(lambda: self._recorded >= self._sent)
+        with self._acknowledged:
+            self._acknowledged.wait_for(lambda: self._recorded >= self._sent)
             self._sent = report.epoch
         self.send("epoch", **report.to_json())
 
     def listen(self) -> None:
-        """Read what the parent says until it is gone, then end this process."""
+        """Read the parent's acknowledgements until it is gone, then end this process."""
         if self._silent:
             return
         buffer = b""
-        # os.read, not sys.stdin: a thread inside a buffered reader blocks the interpreter's end.
+        # os.read, not sys.stdin: a thread in a buffered reader blocks the interpreter's exit.
         while chunk := os.read(0, 4096):
             *lines, buffer = (buffer + chunk).split(b"\n")
             for line in lines:
-                with self._dealt:
+                with self._acknowledged:
                     self._recorded = int(line.removeprefix(b"recorded "))
-                    self._dealt.notify_all()
+                    self._acknowledged.notify_all()
         os._exit(1)
 
 
 class _ToParent(logging.Handler):
-    """What belongs into the log of the night: our own records from INFO on, those of libraries from WARNING on.
+    """Sends records to the night's log: Nightgate's own from INFO on, those of libraries from WARNING on.
 
-    A library that repeats itself at every step is quoted once; all of it is in this process's own file.
+    A library's message that repeats at every step is sent once; this process's own log has all of them.
     """
 
     def __init__(self, parent: _Parent) -> None:
         super().__init__()
         self.parent = parent
-        self._quoted: set[tuple[str, str]] = set()
+        self._sent: set[tuple[str, str]] = set()
         self.addFilter(logs.belongs_to_night)
         logs.protect(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         name, message = record.name, record.getMessage().rstrip()
         if not logs.is_ours(name):
-            if (name, message) in self._quoted:
+            if (name, message) in self._sent:
                 return
-            self._quoted.add((name, message))
+            self._sent.add((name, message))
         self.parent.send("log", level=record.levelno, name=name, message=message)
 
 
 def main(arguments: list[str]) -> int:
-    """Do the job in the file that the only argument names; 0 when done, 1 when it failed in words."""
-    # Whatever a library prints must not mix with the events.
+    """Run the job in the file that the only argument names; 0 when done, 1 when an error was sent."""
+    # Output of libraries must not mix with the events.
     events = os.dup(1)
     os.dup2(2, 1)
     faulthandler.enable()
@@ -134,25 +133,25 @@ def main(arguments: list[str]) -> int:
         else:
             _score(job, parent)
     except Exception as error:
-        told = in_words(error)
+        known = as_nightgate_error(error)
         if not isinstance(error, NightgateError):
-            # The traceback is for log.txt; run as a module, __name__ would be __main__.
+            # The traceback goes to log.txt; run as a module, __name__ would be __main__.
             logging.getLogger("nightgate.training.worker").debug("failed", exc_info=error)
-        # It is stored and shown: the message of a library may quote an address with its password.
-        message = logs.without_secrets(told.reason)
-        parent.send("error", error_type=told.error_type, message=message, next_step=told.next_step)
+        # It is stored and shown, and a library's message may quote an address with its password.
+        message = logs.without_secrets(known.reason)
+        parent.send("error", error_type=known.error_type, message=message, next_step=known.next_step)
         return 1
     return 0
 
 
-def in_words(error: Exception) -> NightgateError:
-    """The error as one that the parent can restore; its next step is empty when the log has to tell."""
+def as_nightgate_error(error: Exception) -> NightgateError:
+    """The error as one that the parent can restore; its next step is empty where only the log has more."""
     if isinstance(error, NightgateError) and error.error_type in ERRORS_BY_TYPE:
         return error
-    said = str(error).strip()
+    first_line = (str(error).strip().splitlines() or [""])[0]
     if is_out_of_memory(error):
         return OutOfMemoryError(
-            f"not enough memory: {(said.splitlines() or [type(error).__name__])[0]}",
+            f"not enough memory: {first_line or type(error).__name__}",
             next_step="free memory there, or lower training.eval_batch_size, max_length or batch_size",
         )
     try:
@@ -161,8 +160,7 @@ def in_words(error: Exception) -> NightgateError:
     except StorageError as storage:
         return storage
     except Exception:  # noqa: BLE001 - not about the disk
-        first = (said.splitlines() or [""])[0]
-        return ERRORS_BY_TYPE["training"](f"{type(error).__name__}: {first}")
+        return ERRORS_BY_TYPE["training"](f"{type(error).__name__}: {first_line}")
 
 
 def _train(job: TrainJob, parent: _Parent) -> None:

@@ -1,4 +1,4 @@
-"""What test rows can see: the law of the square root, from one night's evidence."""
+"""Power of the test rows, extrapolated from the evidence of one night."""
 
 from __future__ import annotations
 
@@ -24,53 +24,39 @@ from tests.support.judged_nights import Model, judged_night
 NIGHT = night_rows.night().date
 
 
-def test_it_is_what_the_night_itself_was_told() -> None:
+def test_power_equals_the_detectable_gain_of_the_night() -> None:
     evidence, policy = made_up.evidence(3000), Gate()
     power = power_of(NIGHT, evidence, policy)
     measured = decide(evidence, policy).measured
-    assert power is not None
-    assert measured is not None
     assert power.rows == measured.candidate.rows
     assert power.detectable_with(power.rows) == pytest.approx(measured.detectable_gain)
 
 
-def test_four_times_the_rows_see_half_the_gain() -> None:
+def test_four_times_the_rows_detect_half_the_gain_and_the_rows_for_a_gain_detect_it() -> None:
     power = power_of(NIGHT, made_up.evidence(3000), Gate())
-    assert power is not None
     assert power.detectable_with(4 * power.rows) == pytest.approx(power.detectable_with(power.rows) / 2)
     assert power.error_with(power.rows / 9) == pytest.approx(3 * power.std_error)
-
-
-def test_the_rows_for_a_gain_see_that_gain_and_one_row_less_does_not() -> None:
-    power = power_of(NIGHT, made_up.evidence(3000), Gate())
-    assert power is not None
     needed = power.rows_for(0.01)
     assert power.detectable_with(needed) <= 0.01 < power.detectable_with(needed - 1)
-    assert f"takes {needed:,} rows" in power.told()
+    assert f"takes {needed:,} rows" in power.describe()
 
 
-def test_more_rows_behave_as_foretold() -> None:
-    """Foretold from 1,500 rows, measured on 6,000 of the same kind."""
+def test_the_error_of_more_rows_is_predicted_from_fewer() -> None:
     few, many = (power_of(NIGHT, made_up.evidence(rows), Gate(test_window="")) for rows in (1500, 6000))
-    assert few is not None
-    assert many is not None
     assert few.error_with(6000) == pytest.approx(many.std_error, rel=0.1)
 
 
-def test_surer_policies_see_less_and_wider_windows_more() -> None:
+def test_a_higher_confidence_detects_less_and_a_wider_window_more() -> None:
     evidence = made_up.evidence(3000)
     usual, sure = (power_of(NIGHT, evidence, Gate(confidence=value)) for value in (0.95, 0.99))
     narrow = power_of(NIGHT, evidence, Gate(test_window="10d", min_test_rows=1))
-    assert usual is not None
-    assert sure is not None
-    assert narrow is not None
     assert sure.detectable_with(3000) > usual.detectable_with(3000)
     assert narrow.rows < usual.rows
     assert narrow.detectable_with(narrow.rows) > usual.detectable_with(usual.rows)
 
 
 @pytest.mark.parametrize("what", ["no champion", "the same predictions", "a champion that cannot be scored"])
-def test_where_nothing_was_compared_nothing_is_said(what: str) -> None:
+def test_without_a_comparison_there_is_no_power(what: str) -> None:
     whole = made_up.evidence(500)
     changed: dict[str, Any] = {
         "no champion": {"champion": None, "anchor": None},
@@ -82,11 +68,11 @@ def test_where_nothing_was_compared_nothing_is_said(what: str) -> None:
     assert power_of(NIGHT, made_up.evidence(500, **changed), Gate()) is None
 
 
-def test_the_newest_night_that_met_a_champion_counts(database: Database) -> None:
+def test_the_newest_night_with_a_comparison_is_used(database: Database) -> None:
     first = judged_night(database, 0, Model("first", 0.65))
-    with pytest.raises(RegistryError, match="no night of reviews has compared") as caught:
+    with pytest.raises(RegistryError, match="reviews") as caught:
         newest_power(database, "reviews")
-    assert "run two nights" in caught.value.next_step
+    assert caught.value.next_step.endswith("nightgate run reviews")
     judged_night(database, 1, Model("second", 0.66), first)
     judged_night(database, 2, Model("third", 0.66), first)
     assert newest_power(database, "reviews").night == night_rows.night(2).date
@@ -108,7 +94,7 @@ def test_the_command_prints_sizes_and_saves_a_picture(database: Database, home: 
     assert (home.root / "reports" / "reviews" / "power.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
-def test_the_pictures_say_in_words_what_they_show() -> None:
+def test_the_pictures_have_alternative_texts() -> None:
     power = power_of(NIGHT, made_up.evidence(3000), Gate())
     assert power is not None
     picture = power_curve(power)

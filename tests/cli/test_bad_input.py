@@ -26,8 +26,8 @@ from nightgate.database.transactions import alembic_config, upgrade
 from nightgate.errors import DataError, ModelError
 from nightgate.home import Home
 from nightgate.night import steps
+from nightgate.night.night import run_night
 from nightgate.night.run import open_night
-from nightgate.night.steps import run_night
 from nightgate.pipeline_files import load_pipeline
 from nightgate.schedule import Night, chosen_night
 from tests.support.first_night import copy_first_night, first_night
@@ -159,19 +159,18 @@ def small(settings: dict[str, Any] | None = None) -> tuple[Pipeline, Night]:
 def test_a_snapshot_with_a_flipped_byte_is_reported_and_written_again(upgraded: Home, tmp_path: Path) -> None:
     wanted, night = small()
     with suppress(KeyboardInterrupt), open_night(wanted, night) as first:
-        steps.refresh_data(first)
+        snapshot = steps.refresh(first)
         raise KeyboardInterrupt
-    flip_a_byte(first.snapshot.path / "rows.parquet")
+    flip_a_byte(snapshot.path / "rows.parquet")
     arguments = ("run", first_night().pipeline, "--night", DATE, "--no-prefect")
     assert_reported(nightgate(*arguments, cwd=tmp_path), "rows.parquet")
     row = the_row(upgraded.root)
     assert (row["status"], row["error_type"], row["attempts"]) == ("failed", "snapshot", 2)
     with suppress(KeyboardInterrupt), open_night(wanted, night) as again:
-        steps.refresh_data(again)
         assert again.run_id == first.run_id
-        assert again.snapshot.id == first.snapshot.id
+        assert steps.refresh(again).id == snapshot.id
         raise KeyboardInterrupt
-    assert len(list(first.snapshot.path.parent.glob("*.damaged-*"))) == 1
+    assert len(list(snapshot.path.parent.glob("*.damaged-*"))) == 1
 
 
 def test_a_champion_with_a_flipped_byte_classifies_nothing(environment: Path, tmp_path: Path) -> None:

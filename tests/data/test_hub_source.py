@@ -1,4 +1,4 @@
-"""The hub source, on data sets saved locally and read by the same loader. Nothing here may reach the network."""
+"""The hub source with local data sets, read by the same loader without network access."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GIVEN = {"train": "train", "validation": "validation", "test": "test"}
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """datasets reads its environment at import; other tests may have imported it long ago."""
+    """A fresh cache; `datasets` reads its environment only at import."""
     import datasets
 
     cache = tmp_path / "cache"
@@ -31,7 +31,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A data set as it would lie on the hub: a file of JSON lines per split."""
+    """A data set with a file of JSON lines for each split, as on the hub."""
     folder = tmp_path / "kettle_reviews"
     folder.mkdir()
     for place, split in enumerate(SPLITS):
@@ -107,47 +107,31 @@ def test_the_same_rows_from_the_hub_and_from_a_file_are_the_same_snapshot(folder
     assert from_hub.snapshot.id == from_file.snapshot.id
 
 
-def test_stars_that_are_class_names_are_not_taken_for_class_numbers(tmp_path: Path) -> None:
+def labelled(folder: Path, names: list[str], stars: list[int]) -> Path:
+    """A data set in Parquet whose `stars` are class numbers with `names`."""
     import datasets
 
-    features = datasets.Features(
-        {
-            "id": datasets.Value("int64"),
-            "text": datasets.Value("string"),
-            "stars": datasets.ClassLabel(names=[*"12345"]),
-        }
-    )
-    made = datasets.Dataset.from_dict({"id": [1, 2], "text": ["a", "b"], "stars": [0, 4]}, features=features)
-    (tmp_path / "stars").mkdir()
-    made.to_parquet(tmp_path / "stars" / "train.parquet")
-    pipeline = reviews.pipeline(hub(tmp_path / "stars"), data__labels=[1, 2, 3, 4, 5])
+    kinds = {"id": datasets.Value("int64"), "text": datasets.Value("string"), "stars": datasets.ClassLabel(names=names)}
+    columns = {"id": range(len(stars)), "text": [*"abcdef"][: len(stars)], "stars": stars}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)).to_parquet(folder / "labelled/train.parquet")
+    return folder / "labelled"
+
+
+def test_stars_that_are_class_names_are_not_read_as_class_numbers(tmp_path: Path) -> None:
+    pipeline = reviews.pipeline(hub(labelled(tmp_path, [*"12345"], [0, 4])), data__labels=[1, 2, 3, 4, 5])
     frame = read_source(pipeline.data, reviews.NIGHT).frame
     assert [pipeline.data.label_index[str(label)] for label in frame["stars"]] == [0, 4]
 
 
 def test_parquet_with_class_labels_is_read_by_number_or_by_name(tmp_path: Path) -> None:
-    import datasets
-
-    features = datasets.Features(
-        {
-            "id": datasets.Value("int64"),
-            "text": datasets.Value("string"),
-            "stars": datasets.ClassLabel(names=["bad", "good"]),
-        }
-    )
-    made = datasets.Dataset.from_dict(
-        {"id": [1, 2, 3], "text": ["a", "b", "c"], "stars": [0, 1, -1]}, features=features
-    )
-    (tmp_path / "labelled").mkdir()
-    made.to_parquet(tmp_path / "labelled" / "train.parquet")
-    source = hub(tmp_path / "labelled")
+    source = hub(labelled(tmp_path, ["bad", "good"], [0, 1, -1]))
     by_name = read_source(reviews.pipeline(source, data__labels=["bad", "good"]).data, reviews.NIGHT).frame
     assert by_name["stars"].tolist() == ["bad", "good", -1]
     by_number = read_source(reviews.pipeline(source, data__labels=[0, 1]).data, reviews.NIGHT).frame
     assert by_number["stars"].tolist() == [0, 1, -1]
 
 
-def test_rows_that_are_added_to_the_folder_are_seen_by_the_next_night(folder: Path) -> None:
+def test_rows_added_to_the_folder_are_read_by_the_next_night(folder: Path) -> None:
     data = reviews.pipeline(hub(folder)).data
     assert len(read_source(data, reviews.NIGHT).frame) == 120
     with (folder / "train.jsonl").open("a") as file:
@@ -155,49 +139,40 @@ def test_rows_that_are_added_to_the_folder_are_seen_by_the_next_night(folder: Pa
     assert len(read_source(data, reviews.NIGHT).frame) == 121
 
 
-def test_a_missing_split_is_refused_with_those_that_there_are(folder: Path) -> None:
-    told = refusal(hub(folder, splits={**GIVEN, "validation": "dev"}))
-    assert "has no split 'dev'; it has train, validation, test" in told
-
-
-def test_a_missing_column_is_refused_with_those_that_there_are(folder: Path) -> None:
-    assert "no column 'star'; it has 'id'" in refusal(hub(folder), data__label="star")
+def test_a_missing_split_or_column_is_refused_with_the_existing_ones(folder: Path) -> None:
+    message = refusal(hub(folder, splits={**GIVEN, "validation": "dev"}))
+    assert "'dev'" in message
+    assert "train, validation, test" in message
+    message = refusal(hub(folder), data__label="star")
+    assert "'star'" in message
+    assert "'id', 'title', 'text', 'stars'" in message
 
 
 def test_a_data_set_that_is_not_here_is_refused_when_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    told = refusal(hub("nobody/kettle-reviews", revision="v1"))
-    assert "nobody/kettle-reviews (revision v1) is not on this machine" in told
-    assert "unset HF_HUB_OFFLINE" in told
-    files = {"train": "hf://datasets/nobody/kettle-reviews/en/train.jsonl"}
-    assert "is not on this machine" in refusal(hub("json", data_files=files))
+    message = refusal(hub("missing/kettle-reviews", revision="v1"))
+    assert "missing/kettle-reviews (revision v1)" in message
+    assert "unset HF_HUB_OFFLINE" in message
+    files = {"train": "hf://datasets/missing/kettle-reviews/en/train.jsonl"}
+    assert "unset HF_HUB_OFFLINE" in refusal(hub("json", data_files=files))
 
 
-def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    told = refusal(hub(tmp_path / "none"))
-    assert "does not exist, holds no data files, or is closed to you" in told
-
-
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
+    assert "hf auth login" in refusal(hub(tmp_path / "none"))
     (tmp_path / "none").mkdir()
-    assert "does not exist, holds no data files" in refusal(hub(tmp_path / "none"))
+    assert "hf auth login" in refusal(hub(tmp_path / "none"))
 
 
 def test_a_data_set_that_comes_as_a_script_is_refused_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "scripted").mkdir()
     (tmp_path / "scripted" / "scripted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    told = refusal(hub(tmp_path / "scripted"))
-    assert "comes as a Python script, which is not run" in told
-    assert 'dataset = "json"' in told
+    assert 'dataset = "json"' in refusal(hub(tmp_path / "scripted"))
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_unknown_configuration_is_refused(folder: Path) -> None:
-    assert "BuilderConfig 'kitchen' not found" in refusal(hub(folder, config="kitchen"))
-
-
-def test_a_damaged_file_is_refused(folder: Path) -> None:
+def test_an_unknown_configuration_and_a_damaged_file_are_refused(folder: Path) -> None:
+    assert "'kitchen'" in refusal(hub(folder, config="kitchen"))
     (folder / "train.jsonl").write_text('{"id": "1", "text": "a", "stars": 5}\n{"id": [}\n')
-    assert f"data set {folder} cannot be read" in refusal(hub(folder))
+    assert f"data set {folder}" in refusal(hub(folder))

@@ -1,4 +1,4 @@
-"""Reading files: formats, compression, globs, and every way in which a file can be wrong."""
+"""Reading files: formats, compression, globs, encodings and damaged files."""
 
 from __future__ import annotations
 
@@ -43,6 +43,12 @@ def parquet_of(rows: list[dict[str, Any]], tmp_path: Path) -> bytes:
     return content
 
 
+def packed(content: bytes, name: str) -> bytes:
+    """The content as a file of this name holds it."""
+    compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+    return compress.get(Path(name).suffix, bytes)(content)
+
+
 def refusal(read_it: Callable[[], object]) -> str:
     with pytest.raises(DataError) as caught:
         read_it()
@@ -60,16 +66,10 @@ def test_every_format_gives_the_same_rows_plain_and_compressed(suffix: str, pack
         content = pd.DataFrame(rows).to_csv(index=False, sep="\t" if suffix == ".tsv" else ",").encode()
     else:
         content = jsonl_of(rows)
-    if packing == ".gz":
-        content = gzip.compress(content)
-    elif packing == ".zst":
-        content = zstandard.ZstdCompressor().compress(content)
-    elif packing == ".two.zst":
-        packing = ".zst"
-        half = len(content) // 2
-        content = b"".join(zstandard.ZstdCompressor().compress(part) for part in (content[:half], content[half:]))
-    path = tmp_path / f"reviews{suffix}{packing}"
-    path.write_bytes(content)
+    half = len(content) // 2
+    parts = [content[:half], content[half:]] if packing == ".two.zst" else [content]
+    path = tmp_path / f"reviews{suffix}{packing.removeprefix('.two')}"
+    path.write_bytes(b"".join(packed(part, path.name) for part in parts))
     frame = read(path).frame
     assert frame["id"].tolist() == [row["id"] for row in rows]
     assert frame["text"].tolist() == [row["text"] for row in rows]
@@ -85,17 +85,13 @@ def test_only_the_columns_of_the_pipeline_are_read(tmp_path: Path) -> None:
 
 def test_csv_values_stay_text_and_empty_fields_are_missing(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
-    path.write_text('id,text,stars\n007,NA,5\n1e3,"two\nlines, ""quoted""",\n')
+    path.write_text('id,text,stars\n007,NA,5\n1e3,"two\nlines, ""quoted""",\n2,c,1\n')
     frame = read(path).frame
-    assert frame["id"].tolist() == ["007", "1e3"]
-    assert frame["text"].tolist() == ["NA", 'two\nlines, "quoted"']
-    assert frame["stars"].tolist() == ["5", None]
-
-
-def test_the_line_of_a_row_counts_line_breaks_inside_fields(tmp_path: Path) -> None:
-    path = tmp_path / "r.csv"
-    path.write_text('id,text,stars\n1,"a\nb",5\n2,c,1\n')
-    assert read(path).frame[ORIGIN].tolist() == [f"{path}:2", f"{path}:4"]
+    assert frame["id"].tolist() == ["007", "1e3", "2"]
+    assert frame["text"].tolist() == ["NA", 'two\nlines, "quoted"', "c"]
+    assert frame["stars"].tolist() == ["5", None, "1"]
+    # The line of a row counts line breaks inside fields.
+    assert frame[ORIGIN].tolist() == [f"{path}:2", f"{path}:3", f"{path}:5"]
 
 
 def test_whole_numbers_beside_a_missing_one_stay_whole(tmp_path: Path) -> None:
@@ -116,7 +112,7 @@ def test_categories_and_times_of_parquet_are_plain_values(tmp_path: Path) -> Non
     assert got["created_at"].iloc[0].isoformat() == "2026-02-01T00:00:00+00:00"
 
 
-def test_globs_are_relative_to_the_working_directory_and_no_file_is_read_twice(
+def test_globs_are_relative_to_the_working_directory_and_read_each_file_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data" / "deep").mkdir(parents=True)
@@ -134,41 +130,32 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path: Path) -> N
     assert len(read(tmp_path / "r[1].csv").frame) == 1
 
 
-def test_another_encoding_is_read_when_it_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "r.csv"
-    path.write_bytes("id,text,stars\n1,Süß für 5 €,5\n".encode("cp1252"))
-    assert read(path, encoding="cp1252").frame["text"].tolist() == ["Süß für 5 €"]
-    path.write_bytes("id,text,stars\n1,日本,5\n".encode("utf-16"))
-    assert read(path, encoding="utf-16").frame["text"].tolist() == ["日本"]
+@pytest.mark.parametrize(("encoding", "text"), [("cp1252", "Süß für 5 €"), ("utf-16", "日本"), ("utf-8", "日本")])
+def test_a_named_encoding_is_read_without_its_byte_order_mark(encoding: str, text: str, tmp_path: Path) -> None:
+    mark = "\ufeff" if encoding == "utf-8" else ""
+    (tmp_path / "r.csv").write_bytes(f"{mark}id,text,stars\n1,{text},5\n".encode(encoding))
+    assert read(tmp_path / "r.csv", encoding=encoding).frame[["id", "text"]].values.tolist() == [["1", text]]
 
 
-def test_a_byte_order_mark_does_not_become_part_of_the_first_column(tmp_path: Path) -> None:
-    path = tmp_path / "r.csv"
-    path.write_bytes("\ufeffid,text,stars\n1,a,5\n".encode())
-    assert read(path).frame["id"].tolist() == ["1"]
-
-
-def test_a_format_can_be_named_where_the_extension_does_not_tell_it(tmp_path: Path) -> None:
+def test_a_file_with_another_extension_needs_a_named_format(tmp_path: Path) -> None:
     path = tmp_path / "reviews.txt.gz"
     path.write_bytes(gzip.compress(b"id\ttext\tstars\n1\ta\t5\n"))
     assert len(read(path, format="tsv").frame) == 1
-    told = refusal(lambda: read(path))
-    assert ".txt tells no format" in told
-    assert 'format = "csv"' in told
+    message = refusal(lambda: read(path))
+    assert "'.txt'" in message
+    assert 'format = "csv"' in message
 
 
-def test_json_may_hold_line_separators_and_half_surrogate_pairs(tmp_path: Path) -> None:
+def test_json_may_hold_line_separators_and_half_surrogate_pairs_and_lack_a_key(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    path.write_text('{"id": 1, "text": "a\u2028b", "stars": 5}\r\n\n{"id": 2, "text": "\\ud83d x", "stars": NaN}\n')
+    path.write_text(
+        '{"id": 1, "text": "a\u2028b", "stars": 5}\r\n\n{"id": 2, "text": "\\ud83d x", "stars": NaN}\n'
+        '{"id": 3, "text": "c"}'
+    )
     frame = read(path).frame
-    assert frame["text"].tolist() == ["a\u2028b", "\ud83d x"]
-    assert frame[ORIGIN].tolist() == [f"{path}:1", f"{path}:3"]
-
-
-def test_a_key_that_some_objects_lack_is_a_missing_value(tmp_path: Path) -> None:
-    path = tmp_path / "r.jsonl"
-    path.write_text('{"id": 1, "text": "a", "stars": 5}\n{"id": 2, "text": "b"}\n')
-    assert read(path).frame["stars"].tolist() == [5, None]
+    assert frame["text"].tolist() == ["a\u2028b", "\ud83d x", "c"]
+    assert frame["stars"].tolist()[2] is None
+    assert frame[ORIGIN].tolist() == [f"{path}:1", f"{path}:3", f"{path}:4"]
 
 
 def test_a_csv_row_with_another_number_of_fields_is_rejected_with_its_line(tmp_path: Path) -> None:
@@ -188,66 +175,46 @@ def test_a_pattern_without_files_is_refused_with_the_folder_that_was_searched(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.csv").write_text("id,text,stars\n1,a,5\n")
-    told = refusal(lambda: read("here.csv", "missing/*.csv"))
-    assert "no file matches missing/*.csv" in told
-    assert str(tmp_path) in told
-
-
-def test_a_folder_is_refused_with_a_glob_to_try(tmp_path: Path) -> None:
+    message = refusal(lambda: read("here.csv", "missing/*.csv"))
+    assert "missing/*.csv" in message
+    assert str(tmp_path) in message
+    # A folder is refused with a glob to try.
     assert f'"{tmp_path}/*.parquet"' in refusal(lambda: read(tmp_path))
-
-
-def test_an_unknown_extension_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "r.xlsx").write_bytes(b"PK")
-    assert ".xlsx tells no format" in refusal(lambda: read(tmp_path / "r.xlsx"))
 
 
 @pytest.mark.parametrize("name", ["r.csv", "r.jsonl", "r.parquet", "r.csv.gz", "r.jsonl.zst"])
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
 def test_an_empty_file_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
-    packed = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(name.rsplit(".", 1)[-1], bytes)
-    (tmp_path / name).write_bytes(packed(content) if content else b"")
+    (tmp_path / name).write_bytes(packed(content, name) if content else b"")
     assert f"{name} is empty" in refusal(lambda: read(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["r.csv.gz", "r.csv.zst", "r.parquet"])
 @pytest.mark.parametrize("share", [0.3, 0.95])
 def test_a_truncated_file_is_refused(name: str, share: float, tmp_path: Path) -> None:
-    content = csv_of(reviews.rows())
-    if name.endswith(".gz"):
-        content = gzip.compress(content)
-    elif name.endswith(".zst"):
-        content = zstandard.ZstdCompressor().compress(content)
-    else:
-        content = parquet_of(reviews.rows(), tmp_path)
+    whole = parquet_of(reviews.rows(), tmp_path) if name == "r.parquet" else csv_of(reviews.rows())
+    content = packed(whole, name)
     (tmp_path / name).write_bytes(content[: int(len(content) * share)])
-    told = refusal(lambda: read(tmp_path / name))
-    assert name in told
-    assert "ends too early" in told or "truncated" in told
-    assert "copy or write it again" in told
+    message = refusal(lambda: read(tmp_path / name))
+    assert name in message
+    assert "copy or write it again" in message
 
 
 @pytest.mark.parametrize("name", ["r.csv.gz", "r.csv.zst", "r.parquet"])
 def test_a_file_that_is_not_what_its_name_says_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(csv_of(reviews.rows(5)))
-    assert "is not" in refusal(lambda: read(tmp_path / name))
+    assert name in refusal(lambda: read(tmp_path / name))
 
 
-def test_a_compressed_file_without_the_extension_is_told_apart_from_a_wrong_encoding(tmp_path: Path) -> None:
+def test_a_compressed_file_without_its_extension_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_bytes(gzip.compress(csv_of(reviews.rows(5))))
-    assert "must end in .gz" in refusal(lambda: read(tmp_path / "r.csv"))
+    assert ".gz" in refusal(lambda: read(tmp_path / "r.csv"))
 
 
-def test_a_truncated_last_line_of_json_is_refused_with_its_line(tmp_path: Path) -> None:
-    (tmp_path / "r.jsonl").write_bytes(jsonl_of(reviews.rows(5))[:-20])
-    told = refusal(lambda: read(tmp_path / "r.jsonl"))
-    assert "r.jsonl, line 5: not JSON" in told
-
-
-@pytest.mark.parametrize("line", ["5", '"text"', "null", '["a", 5]'])
-def test_json_that_is_not_an_object_is_refused_with_its_line(line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["5", '"text"', "null", '["a", 5]', '{"id": 2, "te'])
+def test_a_line_that_is_not_a_json_object_is_refused_with_its_number(line: str, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text('{"id": 1, "text": "a", "stars": 5}\n' + line + "\n")
-    assert "line 2: holds" in refusal(lambda: read(tmp_path / "r.jsonl"))
+    assert "r.jsonl, line 2:" in refusal(lambda: read(tmp_path / "r.jsonl"))
 
 
 def test_a_json_array_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
@@ -255,64 +222,54 @@ def test_a_json_array_is_refused_with_the_command_that_converts_it(tmp_path: Pat
     assert "jq -c '.[]'" in refusal(lambda: read(tmp_path / "r.json"))
 
 
-def test_another_encoding_is_refused_with_file_byte_and_remedy(tmp_path: Path) -> None:
+def test_another_encoding_is_refused_with_the_byte_and_a_guess(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_bytes("id,text,stars\n1,plain,5\n2,Süß,5\n".encode("cp1252"))
-    told = refusal(lambda: read(tmp_path / "r.csv"))
-    assert "r.csv is not utf-8: byte 27 (line 3) is 0xfc" in told
-    assert 'encoding = "cp1252"' in told
-
-
-def test_utf_16_is_recognised_by_its_mark(tmp_path: Path) -> None:
+    message = refusal(lambda: read(tmp_path / "r.csv"))
+    assert "byte 27 (line 3) is 0xfc" in message
+    assert 'encoding = "cp1252"' in message
     (tmp_path / "r.csv").write_bytes("id,text,stars\n".encode("utf-16"))
     assert 'encoding = "utf-16"' in refusal(lambda: read(tmp_path / "r.csv"))
 
 
 @pytest.mark.parametrize("name", ["r.csv", "r.jsonl", "r.parquet"])
-def test_a_missing_column_is_refused_with_those_that_there_are(name: str, tmp_path: Path) -> None:
+def test_a_missing_column_is_refused_with_the_existing_ones(name: str, tmp_path: Path) -> None:
     rows = [{"id": 1, "Stars": 5, "text": "a"}]
     content = {"r.csv": csv_of, "r.jsonl": jsonl_of}.get(name, lambda _: parquet_of(rows, tmp_path))(rows)
     (tmp_path / name).write_bytes(content)
-    told = refusal(lambda: read(tmp_path / name))
-    assert f"{name} has no column 'stars'; it has 'id', 'Stars', 'text'; did you mean 'Stars'?" in told
+    assert "'id', 'Stars', 'text'; did you mean 'Stars'?" in refusal(lambda: read(tmp_path / name))
 
 
-def test_the_split_column_is_asked_for_too(tmp_path: Path) -> None:
+def test_the_split_column_is_required(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_bytes(csv_of(reviews.rows(3)))
-    assert "no column 'side'" in refusal(lambda: read(tmp_path / "r.csv", split_column="side"))
+    assert "'side'" in refusal(lambda: read(tmp_path / "r.csv", split_column="side"))
 
 
-def test_semicolons_are_recognised(tmp_path: Path) -> None:
-    (tmp_path / "r.csv").write_text("id;text;stars\n1;a;5\n")
-    assert "separated by semicolons" in refusal(lambda: read(tmp_path / "r.csv"))
+@pytest.mark.parametrize(
+    ("content", "detail"),
+    [
+        ("id;text;stars\n1;a;5\n", "semicolons"),
+        ("id,text,stars,text\n1,a,5,b\n", "'text' twice"),
+        ("id,text,stars\n1,a,5\n2,b\0,5\n", "line 3"),
+        ('id,text,stars\n1,a,5\n2,"never closed,5\n3,c,5\n', "line 3"),
+        ('id,text,stars\n1,a,5\n2,"closed" too early,5\n3,c,5\n', "line 3"),
+    ],
+)
+def test_a_malformed_csv_file_is_refused_with_the_place(content: str, detail: str, tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text(content)
+    assert detail in refusal(lambda: read(tmp_path / "r.csv"))
 
 
-def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "r.csv").write_text("id,text,stars,text\n1,a,5,b\n")
-    assert "names 'text' twice" in refusal(lambda: read(tmp_path / "r.csv"))
-
-
-def test_a_nul_byte_is_refused_with_its_line(tmp_path: Path) -> None:
-    (tmp_path / "r.csv").write_bytes(b"id,text,stars\n1,a,5\n2,b\0,5\n")
-    assert "line 3: holds a NUL byte" in refusal(lambda: read(tmp_path / "r.csv"))
-
-
-@pytest.mark.parametrize("tail", ['2,"never closed,5\n3,c,5\n', '2,"closed" too early,5\n3,c,5\n'])
-def test_a_broken_quote_is_refused_with_the_line_where_its_row_begins(tail: str, tmp_path: Path) -> None:
-    (tmp_path / "r.csv").write_text("id,text,stars\n1,a,5\n" + tail)
-    assert "r.csv, line 3: a quoted field is not closed" in refusal(lambda: read(tmp_path / "r.csv"))
-
-
-def test_a_long_text_is_no_error(tmp_path: Path) -> None:
+def test_a_long_text_is_read(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text(f"id,text,stars\n1,{'long ' * 100_000},5\n")
     assert len(read(tmp_path / "r.csv").frame["text"][0]) == 500_000
 
 
 def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     pd.DataFrame({"id": [1], "text": [b"\xff\xfe"], "stars": [5]}).to_parquet(tmp_path / "r.parquet")
-    assert "column 'text' holds bytes" in refusal(lambda: read(tmp_path / "r.parquet"))
+    assert "'text'" in refusal(lambda: read(tmp_path / "r.parquet"))
 
 
-def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("id,text,stars\n1,a,5\n")
     (tmp_path / "r.csv").chmod(0)
     if os.access(tmp_path / "r.csv", os.R_OK):
@@ -324,5 +281,5 @@ def test_one_bad_file_among_good_ones_fails_the_refresh_before_anything_is_writt
     (tmp_path / "a.csv").write_bytes(csv_of(reviews.rows()))
     (tmp_path / "b.csv").write_bytes(b"")
     pipeline = reviews.pipeline(reviews.files(tmp_path / "*.csv"))
-    assert "b.csv is empty" in refusal(lambda: refresh(pipeline, reviews.NIGHT, home))
+    assert "b.csv" in refusal(lambda: refresh(pipeline, reviews.NIGHT, home))
     assert list(home.snapshots.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What `nightgate history` and `nightgate.history` show, and the published table from a plain SELECT."""
+"""`nightgate.history`, the champion and the versions as frames, and the published table from a plain SELECT."""
 
 from __future__ import annotations
 
@@ -46,9 +46,8 @@ def published_run(database: Database, day: int = 0) -> str:
         )
     records.record_training(database, opened.run_id, 1, night_rows.trained(best_epoch=3))
     records.record_test(database, opened.run_id, 1, 3, night_rows.slices(0.5))
-    records.record_decision(
-        database, opened.run_id, 1, night_rows.decision(), night_rows.evidence(), night_rows.scores()
-    )
+    decision, evidence = night_rows.decision(), night_rows.evidence()
+    records.record_decision(database, opened.run_id, 1, decision, evidence, night_rows.scores())
     finish_run(database, opened.run_id, 1, "held", reason="a rehearsal")
     return opened.run_id
 
@@ -56,16 +55,12 @@ def published_run(database: Database, day: int = 0) -> str:
 def test_the_published_table_comes_back_from_a_plain_select(database: Database) -> None:
     rows = database.frame(PUBLISHED_QUERY, {"run_id": published_run(database)})
     assert [tuple(row) for row in rows.itertuples(index=False)] == list(night_rows.PUBLISHED)
-    assert queries.published_table(rows) == PUBLISHED_TABLE
-
-
-def test_history_prints_the_same_table(database: Database) -> None:
-    published_run(database)
-    assert queries.published_table(nightgate.history("reviews", epochs=True)) == PUBLISHED_TABLE
+    for found in (rows, nightgate.history("reviews", epochs=True)):
+        assert queries.published_table(found) == PUBLISHED_TABLE
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, pd.NA])
-def test_what_is_missing_is_printed_as_such(missing: Any) -> None:
+def test_a_missing_value_is_printed_as_n_a(missing: Any) -> None:
     names = ("training_loss", "epoch", "step", "validation_loss", "accuracy", "f1", "precision", "recall")
     frame = pd.DataFrame([dict.fromkeys(names, missing) | {"epoch": 1, "step": 7}], dtype=object)
     assert queries.published_table(frame).splitlines()[-1] == "| n/a | 1.0 | 7 | n/a | n/a | n/a | n/a | n/a |"
@@ -81,9 +76,8 @@ def test_a_loss_that_is_not_finite_is_printed_as_missing(database: Database) -> 
 
 @pytest.mark.usefixtures("database")
 def test_no_epochs_are_a_table_without_rows() -> None:
-    assert queries.published_table(nightgate.history("reviews", epochs=True)) == "\n".join(
-        PUBLISHED_TABLE.splitlines()[:2]
-    )
+    table = queries.published_table(nightgate.history("reviews", epochs=True))
+    assert table.splitlines() == PUBLISHED_TABLE.splitlines()[:2]
 
 
 def test_history_has_one_row_per_night_with_the_same_types_on_both_engines(database: Database) -> None:
@@ -95,10 +89,10 @@ def test_history_has_one_row_per_night_with_the_same_types_on_both_engines(datab
     assert str(nights["finished_at"].dtype).endswith("UTC]")
     assert [str(nights[name].dtype) for name in ("dry_run", "attempts", "model_version")] == ["bool", "Int64", "Int64"]
     assert list(nights["model_version"].isna()) == [True] * 3
-    assert nightgate.history("nobody").empty
+    assert nightgate.history("unknown").empty
 
 
-def test_since_leaves_out_what_lies_before(database: Database) -> None:
+def test_since_excludes_earlier_nights(database: Database) -> None:
     for day in range(3):
         published_run(database, day)
     for since in (date(2026, 3, 2), "2026-03-02"):
@@ -113,18 +107,18 @@ def test_one_run_is_found_by_id_or_as_the_latest(database: Database) -> None:
     assert set(nightgate.history("reviews", run=runs[0])["run_id"]) == {runs[0]}
     assert set(nightgate.history("reviews", run="latest")["run_id"]) == {runs[1]}
     assert set(nightgate.history("reviews", epochs=True)["run_id"]) == {runs[1]}
-    for wrong in ({"pipeline": "reviews", "run": "nobody"}, {"pipeline": "other", "run": runs[0]}):
-        with pytest.raises(RegistryError, match=r"has no run(?s:.*)nightgate history"):
+    for wrong in ({"pipeline": "reviews", "run": "unknown"}, {"pipeline": "other", "run": runs[0]}):
+        with pytest.raises(RegistryError, match="nightgate history"):
             nightgate.history(**wrong)
 
 
-def test_of_a_run_without_epochs_its_end_is_told(database: Database) -> None:
+def test_a_run_without_epochs_is_explained_by_its_status(database: Database) -> None:
     run = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     finish_run(database, run.run_id, run.attempt, "failed", reason="no rows", next_step="bring rows")
-    told = f"run {run.run_id}, night 2026-03-01, has no such rows: it is failed: no rows\n  next: bring rows"
     for name in ("latest", None, run.run_id):
         assert nightgate.history("reviews", run=name, epochs=True).empty
-        assert queries.why_no_epochs("reviews", name) == told
+        found = queries.why_no_epochs("reviews", name)
+        assert all(part in found for part in (run.run_id, "2026-03-01", "failed: no rows", "next: bring rows"))
     assert queries.why_no_epochs("other", "latest") == ""
 
 

@@ -1,4 +1,4 @@
-"""Connections: URLs without leaks, settings of each engine, bad moments, and databases that cannot be used."""
+"""Connections: URLs without secrets, settings of each engine, retries, and databases that cannot be used."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,10 @@ from nightgate.home import Home, open_home
 
 SECRET = "s3cr3t/p@ss:word%"
 QUOTED = "s3cr3t%2Fp%40ss%3Aword%25"
+
+
+ON_SQLITE = pytest.mark.parametrize("dialect", ["sqlite"])
+ON_POSTGRESQL = pytest.mark.parametrize("dialect", [pytest.param("postgresql", marks=pytest.mark.database)])
 
 
 def remember(database: Database, key: str, value: str = "x") -> None:
@@ -55,12 +61,12 @@ def test_without_a_url_the_database_is_a_file_in_the_home(home: Home) -> None:
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("mysql://me:hunter22@host/db", "kind 'mysql'"),
-        ("postgresql+psycopg2://me:hunter22@host/db", r"kind 'postgresql\+psycopg2'"),
-        ("me:hunter22@host/db", "not a URL"),
-        ("postgresql://me:hunter22@host:hunter22/db", "cannot be read"),
-        ("sqlite://", "in memory"),
-        ("sqlite:///:memory:", "in memory"),
+        ("mysql://me:hunter22@host/db", "'mysql'"),
+        ("postgresql+psycopg2://me:hunter22@host/db", r"'postgresql\+psycopg2'"),
+        ("me:hunter22@host/db", "scheme"),
+        ("postgresql://me:hunter22@host:hunter22/db", "%40"),
+        ("sqlite://", "memory"),
+        ("sqlite:///:memory:", "memory"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused_without_its_password(
@@ -73,7 +79,7 @@ def test_a_url_that_cannot_be_used_is_refused_without_its_password(
     assert "hunter22" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_safe_url_keeps_no_secret_wherever_it_stands() -> None:
+def test_a_safe_url_has_no_secret_in_any_place() -> None:
     assert connections.safe_url(f"postgresql+psycopg://me:{QUOTED}@h:5433/db") == "postgresql://me:***@h:5433/db"
     assert "pw" not in connections.safe_url("postgresql://me@h/db?password=pw1&sslpassword=pw2&host=/run/x")
     assert connections.safe_url("sqlite:////a/metrics.db") == "/a/metrics.db"
@@ -100,10 +106,7 @@ def test_no_log_error_or_traceback_shows_a_password(
     shown = [caplog.text, *capfd.readouterr(), repr(opened), opened.name]
     for error in (caught.value, second.value):
         shown += [str(error), repr(error), "".join(traceback.format_exception(error))]
-    for text in shown:
-        assert SECRET not in text
-        assert QUOTED not in text
-        assert "s3cr3t" not in text
+    assert "s3cr3t" not in "".join(shown)
 
 
 @pytest.mark.database
@@ -120,7 +123,7 @@ def test_a_wrong_password_is_not_shown_and_not_tried_for_long(
     time.sleep(0.2)
     began = time.monotonic()
     url = postgres.url(user="locked_out").replace(":@", f":{QUOTED}@")
-    with pytest.raises(DatabaseError, match=r"refuses the connection(?s:.*)check user") as caught:
+    with pytest.raises(DatabaseError, match="check user, password and database") as caught:
         Database.open(home, url)
     assert time.monotonic() - began < 5
     assert "s3cr3t" not in "".join(traceback.format_exception(caught.value))
@@ -129,12 +132,10 @@ def test_a_wrong_password_is_not_shown_and_not_tried_for_long(
 # --- settings ---
 
 
-def test_sqlite_keeps_its_children_writes_ahead_and_waits_for_locks(home: Home) -> None:
-    databases.upgrade(connections.database_url(home))
-    with Database.open(home) as database:
-        expected = {"foreign_keys": 1, "journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000}
-        for pragma, value in expected.items():
-            assert database.frame(f"PRAGMA {pragma}").iloc[0, 0] == value, pragma
+@ON_SQLITE
+def test_sqlite_enforces_foreign_keys_writes_ahead_and_waits_for_locks(database: Database) -> None:
+    expected = {"foreign_keys": 1, "journal_mode": "wal", "synchronous": 1, "busy_timeout": 5000}
+    assert {pragma: database.frame(f"PRAGMA {pragma}").iloc[0, 0] for pragma in expected} == expected
 
 
 def test_a_row_without_its_parent_is_refused(database: Database) -> None:
@@ -146,78 +147,58 @@ def test_a_row_without_its_parent_is_refused(database: Database) -> None:
 
 
 def test_every_foreign_key_keeps_the_parent() -> None:
-    rules = {
-        (key.ondelete, key.onupdate)
-        for table in schema.METADATA.tables.values()
-        for key in table.foreign_key_constraints
-    }
+    tables = schema.METADATA.tables.values()
+    rules = {(key.ondelete, key.onupdate) for table in tables for key in table.foreign_key_constraints}
     assert rules == {("RESTRICT", "RESTRICT")}
 
 
 def test_the_database_modules_load_no_torch() -> None:
-    code = (
-        "import sys, nightgate.runs.records, nightgate.database.queries; "
-        "print({'torch', 'prefect', 'alembic'} & set(sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    modules = "nightgate.runs.records, nightgate.database.queries"
+    code = f"import sys, {modules}; print({{'torch', 'prefect', 'alembic'}} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 
-# --- bad moments ---
-
-HOLD = """
-import sqlite3, sys, time
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("BEGIN EXCLUSIVE")
-print("locked", flush=True)
-time.sleep(float(sys.argv[2]))
-connection.execute("COMMIT")
-"""
+# --- retries ---
 
 
-@pytest.fixture
-def lock_holder(home: Home) -> Iterator[Any]:
-    """Starts a second process that holds the home's SQLite database for some seconds."""
-    databases.upgrade(connections.database_url(home))
-    started: list[subprocess.Popen[str]] = []
-
-    def hold(seconds: float) -> None:
-        arguments = [sys.executable, "-c", HOLD, str(home.root / "metrics.db"), str(seconds)]
-        started.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True))
-        assert started[-1].stdout is not None
-        assert started[-1].stdout.readline() == "locked\n"
-
-    yield hold
-    for process in started:
-        process.kill()
-        process.communicate()
+@contextmanager
+def locked(path: str) -> Iterator[sqlite3.Connection]:
+    """Another connection that locks a SQLite database until it commits."""
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        yield holder
 
 
+@ON_SQLITE
 def test_a_write_outlasts_a_lock_longer_than_sqlite_itself_waits(
-    lock_holder: Any, home: Home, monkeypatch: pytest.MonkeyPatch
+    database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "LOCK_SECONDS", 1)
-    with Database.open(home) as database:
-        lock_holder(2.5)
+    with locked(database.name) as holder:
+        released = threading.Timer(2.5, holder.execute, ("COMMIT",))
+        released.start()
         began = time.monotonic()
         remember(database, "after the lock")
         assert time.monotonic() - began > 1.5
-        assert remembered(database) == {"after the lock"}
+        released.join()
+    assert remembered(database) == {"after the lock"}
 
 
-def test_a_lock_that_stays_is_told_in_words(lock_holder: Any, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+@ON_SQLITE
+def test_a_permanent_lock_is_an_error_after_the_retries(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "LOCK_SECONDS", 0)
-    with Database.open(home, patience=1.0) as database:
-        lock_holder(30)
-        with pytest.raises(DatabaseError, match=r"locked by another process \(tried for 1 s\)(?s:.*)next: end what"):
-            remember(database, "never")
+    database.patience = 1.0
+    with (
+        locked(database.name),
+        pytest.raises(DatabaseError, match=r"tried for 1 s(?s:.*)next: end the process"),
+    ):
+        remember(database, "never")
 
 
-@pytest.mark.parametrize("dialect", [pytest.param("postgresql", marks=pytest.mark.database)])
-def test_a_client_that_falls_silent_in_a_transaction_loses_its_locks_and_tries_again(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A machine that is lost or stands still while it writes must not stop all others."""
-    monkeypatch.setattr(connections, "SILENT_SECONDS", 1)
+@ON_POSTGRESQL
+def test_a_silent_client_loses_its_locks_and_retries(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that crashes or freezes during a write must not block all others."""
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 1)
     remember(database, "shared", "0")
     began = threading.Event()
     tries: list[int] = []
@@ -244,31 +225,23 @@ def test_a_client_that_falls_silent_in_a_transaction_loses_its_locks_and_tries_a
     assert len(tries) == 2
 
 
-def test_writers_that_read_first_take_turns(database: Database) -> None:
-    """A transaction that reads, then writes: none fails, to be repeated, because another wrote in between."""
+def test_concurrent_writers_that_read_first_need_no_retry(database: Database) -> None:
     remember(database, "counter", "0")
     tries: list[int] = []
 
-    def increment() -> None:
-        def work(session: Any) -> None:
-            tries.append(1)
-            row = session.get(schema.Setting, "counter", with_for_update=True)
-            time.sleep(0.002)
-            row.value = str(int(row.value) + 1)
+    def work(session: Any) -> None:
+        tries.append(1)
+        row = session.get(schema.Setting, "counter", with_for_update=True)
+        time.sleep(0.002)
+        row.value = str(int(row.value) + 1)
 
-        for _ in range(5):
-            database.write(work)
-
-    threads = [threading.Thread(target=increment) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    with ThreadPoolExecutor(6) as writers:
+        list(writers.map(database.write, [work] * 30))
     assert database.frame("SELECT value FROM setting WHERE key = 'counter'").iloc[0, 0] == "30"
     assert len(tries) == 30
 
 
-def test_a_reader_sees_one_state_whatever_others_commit_meanwhile(database: Database) -> None:
+def test_a_reader_sees_one_state_while_others_commit(database: Database) -> None:
     remember(database, "first", "1")
 
     def work(session: Any) -> list[int]:
@@ -283,10 +256,8 @@ def test_a_reader_sees_one_state_whatever_others_commit_meanwhile(database: Data
     assert (after, len(database.frame("SELECT * FROM setting"))) == (before, before + 1)
 
 
-@pytest.mark.database
-def test_a_transaction_whose_connection_is_cut_is_repeated(postgres: Any, home: Home) -> None:
-    name = postgres.create()
-    databases.upgrade(postgres.url(name))
+@ON_POSTGRESQL
+def test_a_transaction_whose_connection_is_cut_is_retried(database: Database, postgres: Any) -> None:
     tries: list[int] = []
 
     def work(session: Any) -> None:
@@ -298,43 +269,37 @@ def test_a_transaction_whose_connection_is_cut_is_repeated(postgres: Any, home: 
             postgres.execute(f"SELECT pg_terminate_backend({pid})")
             session.scalar(sa.text("SELECT 1"))
 
-    with Database.open(home, postgres.url(name)) as database:
-        database.write(work)
-        assert len(tries) == 2
-        assert remembered(database) == {"survivor"}
-    postgres.drop(name)
+    database.write(work)
+    assert len(tries) == 2
+    assert remembered(database) == {"survivor"}
 
 
-@pytest.mark.database
-def test_a_server_that_restarts_is_waited_for(postgres: Any, home: Home, caplog: pytest.LogCaptureFixture) -> None:
-    name = postgres.create()
-    databases.upgrade(postgres.url(name))
-    with Database.open(home, postgres.url(name)) as database:
-        postgres.stop()
-        back = threading.Timer(2.0, postgres.start)
-        back.start()
-        try:
-            remember(database, "after the restart")
-        finally:
-            back.join()
-        assert remembered(database) == {"after the restart"}
-        assert "trying again" in caplog.text
-    postgres.drop(name)
-
-
-def test_a_sqlite_file_that_is_briefly_away_is_waited_for_and_not_replaced_by_an_empty_one(home: Home) -> None:
-    databases.upgrade(connections.database_url(home))
-    path = home.root / "metrics.db"
-    with Database.open(home) as database:
-        path.rename(home.root / "away.db")
-        back = threading.Timer(1.0, (home.root / "away.db").rename, (path,))
-        back.start()
-        remember(database, "after the absence")
+@ON_POSTGRESQL
+def test_a_server_that_restarts_is_waited_for(
+    database: Database, postgres: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    postgres.stop()
+    back = threading.Timer(2.0, postgres.start)
+    back.start()
+    try:
+        remember(database, "after the restart")
+    finally:
         back.join()
-        assert remembered(database) == {"after the absence"}
+    assert remembered(database) == {"after the restart"}
+    assert caplog.records
 
 
-def test_an_error_of_ours_rolls_back_and_comes_through(database: Database) -> None:
+@ON_SQLITE
+def test_a_briefly_missing_sqlite_file_is_waited_for_and_not_replaced(database: Database, tmp_path: Path) -> None:
+    away = Path(database.name).rename(tmp_path / "away.db")
+    back = threading.Timer(1.0, away.rename, (database.name,))
+    back.start()
+    remember(database, "after the absence")
+    back.join()
+    assert remembered(database) == {"after the absence"}
+
+
+def test_an_error_in_the_work_rolls_back_and_is_raised(database: Database) -> None:
     def work(session: Any) -> None:
         session.add(schema.Setting(key="half", value="x"))
         session.flush()
@@ -349,56 +314,53 @@ def test_an_error_of_ours_rolls_back_and_comes_through(database: Database) -> No
 
 
 def test_a_missing_sqlite_file_is_not_made_by_opening(home: Home) -> None:
-    with pytest.raises(DatabaseError, match=r"no database at(?s:.*)nightgate db upgrade"):
+    with pytest.raises(DatabaseError, match=r"metrics\.db(?s:.*)nightgate db upgrade"):
         Database.open(home)
     assert not (home.root / "metrics.db").exists()
 
 
-def test_a_blank_database_is_told_apart(database_url: str, home: Home) -> None:
+def test_a_blank_database_needs_an_upgrade(database_url: str, home: Home) -> None:
     connections.make_engine(database_url, create=True).connect().close()
-    with pytest.raises(DatabaseError, match=r"no tables of Nightgate yet(?s:.*)nightgate db upgrade"):
+    with pytest.raises(DatabaseError, match="nightgate db upgrade"):
         Database.open(home, database_url)
 
 
 @pytest.mark.parametrize("content", [b"review_id,text,stars\n" * 400, b"SQLite format 3\0" + b"\xff" * 9000])
-def test_a_file_that_is_no_database_is_told_in_words(content: bytes, home: Home) -> None:
+def test_a_file_that_is_not_a_database_is_refused_and_unchanged(content: bytes, home: Home) -> None:
     (home.root / "metrics.db").write_bytes(content)
     for use in (lambda: Database.open(home), lambda: databases.upgrade(connections.database_url(home))):
-        with pytest.raises(DatabaseError, match=r"is not a SQLite database, or it is damaged(?s:.*)next:"):
+        with pytest.raises(DatabaseError, match="restore it from a backup"):
             use()
     assert (home.root / "metrics.db").read_bytes() == content
 
 
-def test_a_folder_in_the_place_of_the_database_is_told_in_words(home: Home) -> None:
+def test_a_path_that_is_a_folder_or_in_a_missing_folder_is_refused(home: Home) -> None:
     (home.root / "metrics.db").mkdir()
-    with pytest.raises(DatabaseError, match="cannot be opened"):
+    with pytest.raises(DatabaseError, match=r"metrics\.db"):
         Database.open(home, patience=0)
-
-
-def test_a_folder_that_does_not_exist_is_told_in_words(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError, match=r"folder of .* does not exist"):
-        databases.upgrade(f"sqlite:///{tmp_path / 'nowhere' / 'metrics.db'}")
+    with pytest.raises(DatabaseError, match="nowhere"):
+        databases.upgrade(f"sqlite:///{home.root / 'nowhere' / 'metrics.db'}")
 
 
 @pytest.mark.database
-def test_an_unreachable_server_is_told_in_words(session_root: Path, home: Home) -> None:
+def test_an_unreachable_server_is_an_error(session_root: Path, home: Home) -> None:
     url = f"postgresql://me:pw@/metrics?host={session_root}"
     for use in (lambda: Database.open(home, url, patience=0), lambda: databases.upgrade(url, patience=0)):
-        with pytest.raises(DatabaseError, match=r"cannot be reached(?s:.*)next: start its server"):
+        with pytest.raises(DatabaseError, match="next: start its server"):
             use()
 
 
 @pytest.mark.database
-def test_a_database_that_the_server_does_not_have_is_told_at_once(postgres: Any, home: Home) -> None:
+def test_a_database_missing_on_the_server_is_an_error_without_retries(postgres: Any, home: Home) -> None:
     began = time.monotonic()
-    with pytest.raises(DatabaseError, match=r"refuses the connection: .*does not exist"):
+    with pytest.raises(DatabaseError, match="no_such_database"):
         Database.open(home, postgres.url("no_such_database"))
     assert time.monotonic() - began < 5
 
 
 def test_a_missing_driver_is_named_with_its_package(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(DatabaseError, match=r"next: pip install 'psycopg\[binary\]'"):
+    with pytest.raises(DatabaseError, match=r"pip install 'psycopg\[binary\]'"):
         Database.open(home, "postgresql://me@host/db")
 
 
@@ -411,92 +373,75 @@ def read_only(url: str, postgres: Any) -> str:
     return url
 
 
-def test_a_read_only_database_can_be_read_and_says_so_when_written(
+def test_a_read_only_database_can_be_read_and_not_written(
     database: Database, migrated_url: str, home: Home, postgres: Any
 ) -> None:
     remember(database, "before")
     with Database.open(home, read_only(migrated_url, postgres)) as reader:
         assert remembered(reader) == {"before"}
-        with pytest.raises(DatabaseError, match=r"is read-only(?s:.*)next: give this user the right to write"):
+        with pytest.raises(DatabaseError, match=r"read-only(?s:.*)give this user the right to write"):
             remember(reader, "never")
 
 
 def test_a_read_only_database_cannot_be_upgraded(database_url: str, postgres: Any) -> None:
     connections.make_engine(database_url, create=True).connect().close()
-    with pytest.raises(DatabaseError, match="is read-only"):
+    with pytest.raises(DatabaseError, match="read-only"):
         databases.upgrade(read_only(database_url, postgres))
 
 
+@ON_SQLITE
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write every file")
-def test_a_file_without_write_permission_is_read_only(home: Home) -> None:
-    databases.upgrade(connections.database_url(home))
-    database = Database.open(home)
-    (home.root / "metrics.db").chmod(0o444)
-    with pytest.raises(DatabaseError, match="is read-only"):
+def test_a_file_without_write_permission_is_read_only(database: Database) -> None:
+    Path(database.name).chmod(0o444)
+    with pytest.raises(DatabaseError, match="read-only"):
         remember(database, "never")
 
 
-@pytest.mark.database
-def test_a_user_without_rights_is_told_in_words(postgres: Any, home: Home) -> None:
-    name = postgres.create()
-    databases.upgrade(postgres.url(name))
-    Database.open(home, postgres.url(name)).close()
+@ON_POSTGRESQL
+def test_a_user_without_rights_can_read_and_not_write(database: Database, migrated_url: str, postgres: Any) -> None:
+    name = connections.parse_url(migrated_url).database
     postgres.execute("CREATE ROLE reader LOGIN")
     postgres.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader", name)
-    with Database.open(home, postgres.url(name, user="reader")) as reader:
+    with Database.open(database.home, postgres.url(name, user="reader")) as reader:
         assert remembered(reader) == set()
-        with pytest.raises(DatabaseError, match="forbids this: permission denied"):
+        with pytest.raises(DatabaseError, match="grant this user the right"):
             remember(reader, "never")
-    postgres.drop(name)
+    postgres.execute("DROP OWNED BY reader", name)
     postgres.execute("DROP ROLE reader")
 
 
-def test_a_full_disk_is_told_in_words(home: Home) -> None:
-    databases.upgrade(connections.database_url(home))
-    with Database.open(home) as database:
+@ON_SQLITE
+def test_a_full_disk_is_an_error_and_nothing_is_written(database: Database) -> None:
+    def work(session: Any) -> None:
+        session.execute(sa.text("PRAGMA max_page_count = 1"))
+        session.add(schema.Setting(key="large", value="x" * 1_000_000))
 
-        def work(session: Any) -> None:
-            session.execute(sa.text("PRAGMA max_page_count = 1"))
-            session.add(schema.Setting(key="large", value="x" * 1_000_000))
-
-        with pytest.raises(DatabaseError, match=r"disk of .* is full(?s:.*)free some space"):
-            database.write(work)
-        assert remembered(database) == set()
+    with pytest.raises(DatabaseError, match="free some space"):
+        database.write(work)
+    assert remembered(database) == set()
 
 
 def test_a_worker_with_another_home_is_refused(database: Database, migrated_url: str, tmp_path: Path) -> None:
     stranger = open_home(tmp_path / "another")
-    with pytest.raises(DatabaseError, match="belongs to another home than"):
+    with pytest.raises(DatabaseError, match="NIGHTGATE_HOME"):
         Database.open(stranger, migrated_url)
     with Database.open(stranger, migrated_url, any_home=True) as reader:
         assert set(reader.frame("SELECT value FROM setting WHERE key = 'home_id'")["value"]) == {database.home.id}
 
 
 def test_many_workers_may_open_a_new_database_at_once(migrated_url: str, home: Home) -> None:
-    failures: list[BaseException] = []
-
-    def open_it() -> None:
-        try:
-            Database.open(home, migrated_url).close()
-        except BaseException as error:  # noqa: BLE001
-            failures.append(error)
-
-    threads = [threading.Thread(target=open_it) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert failures == []
+    with ThreadPoolExecutor(8) as workers:
+        opened = list(workers.map(lambda _: Database.open(home, migrated_url), range(8)))
+    for database in opened:
+        database.close()
 
 
-def test_what_postgresql_cannot_store_in_text_is_replaced(database: Database) -> None:
+def test_text_that_postgresql_cannot_store_is_replaced(database: Database) -> None:
     remember(database, "odd", "a\0b \ud83d c")
     assert database.frame("SELECT value FROM setting WHERE key = 'odd'").iloc[0, 0] == "a\ufffdb ? c"
 
 
-def test_sqlite_stores_times_as_text_of_fixed_width(home: Home) -> None:
-    databases.upgrade(connections.database_url(home))
-    with sqlite3.connect(home.root / "metrics.db") as connection:
-        kind = connection.execute("SELECT type FROM pragma_table_info('run') WHERE name = 'started_at'").fetchone()
-    connection.close()
-    assert kind == ("VARCHAR(27)",)
+@ON_SQLITE
+def test_sqlite_stores_times_as_text_of_fixed_width(database: Database) -> None:
+    kind = database.frame("SELECT type FROM pragma_table_info('run') WHERE name = 'started_at'")
+    assert kind.to_numpy().tolist() == [["VARCHAR(27)"]]

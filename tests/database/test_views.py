@@ -1,4 +1,4 @@
-"""The SQL contract: what the views hold and which rows count, by plain SELECTs on both engines."""
+"""The views as a SQL contract: their columns and rows, by plain SELECTs on both engines."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COLUMNS["nights"] = COLUMNS["nightly_runs"]
 
 @pytest.mark.parametrize("view", COLUMNS)
 def test_a_view_has_its_columns_by_name_without_quotes(database: Database, view: str) -> None:
-    """Each is selected and filtered by its bare name: `precision` and `trigger` are words of SQL."""
+    """`precision` and `trigger` are SQL keywords."""
     for column in COLUMNS[view].split():
         database.frame(f"SELECT {column} FROM {view} WHERE {column} IS NOT NULL ORDER BY {column}")
     database.frame(f"SELECT {', '.join(COLUMNS[view].split())} FROM {view} AS v")
@@ -71,23 +71,24 @@ def test_f1_precision_and_recall_are_the_averages_of_the_pipeline(
     assert set(database.frame("SELECT f1 FROM slice_metrics")["f1"]) == {expected}
 
 
-# Each attempt: the epoch that it went on from (None: it never said), its own epochs, how it ended.
-LINES: dict[str, tuple[list[tuple[int | None, list[int], str]], list[tuple[int, int]]]] = {
+# For each attempt the epoch that it resumed from (None: not recorded), its epochs and its status; then the expected
+# (epoch, attempt) pairs.
+HISTORIES: dict[str, tuple[list[tuple[int | None, list[int], str]], list[tuple[int, int]]]] = {
     "one attempt": ([(0, [1, 2, 3], "held")], [(1, 1), (2, 1), (3, 1)]),
-    "goes on after a crash": ([(0, [1], "failed"), (1, [2, 3], "held")], [(1, 1), (2, 2), (3, 2)]),
-    "goes on and has not said from where yet": ([(0, [1], "failed"), (None, [2], "running")], [(1, 1), (2, 2)]),
+    "resumes after a crash": ([(0, [1], "failed"), (1, [2, 3], "held")], [(1, 1), (2, 2), (3, 2)]),
+    "resumes from an unrecorded epoch": ([(0, [1], "failed"), (None, [2], "running")], [(1, 1), (2, 2)]),
     "starts again from an earlier epoch": (
         [(0, [1, 2, 3], "failed"), (1, [2, 3, 4], "held")],
         [(1, 1), (2, 2), (3, 2), (4, 2)],
     ),
-    "starts again from nothing": ([(0, [1, 2, 3], "failed"), (0, [1, 2, 3], "held")], [(1, 2), (2, 2), (3, 2)]),
+    "starts again from the base": ([(0, [1, 2, 3], "failed"), (0, [1, 2, 3], "held")], [(1, 2), (2, 2), (3, 2)]),
     "starts again and ends earlier": ([(0, [1, 2, 3, 4], "failed"), (1, [2], "held")], [(1, 1), (2, 2)]),
-    "is on its way again": ([(0, [1, 2, 3], "failed"), (0, [1], "running")], [(1, 2)]),
+    "is running again": ([(0, [1, 2, 3], "failed"), (0, [1], "running")], [(1, 2)]),
     "died before its first epoch": ([(0, [1, 2], "failed"), (0, [], "failed")], [(1, 1), (2, 1)]),
     "has only just begun": ([(0, [1, 2], "failed"), (None, [], "running")], [(1, 1), (2, 1)]),
     "had nothing left to train": ([(0, [1, 2], "failed"), (2, [], "held")], [(1, 1), (2, 1)]),
     "ended where an earlier attempt was ahead": ([(0, [1, 2, 3], "failed"), (2, [], "held")], [(1, 1), (2, 1)]),
-    "said more than its rows show": ([(0, [1, 2, 3], "failed"), (3, [2], "held")], [(1, 1), (2, 2)]),
+    "resumed from beyond its rows": ([(0, [1, 2, 3], "failed"), (3, [2], "held")], [(1, 1), (2, 2)]),
     "three attempts": (
         [(0, [1, 2], "failed"), (1, [2, 3], "failed"), (2, [3, 4], "promoted")],
         [(1, 1), (2, 2), (3, 3), (4, 3)],
@@ -99,9 +100,9 @@ LINES: dict[str, tuple[list[tuple[int | None, list[int], str]], list[tuple[int, 
 }
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_epoch_results_are_the_line_that_counts(database: Database, line: str) -> None:
-    attempts, expected = LINES[line]
+@pytest.mark.parametrize("name", HISTORIES)
+def test_epoch_results_are_the_epochs_that_led_to_the_last_attempt(database: Database, name: str) -> None:
+    attempts, expected = HISTORIES[name]
     opened = None
     for number, (resumed_from, epochs, status) in enumerate(attempts, 1):
         opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
@@ -109,25 +110,15 @@ def test_epoch_results_are_the_line_that_counts(database: Database, line: str) -
         lifecycle.record_attempt(database, opened.run_id, number, resumed_from_epoch=resumed_from)
         for epoch in epochs:
             report = night_rows.report(epoch, number)
-            records.record_epoch(
-                database, opened.run_id, number, report, night_rows.scores(), [], night_rows.confusion()
-            )
+            scores = night_rows.scores()
+            records.record_epoch(database, opened.run_id, number, report, scores, [], night_rows.confusion())
         if status == "promoted":
             records.record_decision(database, opened.run_id, number, night_rows.decision())
             version = promotion.add_version(database, opened.run_id, number, str)
-            promotion.promote_candidate(
-                database,
-                "reviews",
-                version,
-                expected=None,
-                run_id=opened.run_id,
-                attempt=number,
-                by="gate",
-                reason="fit",
-            )
+            promoting: dict[str, Any] = {"expected": None, "by": "gate", "reason": "fit"}
+            promotion.promote_candidate(database, "reviews", version, run_id=opened.run_id, attempt=number, **promoting)
         elif status != "running":
             lifecycle.finish_run(database, opened.run_id, number, status)
-    assert opened is not None
     rows = database.frame("SELECT epoch, attempt FROM epoch_results ORDER BY epoch")
     assert [tuple(row) for row in rows.to_numpy().tolist()] == expected
     recorded = sum(len(epochs) for _, epochs, _ in attempts)
@@ -136,12 +127,11 @@ def test_epoch_results_are_the_line_that_counts(database: Database, line: str) -
     assert [tuple(row) for row in cells.to_numpy().tolist()] == expected
 
 
-def test_what_is_written_once_per_run_is_that_of_the_last_attempt(database: Database) -> None:
+def test_rows_written_once_per_run_are_those_of_the_last_attempt(database: Database) -> None:
     for attempt, snapshot in ((1, "s-00000000000000aa"), (2, "s-00000000000000bb")):
         opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
-        records.record_snapshot(
-            database, opened.run_id, attempt, night_rows.refreshed(database, snapshot, bad_rows=attempt)
-        )
+        refreshed = night_rows.refreshed(database, snapshot, bad_rows=attempt)
+        records.record_snapshot(database, opened.run_id, attempt, refreshed)
         records.record_test(database, opened.run_id, attempt, attempt, night_rows.slices(), night_rows.confusion())
         records.record_decision(database, opened.run_id, attempt, night_rows.decision())
         lifecycle.finish_run(database, opened.run_id, attempt, "failed")
@@ -158,7 +148,7 @@ def counting_run(database: Database) -> str:
     return str(row["run_id"])
 
 
-def test_of_the_runs_of_a_night_the_newest_that_was_not_superseded_counts(database: Database) -> None:
+def test_the_newest_run_of_a_night_that_was_not_superseded_counts(database: Database) -> None:
     pipeline, night = night_rows.pipeline(), night_rows.night()
     only = night_rows.superseded(database, pipeline, night)
     later = night_rows.superseded(database, pipeline, night)
@@ -216,20 +206,12 @@ def test_device_and_engine_are_those_of_the_last_attempt_that_had_one(database: 
 
 
 @pytest.mark.parametrize("view", ["metric_history", "epoch_results", "nightly_runs", "nights"])
-def test_columns_that_came_later_stand_at_the_end(database: Database, view: str) -> None:
-    of_run = ["engine", "micro_batches", "slot", "slot_wait_seconds", "announced_at"]
-    of_run += ["window_start", "test_rows_all", "test_f1_all", "rows_left_out", "detectable_gain"]
-    of_run += [
-        "champion_fresh_f1",
-        "champion_fresh_rows",
-        "fresh_ci_low",
-        "fresh_ci_high",
-        "anchor_version",
-        "anchor_f1",
-    ]
-    of_run += ["metric_key"]
-    later = of_run if view.startswith("night") else ["tokens_per_second"]
-    assert list(database.frame(f"SELECT * FROM {view}").columns)[-len(later) - 1 :] == [
-        "nonfinite" if view.startswith("night") else "support",
-        *later,
-    ]
+def test_later_columns_are_at_the_end(database: Database, view: str) -> None:
+    later = (
+        "nonfinite engine micro_batches slot slot_wait_seconds announced_at window_start test_rows_all test_f1_all "
+        "rows_left_out detectable_gain champion_fresh_f1 champion_fresh_rows fresh_ci_low fresh_ci_high "
+        "anchor_version anchor_f1 metric_key"
+        if view.startswith("night")
+        else "support tokens_per_second"
+    ).split()
+    assert list(database.frame(f"SELECT * FROM {view}").columns)[-len(later) :] == later

@@ -1,11 +1,11 @@
-"""Automations on a real server: people are told by webhook, and runs that died are told from those that live."""
+"""Automations on a real server: the webhook is called, and runs without a heartbeat are ended."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,24 +24,25 @@ from prefect.server.events.schemas.automations import EventTrigger as ServerTrig
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed, Late, Pending, Running, Suspended
 
-from deployments.automations import SILENCE, WEBHOOK, install, zombies
+from deployments.automations import FORMER_NAMES, SILENCE, WEBHOOK, install, lost_runs
 from deployments.catalog import RECONCILE_CRON
 from deployments.deploy import FLOW_ENVIRONMENT
 from flows.events import make_event, send
-from flows.signs import (
-    SIGN_OF_LIFE,
-    TELL,
-    TELL_LATE,
-    UNCANCELLED,
-    ZOMBIES,
-    sign_of_life,
-    vouch_for_waiting,
+from flows.heartbeats import (
+    ENDED_NIGHTS,
+    HEARTBEAT,
+    LATE_NIGHTS,
+    LOST_CANCELLATIONS,
+    LOST_RUNS,
+    heartbeat,
+    send_heartbeats,
 )
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError
 from nightgate.registry import approvals
 from nightgate.runs import lifecycle
 from tests.support.night_rows import judged_version
+from tests.support.production import within
 
 pytestmark = pytest.mark.flow
 
@@ -50,39 +51,39 @@ SECRET = "s3cret-path"
 
 
 ENDS = ["Completed", "Failed", "Cancelled", "Crashed", "Promoted", "Held", "Skipped", "Superseded"]
-"""Names under which our runs end."""
+"""Names of the states in which our runs end."""
 
 
-def test_a_run_may_miss_several_signs_of_life_before_it_counts_as_crashed() -> None:
+def test_a_run_may_miss_several_heartbeats_before_it_counts_as_crashed() -> None:
     beat = int(FLOW_ENVIRONMENT["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
-    # Prefect takes no fewer than 30; its own 180 would do as well.
+    # Prefect's least is 30, and its default of 180 would do.
     assert 30 <= beat < 180 < SILENCE.total_seconds() / 3
     vouching = RECONCILE_CRON.removeprefix("*/").removesuffix(" * * * *")
     assert 3 * timedelta(minutes=int(vouching)) <= SILENCE
 
 
 @pytest.mark.parametrize("name", ["Suspended", "Paused", "AwaitingRetry", "Cancelling", *ENDS])
-def test_a_run_that_has_ended_or_waits_is_not_expected_to_live(name: str) -> None:
-    """Asked of the server's own code, with the automation as it stores it."""
-    trigger = ServerAutomation.model_validate(zombies().model_dump()).trigger
+def test_a_run_that_ended_or_waits_needs_no_heartbeat(name: str) -> None:
+    """Checked by the server's own code, with the automation as it stores it."""
+    trigger = ServerAutomation.model_validate(lost_runs().model_dump()).trigger
     assert isinstance(trigger, ServerTrigger)
     assert trigger.expects(f"prefect.flow-run.{name}")
     assert not trigger.starts_after(f"prefect.flow-run.{name}")
     for sign in ("prefect.flow-run.heartbeat", "prefect.flow-run.Running"):
         assert trigger.starts_after(sign)
         assert trigger.expects(sign)
-    assert trigger.expects(SIGN_OF_LIFE)
+    assert trigger.expects(HEARTBEAT)
 
 
 @dataclass
 class Receiver:
-    """A webhook on loopback, and what it was sent."""
+    """A webhook on loopback and the messages that it received."""
 
     url: str = ""
     posts: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
 
     def sent(self, **facts: Any) -> dict[str, Any] | None:
-        """The one message that says this."""
+        """The one message with these values."""
         found = [body for _, _, body in self.posts if all(body.get(key) == value for key, value in facts.items())]
         assert len(found) <= 1, found
         return found[0] if found else None
@@ -100,7 +101,7 @@ def receiver() -> Iterator[Receiver]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Nothing on the terminal."""
+            """Print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     received.url = f"http://127.0.0.1:{server.server_address[1]}/{SECRET}"
@@ -121,58 +122,63 @@ def api(prefect_server: str) -> Iterator[SyncPrefectClient]:
             client.delete_automation(one.id)
 
 
-def within(seconds: float, what: Callable[[], Any], told: str) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"{told}: not within {seconds} s"
-        time.sleep(0.2)
-    return found
-
-
-def test_without_an_address_nobody_is_told_and_the_rest_is_installed(api: SyncPrefectClient) -> None:
-    told = {one.name: one for one in install()}
-    assert {name: one.outcome for name, one in told.items()} == {
-        ZOMBIES: "created",
-        UNCANCELLED: "created",
-        TELL: "not installed",
-        TELL_LATE: "not installed",
+def test_without_an_address_the_webhook_is_not_installed_and_the_rest_is(api: SyncPrefectClient) -> None:
+    done = {one.name: one for one in install()}
+    assert {name: one.outcome for name, one in done.items()} == {
+        LOST_RUNS: "created",
+        LOST_CANCELLATIONS: "created",
+        ENDED_NIGHTS: "not installed",
+        LATE_NIGHTS: "not installed",
     }
-    assert "NIGHTGATE_WEBHOOK_URL is not set" in told[TELL].note
-    assert {one.name for one in api.read_automations()} == {ZOMBIES, UNCANCELLED}
+    assert "NIGHTGATE_WEBHOOK_URL" in done[ENDED_NIGHTS].note
+    assert {one.name for one in api.read_automations()} == {LOST_RUNS, LOST_CANCELLATIONS}
 
 
-def test_an_address_that_is_none_is_refused_and_not_repeated(
-    api: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_invalid_address_is_refused_and_not_shown(api: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
     del api
     monkeypatch.setenv("NIGHTGATE_WEBHOOK_URL", f"ftp://{SECRET}")
-    with pytest.raises(ConfigurationError, match="NIGHTGATE_WEBHOOK_URL is not an address") as refused:
+    with pytest.raises(ConfigurationError, match="NIGHTGATE_WEBHOOK_URL") as refused:
         install()
     assert SECRET not in str(refused.value)
 
 
-def test_installing_again_leaves_one_of_each_and_disabled_what_a_person_disabled(
+def test_installing_again_leaves_one_of_each_and_a_disabled_one_disabled(
     api: SyncPrefectClient, receiver: Receiver
 ) -> None:
     install(webhook_url=receiver.url)
     before = {one.name: one.id for one in api.read_automations()}
-    assert set(before) == {ZOMBIES, UNCANCELLED, TELL, TELL_LATE}
+    assert set(before) == {LOST_RUNS, LOST_CANCELLATIONS, ENDED_NIGHTS, LATE_NIGHTS}
     assert {one.outcome for one in install()} == {"unchanged"}
-    api.pause_automation(before[ZOMBIES])
-    assert [one.note for one in install() if one.name == ZOMBIES] == ["disabled by hand, and left so"]
+    api.pause_automation(before[LOST_RUNS])
+    assert [one.note for one in install() if one.name == LOST_RUNS] == ["stays disabled"]
     changed = {one.name: one.outcome for one in install(silence=timedelta(hours=1), late=timedelta(minutes=5))}
-    assert changed == {ZOMBIES: "updated", UNCANCELLED: "updated", TELL: "unchanged", TELL_LATE: "updated"}
+    assert changed == {
+        LOST_RUNS: "updated",
+        LOST_CANCELLATIONS: "updated",
+        ENDED_NIGHTS: "unchanged",
+        LATE_NIGHTS: "updated",
+    }
     after = api.read_automations()
     assert {one.name: one.id for one in after} == before
-    assert {one.name for one in after if not one.enabled} == {ZOMBIES}
-    api.resume_automation(before[ZOMBIES])
+    assert {one.name for one in after if not one.enabled} == {LOST_RUNS}
+    api.resume_automation(before[LOST_RUNS])
 
 
-def test_the_address_is_a_secret_that_neither_automation_nor_server_tells(
+def test_an_automation_with_its_former_name_is_renamed_and_stays_disabled(api: SyncPrefectClient) -> None:
+    for one in api.read_automations():
+        api.delete_automation(one.id)
+    former = lost_runs().model_copy(update={"name": FORMER_NAMES[LOST_RUNS], "enabled": False})
+    installed_id = api.create_automation(former)
+    assert [one.outcome for one in install() if one.name == LOST_RUNS] == ["updated"]
+    [renamed] = api.read_automations_by_name(LOST_RUNS)
+    assert (renamed.id, renamed.enabled) == (installed_id, False)
+    assert not api.read_automations_by_name(FORMER_NAMES[LOST_RUNS])
+
+
+def test_neither_automation_nor_server_shows_the_address(
     api: SyncPrefectClient, receiver: Receiver, prefect_server: str
 ) -> None:
-    told = install(webhook_url=receiver.url)
-    assert SECRET not in repr(told)
+    assert SECRET not in repr(install(webhook_url=receiver.url))
     assert SECRET not in httpx.post(f"{prefect_server}/automations/filter", json={}, timeout=10).text
     [block] = [one for one in api.read_block_documents_by_type("webhook", include_secrets=False) if one.name == WEBHOOK]
     assert SECRET not in repr(block)
@@ -185,7 +191,7 @@ def test_an_end_of_a_night_reaches_the_webhook_with_reason_and_next_step(
     install(webhook_url=receiver.url)
     run_id = uuid4()
     night = {
-        "pipeline": "told",
+        "pipeline": "shop",
         "night": "2026-01-05",
         "run_id": "r-1",
         "reason": 'F1 0.41 is below "min_f1" 0.54 & <others>',
@@ -193,10 +199,10 @@ def test_an_end_of_a_night_reaches_the_webhook_with_reason_and_next_step(
         "test_f1": 0.41,
         "model_version": 3,
     }
-    # The server's automations know of a new one within a second or so.
+    # The server loads a new automation within a second or so.
     time.sleep(1)
-    send(make_event("held", "told", night, str(run_id)))
-    sent = within(20, lambda: receiver.sent(pipeline="told", status="held"), "the webhook")
+    send(make_event("held", "shop", night, str(run_id)))
+    sent = within(20, lambda: receiver.sent(pipeline="shop", status="held"), "the webhook")
     link = f"{prefect_server.removesuffix('/api')}/runs/flow-run/{run_id}"
     assert sent == {
         **night,
@@ -205,31 +211,31 @@ def test_an_end_of_a_night_reaches_the_webhook_with_reason_and_next_step(
         "error_type": None,
         "champion_version": None,
         "run_url": link,
-        "text": f"told, night of 2026-01-05: held. {night['reason']}. Next: {night['next_step']} {link}",
+        "text": f"shop, night of 2026-01-05: held. {night['reason']}. Next: {night['next_step']} {link}",
     }
     [(path, kind, _)] = [one for one in receiver.posts if one[2] is sent]
     assert (path, kind) == (f"/{SECRET}", "application/json")
 
     long = "a slice is worse. " * 100
-    send(make_event("failed", "told", {**night, "reason": long}, None))
-    sent = within(20, lambda: receiver.sent(pipeline="told", status="failed"), "the webhook")
+    send(make_event("failed", "shop", {**night, "reason": long}, None))
+    sent = within(20, lambda: receiver.sent(pipeline="shop", status="failed"), "the webhook")
     assert sent["reason"] == long
     assert len(sent["text"]) < 400
     assert sent["text"].endswith(f"... Next: {night['next_step']}")
 
-    send(make_event("skipped", "told", night, None))
-    send(make_event("rolled_back", "told", {"pipeline": "told", "reason": "By hand."}, None))
-    sent = within(20, lambda: receiver.sent(pipeline="told", status="rolled_back"), "the webhook")
-    assert sent["text"] == "told: rolled back. By hand."
+    send(make_event("skipped", "shop", night, None))
+    send(make_event("rolled_back", "shop", {"pipeline": "shop", "reason": "By Ada."}, None))
+    sent = within(20, lambda: receiver.sent(pipeline="shop", status="rolled_back"), "the webhook")
+    assert sent["text"] == "shop: rolled back. By Ada."
     assert (sent["night"], sent["run_url"]) == (None, None)
-    send(make_event("frozen", "told", {"pipeline": "told", "reason": "A holiday."}, None))
-    sent = within(20, lambda: receiver.sent(pipeline="told", status="frozen"), "the webhook")
-    assert sent["text"] == "told: frozen. A holiday."
-    assert receiver.sent(pipeline="told", status="skipped") is None
+    send(make_event("frozen", "shop", {"pipeline": "shop", "reason": "A holiday."}, None))
+    sent = within(20, lambda: receiver.sent(pipeline="shop", status="frozen"), "the webhook")
+    assert sent["text"] == "shop: frozen. A holiday."
+    assert receiver.sent(pipeline="shop", status="skipped") is None
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_a_run_that_waits_for_a_person_is_vouched_for_and_one_that_ended_is_not(
+def test_a_heartbeat_is_sent_for_a_run_that_waits_and_not_for_one_that_ended(
     api: SyncPrefectClient, database: Database
 ) -> None:
     waits, ended = uuid4(), uuid4()
@@ -240,31 +246,31 @@ def test_a_run_that_waits_for_a_person_is_vouched_for_and_one_that_ended_is_not(
         else:
             words = {"reason": "it passed", "next_step": "-"}
             approvals.request(database, run.run_id, run.attempt, expected=None, patience=timedelta(hours=18), **words)
-    vouch_for_waiting(database)
+    send_heartbeats(database)
 
-    def signs() -> list[dict[str, Any]]:
-        asked = {"filter": {"event": {"name": [SIGN_OF_LIFE]}}, "limit": 50}
+    def heartbeats() -> list[dict[str, Any]]:
+        asked = {"filter": {"event": {"name": [HEARTBEAT]}}, "limit": 50}
         return list(api.request("POST", "/events/filter", json=asked).json()["events"])
 
-    [sign] = within(20, signs, "the sign of life")
-    assert sign["resource"]["prefect.resource.id"] == f"prefect.flow-run.{waits}"
-    # What the automation goes by.
-    assert [one["prefect.resource.id"] for one in sign["related"]] == ["prefect.tag.nightgate"]
+    [sent] = within(20, heartbeats, "the heartbeat")
+    assert sent["resource"]["prefect.resource.id"] == f"prefect.flow-run.{waits}"
+    # By which the automation finds it.
+    assert [one["prefect.resource.id"] for one in sent["related"]] == ["prefect.tag.nightgate"]
 
 
-# --- slow: silence has to be waited for ---
+# --- slow: they wait for silence ---
 
 SHORT = timedelta(seconds=10)
-"""The least that Prefect takes."""
+"""The least that Prefect accepts."""
 
 
 @flow(name="nightly")
 def stand_in() -> None:
-    """Bears the name that the nights bear; never run here."""
+    """A flow with the name of the nights; never run here."""
 
 
 def started(api: SyncPrefectClient, name: str, tags: tuple[str, ...] = (TAG,)) -> FlowRun:
-    """A run of a deployment: one without could not be suspended, and the server would refuse to crash it then."""
+    """A running run of a deployment; without a deployment it could not be suspended, nor crashed while it is."""
     flow_id = api.create_flow(stand_in)
     deployment_id = api.create_deployment(flow_id, name="stand-in")
     run = api.create_flow_run_from_deployment(deployment_id, name=name, state=Pending(), tags=tags)
@@ -273,7 +279,7 @@ def started(api: SyncPrefectClient, name: str, tags: tuple[str, ...] = (TAG,)) -
 
 
 def beat(run: FlowRun, *tags: str) -> None:
-    """As a flow's process sends it."""
+    """Send a heartbeat as the process of a flow does."""
     resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name}
     related = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in tags or (TAG,)]
     send(
@@ -290,7 +296,7 @@ def beat(run: FlowRun, *tags: str) -> None:
 
 @contextmanager
 def installed(api: SyncPrefectClient, receiver: Receiver) -> Iterator[None]:
-    """Our automations, in a hurry, for runs of this module."""
+    """Our automations with short times, for runs of this module."""
     for one in api.read_automations():
         api.delete_automation(one.id)
     install(webhook_url=receiver.url, silence=SHORT, late=SHORT, tag=TAG)
@@ -301,11 +307,11 @@ def installed(api: SyncPrefectClient, receiver: Receiver) -> Iterator[None]:
 
 
 @pytest.mark.faults
-def test_runs_without_a_sign_of_life_are_ended_and_all_others_are_left_alone(
+def test_runs_without_a_heartbeat_are_ended_and_all_others_are_left_alone(
     api: SyncPrefectClient, receiver: Receiver
 ) -> None:
     with installed(api, receiver):
-        # Three of each, of which one must be found: this server is on SQLite, and loses an event now and then.
+        # Three of each, of which one must be found: this server is on SQLite, which sometimes loses an event.
         dead = {f"{name} {number}": started(api, name) for name in ("silent", "cancelled") for number in range(3)}
         alive, held, suspended = (started(api, name) for name in ("alive", "held", "suspended"))
         foreign = started(api, "another team's", tags=())
@@ -315,13 +321,13 @@ def test_runs_without_a_sign_of_life_are_ended_and_all_others_are_left_alone(
         for number in range(3):
             api.set_flow_run_state(dead[f"cancelled {number}"].id, Cancelling(), force=True)
         api.set_flow_run_state(held.id, Completed(name="Held"), force=True)
-        # Of long ago: its event opens and closes nothing, as if it were lost. `reconcile` vouches for the run.
+        # In the past, so that the automation ignores its event as if it were lost. `reconcile` sends heartbeats.
         lost = Suspended(timeout_seconds=3600, timestamp=datetime(2026, 1, 1, tzinfo=UTC))
         api.set_flow_run_state(suspended.id, lost, force=True)
         deadline = time.monotonic() + 3 * SHORT.total_seconds()
         while time.monotonic() < deadline:
             beat(alive)
-            send(sign_of_life(suspended.id, TAG))
+            send(heartbeat(suspended.id, TAG))
             time.sleep(2)
 
         def state(run: FlowRun) -> str:
@@ -337,11 +343,11 @@ def test_runs_without_a_sign_of_life_are_ended_and_all_others_are_left_alone(
         assert "Crashed" in {ends[f"silent {number}"] for number in range(3)}, ends
         assert "Cancelled" in {ends[f"cancelled {number}"] for number in range(3)}, ends
         crashed = next(run for name, run in dead.items() if ends[name] == "Crashed")
-        assert "No sign of life" in str(api.read_flow_run(crashed.id).state.message)
+        assert "No heartbeat" in str(api.read_flow_run(crashed.id).state.message)
 
 
 @pytest.mark.faults
-def test_a_night_that_no_worker_starts_is_told_and_one_that_starts_is_not(
+def test_a_night_that_no_worker_starts_is_reported_and_one_that_starts_is_not(
     api: SyncPrefectClient, receiver: Receiver
 ) -> None:
     with installed(api, receiver):
@@ -354,7 +360,7 @@ def test_a_night_that_no_worker_starts_is_told_and_one_that_starts_is_not(
             api.set_flow_run_state(run.id, Late(scheduled_time=datetime.now(UTC)), force=True)
         time.sleep(1)
         api.set_flow_run_state(begun.id, Pending(), force=True)
-        sent = within(60, lambda: receiver.sent(status="late", pipeline="late"), "word of a late night")
+        sent = within(60, lambda: receiver.sent(status="late", pipeline="late"), "the report of a late night")
         assert sent["run_url"].endswith(f"/runs/flow-run/{late.id}")
         assert "has not started" in sent["reason"]
         assert "worker" in sent["next_step"]

@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +32,7 @@ from flows.run_form import GateForm, TrainingForm
 from tests.conftest import csrf_headers, free_port
 from tests.support.night import command, write_pipeline
 from tests.support.prefect_ui import INSTALL, PrefectUI, browser_path, chromium
+from tests.support.production import within
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator
@@ -54,15 +55,6 @@ SECONDS_OF_A_NIGHT = 150
 """From the click to the verdict on the page."""
 
 
-def within(seconds: float, what: Callable[[], Any], told: str) -> Any:
-    """What `what` gives once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"{told}: not within {seconds} s"
-        time.sleep(0.2)
-    return found
-
-
 @dataclass
 class Served:
     """A running `nightgate serve` with a server of its own."""
@@ -83,7 +75,7 @@ class Served:
         return night
 
     def started(self) -> set[str]:
-        """The runs that somebody started, by id."""
+        """The runs that a test started, by id."""
         answer = httpx.post(f"{self.url}/api/flow_runs/filter", json={}, headers=csrf_headers(self.url), timeout=20)
         return {run["id"] for run in answer.raise_for_status().json() if "auto-scheduled" not in run["tags"]}
 
@@ -252,8 +244,8 @@ def test_a_number_out_of_bounds_is_refused_in_words_and_nothing_starts(served: S
     ui.open_custom_run("reviews")
     ui.field("epochs").fill("0")
     ui.submit()
-    told = ui.field("epochs").evaluate("input => input.validationMessage")
-    assert told == "Value must be greater than or equal to 1."
+    message = ui.field("epochs").evaluate("input => input.validationMessage")
+    assert message == "Value must be greater than or equal to 1."
     # What is no number cannot be typed into a number's field.
     ui.field("epochs").fill("1")
     ui.field("learning_rate").click()
@@ -285,10 +277,10 @@ def test_paths_addresses_and_other_texts_that_are_no_names_are_refused_and_nothi
     for name, text in wrong.items():
         ui.field(name).fill(text)
     ui.submit()
-    told = ui.complaints()
-    assert len(told) == len(wrong)
+    complaints = ui.complaints()
+    assert len(complaints) == len(wrong)
     for text in wrong.values():
-        assert any(one.startswith(f"'{text}' does not match") for one in told), told
+        assert any(one.startswith(f"'{text}' does not match") for one in complaints), complaints
     assert "/run" in ui.page.url
     assert served.started() == before
 
@@ -422,10 +414,10 @@ def test_a_suspended_promotion_shows_its_evidence_and_is_approved_in_the_ui(serv
 
     ui.action("Resume")
     form = ui.page.get_by_role("dialog")
-    form.get_by_text("Unless somebody decides").wait_for()
+    form.get_by_text("Without a decision by").wait_for()
     evidence = form.inner_text()
-    for told in ("careful", night["night"], f"{night['test_f1']:.4f}", "no champion"):
-        assert told in evidence
+    for fact in ("careful", night["night"], f"{night['test_f1']:.4f}", "no champion"):
+        assert fact in evidence
     form.get_by_role("button", name="Resume", exact=True).click()
     ui.page.get_by_text("'decision' is a required property").wait_for()
     assert served.night(run)["status"] == "waiting"
@@ -440,8 +432,8 @@ def test_a_suspended_promotion_shows_its_evidence_and_is_approved_in_the_ui(serv
     (approval,) = served.rows("SELECT * FROM approvals WHERE run_id = ?", night["run_id"])
     assert (approval["decision"], approval["decided_by"]) == ("approved", "Ada")
     assert approval["reason"] == "The confusion matrix looks right"
-    (reign,) = served.rows("SELECT * FROM champion_timeline WHERE pipeline = 'careful'")
-    assert (reign["run_id"], reign["promoted_by"]) == (night["run_id"], "Ada")
+    (promotion,) = served.rows("SELECT * FROM champion_timeline WHERE pipeline = 'careful'")
+    assert (promotion["run_id"], promotion["promoted_by"]) == (night["run_id"], "Ada")
 
 
 # --- quick run, cancel, retry ---

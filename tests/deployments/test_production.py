@@ -1,4 +1,4 @@
-"""The examples for production say what the code reads and does: settings, services, images and job templates."""
+"""The examples for production agree with the code: settings, services, images and job templates."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 
 
 def settings() -> dict[str, str]:
-    """Name and example of every setting of .env.example, those that are commented out too."""
+    """Name and example of every setting in .env.example, commented out or not."""
     return dict(re.findall(r"^#?([A-Z][A-Z0-9_]+)=(.*)$", ENV, flags=re.MULTILINE))
 
 
 def in_force() -> dict[str, str]:
-    """What somebody gets who copies .env.example as it is."""
+    """The settings of an unchanged copy of .env.example."""
     return dict(re.findall(r"^([A-Z][A-Z0-9_]+)=(.*)$", ENV, flags=re.MULTILINE))
 
 
 # --- settings ---
 
 
-def test_every_setting_of_prefects_in_the_example_is_one() -> None:
+def test_every_setting_of_prefect_in_the_example_exists() -> None:
     from prefect.settings.legacy import _get_valid_setting_names
     from prefect.settings.models.root import Settings
 
@@ -68,7 +68,7 @@ def test_the_example_holds_no_secret_and_binds_to_loopback() -> None:
     assert ignored.returncode == 0 or not (ROOT / ".git").exists(), ".env must not come under version control"
 
 
-def test_the_example_says_what_serve_and_deploy_set_by_themselves() -> None:
+def test_the_example_has_the_settings_of_serve_and_deploy() -> None:
     assert (FLOW_ENVIRONMENT | SERVER_ENVIRONMENT).items() <= in_force().items()
 
 
@@ -95,14 +95,14 @@ def test_a_worker_is_stopped_alone_and_given_the_time_of_a_night() -> None:
     assert worker["TimeoutStopSec"] == ["6h"]
     assert worker["Restart"] == ["always"]
     assert "-m deployments.worker --pool nightgate" in worker["ExecStart"][0]
-    # GPUs are devices; and a job that exhausts the memory must not take the worker with it.
+    # GPUs are devices, and a job that exhausts the memory must not end the worker.
     assert "PrivateDevices" not in worker
     assert worker["OOMPolicy"] == ["continue"]
 
 
-def test_a_server_listens_on_loopback_unless_told_otherwise_keeps_leases_on_disk_and_may_be_restarted() -> None:
+def test_a_server_listens_on_loopback_by_default_and_keeps_leases_on_disk() -> None:
     server = unit("server")
-    # By settings, over which those of /etc/nightgate/env win; an option would win over them.
+    # By settings, which /etc/nightgate/env overrides; it could not override an option.
     assert server["ExecStart"] == ["/opt/nightgate/.venv/bin/python -m flows.own_server"]
     assert "PREFECT_SERVER_API_HOST=127.0.0.1" in server["Environment"]
     assert {f"{name}={value}" for name, value in SERVER_ENVIRONMENT.items()} <= set(server["Environment"])
@@ -111,10 +111,10 @@ def test_a_server_listens_on_loopback_unless_told_otherwise_keeps_leases_on_disk
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed here")
-def test_systemd_finds_nothing_to_say_about_the_units(tmp_path: Path) -> None:
+def test_systemd_verifies_the_units(tmp_path: Path) -> None:
     for path in UNITS:
         text = path.read_text(encoding="utf-8")
-        # It asks whether the program is there: this installation's stands in for /opt/nightgate.
+        # The program must exist: this installation's is used in place of /opt/nightgate.
         assert "/opt/nightgate/.venv/bin/" in text
         text = re.sub(r"/opt/nightgate/\.venv/bin/[a-z]+", sys.executable, text)
         (tmp_path / path.name).write_text(text, encoding="utf-8")
@@ -127,8 +127,8 @@ def test_systemd_finds_nothing_to_say_about_the_units(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def nobody() -> Iterator[None]:
-    """An address at which no server is: rendering asks none, and without an address Prefect would start one for it."""
+def no_server() -> Iterator[None]:
+    """Set an address without a server: rendering needs none, and without an address Prefect would start one."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
@@ -151,7 +151,7 @@ def test_a_job_template_is_one_that_prefect_takes_and_leaves_a_run_its_resources
         assert model(name="gpus", type=kind, base_job_template=one).base_job_template == one
     assert set(one["variables"]["properties"]) <= {"gpus", "cpu", "memory"}
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({"image": "somebody/elses"}, one["variables"])
+        jsonschema.validate({"image": "another/image"}, one["variables"])
     for variables in ({"gpus": 0.5}, {"memory": "all; rm -rf /"}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(variables, one["variables"])
@@ -173,7 +173,7 @@ def kubernetes_job(**variables: Any) -> dict[str, Any]:
     return manifest
 
 
-@pytest.mark.usefixtures("nobody")
+@pytest.mark.usefixtures("no_server")
 def test_a_night_on_kubernetes_asks_for_a_gpu_and_has_the_shared_home() -> None:
     pod = kubernetes_job()["spec"]["template"]["spec"]
     [container] = pod["containers"]
@@ -195,13 +195,13 @@ def test_a_night_on_kubernetes_asks_for_a_gpu_and_has_the_shared_home() -> None:
     assert (pod["restartPolicy"], kubernetes_job()["spec"]["backoffLimit"]) == ("Never", 0)
 
 
-@pytest.mark.usefixtures("nobody")
+@pytest.mark.usefixtures("no_server")
 def test_a_deployment_may_ask_for_more_gpus_on_kubernetes() -> None:
     [container] = kubernetes_job(gpus=4, memory="64Gi")["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"memory": "64Gi", "nvidia.com/gpu": 4}
 
 
-@pytest.mark.usefixtures("nobody")
+@pytest.mark.usefixtures("no_server")
 def test_a_night_in_docker_asks_for_all_gpus_and_has_the_shared_home() -> None:
     from prefect.workers.base import BaseJobConfiguration
 

@@ -1,4 +1,4 @@
-"""`nightgate serve` against a real Prefect server: schedules, the form's runs, refusals, cancelling and its own end."""
+"""`nightgate serve` with a real Prefect server: schedules, runs of the form, refusals, cancelling and its own end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,9 +31,9 @@ from prefect.states import Cancelling, Scheduled
 from deployments.catalog import night_of
 from deployments.deploy import prefect_deployment
 from deployments.serve import make_runner, serve_pipelines
+from flows.heartbeats import LOST_CANCELLATIONS, LOST_RUNS
 from flows.nightly import nightly
 from flows.server_connection import answers
-from flows.signs import UNCANCELLED, ZOMBIES
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import upgrade
 from nightgate.errors import NightgateError
@@ -41,6 +41,7 @@ from nightgate.home import open_home
 from nightgate.pipeline_files import load_pipeline
 from tests.conftest import free_port
 from tests.support.night import TRAPS, command, set_traps, write_pipeline
+from tests.support.production import within
 
 pytestmark = pytest.mark.flow
 
@@ -54,15 +55,6 @@ def write_served_pipeline(folder: Path, name: str) -> Path:
     with path.open("a", encoding="utf-8") as file:
         file.write(f'\n[schedule]\ncron = "30 {hour} * * *"\ntimezone = "Asia/Tokyo"\n')
     return path
-
-
-def within(seconds: float, what: Callable[[], Any], told: str) -> Any:
-    """What `what` gives once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"{told}: not within {seconds} s"
-        time.sleep(0.2)
-    return found
 
 
 @dataclass
@@ -79,7 +71,7 @@ class Served:
         return deployment(self.api_url, self.name)
 
     def start(self, parameters: dict[str, Any], **facts: Any) -> FlowRun:
-        """A run as the form makes one."""
+        """Create a run as the form does."""
         with client(self.api_url) as prefect:
             return prefect.create_flow_run_from_deployment(
                 self.deployment().id, parameters={"pipeline": self.name, **parameters}, **facts
@@ -128,7 +120,7 @@ def by_name(api_url: str, full_name: str) -> DeploymentResponse:
 def start_serving(pipeline: Path, home: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         return subprocess.Popen(
-            # As the installed command does, it imports nothing from the working folder.
+            # Like the installed command, it imports nothing from the working folder.
             [sys.executable, "-P", *command("serve", pipeline)[1:]],
             cwd=home.parent,
             env={**os.environ, "PYTHONPATH": str(ROOT), "NIGHTGATE_HOME": str(home), **environment},
@@ -259,7 +251,7 @@ def test_a_late_scheduled_run_belongs_to_the_night_of_its_scheduled_start(served
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"),
+    ("parameters", "named"),
     [
         ({"training": {"epochs": 0}}, "minimum"),
         ({"training": {"epochs": "many"}}, "not valid"),
@@ -270,10 +262,10 @@ def test_a_late_scheduled_run_belongs_to_the_night_of_its_scheduled_start(served
         ({"night": 5}, "not valid"),
     ],
 )
-def test_the_server_refuses_what_the_schema_forbids(served: Served, parameters: dict[str, Any], told: str) -> None:
+def test_the_server_refuses_what_the_schema_forbids(served: Served, parameters: dict[str, Any], named: str) -> None:
     answer = create(served, parameters, enforce=True)
     assert answer.status_code == 409, answer.text
-    assert told in answer.text
+    assert named in answer.text
 
 
 def create(served: Served, parameters: dict[str, Any], *, enforce: bool) -> httpx.Response:
@@ -296,7 +288,7 @@ def test_a_value_out_of_bounds_fails_the_run_in_words_when_the_servers_check_is_
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"),
+    ("parameters", "named"),
     [
         ({"training": {"base_model": "/etc"}}, "outside the model roots"),
         ({"pipeline": "serve"}, "there is no pipeline"),
@@ -304,14 +296,14 @@ def test_a_value_out_of_bounds_fails_the_run_in_words_when_the_servers_check_is_
     ],
 )
 def test_what_no_schema_can_say_fails_the_run_in_words(
-    parameters: dict[str, Any], told: str, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parameters: dict[str, Any], named: str, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTGATE_PIPELINES", str(write_pipeline(tmp_path, "served")))
     given = {"pipeline": "served", **parameters}
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         state = nightly(**given, return_state=True)
     assert (state.type.value, state.name) == ("FAILED", "Failed")
-    assert told in str(state.message)
+    assert named in str(state.message)
     assert "\n  next: " in str(state.message)
 
 
@@ -417,7 +409,7 @@ def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both_and_
         assert settings["analytics_enabled"] is False
         with client(f"{url}/api") as prefect:
             automations = prefect.request("POST", "/automations/filter", json={}).json()
-        assert {one["name"] for one in automations} == {ZOMBIES, UNCANCELLED}
+        assert {one["name"] for one in automations} == {LOST_RUNS, LOST_CANCELLATIONS}
         everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         assert len(everybody) >= 2
         sockets = [socket for one in everybody for socket in one.net_connections()]
@@ -531,7 +523,7 @@ def test_serve_ends_its_server_when_it_is_stopped_before_that_one_answers(tmp_pa
 
 @pytest.fixture
 def handlers_of_signals() -> Iterator[None]:
-    """Whoever serves in this process takes over its signals; they are given back."""
+    """Serving in this process replaces its signal handlers; they are restored."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
@@ -540,11 +532,11 @@ def handlers_of_signals() -> Iterator[None]:
 
 @pytest.mark.usefixtures("handlers_of_signals")
 def test_a_configured_server_that_does_not_answer_is_told_and_not_replaced() -> None:
-    nobody = f"http://127.0.0.1:{free_port()}/api"
+    away = f"http://127.0.0.1:{free_port()}/api"
     with (
-        temporary_settings({PREFECT_API_URL: nobody}),
-        pytest.raises(NightgateError, match="does not answer") as refused,
+        temporary_settings({PREFECT_API_URL: away}),
+        pytest.raises(NightgateError, match="PREFECT_API_URL") as refused,
     ):
         serve_pipelines([])
-    assert nobody in str(refused.value)
+    assert away in str(refused.value)
     assert "unset PREFECT_API_URL" in refused.value.next_step

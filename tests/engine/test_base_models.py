@@ -1,4 +1,4 @@
-"""Base models whose body and tokenizer are of different kinds, as the published recipe's are."""
+"""Base models of the published recipe's form, whose body and tokenizer are of different architectures."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def test_a_bert_body_with_a_sentencepiece_tokenizer_reads_words_and_survives_sav
 def test_a_tokenizer_without_its_files_is_refused(folder: Path, tmp_path: Path) -> None:
     for name in ("config.json", "pytorch_model.bin"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    with pytest.raises(ModelError, match="token"):
+    with pytest.raises(ModelError):
         load_classifier(tmp_path, LABELS, named="base_model 'minilm'", max_length=32)

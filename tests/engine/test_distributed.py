@@ -1,4 +1,4 @@
-"""Two processes at one training, under a real torchrun with gloo: the numbers of one, and an end in words."""
+"""Training by two processes under torchrun with gloo gives the numbers of one, and a lost process is an error."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path, monkey
     weights = [load_file(ended.best_model / "model.safetensors") for ended in (result, other)]
     for name, tensor in weights[0].items():
         if name.endswith("key.bias"):
-            # Softmax takes no notice of it: its gradient is rounding alone, which Adam scales up to whole steps.
+            # Softmax ignores it: its gradient is rounding alone, which Adam scales up to whole steps.
             continue
         np.testing.assert_allclose(weights[1][name], tensor, atol=1e-4, err_msg=name)
     assert other.threads == max(1, result.threads // 2)
 
 
 @pytest.mark.faults
-def test_a_process_that_dies_ends_the_attempt_in_words_and_the_next_one_goes_on(
+def test_a_process_that_dies_ends_the_attempt_with_an_error_and_the_next_attempt_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTGATE_PROCESSES", "2")
@@ -76,15 +76,15 @@ def test_a_process_that_dies_ends_the_attempt_in_words_and_the_next_one_goes_on(
     victim = ranks(os.getpid())[1]
     began = time.monotonic()
     victim.send_signal(signal.SIGKILL)
-    with pytest.raises(CrashedError, match="one of the 2 training processes"):
+    with pytest.raises(CrashedError):
         for _ in running:
             pass
     assert time.monotonic() - began < 45
     assert not ranks(os.getpid())
     monkeypatch.setenv("NIGHTGATE_PROCESSES", "1")
-    going_on = train(replace(job, attempt=2))
-    assert next(going_on).attempt == 1
-    going_on.close()
+    resumed = train(replace(job, attempt=2))
+    assert next(resumed).attempt == 1
+    resumed.close()
 
 
 def test_gpus_are_those_that_this_process_may_see(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""A base model of the published one's form is read, packed, trimmed, trained and exported exactly like the stock model.
+"""A base model of the published one's form is loaded, packed, trimmed, trained and exported like the stock model.
 
-Its two padding ids differ: 1 in the tokenizer, 0 in the model, where row 0 belongs to the token that begins every text.
+Its padding ids differ: 1 in the tokenizer, 0 in the model, whose row 0 is that of each text's first token.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def test_packed_logits_are_those_of_plain_transformers(folder: Path, texts: list
             torch.testing.assert_close(found, stock, rtol=0, atol=1e-12)
 
 
-def test_training_is_the_stock_loop_and_the_first_token_s_row_never_moves(
+def test_training_equals_the_stock_loop_and_the_first_token_s_row_never_changes(
     folder: Path, texts: list[str], tmp_path: Path
 ) -> None:
     stock, ours = load(folder), load(folder)

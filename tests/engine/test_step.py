@@ -1,4 +1,4 @@
-"""The engine's step is the stock step: same losses, same weights, whatever it does to be faster."""
+"""The engine's step gives the losses and weights of the stock step, with each of its optimisations."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def engine_of(loaded: LoadedModel, training: Training, train: Encoded, *others: 
 
 
 def stock_steps(loaded: LoadedModel, training: Training, train: Encoded, labels: Any) -> list[float]:
-    """What every textbook has: padded batches, the stock forward, clipping, dense AdamW, a scheduler."""
+    """Losses of a plain loop: padded batches, stock forward, clipping, AdamW, a scheduler."""
     model = loaded.model.train()
     optimizer = make_optimizer(model, training)
     rate = learning_rates(training, STEPS)
@@ -122,22 +122,6 @@ def test_ten_steps_in_fp64_are_those_of_the_stock_loop(
         torch.testing.assert_close(tensor, stock.model.state_dict()[name], rtol=0, atol=1e-10, msg=name)
 
 
-def test_rows_of_the_vocabulary_that_no_text_uses_come_back_bit_for_bit(base: Path, tmp_path: Path) -> None:
-    ours = load(base, torch.float32)
-    before = ours.model.get_input_embeddings().weight.detach().clone()
-    train, labels = texts(ours)
-    engine = engine_of(ours, recipe(), train)
-    assert engine.vocabulary is not None
-    for rows in batches():
-        engine.step(rows, labels[rows])
-    after = exported(engine, tmp_path / "model")["bert.embeddings.word_embeddings.weight"].float()
-    used = np.unique(train.ids)
-    untouched = np.setdiff1d(np.arange(len(before)), used)
-    assert len(untouched) > 20
-    assert torch.equal(after[untouched], before[untouched])
-    assert not torch.equal(after[used], before[used])
-
-
 def test_plain_transformers_gives_the_engines_logits_tokens_seen_only_in_evaluation_included(
     base: Path, tmp_path: Path
 ) -> None:
@@ -159,7 +143,7 @@ def test_plain_transformers_gives_the_engines_logits_tokens_seen_only_in_evaluat
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_resumed_engine_goes_on_with_the_very_same_numbers(base: Path, dtype: torch.dtype) -> None:
+def test_a_resumed_engine_gives_the_same_numbers(base: Path, dtype: torch.dtype) -> None:
     loaded = load(base, dtype, dropout=0.1)
     train, labels = texts(loaded)
 
@@ -200,7 +184,7 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts_and_the_step_stays_the_s
             assert float(found) == pytest.approx(float(expected), abs=1e-12)
     assert one.micro_batches == 1
     assert other.micro_batches == 4
-    assert "8 examples are computed in 4 parts" in caplog.text
+    assert len(caplog.records) == 2, "at 2 and at 4 parts"
     for name, tensor in one.weights().items():
         torch.testing.assert_close(other.weights()[name], tensor, rtol=0, atol=1e-11)
 
@@ -220,7 +204,7 @@ def test_a_single_row_that_does_not_fit_is_an_error(base: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "max_grad_norm": 0.0}])
-def test_batches_filled_up_to_buckets_are_the_same_steps(base: Path, options: dict[str, Any]) -> None:
+def test_steps_of_fixed_shape_equal_plain_steps(base: Path, options: dict[str, Any]) -> None:
     plain, filled = load(base), load(base)
     train, labels = texts(plain)
     one = engine_of(plain, recipe(**options), train)
@@ -235,7 +219,7 @@ def test_batches_filled_up_to_buckets_are_the_same_steps(base: Path, options: di
         torch.testing.assert_close(other.weights()[name], tensor, rtol=0, atol=1e-10, msg=name)
 
 
-def test_graphs_are_recorded_on_a_gpu_whose_setting_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_recorded_on_a_gpu_if_the_setting_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not cuda_graphs.are_wanted(torch.device("cuda"))
     monkeypatch.setenv("NIGHTGATE_CUDA_GRAPHS", "1")
     assert cuda_graphs.are_wanted(torch.device("cuda"))

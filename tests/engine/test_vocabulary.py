@@ -83,7 +83,7 @@ def test_rows_up_to_the_padding_are_kept_and_the_configuration_is_not_touched() 
     vocabulary, reason = trim(model, np.array([40, 9, 9]))
     assert vocabulary is not None
     assert vocabulary.kept.tolist() == [0, 1, 9, 40]
-    assert reason == "4 of 120 words are in use"
+    assert "4 of 120" in reason
     module = model.get_input_embeddings()
     assert (module.num_embeddings, module.padding_idx, model.config.vocab_size) == (4, 1, VOCABULARY)
     assert words(model).shape == (4, 8)
@@ -119,7 +119,7 @@ def test_an_export_opened_by_plain_transformers_has_all_rows_and_the_trained_one
     assert losses[0].item() == losses[1].item()
 
 
-def test_rows_that_were_not_kept_take_the_decay_they_are_given() -> None:
+def test_rows_that_were_not_kept_are_multiplied_by_the_decay() -> None:
     model = bert()
     before = words(model).detach().clone()
     vocabulary = trimmed(model)
@@ -145,7 +145,7 @@ def test_the_trimmed_parameter_comes_back_when_the_export_fails() -> None:
     assert words(model) is parameter
 
 
-def test_the_digest_is_of_the_original_table_whatever_was_trained_or_kept() -> None:
+def test_the_digest_depends_on_the_original_table_alone() -> None:
     first, second = bert(), bert()
     one, two = trimmed(first), trimmed(second, np.array([5]))
     with torch.no_grad():
@@ -157,10 +157,10 @@ def test_the_digest_is_of_the_original_table_whatever_was_trained_or_kept() -> N
     assert trimmed(third).digest != one.digest
 
 
-def test_a_table_that_cannot_be_trimmed_is_left_alone_and_the_reason_given() -> None:
+def test_a_table_that_cannot_be_trimmed_stays_and_the_reason_is_returned() -> None:
     used = np.unique(TEXTS)
 
-    def reason_for(model: Any, used: np.ndarray[Any, Any] = used) -> str:
+    def reason(model: Any, used: np.ndarray[Any, Any] = used) -> str:
         before = words(model)
         vocabulary, reason = trim(model, used)
         assert vocabulary is None
@@ -170,15 +170,15 @@ def test_a_table_that_cannot_be_trimmed_is_left_alone_and_the_reason_given() -> 
     tied = bert()
     tied.decoder = nn.Linear(8, VOCABULARY, bias=False)
     tied.decoder.weight = words(tied)
-    assert reason_for(tied) == "the word embeddings are tied: bert.embeddings.word_embeddings.weight and decoder.weight"
+    assert "bert.embeddings.word_embeddings.weight and decoder.weight" in reason(tied)
 
     class Scaled(nn.Embedding):
         pass
 
     scaled = bert()
     scaled.set_input_embeddings(Scaled(VOCABULARY, 8))
-    assert reason_for(scaled) == "the word embeddings are a Scaled"
+    assert "Scaled" in reason(scaled)
 
     late = bert(vocab_size=LAST_PADDING_ID + 2, pad_token_id=LAST_PADDING_ID + 1)
-    assert reason_for(late) == "the padding id 1001 stands late in the vocabulary"
-    assert reason_for(bert(), np.arange(VOCABULARY)) == "all 120 words are in use"
+    assert "padding id 1001" in reason(late)
+    assert "all 120" in reason(bert(), np.arange(VOCABULARY))

@@ -1,4 +1,4 @@
-"""What the events of nights say, and which of them are sent again."""
+"""The events of nights: their content, and which are sent again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
+from dataclasses import replace
+from datetime import UTC, date, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
@@ -19,21 +20,36 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from flows.events import announce_ends, announce_stall, next_step
 from nightgate.database.schema import STATUSES, Run
 from nightgate.database.transactions import Database
-from nightgate.operations.reconciliation import End
 from nightgate.runs import lifecycle
+from nightgate.runs.run_row import RunRow
 from tests.support import night_rows
 
 
 @pytest.mark.parametrize("status", sorted(set(STATUSES) - {"running"}))
-def test_every_end_says_what_to_do_next_also_where_that_is_nothing(status: str) -> None:
-    end = End("r-1", "reviews", date(2026, 1, 5), status, "why", None, None, False, None, None, None, None, 1)
+def test_every_end_has_a_next_step(status: str) -> None:
+    end = RunRow(
+        run_id="r-1",
+        pipeline="reviews",
+        night=date(2026, 1, 5),
+        attempt=1,
+        status=status,
+        reason="why",
+        error_type=None,
+        next_step=None,
+        dry_run=False,
+        data_until=datetime(2026, 1, 5, 3, 15, tzinfo=UTC),
+        snapshot=None,
+        test_f1=None,
+        model_version=None,
+        champion_version=None,
+        prefect_flow_run_id=None,
+    )
     assert next_step(end).startswith(("nothing to do", "look at it: nightgate history reviews --run r-1"))
-    told = End("r-1", "reviews", date(2026, 1, 5), status, "why", None, "do that", False, None, None, None, None, 1)
-    assert next_step(told) == "do that"
+    assert next_step(replace(end, next_step="do that")) == "do that"
 
 
 @pytest.mark.flow
-def test_a_training_that_stood_still_is_an_event_with_reason_and_next_step_and_no_secret(prefect_server: str) -> None:
+def test_a_stalled_training_is_an_event_with_reason_and_next_step_and_no_secret(prefect_server: str) -> None:
     flow_run_id = str(uuid4())
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         announce_stall(
@@ -49,7 +65,7 @@ def test_a_training_that_stood_still_is_an_event_with_reason_and_next_step_and_n
         found = httpx.post(f"{prefect_server}/events/filter", json=asked, timeout=10).json()["events"]
         return [one for one in found if one["resource"]["prefect.resource.name"] == "slow-shop"]
 
-    # The server writes what it has taken a moment later.
+    # The server stores accepted events a moment later.
     [event] = night_rows.within(10, taken)
     assert {f"prefect.flow-run.{flow_run_id}", "prefect.tag.nightgate"} == {
         one["prefect.resource.id"] for one in event["related"]
@@ -60,13 +76,13 @@ def test_a_training_that_stood_still_is_an_event_with_reason_and_next_step_and_n
         "run_id": "r-1",
         "status": "stalled",
         "reason": "no step for 600 s; hub token ***",
-        "next_step": "look at the machine's load",
+        "next_step": "check the machine's load",
     }
 
 
 @contextmanager
 def refusing(night: str, status: int) -> Iterator[list[dict[str, Any]]]:
-    """A server that answers `status` to the event of one night and takes all others; gives the events it was sent."""
+    """A server that answers `status` to the event of one night and accepts all others; yields the events sent to it."""
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -81,7 +97,7 @@ def refusing(night: str, status: int) -> Iterator[list[dict[str, Any]]]:
             self.send_error(404, "this server asks for no CSRF token")
 
         def log_message(self, *_: object) -> None:
-            """Nothing on the terminal."""
+            """Print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -99,38 +115,38 @@ def nights(events: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "days"),
     [
-        pytest.param(422, ["01", "02", "03"], id="it is this event that the server would not have"),
-        pytest.param(401, ["01", "02"], id="it would have none of ours"),
-        pytest.param(429, ["01", "02"], id="it has enough for now"),
-        pytest.param(503, ["01", "02"], id="it is away"),
+        pytest.param(422, ["01", "02", "03"], id="this event is refused"),
+        pytest.param(401, ["01", "02"], id="the client is refused"),
+        pytest.param(429, ["01", "02"], id="too many requests"),
+        pytest.param(503, ["01", "02"], id="the server is away"),
     ],
 )
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_an_end_that_was_not_taken_is_told_again_and_keeps_back_no_other(
-    status: int, told: list[str], database: Database
+def test_an_event_that_was_not_accepted_is_sent_again_and_a_refused_one_stops_no_other(
+    status: int, days: list[str], database: Database
 ) -> None:
     for day in range(3):
         run = night_rows.open_run(database, night_rows.pipeline(), night_rows.night(day))
         lifecycle.finish_run(database, run.run_id, run.attempt, "held", reason="not better")
     with refusing("2026-03-02", status) as asked:
         announce_ends(database)
-    assert nights(asked) == [f"2026-03-{day}" for day in told]
+    assert nights(asked) == [f"2026-03-{day}" for day in days]
     with refusing("", 204) as again:
         announce_ends(database)
-    assert nights(again) == [f"2026-03-{day}" for day in ("02", "03") if day not in told or day == "02"]
+    assert nights(again) == [f"2026-03-{day}" for day in ("02", "03") if day not in days or day == "02"]
     announced = database.frame("SELECT night FROM run WHERE announced_at IS NOT NULL")
     assert len(announced) == 3
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_each_end_is_an_event_of_its_own_and_stays_that_however_often_it_is_sent(database: Database) -> None:
+def test_an_end_keeps_its_event_id_however_often_it_is_sent(database: Database) -> None:
     ids = []
     for attempt in (1, 2):
         run = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
         lifecycle.finish_run(database, run.run_id, attempt, "failed", reason="no disk")
-        for _ in range(2):  # as two processes that announce at once do
+        for _ in range(2):  # as two processes at once do
             database.write(lambda session: session.execute(sa.update(Run).values(announced_at=None)))
             with refusing("", 204) as sent:
                 announce_ends(database)
@@ -143,11 +159,11 @@ def test_each_end_is_an_event_of_its_own_and_stays_that_however_often_it_is_sent
 @pytest.mark.flow
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_an_end_that_is_sent_twice_is_stored_once(prefect_server: str, database: Database) -> None:
-    run = night_rows.open_run(database, night_rows.pipeline("told-twice"), night_rows.night())
+    run = night_rows.open_run(database, night_rows.pipeline("sent-twice"), night_rows.night())
     lifecycle.finish_run(database, run.run_id, run.attempt, "held", reason="not better")
 
     def stored(name: str) -> list[dict[str, Any]]:
-        asked = {"filter": {"event": {"name": [name]}, "resource": {"id": ["nightgate.pipeline.told-twice"]}}}
+        asked = {"filter": {"event": {"name": [name]}, "resource": {"id": ["nightgate.pipeline.sent-twice"]}}}
         found: list[dict[str, Any]] = httpx.post(f"{prefect_server}/events/filter", json=asked).json()["events"]
         return found
 
@@ -156,7 +172,7 @@ def test_an_end_that_is_sent_twice_is_stored_once(prefect_server: str, database:
             announce_ends(database)
             night_rows.within(10, lambda: stored("nightgate.held"))
             database.write(lambda session: session.execute(sa.update(Run).values(announced_at=None)))
-        # What is sent behind them is stored behind them.
-        announce_stall("told-twice", date(2026, 3, 1), run.run_id, "-", None)
+        # Events are stored in the order in which they were sent.
+        announce_stall("sent-twice", date(2026, 3, 1), run.run_id, "-", None)
     night_rows.within(10, lambda: stored("nightgate.stalled"))
     assert len(stored("nightgate.held")) == 1

@@ -1,6 +1,4 @@
-"""Moving and holding the champion from the UI: the flows `promote`, `rollback`, `freeze` and `unfreeze`, on a real
-server and a real home.
-"""
+"""The flows `promote`, `rollback`, `freeze` and `unfreeze` on a real server and a real home."""
 
 from __future__ import annotations
 
@@ -69,37 +67,37 @@ def ended(state: State[Any]) -> tuple[str, str | None]:
     return state.type.value, state.name
 
 
-def test_a_person_promotes_and_rolls_back_from_the_form_and_it_is_audited(
-    two_versions: Home, prefect_server: str
-) -> None:
+def test_promotions_and_rollbacks_from_the_form_are_audited(two_versions: Home, prefect_server: str) -> None:
     who = {"pipeline": "reviews", "requested_by": "Ada"}
     first = promote(**who, version="1", reason="the only one we trust", return_state=True)
     assert ended(first) == ("COMPLETED", "Promoted")
-    assert first.message == "version 1 is the champion of reviews now, the first one"
-    assert ended(promote(**who, version="2", reason="checked by hand", return_state=True)) == ("COMPLETED", "Promoted")
+    assert "version 1" in str(first.message)
+    assert ended(promote(**who, version="2", reason="checked manually", return_state=True)) == ("COMPLETED", "Promoted")
     assert champion(two_versions) == 2
     back = rollback(**who, reason="worse on returns", return_state=True)
     assert ended(back) == ("COMPLETED", "Rolled back")
     assert champion(two_versions) == 1
     refused = promote(**who, version="2", reason="after all", return_state=True)
-    assert "version 2 of reviews is quarantined" in str(refused.message)
+    assert ended(refused) == ("FAILED", "Failed")
+    assert "quarantined" in str(refused.message)
     with Database.open(two_versions) as db:
         timeline = db.frame("SELECT promoted_by, reason FROM champion_timeline ORDER BY valid_from")
     assert set(timeline["promoted_by"]) == {"Ada"}
-    assert list(timeline["reason"]) == ["the only one we trust", "checked by hand", "worse on returns"]
+    assert list(timeline["reason"]) == ["the only one we trust", "checked manually", "worse on returns"]
 
-    told = event(prefect_server, "nightgate.rolled_back", "reviews")
-    assert "worse on returns" in told["payload"]["reason"]
-    assert told["resource"]["prefect.resource.id"] == "nightgate.pipeline.reviews"
-    assert {one["prefect.resource.role"] for one in told["related"]} >= {"flow-run", "tag"}
+    sent = event(prefect_server, "nightgate.rolled_back", "reviews")
+    assert "worse on returns" in sent["payload"]["reason"]
+    assert sent["resource"]["prefect.resource.id"] == "nightgate.pipeline.reviews"
+    assert {one["prefect.resource.role"] for one in sent["related"]} >= {"flow-run", "tag"}
 
 
-def test_a_person_freezes_and_unfreezes_from_the_form_and_it_is_told(two_versions: Home, prefect_server: str) -> None:
+def test_freezes_from_the_form_are_audited_and_sent_as_events(two_versions: Home, prefect_server: str) -> None:
     who = {"pipeline": "reviews", "requested_by": "Ada"}
     assert ended(freeze(**who, reason="a holiday", return_state=True)) == ("COMPLETED", "Frozen")
     again = freeze(**who, reason="again", return_state=True)
     assert ended(again) == ("FAILED", "Failed")
-    assert "by Ada: a holiday\n  next: " in str(again.message)
+    assert "Ada: a holiday" in str(again.message)
+    assert "\n  next: " in str(again.message)
     with Database.open(two_versions) as db:
         assert freezes.frozen(db, "reviews") is not None
     assert "a holiday" in event(prefect_server, "nightgate.frozen", "reviews")["payload"]["reason"]
@@ -110,37 +108,41 @@ def test_a_person_freezes_and_unfreezes_from_the_form_and_it_is_told(two_version
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"),
+    ("parameters", "named"),
     [
-        ({"version": "7"}, "reviews has no version 7; it has 1, 2"),
-        ({"pipeline": "nobody", "version": "1"}, "the database knows no pipeline 'nobody'"),
+        ({"version": "7"}, "version 7"),
+        ({"pipeline": "other", "version": "1"}, "'other'"),
     ],
 )
-def test_what_cannot_be_done_fails_in_words(two_versions: Home, parameters: dict[str, str], told: str) -> None:
+def test_an_unknown_name_fails_the_run_with_a_next_step(
+    two_versions: Home, parameters: dict[str, str], named: str
+) -> None:
     given = {"pipeline": "reviews", "reason": "because", "requested_by": "Ada", **parameters}
     state = promote(**given, return_state=True)
     assert ended(state) == ("FAILED", "Failed")
-    assert told in str(state.message)
+    assert named in str(state.message)
     assert "\n  next: " in str(state.message)
     assert champion(two_versions) is None
 
 
-def test_where_there_is_no_home_the_flow_says_so_and_makes_none(environment: Any, prefect_server: str) -> None:
+def test_without_a_home_the_flow_fails_and_makes_none(environment: Any, prefect_server: str) -> None:
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         state = rollback("reviews", "because", "Ada", return_state=True)
     assert ended(state) == ("FAILED", "Failed")
-    assert "there is no home of Nightgate" in str(state.message)
+    assert "home" in str(state.message)
     assert not environment.exists()
 
 
-def test_what_is_told_of_a_refusal_shows_no_secret(two_versions: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_shows_no_secret(two_versions: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     del two_versions
     monkeypatch.setenv("SOME_TOKEN", "pasted-by-mistake")
     state = promote("pasted-by-mistake", "1", "because", "Ada", return_state=True)
-    assert "the database knows no pipeline '***'" in str(state.message)
+    assert "'***'" in str(state.message)
 
 
-def test_a_value_that_the_form_refuses_fails_the_run_in_words_when_its_check_is_off(two_versions: Home) -> None:
+def test_an_invalid_value_fails_the_run_without_a_traceback_when_the_check_of_the_form_is_off(
+    two_versions: Home,
+) -> None:
     state = promote("reviews", "1 OR 1=1", "because", "Ada", return_state=True)
     assert state.type.value == "FAILED"
     assert "version" in str(state.message)

@@ -1,4 +1,4 @@
-"""The night as a Prefect flow, on a real server: what it leaves in SQL, on the server, and how it tells its end."""
+"""The night as a Prefect flow, on a real server: its rows in SQL, its page in the UI, and the event of its end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import pandas as pd
 import psutil
 import pytest
 from prefect import flow, runtime
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -37,28 +38,28 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_LOCAL_STORAGE_PATH,
     PREFECT_SERVER_API_PORT,
     temporary_settings,
 )
 
-from flows.nightly import _announce as announce_own_ends
-from flows.nightly import let_finish, nightly, nightly_by_hand
+from flows.nightly import announce_own_ends, nightly, nightly_from_file
 from flows.reconcile import due_nights, newer_is_due
 from flows.server_connection import answers
 from flows.server_connection import prefect_server as server_for_a_run
+from flows.which_night import wait_for_manual_run
 from nightgate.config import Pipeline
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
 from nightgate.errors import DatabaseError, DataError, NightgateError
 from nightgate.home import Home, open_home
-from nightgate.night import run as claim
-from nightgate.night import steps
+from nightgate.night.night import run_night
+from nightgate.night.run import open_night
 from nightgate.pipeline_files import load_pipeline
-from nightgate.runs import lifecycle
 from nightgate.schedule import Night, chosen_night
 from nightgate.training import supervisor
 from nightgate.training.protocol import Progress
-from tasks.night import step
+from tasks.night import STEPS, report, step
 from tasks.progress import LiveProgress
 from tests.conftest import free_port
 from tests.support.night import NIGHT, write_pipeline
@@ -87,9 +88,9 @@ def that_night(pipeline: Pipeline) -> Night:
     return chosen_night(pipeline.schedule, date.fromisoformat(NIGHT))
 
 
-def by_hand(pipeline: Pipeline, api_url: str, **options: Any) -> State[Any]:
+def run_flow_of(pipeline: Pipeline, api_url: str, **options: Any) -> State[Any]:
     with temporary_settings({PREFECT_API_URL: api_url}):
-        return nightly_by_hand(pipeline, that_night(pipeline), **options, return_state=True)
+        return nightly_from_file(pipeline, that_night(pipeline), **options, return_state=True)
 
 
 def flow_run_id(state: State[Any]) -> UUID:
@@ -141,9 +142,9 @@ def twins(pipeline: Pipeline, prefect_server: str, tmp_path_factory: pytest.Temp
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NIGHTGATE_HOME", "")
         in_flow = migrated_home(folder / "flow")
-        state = by_hand(pipeline, prefect_server)
+        state = run_flow_of(pipeline, prefect_server)
         bare = migrated_home(folder / "bare")
-        steps.run_night(pipeline, that_night(pipeline))
+        run_night(pipeline, that_night(pipeline))
         yield Twins(state, in_flow, bare)
 
 
@@ -184,10 +185,22 @@ def test_the_flow_and_its_bare_twin_end_alike(twins: Twins) -> None:
 
 def test_each_step_and_each_epoch_is_a_task_run_of_its_own(twins: Twins, prefect_server: str) -> None:
     epochs = rows(twins.in_flow, "SELECT * FROM epoch_results ORDER BY epoch").itertuples()
-    expected = ["wait for slot default", "refresh", "look for news", "fine-tune"]
+    [run] = rows(twins.in_flow, "SELECT snapshot_id, best_epoch FROM nightly_runs").to_dict("records")
+    expected = ["wait for slot default", "refresh", "look for news", f"fine-tune on snapshot {run['snapshot_id']}"]
     expected += [f"epoch {one.epoch}: F1 {one.f1:.4f}, validation loss {one.validation_loss:.4f}" for one in epochs]
-    expected += ["score on test", "serve in a fresh process", "judge", "register", "settle", "report"]
+    expected += [f"score on test: 2 epochs, the best one is epoch {run['best_epoch']}"]
+    expected += ["serve in a fresh process: candidate", "judge", "register: promote", "finish version 1: promote"]
+    expected += ["report"]
     assert task_runs(prefect_server, flow_run_id(twins.state)) == dict.fromkeys(expected, "Completed")
+
+
+def test_no_result_is_persisted(twins: Twins) -> None:
+    assert twins.state.is_completed()
+    storage = PREFECT_LOCAL_STORAGE_PATH.value()
+    assert not storage.exists() or list(storage.rglob("*")) == []
+    tasks = [getattr(STEPS, field.name) for field in fields(STEPS)] + [report]
+    assert {(one.persist_result, one.cache_policy is NO_CACHE) for one in tasks} == {(False, True)}
+    assert {one.persist_result for one in (nightly, nightly_from_file)} == {False}
 
 
 def test_the_runs_page_shows_the_report_with_its_pictures(twins: Twins, prefect_server: str) -> None:
@@ -232,7 +245,7 @@ def test_the_runs_page_shows_the_progress_up_to_its_end(twins: Twins, prefect_se
     assert artifact.description == f"2 epochs, the best one is epoch {best}"
 
 
-def test_progress_is_told_while_the_training_runs_and_a_server_that_is_away_does_no_harm(prefect_server: str) -> None:
+def test_progress_is_shown_while_the_training_runs_and_a_server_that_is_away_does_no_harm(prefect_server: str) -> None:
     half = Progress("train", 1, 1, 10, 20, loss=0.5, eta_seconds=60)
 
     @flow
@@ -256,9 +269,9 @@ def test_progress_is_told_while_the_training_runs_and_a_server_that_is_away_does
 
 
 def test_the_logs_of_the_library_reach_the_runs_page(twins: Twins, prefect_server: str) -> None:
-    told = logs(prefect_server, flow_run_id(twins.state))
+    page = logs(prefect_server, flow_run_id(twins.state))
     for line in ("epoch 1: F1 ", "epoch 2: F1 ", "verdict: promote"):
-        assert told.count(line) == 1, told
+        assert page.count(line) == 1, page
 
 
 def test_an_epochs_row_is_committed_before_the_next_epoch_ends(twins: Twins) -> None:
@@ -272,7 +285,7 @@ def test_an_epochs_row_is_committed_before_the_next_epoch_ends(twins: Twins) -> 
 def test_a_held_night_completes_under_that_name(pipeline: Pipeline, prefect_server: str, environment: Path) -> None:
     home = migrated_home(environment)
     strict = pipeline.model_copy(update={"gate": pipeline.gate.model_copy(update={"min_f1": 1.0})})
-    state = by_hand(strict, prefect_server)
+    state = run_flow_of(strict, prefect_server)
     assert (state.type.value, state.name) == ("COMPLETED", "Held")
     assert "min_f1" in str(state.message) or "below" in str(state.message)
     [night] = rows(home, "SELECT * FROM nightly_runs").to_dict("records")
@@ -281,18 +294,16 @@ def test_a_held_night_completes_under_that_name(pipeline: Pipeline, prefect_serv
     assert rows(home, "SELECT * FROM champion_timeline").empty
 
 
-def test_a_run_that_fails_in_words_has_no_traceback_of_prefects_on_its_page(
-    prefect_server: str, environment: Path
-) -> None:
+def test_a_run_that_fails_has_no_traceback_of_prefects_on_its_page(prefect_server: str, environment: Path) -> None:
     del environment
     with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
-        run = client.create_flow_run(nightly, parameters={"pipeline": "nobody"})
+        run = client.create_flow_run(nightly, parameters={"pipeline": "no-such"})
         # As the process of a worker does it.
         with pytest.raises(FailedRun):
             run_flow(nightly, flow_run=run, error_logger=flow_run_logger(run, nightly))
-        told = logs(prefect_server, run.id)
-    assert "there is no pipeline 'nobody'" in told
-    assert "Traceback" not in told
+        page = logs(prefect_server, run.id)
+    assert "'no-such'" in page
+    assert "Traceback" not in page
 
 
 def announced(api_url: str, name: str, pipeline: str) -> list[dict[str, Any]]:
@@ -318,10 +329,10 @@ def test_a_night_whose_file_is_broken_is_announced_as_failed_with_reason_and_nex
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         state = nightly("mistyped", date.fromisoformat(NIGHT), return_state=True)
     assert state.is_failed()
-    [told] = announced(prefect_server, "nightgate.failed", "mistyped")
-    assert (told["night"], told["status"], told["error_type"]) == (NIGHT, "failed", "configuration")
-    assert "dta" in told["reason"]
-    assert told["next_step"]
+    [event] = announced(prefect_server, "nightgate.failed", "mistyped")
+    assert (event["night"], event["status"], event["error_type"]) == (NIGHT, "failed", "configuration")
+    assert "dta" in event["reason"]
+    assert event["next_step"]
 
 
 def test_a_night_that_cannot_be_claimed_is_announced_as_failed(
@@ -330,10 +341,10 @@ def test_a_night_that_cannot_be_claimed_is_announced_as_failed(
     del environment
     monkeypatch.setenv("NIGHTGATE_DATABASE_URL", "mysql://127.0.0.1/gone")
     unclaimed = pipeline.model_copy(update={"name": "unclaimed"})
-    assert by_hand(unclaimed, prefect_server).is_failed()
-    [told] = announced(prefect_server, "nightgate.failed", "unclaimed")
-    assert (told["night"], told["error_type"]) == (NIGHT, "database")
-    assert told["next_step"]
+    assert run_flow_of(unclaimed, prefect_server).is_failed()
+    [event] = announced(prefect_server, "nightgate.failed", "unclaimed")
+    assert (event["night"], event["error_type"]) == (NIGHT, "database")
+    assert event["next_step"]
 
 
 def test_a_database_that_is_away_when_ends_are_announced_changes_no_end(
@@ -342,7 +353,7 @@ def test_a_database_that_is_away_when_ends_are_announced_changes_no_end(
     del environment
     monkeypatch.setenv("NIGHTGATE_DATABASE_URL", "mysql://127.0.0.1/gone")
     announce_own_ends()
-    assert "the end of the night is not announced yet" in caplog.text
+    assert [one.levelname for one in caplog.records if one.name == "nightgate.flows"] == ["WARNING"]
 
 
 def test_a_server_that_is_away_keeps_no_night_from_starting(caplog: pytest.LogCaptureFixture) -> None:
@@ -369,7 +380,7 @@ def test_bad_data_ends_the_flow_failed_in_words(
 ) -> None:
     home = migrated_home(environment)
     gone = tmp_path / "gone.csv"
-    state = by_hand(missing_file(pipeline, gone), prefect_server)
+    state = run_flow_of(missing_file(pipeline, gone), prefect_server)
     assert (state.type.value, state.name) == ("FAILED", "Failed")
     assert str(gone) in str(state.message)
     assert "\n  next: " in str(state.message)
@@ -388,8 +399,8 @@ def test_a_second_run_while_one_is_at_work_completes_as_superseded_and_names_the
     pipeline: Pipeline, prefect_server: str, environment: Path
 ) -> None:
     home = migrated_home(environment)
-    with claim.open_night(pipeline, that_night(pipeline)) as first:
-        state = by_hand(pipeline, prefect_server)
+    with open_night(pipeline, that_night(pipeline)) as first:
+        state = run_flow_of(pipeline, prefect_server)
         assert (state.type.value, state.name) == ("COMPLETED", "Superseded")
         assert first.run_id in str(state.message)
         assert str(os.getpid()) in str(state.message)
@@ -403,36 +414,34 @@ def test_a_scheduled_night_begins_when_the_rehearsal_that_is_at_work_has_ended(
     pipeline: Pipeline, environment: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     migrated_home(environment)
-    monkeypatch.setattr("flows.nightly.SECONDS_BETWEEN_LOOKS", 0.05)
-    waits = threading.Thread(target=let_finish, args=(pipeline.name, date(2026, 1, 6)))
-    with claim.open_night(pipeline, that_night(pipeline), dry_run=True) as rehearsal:
+    monkeypatch.setattr("flows.which_night.SECONDS_BETWEEN_CHECKS", 0.05)
+    waits = threading.Thread(target=wait_for_manual_run, args=(pipeline.name, date(2026, 1, 6)))
+    with open_night(pipeline, that_night(pipeline), dry_run=True) as rehearsal:
         waits.start()
         waits.join(1)
         assert waits.is_alive()
-        lifecycle.finish_run(rehearsal.db, rehearsal.run_id, rehearsal.attempt, "held")
-        rehearsal.status = "held"
+        rehearsal.finish("held", "not better")
     waits.join(10)
     assert not waits.is_alive()
-    [told] = [one.message for one in caplog.records if "begins when it has ended" in one.message]
-    assert told.startswith(f"run {rehearsal.run_id} (a dry run, night {NIGHT}) is at work")
+    assert [rehearsal.run_id in one.message for one in caplog.records if one.name == "nightgate.flows"] == [True]
 
 
-def test_a_training_that_stands_still_is_announced_while_the_night_goes_on(
+def test_a_training_that_stalls_is_announced_while_the_night_goes_on(
     prefect_server: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upgrade(database_url(home))
     impatient = partial(supervisor.train, python=stand_in(tmp_path / "python", hangs=1), stall_seconds=1)
     monkeypatch.setattr(supervisor, "train", impatient)
-    state = by_hand(tiny_pipeline(tmp_path, rows=60, epochs=1), prefect_server)
+    state = run_flow_of(tiny_pipeline(tmp_path, rows=60, epochs=1), prefect_server)
     assert state.type.value == "COMPLETED"
-    [told] = announced(prefect_server, "nightgate.stalled", "tiny")
-    assert (told["night"], told["status"]) == (NIGHT, "stalled")
-    assert told["run_id"] in str(state.message)
-    assert told["next_step"]
+    [event] = announced(prefect_server, "nightgate.stalled", "tiny")
+    assert (event["night"], event["status"]) == (NIGHT, "stalled")
+    assert event["run_id"] in str(state.message)
+    assert event["next_step"]
 
 
 @pytest.mark.parametrize(
-    ("due", "told"),
+    ("due", "reason"),
     [
         ([], ""),
         ([5], ""),
@@ -440,9 +449,9 @@ def test_a_training_that_stands_still_is_announced_while_the_night_goes_on(
         ([5, 6, 7], "a newer night is due since 2026-01-07 03:15 UTC and runs instead"),
     ],
 )
-def test_a_scheduled_run_steps_back_from_a_newer_night_that_is_due(due: list[int], told: str) -> None:
+def test_a_scheduled_run_is_overtaken_by_a_newer_night_that_is_due(due: list[int], reason: str) -> None:
     instants = frozenset(datetime(2026, 1, day, 3, 15, tzinfo=UTC) for day in due)
-    assert newer_is_due(instants, datetime(2026, 1, 5, 3, 15, tzinfo=UTC)) == told
+    assert newer_is_due(instants, datetime(2026, 1, 5, 3, 15, tzinfo=UTC)) == reason
 
 
 @pytest.mark.parametrize(("error", "tries"), [(DatabaseError("away"), 4), (DataError("bad"), 1)])
@@ -466,38 +475,37 @@ def test_a_step_is_tried_again_when_the_database_was_away_and_not_when_the_data_
 
 
 def test_a_server_that_answers_is_used(prefect_server: str) -> None:
-    told: list[str] = []
-    with temporary_settings({PREFECT_API_URL: prefect_server}), server_for_a_run(told.append):
+    messages: list[str] = []
+    with temporary_settings({PREFECT_API_URL: prefect_server}), server_for_a_run(messages.append):
         assert PREFECT_API_URL.value() == prefect_server
-    assert told == [f"using the Prefect server at {prefect_server}"]
+    assert messages == [f"using the Prefect server at {prefect_server}"]
 
 
-def test_without_a_server_that_answers_a_temporary_one_is_started_and_said_so(
+def test_without_a_server_that_answers_a_temporary_one_is_started(
     environment: Path, tmp_path: Path, pipeline: Pipeline, prefect_server: str
 ) -> None:
     del prefect_server
     home = migrated_home(environment)
-    nobody = f"http://127.0.0.1:{free_port()}/api"
-    said: list[str] = []
+    unreachable = f"http://127.0.0.1:{free_port()}/api"
+    messages: list[str] = []
     with (
-        temporary_settings({PREFECT_API_URL: nobody, PREFECT_SERVER_API_PORT: free_port()}),
-        server_for_a_run(said.append),
+        temporary_settings({PREFECT_API_URL: unreachable, PREFECT_SERVER_API_PORT: free_port()}),
+        server_for_a_run(messages.append),
     ):
         own = PREFECT_API_URL.value().removesuffix("/api")
         assert answers(own)
         foreign = httpx.get(f"{own}/api/health", headers={"Origin": "http://evil.example"}, timeout=5)
         assert foreign.status_code == 403
-        state = nightly_by_hand(missing_file(pipeline, tmp_path / "gone.csv"), that_night(pipeline), return_state=True)
-    assert not answers(own)
-    (told,) = said
-    assert nobody in told
-    assert "does not answer" in told
-    assert "starting a temporary one" in told
+        state = nightly_from_file(
+            missing_file(pipeline, tmp_path / "gone.csv"), that_night(pipeline), return_state=True
+        )
+    (message,) = messages
+    assert unreachable in message
     assert "gone.csv" in str(state.message)
     assert list(rows(home, "SELECT status FROM nightly_runs")["status"]) == ["failed"]
 
 
-def test_a_temporary_server_that_does_not_come_up_is_told_with_what_helps(
+def test_a_temporary_server_that_does_not_come_up_is_an_error_with_a_next_step(
     environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "sqlite+aiosqlite:////no/such/folder/prefect.db")

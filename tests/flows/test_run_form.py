@@ -1,4 +1,4 @@
-"""The form of a custom run: every parameter described and bounded, nothing in it that runs code or holds a secret."""
+"""The form of a custom run: every field is described and bounded, and none takes code, addresses or secrets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.tiny import tiny_pipeline
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    """What Prefect stores with the deployment and the UI makes a form of."""
+    """The schema that Prefect stores with the deployment and the UI shows as a form."""
     return nightly.parameters.model_dump()
 
 
@@ -31,7 +31,7 @@ def fields(schema: dict[str, Any], form: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def refusals(schema: dict[str, Any]) -> Callable[[dict[str, Any]], list[str]]:
-    """What Prefect's server, which checks the form for the UI, has against these values of `training` and `gate`."""
+    """Errors of Prefect's server, which checks the form for the UI, for values of `training` and `gate`."""
     parts = {
         "type": "object",
         "definitions": schema["definitions"],
@@ -190,9 +190,7 @@ FOREIGN = [
 def test_a_text_that_is_no_plain_name_is_refused_by_the_form_and_by_the_flow(
     name: str, text: str, refusals: Callable[[dict[str, Any]], list[str]]
 ) -> None:
-    told = refusals({"training": {name: text}})
-    assert told
-    assert all("does not match" in one or "is too long" in one for one in told)
+    assert refusals({"training": {name: text}})
     with pytest.raises(ValidationError):
         TrainingForm(**{name: text})
 
@@ -213,14 +211,12 @@ def test_a_text_that_is_no_plain_name_is_refused_by_the_form_and_by_the_flow(
         ("base_model_revision", "0123456789abcdef0123456789abcdef01234567"),
     ],
 )
-def test_the_names_that_people_use_are_taken(
-    name: str, text: str, refusals: Callable[[dict[str, Any]], list[str]]
-) -> None:
+def test_usual_names_are_accepted(name: str, text: str, refusals: Callable[[dict[str, Any]], list[str]]) -> None:
     assert refusals({"training": {name: text}}) == []
     assert TrainingForm(**{name: text}).model_dump() == {name: text}
 
 
-def test_the_line_break_that_enter_leaves_behind_a_text_does_no_harm() -> None:
+def test_a_line_break_at_the_end_of_a_text_is_removed() -> None:
     assert TrainingForm(base_model="org/name\n").model_dump() == {"base_model": "org/name"}
 
 
@@ -287,9 +283,9 @@ def test_a_base_model_may_be_a_name_of_the_hub_or_of_a_package(name: str) -> Non
 
 
 def test_a_bare_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python finds any folder of the working directory as one, and so would a base model."""
-    (tmp_path / "somebodys_files").mkdir()
+    """Python imports any folder of the working directory as a package."""
+    (tmp_path / "other_files").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigurationError, match="no installed package") as refused:
-        chosen_settings(TrainingForm(base_model="package:somebodys_files/x"), None)
+    with pytest.raises(ConfigurationError, match="other_files") as refused:
+        chosen_settings(TrainingForm(base_model="package:other_files/x"), None)
     assert refused.value.next_step

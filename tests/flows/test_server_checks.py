@@ -1,4 +1,4 @@
-"""What the doctor finds on a Prefect server, and what `nightgate status` shows of it; and on one that refuses us."""
+"""The findings of `nightgate doctor` about a Prefect server, and what `nightgate status` reads from it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
+from flows.heartbeats import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
 from flows.server_checks import (
     automations_finding,
     deployed,
@@ -29,7 +30,6 @@ from flows.server_checks import (
     usual_server,
     version_finding,
 )
-from flows.signs import TELL, TELL_LATE, UNCANCELLED, ZOMBIES
 from nightgate.operations.findings import Finding
 from tests.conftest import free_port
 
@@ -51,7 +51,7 @@ def found(check: str) -> Finding:
     return finding
 
 
-def told(check: str) -> list[tuple[str, str]]:
+def findings(check: str) -> list[tuple[str, str]]:
     return [(one.status, one.found) for one in examine().findings if one.check == check]
 
 
@@ -97,43 +97,38 @@ def pool(server: SyncPrefectClient) -> Iterator[str]:
 
 @pytest.mark.flow
 @pytest.mark.usefixtures("server")
-def test_a_server_that_is_well_tells_version_authentication_leases_database_and_clock() -> None:
+def test_a_healthy_server_has_findings_about_version_authentication_leases_database_and_clock() -> None:
     assert found("prefect server").status == "ok"
-    assert found("authentication") == Finding(
-        "ok", "authentication", "none, and the server is reached by a loopback address"
-    )
+    assert found("authentication").status == "ok"
     leases = found("lease storage")
     assert leases.status == "warning"
     assert leases.remedy.endswith("=prefect.server.concurrency.lease_storage.filesystem")
-    assert found("server database").found.startswith("SQLite under the Prefect server")
+    assert "SQLite" in found("server database").found
     ahead = examine().ahead
     assert ahead is not None
     assert abs(ahead) < timedelta(seconds=10)
 
 
 @pytest.mark.flow
-def test_a_served_pipeline_needs_somebody_who_serves_it(deploy: Deploy, server: SyncPrefectClient) -> None:
+def test_a_served_pipeline_needs_a_process_that_serves_it(deploy: Deploy, server: SyncPrefectClient) -> None:
     identity = deploy()
-    [(status, words)] = [one for one in told("worker") if NAME in one[1]]
-    assert status == "problem"
-    assert words.startswith("nobody serves")
-    # What a serving process asks every few seconds.
+    assert [status for status, text in findings("worker") if NAME in text] == ["problem"]
+    # A serving process makes this request every few seconds.
     server.get_scheduled_flow_runs_for_deployments([identity])
     deadline = time.monotonic() + 10
-    while not any(one[0] == "ok" and NAME in one[1] for one in told("worker")):
-        assert time.monotonic() < deadline, told("worker")
+    while not any(one[0] == "ok" and NAME in one[1] for one in findings("worker")):
+        assert time.monotonic() < deadline, findings("worker")
 
 
 @pytest.mark.flow
 def test_a_work_pool_needs_a_worker_that_is_online(deploy: Deploy, pool: str, server: SyncPrefectClient) -> None:
     deploy(pool=pool)
-    [words] = [one for one in told("worker") if pool in one[1]]
-    assert words == ("problem", f"work pool {pool} has no worker: what is due stays late")
+    assert [status for status, text in findings("worker") if pool in text] == ["problem"]
     assert found("server database").status == "warning", "with workers it is production"
     server.send_worker_heartbeat(pool, "night-worker", heartbeat_interval_seconds=30)
-    assert ("ok", f"work pool {pool}: night-worker") in told("worker")
+    assert ("ok", f"work pool {pool}: night-worker") in findings("worker")
     server.update_work_pool(pool, WorkPoolUpdate(is_paused=True))
-    assert ("warning", f"work pool {pool} is paused") in told("worker")
+    assert ("warning", f"work pool {pool} is paused") in findings("worker")
 
 
 @pytest.mark.flow
@@ -153,22 +148,21 @@ def test_a_schedule_is_ok_with_runs_ahead_and_a_warning_where_it_is_paused_late_
     assert seen[NAME].next_at == soon
     past = datetime.now(UTC) - timedelta(hours=2)
     server.create_flow_run_from_deployment(identity, state=Scheduled(scheduled_time=past, name="Late"))
-    assert found(check).found == f"1 late since {past:%Y-%m-%d %H:%M} UTC: no worker takes them"
+    assert f"1 late since {past:%Y-%m-%d %H:%M} UTC" in found(check).found
     deploy("0 1 * * *")
-    assert found(check).found == "deployed with '0 1 * * *' UTC, and the file says '15 3 * * *' UTC"
+    assert "'0 1 * * *' UTC" in found(check).found
     server.pause_deployment(identity)
-    assert found(check) == Finding(
-        "warning", check, "paused: no night is begun", f"switch it on in the UI (nightly/{NAME})"
-    )
+    assert found(check).status == "warning"
+    assert f"nightly/{NAME}" in found(check).remedy
     assert NAME in examine().used
 
 
-# --- one that is not there, or does not let us in ---
+# --- a server that is away or refuses the credentials ---
 
 
 @contextmanager
 def answering(status: int) -> Iterator[str]:
-    """A server that says it is well, and answers everything else with this status."""
+    """A server whose health check succeeds and that answers everything else with this status."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -178,7 +172,7 @@ def answering(status: int) -> Iterator[str]:
             self.wfile.write(b"null")
 
         def log_message(self, *_: Any) -> None:
-            """Not to stderr."""
+            """Print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -193,17 +187,19 @@ def answering(status: int) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "remedy"),
+    ("status", "remedy"),
     [
-        (401, "answers, and does not let us in (401)", "set PREFECT_API_AUTH_STRING"),
-        (500, "answers 500", "read its log"),
+        (401, "set PREFECT_API_AUTH_STRING"),
+        (500, "read its log"),
     ],
 )
-def test_a_server_that_refuses_is_a_problem_that_shows_no_secret(status: int, said: str, remedy: str) -> None:
+def test_a_server_that_refuses_is_a_problem_that_shows_no_secret(status: int, remedy: str) -> None:
     with answering(status) as url:
         finding = found("prefect server")
         assert deployed() is None
-    assert (finding.status, finding.found) == ("problem", f"{url} {said}")
+    assert finding.status == "problem"
+    assert finding.found.startswith(f"{url} ")
+    assert str(status) in finding.found
     assert finding.remedy.startswith(remedy)
 
 
@@ -219,7 +215,7 @@ def test_a_server_that_was_configured_must_answer() -> None:
     assert finding.remedy == "start it, or unset PREFECT_API_URL"
 
 
-# --- what its settings mean ---
+# --- its settings ---
 
 
 def settings(**api: Any) -> dict[str, Any]:
@@ -237,7 +233,9 @@ def settings(**api: Any) -> dict[str, Any]:
         ("http://nights.example:4200/api", {"auth_string": "********"}, "ok"),
     ],
 )
-def test_a_server_that_others_reach_should_ask_who_they_are(url: str, api: dict[str, Any], status: str) -> None:
+def test_a_server_that_other_machines_reach_should_require_authentication(
+    url: str, api: dict[str, Any], status: str
+) -> None:
     [finding] = [one for one in settings_findings(url, settings(**api), "") if one.check == "authentication"]
     assert finding.status == status
 
@@ -269,29 +267,28 @@ def test_server_and_client_should_be_of_one_version(server: str, client: str, st
         ("10.0.0.1", False),
     ],
 )
-def test_what_is_a_loopback_address_is_known(host: str, is_ours: bool) -> None:
+def test_loopback_addresses_are_recognised(host: str, is_ours: bool) -> None:
     assert is_loopback(host) is is_ours
 
 
+REQUIRED, WEBHOOK = [LOST_RUNS, LOST_CANCELLATIONS], [ENDED_NIGHTS, LATE_NIGHTS]
+
+
 @pytest.mark.parametrize(
-    ("known", "status", "said"),
+    ("enabled", "disabled", "status", "named"),
     [
-        ([], "warning", "none of Nightgate's"),
-        ([("another's", True)], "warning", "none of Nightgate's"),
-        (
-            [(ZOMBIES, True), (UNCANCELLED, True), ("another's", False)],
-            "ok",
-            "2 of Nightgate's, all enabled; nobody is",
-        ),
-        ([(one, True) for one in (ZOMBIES, UNCANCELLED, TELL, TELL_LATE)], "ok", "a webhook is told"),
-        ([(UNCANCELLED, True), (TELL, True), (TELL_LATE, True)], "warning", f"missing: {ZOMBIES}"),
-        ([(ZOMBIES, True), (UNCANCELLED, True), (TELL_LATE, True)], "warning", f"missing: {TELL}"),
-        ([(ZOMBIES, False), (UNCANCELLED, True)], "warning", f"disabled: {ZOMBIES}"),
+        ([], ["another's"], "warning", "none"),
+        (REQUIRED, ["another's"], "ok", "NIGHTGATE_WEBHOOK_URL"),
+        (REQUIRED + WEBHOOK, [], "ok", "4"),
+        ([LOST_CANCELLATIONS, *WEBHOOK], [], "warning", f"missing: {LOST_RUNS}"),
+        ([*REQUIRED, LATE_NIGHTS], [], "warning", f"missing: {ENDED_NIGHTS}"),
+        ([LOST_CANCELLATIONS], [LOST_RUNS], "warning", f"disabled: {LOST_RUNS}"),
     ],
 )
-def test_automations_that_are_missing_or_disabled_are_told(
-    known: list[tuple[str, bool]], status: str, said: str
+def test_missing_and_disabled_automations_are_warnings(
+    enabled: list[str], disabled: list[str], status: str, named: str
 ) -> None:
+    known = [(name, True) for name in enabled] + [(name, False) for name in disabled]
     finding = automations_finding(known)
     assert finding.status == status
-    assert said in finding.found
+    assert named in finding.found

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from syrupy.assertion import SnapshotAssertion
 
 from nightgate.config import Gate
 from nightgate.gate.decide import decide
+from nightgate.gate.decision import Score
 from nightgate.gate.evidence import Evidence, Side
-from nightgate.gate.wording import told_apart
+from nightgate.gate.wording import distinct
 from tests.support.gate_night import (
     TONIGHT,
     YESTERDAY,
@@ -30,13 +32,13 @@ from tests.support.gate_night import (
 )
 
 POLICY = Gate(min_f1=0.54)
-NO_EVIDENCE: list[tuple[dict[str, Any], str]] = [
-    ({"predictions": None}, "has no predictions on the test rows"),
-    ({"flaw": "knows the labels a and b"}, "knows the labels a and b"),
-    ({"predictions": np.zeros(1999, dtype=np.int64)}, "has 1,999 predictions for 2,000 test rows"),
-    ({"predictions": np.full(2000, 2)}, "has predictions on the test rows that are none of the 2 classes"),
-    ({"predictions": np.full(2000, -1)}, "has predictions on the test rows that are none of the 2 classes"),
-    ({"predictions": np.full(2000, math.nan)}, "has predictions on the test rows that are no class indices (float64)"),
+NO_EVIDENCE: list[dict[str, Any]] = [
+    {"predictions": None},
+    {"flaw": "knows the labels a and b"},
+    {"predictions": np.zeros(1999, dtype=np.int64)},
+    {"predictions": np.full(2000, 2)},
+    {"predictions": np.full(2000, -1)},
+    {"predictions": np.full(2000, math.nan)},
 ]
 
 
@@ -44,146 +46,117 @@ NO_EVIDENCE: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("ours", "minimum", "outcome", "words"),
+    ("ours", "minimum", "outcome"),
     [
-        (0.60, 0.54, "passed", "F1 0.6000 (95 % interval 0.5"),
-        (0.60, 0.54, "passed", ") on 2,000 test rows reaches min_f1 0.5400"),
-        (0.54, 0.54, "passed", "on 2,000 test rows equals min_f1 0.5400"),
-        (0.54, math.nextafter(0.54, 1), "failed", "0.5400000000000000 (95 % interval"),
-        (0.539, 0.54, "failed", "on 2,000 test rows is below min_f1 0.5400"),
-        (0.0, 0.0, "passed", "F1 0.0000"),
-        (1.0, 1.0, "passed", "equals min_f1 1.0000"),
+        (0.60, 0.54, "passed"),
+        (0.54, 0.54, "passed"),
+        (0.54, math.nextafter(0.54, 1), "failed"),
+        (0.539, 0.54, "failed"),
+        (0.0, 0.0, "passed"),
+        (1.0, 1.0, "passed"),
     ],
 )
-def test_min_f1_passes_from_the_threshold_up(ours: float, minimum: float, outcome: str, words: str) -> None:
+def test_min_f1_passes_from_the_threshold_up(
+    ours: float, minimum: float, outcome: str, snapshot: SnapshotAssertion
+) -> None:
     decision = decide(first_night(ours), Gate(min_f1=minimum, max_share_gap=1))
     found = check(decision, "min_f1")
     assert found.outcome == outcome
-    assert words in found.reason
     assert (found.candidate_value, found.threshold, found.rows_used) == (ours, minimum, 2000)
     assert decision.verdict == ("promote" if outcome == "passed" else "hold")
+    assert found.reason == snapshot
 
 
-def test_just_below_the_threshold_the_reason_shows_enough_digits_to_see_it() -> None:
-    above = math.nextafter(0.54, 1)
-    first, second = told_apart(0.54, above)
-    assert first != second
-    reason = check(decide(first_night(0.54), Gate(min_f1=above)), "min_f1").reason
-    assert first in reason
-    assert second in reason
-
-
-def test_min_f1_can_ask_for_the_lower_end_of_the_interval() -> None:
-    estimate = check(decide(first_night(0.60), Gate(min_f1=0.59)), "min_f1")
-    assert estimate.outcome == "passed"
+def test_min_f1_can_ask_for_the_lower_end_of_the_interval(snapshot: SnapshotAssertion) -> None:
+    assert check(decide(first_night(0.60), Gate(min_f1=0.59)), "min_f1").outcome == "passed"
     lower = check(decide(first_night(0.60), Gate(min_f1=0.59, min_f1_on="lower")), "min_f1")
-    assert lower.outcome == "failed"
-    assert ", the lower end of the 95 % interval of F1 0.6000 on 2,000 test rows is below min_f1 0.5900" in lower.reason
-    assert lower.ci_low is not None
+    assert (lower.outcome, lower.reason) == ("failed", snapshot)
     at = decide(first_night(0.60), Gate(min_f1=lower.ci_low, min_f1_on="lower"))
     assert check(at, "min_f1").outcome == "passed"
-    assert "equals" in check(at, "min_f1").reason
 
 
-def test_without_an_interval_there_is_no_lower_end() -> None:
+def test_without_an_interval_there_is_no_lower_end(snapshot: SnapshotAssertion) -> None:
     one_group = rows(groups=np.zeros(2000, dtype=np.int64))
     policy = Gate(min_f1=0.1, min_f1_on="lower")
     found = check(decide(first_night(0.60, test=one_group), policy), "min_f1")
-    assert found.outcome == "failed"
-    assert "fewer than 5 test rows (or groups)" in found.reason
+    assert (found.outcome, found.reason) == ("failed", snapshot)
 
 
 # --- beats_champion ---
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "changes", "outcome", "verdict", "words"),
+    ("ours", "theirs", "changes", "outcome", "verdict"),
     [
-        (
-            0.62,
-            0.60,
-            {},
-            "passed",
-            "promote",
-            "F1 0.6200 is above 0.6000 of the champion (version 3) on the same 2,000",
-        ),
-        (0.62, 0.60, {}, "passed", "promote", "(+0.0200); 95 % interval +0.01"),
-        (
-            0.62,
-            0.60,
-            {},
-            "passed",
-            "promote",
-            "; superior at 95 % confidence; 40 rows are right with the candidate only",
-        ),
-        (0.60, 0.60, {}, "failed", "hold", "F1 0.6000 ties with the champion (version 3) on the same 2,000 test rows"),
-        (0.60, 0.60, {}, "failed", "hold", "not superior at 95 % confidence"),
-        (0.59, 0.60, {}, "failed", "hold", "F1 0.5900 is below 0.6000 of the champion (version 3)"),
-        (0.60, 0.60, {"policy": "non_inferior"}, "passed", "promote", "not worse by 0.0100 (margin) or more at 95 %"),
-        (0.595, 0.60, {"policy": "non_inferior"}, "passed", "promote", "not worse by 0.0100 (margin) or more"),
-        (0.59, 0.60, {"policy": "non_inferior"}, "failed", "hold", "not shown to be no worse by 0.0100 (margin)"),
-        (0.595, 0.60, {"policy": "threshold_only"}, "passed", "promote", "policy threshold_only asks for no more"),
-        (0.601, 0.60, {"confidence": 0.99}, "failed", "hold", "not superior at 99 % confidence"),
+        (0.62, 0.60, {}, "passed", "promote"),
+        (0.605, 0.60, {}, "passed", "promote"),
+        (0.60, 0.60, {}, "failed", "hold"),
+        (0.59, 0.60, {}, "failed", "hold"),
+        (0.60, 0.60, {"policy": "non_inferior"}, "passed", "promote"),
+        (0.595, 0.60, {"policy": "non_inferior"}, "passed", "promote"),
+        (0.59, 0.60, {"policy": "non_inferior"}, "failed", "hold"),
+        (0.595, 0.60, {"policy": "threshold_only"}, "passed", "promote"),
+        (0.601, 0.60, {"confidence": 0.99}, "failed", "hold"),
     ],
 )
 def test_the_candidate_must_beat_the_champion_by_the_policy(
-    ours: float, theirs: float, changes: dict[str, Any], outcome: str, verdict: str, words: str
+    ours: float, theirs: float, changes: dict[str, Any], outcome: str, verdict: str, snapshot: SnapshotAssertion
 ) -> None:
     decision = decide(night(ours, theirs), Gate(**({"min_f1": 0.54} | changes)))
     found = check(decision, "beats_champion")
-    assert found.outcome == outcome
-    assert words in found.reason
-    assert (found.candidate_value, found.champion_value) == (ours, theirs)
-    assert decision.verdict == verdict
+    assert (found.outcome, decision.verdict) == (outcome, verdict)
+    assert (found.candidate_value, found.champion_value, found.reason) == (ours, theirs, snapshot)
 
 
 @pytest.mark.parametrize(
-    ("ours", "nights", "after", "outcome", "words"),
+    ("ours", "nights", "after", "outcome"),
     [
-        (0.60, 30, 30, "passed", "not worse by 0.0100 (margin) or more at 97.5 % confidence, enough after 30 nights"),
-        (0.60, 29, 30, "failed", "not superior at 95 % confidence; "),
-        (0.60, 400, 0, "failed", "not superior at 95 % confidence; "),
-        (0.60, None, 30, "failed", "not superior at 95 % confidence; "),
-        (0.599, 31, 30, "failed", "nor after 31 nights (refresh_after) one that is not below and not worse by 0.0100"),
+        (0.60, 30, 30, "passed"),
+        (0.60, 29, 30, "failed"),
+        (0.60, 400, 0, "failed"),
+        (0.60, None, 30, "failed"),
+        (0.599, 31, 30, "failed"),
     ],
 )
-def test_an_old_champion_gives_way_to_one_that_is_not_below_it(
-    ours: float, nights: int | None, after: int, outcome: str, words: str
+def test_an_old_champion_is_replaced_by_a_candidate_that_is_not_below_it(
+    ours: float, nights: int | None, after: int, outcome: str, snapshot: SnapshotAssertion
 ) -> None:
     decision = decide(night(ours, 0.60, champion_nights=nights), Gate(min_f1=0.5, refresh_after=after))
     found = check(decision, "beats_champion")
     assert (found.outcome, found.threshold) == (outcome, -0.01 if outcome == "passed" else 0.0)
-    assert words in found.reason
+    assert found.reason == snapshot
 
 
-def crossed(ours: float, theirs: float, num_rows: int = 2000) -> Evidence:
-    """A candidate that errs on other rows than the champion: the less they agree, the less is seen."""
-    test = rows(num_rows)
-    return of_candidate(night(ours, theirs, test), predictions=labels(test, ours, first_error=0.5))
-
-
-def test_too_few_rows_to_see_a_gain_are_underpowered_and_hold_without_speaking_against_the_candidate() -> None:
-    decision = decide(crossed(0.61, 0.60), POLICY)
+def test_a_refresh_that_misses_the_higher_confidence_names_its_lower_end() -> None:
+    decision = decide(crossed(0.605, 0.60, champion_nights=31), POLICY)
     found = check(decision, "beats_champion")
     assert found.outcome == "underpowered"
-    assert ", which includes 0; not superior" in found.reason
-    assert found.reason.endswith("points or more would be seen with 80 % power; tonight's was 1.0")
+    assert "97.5 % confidence (lower end -0.0" in found.reason
+
+
+def crossed(ours: float, theirs: float, **changes: Any) -> Evidence:
+    """A candidate that errs on other rows than the champion: the less they agree, the lower the power."""
+    test = rows()
+    return of_candidate(night(ours, theirs, test, **changes), predictions=labels(test, ours, first_error=0.5))
+
+
+def test_too_few_rows_to_detect_a_gain_are_underpowered_and_hold(snapshot: SnapshotAssertion) -> None:
+    decision = decide(crossed(0.61, 0.60), POLICY)
+    found = check(decision, "beats_champion")
+    assert (found.outcome, found.reason) == ("underpowered", snapshot)
     assert check(decision, "anchor").outcome == "underpowered"
     assert decision.verdict == "underpowered"
     assert decision.reason == found.brief
-    assert "McNemar" not in decision.reason, "the verdict is what one reads at night"
     assert decision.failed == ()
-    assert decision.measured is not None
-    assert decision.measured.detectable_gain is not None
     assert decision.measured.detectable_gain > 0.01
 
 
-def test_one_that_is_below_on_as_few_rows_is_held_for_that() -> None:
+def test_a_candidate_below_the_champion_fails_even_on_few_rows() -> None:
     decision = decide(crossed(0.599, 0.60), POLICY)
     assert (check(decision, "beats_champion").outcome, decision.verdict) == ("failed", "hold")
 
 
-def test_where_the_rows_were_enough_to_see_the_margin_nothing_is_underpowered() -> None:
+def test_with_enough_rows_to_detect_the_margin_nothing_is_underpowered() -> None:
     decision = decide(crossed(0.601, 0.60), Gate(min_f1=0.5, margin=0.08, policy="superior"))
     assert check(decision, "beats_champion").outcome == "failed"
     assert check(decision, "anchor").outcome == "passed"
@@ -196,54 +169,41 @@ def test_where_the_rows_were_enough_to_see_the_margin_nothing_is_underpowered() 
         pytest.param(np.arange(2000) // 50, "underpowered", 0.0722, id="40 groups of them"),
     ],
 )
-def test_of_models_that_never_differ_only_so_much_is_known(
+def test_the_detectable_gain_of_models_that_never_differ_depends_on_the_independent_units(
     groups: NDArray[np.int64] | None, outcome: str, gain: float
 ) -> None:
     decision = decide(night(0.60, 0.60, rows(groups=groups)), POLICY)
     assert check(decision, "beats_champion").outcome == outcome
-    assert decision.measured is not None
     assert decision.measured.detectable_gain == pytest.approx(gain, abs=5e-5)
 
 
-def test_a_single_group_shows_nothing() -> None:
+def test_a_single_group_shows_nothing(snapshot: SnapshotAssertion) -> None:
     test = rows(groups=np.zeros(2000, dtype=np.int64))
     decision = decide(night(0.9, 0.5, test), POLICY)
     assert decision.verdict == "underpowered"
-    reason = check(decision, "beats_champion").reason
-    assert "fewer than 5 rows (or groups), so there is no interval" in reason
-    assert "no gain could be seen on so few rows" in reason
-    assert decision.measured is not None
+    assert check(decision, "beats_champion").reason == snapshot
     assert decision.measured.detectable_gain is None
 
 
-@pytest.mark.parametrize(("changes", "words"), NO_EVIDENCE)
-def test_nothing_is_beaten_without_evidence_of_both(changes: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize("changes", NO_EVIDENCE)
+def test_no_comparison_passes_without_evidence_of_both(changes: dict[str, Any], snapshot: SnapshotAssertion) -> None:
     of_ours = decide(of_candidate(night(), **changes), POLICY)
-    assert of_ours.verdict == "hold"
-    for name in ("min_f1", "beats_champion", "anchor", "slices", "degenerate"):
-        found = check(of_ours, name)
-        assert found.outcome == "failed", name
-        assert f"the candidate {words}" in found.reason
     of_theirs = decide(of_champion(night(), **changes), POLICY)
-    assert of_theirs.verdict == "hold"
-    assert f"the champion (version 3) {words}, so nothing shows that the candidate beats" in of_theirs.reason
-    told = check(of_theirs, "anchor").reason
-    assert f"the anchor (version 3) {words}, so nothing shows that the candidate is not below" in told
+    assert (of_ours.verdict, of_theirs.verdict) == ("hold", "hold")
+    names = ("min_f1", "beats_champion", "anchor", "slices", "degenerate")
+    assert {outcomes(of_ours)[name] for name in names} == {"failed"}
+    reasons = [check(of_ours, name).reason for name in names]
+    assert reasons + [check(of_theirs, name).reason for name in ("beats_champion", "anchor")] == snapshot
 
 
-def test_threshold_only_promotes_beside_a_champion_that_cannot_be_compared_but_not_without_a_score_of_its_own() -> None:
+def test_threshold_only_needs_a_score_of_the_candidate_alone(snapshot: SnapshotAssertion) -> None:
     policy = Gate(min_f1=0.54, policy="threshold_only")
     decision = decide(of_champion(night(), predictions=None, flaw="knows other labels"), policy)
     assert decision.verdict == "promote"
-    assert decision.reason.endswith(", not compared with the champion (version 3): policy threshold_only")
-    found = check(decision, "beats_champion")
-    assert found.outcome == "passed"
-    assert found.reason == (
-        "the champion (version 3) knows other labels, and policy threshold_only asks for no comparison"
-    )
+    assert check(decision, "beats_champion").outcome == "passed"
     assert check(decision, "anchor").outcome == "warning"
     assert check(decision, "slices").outcome == "not_run"
-    assert check(decision, "slices").reason == "the champion (version 3) knows other labels, and slice_floor is 0"
+    assert [decision.reason, *(check(decision, name).reason for name in ("beats_champion", "slices"))] == snapshot
     held = decide(of_candidate(night(), predictions=None), policy)
     assert held.verdict == "hold"
     for name in ("beats_champion", "anchor", "slices"):
@@ -254,22 +214,17 @@ def test_threshold_only_still_reports_both_comparisons_and_is_held_by_neither() 
     decision = decide(night(0.58, 0.60), Gate(min_f1=0.54, policy="threshold_only"))
     found = check(decision, "beats_champion")
     assert found.outcome == "passed"
-    assert "F1 0.5800 is below 0.6000" in found.reason
-    assert found.ci_high is not None
     assert found.ci_high < 0
     warned = check(decision, "anchor")
     assert (warned.outcome, warned.ci_high, decision.verdict) == ("warning", found.ci_high, "promote")
 
 
-def test_mcnemar_s_counts_are_told_and_decide_nothing() -> None:
-    reason = check(decide(night(0.605, 0.60), POLICY), "beats_champion").reason
-    assert "10 rows are right with the candidate only and 0 with the champion only (McNemar p 0.002)" in reason
-
-
-def test_without_a_champion_nothing_is_compared_and_the_candidate_becomes_the_first() -> None:
+def test_without_a_champion_nothing_is_compared_and_the_candidate_becomes_the_first(
+    snapshot: SnapshotAssertion,
+) -> None:
     decision = decide(first_night(), POLICY)
     assert decision.verdict == "promote"
-    assert decision.reason == "F1 0.6200 on 2,000 test rows; the first champion"
+    assert (decision.measured.moves_anchor, decision.measured.anchor) == (True, None)
     assert outcomes(decision) == {
         "clean_test": "passed",
         "min_f1": "passed",
@@ -281,10 +236,7 @@ def test_without_a_champion_nothing_is_compared_and_the_candidate_becomes_the_fi
         "serving": "passed",
         "not_older": "not_run",
     }
-    for name in ("beats_champion", "golden", "not_older"):
-        assert check(decision, name).reason == "no champion yet"
-    assert check(decision, "anchor").reason == "no anchor yet"
-    assert check(decision, "slices").reason == "no champion yet, and slice_floor is 0"
+    assert [decision.reason, *(found.reason for found in decision.checks)] == snapshot
 
 
 # --- margin by the spread between seeds ---
@@ -294,7 +246,7 @@ def test_the_margin_can_be_in_units_of_the_spread_between_seeds() -> None:
     policy = Gate(min_f1=0.5, policy="non_inferior", margin=2, margin_unit="seed_spread")
     wide = check(decide(night(0.59, 0.60, seed_spread=0.01), policy), "beats_champion")
     assert (wide.outcome, wide.threshold) == ("passed", -0.02)
-    assert "not worse by 0.0200 (margin) or more" in wide.reason
+    assert "0.0200 (margin)" in wide.reason
     narrow = check(decide(night(0.59, 0.60, seed_spread=0.001), policy), "beats_champion")
     assert (narrow.outcome, narrow.threshold) == ("failed", -0.002)
     for average, outcome in (("weighted", "passed"), ("macro", "failed")):
@@ -304,14 +256,14 @@ def test_the_margin_can_be_in_units_of_the_spread_between_seeds() -> None:
 
 @pytest.mark.parametrize("spread", [None, math.nan, math.inf, -1.0])
 @pytest.mark.parametrize("rule", ["superior", "non_inferior"])
-def test_a_margin_in_units_that_nobody_measured_passes_nothing(spread: float | None, rule: str) -> None:
+def test_a_margin_in_units_that_were_not_measured_passes_nothing(spread: float | None, rule: str) -> None:
     policy = Gate.model_validate({"min_f1": 0.5, "policy": rule, "margin": 1, "margin_unit": "seed_spread"})
     decision = decide(night(0.9, 0.6, seed_spread=spread), policy)
     assert decision.verdict == "hold"
     for name in ("beats_champion", "anchor"):
         found = check(decision, name)
         assert found.outcome == "failed"
-        assert "no study of this configuration: run `nightgate seeds PIPELINE` first" in found.reason
+        assert "run `nightgate seeds PIPELINE` first" in found.reason
     alone = decide(night(0.9, 0.6, seed_spread=spread), policy.model_copy(update={"policy": "threshold_only"}))
     assert alone.verdict == "promote"
     assert "run `nightgate seeds PIPELINE` first" in check(alone, "anchor").reason
@@ -327,25 +279,20 @@ def anchored(ours: float, theirs: float, anchor: float) -> Evidence:
 
 
 @pytest.mark.parametrize(
-    ("anchor", "outcome", "moves", "words"),
-    [
-        (0.60, "passed", True, "F1 0.6200 is above 0.6000 of the anchor (version 1) on the same 2,000 test rows"),
-        (0.62, "passed", False, "F1 0.6200 ties with the anchor (version 1) on the same 2,000 test rows"),
-        (0.625, "passed", False, "not worse by 0.0100 (margin) or more"),
-        (0.63, "failed", False, "not shown to be no worse by 0.0100 (margin) or more"),
-    ],
+    ("anchor", "outcome", "moves"),
+    [(0.60, "passed", True), (0.62, "passed", False), (0.625, "passed", False), (0.63, "failed", False)],
 )
-def test_small_losses_do_not_add_up_below_the_anchor(anchor: float, outcome: str, moves: bool, words: str) -> None:
+def test_small_losses_do_not_add_up_below_the_anchor(
+    anchor: float, outcome: str, moves: bool, snapshot: SnapshotAssertion
+) -> None:
     decision = decide(anchored(0.62, 0.60, anchor), POLICY)
     found = check(decision, "anchor")
     assert found.outcome == outcome
-    assert words in found.reason
     assert (found.candidate_value, found.champion_value, found.threshold) == (0.62, anchor, -0.01)
     assert decision.verdict == ("promote" if outcome == "passed" else "hold")
-    assert decision.measured is not None
     assert decision.measured.moves_anchor == moves
-    assert decision.measured.anchor is not None
     assert decision.measured.anchor.f1 == anchor
+    assert found.reason == snapshot
 
 
 def test_a_champion_that_is_the_anchor_gives_both_checks_the_same_numbers() -> None:
@@ -353,40 +300,31 @@ def test_a_champion_that_is_the_anchor_gives_both_checks_the_same_numbers() -> N
     beats, anchor = (check(decision, name) for name in ("beats_champion", "anchor"))
     for key in ("candidate_value", "champion_value", "ci_low", "ci_high"):
         assert getattr(beats, key) == getattr(anchor, key)
-    assert decision.measured is not None
     assert decision.measured.anchor is decision.measured.champion
-
-
-def test_the_first_champion_becomes_the_anchor() -> None:
-    measured = decide(first_night(), POLICY).measured
-    assert measured is not None
-    assert measured.moves_anchor
-    assert measured.anchor is None
 
 
 # --- not_older ---
 
 
 @pytest.mark.parametrize(
-    ("candidate_until", "champion_until", "outcome", "words"),
+    ("candidate_until", "champion_until", "outcome"),
     [
-        (TONIGHT, YESTERDAY, "passed", "newer than 2026-03-01 03:15:00 UTC of the champion (version 3)"),
-        (TONIGHT, TONIGHT, "passed", "as did the champion"),
-        (YESTERDAY, TONIGHT, "failed", "up to 2026-03-01 03:15:00 UTC, older than 2026-03-02 03:15:00"),
-        (TONIGHT - timedelta(microseconds=1), TONIGHT, "failed", "2026-03-02 03:14:59.999999 UTC"),
-        (None, TONIGHT, "failed", "not known up to when the candidate saw data"),
-        (TONIGHT, None, "failed", "not known up to when the champion (version 3) saw data"),
-        (TONIGHT.astimezone(timezone(timedelta(hours=1))), TONIGHT, "passed", "as did the champion"),
+        (TONIGHT, YESTERDAY, "passed"),
+        (TONIGHT, TONIGHT, "passed"),
+        (YESTERDAY, TONIGHT, "failed"),
+        (TONIGHT - timedelta(microseconds=1), TONIGHT, "failed"),
+        (None, TONIGHT, "failed"),
+        (TONIGHT, None, "failed"),
+        (TONIGHT.astimezone(timezone(timedelta(hours=1))), TONIGHT, "passed"),
     ],
 )
-def test_a_candidate_that_saw_older_data_than_the_champion_is_held(
-    candidate_until: datetime | None, champion_until: datetime | None, outcome: str, words: str
+def test_a_candidate_of_older_data_than_the_champion_s_is_held(
+    candidate_until: datetime | None, champion_until: datetime | None, outcome: str, snapshot: SnapshotAssertion
 ) -> None:
     evidence = of_champion(of_candidate(night(), data_until=candidate_until), data_until=champion_until)
     decision = decide(evidence, POLICY)
     found = check(decision, "not_older")
-    assert found.outcome == outcome
-    assert words in found.reason
+    assert (found.outcome, found.reason) == (outcome, snapshot)
     assert decision.verdict == ("promote" if outcome == "passed" else "hold")
 
 
@@ -399,31 +337,19 @@ def test_a_naive_instant_is_a_mistake_of_the_caller() -> None:
 
 
 @pytest.mark.parametrize(
-    ("evidence", "policy", "reason"),
+    ("evidence", "policy"),
     [
-        (night(), POLICY, "+0.0200 against the champion (version 3): superior"),
-        (
-            night(0.6, champion_nights=31),
-            POLICY,
-            "a tie with the champion (version 3): refresh after 31 nights",
-        ),
-        (
-            night(0.6),
-            Gate(min_f1=0.54, policy="non_inferior"),
-            "a tie with the champion (version 3): non-inferior",
-        ),
-        (
-            night(0.595),
-            Gate(min_f1=0.54, policy="threshold_only"),
-            "-0.0050 against the champion (version 3): policy threshold_only",
-        ),
+        (night(), POLICY),
+        (night(0.6, champion_nights=31), POLICY),
+        (night(0.6), Gate(min_f1=0.54, policy="non_inferior")),
+        (night(0.595), Gate(min_f1=0.54, policy="threshold_only")),
     ],
 )
-def test_a_promotion_says_by_how_much_and_by_which_rule(evidence: Evidence, policy: Gate, reason: str) -> None:
+def test_a_promotion_says_by_how_much_and_by_which_rule(
+    evidence: Evidence, policy: Gate, snapshot: SnapshotAssertion
+) -> None:
     decision = decide(evidence, policy)
-    assert decision.verdict == "promote", decision.reason
-    assert decision.reason.startswith("F1 0.")
-    assert decision.reason.endswith(f" on 2,000 test rows, {reason}")
+    assert (decision.verdict, decision.reason) == ("promote", snapshot)
 
 
 def test_every_check_runs_and_all_failures_are_in_the_reason() -> None:
@@ -442,9 +368,9 @@ def test_every_check_runs_and_all_failures_are_in_the_reason() -> None:
         "not_older": "failed",
     }
     for name, outcome in outcomes(decision).items():
-        # The anchor reigns: what the champion's check says of it is said once.
-        told = (check(decision, name).brief or check(decision, name).reason) in decision.reason
-        assert told == (outcome == "failed" and name != "anchor"), name
+        # Champion and anchor are one model, so that one sentence covers both checks.
+        in_reason = (check(decision, name).brief or check(decision, name).reason) in decision.reason
+        assert in_reason == (outcome == "failed" and name != "anchor"), name
 
 
 def test_all_numbers_of_all_checks_are_finite_or_none() -> None:
@@ -462,16 +388,16 @@ def test_all_numbers_of_all_checks_are_finite_or_none() -> None:
 
 
 def test_no_test_rows_promote_nothing_even_at_a_threshold_of_zero() -> None:
-    decision = decide(first_night(test=rows(0)), Gate(min_f1=0.0))
-    assert decision.verdict == "hold"
-    assert "there are no test rows" in decision.reason
+    assert decide(first_night(test=rows(0)), Gate(min_f1=0.0)).verdict == "hold"
 
 
-def test_a_gap_that_four_decimals_hide_is_not_told_as_zero() -> None:
+def test_a_gap_that_four_decimals_hide_is_not_shown_as_zero() -> None:
     test = rows(40_000)
     reason = check(decide(night(0.60005, 0.60, test), POLICY), "beats_champion").reason
     assert "(+5.0e-05)" in reason
-    assert "F1 0.60005 is above 0.60000" in reason
+    assert "0.60005" in reason
+    first, second = distinct(0.54, math.nextafter(0.54, 1))
+    assert first != second
 
 
 # --- measured ---
@@ -485,13 +411,11 @@ def test_what_was_measured_is_the_window_and_beside_it_all_rows_and_the_champion
     evidence = of_champion(night(0.62, 0.60, test), data_until=fresh_from)
     trained_on = np.arange(1000) < 10
     measured = decide(of_candidate(evidence, trained_on=trained_on), Gate(min_test_rows=100)).measured
-    assert measured is not None
     assert np.array_equal(measured.window, ~old & ~trained_on)
     assert measured.left_out == 10
     assert measured.window_start == TONIGHT - timedelta(microseconds=400)
     assert (measured.candidate.rows, measured.candidate_all.rows) == (390, 990)
     assert measured.candidate.f1 != measured.candidate_all.f1
-    assert measured.champion_fresh is not None
     # Of the 99 rows after that instant, 10 are among those that the candidate was trained on.
     assert measured.champion_fresh.rows == 89
 
@@ -501,16 +425,11 @@ def test_of_a_champion_that_a_person_chose_only_rows_from_then_on_are_fresh() ->
     for chosen, num_fresh in ((None, 99), (chosen_at, 39), (TONIGHT - timedelta(days=9), 99)):
         evidence = of_champion(night(0.62, 0.60, rows(1000)), data_until=trained_until, chosen_at=chosen)
         measured = decide(evidence, Gate(min_test_rows=100)).measured
-        assert measured is not None
-        assert measured.champion_fresh is not None
         assert measured.champion_fresh.rows == num_fresh
 
 
-def test_a_champion_of_unknown_data_has_no_fresh_rows_and_one_of_tonight_has_none_yet() -> None:
-    unknown = decide(of_champion(night(), data_until=None), POLICY).measured
-    assert unknown is not None
-    assert unknown.champion_fresh is None
-    newest = decide(of_champion(night(), data_until=TONIGHT), POLICY).measured
-    assert newest is not None
-    assert newest.champion_fresh is not None
-    assert (newest.champion_fresh.rows, newest.champion_fresh.f1) == (0, None)
+@pytest.mark.parametrize(("until", "fresh"), [(None, None), (TONIGHT, Score(0, None))])
+def test_a_champion_of_unknown_data_has_no_fresh_rows_and_one_of_tonight_has_none_yet(
+    until: datetime | None, fresh: Score | None
+) -> None:
+    assert decide(of_champion(night(), data_until=until), POLICY).measured.champion_fresh == fresh

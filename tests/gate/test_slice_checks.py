@@ -1,3 +1,5 @@
+"""Checks of classes and slices: floor, margin, few rows, groups, and the error over all tests."""
+
 from __future__ import annotations
 
 import time
@@ -5,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from syrupy.assertion import SnapshotAssertion
 
 from nightgate.config import Gate
 from nightgate.gate.decide import decide
@@ -25,22 +28,25 @@ def shops() -> Slice:
 
 def shopping(lost: float) -> Evidence:
     """A candidate that is better by 10 points, but lost a share of the gloves that both have right."""
-    test = rows()
-    test = replace(test, slices=(shops(),))
-    evidence = night(0.7, 0.6, test)
-    assert evidence.candidate.predictions is not None
+    test = rows(slices=[shops()])
     gloves = np.flatnonzero((test.slices[0].codes == 1) & (labels(test, 0.6) == test.true))
-    worse = evidence.candidate.predictions.copy()
+    worse = labels(test, 0.7)
     chosen = gloves[: round(lost * 500)]
     worse[chosen] = 1 - worse[chosen]
-    return of_candidate(evidence, predictions=worse)
+    return of_candidate(night(0.7, 0.6, test), predictions=worse)
+
+
+def losing_all(evidence: Evidence, shop: str) -> Evidence:
+    """A candidate that is wrong on all rows of the shop."""
+    lost = evidence.test.slices[0].codes == SHOPS.index(shop)
+    return of_candidate(evidence, predictions=np.where(lost, 1 - evidence.test.true, evidence.candidate.predictions))
 
 
 def of_slices(decision: Decision, kind: str) -> dict[str, str]:
     return {f"{c.slice_name} {c.slice_value}": c.outcome for c in decision.checks if c.name == kind}
 
 
-def test_classes_and_slices_are_held_against_the_champion_one_by_one() -> None:
+def test_every_class_and_slice_is_compared_with_the_champion(snapshot: SnapshotAssertion) -> None:
     decision = decide(shopping(0.0), POLICY)
     assert of_slices(decision, "slice_margin") == {
         "label bad": "passed",
@@ -51,128 +57,97 @@ def test_classes_and_slices_are_held_against_the_champion_one_by_one() -> None:
         "shop ": "underpowered",
     }
     assert of_slices(decision, "slice_floor") == {}
-    assert check(decision, "slices").reason == (
-        "none of 5 tests of classes and slices failed (held over all of them by Holm: chance alone fails any in at "
-        "most 5 % of nights); 1 more have fewer than min_slice_rows 50 test rows"
-    )
+    assert check(decision, "slices").reason == snapshot
     assert decision.verdict == "promote"
 
 
-def test_a_slice_that_is_clearly_worse_holds_a_candidate_that_is_better_as_a_whole() -> None:
+def test_a_slice_that_is_clearly_worse_holds_a_candidate_that_is_better_as_a_whole(
+    snapshot: SnapshotAssertion,
+) -> None:
     decision = decide(shopping(0.3), POLICY)
     assert check(decision, "beats_champion").outcome == "passed"
     assert of_slices(decision, "slice_margin")["shop gloves"] == "failed"
     found = check(decision, "slice_margin", "gloves")
     assert (found.slice_name, found.rows_used, found.threshold) == ("shop", 500, -0.05)
-    assert "of the champion (version 3) on 500 rows (-0.2" in found.reason
-    assert " is significantly worse by more than slice_margin 0.0500 (p below 0.001)" in found.reason
-    assert found.ci_high is not None
     assert found.ci_high < -0.05
     summary = check(decision, "slices")
-    assert summary.outcome == "failed"
-    assert summary.reason.startswith("1 of 5 tests of classes and slices failed")
-    assert summary.reason.endswith(f": {found.reason}")
-    assert decision.verdict == "hold"
-    assert decision.reason == summary.reason
+    assert (summary.outcome, summary.reason) == ("failed", snapshot)
+    assert found.reason in summary.reason
+    assert (decision.verdict, decision.reason) == ("hold", summary.reason)
 
 
-def test_a_slice_that_is_worse_by_less_than_chance_explains_passes_and_says_so() -> None:
+def test_a_slice_that_is_not_significantly_worse_passes_and_says_so(snapshot: SnapshotAssertion) -> None:
     decision = decide(shopping(0.17), POLICY)
     found = check(decision, "slice_margin", "gloves")
-    assert found.outcome == "passed"
-    assert found.candidate_value is not None
-    assert found.champion_value is not None
+    assert (found.outcome, found.reason) == ("passed", snapshot)
     assert found.candidate_value - found.champion_value < -0.05
-    assert "is not significantly worse by more than slice_margin 0.0500" in found.reason
 
 
-def test_a_class_or_slice_of_few_rows_is_underpowered_however_bad() -> None:
-    evidence = shopping(0.0)
-    few = evidence.test.slices[0].codes == 3
-    assert evidence.candidate.predictions is not None
-    awful = of_candidate(evidence, predictions=np.where(few, 1 - evidence.test.true, evidence.candidate.predictions))
+def test_a_class_or_slice_of_few_rows_is_underpowered_however_bad(snapshot: SnapshotAssertion) -> None:
+    awful = losing_all(shopping(0.0), "")
     decision = decide(awful, POLICY)
     found = check(decision, "slice_margin", "")
-    assert (found.outcome, found.candidate_value) == ("underpowered", 0.0)
-    assert found.reason == "shop '': 40 test rows are fewer than min_slice_rows 50"
+    assert (found.outcome, found.candidate_value, found.reason) == ("underpowered", 0.0, snapshot)
     assert decision.verdict == "promote"
     assert of_slices(decide(awful, Gate(min_f1=0.5, min_slice_rows=40)), "slice_margin")["shop "] == "failed"
 
 
-def test_where_all_are_too_few_the_summary_is_underpowered_and_holds_nothing() -> None:
+def test_with_too_few_rows_everywhere_the_summary_is_underpowered_and_holds_nothing(
+    snapshot: SnapshotAssertion,
+) -> None:
     decision = decide(shopping(0.15), Gate(min_f1=0.5, min_slice_rows=2000))
-    assert check(decision, "slices").outcome == "underpowered"
-    assert check(decision, "slices").reason == "every class and slice has fewer than min_slice_rows 2,000 test rows"
+    assert (check(decision, "slices").outcome, check(decision, "slices").reason) == ("underpowered", snapshot)
     assert decision.verdict == "promote"
 
 
-@pytest.mark.parametrize(
-    ("share", "floor", "outcome", "words"),
-    [
-        (0.60, 0.60, "passed", "F1 0.6000 (95 % interval 0.5"),
-        (0.60, 0.60, "passed", "on 1,000 rows is not below slice_floor 0.6000"),
-        (0.60, 0.61, "passed", "on 1,000 rows is not significantly below slice_floor 0.6100"),
-        (0.60, 0.68, "failed", "on 1,000 rows is significantly below slice_floor 0.6800 (p below 0.001"),
-    ],
-)
-def test_a_floor_holds_for_every_class_even_of_the_first_candidate(
-    share: float, floor: float, outcome: str, words: str
+@pytest.mark.parametrize(("floor", "outcome"), [(0.60, "passed"), (0.61, "passed"), (0.68, "failed")])
+def test_a_floor_applies_to_every_class_even_of_the_first_candidate(
+    floor: float, outcome: str, snapshot: SnapshotAssertion
 ) -> None:
-    decision = decide(first_night(share), Gate(min_f1=0.5, slice_floor=floor))
+    decision = decide(first_night(0.60), Gate(min_f1=0.5, slice_floor=floor))
     for label in ("bad", "good"):
         found = check(decision, "slice_floor", label)
-        assert (found.outcome, found.candidate_value, found.champion_value) == (outcome, share, None)
+        assert (found.outcome, found.candidate_value, found.champion_value) == (outcome, 0.60, None)
         assert (found.threshold, found.rows_used) == (floor, 1000)
-        assert words in found.reason
+        assert found.reason == snapshot
     assert of_slices(decision, "slice_margin") == {}
     assert decision.verdict == ("hold" if outcome == "failed" else "promote")
 
 
-def test_floor_and_margin_are_one_family() -> None:
+def test_floor_and_margin_share_one_correction() -> None:
     decision = decide(shopping(0.0), Gate(min_f1=0.5, slice_floor=0.3))
-    assert check(decision, "slices").reason.startswith("none of 10 tests")
+    assert "none of 10 tests" in check(decision, "slices").reason
     assert list(of_slices(decision, "slice_floor")) == list(of_slices(decision, "slice_margin"))
 
 
 def test_more_failures_than_fit_are_counted() -> None:
-    test = rows()
-    test = replace(test, slices=(Slice("shop", ("a", "b", "c", "d"), np.arange(2000) % 4),))
+    test = rows(slices=[Slice("shop", ("a", "b", "c", "d"), np.arange(2000) % 4)])
     decision = decide(night(0.55, 0.95, test), POLICY)
-    reason = check(decision, "slices").reason
-    assert reason.startswith("6 of 6 tests")
-    assert reason.endswith(" and 3 more")
+    assert check(decision, "slices").reason.endswith(" and 3 more")
 
 
 def test_a_value_that_no_row_of_the_window_has_is_no_slice() -> None:
-    test = rows()
-    old = shops().codes == 0
-    seen_at = np.where(old, test.seen_at - 400 * DAY, test.seen_at)
-    test = replace(test, seen_at=seen_at, slices=(shops(),))
+    test = rows(slices=[shops()])
+    test = replace(test, seen_at=np.where(shops().codes == 0, test.seen_at - 400 * DAY, test.seen_at))
     decision = decide(night(0.62, 0.60, test), Gate(min_f1=0.5, min_test_rows=100))
-    assert [key for key in of_slices(decision, "slice_margin") if key.startswith("shop")] == [
-        "shop gloves",
-        "shop hats",
-        "shop ",
-    ]
+    found = [key for key in of_slices(decision, "slice_margin") if key.startswith("shop")]
+    assert found == ["shop gloves", "shop hats", "shop "]
 
 
 def test_a_champion_without_predictions_leaves_slices_without_evidence() -> None:
     decision = decide(of_champion(night(), predictions=None), POLICY)
-    found = check(decision, "slices")
-    assert found.outcome == "failed"
-    assert found.reason.endswith("so nothing shows how classes and slices did")
+    assert check(decision, "slices").outcome == "failed"
     assert of_slices(decision, "slice_margin") == {}
 
 
-def test_rows_of_a_group_stand_or_fall_together_in_slices_too() -> None:
+def test_rows_of_a_group_are_not_independent_in_slices_either() -> None:
     # 40 groups of 50 rows, 10 of them of one shop, of which the candidate lost two: 100 rows, but only 10 draws.
-    test = rows()
     groups = np.arange(2000) // 50
-    test = replace(test, slices=(Slice("shop", SHOPS, groups // 10),))
-    champion = side(test, 0.9, version=3, predictions=np.where(groups % 5 == 4, 1 - test.true, test.true))
-    assert champion.predictions is not None
+    test = rows(slices=[Slice("shop", SHOPS, groups // 10)])
+    right = np.where(groups % 5 == 4, 1 - test.true, test.true)
     lost = (groups == 10) | (groups == 11)
-    candidate = replace(champion, predictions=np.where(lost, 1 - test.true, champion.predictions))
+    champion = side(test, 0.9, version=3, predictions=right)
+    candidate = replace(champion, predictions=np.where(lost, 1 - test.true, right))
     found = []
     for known in (test, replace(test, groups=groups)):
         decision = decide(night(test=known, champion=champion, anchor=champion, candidate=candidate), POLICY)
@@ -181,41 +156,30 @@ def test_rows_of_a_group_stand_or_fall_together_in_slices_too() -> None:
     assert found[0].candidate_value == found[1].candidate_value
 
 
-def test_a_slice_of_a_few_groups_is_not_tested_however_many_rows_they_have() -> None:
-    test = rows()
+def test_a_slice_of_a_few_groups_is_not_tested_however_many_rows_they_have(snapshot: SnapshotAssertion) -> None:
     groups = np.arange(2000) // 50
-    test = replace(test, groups=groups, slices=(Slice("shop", SHOPS, np.searchsorted([35, 36], groups, side="right")),))
+    test = rows(slices=[Slice("shop", SHOPS, np.searchsorted([35, 36], groups, side="right"))], groups=groups)
     champion = side(test, 0.9, version=3)
-    assert champion.predictions is not None
-    candidate = replace(champion, predictions=np.where(groups == 35, 1 - test.true, champion.predictions))
+    candidate = replace(champion, predictions=np.where(groups == 35, 1 - test.true, labels(test, 0.9)))
     decision = decide(night(test=test, champion=champion, anchor=champion, candidate=candidate), POLICY)
     found = check(decision, "slice_margin", "gloves")
-    assert (found.outcome, found.reason) == (
-        "underpowered",
-        "shop 'gloves': 50 test rows come in 1 groups, fewer than 5",
-    )
-    assert "50 test rows, or than 5 groups" in check(decision, "slices").reason
+    assert found.outcome == "underpowered"
+    assert [found.reason, check(decision, "slices").reason] == snapshot
 
 
 @pytest.mark.parametrize("confidence", [0.95, 0.99, 0.999])
 def test_a_slice_that_lost_everything_fails_at_any_confidence(confidence: float) -> None:
-    evidence = shopping(1.0)
-    candidate = evidence.candidate
-    assert candidate.predictions is not None
-    lost = evidence.test.slices[0].codes == 1
-    worse = of_candidate(evidence, predictions=np.where(lost, 1 - evidence.test.true, candidate.predictions))
-    decision = decide(worse, Gate(min_f1=0.5, confidence=confidence, slice_floor=0.1))
+    policy = Gate(min_f1=0.5, confidence=confidence, slice_floor=0.1)
+    decision = decide(losing_all(shopping(1.0), "gloves"), policy)
     assert check(decision, "slice_margin", "gloves").outcome == "failed"
 
 
 def equal_night(seed: int, num_labels: int, num_rows: int, num_slices: tuple[int, ...]) -> Evidence:
     """Two models of one quality that agree on most rows."""
     rng = np.random.default_rng(seed)
-    test = replace(rows(num_rows), true=rng.integers(0, num_labels, num_rows))
-    slices = tuple(
-        Slice(f"by {num}", tuple(map(str, range(num))), rng.integers(0, num, num_rows)) for num in num_slices
-    )
-    test = replace(test, slices=slices)
+    true = rng.integers(0, num_labels, num_rows)
+    slices = [Slice(f"by {num}", tuple(map(str, range(num))), rng.integers(0, num, num_rows)) for num in num_slices]
+    test = replace(rows(num_rows, slices), true=true)
     champion = side(test, 0.5, predictions=guesses(test.true, 0.6, seed, num_labels), version=3)
     other = guesses(test.true, 0.6, seed + 10_000, num_labels)
     candidate = replace(champion, predictions=np.where(rng.random(num_rows) < 0.5, champion.predictions, other))
@@ -224,10 +188,10 @@ def equal_night(seed: int, num_labels: int, num_rows: int, num_slices: tuple[int
 
 
 def test_of_nights_with_equal_models_chance_fails_no_more_than_the_error_that_is_allowed() -> None:
-    # At a margin of 0 and an error of 20 % instead of 5 %, so that few nights tell: 15 of 40 have a chance of 1 %.
+    # At a margin of 0 and an error of 20 % instead of 5 %, so that few nights suffice: 12 of 30 have a chance of 1 %.
     policy = Gate(min_f1=0, slice_margin=0, confidence=0.8)
-    nights = [decide(equal_night(seed, 2, 2000, (8,)), policy) for seed in range(40)]
-    assert sum(check(decision, "slices").outcome == "failed" for decision in nights) < 15
+    nights = [decide(equal_night(seed, 2, 1000, (6,)), policy) for seed in range(30)]
+    assert sum(check(decision, "slices").outcome == "failed" for decision in nights) < 12
 
 
 def test_forty_slices_take_well_under_two_seconds() -> None:

@@ -1,3 +1,5 @@
+"""The test window: rows by age, widening, clean rows, exact instants."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -12,13 +14,10 @@ AGES = np.array([0, 1, 1, 2, 3, 3, 3, 9])
 """Days before tonight."""
 
 
-def found(
-    length: str, min_rows: int, clean: list[bool] | None = None, ages: np.ndarray = AGES
-) -> tuple[list[int], object]:
-    """Ages in the window, and that of its start."""
-    kept = np.ones(len(ages), dtype=np.bool_) if clean is None else np.array(clean)
-    window, start = window_of(UNTIL - ages * DAY, TONIGHT, length, min_rows, kept)
-    return ages[window].tolist(), None if start is None else (TONIGHT - start).days
+def found(length: str, min_rows: int, clean: list[bool] | None = None) -> tuple[list[int], object]:
+    """Ages in days of the rows in the window, and of its start."""
+    window, start = window_of(UNTIL - AGES * DAY, TONIGHT, length, min_rows, np.array(clean or [True] * 8))
+    return AGES[window].tolist(), None if start is None else (TONIGHT - start).days
 
 
 @pytest.mark.parametrize(
@@ -30,25 +29,17 @@ def found(
         ("1w", 1, [0, 1, 1, 2, 3, 3, 3], 3),
         ("9d", 1, [0, 1, 1, 2, 3, 3, 3, 9], None),
         ("", 1, [0, 1, 1, 2, 3, 3, 3, 9], None),
+        # Too few rows are widened backwards by whole instants.
+        ("1h", 2, [0, 1, 1], 1),
+        ("1h", 3, [0, 1, 1], 1),
+        ("1h", 4, [0, 1, 1, 2], 2),
+        ("1h", 5, [0, 1, 1, 2, 3, 3, 3], 3),
+        ("1h", 8, [0, 1, 1, 2, 3, 3, 3, 9], None),
+        ("1h", 100, [0, 1, 1, 2, 3, 3, 3, 9], None),
     ],
 )
 def test_rows_no_older_than_the_window_decide(length: str, min_rows: int, ages: list[int], start: int | None) -> None:
     assert found(length, min_rows) == (ages, start)
-
-
-@pytest.mark.parametrize(
-    ("min_rows", "ages", "start"),
-    [
-        (2, [0, 1, 1], 1),
-        (3, [0, 1, 1], 1),
-        (4, [0, 1, 1, 2], 2),
-        (5, [0, 1, 1, 2, 3, 3, 3], 3),
-        (8, [0, 1, 1, 2, 3, 3, 3, 9], None),
-        (100, [0, 1, 1, 2, 3, 3, 3, 9], None),
-    ],
-)
-def test_too_few_are_widened_backwards_by_whole_instants(min_rows: int, ages: list[int], start: int | None) -> None:
-    assert found("1h", min_rows) == (ages, start)
 
 
 def test_rows_that_a_side_was_trained_on_neither_decide_nor_count() -> None:
@@ -67,7 +58,7 @@ def test_the_start_is_that_of_the_oldest_row_in_it_to_the_microsecond() -> None:
     assert start is None
 
 
-def test_times_before_1970_and_of_a_night_elsewhere_are_instants_like_any() -> None:
+def test_times_before_1970_and_in_other_time_zones_are_handled() -> None:
     night = datetime(1969, 12, 31, 12, tzinfo=UTC).astimezone()
     seen_at = np.array([-DAY, -DAY // 2 - 1, -3 * DAY])
     window, start = window_of(seen_at, night, "12h", 1, np.ones(3, dtype=np.bool_))

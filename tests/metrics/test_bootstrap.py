@@ -1,4 +1,4 @@
-"""Intervals against scikit-learn's F1 and against resampling row by row."""
+"""Bootstrap intervals compared with scikit-learn's F1, resampling row by row, and nominal coverage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.metrics import f1_score
 
-from nightgate.metrics.bootstrap import Average, Statistic, _expanded_tail, f1_difference, f1_estimate, group_numbers
+from nightgate.metrics.bootstrap import Statistic, _expanded_tail, f1_difference, f1_estimate, group_numbers
+from nightgate.metrics.confusion import Average
 
 Labels = NDArray[np.int64]
 AVERAGES: list[Average] = ["weighted", "macro"]
@@ -34,7 +35,7 @@ def f1(true: Labels, predicted: Labels, statistic: Statistic) -> float:
 
 
 def value(true: Labels, predicted: Labels, statistic: Statistic) -> float:
-    """As scikit-learn's, which the first test makes sure of, and faster."""
+    """scikit-learn's F1, but faster; the first test compares the two."""
     return f1_estimate(true, predicted, 5, statistic, resamples=2).value
 
 
@@ -56,13 +57,13 @@ def test_the_value_is_scikit_learn_s_f1_and_the_difference_of_two(
 
 
 @pytest.mark.parametrize("statistic", ["weighted", "macro", 2])
-def test_the_resampled_values_are_spread_as_those_of_resampling_row_by_row(statistic: Statistic) -> None:
+def test_resampled_values_have_the_spread_of_resampling_row_by_row(statistic: Statistic) -> None:
     true, predicted = review_labels(300, 1)
     _, other = review_labels(300, 1, right=0.5)
     picks = np.random.default_rng(0).integers(300, size=(1000, 300))
     single = np.array([value(true[pick], predicted[pick], statistic) for pick in picks])
     paired = single - [value(true[pick], other[pick], statistic) for pick in picks]
-    # An F1 of one class is of a fifth of the rows.
+    # The F1 of one class depends on a fifth of the rows.
     within = 0.02 if isinstance(statistic, str) else 0.04
     for found, expected in (
         (f1_estimate(true, predicted, 5, statistic), single),
@@ -71,10 +72,10 @@ def test_the_resampled_values_are_spread_as_those_of_resampling_row_by_row(stati
         assert np.quantile(found.draws, QUANTILES) == pytest.approx(np.quantile(expected, QUANTILES), abs=within)
 
 
-def test_the_resampled_values_by_groups_are_spread_as_those_of_resampling_group_by_group() -> None:
+def test_resampled_groups_have_the_spread_of_resampling_group_by_group() -> None:
     true, predicted = review_labels(300, 2)
     groups = np.repeat(np.arange(30), 10)
-    # Half of the groups are easy: their rows stand or fall together.
+    # Half of the groups are easy, so that rows of a group are correlated.
     predicted = np.where(groups % 2 == 0, true, predicted)
     rng = np.random.default_rng(0)
     values = []
@@ -84,8 +85,6 @@ def test_the_resampled_values_by_groups_are_spread_as_those_of_resampling_group_
     found = f1_estimate(true, predicted, 5, "weighted", groups=groups)
     assert np.quantile(found.draws, QUANTILES) == pytest.approx(np.quantile(values, QUANTILES), abs=0.015)
     by_row = f1_estimate(true, predicted, 5, "weighted")
-    assert found.std_error is not None
-    assert by_row.std_error is not None
     assert found.std_error > 1.2 * by_row.std_error
 
 
@@ -97,43 +96,35 @@ def test_groups_of_one_row_give_the_interval_of_single_rows() -> None:
         assert f1_estimate(true, predicted, 5, "macro", groups=groups).interval == pytest.approx(by_row, abs=0.01)
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    everyone, guesses = review_labels(200_000, 4)
-    truth = f1(everyone, guesses, "weighted")
+def test_the_interval_has_its_nominal_coverage() -> None:
+    population, guesses = review_labels(200_000, 4)
+    truth = f1(population, guesses, "weighted")
     rng = np.random.default_rng(5)
     covered = 0
     for seed in range(200):
-        sample = rng.integers(len(everyone), size=400)
-        found = f1_estimate(everyone[sample], guesses[sample], 5, "weighted", resamples=500, seed=seed).interval
-        assert found is not None
+        sample = rng.integers(len(population), size=400)
+        found = f1_estimate(population[sample], guesses[sample], 5, "weighted", resamples=500, seed=seed).interval
         covered += found.low <= truth <= found.high
     assert 0.91 <= covered / 200 <= 0.99
 
 
-def test_the_paired_interval_covers_no_difference_between_equally_good_models() -> None:
+def test_the_paired_interval_of_equally_good_models_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(6)
     covered = 0
     for seed in range(200):
         true = rng.integers(3, size=300)
         first, second = (np.where(rng.random(300) < 0.7, true, rng.integers(3, size=300)) for _ in range(2))
         found = f1_difference(true, first, second, 3, "macro", resamples=500, seed=seed).interval
-        assert found is not None
         covered += found.low <= 0 <= found.high
     assert 0.91 <= covered / 200 <= 0.99
 
 
-def test_a_model_compared_with_itself_differs_by_exactly_nothing() -> None:
-    true, predicted = review_labels(200, 7)
-    assert f1_difference(true, predicted, predicted, 5, "weighted").interval == (0.0, 0.0)
-
-
-def test_swapping_the_models_turns_the_sign() -> None:
+def test_swapping_the_models_turns_the_sign_and_a_model_does_not_differ_from_itself() -> None:
     true, predicted = review_labels(500, 8)
+    assert f1_difference(true, predicted, predicted, 5, "weighted").interval == (0.0, 0.0)
     _, worse = review_labels(500, 8, right=0.3)
     found = f1_difference(true, worse, predicted, 5, "weighted").interval
     swapped = f1_difference(true, predicted, worse, 5, "weighted").interval
-    assert found is not None
-    assert swapped is not None
     assert found.low > 0
     assert swapped.high < 0
     assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low), abs=0.01)
@@ -152,8 +143,6 @@ def test_more_confidence_means_a_wider_interval() -> None:
     true, predicted = review_labels(300, 10)
     usual = f1_estimate(true, predicted, 5, "macro").interval
     wide = f1_estimate(true, predicted, 5, "macro", confidence=0.99).interval
-    assert usual is not None
-    assert wide is not None
     assert wide.low < usual.low
     assert wide.high > usual.high
 
@@ -177,28 +166,21 @@ def test_with_fewer_than_five_rows_or_groups_there_is_no_interval(rows: int) -> 
     assert math.isnan(value) if rows == 0 else value == 1.0
 
 
-def test_labels_that_never_occur_do_not_count_towards_macro() -> None:
+def test_labels_that_never_occur_are_ignored_by_macro() -> None:
     true = np.array([0, 1] * 50)
     assert f1_estimate(true, true, 9, "macro").interval == (1.0, 1.0)
-
-
-def test_the_class_that_an_f1_is_of_need_not_occur() -> None:
-    true = np.array([0, 1] * 50)
     assert f1_estimate(true, true, 9, 5).interval == (0.0, 0.0)
 
 
 def test_the_standard_error_is_that_of_the_resampled_values_and_falls_with_the_square_root_of_the_rows() -> None:
     few, many = (f1_estimate(*review_labels(rows, 13), 5, "weighted") for rows in (500, 8000))
     assert few.std_error == pytest.approx(float(np.std(few.draws, ddof=1)))
-    assert few.std_error is not None
-    assert many.std_error is not None
     assert few.std_error / many.std_error == pytest.approx(4, rel=0.1)
 
 
 def test_the_p_value_counts_the_threshold_itself_and_beyond_all_draws_it_is_student_s() -> None:
     true, predicted = review_labels(300, 14)
     found = f1_estimate(true, predicted, 5, "weighted", resamples=999)
-    assert found.std_error is not None
     assert found.p_value(0.0) == 1.0
     low = float(np.quantile(found.draws, 0.1))
     assert found.p_value(low) == pytest.approx(np.mean(found.draws >= low), abs=0.02)
@@ -212,8 +194,8 @@ def test_the_p_value_counts_the_threshold_itself_and_beyond_all_draws_it_is_stud
 
 
 @pytest.mark.parametrize("groups", [5, 8, 12])
-def test_equal_models_are_told_apart_on_few_groups_as_seldom_as_on_many(groups: int) -> None:
-    """Each group suits one of the models by chance. At 2.5 % on either side, and 1.25 % for the p-value."""
+def test_the_false_positive_rate_is_nominal_on_few_groups_too(groups: int) -> None:
+    """Each group favours one of two equal models by chance: 2.5 % a side, and 1.25 % for the p-value."""
     rng, nights = np.random.default_rng(groups), 400
     superior = worse = plainly_worse = 0
     of_row = np.repeat(np.arange(groups), 20)
@@ -222,7 +204,6 @@ def test_equal_models_are_told_apart_on_few_groups_as_seldom_as_on_many(groups: 
         right = rng.normal(0.65, 0.05, size=(2, groups))[:, of_row]
         first, second = np.where(rng.random(right.shape) < right, true, (true + 1) % 3)
         gap = f1_difference(true, first, second, 3, "weighted", groups=of_row, seed=seed, resamples=800)
-        assert gap.interval is not None
         superior += gap.interval.low > 0
         worse += gap.p_value(0.0) <= 0.0125
         plainly_worse += np.mean(gap.draws >= 0) <= 0.0125
@@ -230,10 +211,10 @@ def test_equal_models_are_told_apart_on_few_groups_as_seldom_as_on_many(groups: 
     assert superior / nights <= 0.025 + 0.024
     assert worse / nights <= 0.0125 + 0.017
     if groups == 5:
-        assert plainly_worse / nights > 0.04, "what the share of draws alone would call worse"
+        assert plainly_worse / nights > 0.04, "the share of draws alone"
 
 
-def test_the_tails_are_hesterberg_s() -> None:
+def test_the_expanded_tails_are_those_of_hesterberg() -> None:
     for size in (5, 20, 100, 5000):
         expected = norm.cdf(-math.sqrt(size / (size - 1)) * student.ppf(0.975, size - 1))
         assert _expanded_tail(0.025, size) == pytest.approx(expected, rel=1e-9)
@@ -241,18 +222,17 @@ def test_the_tails_are_hesterberg_s() -> None:
     assert 0 <= _expanded_tail(0.025, 2) < 1e-12
 
 
-def test_the_interval_of_few_draws_covers_more_than_a_plain_percentile_interval() -> None:
-    """The mean of 8 groups: 95 % nominal, of which plain percentiles reach 89 %."""
+def test_the_interval_of_few_groups_covers_more_than_a_plain_percentile_interval() -> None:
+    """For 8 groups plain percentiles cover 89 % instead of 95 %."""
     rng = np.random.default_rng(15)
     covered = np.zeros(2, dtype=np.int64)
     for seed in range(150):
-        # One class, so that weighted F1 goes with the share of right rows, which differs from group to group.
+        # With one class F1 follows the share of correct rows, which varies between groups.
         right = rng.random((8, 200)) < rng.normal(0.6, 0.1, size=(8, 1))
         predicted = np.where(right.ravel(), 0, 1)
         found = f1_estimate(
             np.zeros(1600, dtype=np.int64), predicted, 2, 0, groups=np.arange(1600) // 200, seed=seed, resamples=1000
         )
-        assert found.interval is not None
         truth = 2 * 0.6 / 1.6
         plain = np.quantile(found.draws, [0.025, 0.975])
         covered += [found.interval.low <= truth <= found.interval.high, plain[0] <= truth <= plain[1]]
@@ -271,7 +251,7 @@ def test_the_bootstrap_of_one_decision_takes_less_than_half_a_second() -> None:
     assert min(taken) < 0.5
 
 
-def test_twenty_thousand_rows_in_groups_take_a_moment() -> None:
+def test_twenty_thousand_rows_in_groups_take_seconds() -> None:
     true, predicted = review_labels(20_000, 11)
     _, other = review_labels(20_000, 12)
     groups = np.random.default_rng(0).integers(2000, size=20_000)

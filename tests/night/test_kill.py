@@ -1,6 +1,6 @@
 """Nights that are killed, stopped or lose their training process, with kill -9 and signals, on the real command line.
 
-Every broken night is taken up by the same command and must end with the numbers of one that nobody disturbed.
+Every broken night is resumed by the same command and must end with the numbers of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quiet(pipeline: Path) -> Site:
-    """The night that nobody disturbs."""
+    """The undisturbed night."""
     site = Site(pipeline, pipeline.parent / "quiet")
     done = site.run()
     assert done.returncode == 0, done.stderr
@@ -210,8 +210,8 @@ def test_the_training_of_a_killed_command_ends_within_seconds(killed: Story) -> 
 def test_the_same_command_takes_a_killed_night_up_as_the_second_attempt_of_the_same_run(killed: Story) -> None:
     assert killed.done.returncode == 0, killed.done.stderr
     assert killed.site.rows("SELECT attempts, trigger, status FROM nightly_runs") == [(2, "retry", "promoted")]
-    assert "ended without a word in attempt 1" in killed.done.stderr
-    assert "going on after epoch 1" in killed.done.stderr
+    assert "in attempt 1" in killed.done.stderr
+    assert "resuming after epoch 1" in killed.done.stderr
 
 
 def test_no_epoch_of_a_killed_night_stands_twice(killed: Story) -> None:
@@ -265,7 +265,7 @@ def test_a_signal_takes_the_training_along_at_once(disturbed: Story) -> None:
 
 @pytest.mark.parametrize(
     ("place", "error_type", "reason"),
-    [(2, "out_of_memory", "was killed (SIGKILL)"), (3, "crashed", "died of SIGSEGV without a word")],
+    [(2, "out_of_memory", "was killed (SIGKILL)"), (3, "crashed", "died of SIGSEGV")],
 )
 def test_a_night_whose_training_dies_ends_failed_in_words(
     disturbed: Story, place: int, error_type: str, reason: str

@@ -13,8 +13,8 @@ from nightgate.errors import RegistryError
 from nightgate.operations import reconciliation
 from nightgate.registry import promotion
 from nightgate.runs import claim, heartbeat, lifecycle, records, skip
-from nightgate.runs.claim import OpenedRun
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from tests.support import night_rows
 from tests.support.night_rows import one, opened
 
@@ -91,7 +91,7 @@ def test_a_late_run_that_a_newer_night_has_overtaken_is_superseded_and_a_backfil
 
 
 def test_after_a_week_without_a_worker_one_night_is_worked_on(database: Database) -> None:
-    """Prefect starts the late runs oldest first, and each is told of a newer one until there is none."""
+    """Prefect starts the late runs oldest first; each but the newest is overtaken."""
     before = opened(database)
     lifecycle.finish_run(database, before.run_id, 1, "held")
     for day in range(1, 8):
@@ -109,34 +109,34 @@ def test_the_night_of_a_prefect_run_is_the_one_that_it_began_with(database: Data
     assert claim.night_of(database, "flow-2") is None
 
 
-def by_hand(database: Database, night: str) -> str:
-    return claim.by_hand_at_work(database, "reviews", date.fromisoformat(night))
+def manual_run(database: Database, night: str) -> str:
+    return claim.active_manual_run(database, "reviews", date.fromisoformat(night))
 
 
 def test_a_scheduled_night_waits_for_an_old_night_or_a_rehearsal_that_a_person_has_started(database: Database) -> None:
     here = Owner.here()
-    assert by_hand(database, "2026-03-03") == ""
+    assert manual_run(database, "2026-03-03") == ""
     backfill = opened(database, day=0, trigger="backfill", owner=here)
-    assert by_hand(database, "2026-03-03") == f"run {backfill.run_id} (started by hand, night 2026-03-01)"
-    assert by_hand(database, "2026-03-01") == "", "it is that very night"
+    assert manual_run(database, "2026-03-03") == f"run {backfill.run_id} (started manually, night 2026-03-01)"
+    assert manual_run(database, "2026-03-01") == "", "it is that very night"
     lifecycle.finish_run(database, backfill.run_id, 1, "held")
     rehearsal = opened(database, day=2, owner=here, dry_run=True)
-    assert by_hand(database, "2026-03-03") == f"run {rehearsal.run_id} (a dry run, night 2026-03-03)"
+    assert manual_run(database, "2026-03-03") == f"run {rehearsal.run_id} (a dry run, night 2026-03-03)"
     lifecycle.finish_run(database, rehearsal.run_id, 1, "held")
     opened(database, day=1, owner=here)
-    assert by_hand(database, "2026-03-03") == "", "of scheduled nights one steps back"
+    assert manual_run(database, "2026-03-03") == "", "of scheduled nights one steps back"
 
 
 def test_a_scheduled_night_does_not_wait_for_a_process_that_is_dead(database: Database) -> None:
     dead = opened(database, trigger="backfill")
-    assert by_hand(database, "2026-03-03") == ""
+    assert manual_run(database, "2026-03-03") == ""
     assert one(database, dead.run_id)["status"] == "failed"
 
 
 # --- nights without news ---
 
 
-def with_snapshot(database: Database, day: int, rows: int = 1, **options: Any) -> OpenedRun:
+def with_snapshot(database: Database, day: int, rows: int = 1, **options: Any) -> RunRow:
     run = opened(database, day=day, **options)
     records.record_snapshot(database, run.run_id, run.attempt, night_rows.refreshed(database, f"s-{rows}"))
     return run

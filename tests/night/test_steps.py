@@ -1,4 +1,4 @@
-"""The steps of a night in process: what they hand on, and how a night that is disturbed between them is settled."""
+"""The steps of a night in this process: the values that they return, and how a disturbed night ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,30 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nightgate.config import Pipeline
+from nightgate.data.golden_rows import GoldenSet
 from nightgate.database import queries
 from nightgate.database.connection import database_url
 from nightgate.database.gate_schema import TestPrediction
 from nightgate.database.schema import Promotion
 from nightgate.database.transactions import Database, upgrade
 from nightgate.errors import DataError, ModelError, NonFiniteLossError, RegistryError
+from nightgate.gate.decide import decide
 from nightgate.gate.decision import Measured
+from nightgate.gate.evidence import Evidence, Serving
 from nightgate.home import Home, open_home
 from nightgate.models import version_folder
-from nightgate.night import evidence, steps, verdict
+from nightgate.night import ending, scoring, steps
+from nightgate.night.evidence import gather_evidence
+from nightgate.night.night import Steps, run_night, run_steps
 from nightgate.night.run import NightRun, open_night
-from nightgate.night.steps import run_night
+from nightgate.night.values import Judged, Scored, Served, Trained
 from nightgate.pipeline_files import load_pipeline
 from nightgate.registry import anchors, approvals, champions, promotion, versions
-from nightgate.runs import lifecycle, records
+from nightgate.runs import evidence_store, lifecycle, records
+from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night, chosen_night, scheduled_night
 from nightgate.training.predictions import read_predictions
-from nightgate.training.protocol import TrainResult
+from nightgate.training.protocol import ScoreResult, TrainResult
 from tests.support import night_rows
 from tests.support.first_night import FirstNight, copy_first_night, first_night
 from tests.support.night import nightgate
@@ -53,7 +59,7 @@ def night_of(pipeline: Pipeline, day: int) -> Night:
 
 @pytest.fixture
 def site(environment: Path) -> Path:
-    """A home in which version 1 reigns since the night of 5 January; gives the pipeline's file."""
+    """The pipeline's file; version 1 is the champion since the night of 5 January."""
     return copy_first_night(environment).pipeline
 
 
@@ -84,10 +90,14 @@ def held_night(tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
     return FirstNight(pipeline, home, done)
 
 
-def the_row(run: NightRun) -> dict[str, Any]:
-    frame = queries.history(run.pipeline.name)
-    [row] = frame[frame["run_id"] == run.run_id].to_dict("records")
-    return {str(name): value for name, value in row.items()}
+def the_row(run: NightRun | RunRow) -> dict[str, Any]:
+    with Database.open(open_home()) as db:
+        return night_rows.one(db, run.run_id)
+
+
+def evidence_of(run: RunRow) -> Evidence:
+    with Database.open(open_home()) as db:
+        return evidence_store.load_evidence(db, run.run_id)
 
 
 # --- the champion ---
@@ -99,20 +109,19 @@ def test_training_that_starts_from_the_champion_uses_and_records_it(
     pipeline = load_pipeline(site, {**SHORT, "training.start_from": "champion"})
     with caplog.at_level(logging.INFO, "nightgate"):
         run = run_night(pipeline, night_of(pipeline, 6))
-    assert run.started_from == 1
-    job = json.loads((run.directory / "attempt-1" / "job.json").read_text())
+    job = json.loads((environment / "runs" / run.run_id / "attempt-1" / "job.json").read_text())
     assert job["start_from"] == str(environment / "models/small/v0001")
     assert "the champion to start from: BertForSequenceClassification" in caplog.text
-    assert "a new head starts at random" not in caplog.text
     manifest = version_folder.verify_version(environment / "models/small/v0002")
     assert manifest["base_model"]["started_from_version"] == 1
-    assert run.evidence.champion is not None
-    assert run.evidence.champion.chosen_at is None, "its own night chose it"
+    champion = evidence_of(run).champion
+    assert champion is not None
+    assert champion.chosen_at is None, "its own night chose it"
 
 
 def test_a_first_night_that_should_start_from_the_champion_starts_from_the_base_model(held_night: FirstNight) -> None:
-    assert "there is no champion to start from yet" in held_night.done.stderr
-    assert "a new head starts at random" in held_night.done.stderr
+    assert "no champion to start from yet" in held_night.done.stderr
+    assert "base_model '" in held_night.done.stderr
 
 
 def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, environment: Path) -> None:
@@ -120,22 +129,23 @@ def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, enviro
     pipeline = load_pipeline(site, {**SHORT, "data.labels": three, "gate.policy": "superior"})
     with Database.open(open_home(environment)) as db:
         db.write(lambda session: session.execute(sa.update(Promotion).values(run_id=None, promoted_by="ada")))
-        by_hand = versions.champion(db, "small")
+        promoted_manually = versions.champion(db, "small")
     run = run_night(pipeline, night_of(pipeline, 6))
-    assert by_hand is not None
-    assert run.evidence.champion is not None
-    assert run.evidence.champion.chosen_at == by_hand.valid_from
+    champion = evidence_of(run).champion
+    assert promoted_manually is not None
+    assert champion is not None
+    assert champion.chosen_at == promoted_manually.valid_from
     row = the_row(run)
     assert (row["status"], row["verdict"], row["model_version"]) == ("held", "hold", 2)
     assert (
         "the champion (version 1) knows the labels 1, 2, 3, 4, 5 and the pipeline has bad, fine, good" in row["reason"]
     )
-    assert row["next_step"] == "if this version should reign all the same: nightgate promote small 2 --reason TEXT"
-    with Database.open(run.home) as db:
+    assert row["next_step"].endswith("nightgate promote small 2 --reason TEXT")
+    with Database.open(open_home()) as db:
         checks = db.frame(f"SELECT * FROM gate_checks WHERE run_id = '{run.run_id}'").set_index("check_name")
         assert checks.loc["beats_champion", "outcome"] == "failed"
         assert checks.loc["min_f1", "outcome"] == "passed"
-        champions.promote_by_hand(db, run.home, "small", 2, reason="three labels from now on", by="a test")
+        champions.promote_manually(db, db.home, "small", 2, reason="three labels from now on", by="a test")
     assert champions.load_champion("small").label_names == ("bad", "fine", "good")
     assert environment.is_dir()
 
@@ -151,8 +161,7 @@ def test_a_damaged_champion_ends_the_night_before_it_trains(site: Path, environm
     _flip_a_byte(environment / "models/small/v0001/model.safetensors")
     pipeline = load_pipeline(site, SHORT)
     with broken_by(ModelError, "model.safetensors is altered"), open_night(pipeline, night_of(pipeline, 6)) as run:
-        steps.refresh_data(run)
-        list(steps.fine_tune(run))
+        steps.fine_tune(run, steps.refresh(run), lambda _: None)
     row = the_row(run)
     assert (row["status"], row["error_type"]) == ("failed", "model")
     assert "nightgate rollback" in row["next_step"]
@@ -163,10 +172,9 @@ def test_a_damaged_anchor_is_a_flaw_of_its_own_and_costs_no_night(site: Path, en
     _flip_a_byte(environment / "models/small/v0001/model.safetensors")
     pipeline = load_pipeline(site, SHORT)
     with broken_by(DataError, "enough"), open_night(pipeline, night_of(pipeline, 6)) as run:
-        steps.refresh_data(run)
         version = versions.anchor(run.db, "small")
         assert version is not None
-        assert "model.safetensors is altered" in evidence._of_anchor(run, version).flaw
+        assert "model.safetensors is altered" in scoring._anchor(run, version).flaw
         raise DataError("enough", next_step="-")
 
 
@@ -178,14 +186,15 @@ def test_the_champion_is_scored_again_whatever_an_earlier_night_stored(site: Pat
         [first_night_s] = run.db.frame("SELECT num_rows FROM test_set WHERE kind = 'test'")["num_rows"]
         wrong = zlib.compress(bytes(int(first_night_s)))
         run.db.write(lambda session: session.execute(sa.update(TestPrediction).values(labels=wrong)))
-        take_as_trained(run, candidate)
-        evidence.score_on_test(run)
-        champion, labels = run.evidence.champion, run.evidence.candidate.predictions
+        snapshot, trained = steps.refresh(run), trained_as(candidate)
+        scored = scoring.score_on_test(run, snapshot, trained)
+        found = gather_evidence(run, snapshot, trained, scored, Served(Serving()))
+        champion, labels = found.champion, found.candidate.predictions
         assert champion is not None
         assert labels is not None
         assert np.array_equal(champion.predictions, labels)
         assert labels.any(), "not what was stored"
-        assert champion.calibration_error == run.evidence.candidate.calibration_error
+        assert champion.calibration_error == found.candidate.calibration_error
         raise DataError("enough", next_step="-")
 
 
@@ -202,33 +211,33 @@ def always(label: int, home: Path) -> Path:
     return folder
 
 
-def take_as_trained(run: NightRun, model: Path) -> None:
-    steps.refresh_data(run)
-    run.trained = TrainResult(1, model, 1, False, 0, "cpu", "fp32", "", 1, "packed", "", 1)
+def trained_as(model: Path) -> Trained:
+    return Trained(TrainResult(1, model, 1, False, 0, "cpu", "fp32", "", 1, "packed", "", 1), None, None)
 
 
-def score_and_judge(run: NightRun, model: Path) -> Measured:
-    take_as_trained(run, model)
-    evidence.score_on_test(run)
-    evidence.try_serving(run)
-    verdict.judge(run)
-    steps.register_candidate(run)
-    assert run.decision.measured is not None
-    return run.decision.measured
+def run_with(model: Path, pipeline: Pipeline, day: int) -> RunRow:
+    """A night whose training returns this model."""
+    with open_night(pipeline, night_of(pipeline, day)) as run:
+        return run_steps(run, Steps(fine_tune=lambda *_: trained_as(model)))
+
+
+def measured(row: RunRow, pipeline: Pipeline) -> Measured:
+    found = decide(evidence_of(row), pipeline.gate).measured
+    assert found is not None
+    return found
 
 
 @pytest.fixture
 def blind_anchor(site: Path, environment: Path) -> Pipeline:
-    """Version 1 reigns, and the anchor is version 2, which gives every row the rarest label."""
-    # So few rows tell models apart at no higher confidence.
+    """Version 1 is the champion, and version 2 the anchor, which gives every row the rarest label."""
+    # So few rows separate models at no higher confidence.
     pipeline = load_pipeline(site, {"gate.confidence": 0.5})
     with open_night(pipeline, night_of(pipeline, 6)) as run:
-        take_as_trained(run, always(RAREST, environment))
-        run.decision, run.test_scores = night_rows.decision("hold"), night_rows.scores()
-        steps.register_candidate(run)
-        steps._hold(run, "it is blind", "-")
+        judged = Judged(night_rows.decision("hold"), night_rows.scores())
+        steps.register_candidate(run, steps.refresh(run), trained_as(always(RAREST, environment)), judged)
+        run.finish("held", "it is blind")
         for version, move_anchor in ((2, True), (1, False)):
-            champions.promote_by_hand(
+            champions.promote_manually(
                 run.db, run.home, "small", version, reason="so it is", by="a test", move_anchor=move_anchor
             )
     return pipeline
@@ -238,82 +247,76 @@ RAREST, ANOTHER = 1, 4
 """Labels of the test rows, as their classes are numbered."""
 
 
-def reigning(run: NightRun) -> tuple[int, int]:
-    """Champion and anchor."""
-    champion, anchor = versions.champion(run.db, "small"), versions.anchor(run.db, "small")
+def champion_and_anchor() -> tuple[int, int]:
+    with Database.open(open_home()) as db:
+        champion, anchor = versions.champion(db, "small"), versions.anchor(db, "small")
     assert champion is not None
     assert anchor is not None
     return champion.version, anchor.version
 
 
-def test_an_anchor_that_does_not_reign_is_a_side_of_its_own_and_moves_when_the_gate_says_so(
+def test_an_anchor_that_is_not_the_champion_is_a_side_of_its_own_and_moves_when_the_gate_says_so(
     blind_anchor: Pipeline, environment: Path
 ) -> None:
-    with open_night(blind_anchor, night_of(blind_anchor, 7)) as run:
-        measured = score_and_judge(run, always(RAREST, environment))
-        champion, anchor = run.evidence.champion, run.evidence.anchor
-        assert champion is not None
-        assert anchor is not None
-        assert (champion.version, anchor.version) == (1, 2)
-        assert champion.predictions is not None
-        assert anchor.predictions is not None
-        assert set(anchor.predictions.tolist()) == {RAREST}
-        assert RAREST not in champion.predictions
-        [row] = run.db.frame("SELECT * FROM run WHERE run_id = :run", {"run": run.run_id}).to_dict("records")
-        assert measured.champion is not None
-        assert measured.anchor is not None
-        assert (row["champion_version"], row["champion_f1"]) == (1, measured.champion.f1)
-        assert (row["anchor_version"], row["anchor_f1"]) == (2, measured.anchor.f1)
-        assert row["anchor_f1"] != row["champion_f1"]
-        assert not measured.moves_anchor
-        steps.settle(run)
-        assert (run.status, reigning(run)) == ("promoted", (3, 2))
-    with open_night(blind_anchor, night_of(blind_anchor, 8)) as run:
-        assert score_and_judge(run, always(ANOTHER, environment)).moves_anchor
-        steps.settle(run)
-        assert (run.status, reigning(run)) == ("promoted", (4, 4))
+    row = run_with(always(RAREST, environment), blind_anchor, day=7)
+    found, figures = evidence_of(row), measured(row, blind_anchor)
+    assert found.champion is not None
+    assert found.anchor is not None
+    assert (found.champion.version, found.anchor.version) == (1, 2)
+    assert found.champion.predictions is not None
+    assert found.anchor.predictions is not None
+    assert set(found.anchor.predictions.tolist()) == {RAREST}
+    assert RAREST not in found.champion.predictions
+    with Database.open(open_home()) as db:
+        [stored] = db.frame("SELECT * FROM run WHERE run_id = :run", {"run": row.run_id}).to_dict("records")
+    assert figures.champion is not None
+    assert figures.anchor is not None
+    assert (stored["champion_version"], stored["champion_f1"]) == (1, figures.champion.f1)
+    assert (stored["anchor_version"], stored["anchor_f1"]) == (2, figures.anchor.f1)
+    assert stored["anchor_f1"] != stored["champion_f1"]
+    assert not figures.moves_anchor
+    assert (row.status, champion_and_anchor()) == ("promoted", (3, 2))
+    row = run_with(always(ANOTHER, environment), blind_anchor, day=8)
+    assert measured(row, blind_anchor).moves_anchor
+    assert (row.status, champion_and_anchor()) == ("promoted", (4, 4))
 
 
 def test_a_candidate_whose_anchor_was_moved_after_it_was_judged_is_held(
     blind_anchor: Pipeline, environment: Path
 ) -> None:
     with open_night(blind_anchor, night_of(blind_anchor, 7)) as run:
-        take_as_trained(run, always(ANOTHER, environment))
-        run.champion, run.anchor = versions.champion(run.db, "small"), versions.anchor(run.db, "small")
-        run.decision, run.test_scores = night_rows.decision(), night_rows.scores()
-        records.record_decision(run.db, run.run_id, run.attempt, run.decision, None, run.test_scores)
-        steps.register_candidate(run)
+        snapshot, trained = steps.refresh(run), trained_as(always(ANOTHER, environment))
+        champion, anchor = versions.champion(run.db, "small"), versions.anchor(run.db, "small")
+        scored = Scored(champion, anchor, {}, GoldenSet("", None, "", ()), ScoreResult({}, {}, {}))
+        judged = Judged(night_rows.decision(), night_rows.scores())
+        records.record_decision(run.db, run.run_id, run.attempt, judged.decision, None, judged.test)
+        version = steps.register_candidate(run, snapshot, trained, judged)
         anchors.move(run.db, "small", 1, by="ada", reason="2 is blind")
-        steps.settle(run)
-        assert (run.status, reigning(run)) == ("held", (1, 1))
-        assert "it was judged against the anchor version 2, but now that is version 1" in run.reason
+        row = ending.finish(run, scored, judged, version)
+    assert (row.status, champion_and_anchor()) == ("held", (1, 1))
+    assert "the anchor version 2, but now that is version 1" in row.reason
 
 
 # --- the end of a night ---
 
 
 @pytest.mark.slow
-def test_a_promotion_that_somebody_else_was_faster_with_leaves_the_night_held(
+def test_a_night_whose_champion_was_promoted_after_it_was_scored_is_held(
     held_night: FirstNight, environment: Path
 ) -> None:
     shutil.copytree(held_night.home, environment, symlinks=True)
     pipeline = load_pipeline(held_night.pipeline, SHORT)
-    with open_night(pipeline, night_of(pipeline, 6)) as run:
-        steps.refresh_data(run)
-        with closing(steps.fine_tune(run)) as epochs:
-            for epoch in epochs:
-                steps.record_epoch(run, steps.score_epoch(run, epoch))
-        evidence.score_on_test(run)
-        evidence.try_serving(run)
-        verdict.judge(run)
-        steps.register_candidate(run)
-        assert run.decision.verdict == "promote"
+
+    def register_too_late(run: NightRun, *given: Any) -> int:
+        version = steps.register_candidate(run, *given)
         with Database.open(run.home) as another:
-            promotion.promote(another, "small", 1, expected=None, by="somebody", reason="in between")
-        steps.settle(run)
+            promotion.promote(another, "small", 1, expected=None, by="ada", reason="in between")
+        return version
+
+    with open_night(pipeline, night_of(pipeline, 6)) as run:
+        ended = run_steps(run, Steps(register=register_too_late))
     row = the_row(run)
-    assert (run.status, row["status"], row["verdict"]) == ("held", "held", "promote")
-    assert row["reason"].startswith("would have been promoted, but version 2 of pipeline small was not promoted")
+    assert (ended.status, row["status"], row["verdict"]) == ("held", "held", "promote")
     assert "expected to replace no champion, but now there is version 1" in row["reason"]
     assert row["error_type"] is None
     assert queries.champion("small")["version"].tolist() == [1]
@@ -327,10 +330,11 @@ def test_after_a_night_predictions_and_logs_stay_and_checkpoints_go() -> None:
     assert not [name for name in kept if name.endswith(".safetensors")]
 
 
-def test_a_night_that_ended_is_handed_out_closed(site: Path) -> None:
+def test_a_night_that_ended_is_opened_as_it_ended(site: Path) -> None:
     pipeline = load_pipeline(site)
     with open_night(pipeline, night_of(pipeline, 5)) as run:
-        assert (run.is_open, run.status, run.attempt) == (False, "promoted", 1)
+        assert run.ended is not None
+        assert (run.ended.status, run.attempt) == ("promoted", 1)
     assert run_night(pipeline, night_of(pipeline, 5)).run_id == run.run_id
     assert the_row(run)["status"] == "promoted"
 
@@ -355,30 +359,28 @@ def test_a_night_whose_data_cannot_be_read_leaves_the_candidate_that_waits(home:
         assert approvals.find(db, "reviews").run_id == waits.run_id
 
 
-def test_a_scheduled_night_without_news_is_skipped_and_what_a_person_starts_is_run(home: Home, tmp_path: Path) -> None:
+def test_a_scheduled_night_without_news_is_skipped_and_a_manual_one_is_run(home: Home, tmp_path: Path) -> None:
     upgrade(database_url(home))
     pipeline = tiny_pipeline(tmp_path, rows=60, epochs=1)
 
     def is_skipped(night: Night, **options: bool) -> bool:
         with open_night(pipeline, night, **options) as run:
-            steps.refresh_data(run)
-            skipped = steps.skip_without_news(run, force=options.get("force", False))
-            if not skipped:  # as a night that trained and was not better
-                lifecycle.finish_run(run.db, run.run_id, run.attempt, "held")
-                run.status = "held"
-        assert the_row(run)["status"] == ("skipped" if skipped else "held")
-        return skipped
+            steps.refresh(run)
+            # Else as a night that trained and was not better.
+            row = steps.skip_without_news(run) or run.finish("held", "not better")
+        assert the_row(run)["status"] == row.status
+        return row.status == "skipped"
 
     def due_on(day: int) -> Night:
         return scheduled_night(pipeline.schedule, datetime(2026, 1, day, 3, 15, tzinfo=UTC))
 
     assert not is_skipped(due_on(5)), "the first"
     assert is_skipped(due_on(6))
-    assert not is_skipped(night_of(pipeline, 7)), "by hand"
+    assert not is_skipped(night_of(pipeline, 7)), "manual"
     assert not is_skipped(due_on(8), force=True)
     assert not is_skipped(due_on(9), dry_run=True)
     assert is_skipped(due_on(10))
-    # Nobody started that of the 9th, but for a rehearsal: the next run writes it down.
+    # The only run of the 9th was a dry run: the next run records the night as missed.
     assert (
         queries.history(pipeline.name).set_index("night")["status"].astype(str).to_dict()[date(2026, 1, 9)] == "missed"
     )
@@ -390,22 +392,22 @@ def test_a_night_that_breaks_has_a_report_unless_another_attempt_has_taken_it_ov
 ) -> None:
     upgrade(database_url(home))
     pipeline = tiny_pipeline(tmp_path, rows=60, epochs=1)
-    told: list[tuple[int, str]] = []
+    reported: list[tuple[int, str]] = []
 
     def on_end(run: NightRun) -> None:
-        told.append((run.attempt, run.status))
+        reported.append((run.attempt, run.row().status))
 
     def begun() -> AbstractContextManager[NightRun]:
         return open_night(pipeline, night_of(pipeline, 5), prefect_flow_run_id="flow-1", on_end=on_end)
 
     with broken_by(type(thrown)), begun():
         raise thrown
-    assert told == [(1, "failed")]
+    assert reported == [(1, "failed")]
     with broken_by(RegistryError, "attempt 3 has taken over"), begun() as given_up:
         with broken_by(type(thrown)), begun():
             raise thrown
         lifecycle.record_attempt(given_up.db, given_up.run_id, given_up.attempt, threads=1)
-    assert told == [(1, "failed"), (3, "failed")], "nothing of attempt 2"
+    assert reported == [(1, "failed"), (3, "failed")], "nothing of attempt 2"
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -414,9 +416,9 @@ def test_a_second_run_is_recorded_as_superseded_and_names_the_first(empty_site: 
     night = night_of(pipeline, 5)
     with broken_by(DataError), open_night(pipeline, night) as first:
         with open_night(pipeline, night_of(pipeline, 6), dry_run=dry_run) as second:
-            assert (second.is_open, second.status, second.dry_run) == (False, "superseded", dry_run)
-            assert f"run {first.run_id} (process " in second.reason
-        assert first.is_open
+            assert second.ended is not None
+            assert (second.ended.status, second.dry_run) == ("superseded", dry_run)
+            assert f"run {first.run_id} (process " in second.ended.reason
         raise DataError("the first goes on to fail on its own")
     assert the_row(first)["status"] == "failed"
 
@@ -433,7 +435,7 @@ def test_a_second_run_is_recorded_as_superseded_and_names_the_first(empty_site: 
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_whatever_leaves_the_night_its_row_is_settled(
+def test_an_error_or_a_signal_ends_the_run_in_its_row(
     empty_site: Path, thrown: BaseException, status: str, error_type: str, reason: str
 ) -> None:
     pipeline = load_pipeline(empty_site)
@@ -444,7 +446,7 @@ def test_whatever_leaves_the_night_its_row_is_settled(
     assert reason in row["reason"]
     assert row["next_step"]
     with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as again:
-        assert (again.run_id, again.attempt, again.is_open) == (run.run_id, 2, True)
+        assert (again.run_id, again.attempt, again.ended) == (run.run_id, 2, None)
         raise DataError("enough")
 
 
@@ -455,7 +457,7 @@ def test_what_to_do_next_is_stored_without_secrets(empty_site: Path) -> None:
     assert the_row(run)["next_step"] == "look at postgresql://***@db/rows"
 
 
-def test_a_night_that_failed_with_another_recipe_is_not_taken_up_but_run_anew(empty_site: Path) -> None:
+def test_a_night_that_failed_with_another_configuration_is_not_resumed_but_run_anew(empty_site: Path) -> None:
     pipeline, other = load_pipeline(empty_site), load_pipeline(empty_site, {"training.seed": 7})
     with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as first:
         raise DataError("no rows")

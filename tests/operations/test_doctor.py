@@ -1,4 +1,4 @@
-"""`nightgate doctor`: healthy places are ok, and each problem comes with its remedy."""
+"""`nightgate doctor`: a healthy machine is ok, and each problem has its remedy."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from alembic import command
+from syrupy.assertion import SnapshotAssertion
 
 from nightgate.config import Schedule
 from nightgate.database.connection import database_url
@@ -61,17 +62,12 @@ def test_a_healthy_home_has_no_problems() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "version", "said"),
-    [
-        ("sqlalchemy", "2.1.0", "never creates a scheduled run"),
-        ("sqlalchemy", "2.1.0b1", "never creates a scheduled run"),
-        ("fastapi", "0.151.0", "fails at import"),
-        ("prefect", "3.9.0", "written and tested for 3.8"),
-    ],
+    ("package", "version"),
+    [("sqlalchemy", "2.1.0"), ("sqlalchemy", "2.1.0b1"), ("fastapi", "0.151.0"), ("prefect", "3.9.0")],
 )
 @pytest.mark.usefixtures("healthy")
 def test_a_version_that_breaks_silently_is_a_problem_with_the_pin_as_remedy(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str, version: str, said: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str, version: str
 ) -> None:
     installed = tmp_path / "site" / f"{package}-{version}.dist-info"
     installed.mkdir(parents=True)
@@ -80,23 +76,17 @@ def test_a_version_that_breaks_silently_is_a_problem_with_the_pin_as_remedy(
     finding = found(package)
     assert finding.status == "problem"
     assert version in finding.found
-    assert said in finding.found
     assert finding.remedy == f"pip install '{package}{doctor.KNOWN_BAD[package][0]}'"
 
 
-def test_a_home_without_database_is_told_to_make_one(home: Home) -> None:
-    finding = found("database")
-    assert finding.status == "problem"
-    assert f"there is no database at {home.root / 'metrics.db'}" in finding.found
-    assert "nightgate db upgrade" in finding.remedy
-
-
-def test_a_database_at_an_older_revision_is_a_problem(home: Home) -> None:
+def test_a_missing_database_and_one_at_an_older_revision_are_problems(home: Home) -> None:
+    missing = found("database")
     command.upgrade(alembic_config(database_url(home)), "0001")
-    finding = found("database")
-    assert finding.status == "problem"
-    assert "is at revision 0001" in finding.found
-    assert "nightgate db upgrade" in finding.remedy
+    old = found("database")
+    assert (missing.status, old.status) == ("problem", "problem")
+    assert str(home.root / "metrics.db") in missing.found
+    assert "0001" in old.found
+    assert all("nightgate db upgrade" in finding.remedy for finding in (missing, old))
 
 
 @pytest.mark.usefixtures("healthy")
@@ -107,7 +97,6 @@ def test_an_unreachable_database_is_a_problem_that_shows_no_password(
     monkeypatch.setenv("NIGHTGATE_DATABASE_URL", f"postgres://me:hush-hush@127.0.0.1:{closed_port}/metrics")
     finding = found("database")
     assert finding.status == "problem"
-    assert "cannot be reached" in finding.found
     assert "NIGHTGATE_DATABASE_URL" in finding.remedy
     assert "hush-hush" not in f"{finding}"
 
@@ -117,7 +106,6 @@ def test_a_home_that_is_a_file_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("NIGHTGATE_HOME", str(tmp_path / "taken"))
     finding = found("home")
     assert finding.status == "problem"
-    assert "cannot be the home" in finding.found
     assert "NIGHTGATE_HOME" in finding.remedy
 
 
@@ -138,8 +126,8 @@ def test_the_command_ends_with_exit_1_and_the_remedies_where_there_is_a_problem(
     assert "Traceback" not in done.stderr
     [problem] = [one for one in json.loads(done.stdout) if one["status"] == "problem"]
     assert problem["check"] == "database"
-    assert problem["remedy"] == "run `nightgate db upgrade`"
-    assert done.stderr.startswith("1 problem, ")
+    assert "nightgate db upgrade" in problem["remedy"]
+    assert done.stderr.startswith("1 problem")
     assert home.root.is_dir()
 
 
@@ -147,20 +135,20 @@ def test_the_command_ends_with_exit_1_and_the_remedies_where_there_is_a_problem(
 def test_the_command_ends_with_exit_0_where_there_is_none(tmp_path: Path, closed_port: int) -> None:
     done = nightgate("doctor", cwd=tmp_path, env={"PREFECT_SERVER_API_PORT": str(closed_port)})
     assert done.returncode == 0, done.stdout
-    assert "answers, at this version's revision" in done.stdout
-    assert "runs by hand start a temporary one" in done.stdout
+    assert "problem" not in done.stdout
 
 
 # --- the checks themselves ---
 
 
-def test_a_check_that_breaks_is_a_finding_and_the_others_go_on() -> None:
+def test_a_check_that_raises_is_a_finding_and_the_others_run() -> None:
     def broken() -> Seen:
         raise ZeroDivisionError("of all things")
 
     findings = examine(broken)
     [finding] = [one for one in findings if one.check == "prefect server"]
-    assert (finding.status, finding.found) == ("problem", "the check broke: ZeroDivisionError: of all things")
+    assert finding.status == "problem"
+    assert "ZeroDivisionError: of all things" in finding.found
     assert {"python", "device"} <= {one.check for one in findings}
 
 
@@ -175,10 +163,9 @@ def test_a_check_that_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
     [finding] = [one for one in examine(hangs) if one.check == "prefect server"]
     examined.set()
     assert finding.status == "problem"
-    assert "no word of this check" in finding.found
 
 
-def test_what_an_installed_package_asks_of_another_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_requirements_of_an_installed_package_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     installed = tmp_path / "site" / "huggingface_hub-0.1.0.dist-info"
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: huggingface_hub\nVersion: 0.1.0\n")
@@ -198,35 +185,33 @@ def test_no_home_is_made_by_the_doctor(environment: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("NIGHTGATE_HOME")
     monkeypatch.chdir(tmp_path)
     finding = found("home")
-    assert (finding.status, finding.found) == ("warning", f"there is none at {tmp_path / '.nightgate'} yet")
+    assert finding.status == "warning"
+    assert str(tmp_path / ".nightgate") in finding.found
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("free", "status"), [(20.0, "ok"), (5.0, "warning"), (1.5, "warning"), (1.0, "problem"), (0.0, "problem")]
 )
-def test_a_disk_that_is_nearly_full_is_told(free: float, status: str) -> None:
+def test_a_disk_that_is_nearly_full_is_found(free: float, status: str) -> None:
     assert disk_finding(round(free * doctor.GIB)).status == status
 
 
 @pytest.mark.parametrize(
-    ("memory", "has_driver", "status", "said"),
+    ("memory", "has_driver", "status", "shown"),
     [
         pytest.param(None, False, "ok", "cpu", id="no GPU"),
-        pytest.param(None, True, "warning", "the machine has an NVIDIA driver all the same", id="PyTorch without CUDA"),
-        pytest.param((60 * doctor.GIB, 80 * doctor.GIB), True, "ok", "60.0 GiB of 80.0 GiB are free", id="a free GPU"),
-        pytest.param(
-            (9 * doctor.GIB, 80 * doctor.GIB), True, "warning", "9.0 GiB of 80.0 GiB are free", id="a full one"
-        ),
+        pytest.param(None, True, "warning", "NVIDIA driver", id="PyTorch without CUDA"),
+        pytest.param((60 * doctor.GIB, 80 * doctor.GIB), True, "ok", "60.0 GiB of 80.0 GiB", id="a free GPU"),
+        pytest.param((9 * doctor.GIB, 80 * doctor.GIB), True, "warning", "9.0 GiB of 80.0 GiB", id="a full one"),
     ],
 )
-def test_the_device_is_told_with_what_is_free_of_it(
-    memory: tuple[int, int] | None, has_driver: bool, status: str, said: str
+def test_the_device_is_shown_with_its_free_memory(
+    memory: tuple[int, int] | None, has_driver: bool, status: str, shown: str
 ) -> None:
     finding = doctor.device_finding("cpu, fp32: as asked", memory, has_driver=has_driver)
-    assert (finding.check, finding.status) == ("device", status)
-    assert said in finding.found
-    assert bool(finding.remedy) == (status != "ok")
+    assert (finding.check, finding.status, bool(finding.remedy)) == ("device", status, status != "ok")
+    assert shown in finding.found
 
 
 MOUNTS = [("/", "overlay"), ("/home", "ext4"), ("/srv", "ext4"), ("/srv/shared", "ext4"), ("/srv/shared", "nfs4")]
@@ -246,38 +231,34 @@ def test_file_systems_of_a_network_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("home", "database", "said"),
+    ("home", "database", "problems"),
     [
-        ("/srv/shared/home", "/srv/shared/home/metrics.db", "SQLite on nfs4: its locks do not hold"),
-        ("/srv/shared/home", "/home/me/metrics.db", "on this one alone"),
-        ("/home/me/home", "/home/me/home/metrics.db", ""),
-        ("/srv/shared/home", None, ""),
+        ("/srv/shared/home", "/srv/shared/home/metrics.db", 1),
+        ("/srv/shared/home", "/home/me/metrics.db", 1),
+        ("/home/me/home", "/home/me/home/metrics.db", 0),
+        ("/srv/shared/home", None, 0),
     ],
 )
-def test_sqlite_beside_a_home_that_machines_share_is_a_problem(home: str, database: str | None, said: str) -> None:
+def test_sqlite_with_a_home_that_machines_share_is_a_problem(home: str, database: str | None, problems: int) -> None:
     found = list(place_findings(Path(home), Path(database) if database else None, MOUNTS))
-    assert bool(found) == bool(said)
-    for finding in found:
-        assert finding.status == "problem"
-        assert said in finding.found
-        assert "NIGHTGATE_DATABASE_URL to a PostgreSQL server" in finding.remedy
+    assert [finding.status for finding in found] == ["problem"] * problems
+    assert all("NIGHTGATE_DATABASE_URL" in finding.remedy for finding in found)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "status", "said"),
+    ("seconds", "status", "shown"),
     [
-        (0.2, "ok", "0.2 s behind that of the database"),
-        (-30, "ok", "30.0 s ahead of that of the database"),
+        (0.2, "ok", "0.2 s behind"),
+        (-30, "ok", "30.0 s ahead"),
         (-31, "warning", "31.0 s ahead"),
         (120, "warning", "120.0 s behind"),
         (121, "problem", "121.0 s behind"),
     ],
 )
-def test_a_clock_that_differs_is_told(seconds: float, status: str, said: str) -> None:
+def test_a_clock_that_differs_is_found(seconds: float, status: str, shown: str) -> None:
     finding = clock_finding("the database", timedelta(seconds=seconds))
-    assert finding.status == status
-    assert said in finding.found
-    assert bool(finding.remedy) == (status != "ok")
+    assert (finding.status, bool(finding.remedy)) == (status, status != "ok")
+    assert finding.found.startswith(shown)
 
 
 # --- the database ---
@@ -305,32 +286,24 @@ def test_a_home_of_another_database_is_a_problem(
     monkeypatch.setenv("NIGHTGATE_HOME", str(tmp_path / "other"))
     [finding] = findings_of("home shared")
     assert finding.status == "problem"
-    assert f"belongs to home {database.home.id[:8]}" in finding.found
+    assert database.home.id[:8] in finding.found
 
 
 @SQLITE
-def test_a_copy_of_the_home_is_found_out_by_the_champion_that_it_lacks(database: Database) -> None:
+def test_a_copy_of_the_home_is_noticed_by_a_missing_champion(database: Database) -> None:
     opened, version = judged_version(database)
     (database.home.models / "reviews" / "v0001").mkdir(parents=True)
-    promotion.promote_candidate(
-        database,
-        "reviews",
-        version,
-        expected=None,
-        run_id=opened.run_id,
-        attempt=1,
-        by="gate",
-        reason="-",
-    )
+    facts: dict[str, Any] = {"expected": None, "run_id": opened.run_id, "attempt": 1, "by": "gate", "reason": "-"}
+    promotion.promote_candidate(database, "reviews", version, **facts)
     assert [one.status for one in findings_of("home shared")] == ["ok"]
     shutil.rmtree(database.home.models / "reviews")
     [finding] = findings_of("home shared")
     assert finding.status == "problem"
-    assert "lacks the champion of reviews (models/reviews/v0001)" in finding.found
+    assert "models/reviews/v0001" in finding.found
 
 
 @SQLITE
-def test_two_machines_on_one_sqlite_file_are_told(database: Database) -> None:
+def test_two_machines_on_one_sqlite_file_are_a_warning(database: Database) -> None:
     for day, host in enumerate(("north", "south")):
         opened = night_rows.open_run(database, pipeline(f"p{day}"), night(day))
 
@@ -340,15 +313,15 @@ def test_two_machines_on_one_sqlite_file_are_told(database: Database) -> None:
         database.write(move)
         [finding] = findings_of("workers")
         assert finding.status == ("warning" if day else "ok")
-    assert "on north, south, with one SQLite file" in finding.found
+    assert "north, south" in finding.found
 
 
 @SQLITE
-def test_what_died_or_waits_too_long_is_told_with_the_command_that_settles_it(database: Database) -> None:
+def test_dead_runs_and_overdue_approvals_are_warnings_with_their_command(database: Database) -> None:
     opened, _ = judged_version(database)
     [dead] = findings_of("runs")
     assert (dead.status, dead.remedy) == ("warning", "nightgate reconcile")
-    assert f"run {opened.run_id} is recorded as running" in dead.found
+    assert opened.run_id in dead.found
     patience = timedelta(seconds=-1)
     approvals.request(
         database, opened.run_id, opened.attempt, expected=None, patience=patience, reason="-", next_step="-"
@@ -357,13 +330,13 @@ def test_what_died_or_waits_too_long_is_told_with_the_command_that_settles_it(da
     approvals.request(database, other.run_id, 1, expected=None, patience=-patience * 60, reason="-", next_step="-")
     overdue, in_time = findings_of("approvals")
     assert (overdue.status, overdue.remedy) == ("warning", "nightgate reconcile")
-    assert in_time.remedy == f"nightgate approve other --run {other.run_id} --reason TEXT (or reject)"
-    assert [one.found for one in findings_of("runs")] == ["0 at work, none of them dead"]
+    assert f"nightgate approve other --run {other.run_id}" in in_time.remedy
+    assert [one.status for one in findings_of("runs")] == ["ok"]
 
 
 @SQLITE
-def test_slots_are_told(database: Database) -> None:
-    assert [one.found for one in findings_of("slots")] == ["none is held or waited for"]
+def test_slots_are_shown_with_their_queue(database: Database) -> None:
+    assert [one.status for one in findings_of("slots")] == ["ok"]
     asked = datetime.now(UTC) - timedelta(minutes=5)
     for name, granted in (("first", asked), ("second", None)):
         opened = claim.open_run(database, pipeline(name), night(), owner=Owner.here())
@@ -371,7 +344,8 @@ def test_slots_are_told(database: Database) -> None:
         row.granted_at = granted
         database.write(lambda session, row=row: session.add(row))
     [finding] = findings_of("slots")
-    assert finding.found == "gpu1: 1 of 1 held by first, 1 waiting, the longest for 5 minutes"
+    for part in ("gpu1", "1 of 1", "first", "1 waiting", "5 minutes"):
+        assert part in finding.found
 
 
 # --- pipelines ---
@@ -396,24 +370,24 @@ def test_what_a_pipeline_lacks_is_a_problem_once_it_runs_here(
 ) -> None:
     (tmp_path / "wanting.toml").write_text(WANTING)
     monkeypatch.setenv("NIGHTGATE_PIPELINES", str(tmp_path))
-    told = {one.check: one for one in examine()}
-    assert told["pipeline wanting"].status == "ok"
-    assert told["model wanting"].status == told["data wanting"].status == "warning"
-    assert "no Python package 'no_such_package' is installed" in told["model wanting"].found
-    assert "no file matches nothing/*.csv" in told["data wanting"].found
-    assert told["schedule wanting"].status == "warning"
+    by_check = {one.check: one for one in examine()}
+    assert by_check["pipeline wanting"].status == "ok"
+    assert by_check["model wanting"].status == by_check["data wanting"].status == "warning"
+    assert "no_such_package" in by_check["model wanting"].found
+    assert "nothing/*.csv" in by_check["data wanting"].found
+    assert by_check["schedule wanting"].status == "warning"
     night_rows.open_run(database, pipeline("wanting"), night())
-    told = {one.check: one for one in examine()}
-    assert told["model wanting"].status == told["data wanting"].status == "problem"
+    by_check = {one.check: one for one in examine()}
+    assert by_check["model wanting"].status == by_check["data wanting"].status == "problem"
 
 
 @pytest.mark.usefixtures("healthy")
-def test_a_model_of_the_hub_is_looked_for_in_the_cache_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_of_the_hub_may_be_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cache = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     finding = found("model amazon-reviews-multi")
     assert finding.status == "warning"
-    assert "is not on this machine, and HF_HUB_OFFLINE forbids to fetch it" in finding.found
+    assert "HF_HUB_OFFLINE" in finding.found
     folder = cache / "models--microsoft--Multilingual-MiniLM-L12-H384"
     weights = folder / "snapshots" / "0123" / "pytorch_model.bin"
     weights.parent.mkdir(parents=True)
@@ -429,34 +403,22 @@ AUTUMN = datetime(2026, 9, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("cron", "timezone", "said", "remedy"),
+    ("cron", "timezone", "dates", "remedy"),
     [
-        (
-            "30 2 * * *",
-            "Europe/Berlin",
-            "02:30 does not exist on 2027-03-28 (Europe/Berlin), when clocks go forward: Prefect begins that night at "
-            "01:30; 02:30 comes twice on 2026-10-25 (Europe/Berlin), when clocks go back: the night begins the first "
-            "time",
-            "'30 3 * * *'",
-        ),
-        ("30 1 * * *", "America/New_York", "01:30 comes twice on 2026-11-01", "'30 3 * * *'"),
-        (
-            "0 0 * * *",
-            "America/Santiago",
-            "00:00 does not exist on 2026-09-06 (America/Santiago), when clocks go forward: Prefect begins it on "
-            "2026-09-05 at 23:00, where it is a second run of that night, and 2026-09-06 is missed",
-            "'0 1 * * *'",
-        ),
-        ("0 2 * * SUN", "Europe/Berlin", "02:00 does not exist on 2027-03-28", "'0 3 * * SUN'"),
+        ("30 2 * * *", "Europe/Berlin", ["2027-03-28", "01:30", "2026-10-25"], "'30 3 * * *'"),
+        ("30 1 * * *", "America/New_York", ["2026-11-01"], "'30 3 * * *'"),
+        ("0 0 * * *", "America/Santiago", ["2026-09-06", "2026-09-05 at 23:00"], "'0 1 * * *'"),
+        ("0 2 * * SUN", "Europe/Berlin", ["2027-03-28"], "'0 3 * * SUN'"),
     ],
 )
-def test_a_cron_in_the_hour_that_daylight_saving_skips_or_repeats_is_told_with_the_date(
-    cron: str, timezone: str, said: str, remedy: str
+def test_a_cron_in_an_hour_that_daylight_saving_skips_or_repeats_is_a_warning_with_the_date(
+    cron: str, timezone: str, dates: list[str], remedy: str, snapshot: SnapshotAssertion
 ) -> None:
     [finding] = daylight_findings("x", Schedule(cron=cron, timezone=timezone), AUTUMN)
     assert (finding.status, finding.check) == ("warning", "schedule x")
-    assert said in finding.found
-    assert finding.remedy.startswith(f"set schedule.cron = {remedy}, or ")
+    assert all(date in finding.found for date in dates)
+    assert f"schedule.cron = {remedy}" in finding.remedy
+    assert finding.found == snapshot
 
 
 @pytest.mark.parametrize(
@@ -470,7 +432,7 @@ def test_a_cron_in_the_hour_that_daylight_saving_skips_or_repeats_is_told_with_t
         ("59 1 * * *", "Europe/Berlin"),
     ],
 )
-def test_a_cron_that_no_change_of_the_clocks_meets_is_not_told(cron: str, timezone: str) -> None:
+def test_a_cron_at_other_hours_is_no_warning(cron: str, timezone: str) -> None:
     assert list(daylight_findings("x", Schedule(cron=cron, timezone=timezone), AUTUMN)) == []
 
 
@@ -478,7 +440,7 @@ def test_a_cron_that_no_change_of_the_clocks_meets_is_not_told(cron: str, timezo
     ("cron", "timezone", "day"),
     [("30 2 * * *", "Europe/Berlin", "2027-03-27"), ("0 0 * * *", "America/Santiago", "2026-09-05")],
 )
-def test_prefect_begins_a_skipped_night_when_the_doctor_says_so(cron: str, timezone: str, day: str) -> None:
+def test_prefect_starts_a_skipped_night_at_the_time_of_the_warning(cron: str, timezone: str, day: str) -> None:
     import asyncio
 
     from prefect.server.schemas.schedules import CronSchedule
@@ -506,11 +468,11 @@ def test_with_nothing_that_answers_it_takes_ten_seconds_at_most(home: Home, tmp_
         usual, _ = timed("doctor", cwd=tmp_path)
         took, done = timed("doctor", "--format", "json", cwd=tmp_path, env=environment)
     assert done.returncode == 1
-    told = {one["check"]: one for one in json.loads(done.stdout)}
-    assert told["database"]["status"] == told["prefect server"]["status"] == "problem"
-    assert "does not answer" in told["model amazon-reviews-multi"]["found"]
+    by_check = {one["check"]: one for one in json.loads(done.stdout)}
+    assert by_check["database"]["status"] == by_check["prefect server"]["status"] == "problem"
+    assert place in by_check["model amazon-reviews-multi"]["found"]
     assert home.root.is_dir()
-    # All wait side by side. On a machine that is busy with other things it is the imports that take long.
+    # All wait in parallel. On a busy machine imports take long.
     assert took < max(10, usual + 5)
 
 

@@ -1,4 +1,4 @@
-"""Prefect's states and the ledger's ends beside each other, on a real server: which of them `reconcile` changes."""
+"""`reconcile` on a real server: which states of Prefect it changes by the database, and which nights are missed."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from nightgate.operations import reconciliation
 from nightgate.operations.status import last_due
 from nightgate.pipeline_files import load_by_name
 from nightgate.runs import lifecycle
-from nightgate.runs.claim import OpenedRun
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from nightgate.schedule import scheduled_night
 from tests.conftest import free_port
 from tests.support import night_rows
@@ -47,7 +47,7 @@ from tests.support import night_rows
 pytestmark = [pytest.mark.flow, pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)]
 
 AT_ONCE, LATER = timedelta(minutes=5), timedelta()
-"""How long a run has to say itself that it has ended: it may still be about to, or has had all its time."""
+"""Time that a run has to report its end itself: some is left, or none."""
 
 
 @pytest.fixture
@@ -58,11 +58,11 @@ def api(prefect_server: str) -> Iterator[SyncPrefectClient]:
 
 @flow(name="nightly")
 def stand_in() -> None:
-    """Bears the name that the nights bear; never run here."""
+    """A flow with the name of the nights, which is never run."""
 
 
 def run_of_prefect(api: SyncPrefectClient, state: State[Any]) -> FlowRun:
-    """A run of a deployment: one without could not be suspended."""
+    """A run of a deployment: one without cannot be suspended."""
     deployment_id = api.create_deployment(api.create_flow(stand_in), name="reconciled")
     run = api.create_flow_run_from_deployment(deployment_id, state=Pending())
     for one in (Running(), state):
@@ -70,8 +70,8 @@ def run_of_prefect(api: SyncPrefectClient, state: State[Any]) -> FlowRun:
     return run
 
 
-def ended(database: Database, run: FlowRun, status: str, error_type: str | None = None) -> OpenedRun:
-    """The night of a Prefect run, with that end."""
+def ended(database: Database, run: FlowRun, status: str, error_type: str | None = None) -> RunRow:
+    """The ended night of a Prefect run."""
     night = night_rows.open_run(
         database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(run.id), force=True
     )
@@ -107,7 +107,7 @@ def after_reconcile(api: SyncPrefectClient, database: Database, run: FlowRun) ->
     ],
     ids=lambda value: value.name if isinstance(value, State) else str(value),
 )
-def test_what_contradicts_the_ledger_becomes_what_the_ledger_says(
+def test_a_state_that_contradicts_the_database_is_changed(
     state: State[Any],
     status: str,
     error_type: str | None,
@@ -117,7 +117,7 @@ def test_what_contradicts_the_ledger_becomes_what_the_ledger_says(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", patience)
+    monkeypatch.setattr("flows.reconcile.FINISH_PATIENCE", patience)
     run = run_of_prefect(api, state)
     night = ended(database, run, status, error_type)
     found = after_reconcile(api, database, run)
@@ -133,11 +133,11 @@ def test_what_contradicts_the_ledger_becomes_what_the_ledger_says(
         pytest.param(Crashed(), "failed", "crashed", LATER, id="both say that it broke"),
         pytest.param(Crashed(), "cancelled", "cancelled", LATER, id="SIGTERM, as Prefect calls it"),
         pytest.param(Paused(), "cancelled", "cancelled", LATER, id="a person paused it and may resume it"),
-        pytest.param(AwaitingRetry(), "failed", "crashed", LATER, id="somebody asked for a retry"),
+        pytest.param(AwaitingRetry(), "failed", "crashed", LATER, id="a retry was requested"),
         pytest.param(Pending(), "failed", "crashed", LATER, id="a retry is about to begin"),
     ],
 )
-def test_what_does_not_contradict_the_ledger_stays(
+def test_a_state_that_does_not_contradict_the_database_stays(
     state: State[Any],
     status: str,
     error_type: str | None,
@@ -146,16 +146,16 @@ def test_what_does_not_contradict_the_ledger_stays(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", patience)
+    monkeypatch.setattr("flows.reconcile.FINISH_PATIENCE", patience)
     run = run_of_prefect(api, state)
     ended(database, run, status, error_type)
     assert after_reconcile(api, database, run).name == state.name
 
 
-def test_a_retry_that_is_at_work_in_a_row_of_its_own_is_not_ended_as_the_one_before_it(
+def test_a_running_retry_with_a_row_of_its_own_is_not_ended(
     api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", LATER)
+    monkeypatch.setattr("flows.reconcile.FINISH_PATIENCE", LATER)
     run = run_of_prefect(api, Running())
     before = ended(database, run, "failed", "data")
     again = night_rows.open_run(
@@ -170,25 +170,25 @@ def test_a_retry_that_is_at_work_in_a_row_of_its_own_is_not_ended_as_the_one_bef
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled", "held"])
-def test_a_retry_that_has_begun_and_not_claimed_its_night_yet_is_left_alone(
+def test_a_retry_that_has_not_claimed_its_night_yet_is_left_alone(
     api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
     run = run_of_prefect(api, Running())
     ended(database, run, status, "crashed" if status == "failed" else None)
     api.set_flow_run_state(run.id, Running(), force=True)
     assert after_reconcile(api, database, run).name == "Running"
-    monkeypatch.setattr("flows.reconcile.SETTLED_LONG_AGO", timedelta())
+    monkeypatch.setattr("flows.reconcile.FINISH_PATIENCE", timedelta())
     assert after_reconcile(api, database, run).name != "Running", "it never came to that"
 
 
-def test_a_run_of_prefect_s_whose_night_another_one_has_taken_up_is_ended_too(
+def test_a_flow_run_whose_night_another_one_has_resumed_is_ended_too(
     api: SyncPrefectClient, database: Database
 ) -> None:
     lost = run_of_prefect(api, Running())
     night = night_rows.open_run(
         database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(lost.id), force=True
     )
-    # Its process is dead: a command takes the night up, before anybody has told the server.
+    # Its process is dead, and a command resumes the night before the server knows.
     again = night_rows.open_run(database, night_rows.pipeline(), night_rows.night(), owner=Owner.here())
     assert (again.run_id, again.attempt) == (night.run_id, 2)
     assert after_reconcile(api, database, lost).name == "Crashed"
@@ -218,29 +218,28 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Database) ->
 
 
 @pytest.mark.parametrize("deployed", [True, False])
-def test_a_run_that_was_cancelled_and_cannot_hear_it_says_who_can_start_it_again(
+def test_a_cancelled_run_that_does_not_react_has_the_command_that_resumes_it(
     api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch, deployed: bool
 ) -> None:
     run = run_of_prefect(api, Cancelling()) if deployed else api.create_flow_run(stand_in, state=Cancelling())
     night = night_rows.open_run(
         database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(run.id), owner=Owner.here()
     )
-    assert obey_cancels(database, api) == [], "it may still hear of it"
-    monkeypatch.setattr("flows.reconcile.TO_BE_HEARD", timedelta())
+    assert obey_cancels(database, api) == [], "it may still react"
+    monkeypatch.setattr("flows.reconcile.CANCEL_PATIENCE", timedelta())
     [ended] = obey_cancels(database, api)
     assert (ended.run_id, ended.status) == (night.run_id, "cancelled")
     [step] = database.frame("SELECT next_step FROM run")["next_step"]
-    again = f"Retry in the UI, or `prefect flow-run retry {run.id}`," if deployed else ""
-    assert step == f"{again or '`nightgate run reviews --night 2026-03-01`'} goes on from its last epoch"
+    assert (f"`prefect flow-run retry {run.id}`" if deployed else "`nightgate run reviews --night 2026-03-01`") in step
 
 
 def missed(done: Done, pipeline: str) -> int:
-    return len([one for one in done.settled if (one.pipeline, one.status) == (pipeline, "missed")])
+    return len([one for one in done.ended if (one.pipeline, one.status) == (pipeline, "missed")])
 
 
 @pytest.fixture
 def deployment_id(api: SyncPrefectClient, shop: str) -> Iterator[UUID]:
-    """By which the server is to start its nights."""
+    """The deployment of the shop's nights."""
     schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="15 3 * * *", timezone="UTC"), active=True)
     made = api.create_deployment(api.create_flow(stand_in), name=shop, schedules=[schedule])
     yield made
@@ -249,9 +248,9 @@ def deployment_id(api: SyncPrefectClient, shop: str) -> Iterator[UUID]:
 
 
 @pytest.mark.usefixtures("deployment_id")
-def test_nights_that_the_server_was_to_start_are_missed_once_it_can_be_asked(shop: str) -> None:
+def test_nights_of_a_deployment_are_missed_only_once_its_server_answers(shop: str) -> None:
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
-        assert missed(reconcile_now(), shop) == 0, "nobody knows"
+        assert missed(reconcile_now(), shop) == 0, "the server does not answer"
     assert missed(reconcile_now(), shop) >= 2
     assert missed(reconcile_now(), shop) == 0, "once"
 
@@ -272,17 +271,15 @@ def test_a_pipeline_that_is_not_deployed_misses_nothing(api: SyncPrefectClient, 
     assert missed(reconcile_now(), shop) == 0
 
 
-def test_what_fails_is_named_at_the_end_and_keeps_nothing_else_from_being_put_right(
-    api: SyncPrefectClient, database: Database
-) -> None:
+def test_a_failure_is_named_at_the_end_and_does_not_stop_the_rest(api: SyncPrefectClient, database: Database) -> None:
     del api
     # No id of a Prefect run: states can not be compared, and the event of this end can not be made.
     night = night_rows.open_run(database, night_rows.pipeline("odd"), night_rows.night(), prefect_flow_run_id="odd")
     lifecycle.finish_run(database, night.run_id, night.attempt, "held")
     dead = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     done = reconcile_now()
-    assert [one.run_id for one in done.settled] == [dead.run_id]
-    with pytest.raises(NightgateError, match="could not be put right: states of Prefect's runs: ValueError"):
+    assert [one.run_id for one in done.ended] == [dead.run_id]
+    with pytest.raises(NightgateError, match="ValueError"):
         done.check()
     announced = database.frame("SELECT run_id FROM run WHERE announced_at IS NOT NULL")["run_id"]
     assert list(announced) == [dead.run_id]

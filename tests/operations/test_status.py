@@ -21,8 +21,8 @@ from nightgate.errors import RegistryError
 from nightgate.operations.status import COLUMNS, Deployed, last_due, status
 from nightgate.registry import approvals, freezes
 from nightgate.runs import lifecycle, records
-from nightgate.runs.claim import OpenedRun
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from nightgate.training.progress import PROGRESS_FILE, read_progress, record_progress
 from nightgate.training.protocol import Progress
 from tests.conftest import free_port
@@ -32,7 +32,7 @@ from tests.support.night_rows import judged_version, night, pipeline, refreshed
 TRAINING = Progress("train", 2, 5, 40, 100, loss=0.9172, examples_per_second=53.0, eta_seconds=3700.0)
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 sqlite = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-"""Where the engine makes no difference: a database on a server takes longer to make."""
+"""Tests that need one database: one on a server takes longer to make."""
 PIPELINE = """
 name = "reviews"
 [data]
@@ -54,14 +54,14 @@ def one(db: Database, section: str, **options: Any) -> dict[str, Any]:
     return row
 
 
-def at_work(db: Database, name: str = "reviews", day: int = 0) -> OpenedRun:
-    """A run of this very process."""
+def running(db: Database, name: str = "reviews", day: int = 0) -> RunRow:
+    """A run of this process."""
     return night_rows.open_run(db, pipeline(name), night(day), owner=Owner.here())
 
 
-def training(db: Database, attempt: int = 1) -> OpenedRun:
-    """A run that has come to its training, with word of the attempt where it stands."""
-    opened = at_work(db)
+def training(db: Database, attempt: int = 1) -> RunRow:
+    """A run in training, with progress of the given attempt."""
+    opened = running(db)
     records.record_snapshot(db, opened.run_id, opened.attempt, refreshed(db))
     folder = db.home.runs / opened.run_id
     folder.mkdir(parents=True)
@@ -82,7 +82,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @sqlite
-def test_where_nothing_has_run_there_is_nothing_to_tell(database: Database) -> None:
+def test_without_runs_all_sections_are_empty(database: Database) -> None:
     assert status(database).empty
     assert as_text(status(database)).count("nothing") == 4
 
@@ -101,15 +101,15 @@ def test_a_training_shows_epoch_speed_loss_and_the_time_left(database: Database)
 
 
 @sqlite
-def test_a_run_before_its_training_says_what_it_does(database: Database) -> None:
-    opened = at_work(database)
+def test_a_run_before_its_training_has_a_stage(database: Database) -> None:
+    opened = running(database)
     assert one(database, "running")["stage"] == "refreshing data"
     records.record_snapshot(database, opened.run_id, opened.attempt, refreshed(database))
     assert one(database, "running")["stage"] == "starting the training"
 
 
 @sqlite
-def test_progress_of_an_earlier_attempt_is_not_told_as_this_ones(database: Database) -> None:
+def test_progress_of_an_earlier_attempt_is_not_shown(database: Database) -> None:
     training(database, attempt=7)
     row = one(database, "running")
     assert row["stage"] == "starting the training"
@@ -117,7 +117,7 @@ def test_progress_of_an_earlier_attempt_is_not_told_as_this_ones(database: Datab
 
 
 @sqlite
-def test_old_progress_tells_where_it_stood_and_no_speed(database: Database) -> None:
+def test_old_progress_has_a_position_and_no_speed(database: Database) -> None:
     training(database)
     row = one(database, "running", moment=datetime.now(UTC) + timedelta(minutes=5))
     assert (row["epoch"], row["step"]) == (2, 40)
@@ -129,30 +129,31 @@ def test_a_dead_run_is_shown_with_the_remedy(database: Database, monkeypatch: py
     night_rows.open_run(database, pipeline(), night())
     row = one(database, "running")
     assert row["status"] == "dead"
-    assert "ended without a word" in row["reason"]
     assert row["next_step"] == "nightgate reconcile"
     monkeypatch.setenv("COLUMNS", "400")
     assert "nightgate reconcile" in as_text(status(database))
 
 
-def test_a_run_elsewhere_without_a_sign_of_life_is_dead(database: Database) -> None:
-    opened = at_work(database)
+def test_a_run_elsewhere_with_an_old_heartbeat_is_dead(database: Database) -> None:
+    opened = running(database)
 
     def move(session: Any) -> None:
         attempt = session.get_one(Attempt, (opened.run_id, 1))
         attempt.host, attempt.heartbeat_at = "elsewhere", datetime.now(UTC) - timedelta(minutes=10)
 
     database.write(move)
-    assert "no sign of life" in one(database, "running")["reason"]
+    row = one(database, "running")
+    assert (row["status"], row["next_step"]) == ("dead", "nightgate reconcile")
+    assert "10 minutes" in row["reason"]
 
 
 # --- what waits ---
 
 
-def test_who_waits_for_a_slot_is_told_with_its_place_and_who_holds_it(database: Database) -> None:
+def test_a_run_that_waits_for_a_slot_has_its_position_and_the_holder(database: Database) -> None:
     asked = datetime.now(UTC)
     for place, name in enumerate(("first", "second", "third")):
-        opened = at_work(database, name)
+        opened = running(database, name)
         row = SlotRequest(run_id=opened.run_id, attempt=1, slot="gpu1", priority=0)
         row.requested_at = asked + timedelta(seconds=place)
         row.granted_at = asked if place == 0 else None
@@ -163,10 +164,10 @@ def test_who_waits_for_a_slot_is_told_with_its_place_and_who_holds_it(database: 
         ("second", "slot gpu1", 1),
         ("third", "slot gpu1", 2),
     ]
-    assert {row["reason"] for row in waiting} == {"held by first"}
+    assert all("first" in row["reason"] for row in waiting)
 
 
-def test_what_waits_for_a_person_is_told_with_the_evidence_and_the_command(database: Database) -> None:
+def test_a_run_that_waits_for_approval_has_the_evidence_and_the_command(database: Database) -> None:
     opened, version = judged_version(database)
     patience = timedelta(hours=18)
     approvals.request(
@@ -175,7 +176,7 @@ def test_what_waits_for_a_person_is_told_with_the_evidence_and_the_command(datab
     row = one(database, "waiting")
     assert (row["waits_for"], row["model_version"], row["test_f1"]) == (f"approval of version {version}", version, 0.6)
     assert row["until"] - row["since"] == patience
-    assert row["next_step"] == f"nightgate approve reviews --run {opened.run_id} --reason TEXT (or reject)"
+    assert f"nightgate approve reviews --run {opened.run_id}" in row["next_step"]
     late = one(database, "waiting", moment=datetime.now(UTC) + timedelta(hours=19))
     assert (late["status"], late["next_step"]) == ("overdue", "nightgate reconcile")
 
@@ -187,7 +188,7 @@ def test_the_last_night_is_the_newest_that_has_ended(database: Database) -> None
     for day, verdict in enumerate(("held", "failed")):
         opened = night_rows.open_run(database, pipeline(), night(day))
         lifecycle.finish_run(database, opened.run_id, opened.attempt, verdict, reason=f"it is {verdict}")
-    at_work(database, day=2)
+    running(database, day=2)
     row = one(database, "last_night")
     assert (row["night"], row["status"], row["reason"]) == (night(1).date, "failed", "it is failed")
     assert [row["night"] for row in rows(database, "running")] == [night(2).date]
@@ -203,13 +204,14 @@ def test_versions_are_whole_numbers_also_beside_a_night_without_one(database: Da
 
 
 @sqlite
-def test_a_frozen_pipeline_is_shown_with_the_remedy(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_night_of_a_frozen_pipeline_has_reason_and_command(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     night_rows.held_version(database)
     freezes.freeze(database, "reviews", by="ada", reason="rude answers")
     row = one(database, "next_night")
-    assert "its nights are held, for it is frozen since" in row["reason"]
-    assert "by ada: rude answers" in row["reason"]
-    assert row["next_step"] == "to let runs promote again: nightgate unfreeze reviews --reason TEXT"
+    assert "ada: rude answers" in row["reason"]
+    assert "nightgate unfreeze reviews --reason TEXT" in row["next_step"]
     monkeypatch.setenv("COLUMNS", "400")
     assert "nightgate unfreeze reviews" in as_text(status(database))
 
@@ -223,7 +225,7 @@ def test_a_gap_to_the_champion_is_shown_with_its_sign_and_four_decimals() -> Non
 @sqlite
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize(
-    ("deployed", "told", "begins"),
+    ("deployed", "schedule", "starts"),
     [
         (None, "no server answers", datetime(2026, 3, 11, 3, 15, tzinfo=UTC)),
         ({"reviews": Deployed("active")}, "active", datetime(2026, 3, 11, 3, 15, tzinfo=UTC)),
@@ -233,33 +235,33 @@ def test_a_gap_to_the_champion_is_shown_with_its_sign_and_four_decimals() -> Non
     ],
 )
 def test_the_next_night_is_of_the_cron_as_far_as_it_is_active(
-    database: Database, deployed: dict[str, Deployed] | None, told: str, begins: datetime | None
+    database: Database, deployed: dict[str, Deployed] | None, schedule: str, starts: datetime | None
 ) -> None:
-    at_work(database)
+    running(database)
     row = one(database, "next_night", deployed=deployed, moment=NOON)
-    assert row["schedule"] == told
-    assert (row["until"] if begins else None) == begins
+    assert row["schedule"] == schedule
+    assert (row["until"] if starts else None) == starts
 
 
 @pytest.mark.usefixtures("file")
-def test_a_night_that_has_not_begun_is_told_as_late(database: Database) -> None:
+def test_a_night_that_has_not_started_is_late(database: Database) -> None:
     opened = night_rows.open_run(database, pipeline(), night())
     lifecycle.finish_run(database, opened.run_id, opened.attempt, "held")
     assert one(database, "next_night", moment=night().data_until + timedelta(hours=5))["status"] == "due"
     row = one(database, "next_night", moment=NOON)
     assert (row["status"], row["since"]) == ("late", datetime(2026, 3, 10, 3, 15, tzinfo=UTC))
-    assert "the night of 2026-03-10 03:15 UTC has not begun" in row["reason"]
+    assert "2026-03-10 03:15 UTC" in row["reason"]
 
 
 @sqlite
-def test_a_file_with_problems_and_one_that_is_gone_are_told(database: Database, file: Path) -> None:
-    at_work(database)
-    at_work(database, "gone")
+def test_a_file_with_problems_and_a_missing_one_have_reasons(database: Database, file: Path) -> None:
+    running(database)
+    running(database, "gone")
     file.write_text('name = "reviews"\n', encoding="utf-8")
-    told = {row["pipeline"]: (row["reason"], row["next_step"]) for row in rows(database, "next_night", deployed={})}
-    assert told["gone"][0] == "no file of that name here"
-    assert "1 problem" in told["reviews"][0]
-    assert told["reviews"][1] == "nightgate doctor"
+    found = {row["pipeline"]: (row["reason"], row["next_step"]) for row in rows(database, "next_night", deployed={})}
+    assert found["gone"][0]
+    assert "1 problem" in found["reviews"][0]
+    assert found["reviews"][1] == "nightgate doctor"
 
 
 def test_the_last_due_night_of_a_cron_lies_strictly_before() -> None:
@@ -289,17 +291,17 @@ def test_programs_get_one_object_per_row_with_its_section(database: Database) ->
 def test_a_reader_in_the_wrong_folder_makes_no_home(environment: Path, command: list[str]) -> None:
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 1
-    assert f"there is no home of Nightgate at {environment}" in done.stderr
+    assert str(environment) in done.stderr
     assert not environment.exists()
-    with pytest.raises(RegistryError, match="there is no home"):
+    with pytest.raises(RegistryError):
         queries.history("x")
 
 
 @sqlite
-def test_who_reads_from_another_machine_needs_no_home(
+def test_reading_from_another_machine_needs_no_home(
     database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    at_work(database)
+    running(database)
     monkeypatch.setenv("NIGHTGATE_HOME", str(tmp_path / "elsewhere"))
     done = CliRunner().invoke(app, ["history", "reviews", "--format", "json"])
     assert [night["status"] for night in json.loads(done.stdout)] == ["running"]
@@ -325,7 +327,7 @@ def test_progress_is_written_seldom_and_whole(tmp_path: Path) -> None:
     assert found.attempt == 2
 
 
-def test_progress_that_cannot_be_written_or_read_is_nobodys_harm(tmp_path: Path) -> None:
+def test_progress_that_cannot_be_written_or_read_is_no_error(tmp_path: Path) -> None:
     record_progress(tmp_path / "gone", 1, TRAINING)
     assert read_progress(tmp_path / "gone") is None
     (tmp_path / PROGRESS_FILE).write_text('{"attempt": 1, "at": "2026-03-10T12:00:00+00:00", "progress": {"old": 1}}')

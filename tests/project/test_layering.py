@@ -48,6 +48,9 @@ LIGHT = {
     "nightgate.analysis": {"torch", "transformers", "prefect"},
     "nightgate.engine": {"sqlalchemy", "alembic", "prefect"},
     "nightgate.training": {"sqlalchemy", "alembic", "prefect"},
+    # Thirty nights may wait for their slot at once: what needs torch runs in processes of its own.
+    "nightgate.night": {"torch", "transformers", "evaluate", "prefect"},
+    "nightgate.reports": {"torch", "transformers", "evaluate", "prefect"},
 }
 """What importing a module, or each module of a folder, must not load."""
 

@@ -1,4 +1,4 @@
-"""README and docs are held to what they say: commands, options, fields, queries, views, settings and links exist."""
+"""What README and docs name exists: commands, options, fields, queries, views, settings, links and modules."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def names(cell: str) -> set[str]:
 
 
 def commands() -> dict[str, set[str]]:
-    """Every command of the CLI, `db upgrade` among them, and its options."""
+    """Every command of the CLI with its options; subcommands as `db upgrade`."""
     found = {}
     for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
         for sub, one in getattr(command, "commands", {"": command}).items():
@@ -59,7 +59,7 @@ def commands() -> dict[str, set[str]]:
     return found
 
 
-def test_every_command_and_option_stands_in_the_table_of_commands() -> None:
+def test_every_command_and_option_is_in_the_table_of_commands() -> None:
     rows = PAGES["commands.md"].splitlines()
     for name, options in commands().items():
         row = next((row for row in rows if row.startswith("|") and f"`nightgate {name}" in row), "")
@@ -143,7 +143,7 @@ def test_every_field_of_a_section_is_documented_with_its_default(heading: str) -
 
 
 def _default(cell: str) -> Any:
-    """What a cell of the table says: `...` for a required field, as pydantic has it."""
+    """The default in a cell of the table: `...` for a required field, as in pydantic."""
     if cell in {"required", "none"}:
         return ... if cell == "required" else None
     value = tomllib.loads(f"x = {cell.strip('`')}")["x"]
@@ -191,3 +191,11 @@ def test_every_page_is_linked_from_the_readme_and_every_picture_is_shown() -> No
     assert linked == set(PAGES) - {"README.md"}
     shown = {Path(target).name for page in PAGES.values() for target in re.findall(r"\]\(([^)]+\.(?:png|svg))\)", page)}
     assert shown == {path.name for path in (ROOT / "docs").iterdir() if path.suffix in {".png", ".svg"}}
+
+
+def test_every_path_in_the_architecture_exists() -> None:
+    paths = re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py)?|[a-z_]+\.py)`", PAGES["architecture.md"])
+    assert len(paths) > 60
+    for path in paths:
+        names = [path, f"{path}.py", f"nightgate/{path}", f"nightgate/{path}.py"]
+        assert any((ROOT / name).exists() for name in names), path

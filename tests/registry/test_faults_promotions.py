@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 def prepare(database: Database, pipeline: str, *, waits: bool = False) -> str:
-    """Version 2 reigns after 1 and is the anchor; 3 is a candidate whose run is at work, or waits. Gives its id."""
+    """Version 2 is champion after 1, and the anchor; 3 is a candidate whose run runs or waits. Returns the run's id."""
     for day in range(2):
         night_rows.held_version(database, day, name=pipeline)
     opened, _ = night_rows.judged_version(database, 2, name=pipeline)
@@ -42,7 +42,7 @@ def prepare(database: Database, pipeline: str, *, waits: bool = False) -> str:
 
 
 def state(database: Database, pipeline: str) -> dict[str, Any]:
-    """All that a promotion or a rollback changes."""
+    """Everything that a promotion or a rollback changes."""
     champion, anchor = versions.champion(database, pipeline), versions.anchor(database, pipeline)
     assert champion is not None
     assert anchor is not None
@@ -53,7 +53,7 @@ def state(database: Database, pipeline: str) -> dict[str, Any]:
     return {
         "champion": champion.version,
         "anchor": anchor.version,
-        "reigns": [one.version for one in reversed(night_rows.promotions(database, pipeline))],
+        "champions": [one.version for one in reversed(night_rows.promotions(database, pipeline))],
         "anchors": len(column("SELECT model_version FROM anchor_timeline")),
         "versions": [row.status for row in versions.versions(database, pipeline)],
         "removed": [row.version for row in versions.versions(database, pipeline) if row.files_removed_at],
@@ -64,8 +64,9 @@ def state(database: Database, pipeline: str) -> dict[str, Any]:
 
 
 def deaths(operation: str, prepared: Callable[[str], str]) -> Iterator[tuple[str, bool]]:
-    """Carry the operation out on one pipeline after the other, each time dying one write later; gives the pipeline and
-    whether the process died. The last one came to its end.
+    """Run the operation on one pipeline after another, each time killed one write later, until one run completes.
+
+    Yields the pipeline and whether the process was killed.
     """
     for at in itertools.count(1):
         pipeline = f"{operation}-{at}"
@@ -84,7 +85,7 @@ def deaths(operation: str, prepared: Callable[[str], str]) -> Iterator[tuple[str
 
 
 @pytest.mark.parametrize(("operation", "fewest"), [("promotion", 9), ("approval", 10), ("rollback", 8)])
-def test_killed_before_any_write_the_champion_is_the_old_or_the_new_one_with_all_that_belongs_to_it(
+def test_killed_before_any_write_the_state_is_the_old_or_the_new_one(
     database: Database, operation: str, fewest: int
 ) -> None:
     before = state(database, "old") if prepare(database, "old", waits=operation == "approval") else {}
@@ -94,10 +95,10 @@ def test_killed_before_any_write_the_champion_is_the_old_or_the_new_one_with_all
         links.append(champion_link.disagreement(database, database.home, pipeline))
         assert died or not links[-1]
         champion_link.repair(database, database.home, pipeline)
-        link = champion_link.pointer_path(database.home, pipeline)
+        link = champion_link.link_path(database.home, pipeline)
         assert str(link.readlink()) == f"v{states[-1]['champion']:04d}"
         names = {path.name for path in link.parent.iterdir()}
-        # One whose link was right has no reason to be looked at: a draft that is left goes with the next promotion.
+        # A correct link is not repaired: the next promotion removes a draft that is left.
         assert {name for name in names if not name.startswith(".champion-")} == {"champion", "v0001", "v0002", "v0003"}
         another = ({1, 2, 3} - {states[-1]["champion"]}).pop()
         promotion.promote(
@@ -112,20 +113,20 @@ def test_killed_before_any_write_the_champion_is_the_old_or_the_new_one_with_all
         assert str(link.readlink()) == f"v{another:04d}"
         assert {path.name for path in link.parent.iterdir()} == {"champion", "v0001", "v0002", "v0003"}
     after = states[-1]
-    turned = states.index(after)
-    assert states == [before] * turned + [after] * (len(states) - turned)
-    assert 0 < turned < len(states) - 1
+    commit = states.index(after)
+    assert states == [before] * commit + [after] * (len(states) - commit)
+    assert 0 < commit < len(states) - 1
     assert len(states) > fewest
-    # The commit was the turning point, and the link followed it.
-    assert all(not link for link in links[:turned])
-    assert links[turned]
-    print(f"{operation}: killed at {len(states) - 1} writes, the new state from write {turned + 1} on")
+    # The link is updated after the commit.
+    assert all(not link for link in links[:commit])
+    assert links[commit]
+    print(f"{operation}: killed at {len(states) - 1} writes, the new state from write {commit + 1} on")
 
 
-def test_a_sweep_that_was_killed_is_finished_by_the_next_one(database: Database) -> None:
+def test_the_next_sweep_finishes_one_that_was_killed(database: Database) -> None:
     def prepared(pipeline: str) -> str:
         run_id = prepare(database, pipeline)
-        # This makes version 1 a former champion, which only the budget takes.
+        # This makes version 1 a former champion, which only the disk limit removes.
         own = {"run_id": run_id, "attempt": 1, "expected_anchor": 2}
         promotion.promote_candidate(database, pipeline, 3, expected=2, reason="-", moves_anchor=True, **own)
         return run_id
@@ -135,7 +136,7 @@ def test_a_sweep_that_was_killed_is_finished_by_the_next_one(database: Database)
         [first, *others] = versions.versions(database, pipeline)
         folder = database.home.models / pipeline / "v0001"
         marked.append(first.files_removed_at is not None)
-        # Whole where the row says so; a folder without a word of the row never is half there.
+        # The folder is complete unless the row is marked.
         assert marked[-1] or len(list(folder.iterdir())) == 2
         assert all(row.files_removed_at is None for row in others)
         retention.sweep(database, database.home, keeping_one(pipeline))

@@ -1,4 +1,4 @@
-"""Frozen pipelines and quarantined versions: what runs may not do until a person lets them, on both engines."""
+"""Freezes and quarantines keep runs from promoting; manual decisions override them. On both engines."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
+from nightgate.database.schema import ModelVersion
 from nightgate.database.transactions import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.registry import approvals, freezes, promotion, versions
-from nightgate.runs import lifecycle
-from nightgate.runs.claim import OpenedRun
+from nightgate.runs.run_row import RunRow, read_run
 from tests.support import night_rows
 
 
-def promote_itself(database: Database, opened: OpenedRun, version: int, expected: int | None) -> None:
+def promote_itself(database: Database, opened: RunRow, version: int, expected: int | None) -> None:
     promotion.promote_candidate(
         database,
         "reviews",
@@ -29,51 +29,57 @@ def promote_itself(database: Database, opened: OpenedRun, version: int, expected
     )
 
 
-def by_hand(database: Database, version: int, expected: int | None, **options: Any) -> None:
+def promote(database: Database, version: int, expected: int | None, **options: Any) -> None:
     promotion.promote(database, "reviews", version, expected=expected, by="ada", reason="I mean it", **options)
 
 
-def reigning(database: Database) -> int | None:
+def champion(database: Database) -> int | None:
     row = versions.champion(database, "reviews")
     return row.version if row else None
 
 
 @pytest.fixture
-def rolled_back(database: Database) -> Database:
-    """Version 2 was the champion, and 1 is again."""
+def promoted(database: Database) -> Database:
+    """Version 2 is the champion after version 1."""
     for day in range(2):
         night_rows.held_version(database, day)
-    by_hand(database, 1, None)
-    by_hand(database, 2, 1)
-    promotion.roll_back(database, "reviews", 1, expected=2, by="ada", reason="2 is rude")
+    promote(database, 1, None)
+    promote(database, 2, 1)
     return database
+
+
+@pytest.fixture
+def rolled_back(promoted: Database) -> Database:
+    """Version 2 was the champion, and 1 is again."""
+    promotion.roll_back(promoted, "reviews", 1, expected=2, by="ada", reason="2 is rude")
+    return promoted
 
 
 # --- freezes ---
 
 
-def test_no_run_promotes_itself_while_its_pipeline_is_frozen_and_then_it_may(database: Database) -> None:
+def test_no_run_promotes_itself_until_its_pipeline_is_unfrozen(database: Database) -> None:
     opened, version = night_rows.judged_version(database)
     freezes.freeze(database, "reviews", by="ada", reason="look at the labels first")
-    with pytest.raises(PromotionLostError, match=r"reviews is frozen since 20.* UTC by ada: look at") as caught:
+    with pytest.raises(PromotionLostError, match="by ada: look at") as caught:
         promote_itself(database, opened, version, None)
     assert "nightgate unfreeze reviews" in caught.value.next_step
-    assert (reigning(database), lifecycle.outcome(database, opened.run_id).status) == (None, "running")
+    assert (champion(database), read_run(database, opened.run_id).status) == (None, "running")
     freezes.unfreeze(database, "reviews", by="ada", reason="they are fine")
     promote_itself(database, opened, version, None)
-    assert reigning(database) == 1
+    assert champion(database) == 1
 
 
-def test_a_freeze_does_not_stop_a_person(database: Database) -> None:
+def test_a_freeze_stops_no_manual_decision(database: Database) -> None:
     night_rows.held_version(database)
     opened, version = night_rows.judged_version(database, 1)
     approvals.request(
         database, opened.run_id, 1, expected=1, patience=timedelta(hours=1), reason="waits", next_step="approve it"
     )
-    freezes.freeze(database, "reviews", by="ada", reason="only by hand")
-    by_hand(database, 1, None)
+    freezes.freeze(database, "reviews", by="ada", reason="manual promotions only")
+    promote(database, 1, None)
     assert approvals.approve(database, opened.run_id, by="ada", reason="checked").status == "promoted"
-    assert reigning(database) == version
+    assert champion(database) == version
 
 
 def test_a_freeze_holds_one_pipeline_only(database: Database) -> None:
@@ -84,41 +90,41 @@ def test_a_freeze_holds_one_pipeline_only(database: Database) -> None:
     promote_itself(database, opened, version, None)
 
 
-def test_a_freeze_is_one_at_a_time_and_every_one_is_kept(database: Database) -> None:
+def test_a_pipeline_has_one_freeze_at_a_time_and_every_one_is_kept(database: Database) -> None:
     night_rows.held_version(database)
     for why in ("first", "second"):
         freezes.freeze(database, "reviews", by=" ada ", reason=f" {why} ")
-        with pytest.raises(RegistryError, match=rf"reviews is frozen since .* by ada: {why}\n"):
+        with pytest.raises(RegistryError, match=f"by ada: {why}"):
             freezes.freeze(database, "reviews", by="ben", reason="again")
         ended = freezes.unfreeze(database, "reviews", by="ben", reason="done")
         assert (ended.frozen_by, ended.reason) == ("ada", why)
-        with pytest.raises(RegistryError, match="reviews is not frozen") as caught:
+        with pytest.raises(RegistryError) as caught:
             freezes.unfreeze(database, "reviews", by="ben", reason="again")
-        assert caught.value.next_step
+        assert "nightgate history reviews" in caught.value.next_step
     kept = database.frame("SELECT reason, ended_by, end_reason FROM freezes ORDER BY frozen_at")
     assert kept.to_numpy().tolist() == [["first", "ben", "done"], ["second", "ben", "done"]]
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "by", "reason", "words"),
+    ("pipeline", "by", "reason", "named"),
     [
-        ("review", "ada", "why not", "no pipeline 'review'; did you mean 'reviews'"),
-        ("reviews", "ada", " \n", "the reason is blank"),
-        ("reviews", "", "why not", "nobody is named"),
+        ("review", "ada", "why not", "'reviews'"),
+        ("reviews", "ada", " \n", "reason"),
+        ("reviews", "", "why not", "name"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_words(
-    database: Database, pipeline: str, by: str, reason: str, words: str
+def test_an_unknown_pipeline_and_a_blank_name_or_reason_are_errors(
+    database: Database, pipeline: str, by: str, reason: str, named: str
 ) -> None:
     night_rows.held_version(database)
     for change in (freezes.freeze, freezes.unfreeze):
-        with pytest.raises(RegistryError, match=words) as caught:
+        with pytest.raises(RegistryError, match=named) as caught:
             change(database, pipeline, by=by, reason=reason)
         assert caught.value.next_step
     assert database.frame("SELECT * FROM freezes").empty
 
 
-def test_freezing_and_unfreezing_again_after_a_lost_answer_change_nothing(
+def test_freeze_and_unfreeze_are_idempotent_when_the_answer_of_the_database_is_lost(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     night_rows.held_version(database)
@@ -135,28 +141,24 @@ def test_freezing_and_unfreezing_again_after_a_lost_answer_change_nothing(
     assert len(database.frame("SELECT * FROM freezes WHERE ended_at IS NOT NULL")) == 1
 
 
-# --- what a rollback leaves ---
+# --- rollbacks ---
 
 
-def test_a_rollback_quarantines_what_it_takes_down_and_freezes(rolled_back: Database) -> None:
+def test_a_rollback_quarantines_the_champion_and_freezes(rolled_back: Database) -> None:
     bad = versions.versions(rolled_back, "reviews")[1]
     assert (bad.status, bad.quarantined_by, bad.quarantine_reason) == ("quarantined", "ada", "2 is rude")
     freeze = freezes.frozen(rolled_back, "reviews")
     assert freeze is not None
     assert (freeze.frozen_by, freeze.reason) == ("ada", "rolled back from version 2 to 1: 2 is rude")
     [night] = rolled_back.frame("SELECT quarantined_at FROM model_versions WHERE version = 2")["quarantined_at"]
-    [reign] = rolled_back.frame("SELECT valid_from FROM champion_timeline WHERE valid_to IS NULL")["valid_from"]
-    assert night == reign
+    [since] = rolled_back.frame("SELECT valid_from FROM champion_timeline WHERE valid_to IS NULL")["valid_from"]
+    assert night == since
 
 
-def test_a_rollback_of_a_frozen_pipeline_leaves_its_freeze_as_it_is(database: Database) -> None:
-    for day in range(2):
-        night_rows.held_version(database, day)
-    by_hand(database, 1, None)
-    by_hand(database, 2, 1)
-    freezes.freeze(database, "reviews", by="ben", reason="a holiday")
-    promotion.roll_back(database, "reviews", 1, expected=2, by="ada", reason="2 is rude")
-    freeze = freezes.frozen(database, "reviews")
+def test_a_rollback_of_a_frozen_pipeline_keeps_its_freeze(promoted: Database) -> None:
+    freezes.freeze(promoted, "reviews", by="ben", reason="a holiday")
+    promotion.roll_back(promoted, "reviews", 1, expected=2, by="ada", reason="2 is rude")
+    freeze = freezes.frozen(promoted, "reviews")
     assert freeze is not None
     assert (freeze.frozen_by, freeze.reason) == ("ben", "a holiday")
 
@@ -170,37 +172,34 @@ def test_a_rollback_that_loses_changes_nothing(rolled_back: Database) -> None:
     assert [row.status for row in versions.versions(rolled_back, "reviews")] == ["champion", "quarantined", "held"]
 
 
-def test_nobody_promotes_a_quarantined_version_unless_it_is_released(rolled_back: Database) -> None:
-    with pytest.raises(
-        RegistryError, match=r"version 2 of reviews is quarantined since .* by ada: 2 is rude"
-    ) as caught:
-        by_hand(rolled_back, 2, 1)
+def test_a_quarantined_version_is_promoted_only_if_it_is_released(rolled_back: Database) -> None:
+    with pytest.raises(RegistryError, match="by ada: 2 is rude") as caught:
+        promote(rolled_back, 2, 1)
     assert "nightgate promote reviews 2 --despite-quarantine" in caught.value.next_step
-    assert reigning(rolled_back) == 1
-    by_hand(rolled_back, 2, 1, despite_quarantine=True)
+    assert champion(rolled_back) == 1
+    promote(rolled_back, 2, 1, despite_quarantine=True)
     row = versions.champion(rolled_back, "reviews")
     assert row is not None
     assert (row.version, row.quarantined_at, row.quarantined_by, row.quarantine_reason) == (2, None, None, None)
     assert row.reason is not None
-    assert row.reason.startswith("I mean it (released from the quarantine since 20")
+    assert row.reason.startswith("I mean it (")
     assert row.reason.endswith("by ada: 2 is rude)")
 
 
-def test_a_released_version_that_loses_stays_quarantined(rolled_back: Database) -> None:
+def test_a_released_version_whose_promotion_fails_stays_quarantined(rolled_back: Database) -> None:
     with pytest.raises(PromotionLostError):
-        by_hand(rolled_back, 2, None, despite_quarantine=True)
+        promote(rolled_back, 2, None, despite_quarantine=True)
     assert versions.versions(rolled_back, "reviews")[1].status == "quarantined"
 
 
-def test_a_run_whose_version_is_quarantined_is_held_and_does_not_fail(database: Database) -> None:
+def test_the_promotion_of_a_run_whose_version_is_quarantined_fails_without_ending_the_run(database: Database) -> None:
     opened, version = night_rows.judged_version(database)
-    from nightgate.database.schema import ModelVersion
 
     def quarantine(session: Any) -> None:
         row = session.get_one(ModelVersion, ("reviews", version))
         row.quarantined_at, row.quarantined_by, row.quarantine_reason = row.created_at, "ben", "it is rude"
 
     database.write(quarantine)
-    with pytest.raises(PromotionLostError, match="is quarantined"):
+    with pytest.raises(PromotionLostError, match="by ben: it is rude"):
         promote_itself(database, opened, version, None)
-    assert lifecycle.outcome(database, opened.run_id).status == "running"
+    assert read_run(database, opened.run_id).status == "running"

@@ -1,4 +1,4 @@
-"""Whom a test row is new to: proved from the snapshots of a model and of all that it goes back to."""
+"""Leakage: test rows in the snapshots of a model or of any of its ancestors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def snapshot(
     test: Sequence[int] = (),
     normalisation: int = NORMALISATION_VERSION,
 ) -> Path:
-    """Rows by number, on these sides."""
+    """A snapshot with these rows, by number."""
     sides = [("train", n) for n in train] + [("validation", n) for n in validation] + [("test", n) for n in test]
     frame = pd.DataFrame(sides, columns=["split", "number"]).sort_values("number")
     frame["fingerprint"] = frame["number"].map(mark)
@@ -64,30 +64,21 @@ def test_rows_of_the_training_and_validation_sides_of_any_snapshot_are_marked(tm
     assert found_in(Line((first,)), []) == []
 
 
-def test_a_snapshot_that_is_missing_or_damaged_leaves_it_unknown(tmp_path: Path) -> None:
+def test_with_a_missing_or_damaged_snapshot_leakage_is_unknown(tmp_path: Path) -> None:
     whole = snapshot(tmp_path, train=range(10), test=[12])
     broken = shutil.copytree(whole, tmp_path / "broken")
     content = bytearray((broken / "rows.parquet").read_bytes())
     content[len(content) // 2] ^= 1
     (broken / "rows.parquet").chmod(0o644)
     (broken / "rows.parquet").write_bytes(content)
-    mask, why = trained_on(Line((whole, broken)), [mark(1)])
-    assert mask is None
-    assert "a snapshot that it was trained on cannot be read" in why
-    assert "rows.parquet differs from its manifest" in why
-    mask, why = trained_on(Line((whole, tmp_path / "gone")), [mark(1)])
-    assert mask is None
-    assert f"there is no snapshot at {tmp_path / 'gone'}" in why
+    older = snapshot(tmp_path, train=range(11), normalisation=NORMALISATION_VERSION - 1)
+    for folder, named in ((broken, "rows.parquet"), (tmp_path / "gone", str(tmp_path / "gone")), (older, older.name)):
+        found, why = trained_on(Line((whole, folder)), [mark(1)])
+        assert found is None
+        assert named in why
 
 
-def test_texts_that_were_normalised_otherwise_cannot_be_found_again(tmp_path: Path) -> None:
-    older = snapshot(tmp_path, train=range(10), normalisation=NORMALISATION_VERSION - 1)
-    mask, why = trained_on(Line((older,)), [mark(1)])
-    assert mask is None
-    assert f"texts of its snapshot {older.name} were normalised by other rules" in why
-
-
-def test_five_thousand_rows_are_looked_up_in_twenty_large_snapshots_at_once(tmp_path: Path) -> None:
+def test_five_thousand_rows_are_looked_up_in_twenty_large_snapshots_within_seconds(tmp_path: Path) -> None:
     large = snapshot(tmp_path, train=range(36_000), test=range(36_000, 40_000))
     began = time.process_time()
     assert len(found_in(Line((large,) * 20), range(33_500, 38_500))) == 2500
@@ -98,14 +89,8 @@ def test_five_thousand_rows_are_looked_up_in_twenty_large_snapshots_at_once(tmp_
 # --- lines ---
 
 
-def version(
-    db: Database,
-    day: int,
-    path: Path | None,
-    *,
-    started_from: int | None = None,
-) -> int:
-    """Version `day` + 1, by a run of its own on the snapshot at `path`."""
+def version(db: Database, day: int, path: Path | None, *, started_from: int | None = None) -> None:
+    """Store version `day` + 1, by a run of its own on the snapshot at `path`."""
     run = night_rows.open_run(db, night_rows.pipeline(), night_rows.night(day))
 
     def work(session: sa.orm.Session) -> None:
@@ -125,7 +110,6 @@ def version(
         session.add(row)
 
     db.write(work)
-    return day + 1
 
 
 def stored(db: Database, path: Path) -> Snapshot:
@@ -147,9 +131,7 @@ def nights(home: Home) -> list[Path]:
     return [snapshot(home.snapshots / "reviews", train=[number], test=[100]) for number in range(4)]
 
 
-def test_a_version_has_the_snapshots_of_all_that_it_goes_back_to(
-    database: Database, home: Home, nights: list[Path]
-) -> None:
+def test_a_line_has_the_snapshots_of_all_ancestors(database: Database, home: Home, nights: list[Path]) -> None:
     version(database, 0, nights[0])
     version(database, 1, nights[1])
     version(database, 2, nights[2], started_from=1)
@@ -165,5 +147,5 @@ def test_a_version_has_the_snapshots_of_all_that_it_goes_back_to(
 def test_a_line_with_a_gap_is_unknown(database: Database, home: Home, nights: list[Path]) -> None:
     version(database, 0, None)
     version(database, 1, nights[1], started_from=1)
-    assert line_of(database, home, "reviews", 2).unknown == "version 1 of its line has no snapshot on record"
-    assert line_of(database, home, "reviews", 7).unknown == "version 7 of its line is not in the database"
+    assert "version 1" in line_of(database, home, "reviews", 2).unknown
+    assert "version 7" in line_of(database, home, "reviews", 7).unknown

@@ -1,4 +1,4 @@
-"""A version as ONNX gives the logits of the original, or is not there."""
+"""An ONNX export gives the logits of the original version, or is not written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Once: the exporter takes its time, however small the model."""
+    """One export for all tests: it takes seconds even for a tiny model."""
     folder = tmp_path_factory.mktemp("onnx")
     version = write_version(folder / "home", write_trained_model(folder, LABELS, sharpness=20))
     target = folder / "out" / "reviews"
@@ -49,7 +49,7 @@ def test_the_graph_takes_any_texts_and_gives_the_logits_of_the_original(exported
     assert 0 <= parity.max_logit_difference < 1e-4
     stored = json.loads((exported.folder / "parity.json").read_text())
     assert stored["texts"] == parity.texts == len(onnx_export.TEXTS)
-    # As a user of the folder does it, with sizes that the check has not seen.
+    # As a user would, with batch and length that the check does not use.
     tokenizer = AutoTokenizer.from_pretrained(exported.folder)
     inputs = tokenizer(["fine"] * 7, padding="max_length", max_length=11, truncation=True, return_tensors="pt")
     session = onnxruntime.InferenceSession(exported.folder / "model.onnx", providers=["CPUExecutionProvider"])
@@ -59,7 +59,7 @@ def test_the_graph_takes_any_texts_and_gives_the_logits_of_the_original(exported
     np.testing.assert_allclose(logits, wanted, atol=1e-4)
 
 
-def test_a_graph_that_gives_other_logits_is_not_left_behind(
+def test_an_export_with_other_logits_is_not_written(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -71,12 +71,12 @@ def test_a_graph_that_gives_other_logits_is_not_left_behind(
     monkeypatch.setattr(torch.onnx, "export", writes_another_model)
     version = write_version(tmp_path / "home", write_trained_model(tmp_path / "trained", LABELS, sharpness=1))
     out = tmp_path / "out"
-    with pytest.raises(ModelError, match=r"gives other logits than PyTorch: .* nothing was written"):
+    with pytest.raises(ModelError, match="5 texts"):
         onnx_export.export_onnx(version, out / "reviews")
     assert list(out.iterdir()) == []
 
 
-def test_what_the_exporter_cannot_do_is_told_in_words(
+def test_an_error_of_the_exporter_is_a_model_error_with_its_first_line(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -85,23 +85,23 @@ def test_what_the_exporter_cannot_do_is_told_in_words(
         raise RuntimeError("no ONNX function for aten::new_thing\nand a long tale")
 
     monkeypatch.setattr(torch.onnx, "export", fails)
-    with pytest.raises(ModelError, match="version 3 of reviews cannot be exported to ONNX: no ONNX function for"):
+    with pytest.raises(ModelError, match="no ONNX function for aten::new_thing"):
         onnx_export.export_onnx(exported.version, tmp_path / "reviews")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_in_use_is_left_alone(exported: Exported, tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigurationError, match="exists already"):
+    with pytest.raises(ConfigurationError, match=str(tmp_path)):
         onnx_export.export_onnx(exported.version, tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_without_the_extra_it_says_what_to_install(
+def test_without_the_extra_the_error_names_the_command_that_installs_it(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_export, "PACKAGES", ("onnx", "no_such_package"))
-    with pytest.raises(ConfigurationError, match="needs no_such_package") as caught:
+    with pytest.raises(ConfigurationError, match="no_such_package") as caught:
         onnx_export.export_onnx(exported.version, tmp_path / "reviews")
     assert caught.value.next_step == "pip install 'nightgate[onnx]'"
 
@@ -113,7 +113,7 @@ def test_every_text_is_in_one_batch_and_sizes_vary() -> None:
     assert {len(batch) for batch in batches} >= {1, 2, 5, 16}
 
 
-def test_parity_is_checked_on_the_versions_own_test_rows_while_they_are_there(database: Database, home: Home) -> None:
+def test_parity_is_checked_on_the_test_rows_of_the_version_if_they_exist(database: Database, home: Home) -> None:
     night_rows.held_version(database)
     [row] = versions(database, "reviews")
     rows = pd.DataFrame(

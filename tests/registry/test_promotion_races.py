@@ -1,4 +1,4 @@
-"""Many promotions at once, from several processes and threads over kept connections: exactly one wins, none is lost."""
+"""Simultaneous promotions from several processes and threads with pooled connections: exactly one wins."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import itertools
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from nightgate.database import schema
 from nightgate.database.column_types import Base
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @contextmanager
 def competitors(processes: int, versions_each: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that are ready to race; the environment names home and database."""
+    """Start processes that are ready to race; the environment names home and database."""
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.support.competitors", str(first), str(first + versions_each - 1)],
@@ -49,7 +50,7 @@ def competitors(processes: int, versions_each: int) -> Iterator[list[subprocess.
 
 
 def race(processes: list[subprocess.Popen[str]], expected: int | None) -> list[str]:
-    """What became of every promotion of one round."""
+    """The outcome of every promotion of one round."""
     for process in processes:
         assert process.stdin is not None
         process.stdin.write(f"{expected or 0}\n")
@@ -67,12 +68,12 @@ def run_rounds(database: Database, rounds: int, processes: int, versions_each: i
             answers = race(started, expected)
             [won] = [answer for answer in answers if answer.startswith("won:")]
             others = sorted(answer for answer in answers if answer != won)
-            assert others == ["lost"] * (len(answers) - 1 - bool(expected)) + ["reigns"] * bool(expected)
+            assert others == ["champion"] * bool(expected) + ["lost"] * (len(answers) - 1 - bool(expected))
             champions.append(int(won.removeprefix("won:")))
             row = versions.champion(database, "reviews")
             assert row is not None
             assert row.version == champions[-1]
-    # Every win is in the books, each in place of the one before, without a gap or an overlap.
+    # Every win is stored, each in place of the one before, without a gap or an overlap.
     promotions = night_rows.promotions(database)
     assert [one.version for one in promotions] == champions
     assert [one.promoted_by for one in promotions] == [f"competitor {version}" for version in champions]
@@ -86,29 +87,21 @@ def run_rounds(database: Database, rounds: int, processes: int, versions_each: i
 
 
 @pytest.mark.usefixtures("home")
-def test_of_promotions_by_several_processes_at_once_exactly_one_wins(database: Database) -> None:
+def test_exactly_one_of_simultaneous_promotions_by_several_processes_wins(database: Database) -> None:
     run_rounds(database, rounds=3, processes=3, versions_each=8)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("home")
-def test_of_200_promotions_at_once_exactly_one_wins_round_after_round(database: Database) -> None:
+def test_exactly_one_of_200_simultaneous_promotions_wins_in_every_round(database: Database) -> None:
     run_rounds(database, rounds=20, processes=8, versions_each=25)
 
 
-# --- what no program gets around ---
+# --- constraints of the database ---
 
 
-@pytest.fixture
-def two(database: Database) -> Database:
-    """Two versions and no champion."""
-    for day in range(2):
-        night_rows.held_version(database, day)
-    return database
-
-
-def raw_reign(version: int) -> Base:
+def raw_promotion(version: int) -> Base:
     return schema.Promotion(
         promotion_id=uuid.uuid4().hex,
         pipeline="reviews",
@@ -141,20 +134,20 @@ def raw_freeze(version: int) -> Base:
     )
 
 
-@pytest.mark.parametrize(("row", "end"), [(raw_reign, "valid_to"), (raw_anchor, "valid_to"), (raw_freeze, "ended_at")])
-def test_two_at_once_are_against_a_constraint(two: Database, row: object, end: str) -> None:
-    assert callable(row)
-    two.write(lambda session: session.add(row(1)))
+@pytest.mark.parametrize(
+    ("row", "end"), [(raw_promotion, "valid_to"), (raw_anchor, "valid_to"), (raw_freeze, "ended_at")]
+)
+def test_the_database_refuses_a_second_open_row(database: Database, row: Callable[[int], Base], end: str) -> None:
+    for day in range(2):
+        night_rows.held_version(database, day)
+    database.write(lambda session: session.add(row(1)))
     with pytest.raises(IntegrityError):
-        two.write(lambda session: session.add(row(2)))
+        database.write(lambda session: session.add(row(2)))
 
-    def close_and_open(session: object) -> None:
-        from sqlalchemy.orm import Session
-
-        assert isinstance(session, Session)
+    def close_and_open(session: Session) -> None:
         for one in session.query(type(row(1))):
             setattr(one, end, datetime.now(UTC))
         session.flush()
         session.add(row(2))
 
-    two.write(close_and_open)
+    database.write(close_and_open)

@@ -1,4 +1,4 @@
-"""What stays on disk: versions in use and the newest ones, within a budget; rows stay for ever."""
+"""Retention keeps the files of versions in use and of the newest, within a disk limit; rows are never removed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session
 
 from nightgate.config import Pipeline, Retention
+from nightgate.database.schema import ModelVersion
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.registry import approvals, champions, promotion, retention, versions
@@ -41,7 +43,7 @@ MB = 10**6
         (5, "1TB", set(), []),
     ],
 )
-def test_the_oldest_go_first_and_what_is_needed_never(
+def test_the_oldest_are_removed_first_and_needed_ones_never(
     models: int, disk: str, needed: set[int], going: list[int]
 ) -> None:
     sizes = dict.fromkeys((3, 1, 2, 5, 4), 10 * MB)
@@ -60,19 +62,19 @@ def test_the_oldest_go_first_and_what_is_needed_never(
         (5, "1MB", [1, 2, 4, 5]),
     ],
 )
-def test_former_champions_go_to_the_budget_alone_and_after_all_others(models: int, disk: str, going: list[int]) -> None:
+def test_former_champions_are_removed_only_for_the_disk_limit_and_last(
+    models: int, disk: str, going: list[int]
+) -> None:
     sizes = dict.fromkeys((1, 2, 3, 4, 5), 10 * MB)
     assert choose(sizes, {3}, {1, 2, 3}, Retention(models=models, disk=disk)) == going
 
 
-def test_what_must_stay_and_takes_too_much_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_needed_versions_over_the_disk_limit_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    assert choose({}, set(), set(), Retention(models=1, disk="1MB")) == []
     assert choose({1: 10 * MB, 2: 10 * MB}, {1, 2}, set(), Retention(disk="15MB")) == []
     [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert record.getMessage() == "versions that must stay take 20.0 MB: retention.disk is 15MB"
-
-
-def test_without_versions_nothing_goes() -> None:
-    assert choose({}, set(), set(), Retention(models=1, disk="1MB")) == []
+    assert "20.0 MB" in record.getMessage()
+    assert "15MB" in record.getMessage()
 
 
 # --- on disk ---
@@ -87,7 +89,7 @@ def folder(database: Database, version: int) -> Path:
 
 
 def write(database: Database, version: int) -> None:
-    """A version's folder as registration leaves it: read-only files."""
+    """Write a version's folder with read-only files, as registration does."""
     (folder(database, version) / "sub").mkdir(parents=True)
     for name in ("model.safetensors", "sub/config.json"):
         (folder(database, version) / name).write_bytes(bytes(MB // 2))
@@ -96,7 +98,7 @@ def write(database: Database, version: int) -> None:
 
 @pytest.fixture
 def six(database: Database) -> Database:
-    """Versions 1 to 6 of ended runs, with files: 3, 4 and 5 reigned, 5 does now, and 3 is the anchor."""
+    """Versions 1 to 6 of ended runs, with files: 3, 4 and 5 were promoted, 5 is champion and 3 the anchor."""
     for day in range(6):
         write(database, night_rows.held_version(database, day))
     for version, expected in ((3, None), (4, 3), (5, 4)):
@@ -113,7 +115,7 @@ def roll_back(database: Database, version: int, expected: int) -> None:
 
 
 def kept(database: Database) -> list[int]:
-    """Versions whose files are there; the rows must say the same."""
+    """Versions that have files, on disk and by their rows."""
     there = [row.version for row in versions.versions(database, "reviews") if folder(database, row.version).is_dir()]
     assert there == [row.version for row in versions.versions(database, "reviews") if row.files_removed_at is None]
     names = {path.name for path in (database.home.models / "reviews").iterdir()}
@@ -121,27 +123,27 @@ def kept(database: Database) -> list[int]:
     return there
 
 
-def test_champion_anchor_what_a_rollback_takes_and_the_newest_stay(six: Database) -> None:
+def test_champion_anchor_the_target_of_a_rollback_and_the_newest_are_kept(six: Database) -> None:
     assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2]
     assert kept(six) == [3, 4, 5, 6]
     assert len(versions.versions(six, "reviews")) == 6
     assert retention.sweep(six, six.home, pipeline(models=1)) == []
 
 
-def test_former_champions_and_anchors_stay_for_one_rollback_after_another(six: Database) -> None:
+def test_former_champions_and_anchors_are_kept_for_repeated_rollbacks(six: Database) -> None:
     promote(six, 6, 5, moves_anchor=True)
     assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2]
     assert kept(six) == [3, 4, 5, 6]
-    for reigning, before in ((6, 5), (5, 4), (4, 3)):
+    for champion, before in ((6, 5), (5, 4), (4, 3)):
         assert champions.previous_champion(six, "reviews") == before
-        roll_back(six, before, reigning)
+        roll_back(six, before, champion)
         retention.sweep(six, six.home, pipeline(models=1))
         anchor = versions.anchor(six, "reviews")
         assert anchor is not None
         assert anchor.version == 3
 
 
-def test_what_is_needed_no_more_goes_with_a_later_sweep_where_the_budget_asks_for_it(six: Database) -> None:
+def test_a_later_sweep_removes_former_champions_for_the_disk_limit(six: Database) -> None:
     promote(six, 6, 5, moves_anchor=True)
     assert retention.sweep(six, six.home, pipeline(models=20, disk="3MB")) == [1, 2, 3]
     assert kept(six) == [4, 5, 6]
@@ -149,13 +151,13 @@ def test_what_is_needed_no_more_goes_with_a_later_sweep_where_the_budget_asks_fo
     assert kept(six) == [5, 6]
 
 
-def test_a_quarantined_version_stays_no_longer_than_others(six: Database) -> None:
+def test_a_quarantined_version_is_kept_no_longer_than_others(six: Database) -> None:
     roll_back(six, 4, 5)
     assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2, 5]
     assert kept(six) == [3, 4, 6]
 
 
-def test_candidates_that_are_judged_or_wait_for_a_person_stay(six: Database) -> None:
+def test_candidates_that_are_judged_or_wait_for_approval_are_kept(six: Database) -> None:
     opened, version = night_rows.judged_version(six, 6)
     patience = timedelta(hours=1)
     approvals.request(six, opened.run_id, 1, expected=5, patience=patience, reason="waits", next_step="approve")
@@ -168,29 +170,27 @@ def test_candidates_that_are_judged_or_wait_for_a_person_stay(six: Database) -> 
     assert kept(six) == [3, 4, 5, 7, 8]
 
 
-def test_over_the_budget_even_the_newest_go_but_nothing_that_is_needed(six: Database) -> None:
+def test_over_the_disk_limit_even_the_newest_are_removed_but_none_that_is_needed(six: Database) -> None:
     assert retention.sweep(six, six.home, pipeline(models=20, disk="4MB")) == [1, 2]
     assert retention.sweep(six, six.home, pipeline(models=20, disk="1MB")) == [6]
     assert kept(six) == [3, 4, 5]
 
 
-def test_whoever_needs_files_that_were_removed_is_told_so(six: Database) -> None:
+def test_using_a_version_without_files_is_an_error(six: Database) -> None:
     retention.sweep(six, six.home, pipeline(models=1))
     [row, *_] = versions.versions(six, "reviews")
     assert row.status == "held"
     for use in (
         lambda: row.folder(six.home),
         lambda: promote(six, 1, 5),
-        lambda: champions.promote_by_hand(six, six.home, "reviews", 1, reason="why not", by="ada"),
+        lambda: champions.promote_manually(six, six.home, "reviews", 1, reason="why not", by="ada"),
     ):
-        with pytest.raises(
-            RegistryError, match="version 1 of reviews has no files any more: retention removed"
-        ) as caught:
+        with pytest.raises(RegistryError, match="version 1 of reviews") as caught:
             use()
         assert "nightgate versions reviews" in caught.value.next_step
 
 
-def test_a_rollback_passes_over_versions_without_files_and_quarantined_ones(six: Database) -> None:
+def test_a_rollback_skips_quarantined_versions_and_those_without_files(six: Database) -> None:
     promote(six, 6, 5, moves_anchor=True)
     roll_back(six, 5, 6)
     assert champions.previous_champion(six, "reviews") == 4
@@ -205,7 +205,7 @@ def test_a_rollback_passes_over_versions_without_files_and_quarantined_ones(six:
     assert kept(six) == [1, 3, 4]
 
 
-def test_where_no_champion_before_can_be_brought_back_the_reasons_are_listed(database: Database) -> None:
+def test_without_a_target_for_a_rollback_the_error_lists_the_reasons(database: Database) -> None:
     for day in range(3):
         write(database, night_rows.held_version(database, day))
     promote(database, 1, None)
@@ -214,13 +214,11 @@ def test_where_no_champion_before_can_be_brought_back_the_reasons_are_listed(dat
     retention.sweep(database, database.home, pipeline(models=1, disk="2MB"))
     assert kept(database) == [2, 3]
     roll_back(database, 2, 3)
-    with pytest.raises(
-        RegistryError, match=r"version 2 of reviews has no champion before it that .*; version 1 has no files any more"
-    ):
+    with pytest.raises(RegistryError, match="version 1 has no files"):
         champions.previous_champion(database, "reviews")
 
 
-def test_an_interrupted_sweep_is_finished_by_the_next_one(six: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_sweep_finishes_an_interrupted_one(six: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(retention, "_remove", lambda *_: None)
         retention.sweep(six, six.home, pipeline(models=1))
@@ -230,7 +228,7 @@ def test_an_interrupted_sweep_is_finished_by_the_next_one(six: Database, monkeyp
     assert kept(six) == [3, 4, 5, 6]
 
 
-def test_a_folder_that_cannot_be_removed_is_told_and_tried_again(
+def test_a_folder_that_cannot_be_removed_is_logged_and_removed_by_the_next_sweep(
     six: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def busy(*_: object) -> None:
@@ -239,21 +237,19 @@ def test_a_folder_that_cannot_be_removed_is_told_and_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", busy)
         assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2]
-    assert "could not remove" in caplog.text
+    assert str(folder(six, 1)) in caplog.text
     retention.sweep(six, six.home, pipeline(models=1))
     assert kept(six) == [3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("path", ["models", "models/reviews", "models/other/v0001", "runs", "."])
-def test_a_row_that_names_another_folder_removes_nothing(six: Database, path: str) -> None:
-    from nightgate.database.schema import ModelVersion
-
+def test_a_row_with_the_path_of_another_folder_removes_nothing(six: Database, path: str) -> None:
     (six.home.models / "other" / "v0001").mkdir(parents=True)
 
-    def lie(session: Any) -> None:
+    def change_path(session: Session) -> None:
         session.get_one(ModelVersion, ("reviews", 1)).path = path
 
-    six.write(lie)
+    six.write(change_path)
     retention.sweep(six, six.home, pipeline(models=1))
     assert (six.home.models / "other" / "v0001").is_dir()
     assert folder(six, 1).is_dir()

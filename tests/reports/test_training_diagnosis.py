@@ -13,14 +13,9 @@ from syrupy.assertion import SnapshotAssertion
 from nightgate.config import Training
 from nightgate.pipeline_files import check_pipeline, parse_settings
 from nightgate.reports.training_diagnosis import EarlierNight, EpochFacts, Finding, MachineFacts, diagnose
+from tests.support import night_rows
 
-PUBLISHED = [
-    EpochFacts(1, 1.0049, 1.0616, 0.5268),
-    EpochFacts(2, 0.9172, 1.0763, 0.5412),
-    EpochFacts(3, 0.8285, 1.1077, 0.5428),
-    EpochFacts(4, 0.7361, 1.1743, 0.5399),
-    EpochFacts(5, 0.6538, 1.2436, 0.5435),
-]
+PUBLISHED = [EpochFacts(row[1], row[0], row[3], row[5]) for row in night_rows.PUBLISHED]
 
 
 def run(training: list[float], validation: list[float], f1: list[float] | None = None) -> list[EpochFacts]:
@@ -94,24 +89,22 @@ def test_the_remedy_for_overfitting_depends_on_what_f1_gained(
 
 
 @pytest.mark.parametrize(
-    ("epochs", "training", "remedy"),
+    ("epochs", "training"),
     [
-        (run([1.0], [1.0], [0.4]), {}, "training.epochs=2"),
-        (run([1.0, 0.9], [1.0, 0.9], [0.4, 0.45]), {}, "training.epochs=4"),
-        (run([1.0, 1.2], [1.0, 1.2], [0.4, 0.3]), {}, "training.learning_rate=1e-05"),
-        (run([1.0, 1.0], [1.0, 1.0], [0.2, 0.2]), {}, "training.learning_rate=0.0001"),
-        (run([1.0, 0.9], [1.0, 0.9], [0.45, 0.4]), {}, "training.learning_rate=2.5e-05"),
-        (run([1.0, 0.9], [1.0, 0.9], [0.45, 0.4]), {"max_train_rows": 1000}, "training.max_train_rows=0"),
-        ([EpochFacts(1, 1.0, 1.0, None)], {}, "training.learning_rate=1e-05"),
+        (run([1.0], [1.0], [0.4]), {}),
+        (run([1.0, 0.9], [1.0, 0.9], [0.4, 0.45]), {}),
+        (run([1.0, 1.2], [1.0, 1.2], [0.4, 0.3]), {}),
+        (run([1.0, 1.0], [1.0, 1.0], [0.2, 0.2]), {}),
+        (run([1.0, 0.9], [1.0, 0.9], [0.45, 0.4]), {}),
+        (run([1.0, 0.9], [1.0, 0.9], [0.45, 0.4]), {"max_train_rows": 1000}),
+        ([EpochFacts(1, 1.0, 1.0, None)], {}),
     ],
     ids=["one epoch", "still rising", "loss rose", "loss stood still", "stopped rising", "few rows", "nothing finite"],
 )
 def test_the_remedy_for_a_low_score_depends_on_the_losses(
-    epochs: list[EpochFacts], training: dict[str, object], remedy: str, snapshot: SnapshotAssertion
+    epochs: list[EpochFacts], training: dict[str, Any], snapshot: SnapshotAssertion
 ) -> None:
-    [finding] = diagnose(epochs, 0.5, Training(**training))  # type: ignore[arg-type]
-    assert finding.kind == "low_score"
-    assert finding.remedy.endswith(f"--set {remedy}")
+    [finding] = diagnose(epochs, 0.5, Training(**training))
     assert finding == snapshot
 
 
@@ -161,48 +154,23 @@ def test_a_sound_machine_has_no_finding(speeds: tuple[float | None, ...], machin
 
 
 @pytest.mark.parametrize(
-    ("speeds", "machine", "kind", "number", "remedy"),
+    ("speeds", "machine"),
     [
-        ((), {"restarts": 1}, "stalled", "once", "resources.slot=default"),
-        ((), {"restarts": 2, "slot": "gpu1"}, "stalled", "2 times", "resources.slot=gpu1"),
-        ((50, 20, 52), {}, "starved", "epoch 2: 20 examples/s", "resources.slot=default"),
-        ((9, 50, 52, 8), {}, "starved", "1 more like it: 8.0 examples/s", "resources.slot=default"),
-        (
-            (20, 19),
-            {"slot": "default", "earlier": earlier(50, 52, 40)},
-            "starved",
-            "50 examples/s",
-            "resources.slot=default",
-        ),
-        (
-            (50, 48),
-            {"train_rows": 100_000, "earlier": earlier(500, 480, 490, device="H200", precision="bf16")},
-            "other_device",
-            "49 examples/s instead of 490 examples/s",
-            "training.max_train_rows=10000",
-        ),
-        (
-            (),
-            {"earlier": earlier(500, 480, 490, device="H200")},
-            "other_device",
-            "3 of the 3 nights",
-            "training.max_train_rows=1000",
-        ),
-        ((50,), {"micro_batches": 4}, "short_of_memory", "in 4 parts", "training.batch_size=4"),
+        ((), {"restarts": 1}),
+        ((), {"restarts": 2, "slot": "gpu1"}),
+        ((50, 20, 52), {}),
+        ((9, 50, 52, 8), {}),
+        ((20, 19), {"slot": "default", "earlier": earlier(50, 52, 40)}),
+        ((50, 48), {"train_rows": 100_000, "earlier": earlier(500, 480, 490, device="H200", precision="bf16")}),
+        ((), {"earlier": earlier(500, 480, 490, device="H200")}),
+        ((50,), {"micro_batches": 4}),
     ],
+    ids=["stalled", "twice", "one epoch", "two epochs", "night", "on the CPU", "at no speed", "short of memory"],
 )
 def test_a_stalled_starved_or_small_machine_has_its_numbers_and_its_remedy(
-    speeds: tuple[float, ...],
-    machine: dict[str, Any],
-    kind: str,
-    number: str,
-    remedy: str,
-    snapshot: SnapshotAssertion,
+    speeds: tuple[float, ...], machine: dict[str, Any], snapshot: SnapshotAssertion
 ) -> None:
     [finding] = diagnose(at_speeds(*speeds), 0.5, machine=MachineFacts(**{**CPU, **machine}))
-    assert finding.kind == kind
-    assert number in finding.text
-    assert finding.remedy.endswith(f"--set {remedy}")
     assert finding == snapshot
 
 

@@ -1,4 +1,4 @@
-"""The gate's evidence comes back from the database as it went in, on both engines."""
+"""The gate's evidence is loaded as it was stored, on both engines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from nightgate.analysis import replay
 from nightgate.config import Gate
-from nightgate.database.schema import GateCheck, GateSide
+from nightgate.database.gate_schema import GateSide
+from nightgate.database.schema import GateCheck
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.gate.decide import decide
@@ -40,7 +41,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def judged(db: Database, evidence: Evidence, day: int = 0, champion_run: str | None = None) -> str:
-    """The id of a run that was decided by `evidence`."""
+    """Judge and end a run by `evidence`; returns its id."""
     opened = night_rows.open_run(db, night_rows.pipeline(), replace(night_rows.night(day), trigger="backfill"))
     of = {
         "candidate": opened.run_id,
@@ -56,7 +57,7 @@ def judged(db: Database, evidence: Evidence, day: int = 0, champion_run: str | N
 
 @pytest.fixture
 def labelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ledger's made-up pipeline, with the labels of the made-up evidence."""
+    """Give the made-up pipeline the labels of the made-up evidence."""
     plain = night_rows.pipeline()
     data = plain.data.model_copy(update={"labels": made_up.LABELS})
     data.__dict__.pop("label_names", None)
@@ -68,7 +69,7 @@ pytestmark = pytest.mark.usefixtures("labelled")
 
 
 @pytest.mark.parametrize("groups", [0, 40])
-def test_evidence_comes_back_as_it_was(database: Database, groups: int) -> None:
+def test_evidence_is_loaded_as_it_was_stored(database: Database, groups: int) -> None:
     until = night_rows.night().data_until
     test = made_up.rows(500, num_groups=groups)
     golden = made_up.rows(90, seed=4)
@@ -88,21 +89,21 @@ def test_evidence_comes_back_as_it_was(database: Database, groups: int) -> None:
     assert same(evidence_store.load_evidence(database, judged(database, evidence)), evidence)
 
 
-def test_an_anchor_that_reigns_is_the_champion_again(database: Database) -> None:
+def test_an_anchor_that_is_the_champion_is_loaded_as_the_champion(database: Database) -> None:
     evidence = made_up.evidence(300, data_until=night_rows.night().data_until)
     loaded = evidence_store.load_evidence(database, judged(database, evidence))
     assert loaded.anchored_by_champion
     assert same(loaded, evidence)
 
 
-def test_without_champion_anchor_and_golden_rows_there_is_still_evidence(database: Database) -> None:
+def test_evidence_needs_no_champion_anchor_or_golden_rows(database: Database) -> None:
     whole = made_up.evidence(300, data_until=night_rows.night().data_until)
     candidate = replace(whole.candidate, golden=None)
     bare = replace(whole, candidate=candidate, champion=None, anchor=None, golden=None, champion_nights=None)
     assert same(evidence_store.load_evidence(database, judged(database, bare)), bare)
 
 
-def test_a_stored_night_is_decided_again_as_it_was(database: Database) -> None:
+def test_stored_evidence_gives_the_same_decision(database: Database) -> None:
     evidence = made_up.evidence(400, data_until=night_rows.night().data_until)
     again = decide(evidence_store.load_evidence(database, judged(database, evidence)), Gate(min_f1=0.5))
     first = decide(evidence, Gate(min_f1=0.5))
@@ -140,7 +141,7 @@ def test_nights_with_the_same_rows_share_them(database: Database) -> None:
     assert len(database.frame("SELECT * FROM test_prediction WHERE kind = 'test'")) == 4
 
 
-def test_what_is_recorded_stays_as_it_is(database: Database) -> None:
+def test_recorded_evidence_is_not_overwritten(database: Database) -> None:
     opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     evidence = made_up.evidence(300, data_until=night_rows.night().data_until)
     of = dict.fromkeys(("candidate", "champion"), opened.run_id)
@@ -152,7 +153,7 @@ def test_what_is_recorded_stays_as_it_is(database: Database) -> None:
     assert (stored == evidence.test.true).mean() > 0.5
 
 
-def test_predictions_of_a_model_are_gathered_over_its_nights(database: Database) -> None:
+def test_labels_of_a_model_are_collected_over_its_nights(database: Database) -> None:
     first = made_up.evidence(300, data_until=night_rows.night(0).data_until, champion=None, anchor=None)
     champion_run = judged(database, first)
     test = made_up.rows(200, seed=8)
@@ -176,7 +177,7 @@ def test_predictions_of_a_model_are_gathered_over_its_nights(database: Database)
     assert not any(one.trained_on for one in found.values())
 
 
-def test_a_row_without_time_dates_from_the_night_that_saw_it_first(database: Database) -> None:
+def test_a_row_without_time_has_the_date_of_the_first_night_that_had_it(database: Database) -> None:
     nights = [night_rows.night(day).data_until for day in range(3)]
     names = list(made_up.rows(4, seed=2).fingerprints)
 
@@ -191,13 +192,13 @@ def test_a_row_without_time_dates_from_the_night_that_saw_it_first(database: Dat
         candidate = made_up.side(test, None, 1.0, 1)
         bare = made_up.evidence(data_until=nights[day], test=test, golden=None, candidate=candidate)
         judged(database, replace(bare, champion=None, anchor=None, champion_nights=None), day)
-    # A night in the past is not told by later ones.
+    # A backfill ignores later nights.
     assert seen(3, nights[1]).seen_at.tolist() == [
         evidence_store.microseconds(m) for m in (*[nights[0]] * 2, nights[1])
     ]
 
 
-def test_a_row_that_was_away_for_a_night_keeps_the_date_of_the_night_that_saw_it_first(database: Database) -> None:
+def test_a_row_that_was_missing_for_a_night_keeps_its_date(database: Database) -> None:
     """A file of the source is missing for a night, and with it most of the rows."""
     names = made_up.rows(920, seed=2).fingerprints
     nights = [night_rows.night(day).data_until for day in range(4)]
@@ -212,7 +213,7 @@ def test_a_row_that_was_away_for_a_night_keeps_the_date_of_the_night_that_saw_it
     assert seen.tolist() == [evidence_store.microseconds(moment) for moment in dates]
 
 
-def test_rows_are_told_apart_by_every_byte_of_their_name_and_may_be_asked_for_in_any_order(database: Database) -> None:
+def test_every_byte_of_a_fingerprint_counts_and_rows_may_be_in_any_order(database: Database) -> None:
     nights = [night_rows.night(day).data_until for day in range(2)]
     zeros = "00" * 14
     known = (f"0000{zeros}", f"{zeros}0001", f"0100{zeros}", f"ff00{zeros}")
@@ -234,22 +235,21 @@ def test_microseconds_are_exact() -> None:
     assert datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=evidence_store.microseconds(moment)) == moment
 
 
-def test_a_run_without_evidence_says_so(database: Database) -> None:
+def test_loading_evidence_that_is_not_stored_is_an_error(database: Database) -> None:
     opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     for run_id in (opened.run_id, "no-such-run"):
-        with pytest.raises(RegistryError, match="has no stored evidence"):
+        with pytest.raises(RegistryError, match=run_id):
             evidence_store.load_evidence(database, run_id)
 
 
-def test_more_labels_than_a_byte_holds_take_two(tmp_path: Any) -> None:
-    del tmp_path
+def test_labels_beyond_a_byte_are_stored_in_two() -> None:
     names = tuple(f"label {number}" for number in range(300))
     kind = evidence_store._label_type(names)
     high = np.array([0, 255, 256, 299])
     assert evidence_store._array(evidence_store._bytes(high, kind), kind).tolist() == high.tolist()
 
 
-def test_joint_outcomes_hold_every_row_once_a_scope(database: Database) -> None:
+def test_joint_outcomes_count_every_row_once_per_scope(database: Database) -> None:
     evidence = made_up.evidence(400, data_until=night_rows.night().data_until)
     run_id = judged(database, evidence)
     frame = database.frame("SELECT * FROM joint_outcomes WHERE run_id = :run", {"run": run_id})

@@ -1,4 +1,4 @@
-"""Five pipelines that are due in the same minute and share one slot, on PostgreSQL: they take turns, whatever dies."""
+"""Five pipelines that are due in the same minute and share one slot, on PostgreSQL: one runs at a time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from prefect.client.schemas.objects import FlowRun
 from nightgate.database.transactions import Database
 from nightgate.pipeline_files import load_pipeline
 from nightgate.runs import claim, slot_queue
-from nightgate.runs.claim import OpenedRun
 from nightgate.runs.lifecycle import finish_run
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night
 from tests.conftest import PostgresServer
 from tests.support.production import Production, kill, within
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.flow, pytest.mark.faults, pytest.mark.database, pytest
 
 NAMES = ("apples", "berries", "cherries", "dates", "urgent")
 SECONDS_TO_PASS_ON = 10
-"""After which the slot of a killed holder is another one's; those who wait look every 2 s."""
+"""Time for the slot of a killed holder to be granted to the next; waiting runs poll every 2 s."""
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ class Due:
 
     runs: dict[str, FlowRun]
     places_before: list[tuple[str, int]]
-    """(pipeline, position) of all when everybody waited."""
+    """(pipeline, position) of all while they waited."""
     places_after: list[tuple[str, int]]
-    """The same, when the server had been killed and started again."""
+    """The same after the server was killed and restarted."""
     seconds_to_pass_on: float
     killed: dict[str, Any]
     """The row of the holder that was killed."""
@@ -82,12 +82,12 @@ def due(production: Production) -> Due:
     return Due(runs, before, after, seconds, killed)
 
 
-def hold(db: Database, production: Production) -> OpenedRun:
-    """A run of this very process that holds the slot, so that all five have to wait."""
+def hold(db: Database, production: Production) -> RunRow:
+    """A run of this process that holds the slot, so that all five have to wait."""
     pipeline = load_pipeline(production.folder / "holder.toml")
     night = Night(date(2026, 1, 5), "manual", datetime(2026, 1, 5, 12, tzinfo=UTC))
     opened = claim.open_run(db, pipeline, night, owner=Owner.here())
-    slot_queue.take(db, opened.run_id, opened.attempt, pipeline.resources.slot)
+    slot_queue.acquire(db, opened.run_id, opened.attempt, pipeline.resources.slot)
     return opened
 
 
@@ -96,16 +96,16 @@ def places(db: Database) -> list[tuple[str, int]]:
 
 
 def requests(production: Production) -> list[dict[str, Any]]:
-    """All that was asked of the slot, in the order in which it was granted."""
+    """All requests for the slot, in the order of their grants."""
     return production.rows(
         "SELECT r.pipeline, s.run_id, s.attempt, s.priority, s.requested_at, s.granted_at, s.released_at "
         "FROM slot_request AS s JOIN run AS r ON r.run_id = s.run_id ORDER BY s.granted_at"
     )
 
 
-def test_of_five_that_are_due_at_once_no_two_are_at_work_at_any_time(production: Production, due: Due) -> None:
+def test_no_two_of_five_simultaneous_nights_run_at_the_same_time(production: Production, due: Due) -> None:
     found = requests(production)
-    assert len(found) == len(due.runs) + 2  # the holder of the beginning, and the second attempt of the killed one
+    assert len(found) == len(due.runs) + 2  # the first holder, and the second attempt of the killed one
     for one, after in pairwise(found):
         assert one["released_at"] <= after["granted_at"]
     epochs = production.rows("SELECT run_id, attempt, recorded_at FROM metric_history")
@@ -116,26 +116,24 @@ def test_of_five_that_are_due_at_once_no_two_are_at_work_at_any_time(production:
     assert len(epochs) >= 2 * len(due.runs)
 
 
-def test_the_urgent_one_goes_first_and_the_others_in_the_order_in_which_they_came(
-    production: Production, due: Due
-) -> None:
+def test_the_highest_priority_goes_first_then_the_oldest_request(production: Production, due: Due) -> None:
     assert due.places_before[0] == ("holder", 0)
     assert due.places_before[1] == ("urgent", 1)
     waiting = [one for one in requests(production) if one["pipeline"] not in {"holder", "urgent"}]
     assert waiting == sorted(waiting, key=lambda one: one["requested_at"])
 
 
-def test_a_restart_of_the_server_loses_no_place(due: Due) -> None:
+def test_a_restart_of_the_server_keeps_the_queue(due: Due) -> None:
     assert due.places_after == due.places_before
     assert [position for _, position in due.places_before] == [0, 1, 2, 3, 4, 5]
 
 
-def test_the_slot_of_a_killed_holder_is_passed_on_within_seconds(due: Due) -> None:
+def test_the_slot_of_a_killed_holder_is_granted_to_the_next_within_seconds(due: Due) -> None:
     assert due.seconds_to_pass_on < SECONDS_TO_PASS_ON
     assert (due.killed["status"], due.killed["error_type"]) == ("failed", "crashed")
 
 
-def test_every_wait_is_stored_and_every_night_ended(production: Production, due: Due) -> None:
+def test_every_wait_is_stored_and_every_night_ends(production: Production, due: Due) -> None:
     rows = production.rows("SELECT * FROM nightly_runs WHERE pipeline <> 'holder'")
     assert sorted(row["pipeline"] for row in rows) == sorted(due.runs)
     assert {row["status"] for row in rows} == {"promoted"}

@@ -23,8 +23,8 @@ from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.registry import approvals, versions
 from nightgate.registry.promotion import add_version, promote, promote_candidate, roll_back
 from nightgate.runs import lifecycle, records
-from nightgate.runs.claim import OpenedRun
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from tests.support import night_rows
 
 
@@ -37,7 +37,7 @@ def run_row(database: Database, run_id: str) -> dict[str, Any]:
     return one(database, "SELECT * FROM nightly_runs WHERE run_id = :run_id", run_id=run_id)
 
 
-def opened_run(database: Database, day: int = 0, **options: Any) -> OpenedRun:
+def opened_run(database: Database, day: int = 0, **options: Any) -> RunRow:
     return night_rows.open_run(database, night_rows.pipeline(), night_rows.night(day), **options)
 
 
@@ -59,7 +59,7 @@ def test_a_night_that_has_ended_stays_as_it_is(database: Database, status: str) 
     first = opened_run(database)
     lifecycle.finish_run(database, first.run_id, 1, status, reason="because")
     again = opened_run(database)
-    assert again == replace(first, ended=True, status=status, reason="because")
+    assert again == replace(first, status=status, reason="because")
 
 
 def test_force_opens_a_new_run_for_a_night_that_has_ended(database: Database) -> None:
@@ -86,7 +86,7 @@ def test_what_failed_was_cancelled_or_died_is_taken_up_again(database: Database,
     second = night_rows.open_run(database, night_rows.pipeline(), later)
     assert (second.run_id, second.attempt, second.status) == (first.run_id, 2, "running")
     assert second.data_until == first.data_until
-    assert second.snapshot_path == database.home.snapshots / "reviews" / "s-0011223344556677"
+    assert second.snapshot == "snapshots/reviews/s-0011223344556677"
     row = run_row(database, first.run_id)
     assert (row["attempts"], row["trigger"], row["status"]) == (2, "retry", "running")
     assert (row["reason"], row["error_type"], row["next_step"], row["duration_seconds"]) == (None, None, None, None)
@@ -99,7 +99,7 @@ def test_rows_that_were_at_fault_are_read_again(database: Database) -> None:
     first = opened_run(database)
     records.record_snapshot(database, first.run_id, 1, night_rows.refreshed(database))
     lifecycle.finish_run(database, first.run_id, 1, "failed", reason="one class only", error_type="data")
-    assert opened_run(database).snapshot_path is None
+    assert opened_run(database).snapshot is None
 
 
 def test_another_configuration_is_another_run_and_the_dead_one_is_settled(database: Database) -> None:
@@ -185,7 +185,7 @@ def test_opening_again_after_a_lost_answer_changes_nothing(database: Database, m
 
 @pytest.mark.parametrize(("decide", "status"), [(approvals.approve, "promoted"), (approvals.reject, "held")])
 def test_a_person_whose_answer_was_lost_is_not_told_that_somebody_else_decided(
-    decide: Callable[..., approvals.Ended], status: str, database: Database, monkeypatch: pytest.MonkeyPatch
+    decide: Callable[..., RunRow], status: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = night_rows.judged_version(database)
     patience = timedelta(hours=1)
@@ -231,19 +231,19 @@ def test_nothing_goes_through_once_another_attempt_has_taken_over(database: Data
 
 def test_nothing_goes_through_once_the_run_has_ended(database: Database) -> None:
     first = opened_run(database)
-    lifecycle.finish_run(database, first.run_id, 1, "cancelled", reason="by hand")
+    lifecycle.finish_run(database, first.run_id, 1, "cancelled", reason="stopped")
     before = run_row(database, first.run_id)
     for write in writes(database, first.run_id):
         with pytest.raises(RegistryError, match="the run has ended as cancelled"):
             write()
-    assert run_row(database, first.run_id).items() >= {"status": "cancelled", "reason": "by hand"}.items()
+    assert run_row(database, first.run_id).items() >= {"status": "cancelled", "reason": "stopped"}.items()
     assert database.frame("SELECT * FROM epoch").empty
     assert run_row(database, first.run_id)["finished_at"] == before["finished_at"]
 
 
 def test_a_run_that_does_not_exist_is_named(database: Database) -> None:
-    with pytest.raises(RegistryError, match="there is no run nobody"):
-        lifecycle.record_attempt(database, "nobody", 1, device="cpu")
+    with pytest.raises(RegistryError, match="no-such-run"):
+        lifecycle.record_attempt(database, "no-such-run", 1, device="cpu")
 
 
 # --- what a night writes ---
@@ -477,7 +477,7 @@ def test_a_version_that_does_not_exist_or_reigns_already_is_refused(database: Da
         promote(database, "reviews", 1, expected=1, by="anna", reason="twice")
 
 
-def promote_itself(database: Database, opened: OpenedRun, version: int, expected: int | None) -> None:
+def promote_itself(database: Database, opened: RunRow, version: int, expected: int | None) -> None:
     promote_candidate(
         database, "reviews", version, expected=expected, run_id=opened.run_id, attempt=1, by="gate", reason="fit"
     )

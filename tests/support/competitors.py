@@ -1,8 +1,7 @@
-"""One process of a promotion race: `python -m tests.support.competitors FIRST LAST`, a thread for each of these
-versions.
+"""One process of a promotion race: `python -m tests.support.competitors FIRST LAST`, with a thread per version.
 
-It prints `ready`, then reads the champion that is to be replaced (0: there is none) and promotes all its versions at
-once over a pool of kept connections; one line of outcomes comes back for each line that was read.
+It prints `ready`; for each line of input, the champion to replace (0: none), it promotes all its versions at once over
+a pool of connections and prints a line of outcomes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from nightgate.home import open_home
 from nightgate.registry import promotion
 
 KEPT = 5
-"""Connections of a process. Nightgate itself keeps none: here those of many promotions are used again and again."""
+"""Connections in the pool of a process. Nightgate itself keeps none between transactions."""
 SECONDS = 240.0
 
 
@@ -47,7 +46,7 @@ def main(first: int, last: int) -> None:
         def compete(version: int, expected: int | None) -> str:
             start.wait(SECONDS)
             if version == expected:
-                return "reigns"
+                return "champion"
             try:
                 promotion.promote(
                     database, "reviews", version, expected=expected, by=f"competitor {version}", reason="race"

@@ -1,7 +1,7 @@
 """A process that kills itself just before its k-th write: `python -m tests.support.dying K OPERATION PIPELINE [RUN]`.
 
-A write is a statement that changes rows, the commit of a transaction that has one, and whatever changes a file or a
-name under the home: Python announces those to audit hooks. Exits 0 when there were fewer than k.
+A write is a statement that changes rows, the commit of a transaction that has one, or a change of a file or a name
+under the home, which Python reports to audit hooks. Exits 0 when there were fewer than k.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Death:
         )
         if event not in CHANGES and not is_opened_to_write:
             return
-        # A tree is removed by names that are relative to an open folder.
+        # Removing a tree uses names relative to an open folder.
         names = [os.fspath(one) for one in arguments if isinstance(one, str | os.PathLike)]
         if any(name.startswith(self.home) or not Path(name).is_absolute() for name in names):
             self.write()
 
 
 def keeping_one(pipeline: str) -> Pipeline:
-    """Of all that is not needed, only the newest version's files stay, as far as they take no more than 1 MB."""
+    """A pipeline whose retention keeps one version, and 1 MB beyond what is needed."""
     return night_rows.pipeline(pipeline).model_copy(update={"retention": Retention(models=1, disk="1MB")})
 
 

@@ -1,4 +1,4 @@
-"""Evidence of a made-up night: arrays drawn from a seed, every piece of it there."""
+"""Complete random evidence of one night, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAY = 86_400_000_000
 
 
 def rows(num_rows: int, seed: int = 0, *, days: int = 60, num_groups: int = 0, labels: int = 3) -> Rows:
-    """Rows that came evenly over `days` before tonight, with one slice."""
+    """Rows spread evenly over the `days` before tonight, with one slice."""
     rng = np.random.default_rng(seed)
     until = round(TONIGHT.timestamp()) * 1_000_000
     return Rows(
@@ -30,7 +30,7 @@ def rows(num_rows: int, seed: int = 0, *, days: int = 60, num_groups: int = 0, l
 
 
 def guesses(true: NDArray[np.int64], share_right: float, seed: int, labels: int = 3) -> NDArray[np.int64]:
-    """As right as `share_right`, wrong ones spread over the other labels."""
+    """Predictions of which `share_right` are correct, errors spread over the other labels."""
     rng = np.random.default_rng(seed)
     wrong = (true + rng.integers(1, labels, len(true))) % labels
     return np.where(rng.random(len(true)) < share_right, true, wrong)
@@ -49,17 +49,17 @@ def side(of: Rows, golden: Rows | None, share_right: float, seed: int, **changes
 
 
 def evidence(num_rows: int = 3000, **changes: Any) -> Evidence:
-    """A candidate that is better by 4 points than a champion, which is the anchor."""
+    """A candidate 4 points better than the champion, which is also the anchor."""
     test, golden = rows(num_rows), rows(200, seed=9)
-    reigning = side(test, golden, 0.60, seed=3, version=3)
+    champion = side(test, golden, 0.60, seed=3, version=3)
     whole = Evidence(
         label_names=LABELS,
         test_version="t-0011223344",
         data_until=TONIGHT,
         test=test,
         candidate=side(test, golden, 0.64, seed=5, data_until=TONIGHT),
-        champion=reigning,
-        anchor=reigning,
+        champion=champion,
+        anchor=champion,
         golden=golden,
         champion_nights=4,
         seed_average="weighted",

@@ -1,4 +1,4 @@
-"""One night that several modules look at: run once per session by the real command line, copied where it is changed."""
+"""One night for several test modules: run once per session on the real command line, and copied where it is changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FirstNight:
 
 @cache
 def first_night() -> FirstNight:
-    """Shared by all processes of the session: read it, never change it."""
+    """The night that all processes of the session share: read it, never change it."""
     folder = Path(os.environ["TESTS_SHARED_ROOT"]) / "first"
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "done.pickle").exists():
@@ -40,7 +40,7 @@ def first_night() -> FirstNight:
 
 
 def copy_first_night(home: Path) -> FirstNight:
-    """The same night in a home of the test's own: paths in the database are relative, so a home can be copied."""
+    """A copy of the night in another home; paths in the database are relative."""
     first = first_night()
     shutil.copytree(first.home, home, symlinks=True)
     return FirstNight(first.pipeline, home, first.done)

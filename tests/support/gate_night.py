@@ -1,4 +1,4 @@
-"""The gate's evidence by hand: two classes of one size and as many errors in both: F1 is the share of right rows."""
+"""Constructed evidence of two classes of equal size and errors, so that F1 is the share of correct rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SERVED = Serving(rows=64, logit_difference=1e-6, latency_ms=4.0, size_bytes=90_0
 
 
 def rows(num_rows: int = 2000, slices: Sequence[Slice] = (), groups: NDArray[np.int64] | None = None) -> Rows:
-    """Classes take turns; all rows came within the last day."""
+    """Rows of alternating classes, all from the last day."""
     assert num_rows % 2 == 0, num_rows
     return Rows(
         true=np.arange(num_rows) % 2,
@@ -33,8 +33,10 @@ def rows(num_rows: int = 2000, slices: Sequence[Slice] = (), groups: NDArray[np.
 
 
 def labels(of: Rows, share_right: float, first_error: float = 0.0) -> NDArray[np.int64]:
-    """Errors stand side by side in each class from `first_error` on, a share of its rows: from the same place on, the
-    better side is right wherever the worse one is."""
+    """Predictions whose errors are consecutive rows of each class from `first_error` (a share of its rows) on.
+
+    With the same `first_error` the better model is right wherever the worse one is.
+    """
     half = len(of) // 2
     place = (np.arange(len(of)) // 2 - round(first_error * half)) % half
     wrong = place < round((1 - share_right) * half)
@@ -72,7 +74,7 @@ def night(ours: float = 0.62, theirs: float = 0.60, test: Rows | None = None, **
 
 
 def first_night(ours: float = 0.62, **changes: Any) -> Evidence:
-    """Without champion and anchor."""
+    """A night without champion and anchor."""
     return replace(night(ours, **changes), champion=None, anchor=None, champion_nights=None)
 
 
@@ -81,7 +83,7 @@ def of_candidate(evidence: Evidence, **changes: Any) -> Evidence:
 
 
 def of_champion(evidence: Evidence, **changes: Any) -> Evidence:
-    """The anchor stays what it was: the champion, where it was that."""
+    """Changes the champion, and with it an anchor that is the champion."""
     assert evidence.champion is not None
     champion = replace(evidence.champion, **changes)
     anchor = champion if evidence.anchored_by_champion else evidence.anchor
@@ -94,5 +96,5 @@ def check(decision: Decision, name: str, slice_value: str = "") -> Check:
 
 
 def outcomes(decision: Decision) -> dict[str, str]:
-    """Of the checks of all rows."""
+    """Outcomes by name of the checks that are not of a single slice."""
     return {check.name: check.outcome for check in decision.checks if not check.slice_name}

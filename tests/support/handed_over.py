@@ -1,4 +1,4 @@
-"""A registered version on disk, as hand-over and export find it, without a database."""
+"""A registered version on disk without a database, for push and export."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pipeline_of(base_model: str) -> Pipeline:
 
 
 def write_version(home: Path, best_model: Path, base_model: str = "someone/base") -> Path:
-    """`home/models/reviews/v0003` with card and manifest as registration writes them; gives its path."""
+    """Write `home/models/reviews/v0003` with card and manifest as registration does; returns its path."""
     pipeline = pipeline_of(base_model)
     snapshot = {
         "id": "s-0011223344556677",

@@ -1,4 +1,4 @@
-"""A hub on the loopback: the few requests of an upload, answered for real, and what was sent written to a folder."""
+"""A hub on the loopback interface that answers the requests of an upload and writes what it receives to a folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TOKEN = "hf_no_real_token_0123456789"
 @dataclass
 class Hub:
     folder: Path
-    """What repositories hold: OWNER/NAME/BRANCH/FILE."""
+    """The content of repositories: OWNER/NAME/BRANCH/FILE."""
     url: str = ""
     visibility: str = ""
-    """Of the repository; '': there is none yet."""
+    """Visibility of the repository; '' before it exists."""
     messages: list[str] = field(default_factory=list)
 
 
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         match path.strip("/").split("/"):
             case ["api", "repos", "create"]:
                 asked = json.loads(body)
-                # As the real one: of a repository that is there already nothing changes.
+                # As on the real hub, an existing repository does not change.
                 self.hub.visibility = self.hub.visibility or asked.get("visibility", "public")
                 return {"url": f"{self.hub.url}/{asked.get('organization', 'me')}/{asked['name']}"}
             case ["api", "validate-yaml"]:

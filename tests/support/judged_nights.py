@@ -1,4 +1,4 @@
-"""Nights with stored evidence, made up: models of a given skill on rows that come in every night."""
+"""Nights with stored evidence of constructed models on rows that grow every night."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROWS_A_NIGHT = 400
 
 @dataclass(frozen=True)
 class Model:
-    """Right on a share of the rows, always on the same ones."""
+    """A model that is right on a share `skill` of the rows, always on the same rows."""
 
     name: str
     skill: float
@@ -33,7 +33,7 @@ class Model:
     version: int | None = None
     run_id: str = ""
     trained_on: int | None = 0
-    """The first so many rows; None: unknown."""
+    """It was trained on this many of the first rows; None: unknown."""
 
     def predictions(self, rows: Rows) -> NDArray[np.int64]:
         draws = np.array([_draw(self.name, one) for one in rows.fingerprints])
@@ -52,7 +52,7 @@ class Model:
 
 
 def rows_of(day: int, num_rows: int | None = None) -> Rows:
-    """All test rows that were there by the night of `day`, or the first `num_rows`; the oldest first."""
+    """All test rows up to the night of `day`, or the first `num_rows`, oldest first."""
     numbers = range(num_rows or (day + 1) * ROWS_A_NIGHT)
     fingerprints = tuple(hashlib.md5(str(number).encode()).hexdigest() for number in numbers)
     nights = [night_rows.night(min(number // ROWS_A_NIGHT, day)).data_until for number in numbers]
@@ -75,24 +75,24 @@ def judged_night(
     golden: Rows | None = None,
     **changes: Any,
 ) -> Model:
-    """The night of `day`, decided and promoted or held as the gate says; gives the candidate as the version it became.
+    """Store, decide and finish the night of `day`; returns the candidate as the version that it became.
 
-    The champion is the anchor, unless another one is given. Rows: as `rows_of`, the golden ones of the first
-    night. `changes`: of the evidence.
+    The champion is the anchor unless another one is given. The golden rows are those of the first night unless given;
+    `changes` are made to the evidence.
     """
     pipeline = pipeline or night_rows.pipeline()
     opened = night_rows.open_run(db, pipeline, replace(night_rows.night(day), trigger="backfill"))
     rows, golden = rows_of(day, num_rows), golden or rows_of(0)
     made = replace(candidate, day=day, run_id=opened.run_id)
-    reigning = champion.side(rows, golden) if champion else None
+    of_champion = champion.side(rows, golden) if champion else None
     evidence = Evidence(
         label_names=LABELS,
         test_version="t-0011223344",
         data_until=night_rows.night(day).data_until,
         test=rows,
         candidate=replace(made.side(rows, golden), version=None),
-        champion=reigning,
-        anchor=anchor.side(rows, golden) if anchor else reigning,
+        champion=of_champion,
+        anchor=anchor.side(rows, golden) if anchor else of_champion,
         golden=golden,
         champion_nights=day - champion.day if champion else None,
     )
@@ -113,5 +113,5 @@ def judged_night(
 
 
 def _draw(name: str, fingerprint: str) -> float:
-    """Uniform in [0, 1), fixed for the two."""
+    """A number in [0, 1), uniform over fingerprints and fixed for each pair."""
     return int(hashlib.md5(f"{name}/{fingerprint}".encode()).hexdigest()[:8], 16) / 2**32

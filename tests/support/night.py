@@ -32,7 +32,7 @@ learning_rate = 1e-3
 max_length = 32
 
 [gate]
-# So small a model on so few rows shows nothing: these nights are about everything else.
+# The scores of so small a model mean nothing: these nights test everything else.
 min_f1 = 0.0
 policy = "threshold_only"
 max_share_gap = 1.0
@@ -51,12 +51,12 @@ def write_pipeline(folder: Path, name: str = "small") -> Path:
 
 
 def command(*arguments: object) -> list[str]:
-    """`nightgate ARGUMENTS` of this very installation."""
+    """The command line of `nightgate ARGUMENTS` in this installation."""
     return [sys.executable, "-m", "nightgate.cli.app", *map(str, arguments)]
 
 
 def nightgate(*arguments: object, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does, in a process and folder of its own."""
+    """Run a command as a user does, in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"}
     environment |= options.pop("env", {})
     return subprocess.run(
@@ -75,7 +75,7 @@ TRAPS = ("tasks", "flows", "nightgate", "deployments", "prefect", "torch")
 
 
 def set_traps(folder: Path) -> None:
-    """Modules with the names of ours and others', each of which leaves a file when it is executed."""
+    """Write modules with names of installed ones, each of which leaves a file when it is executed."""
     for name in TRAPS:
         text = "import pathlib\npathlib.Path(__file__).with_suffix('.executed').touch()\nraise ImportError(__file__)\n"
         (folder / f"{name}.py").write_text(text, encoding="utf-8")

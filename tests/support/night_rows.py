@@ -1,4 +1,4 @@
-"""What database tests write down: a pipeline, its nights and the results of training, built by hand."""
+"""Made-up rows for database tests: a pipeline, its nights and the results of training."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from nightgate.metrics.classification import SliceScore
 from nightgate.metrics.confusion import Scores
 from nightgate.registry import promotion
 from nightgate.runs import claim, lifecycle, records
-from nightgate.runs.claim import OpenedRun
 from nightgate.runs.liveness import Owner
+from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night
 from nightgate.training.protocol import EpochReport, TrainResult
 
@@ -62,34 +62,34 @@ def night(day: int = 0) -> Night:
 
 
 def dead_owner() -> Owner:
-    """A process of this machine that has ended: the kernel has no such pid."""
+    """A process of this machine with a pid that the kernel never assigns."""
     return replace(Owner.here(), pid=2**22 + 1)
 
 
-def open_run(db: Database, pipeline: Pipeline, night: Night, **options: Any) -> OpenedRun:
-    """Of a process that is dead by now, unless `owner` says otherwise: the next one settles it."""
+def open_run(db: Database, pipeline: Pipeline, night: Night, **options: Any) -> RunRow:
+    """Open a run of a dead process, which the next run fails; `owner` names another process."""
     options.setdefault("owner", dead_owner())
     return claim.open_run(db, pipeline, night, **options)
 
 
-def superseded(db: Database, pipeline: Pipeline, night: Night) -> OpenedRun:
-    """A run that ended at once, for a reason that its caller knew."""
+def superseded(db: Database, pipeline: Pipeline, night: Night) -> RunRow:
+    """A run that ended at once as superseded."""
     return open_run(db, pipeline, night, overtaken="another is at work")
 
 
-def opened(database: Database, day: int = 0, trigger: str = "schedule", **options: Any) -> OpenedRun:
+def opened(database: Database, day: int = 0, trigger: str = "schedule", **options: Any) -> RunRow:
     """The run of the pipeline `reviews` that night."""
     return open_run(database, pipeline(), replace(night(day), trigger=trigger), **options)
 
 
 def one(database: Database, run_id: str) -> dict[str, Any]:
-    """A run's row of the view."""
+    """A run's row of the view `nightly_runs`."""
     [row] = database.frame("SELECT * FROM nightly_runs WHERE run_id = :id", {"id": run_id}).to_dict("records")
     return {str(key): value for key, value in row.items()}
 
 
 def within(seconds: float, what: Callable[[], Any]) -> Any:
-    """What `what` gives once it is true."""
+    """Poll `what` until it is true; returns its value."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline, f"not within {seconds} s"
@@ -98,7 +98,7 @@ def within(seconds: float, what: Callable[[], Any]) -> Any:
 
 
 def scores(f1: float | None = 0.6, macro: float | None = None, support: int = 10, **other: Any) -> Scores:
-    """Weighted metrics around `f1`; the macro ones are `macro`, or 0.1 below."""
+    """Weighted metrics of `f1`; macro metrics of `macro`, by default 0.1 below."""
     macro = macro if macro is not None or f1 is None else f1 - 0.1
     values: dict[str, Any] = {
         "accuracy": f1,
@@ -221,9 +221,9 @@ def evidence(champion: int | None = None) -> Evidence:
 
 def judged_version(
     db: Database, day: int = 0, verdict: Verdict = "promote", name: str = "reviews", **options: Any
-) -> tuple[OpenedRun, int]:
-    """A run of that night up to its version, still running, and the version's number. Its folder is not made."""
-    # As a backfill: tests bring nights in any order.
+) -> tuple[RunRow, int]:
+    """A judged run of that night, still running, and the number of its version, which has no folder."""
+    # As a backfill: tests open nights in any order.
     opened = open_run(db, pipeline(name), replace(night(day), trigger="backfill"), **options)
     records.record_decision(db, opened.run_id, opened.attempt, decision(verdict), evidence(), scores())
     version = promotion.add_version(

@@ -1,4 +1,4 @@
-"""Prefect's UI as a user has it before him: pages, forms and menus, driven in headless Chromium by Playwright.
+"""Prefect's UI as a user sees it: pages, forms and menus, driven in headless Chromium by Playwright.
 
     python -m tests.support.prefect_ui      # which browser the browser tests use, or the one command that installs it
 
@@ -26,7 +26,7 @@ INSTALL = "apt-get install -y chromium"
 _FLAGS = [
     # As root, which containers run as, Chromium starts without its sandbox only.
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage"),
-    # It asks nobody for anything.
+    # It makes no requests of its own.
     *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 
@@ -40,7 +40,7 @@ def browser_path() -> str:
 
 @contextmanager
 def chromium(executable: str) -> Iterator[Browser]:
-    """A running browser. While it runs, the thread has an event loop: Prefect's own client would not work in it."""
+    """A running browser. Its event loop keeps Prefect's own client from working in this thread."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -52,17 +52,17 @@ def chromium(executable: str) -> Iterator[Browser]:
 
 
 class PrefectUI:
-    """One tab of the browser. Whatever is looked for may take `patience` seconds to appear: machines are busy."""
+    """One tab of the browser. Every element may take `patience` seconds to appear, because test machines are busy."""
 
     def __init__(self, browser: Browser, url: str, patience: float = 30) -> None:
         self.url = url
         self.page: Page = browser.new_page(viewport={"width": 1400, "height": 1000})
         self.page.set_default_timeout(1000 * patience)
-        # The UI asks an outside host for its own configuration; where there is no way out, pages would wait for it.
-        self.page.route("**/*", self._stay_here)
+        # The UI requests its configuration from an outside host; without a network its pages would wait for it.
+        self.page.route("**/*", self._block_outside)
         self.main: Locator = self.page.get_by_role("main")
 
-    def _stay_here(self, route: Route) -> None:
+    def _block_outside(self, route: Route) -> None:
         address = urlsplit(route.request.url)
         if address.scheme in {"data", "blob", "file"} or address.hostname in {"127.0.0.1", "localhost"}:
             route.continue_()
@@ -70,20 +70,20 @@ class PrefectUI:
             route.abort()
 
     def close(self, picture: Path) -> None:
-        """Leave the page, and a picture of how it looked."""
+        """Save a picture of the page and close it."""
         self.page.screenshot(path=picture)
         self.page.close()
 
     # --- a deployment and its form ---
 
     def open_deployment(self, name: str) -> None:
-        """From the list of deployments, as somebody who knows the name only."""
+        """Open a deployment from the list, by its name."""
         self.page.goto(f"{self.url}/v2/deployments")
         self.main.get_by_role("link", name=name, exact=True).first.click()
         self.page.wait_for_url("**/deployments/deployment/*")
 
     def quick_run(self) -> str:
-        """Run > Quick run on a deployment's page, then View run. Gives the id of the run."""
+        """Run > Quick run on a deployment's page, then View run; returns the id of the run."""
         self._run_menu("Quick run")
         return self._view_run()
 
@@ -97,11 +97,11 @@ class PrefectUI:
         self.page.get_by_role("menuitem", name=item).click()
 
     def field(self, name: str) -> Locator:
-        """The input of a parameter that may be left empty."""
+        """The input of an optional parameter."""
         return self.page.get_by_label(f"{name} (Optional)", exact=True)
 
     def choices(self, name: str) -> list[str]:
-        """What a drop-down offers; it is closed again."""
+        """The choices of a drop-down, which is closed again."""
         self._drop_down(name).click()
         options = self.page.get_by_role("option")
         options.first.wait_for()
@@ -113,7 +113,7 @@ class PrefectUI:
     def choose(self, name: str, value: str) -> None:
         self._drop_down(name).click()
         self.page.get_by_role("option", name=value, exact=True).click()
-        # The next click would do no more than close the list.
+        # While the list is open, the next click would only close it.
         self.page.get_by_role("option").first.wait_for(state="hidden")
 
     def _drop_down(self, name: str) -> Locator:
@@ -130,7 +130,7 @@ class PrefectUI:
         self.page.get_by_role("button", name="Submit").click()
 
     def submit_and_view(self) -> str:
-        """Submit, then View run. Gives the id of the run."""
+        """Submit, then View run; returns the id of the run."""
         self.submit()
         return self._view_run()
 
@@ -140,7 +140,7 @@ class PrefectUI:
         return str(re.findall(r"flow-run/([0-9a-f-]{36})", self.page.url)[0])
 
     def type_json(self, name: str, text: str) -> None:
-        """Another way to fill in a field: its menu has an input that takes anything."""
+        """Fill in a field as JSON, by its menu; that input accepts anything."""
         block = self.page.locator("div.group").filter(has=self.field(name)).last
         block.get_by_role("button", name="Open menu").click()
         self.page.get_by_role("menuitem", name="Use JSON Input").click()
@@ -148,7 +148,7 @@ class PrefectUI:
         self.page.keyboard.insert_text(text)
 
     def complaints(self) -> list[str]:
-        """What stands in red under the fields of a form."""
+        """The error messages under the fields of a form."""
         shown = self.page.locator("p.text-destructive, ul.text-destructive > li")
         shown.first.wait_for()
         return shown.all_inner_texts()
@@ -160,15 +160,15 @@ class PrefectUI:
         self.title().wait_for()
 
     def title(self) -> Locator:
-        """The name of the run, as the page's heading has it."""
+        """The name of the run in the page's heading."""
         return self.main.get_by_label("breadcrumb").first.get_by_role("listitem").last
 
     def wait_for_state(self, name: str, seconds: float) -> None:
-        """Until the open page of a run shows that state, by itself."""
+        """Wait until the open page of a run shows a state, without reloading it."""
         self.main.get_by_text(name, exact=True).first.wait_for(timeout=1000 * seconds)
 
     def action(self, name: str) -> None:
-        """An entry of the menu of three dots on the page of a run."""
+        """Click an entry of the menu of three dots on the page of a run."""
         self.main.get_by_role("button", name="Open menu").first.click()
         self.page.get_by_role("menuitem", name=name, exact=True).click()
 
@@ -182,14 +182,14 @@ class PrefectUI:
         return self.main.get_by_role("tabpanel", name=name, exact=True)
 
     def open_report(self, key: str) -> None:
-        """From the page of a run to its report: the tab, the artifact, its newest version."""
+        """Open the report from the page of a run: the tab, the artifact, its newest version."""
         self.tab("Artifacts").get_by_role("link").filter(has=self.page.get_by_role("heading", name=key)).click()
         self.page.wait_for_url(f"**/artifacts/key/{key}")
         self.main.locator('a[href*="/artifacts/artifact/"]').first.click()
         self.page.wait_for_url("**/artifacts/artifact/*")
 
     def colours(self, mode: Literal["Light", "Dark"]) -> None:
-        """Settings > Theme."""
+        """Choose the theme on the settings page."""
         self.page.goto(f"{self.url}/v2/settings")
         # The button itself is hidden behind its label.
         self.page.locator(f'label[for="{mode.lower()}"]').click()
@@ -201,7 +201,9 @@ def main() -> int:
         print(f"browser: {found}")
         return 0
     named = os.environ.get("NIGHTGATE_TEST_BROWSER")
-    print(f"NIGHTGATE_TEST_BROWSER={named} is no program" if named else "no Chromium here, which these tests drive")
+    print(
+        f"NIGHTGATE_TEST_BROWSER={named} is not a program" if named else "Chromium is missing, which these tests need"
+    )
     print(f"  next: {INSTALL}    (as root, on Debian; or set NIGHTGATE_TEST_BROWSER to the path of one)")
     return 1
 

@@ -1,4 +1,4 @@
-"""A production of the test's own: a real Prefect server and a real worker, each a process that a test may kill.
+"""A real Prefect server and a real worker, each a process that a test may kill.
 
 with Production(folder, {"reviews": ""}) as production:
     run = production.start("reviews")
@@ -46,20 +46,20 @@ from tests.support.tiny import write_tiny_model
 ROOT = Path(__file__).parents[2]
 
 
-def within(seconds: float, what: Callable[[], Any], told: str) -> Any:
-    """What `what` gives once it is true."""
+def within(seconds: float, what: Callable[[], Any], name: str) -> Any:
+    """Call `what` until its result is true, and return that."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
-        assert time.monotonic() < deadline, f"{told}: not within {seconds} s"
+        assert time.monotonic() < deadline, f"{name}: not within {seconds} s"
         time.sleep(0.1)
     return found
 
 
 class Production:
-    """Server, worker, ledger and deployments of a few small pipelines."""
+    """Server, worker, metrics database and deployments of a few small pipelines."""
 
     def __init__(self, folder: Path, pipelines: Mapping[str, str], *, url: str | None = None) -> None:
-        """Pipelines by name, with what their file says besides; `url` is the ledger's, None for a SQLite file."""
+        """Pipelines by name, with text to append to their file; `url` is the database, None for a SQLite file."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.names = list(pipelines)
@@ -107,14 +107,14 @@ class Production:
         self.close()
 
     def close(self) -> None:
-        """End everything, whatever state the tests left it in."""
+        """End all processes, in whatever state the tests left them."""
         kill(*self._processes())
         for started in (self.worker, self.server):
             if started is not None:
                 started.wait()
 
     def _processes(self) -> Iterator[psutil.Process]:
-        """Every process of this production; runs of a worker that was killed have another parent by now."""
+        """Every process of this production, also those whose parent was killed."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get("NIGHTGATE_HOME") == self.environment["NIGHTGATE_HOME"]:
@@ -127,7 +127,7 @@ class Production:
         within(120, self._is_healthy, f"the server: {self.log('server.log')[-3000:]}")
 
     def start_worker(self, *, ours: bool = True) -> None:
-        """`ours` waits for its runs when it is told to end; the other one is Prefect's."""
+        """Start our worker, which waits for its runs when it is stopped, or Prefect's."""
         prefects = ["-m", "prefect", "worker", "start", "--pool", "nightgate", "--type", "process"]
         self.worker = self._start("worker.log", *(["-m", "deployments.worker"] if ours else prefects))
 
@@ -163,7 +163,7 @@ class Production:
             yield client
 
     def deploy(self) -> None:
-        """As `nightgate deploy` does it; `reconcile` runs when a test says so."""
+        """Deploy with `nightgate deploy`; `reconcile` has no schedule here, tests run it."""
         done = self.nightgate("deploy", *self.names)
         assert done.returncode == 0, done.stderr
         with self.client() as client:
@@ -172,11 +172,11 @@ class Production:
                 client.update_deployment_schedule(found.id, one.id, active=False)
 
     def start(self, name: str, **parameters: Any) -> FlowRun:
-        """A run as the form makes one."""
+        """Create a run as the form does."""
         return self._start_run(f"nightly/{name}", {"pipeline": name, **parameters})
 
     def reconcile(self) -> Any:
-        """Run the flow `reconcile` in a worker; the state that it ended in."""
+        """Run the flow `reconcile` in a worker; returns its final state."""
         return self.ended(self._start_run("reconcile/nightgate", {}))
 
     def _start_run(self, deployment: str, parameters: dict[str, Any]) -> FlowRun:
@@ -186,7 +186,7 @@ class Production:
         return run
 
     def schedule(self, name: str, since: datetime, until: datetime) -> list[FlowRun]:
-        """The runs of a deployment's cron in between, made as the server's own scheduler makes them, oldest first."""
+        """Create the runs of a deployment's cron in between, as the server's scheduler does; oldest first."""
         with self.client() as client:
             found = client.read_deployment_by_name(f"nightly/{name}")
             times = {"start_time": since.isoformat(), "end_time": until.isoformat(), "min_runs": 100, "max_runs": 100}
@@ -214,12 +214,12 @@ class Production:
         return within(seconds, final, f"the end of {run.name}: {self.log('worker.log')[-5000:]}")
 
     def cancel(self, run: FlowRun) -> None:
-        """As the button of the UI does it."""
+        """Cancel a run as the UI does."""
         with self.client() as client:
             client.set_flow_run_state(run.id, Cancelling())
 
     def prefect(self, *arguments: str) -> str:
-        """What a command of Prefect's says."""
+        """Output of a command of Prefect's."""
         done = subprocess.run(
             [sys.executable, "-m", "prefect", *arguments],
             env={**os.environ, **self.environment},
@@ -235,7 +235,7 @@ class Production:
         self.prefect("flow-run", "retry", str(run.id))
 
     def announced(self, status: str, count: int = 1) -> list[dict[str, Any]]:
-        """What the events `nightgate.<status>` say, oldest first, once the server has stored so many of them."""
+        """Payloads of the events `nightgate.<status>`, oldest first, once the server has stored so many."""
 
         def stored() -> list[dict[str, Any]] | None:
             found = {"filter": {"event": {"name": [f"nightgate.{status}"]}, "order": "ASC"}, "limit": 50}
@@ -243,17 +243,17 @@ class Production:
                 events = client.request("POST", "/events/filter", json=found).json()["events"]
             return [one["payload"] for one in events] if len(events) >= count else None
 
-        told: list[dict[str, Any]] = within(30, stored, f"{count} events of {status}")
-        return told
+        payloads: list[dict[str, Any]] = within(30, stored, f"{count} events of {status}")
+        return payloads
 
     def champion(self, name: str) -> int | None:
-        """The version that reigns."""
+        """The current champion's version."""
         query = "SELECT model_version FROM champion_timeline WHERE pipeline = :name AND valid_to IS NULL"
         found = self.rows(query, name=name)
         return int(found[0]["model_version"]) if found else None
 
     def held(self, name: str) -> list[str]:
-        """What a pipeline holds or waits for: slots of the ledger, and of its deployment."""
+        """Slots that a pipeline holds or waits for: of the database, and of its deployment."""
         query = (
             "SELECT s.slot FROM slot_request AS s JOIN run AS r ON r.run_id = s.run_id "
             "WHERE r.pipeline = :name AND s.released_at IS NULL"
@@ -266,7 +266,7 @@ class Production:
             limit = client.read_deployment_by_name(f"nightly/{name}").global_concurrency_limit
         return int(limit.active_slots)
 
-    # --- the ledger ---
+    # --- the metrics database ---
 
     def rows(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
         with Database.open(self.home, self.url) as db:
@@ -274,12 +274,12 @@ class Production:
         return [{str(name): value for name, value in row.items()} for row in found]
 
     def night(self, run: FlowRun) -> dict[str, Any]:
-        """The row of a Prefect run; {} while it has none."""
+        """The row of a flow run; {} while it has none."""
         found = self.rows("SELECT * FROM nightly_runs WHERE prefect_flow_run_id = :id", id=str(run.id))
         return found[0] if found else {}
 
     def epochs(self, run: FlowRun) -> list[tuple[int, int]]:
-        """(attempt, epoch) of a Prefect run."""
+        """(attempt, epoch) of each epoch of a flow run."""
         query = (
             "SELECT attempt, epoch FROM epoch_results WHERE run_id IN "
             "(SELECT run_id FROM nightly_runs WHERE prefect_flow_run_id = :id) ORDER BY epoch"
@@ -287,14 +287,14 @@ class Production:
         return [(row["attempt"], row["epoch"]) for row in self.rows(query, id=str(run.id))]
 
     def execute(self, statement: str, **parameters: Any) -> None:
-        """Change the ledger behind everybody's back."""
+        """Change the database directly."""
         import sqlalchemy as sa
 
         with Database.open(self.home, self.url, patience=5) as db:
             db.write(lambda session: session.execute(sa.text(statement), parameters))
 
     def set_back(self, run: FlowRun, by: timedelta) -> None:
-        """Let the end of a night, and its run's state on the server, be so much longer ago."""
+        """Move the end of a night and its state on the server into the past."""
         run_id = self.night(run)["run_id"]
         for table in ("run", "attempt"):
             past = as_sqlite(datetime.now(UTC) - by)
@@ -344,7 +344,7 @@ class Production:
 
 
 def as_sqlite(moment: datetime) -> str:
-    """As the ledger holds times in SQLite."""
+    """A time as the database stores it in SQLite."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -357,7 +357,7 @@ def is_gone(process: psutil.Process) -> bool:
 
 
 def kill(*processes: psutil.Process | subprocess.Popen[bytes] | None, number: int = signal.SIGKILL) -> None:
-    """One signal to all of them at once; those that are ours are waited for when it is SIGKILL."""
+    """Send a signal to all of them; after SIGKILL, wait for our children."""
     for process in processes:
         assert process is not None
         with suppress(psutil.NoSuchProcess):

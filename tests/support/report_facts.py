@@ -24,6 +24,8 @@ COLUMNS = (
     "champion_fresh_rows fresh_ci_low fresh_ci_high anchor_version anchor_f1 metric_key"
 )
 
+EPOCH_COLUMNS = ("training_loss", "epoch", "step", "validation_loss", "accuracy", "f1", "precision", "recall")
+
 
 def run_row(**changes: Any) -> dict[str, Any]:
     """A run that came to nothing yet."""
@@ -49,27 +51,14 @@ def run_row(**changes: Any) -> dict[str, Any]:
     return row | changes
 
 
-def epoch_row(
-    epoch: int, training: float | None, validation: float | None, f1: float | None, **more: Any
-) -> dict[str, Any]:
+def epoch_row(epoch: int, training: float | None, validation: float | None, f1: float | None) -> dict[str, Any]:
     """A row of `epoch_results`."""
-    return {
-        "training_loss": training,
-        "epoch": epoch,
-        "step": 2500 * epoch,
-        "validation_loss": validation,
-        "accuracy": f1,
-        "f1": f1,
-        "precision": f1,
-        "recall": f1,
-        "examples_per_second": 50.0 + epoch,
-        **more,
-    }
+    row = (training, epoch, 2500 * epoch, validation, f1, f1, f1, f1)
+    return dict(zip(EPOCH_COLUMNS, row, strict=True)) | {"examples_per_second": 50.0 + epoch}
 
 
 def published_rows() -> tuple[dict[str, Any], ...]:
-    names = ("training_loss", "epoch", "step", "validation_loss", "accuracy", "f1", "precision", "recall")
-    return tuple(dict(zip(names, row, strict=True)) | {"examples_per_second": 50.0} for row in PUBLISHED)
+    return tuple(dict(zip(EPOCH_COLUMNS, row, strict=True)) | {"examples_per_second": 50.0} for row in PUBLISHED)
 
 
 def check_row(name: str, outcome: str, reason: str, **more: Any) -> dict[str, Any]:
@@ -79,28 +68,17 @@ def check_row(name: str, outcome: str, reason: str, **more: Any) -> dict[str, An
 
 
 def difference_row(
-    name: str,
-    outcome: str,
-    f1: tuple[float, float],
-    interval: tuple[float, float],
-    threshold: float | None,
-    slice_name: str = "",
-    slice_value: str = "",
+    name: str, outcome: str, f1: tuple[float, float], interval: tuple[float, float], threshold: float, **more: Any
 ) -> dict[str, Any]:
     """A check of the candidate's F1 against another's."""
-    return check_row(
-        name,
-        outcome,
-        f"F1 {f1[0]:.4f} against {f1[1]:.4f}",
-        candidate_value=f1[0],
-        champion_value=f1[1],
-        ci_low=interval[0],
-        ci_high=interval[1],
-        threshold=threshold,
-        rows_used=300,
-        slice_name=slice_name,
-        slice_value=slice_value,
-    )
+    values = dict(zip(("candidate_value", "champion_value", "ci_low", "ci_high"), (*f1, *interval), strict=True))
+    reason = f"F1 {f1[0]:.4f} against {f1[1]:.4f}"
+    return check_row(name, outcome, reason, threshold=threshold, rows_used=300, **values, **more)
+
+
+def product_slice(product: str) -> dict[str, str]:
+    """The slice of a check."""
+    return {"slice_name": "product", "slice_value": product}
 
 
 def slice_row(name: str, value: str, support: int, f1: float | None) -> dict[str, Any]:
@@ -109,25 +87,14 @@ def slice_row(name: str, value: str, support: int, f1: float | None) -> dict[str
 
 def attempt_row(number: int, **more: Any) -> dict[str, Any]:
     """A row of the table `attempt`."""
-    return {
-        "attempt": number,
-        "status": "running",
-        "started_at": STARTED,
-        "resumed_from_epoch": None,
-        "restarts": 0,
-        "host": "night-1",
-        "reason": None,
-        "precision_reason": None,
-        "engine_reason": None,
-        "threads": None,
-        **more,
-    }
+    empty = dict.fromkeys(("resumed_from_epoch", "reason", "precision_reason", "engine_reason", "threads"))
+    known = {"attempt": number, "status": "running", "started_at": STARTED, "restarts": 0, "host": "night-1"}
+    return {**empty, **known, **more}
 
 
 def shares(snapshot_id: str, labels: dict[str, int], slices: dict[str, dict[str, int]]) -> SnapshotShares:
     rows = sum(labels.values())
-    bins = len(length_edges()) - 1
-    lengths = [0] * bins
+    lengths = [0] * (len(length_edges()) - 1)
     lengths[20], lengths[24] = rows // 2, rows - rows // 2
     return SnapshotShares(snapshot_id, rows, labels, slices, tuple(lengths), 60, 130)
 
@@ -193,8 +160,8 @@ def published_night(
             check_row("min_f1", "passed", "F1 0.5435 on 5,000 test rows reaches min_f1 0.5400"),
             difference_row("beats_champion", "passed", (0.5435, 0.5404), (-0.004, 0.0102), 0.0),
             check_row("slices", "passed", "none of 2 tests of classes and slices failed"),
-            difference_row("slice_margin", "passed", (0.55, 0.54), (-0.02, 0.04), -0.05, "product", value),
-            check_row("slice_margin", "underpowered", "too few rows", slice_name="product", slice_value="toaster"),
+            difference_row("slice_margin", "passed", (0.55, 0.54), (-0.02, 0.04), -0.05, **product_slice(value)),
+            check_row("slice_margin", "underpowered", "too few rows", **product_slice("toaster")),
         ),
         "confusion": confusion,
         "slices": (
@@ -217,18 +184,11 @@ def published_night(
 
 def judged_night(num_slices: int = 300, failed: int = 2, **changes: Any) -> ReportFacts:
     """The same night, held: against champion and anchor, on golden rows, and in many slices, of which some failed."""
-    slices = [
-        difference_row(
-            "slice_margin",
-            "failed" if place < failed else "passed",
-            (0.54 - 0.2 / (1 + place), 0.54),
-            (-0.2 / (1 + place) - 0.04, -0.2 / (1 + place) + 0.04),
-            -0.05,
-            "product",
-            f"product {place}",
-        )
-        for place in range(num_slices)
-    ]
+    slices = []
+    for place in range(num_slices):
+        outcome, loss = "failed" if place < failed else "passed", 0.2 / (1 + place)
+        f1, interval = (0.54 - loss, 0.54), (-loss - 0.04, -loss + 0.04)
+        slices.append(difference_row("slice_margin", outcome, f1, interval, -0.05, **product_slice(f"product {place}")))
     checks = (
         check_row("clean_test", "passed", "2 rows are left out", rows_used=5000),
         check_row("min_f1", "passed", "F1 0.5435 reaches min_f1 0.5400", candidate_value=0.5435, threshold=0.54),

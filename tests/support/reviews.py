@@ -1,4 +1,4 @@
-"""Rows and pipelines for the data tests: small, written by hand, with words that no real review is taken from."""
+"""Small invented rows and pipelines for the data tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A small model of the published base model's exact form, made by code.
+"""A small model of the published base model's exact form.
 
 microsoft/Multilingual-MiniLM-L12-H384 is a BERT body (padding id 0, 250,037 rows) with the tokenizer of XLM-R (a
-SentencePiece file, padding id 1, 250,002 tokens). Its folder holds config.json, pytorch_model.bin and
+SentencePiece file, padding id 1, 250,002 tokens). Its folder has config.json, pytorch_model.bin and
 sentencepiece.bpe.model, and AutoTokenizer cannot open it.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 TOKENS = 2000
-"""Of the tokenizer, special ones included: most of them are in no review, as in a multilingual vocabulary."""
+"""Tokens of the tokenizer; most of them are in no review, as in a multilingual vocabulary."""
 SPARE_ROWS = 35
-"""Rows of the word table beyond the tokenizer's tokens, as many as the published model has."""
+"""Rows of the word table beyond the tokenizer's tokens, as in the published model."""
 TOKENIZER_PAD, MODEL_PAD = 1, 0
 
 
@@ -28,7 +28,7 @@ def write_seed_model(
     initializer_range: float = 0.15,
     seed: int = 0,
 ) -> Path:
-    """Write the model, with a tokenizer trained on `texts` and on words of no language; return `folder`."""
+    """Write the model, with a tokenizer trained on `texts` and on random words; return `folder`."""
     import sentencepiece
     import torch
     from transformers import BertConfig, BertModel

@@ -1,4 +1,4 @@
-"""A training process that stands still while it talks."""
+"""A training process that hangs while it keeps reporting the same step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def stand_in(path: Path, *, hangs: int) -> str:
-    """A `python` that says the same step again and again the first `hangs` times, and is the real one afterwards."""
+    """A `python` that reports the same step for ever the first `hangs` times, and is the real one afterwards."""
     code = f"""
         #!{sys.executable}
         import json, os, pathlib, sys, time

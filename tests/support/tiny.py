@@ -22,28 +22,20 @@ happy disappointed average
 def write_tiny_model(
     folder: Path, *, num_hidden_layers: int = 2, hidden_size: int = 32, dropout: float = 0.1, seed: int = 0
 ) -> Path:
-    """Write a BERT without a head, as base models come, and its tokenizer to `folder`; give back `folder`."""
+    """Write a BERT without a head, and its tokenizer, to `folder`; return `folder`."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     characters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
-    tokens = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *_WORDS.split(),
-        *characters,
-        *(f"##{c}" for c in characters),
-    ]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens = [*special, *_WORDS.split(), *characters, *(f"##{c}" for c in characters)]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
-    # As all-MiniLM-L6-v2 has it: whoever relies on the file's own truncation and padding gets 24 tokens, always.
+    # As in all-MiniLM-L6-v2: code that relies on the file's own truncation and padding always gets 24 tokens.
     tokenizer.enable_truncation(24)
     tokenizer.enable_padding(length=24, pad_id=0, pad_token="[PAD]")
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +59,7 @@ def write_tiny_model(
             num_attention_heads=2,
             intermediate_size=2 * hidden_size,
             max_position_embeddings=128,
-            # BERT's 0.02 is made for hundreds of dimensions: with it, so small a model takes long to learn anything.
+            # BERT's 0.02 is for hundreds of dimensions: with it so small a model learns slowly.
             initializer_range=0.15,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
@@ -79,7 +71,7 @@ def write_tiny_model(
 
 
 def write_tiny_reviews(path: Path, rows: int = 200, seed: int = 0) -> Path:
-    """Write a CSV of made-up reviews with id, text and stars (1 to 3), which the words mostly give away."""
+    """Write a CSV of synthetic reviews with id, text and stars (1 to 3), which the words mostly predict."""
     import csv
 
     import numpy as np
@@ -99,7 +91,7 @@ def write_tiny_reviews(path: Path, rows: int = 200, seed: int = 0) -> Path:
 
 
 def tiny_pipeline(folder: Path, *, rows: int = 200, **training: object) -> Pipeline:
-    """A pipeline of made-up reviews and the tiny model, both written below `folder`; fields of `[training]` by name."""
+    """A pipeline of synthetic reviews and the tiny model, both written below `folder`, with fields of `[training]`."""
     from nightgate.pipeline_files import check_pipeline
 
     reviews = write_tiny_reviews(folder / "reviews.csv", rows)
@@ -118,7 +110,7 @@ def tiny_pipeline(folder: Path, *, rows: int = 200, **training: object) -> Pipel
 
 
 def tiny_job(folder: Path, *, attempt: int = 1, run: str = "run", rows: int = 200, **training: object) -> TrainJob:
-    """The job of an attempt at `tiny_pipeline`, its snapshot written; jobs with another `run` share the snapshot."""
+    """A job of `tiny_pipeline`, with its snapshot; jobs with another `run` share the snapshot."""
     from datetime import UTC, datetime
 
     from nightgate.data.refresh import refresh

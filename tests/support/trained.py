@@ -1,4 +1,4 @@
-"""What training leaves: a tiny stock folder with a head of our labels."""
+"""A tiny trained model: a stock folder with a classification head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def write_trained_model(
     """Write `folder/best` and return it.
 
     Args:
-        sharpness: scale of the random head; a fresh one barely tells texts apart.
+        sharpness: scale of the random head; a fresh one gives nearly equal logits to all texts.
     """
     import torch
 

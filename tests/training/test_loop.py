@@ -1,4 +1,4 @@
-"""The training loop in this process: the recipe, the numbers, precision, early stopping, base models, batches."""
+"""The training loop in this process: recipe, reproducibility, precision, early stopping, base models, batches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from syrupy.assertion import SnapshotAssertion
 from torch import nn
 
 from nightgate import cpu_threads
@@ -45,7 +46,7 @@ class Killed(BaseException):
 
 @dataclass
 class Recorder:
-    """A listener that keeps what it hears, and dies in the given epoch if asked to."""
+    """A listener that keeps reports and progress, and raises in a given epoch."""
 
     die_in_epoch: int = 0
     reports: list[EpochReport] = field(default_factory=list)
@@ -99,10 +100,8 @@ def test_training_learns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_lower_precision_trains_and_a_resumed_run_gives_the_same_numbers(tmp_path: Path, precision: str) -> None:
     whole, result = run(tiny_job(tmp_path, run="whole", precision=precision))
-    assert (result.precision, result.precision_reason) == (
-        precision,
-        f"{precision} on the CPU: asked for by training.precision",
-    )
+    assert result.precision == precision
+    assert "training.precision" in result.precision_reason
     assert whole.reports[-1].training_loss < whole.reports[0].training_loss
     job = tiny_job(tmp_path, run="killed", precision=precision)
     run_and_die(job, 3)
@@ -132,18 +131,18 @@ def test_a_step_whose_fp16_gradients_overflow_is_skipped_and_no_error(tmp_path: 
     assert numbers(run(replace(job, attempt=2))[0]) == numbers(whole)
 
 
-def test_an_epoch_whose_every_fp16_step_overflows_is_an_error_in_words(tmp_path: Path) -> None:
+def test_an_epoch_in_which_every_fp16_step_overflows_is_an_error(tmp_path: Path) -> None:
     base = write_tiny_model(tmp_path / "base")
     from safetensors.torch import load_file, save_file
 
     weights = load_file(base / "model.safetensors")
-    # What the layer computes stays as it was; what comes back through it does not fit into fp16.
+    # The layer's output stays as it was; its gradients do not fit into fp16.
     weights["encoder.layer.1.intermediate.dense.weight"] *= 1e-4
     weights["encoder.layer.1.output.dense.weight"] *= 1e4
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(NonFiniteLossError, match=r"all \d+ steps of epoch 1 overflowed in fp16") as told:
+    with pytest.raises(NonFiniteLossError, match="fp16") as caught:
         run(tiny_job(tmp_path, precision="fp16", epochs=1, rows=60))
-    assert "bf16" in told.value.next_step
+    assert "bf16" in caught.value.next_step
 
 
 def test_early_stopping_ends_the_run_when_patience_runs_out(tmp_path: Path) -> None:
@@ -176,7 +175,7 @@ def test_a_run_of_another_recipe_is_not_resumed(tmp_path: Path, caplog: pytest.L
     recorder, result = run(tiny_job(tmp_path, attempt=2, weight_decay=0.1))
     assert result.resumed_from == 0
     assert [report.attempt for report in recorder.reports] == [2, 2, 2]
-    assert "belongs to another configuration" in caplog.text
+    assert "attempt-1/checkpoint" in caplog.text
 
 
 def test_validation_loss_leaves_label_smoothing_out(tmp_path: Path) -> None:
@@ -199,7 +198,7 @@ def test_a_champion_with_other_labels_is_no_start(tmp_path: Path) -> None:
     settings["id2label"]["2"] = "ugly"
     (result.best_model / "config.json").write_text(json.dumps(settings))
     job = replace(tiny_job(tmp_path, run="next"), start_from=result.best_model)
-    with pytest.raises(ModelError, match=r"the champion in .* knows the labels \['bad', 'middling', 'ugly'\]"):
+    with pytest.raises(ModelError, match=r"\['bad', 'middling', 'ugly'\]"):
         run(job)
 
 
@@ -211,7 +210,7 @@ def test_the_weights_of_the_best_epoch_are_kept_and_not_those_of_the_last(tmp_pa
     assert len(recorder.reports) == 3
 
 
-# The recipe, piece by piece.
+# --- the recipe ---
 
 
 def _pipeline(job: TrainJob) -> Any:
@@ -260,7 +259,7 @@ def test_losses_read_in_groups_still_name_the_step_that_was_not_finite() -> None
     for step in range(11, 18):
         losses.add(step, 1e-3, 16, torch.tensor(1.0))
     losses.add(18, 5e-4, 16, torch.tensor(math.inf))
-    with pytest.raises(NonFiniteLossError, match=r"loss is inf in epoch 2, step 18 \(learning rate 0.0005, bf16"):
+    with pytest.raises(NonFiniteLossError, match=r"inf in epoch 2, step 18 \(learning rate 0.0005, bf16"):
         losses.read()
 
 
@@ -280,15 +279,15 @@ def test_cross_entropy_is_torchs_and_shows_what_is_not_finite() -> None:
     assert math.isnan(mean_cross_entropy(logits, labels))
 
 
-# Devices.
+# --- devices ---
 
 
-def test_auto_on_a_machine_without_a_gpu_is_fp32_and_says_why() -> None:
+def test_auto_on_a_machine_without_a_gpu_is_fp32() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     picked = devices.pick("auto")
     assert (picked.device.type, picked.precision) == ("cpu", "fp32")
-    assert "no GPU that this PyTorch" in picked.reason
+    assert torch.__version__ in picked.reason
 
 
 def test_threads_are_the_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +302,7 @@ def test_threads_are_the_cores_that_the_process_may_use(monkeypatch: pytest.Monk
         os.sched_setaffinity(0, usable)
 
 
-# Batches.
+# --- batches ---
 
 
 @pytest.fixture(scope="module")
@@ -328,25 +327,22 @@ def test_batches_are_padded_on_the_side_that_the_tokenizer_says(loaded: base_mod
     assert batch["input_ids"][0].tolist()[:2] == [0, 0]
 
 
-def test_tokenising_tells_how_far_it_is(loaded: base_models.LoadedModel) -> None:
-    told: list[tuple[int, int]] = []
-    encode(loaded.tokenizer, ["good"] * (CHUNK + 5), 16, lambda done, total: told.append((done, total)))
-    assert told == [(CHUNK, CHUNK + 5), (CHUNK + 5, CHUNK + 5)]
+def test_tokenising_reports_progress(loaded: base_models.LoadedModel) -> None:
+    reported: list[tuple[int, int]] = []
+    encode(loaded.tokenizer, ["good"] * (CHUNK + 5), 16, lambda done, total: reported.append((done, total)))
+    assert reported == [(CHUNK, CHUNK + 5), (CHUNK + 5, CHUNK + 5)]
 
 
-def test_logits_come_in_the_order_of_the_rows_whatever_the_batches(loaded: base_models.LoadedModel) -> None:
+def test_logits_are_in_the_order_of_rows_for_every_batch_size(loaded: base_models.LoadedModel) -> None:
     texts = ["good", "bad " * 12, "it is fine", "no", "the dress fits so well"]
     encoded = encode(loaded.tokenizer, texts, 16)
     found = [logits_of(loaded.model, encoded, batch_size=size) for size in (1, 2, 5)]
     assert np.abs(found[0] - found[1]).max() < 1e-5
     assert np.abs(found[0] - found[2]).max() < 1e-5
-    assert logits_of(loaded.model, encode(loaded.tokenizer, [], 16), batch_size=2).shape == (
-        0,
-        2,
-    )
+    assert logits_of(loaded.model, encode(loaded.tokenizer, [], 16), batch_size=2).shape == (0, 2)
 
 
-# Base models.
+# --- base models ---
 
 
 def test_a_package_holds_a_base_model() -> None:
@@ -356,26 +352,26 @@ def test_a_package_holds_a_base_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base_model", "said"),
+    ("base_model", "next_step"),
     [
-        ("package:no_such_package/model", "no Python package 'no_such_package' is installed"),
-        ("package:numpy/no/such/folder", "has no folder 'no/such/folder'"),
-        ("package:numpy/../..", "has no folder"),
-        ("./nowhere", "there is no folder"),
-        ("a/b/c", "there is no folder"),
-        ("not a name!", "is neither a folder nor a name on the hub"),
-        ("pyproject.toml", "is a file"),
+        ("package:no_such_package/model", "pip install"),
+        ("package:numpy/no/such/folder", "config.json"),
+        ("package:numpy/../..", "config.json"),
+        ("./nowhere", "correct training.base_model"),
+        ("a/b/c", "correct training.base_model"),
+        ("not a name!", "correct training.base_model"),
+        ("pyproject.toml", "config.json"),
     ],
 )
-def test_a_base_model_that_cannot_be_found_is_told_in_words(
-    base_model: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_base_model_that_cannot_be_found_is_an_error_that_names_it(
+    base_model: str, next_step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pyproject.toml").touch()
     with pytest.raises(ModelError) as caught:
         base_models.resolve(base_model)
-    assert said in caught.value.reason
-    assert caught.value.next_step
+    assert repr(base_model) in caught.value.reason
+    assert next_step in caught.value.next_step
 
 
 def _load(folder: Path, labels: int = 3, max_length: int = 32) -> base_models.LoadedModel:
@@ -389,29 +385,27 @@ def _settings(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_folders_that_are_no_usable_model_are_told_in_words(tmp_path: Path) -> None:
-    cases: dict[str, tuple[Any, str]] = {
-        "empty": (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no config.json"),
-        "weights": (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
-        "cut": (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "cannot be loaded"),
-        "tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot be loaded"),
-        "code": (
-            lambda folder: _settings(folder, model_type="own", auto_map={"AutoConfig": "own.Config"}),
-            "needs Python code of its own",
-        ),
-        "form": (lambda folder: _settings(folder, model_type="vit"), "has no form for sequence classification"),
-        "foreign": (lambda folder: _settings(folder, hidden_size=48), "do not have the shape that config.json says"),
+def test_folders_that_are_no_usable_model_are_errors(tmp_path: Path, snapshot: SnapshotAssertion) -> None:
+    cases: dict[str, Any] = {
+        "empty": lambda folder: [path.unlink() for path in folder.iterdir()],
+        "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+        "cut weights": lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100),
+        "broken tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{"),
+        "own code": lambda folder: _settings(folder, model_type="own", auto_map={"AutoConfig": "own.Config"}),
+        "no classifier": lambda folder: _settings(folder, model_type="vit"),
+        "other shape": lambda folder: _settings(folder, hidden_size=48),
     }
-    for name, (spoil, said) in cases.items():
+    advice = {}
+    for name, damage in cases.items():
         folder = write_tiny_model(tmp_path / name)
-        spoil(folder)
-        with pytest.raises(ModelError) as caught:
+        damage(folder)
+        with pytest.raises(ModelError, match="the base") as caught:
             _load(folder)
-        assert said in caught.value.reason, name
-        assert caught.value.next_step
+        advice[name] = caught.value.next_step
+    assert advice == snapshot
 
 
-def test_a_classifier_with_another_number_of_classes_lends_its_body(tmp_path: Path) -> None:
+def test_of_a_classifier_with_another_number_of_classes_the_body_is_kept(tmp_path: Path) -> None:
     first = _load(write_tiny_model(tmp_path / "base"), labels=5)
     base_models.save_model(first, tmp_path / "five")
     second = _load(tmp_path / "five", labels=3)
@@ -423,10 +417,10 @@ def test_a_classifier_with_another_number_of_classes_lends_its_body(tmp_path: Pa
 def test_texts_are_cut_where_the_model_has_no_more_positions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     loaded = _load(write_tiny_model(tmp_path / "base"), max_length=512)
     assert loaded.max_length == 128
-    assert "takes at most 128 tokens" in caplog.text
+    assert [record.levelname for record in caplog.records if "128" in record.getMessage()] == ["WARNING"]
 
 
-def test_roberta_counts_positions_from_behind_the_padding_index() -> None:
+def test_roberta_counts_positions_from_after_the_padding_index() -> None:
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
@@ -438,21 +432,11 @@ def test_roberta_counts_positions_from_behind_the_padding_index() -> None:
     assert base_models.max_tokens(model, Tokenizer()) == 64
 
 
-def test_every_architecture_names_dropout_its_own_way() -> None:
+def test_dropout_is_set_in_every_architecture() -> None:
     import transformers
 
-    for name in (
-        "Bert",
-        "DistilBert",
-        "Roberta",
-        "DebertaV2",
-        "Electra",
-        "Albert",
-        "MPNet",
-        "ModernBert",
-        "GPT2",
-        "T5",
-    ):
+    names = "Bert DistilBert Roberta DebertaV2 Electra Albert MPNet ModernBert GPT2 T5"
+    for name in names.split():
         config = getattr(transformers, f"{name}Config")()
         base_models._set_dropout(config, 0.33, name)
         left = {
@@ -464,7 +448,7 @@ def test_every_architecture_names_dropout_its_own_way() -> None:
         assert any(value == 0.33 for value in config.to_dict().values()), name
 
 
-def test_a_snapshot_that_is_missing_is_told_in_words(tmp_path: Path) -> None:
+def test_a_missing_snapshot_is_an_error(tmp_path: Path) -> None:
     job = tiny_job(tmp_path)
     with pytest.raises(SnapshotError, match="nowhere"):
         run(replace(job, snapshot=tmp_path / "nowhere"))

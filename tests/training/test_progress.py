@@ -1,4 +1,4 @@
-"""Progress as people read it."""
+"""Progress as a line and as a share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from nightgate.training.protocol import Progress
         (Progress("load", detail="tokenising", done=2000, total=9000), "tokenising, 2000/9000"),
     ],
 )
-def test_a_line_of_progress_reads_well(progress: Progress, line: str) -> None:
+def test_a_line_of_progress_has_what_is_known(progress: Progress, line: str) -> None:
     assert progress_line(progress) == line
 
 

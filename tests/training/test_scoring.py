@@ -1,4 +1,4 @@
-"""Models scored on the rows of a snapshot: test and golden rows, logits that are not finite."""
+"""Scoring of models on test and golden rows, and of models whose logits are not finite."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def scored(
     return result, {name: np.load(path)["logits"] for name, path in result.written.items()}
 
 
-def test_golden_rows_are_scored_with_the_others_and_each_text_once(job: ScoreJob, tmp_path: Path) -> None:
+def test_golden_rows_are_scored_too_and_each_text_once(job: ScoreJob, tmp_path: Path) -> None:
     golden = golden_of(job, tmp_path / "golden")
     seen: list[Progress] = []
     result, logits = scored(replace(job, golden=golden, out=tmp_path / "out"), seen.append)
@@ -65,7 +65,7 @@ def golden_of(job: ScoreJob, folder: Path) -> Path:
     return write_snapshot(folder, rows.assign(split="test").reset_index(drop=True), {}, facts).path
 
 
-def test_logits_that_are_not_finite_are_evidence_and_no_error(job: ScoreJob, tmp_path: Path) -> None:
+def test_logits_that_are_not_finite_are_written_and_no_error(job: ScoreJob, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     broken = shutil.copytree(job.models["candidate"], tmp_path / "broken")

@@ -1,0 +1,49 @@
+"""The end of a flow run in the UI: its name, state and message."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from uuid import UUID
+
+from prefect import runtime
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from nightgate.errors import InternalError, NightgateError
+from nightgate.reports import terminal_summary
+from nightgate.runs.run_row import RunRow
+from tasks.logs import failed, readable_logs
+
+log = logging.getLogger("nightgate.flows")
+
+
+def rename_run(name: str) -> None:
+    """Give this flow run a name; a server that is away costs the name only."""
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(runtime.flow_run.id), name=name)
+    except Exception as error:  # noqa: BLE001 - a name must not fail a night
+        log.warning("the run could not be named %r: %s", name, error)
+
+
+def name_by_status(row: RunRow) -> None:
+    """Name this flow run by pipeline, night, status and F1."""
+    f1 = f", F1 {row.test_f1:.4f}" if row.test_f1 is not None and row.status in {"promoted", "held", "waiting"} else ""
+    rename_run(f"{row.pipeline} {row.night}: {row.status}{f1}")
+
+
+def completed(row: RunRow) -> State[Any]:
+    """The state of a night that ended, by the name of its status: a held night is a normal one."""
+    name_by_status(row)
+    message = terminal_summary.flow_message(row.run_id, row.status, row.reason)
+    return Completed(name=row.status.capitalize(), message=message)
+
+
+def broken(error: Exception) -> State[Any]:
+    """The state of a night that broke. Only an error that is a bug of this package has its traceback in the log."""
+    if not isinstance(error, NightgateError):
+        with readable_logs():
+            log.error("a bug in Nightgate", exc_info=error)
+    return failed(InternalError.of(error))

@@ -1,0 +1,59 @@
+"""A whole night, in the order of its steps. The nightly flow calls `run_steps` with the steps wrapped as Prefect tasks.
+
+run_night(load_pipeline("sample"), tonight(pipeline.schedule))       # nightgate run sample --no-prefect
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from nightgate.config import Pipeline
+from nightgate.data.snapshots import Snapshot
+from nightgate.night import ending, scoring, steps, verdict
+from nightgate.night.run import NightRun, open_night
+from nightgate.night.values import Judged, Scored, Served, Trained
+from nightgate.runs.run_row import RunRow
+from nightgate.schedule import Night
+from nightgate.training.protocol import EpochReport
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The functions that a night calls: the library's own, or wrappers of them."""
+
+    take_slot: Callable[[NightRun], None] = steps.take_slot
+    refresh: Callable[[NightRun], Snapshot] = steps.refresh
+    skip_without_news: Callable[[NightRun], RunRow | None] = steps.skip_without_news
+    fine_tune: Callable[[NightRun, Snapshot, Callable[[EpochReport], object]], Trained] = steps.fine_tune
+    record_epoch: Callable[[NightRun, Snapshot, EpochReport], None] = steps.record_epoch
+    score_on_test: Callable[[NightRun, Snapshot, Trained], Scored] = scoring.score_on_test
+    try_serving: Callable[[NightRun, Snapshot, Scored], Served] = scoring.try_serving
+    judge: Callable[[NightRun, Snapshot, Trained, Scored, Served], Judged] = verdict.judge
+    register: Callable[[NightRun, Snapshot, Trained, Judged], int] = steps.register_candidate
+    finish: Callable[[NightRun, Scored, Judged, int], RunRow] = ending.finish
+
+
+def run_steps(run: NightRun, call: Steps) -> RunRow:
+    """Run all steps of an open night; returns its row as it ended, or as it waits for an approval."""
+    call.take_slot(run)
+    snapshot = call.refresh(run)
+    if skipped := call.skip_without_news(run):
+        return skipped
+    trained = call.fine_tune(run, snapshot, partial(call.record_epoch, run, snapshot))
+    scored = call.score_on_test(run, snapshot, trained)
+    served = call.try_serving(run, snapshot, scored)
+    judged = call.judge(run, snapshot, trained, scored, served)
+    version = call.register(run, snapshot, trained, judged)
+    return call.finish(run, scored, judged, version)
+
+
+def run_night(pipeline: Pipeline, night: Night, *, force: bool = False, dry_run: bool = False) -> RunRow:
+    """Claim and run a night without Prefect, and write its report.
+
+    Raises:
+        NightgateError: what broke; the run's row says so too.
+    """
+    with open_night(pipeline, night, force=force, dry_run=dry_run, on_end=steps.write_report) as run:
+        return run.ended or run_steps(run, Steps())

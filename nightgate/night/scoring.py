@@ -1,0 +1,93 @@
+"""Score the candidate, the champion and the anchor on the same rows, and serve the saved models in a fresh process."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from nightgate.data.golden_rows import golden_set
+from nightgate.data.snapshots import Snapshot
+from nightgate.errors import ModelError, RegistryError
+from nightgate.models import version_folder
+from nightgate.models.serving_check import serve
+from nightgate.night.run import NightRun
+from nightgate.night.values import Model, Scored, Served, Trained
+from nightgate.registry import versions
+from nightgate.registry.versions import VersionRow
+from nightgate.training import supervisor
+from nightgate.training.predictions import load_logits
+from nightgate.training.protocol import ScoreJob
+from nightgate.training.supervisor import LIFE
+
+log = logging.getLogger(__name__)
+
+NUM_SERVED = 64
+"""Texts that the saved model is tried on in a fresh process."""
+
+
+def score_on_test(run: NightRun, snapshot: Snapshot, trained: Trained) -> Scored:
+    """Score all sides on tonight's test rows and on the golden rows. Scores of another night are no evidence."""
+    champion = versions.champion(run.db, run.pipeline.name)
+    anchor = versions.anchor(run.db, run.pipeline.name)
+    golden = golden_set(run.pipeline, run.home, snapshot, run.night)
+    models = {"candidate": Model(trained.result.best_model)}
+    if champion is not None:
+        models["champion"] = _version(run, champion)
+    if anchor is not None and (champion is None or anchor.version != champion.version):
+        models["anchor"] = _anchor(run, anchor)
+    job = ScoreJob(
+        pipeline=run.pipeline.record(),
+        snapshot=snapshot.path,
+        models={name: model.folder for name, model in models.items() if not model.flaw},
+        # A folder per attempt: an earlier one that was given up may still be writing.
+        out=run.directory / f"attempt-{run.attempt}" / "test",
+        golden=golden.path,
+    )
+    result = supervisor.score_models(job, on_progress=run.while_ours(), on_restart=run.record_restart)
+    return Scored(champion, anchor, models, golden, result)
+
+
+def try_serving(run: NightRun, snapshot: Snapshot, scored: Scored) -> Served:
+    """Open the saved candidate as its users will: in a fresh process, offline, without this package.
+
+    The champion is served beside it, so that their latencies can be compared.
+    """
+    if scored.golden.path is None:
+        logits, rows = scored.result.written, snapshot.rows("test", ["text"])
+    else:
+        logits, rows = scored.result.golden, scored.golden.rows(["text"])
+    texts = rows["text"].astype(str).tolist()[:NUM_SERVED]
+    models = {name: one.folder for name, one in scored.models.items() if name != "anchor" and not one.flaw}
+    began = time.monotonic()
+    served = serve(
+        models,
+        texts,
+        {name: load_logits(logits[name])[: len(texts)] for name in models},
+        scored.result.max_length,
+        run.pipeline.data.label_names,
+    )
+    log.info(LIFE, "serving", time.monotonic() - began, "")
+    for name, found in served.items():
+        log.info("%s in a fresh process: %s", name, found.flaw or f"{found.latency_ms:.1f} ms a text")
+    return Served(served["candidate"], served.get("champion"))
+
+
+def _anchor(run: NightRun, version: VersionRow) -> Model:
+    """An anchor without its files holds the night and does not fail it: the champion can take its place."""
+    try:
+        return _version(run, version)
+    except (ModelError, RegistryError) as error:
+        log.warning("the anchor, version %d, cannot be used: %s", version.version, error.reason)
+        return Model(run.home.absolute(version.path), version, f"cannot be used: {error.reason}")
+
+
+def _version(run: NightRun, version: VersionRow) -> Model:
+    folder = version.folder(run.home)
+    known, wanted = version_folder.verify_version(folder)["label_names"], run.pipeline.data.label_names
+    flaw = ""
+    if sorted(known) != sorted(wanted):
+        flaw = (
+            f"knows the labels {', '.join(known)} and the pipeline has {', '.join(wanted)}, "
+            "so it cannot be scored on tonight's rows"
+        )
+    return Model(folder, version, flaw)
