@@ -11,6 +11,15 @@ import pandas as pd
 from nightgate.cli.tables_as_text import Format, formatted
 from nightgate.operations.status import SECTIONS
 
+COLUMNS = {
+    "running": (
+        *("pipeline", "night", "stage", "remedy", "step", "left", "run"),
+        *("epoch", "loss", "examples/s", "since", "host"),
+    ),
+    "waiting": ("pipeline", "night", "waits for", "next", "until", "run", "F1", "delta", "since"),
+}
+"""By importance: the tables of these sections show those that fit."""
+
 
 def as_text(frame: pd.DataFrame, *, moment: datetime | None = None) -> str:
     """The rows of `operations.status` as one table per section. Times are UTC."""
@@ -18,8 +27,9 @@ def as_text(frame: pd.DataFrame, *, moment: datetime | None = None) -> str:
     shown = []
     for section, title in SECTIONS.items():
         rows = frame[frame["section"] == section].to_dict("records")
-        body = formatted(pd.DataFrame([_shown(section, row, moment) for row in rows]), Format.table)
-        shown.append(f"{title}\n{_indented(body) if body else '  nothing'}")
+        table = pd.DataFrame([_shown(section, row, moment) for row in rows])
+        body = formatted(table, Format.table, columns=COLUMNS.get(section, ()), indent="  ")
+        shown.append(f"{title}\n{body or '  nothing'}")
     return "\n\n".join(shown)
 
 
@@ -77,10 +87,6 @@ def _gap(delta: float | None) -> str:
 
 def _missing(value: Any) -> bool:
     return bool(pd.isna(value))
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
 
 
 def _length(span: timedelta) -> str:

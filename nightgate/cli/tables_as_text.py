@@ -39,6 +39,7 @@ def formatted(
     columns: Sequence[str] = (),
     vertical: bool = False,
     before: str = "",
+    indent: str = "",
 ) -> str:
     """The frame as text without a final line break; '' for a table without rows.
 
@@ -46,6 +47,7 @@ def formatted(
         columns: what a table shows, by importance: as many as fit, prose last. JSON and CSV have all columns.
         vertical: list the fields of each row of a table below each other.
         before: name of a column whose text, if any, is a line of its own above that row of a table.
+        indent: what precedes each line of a table.
     """
     if output is Format.json:
         return json.dumps(_plain(frame), indent=2, ensure_ascii=False)
@@ -60,8 +62,9 @@ def formatted(
     lines = [None if value is None else str(value) for value in frame[before]] if before else []
     cells = {str(name): [_cell(value) for value in frame[name]] for name in columns or frame.columns}
     # The terminal's width; COLUMNS, or 120, in a file or a pipe.
-    width = shutil.get_terminal_size((120, 24)).columns
-    return _table(_fitting(cells, width) if columns else cells, lines, width)
+    width = shutil.get_terminal_size((120, 24)).columns - len(indent)
+    table = _table(_fitting(cells, width) if columns else cells, lines, width)
+    return "\n".join(f"{indent}{line}" for line in table)
 
 
 def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -109,7 +112,7 @@ def _widths(cells: dict[str, list[str]], width: int) -> dict[str, int]:
     return widths
 
 
-def _table(cells: dict[str, list[str]], before: Sequence[str | None], width: int) -> str:
+def _table(cells: dict[str, list[str]], before: Sequence[str | None], width: int) -> list[str]:
     from rich.console import Console
     from rich.table import Table
 
@@ -126,7 +129,7 @@ def _table(cells: dict[str, list[str]], before: Sequence[str | None], width: int
     Console(file=buffer, width=total, markup=False, highlight=False).print(table)
     waiting = (f"{_MARK} {line}" for line in before if line is not None)
     lines = (line.rstrip() for line in buffer.getvalue().splitlines())
-    return "\n".join(next(waiting) if line == _MARK else line for line in lines)
+    return [next(waiting) if line == _MARK else line for line in lines]
 
 
 def _cell(value: Any) -> str:

@@ -125,11 +125,12 @@ def test_old_progress_has_a_position_and_no_speed(database: Database) -> None:
 
 
 @sqlite
-def test_a_dead_run_is_shown_as_such_with_the_remedy(database: Database) -> None:
+def test_a_dead_run_is_shown_with_the_remedy(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     night_rows.open_run(database, pipeline(), night())
     row = one(database, "running")
     assert row["status"] == "dead"
     assert row["next_step"] == "nightgate reconcile"
+    monkeypatch.setenv("COLUMNS", "400")
     assert "nightgate reconcile" in as_text(status(database))
 
 
@@ -203,12 +204,15 @@ def test_versions_are_whole_numbers_also_beside_a_night_without_one(database: Da
 
 
 @sqlite
-def test_the_next_night_of_a_frozen_pipeline_has_reason_and_command(database: Database) -> None:
+def test_the_next_night_of_a_frozen_pipeline_has_reason_and_command(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     night_rows.held_version(database)
     freezes.freeze(database, "reviews", by="ada", reason="rude answers")
     row = one(database, "next_night")
     assert "ada: rude answers" in row["reason"]
     assert "nightgate unfreeze reviews --reason TEXT" in row["next_step"]
+    monkeypatch.setenv("COLUMNS", "400")
     assert "nightgate unfreeze reviews" in as_text(status(database))
 
 

@@ -181,7 +181,7 @@ def test_a_dry_run_lists_the_files_of_the_push_and_sends_nothing(environment: Pa
     done = CliRunner().invoke(app, ["push", "small", "v1", "someone/small", "--dry-run"])
     assert done.exit_code == 0, done.output
     assert [line.split()[0] for line in done.stdout.splitlines()] == SENT
-    assert "was not sent" in done.stderr
+    assert "dry run" in done.stderr
     done = CliRunner().invoke(app, ["push", "small", "1", "someone/small", "--private"])
     assert done.exit_code == 0, done.output
     sent = hub.folder / "someone" / "small" / "main"
