@@ -54,9 +54,9 @@ class _Trained(NamedTuple):
     losses: list[float]
     weights: dict[str, Tensor]
     logits: NDArray[np.float32]
-    """Of the scored rows, by the engine."""
+    """Logits of the scored rows, by the engine."""
     plain: NDArray[np.float32]
-    """Of the scored rows, by plain transformers on the export."""
+    """Logits of the scored rows, by plain transformers on the export."""
 
 
 class _Comparison:

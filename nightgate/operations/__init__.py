@@ -1,1 +1,1 @@
-"""What looks at the installation from outside."""
+"""Checks, status and reconciliation of an installation, from outside its runs."""

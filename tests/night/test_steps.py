@@ -152,7 +152,7 @@ def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, enviro
 
 def test_training_cannot_start_from_a_champion_with_other_labels_and_says_so(site: Path) -> None:
     pipeline = load_pipeline(site, {**SHORT, "training.start_from": "champion", "data.labels": [5, 4, 3, 2, 1]})
-    with pytest.raises(ModelError, match=r"knows the labels .* the pipeline has") as raised:
+    with pytest.raises(ModelError, match=r"\['5', '4', '3', '2', '1'\]") as raised:
         run_night(pipeline, night_of(pipeline, 6))
     assert "training.start_from = 'base'" in raised.value.next_step
 
