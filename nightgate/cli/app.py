@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nightgate.schedule import Night
 
 BROKEN = {"failed", "cancelled"}
+STATED_ELSEWHERE = ("verdict: ", "Beginning flow run", "Finished in state")
 
 
 class _ReportErrors(TyperGroup):
@@ -141,6 +142,7 @@ def _run_bare(configuration: Pipeline, nights: list[Night], force: bool, dry_run
         return finished.status
 
     logs.to_stderr()
+    _quiet_terminal()
     return _until_broken(run_one, nights)
 
 
@@ -148,7 +150,6 @@ def _run_in_prefect(configuration: Pipeline, nights: list[Night], force: bool, d
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from flows.nightly import nightly_from_file
     from flows.server_connection import prefect_server
-    from nightgate import logs
     from nightgate.reports import terminal_summary
 
     def run_one(night: Night) -> str:
@@ -160,16 +161,18 @@ def _run_in_prefect(configuration: Pipeline, nights: list[Night], force: bool, d
         _print_summary(run_id)
         return status
 
-    for handler in logs.all_handlers():
-        if isinstance(handler, logging.StreamHandler):
-            handler.addFilter(_is_no_state)
+    _quiet_terminal()
     with prefect_server(say=lambda which: typer.echo(which, err=True)):
         return _until_broken(run_one, nights)
 
 
-def _is_no_state(record: logging.LogRecord) -> bool:
-    """False for Prefect's lines about states on a terminal: the summary, or the error, states the result once."""
-    return not record.getMessage().startswith(("Beginning flow run", "Finished in state"))
+def _quiet_terminal() -> None:
+    """Keep what the summary or the error states, and Prefect's lines about states, off the terminal."""
+    from nightgate import logs
+
+    for handler in logs.all_handlers():
+        if isinstance(handler, logging.StreamHandler):
+            handler.addFilter(lambda record: not record.getMessage().startswith(STATED_ELSEWHERE))
 
 
 def _until_broken(run_one: Callable[[Night], str], nights: list[Night]) -> list[str]:

@@ -68,7 +68,7 @@ def try_serving(run: NightRun, snapshot: Snapshot, scored: Scored) -> Served:
     )
     log.info(LIFE, "serving", time.monotonic() - began, "")
     for name, found in served.items():
-        log.info("%s in a fresh process: %s", name, found.flaw or f"{found.latency_ms:.1f} ms a text")
+        log.debug("%s in a fresh process: %s", name, found.flaw or f"{found.latency_ms:.1f} ms a text")
     return Served(served["candidate"], served.get("champion"))
 
 

@@ -106,7 +106,7 @@ def _load_model(job: TrainJob, pipeline: Pipeline, report: Report) -> LoadedMode
         max_length=recipe.max_length,
         dropout=None if recipe.dropout == "model" else recipe.dropout,
     )
-    log.info("%s: %s, texts cut at %d tokens", named, type(loaded.model).__name__, loaded.max_length)
+    log.debug("%s: %s, texts cut at %d tokens", named, type(loaded.model).__name__, loaded.max_length)
     return loaded
 
 

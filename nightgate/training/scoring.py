@@ -89,7 +89,7 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
     threads, why = pick_threads()
     torch.set_num_threads(threads)
     device, _, _ = devices.pick("fp32")
-    log.info("scoring in fp32 on %s", device)
+    log.debug("scoring in fp32 on %s", device)
     log.debug("%s", why)
     on_progress(Progress("load", detail="reading the snapshot"))
     sets = {"": columns(open_snapshot(job.snapshot).rows(job.split, ["text", "label"]))}

@@ -145,6 +145,7 @@ def test_a_promoted_night_ends_with_exit_0_the_epoch_table_and_the_verdict(first
 
 def test_progress_is_on_stderr_without_bars_or_tracebacks(first: FirstNight) -> None:
     assert "epoch 1: F1 " in first.done.stderr
+    assert "verdict" not in first.done.stderr
     assert "epoch 1: F1 " not in first.done.stdout
     assert "Traceback" not in first.done.stderr
     assert "it/s]" not in first.done.stderr
