@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nightgate.errors import DataError, ModelError
+from nightgate.errors import DataError
 from nightgate.models.classifier import Classifier
 from nightgate.models.version_folder import Staging
 from nightgate.pipeline_files import check_pipeline
@@ -125,12 +124,3 @@ def test_loading_keeps_the_transformers_settings_of_the_caller(version: Path) ->
         logging.set_verbosity(before[0])
         if not before[1]:
             logging.disable_progress_bar()
-
-
-def test_an_altered_version_is_not_loaded(version: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(version, tmp_path / "v0001")
-    content = bytearray((copy / "model.safetensors").read_bytes())
-    content[-1] ^= 1
-    (copy / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelError, match=r"model\.safetensors"):
-        Classifier.open(copy)

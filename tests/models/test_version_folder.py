@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import stat
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -58,26 +54,6 @@ def test_a_version_has_exactly_the_stock_model_a_card_and_the_manifest(trained: 
     assert manifest["pipeline"] == "reviews"
     assert set(manifest["files"]) == {file.name for file in version.iterdir()} - {"nightgate.json"}
     assert [path.name for path in version.parent.iterdir()] == ["v0001"]
-
-
-def test_a_version_opens_without_nightgate_and_without_a_network(trained: Path, tmp_path: Path) -> None:
-    version = place(tmp_path / "models", trained)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    code = f"""
-import sys
-sys.modules["nightgate"] = None  # installed or not: importing it fails
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-model, info = AutoModelForSequenceClassification.from_pretrained({str(version)!r}, output_loading_info=True)
-tokenizer = AutoTokenizer.from_pretrained({str(version)!r})
-assert not info["missing_keys"] and not info["unexpected_keys"], info
-batch = tokenizer(["good shoes", "a very bad lamp that broke"], padding=True, truncation=True, return_tensors="pt")
-print(model(**batch).logits.shape, model.config.id2label)
-"""
-    # -I: nothing is imported from the working directory or PYTHONPATH.
-    run = subprocess.run([sys.executable, "-I", "-c", code], cwd=elsewhere, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert "torch.Size([2, 3]) {0: 'bad', 1: 'fine', 2: 'good'}" in run.stdout
 
 
 @pytest.mark.parametrize(
@@ -261,10 +237,3 @@ def test_on_another_file_system_and_behind_symbolic_links_files_are_copied(
         assert not weights.is_symlink()
         assert not weights.samefile(trained / "model.safetensors")
         assert weights.read_bytes() == (trained / "model.safetensors").read_bytes()
-
-
-def test_the_manifest_is_plain_json(trained: Path, tmp_path: Path) -> None:
-    def refuse(name: str) -> Any:
-        raise AssertionError(name)
-
-    json.loads((place(tmp_path, trained) / "nightgate.json").read_text(), parse_constant=refuse)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -19,6 +18,7 @@ from nightgate.registry import anchors, approvals, promotion
 from nightgate.registry import versions as version_rows
 from nightgate.runs import evidence_store, lifecycle, records
 from tests.support import night_rows
+from tests.support.night_rows import promote, promote_itself, roll_back
 
 
 @pytest.fixture
@@ -27,10 +27,6 @@ def versions(database: Database) -> Database:
     for day in range(4):
         night_rows.held_version(database, day)
     return database
-
-
-def promote(database: Database, version: int, expected: int | None, **options: Any) -> None:
-    promotion.promote(database, "reviews", version, expected=expected, by="ada", reason="fit", **options)
 
 
 def anchor(database: Database, at: datetime | None = None) -> int | None:
@@ -49,9 +45,7 @@ def test_the_first_champion_is_the_anchor_and_later_ones_are_not(versions: Datab
 def test_a_promotion_moves_the_anchor_at_the_instant_at_which_the_champion_changes(versions: Database) -> None:
     promote(versions, 1, None)
     promote(versions, 2, 1, moves_anchor=True)
-    row, champion = version_rows.anchor(versions, "reviews"), version_rows.champion(versions, "reviews")
-    assert row is not None
-    assert champion is not None
+    row, champion = night_rows.anchor(versions), night_rows.champion(versions)
     assert champion.valid_from is not None
     assert (row.version, row.valid_from, row.promoted_by, row.reason) == (2, champion.valid_from, "ada", "fit")
     assert anchor(versions, champion.valid_from) == 2
@@ -69,17 +63,7 @@ def test_a_promotion_that_loses_moves_no_anchor(versions: Database) -> None:
 def test_the_run_whose_evidence_moved_the_anchor_is_stored(versions: Database) -> None:
     promote(versions, 1, None)
     opened, version = night_rows.judged_version(versions, 4)
-    promotion.promote_candidate(
-        versions,
-        "reviews",
-        version,
-        expected=1,
-        run_id=opened.run_id,
-        attempt=1,
-        by="gate",
-        reason="better",
-        moves_anchor=True,
-    )
+    promote_itself(versions, opened, version, 1, moves_anchor=True)
     moved = versions.frame("SELECT model_version, moving_run_id, moved_by FROM anchor_timeline ORDER BY valid_from")
     assert moved.iloc[1].tolist() == [version, opened.run_id, "gate"]
 
@@ -88,8 +72,7 @@ def test_the_anchor_alone_moves_to_the_champion_and_to_no_other_version(versions
     promote(versions, 1, None)
     promote(versions, 2, 1)
     anchors.move(versions, "reviews", 2, by="ada", reason="version 1 is lost")
-    row = version_rows.anchor(versions, "reviews")
-    assert row is not None
+    row = night_rows.anchor(versions)
     assert (row.version, row.promoted_by, row.reason) == (2, "ada", "version 1 is lost")
     with pytest.raises(RegistryError, match="version 2"):
         anchors.move(versions, "reviews", 1, by="ada", reason="no")
@@ -100,8 +83,7 @@ def test_an_anchor_with_other_labels_is_replaced_by_the_new_champion(versions: D
     promote(versions, 1, None)
     for names, expected_anchor in ((["good", "bad"], 1), (["bad", "fine", "good"], 6)):
         values = night_rows.pipeline().record() | {"data": {"source": {"kind": "sample"}, "labels": names}}
-        night = replace(night_rows.night(9 + len(names)), trigger="backfill")
-        opened = night_rows.open_run(versions, Pipeline.model_validate(values), night)
+        opened = night_rows.open_run(versions, Pipeline.model_validate(values), night_rows.night(9 + len(names)))
         number = promotion.add_version(versions, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
         lifecycle.finish_run(versions, opened.run_id, 1, "held")
         promote(versions, number, number - 1 if number == 6 else 1)
@@ -111,17 +93,12 @@ def test_an_anchor_with_other_labels_is_replaced_by_the_new_champion(versions: D
 # --- rollbacks ---
 
 
-def roll_back(database: Database, to: int, expected: int) -> None:
-    promotion.roll_back(database, "reviews", to, expected=expected, by="ada", reason="worse")
-
-
 def test_a_rollback_from_the_anchor_restores_the_previous_anchor(versions: Database) -> None:
     promote(versions, 1, None)
     promote(versions, 2, 1)
     promote(versions, 3, 2, moves_anchor=True)
     roll_back(versions, 2, 3)
-    row = version_rows.anchor(versions, "reviews")
-    assert row is not None
+    row = night_rows.anchor(versions)
     assert (row.version, row.promoted_by, row.reason) == (1, "ada", "rolled back from version 3 to 2: worse")
 
 
@@ -149,21 +126,10 @@ def test_a_rollback_skips_anchors_that_are_quarantined_or_without_files(versions
 
 
 def waiting(
-    database: Database,
-    day: int,
-    ci_low: float | None,
-    outcome: Outcome,
-    *,
-    expected: int = 1,
-    judged_against: int | None = None,
+    database: Database, ci_low: float | None, outcome: Outcome, expected: int = 1, judged_against: int | None = None
 ) -> str:
-    """The run of a candidate that waits for approval after this outcome of its check against the anchor.
-
-    Args:
-        judged_against: the anchor in its stored evidence, if any.
-    """
-    night = replace(night_rows.night(day), trigger="backfill")
-    opened = night_rows.open_run(database, night_rows.pipeline(), night)
+    """The run of version 5, which waits for approval after this outcome of its check against the anchor."""
+    opened = night_rows.opened(database, 5, trigger="backfill")
     checks = (
         Check(name="anchor", outcome=outcome, reason="-", ci_low=ci_low, ci_high=0.1),
         Check(name="beats_champion", outcome="passed", reason="-", ci_low=0.01, ci_high=0.1),
@@ -176,10 +142,7 @@ def waiting(
     decision = replace(night_rows.decision(), checks=checks)
     records.record_decision(database, opened.run_id, 1, decision)
     promotion.add_version(database, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
-    patience = timedelta(hours=1)
-    approvals.request(
-        database, opened.run_id, 1, expected=expected, patience=patience, reason="waits", next_step="approve"
-    )
+    night_rows.await_approval(database, opened, expected)
     return opened.run_id
 
 
@@ -191,7 +154,7 @@ def test_an_approved_candidate_moves_the_anchor_if_the_gate_found_it_better(
     versions: Database, ci_low: float | None, outcome: Outcome, moves: bool
 ) -> None:
     promote(versions, 1, None)
-    run_id = waiting(versions, 5, ci_low, outcome)
+    run_id = waiting(versions, ci_low, outcome)
     assert anchors.was_beaten(versions, run_id, 1) is moves
     assert approvals.approve(versions, run_id, by="ada", reason="checked").status == "promoted"
     assert anchor(versions) == (5 if moves else 1)
@@ -209,17 +172,15 @@ def unanchored(versions: Database) -> Database:
 
 
 def test_an_approval_fails_if_the_anchor_was_moved_since_the_night(unanchored: Database) -> None:
-    run_id = waiting(unanchored, 5, 0.001, "passed", expected=2, judged_against=1)
+    run_id = waiting(unanchored, 0.001, "passed", expected=2, judged_against=1)
     anchors.move(unanchored, "reviews", 2, by="ada", reason="none may fall behind 2")
     ended = approvals.approve(unanchored, run_id, by="ben", reason="ok")
     assert ended.status == "held"
     assert "anchor version 1" in ended.reason
-    row = version_rows.anchor(unanchored, "reviews")
-    assert row is not None
-    assert (row.version, row.promoted_by) == (2, "ada")
-    stored = unanchored.frame("SELECT status, next_step FROM nightly_runs WHERE run_id = :run", {"run": run_id})
-    assert stored["status"].tolist() == ["held"]
-    assert "nightgate promote reviews 5" in stored["next_step"].item()
+    assert anchor(unanchored) == 2
+    stored = night_rows.one(unanchored, run_id)
+    assert stored["status"] == "held"
+    assert "nightgate promote reviews 5" in stored["next_step"]
     promote(unanchored, 5, 2)
     assert anchor(unanchored) == 2, "a manual promotion compares no anchor"
 
@@ -228,7 +189,7 @@ def test_an_approval_fails_if_the_anchor_was_moved_since_the_night(unanchored: D
 def test_an_approval_promotes_if_the_anchor_is_that_of_the_night_or_the_night_stored_none(
     unanchored: Database, judged_against: int | None
 ) -> None:
-    run_id = waiting(unanchored, 5, 0.001, "passed", expected=2, judged_against=judged_against)
+    run_id = waiting(unanchored, 0.001, "passed", expected=2, judged_against=judged_against)
     assert anchors.judged_against(unanchored, run_id, 1) == judged_against
     assert approvals.approve(unanchored, run_id, by="ben", reason="ok").status == "promoted"
     assert anchor(unanchored) == 5
@@ -236,13 +197,10 @@ def test_an_approval_promotes_if_the_anchor_is_that_of_the_night_or_the_night_st
 
 def test_a_run_does_not_promote_if_the_anchor_was_moved_since(unanchored: Database) -> None:
     opened, version = night_rows.judged_version(unanchored, 5)
-    own: dict[str, Any] = {"run_id": opened.run_id, "attempt": 1, "by": "gate", "reason": "fit", "expected": 2}
     anchors.move(unanchored, "reviews", 2, by="ada", reason="none may fall behind 2")
     with pytest.raises(PromotionLostError, match="anchor version 1"):
-        promotion.promote_candidate(unanchored, "reviews", version, expected_anchor=1, moves_anchor=True, **own)
+        promote_itself(unanchored, opened, version, 2, expected_anchor=1, moves_anchor=True)
     assert anchor(unanchored) == 2
     unanchored.write(lambda session: session.execute(sa.delete(Anchor)))
-    promotion.promote_candidate(unanchored, "reviews", version, expected_anchor=1, **own)
-    row = version_rows.champion(unanchored, "reviews")
-    assert row is not None
-    assert row.version == version, "no anchor is no obstacle"
+    promote_itself(unanchored, opened, version, 2, expected_anchor=1)
+    assert night_rows.champion(unanchored).version == version, "no anchor is no obstacle"

@@ -15,7 +15,7 @@ from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.operations import reconciliation
-from nightgate.registry import approvals, promotion, versions
+from nightgate.registry import approvals, versions
 from nightgate.runs import lifecycle
 from nightgate.runs.liveness import Owner
 from nightgate.runs.run_row import RunRow
@@ -23,17 +23,9 @@ from tests.support import night_rows
 from tests.support.night_rows import one, opened
 
 
-def waiting_run(database: Database, day: int = 0, champion: int | None = None, **options: Any) -> tuple[str, int]:
+def waiting_run(database: Database, day: int = 0, **options: Any) -> tuple[str, int]:
     run, version = night_rows.judged_version(database, day, **options)
-    approvals.request(
-        database,
-        run.run_id,
-        run.attempt,
-        expected=champion,
-        patience=timedelta(hours=18),
-        reason="waits for approval: better",
-        next_step="nightgate approve reviews",
-    )
+    night_rows.await_approval(database, run)
     return run.run_id, version
 
 
@@ -50,8 +42,7 @@ def test_an_approval_promotes_and_is_stored_with_who_when_and_why(database: Data
     run_id, version = waiting_run(database)
     ended = approvals.approve(database, run_id, by="anna", reason="looked at the slices")
     assert (ended.status, ended.reason) == ("promoted", "approved by anna: looked at the slices")
-    champion = versions.champion(database, "reviews")
-    assert champion is not None
+    champion = night_rows.champion(database)
     assert (champion.version, champion.promoted_by) == (version, "anna")
     [row] = database.frame("SELECT * FROM approvals").to_dict("records")
     assert (row["decision"], row["decided_by"], row["reason"]) == ("approved", "anna", "looked at the slices")
@@ -65,7 +56,7 @@ def test_a_manual_promotion_ends_the_waiting_run_of_its_version(database: Databa
     waiting = [one.run_id for one in reconciliation.unannounced(database)]
     for end in reconciliation.unannounced(database):
         reconciliation.mark_announced(database, end)
-    promotion.promote(database, "reviews", version, expected=None, by="anna", reason="it cannot wait")
+    night_rows.promote(database, version, by="anna", reason="it cannot wait")
     row = one(database, run_id)
     assert (row["status"], row["next_step"]) == ("promoted", None)
     assert "anna: it cannot wait" in row["reason"]
@@ -79,22 +70,18 @@ def test_a_manual_promotion_ends_the_waiting_run_of_its_version(database: Databa
     assert [one.run_id for one in approvals.open_approvals(database)] == [other], "another candidate still waits"
     with pytest.raises(RegistryError, match="anna: it cannot wait"):
         approvals.approve(database, run_id, by="ben", reason="fine")
-    champion = versions.champion(database, "reviews")
-    assert champion is not None
-    assert champion.promoting_run_id is None
+    assert night_rows.champion(database).promoting_run_id is None
 
 
 def test_a_late_approval_is_held_if_the_champion_has_changed(database: Database) -> None:
     run_id, _ = waiting_run(database, 1)
     night_rows.held_version(database, 0)
-    promotion.promote(database, "reviews", 2, expected=None, by="ben", reason="manual")
+    night_rows.promote(database, 2)
     ended = approvals.approve(database, run_id, by="anna", reason="fine")
     assert ended.status == "held"
     assert "version 2" in ended.reason
     assert "nightgate champion reviews" in one(database, run_id)["next_step"]
-    champion = versions.champion(database, "reviews")
-    assert champion is not None
-    assert champion.version == 2
+    assert night_rows.champion(database).version == 2
     assert database.frame("SELECT decision FROM approvals")["decision"].tolist() == ["approved"]
 
 
@@ -232,9 +219,7 @@ def test_a_night_that_starts_while_an_approval_is_committed_does_not_overwrite_i
         sa.event.listen(other._engine, "commit", about_to_commit)
         approvals.approve(other, run_id, by="anna", reason="fine")
     night.join()
-    champion = versions.champion(database, "reviews")
-    assert champion is not None
-    assert (one(database, run_id)["status"], champion.version) == ("promoted", version)
+    assert (one(database, run_id)["status"], night_rows.champion(database).version) == ("promoted", version)
     [row] = database.frame("SELECT decision, decided_by FROM approvals").to_dict("records")
     assert row == {"decision": "approved", "decided_by": "anna"}
 
@@ -303,18 +288,13 @@ def test_a_resumed_run_is_announced_again_when_it_ends(database: Database) -> No
     assert [end.status for end in reconciliation.unannounced(database)] == ["held"]
 
 
-def test_an_end_of_long_ago_is_not_announced(database: Database) -> None:
-    run = opened(database)
-    lifecycle.finish_run(database, run.run_id, 1, "failed")
-    assert reconciliation.unannounced(database, datetime.now(UTC) + timedelta(days=8)) == []
-
-
-def test_an_end_is_announced_however_long_ago_the_run_began(database: Database) -> None:
+def test_an_end_is_announced_for_days_however_long_ago_the_run_began(database: Database) -> None:
     run = opened(database)
     long_ago = {"started_at": datetime.now(UTC) - timedelta(days=8)}
     database.write(lambda session: session.execute(sa.update(Run).values(long_ago)))
     lifecycle.finish_run(database, run.run_id, 1, "failed")
     assert [end.status for end in reconciliation.unannounced(database)] == ["failed"]
+    assert reconciliation.unannounced(database, datetime.now(UTC) + timedelta(days=8)) == []
 
 
 def test_the_end_of_a_prefect_run_is_that_of_its_newest_row(database: Database) -> None:

@@ -13,8 +13,9 @@ import pytest
 from nightgate.database.transactions import Database
 from nightgate.errors import StorageError
 from nightgate.operations import database_checks
-from nightgate.registry import champion_link, promotion, versions
+from nightgate.registry import champion_link
 from tests.support import night_rows
+from tests.support.night_rows import promote
 
 
 @pytest.fixture
@@ -24,10 +25,6 @@ def link(database: Database) -> Path:
         version = night_rows.held_version(database, day)
         (database.home.models / "reviews" / f"v{version:04d}").mkdir(parents=True)
     return champion_link.link_path(database.home, "reviews")
-
-
-def promote(database: Database, version: int, expected: int | None) -> None:
-    promotion.promote(database, "reviews", version, expected=expected, by="ada", reason="fit")
 
 
 def test_the_link_follows_every_promotion_and_is_relative(database: Database, link: Path) -> None:
@@ -52,7 +49,7 @@ def test_the_link_follows_every_promotion_and_is_relative(database: Database, li
 def test_a_wrong_link_is_repaired_from_the_database(
     database: Database, link: Path, harm: Callable[[Path], object], found: str
 ) -> None:
-    promote(database, 1, None)
+    promote(database, 1)
     harm(link)
     wrong = champion_link.disagreement(database, database.home, "reviews")
     assert found in wrong
@@ -64,7 +61,7 @@ def test_a_wrong_link_is_repaired_from_the_database(
 
 def test_a_promotion_removes_the_draft_of_a_killed_process(database: Database, link: Path) -> None:
     link.with_name(".champion-0123").symlink_to("v0002")
-    promote(database, 1, None)
+    promote(database, 1)
     assert {path.name for path in link.parent.iterdir()} == {"champion", "v0001", "v0002"}
 
 
@@ -79,10 +76,8 @@ def test_a_promotion_succeeds_although_the_link_cannot_be_written(
     database: Database, link: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     link.mkdir()
-    promote(database, 1, None)
-    row = versions.champion(database, "reviews")
-    assert row is not None
-    assert row.version == 1
+    promote(database, 1)
+    assert night_rows.champion(database).version == 1
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert str(link) in warning
     assert "nightgate reconcile" in warning
@@ -95,7 +90,7 @@ def test_a_promotion_succeeds_although_the_link_cannot_be_written(
 
 
 def test_a_full_disk_is_a_storage_error(database: Database, link: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    promote(database, 1, None)
+    promote(database, 1)
     link.unlink()
 
     def full(*_: object, **__: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,10 +23,11 @@ from nightgate.metrics.confusion import Scores
 from nightgate.models import serving_check, version_folder
 from nightgate.models.classifier import Classifier
 from nightgate.pipeline_files import check_pipeline
-from nightgate.registry import approvals, champions, freezes, promotion, versions
+from nightgate.registry import champions, freezes, versions
 from nightgate.registry import register as registration
 from nightgate.registry.register import Candidate
 from nightgate.runs import lifecycle, records
+from nightgate.runs.run_row import read_run
 from nightgate.schedule import Night
 from tests.support import night_rows
 from tests.support.trained import write_trained_model
@@ -92,14 +92,12 @@ def promote(db: Database, home: Home, version: int) -> str:
 
 def roll_back(database: Database) -> int:
     """Roll back without the serving check, which takes seconds; returns the version that is champion again."""
-    version = champions.previous_champion(database, "reviews")
-    promotion.roll_back(database, "reviews", version, expected=champion(database), by="ada", reason="worse")
-    return version
+    night_rows.roll_back(database, champions.previous_champion(database, "reviews"), champion(database))
+    return champion(database)
 
 
-def champion(db: Database) -> int | None:
-    row = versions.champion(db, "reviews")
-    return row.version if row else None
+def champion(db: Database) -> int:
+    return night_rows.champion(db).version
 
 
 # --- registering ---
@@ -129,7 +127,6 @@ def test_the_first_candidate_becomes_version_1_with_manifest_and_card(
     assert manifest["configuration"] == candidate.pipeline.record()
     assert manifest["verdict"] == "promote"
     assert manifest["libraries"]["torch"]
-    assert (row.started_from, row.base_model_revision) == (None, None)
     assert row.size_bytes == sum(file.stat().st_size for file in trained.iterdir())
     card = (home.absolute(row.path) / "README.md").read_text()
     assert "| Training Loss | Epoch | Step | Validation Loss | Accuracy | F1 | Precision | Recall |" in card
@@ -151,17 +148,6 @@ def test_a_version_records_its_ancestor_base_model_and_environment(
     assert manifest["environment"] == environment
     stored = database.read(lambda session: session.get_one(ModelVersion, ("reviews", row.version)).environment)
     assert stored == environment
-
-
-def test_held_candidates_are_numbered_too_and_every_pipeline_counts_from_1(
-    database: Database, home: Home, trained: Path
-) -> None:
-    held = completed_run(database, home, trained, night=0, verdict=False)
-    assert registration.register_candidate(database, home, held).version == 1
-    assert registration.register_candidate(database, home, completed_run(database, home, trained, night=1)).version == 2
-    other = completed_run(database, home, trained, name="other")
-    assert registration.register_candidate(database, home, other).version == 1
-    assert (home.models / "other" / "v0001").is_dir()
 
 
 def test_the_same_run_again_gets_the_same_version_and_writes_nothing(
@@ -196,18 +182,6 @@ def test_registering_again_fails_if_the_version_is_damaged_and_does_not_repair_i
     with pytest.raises(ModelError, match=r"config\.json"):
         registration.register_candidate(database, home, candidate)
     assert (path / "config.json").read_text() == "{}"
-
-
-def test_registering_after_a_crash_before_the_commit_moves_the_orphan_aside(
-    database: Database, home: Home, trained: Path
-) -> None:
-    candidate = completed_run(database, home, trained)
-    orphan = home.models / "reviews" / "v0001"
-    orphan.mkdir(parents=True)
-    row = registration.register_candidate(database, home, candidate)
-    assert row.version == 1
-    version_folder.verify_version(home.absolute(row.path))
-    assert len(list((home.models / "reviews" / "orphans").iterdir())) == 1
 
 
 def test_an_ended_run_cannot_register(database: Database, home: Home, trained: Path) -> None:
@@ -277,9 +251,7 @@ def test_every_manual_change_is_described_in_a_sentence(
 ) -> None:
     register(database, home, trained, 3)
     waiting = registration.register_candidate(database, home, completed_run(database, home, trained, night=3))
-    approvals.request(
-        database, waiting.run_id, 1, expected=None, patience=timedelta(hours=1), reason="waits", next_step="approve"
-    )
+    night_rows.await_approval(database, read_run(database, waiting.run_id))
     why = {"reason": "fit", "by": "ada"}
     sentences = [
         promote(database, home, 1),
@@ -300,8 +272,7 @@ def test_a_manual_promotion_is_stored_with_who_and_why(database: Database, home:
     register(database, home, trained, 2)
     promote(database, home, 1)
     champions.promote_manually(database, home, "reviews", "v2", reason=" looks right ", by="ada")
-    row = versions.champion(database, "reviews")
-    assert row is not None
+    row = night_rows.champion(database)
     assert (row.version, row.promoted_by, row.reason) == (2, "ada", "looks right")
 
 
@@ -345,7 +316,7 @@ def test_a_manual_promotion_fails_if_the_champion_changes_meanwhile(
     opens = Classifier.open
 
     def another_promotion_is_faster(path: Path, **options: Any) -> Any:
-        promotion.promote(database, "reviews", 2, expected=1, by="grace", reason="faster")
+        night_rows.promote(database, 2, 1)
         return opens(path, **options)
 
     monkeypatch.setattr(Classifier, "open", another_promotion_is_faster)
@@ -359,11 +330,8 @@ def test_a_rollback_restores_the_previous_champion(database: Database, home: Hom
     register(database, home, trained, 3)
     for version in (1, 2, 3):
         promote(database, home, version)
-    start = time.perf_counter()
     champions.rollback(database, home, "reviews", reason="3 is rude", by="ada")
-    print(f"a rollback of a tiny model on {database.dialect} took {time.perf_counter() - start:.2f} s")
-    row = versions.champion(database, "reviews")
-    assert row is not None
+    row = night_rows.champion(database)
     assert (row.promoted_by, row.reason) == ("ada", "3 is rude")
     link = home.models / "reviews" / "champion"
     assert (str(link.readlink()), version_folder.verify_version(link)["version"]) == ("v0002", 2)
@@ -406,13 +374,12 @@ def test_repeated_rollbacks_go_further_back_and_skip_quarantined_versions(
     register(database, home, trained, 4)
     for version in (1, 2, 3):
         promote(database, home, version)
-    for expected in (2, 1):
-        assert roll_back(database) == champion(database) == expected
+    assert [roll_back(database), roll_back(database)] == [2, 1]
     with pytest.raises(RegistryError, match="version 1") as caught:
         champions.rollback(database, home, "reviews", reason="worse", by="ada")
     assert "nightgate versions reviews" in caught.value.next_step
     promote(database, home, 4)
-    assert roll_back(database) == champion(database) == 1
+    assert roll_back(database) == 1
     assert [row.status for row in versions.versions(database, "reviews")] == ["champion", *["quarantined"] * 3]
 
 

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nightgate.database.transactions import Database
-from nightgate.registry import approvals, champion_link, freezes, promotion, retention, versions
+from nightgate.registry import champion_link, freezes, retention, versions
+from nightgate.runs.run_row import read_run
 from tests.support import night_rows
 from tests.support.dying import keeping_one
 
@@ -33,26 +33,22 @@ def prepare(database: Database, pipeline: str, *, waits: bool = False) -> str:
         folder.mkdir(parents=True)
         for name in ("model.safetensors", "config.json"):
             (folder / name).write_bytes(b"x")
-    promotion.promote(database, pipeline, 1, expected=None, by="ada", reason="first")
-    promotion.promote(database, pipeline, 2, expected=1, by="ada", reason="second", moves_anchor=True)
+    night_rows.promote(database, 1, name=pipeline)
+    night_rows.promote(database, 2, 1, name=pipeline, moves_anchor=True)
     if waits:
-        patience = timedelta(hours=1)
-        approvals.request(database, opened.run_id, 1, expected=2, patience=patience, reason="-", next_step="-")
+        night_rows.await_approval(database, opened, 2)
     return opened.run_id
 
 
 def state(database: Database, pipeline: str) -> dict[str, Any]:
     """Everything that a promotion or a rollback changes."""
-    champion, anchor = versions.champion(database, pipeline), versions.anchor(database, pipeline)
-    assert champion is not None
-    assert anchor is not None
 
     def column(query: str) -> list[Any]:
         return database.frame(f"{query} WHERE pipeline = :pipeline", {"pipeline": pipeline}).iloc[:, 0].tolist()
 
     return {
-        "champion": champion.version,
-        "anchor": anchor.version,
+        "champion": night_rows.champion(database, pipeline).version,
+        "anchor": night_rows.anchor(database, pipeline).version,
         "champions": [one.version for one in reversed(night_rows.promotions(database, pipeline))],
         "anchors": len(column("SELECT model_version FROM anchor_timeline")),
         "versions": [row.status for row in versions.versions(database, pipeline)],
@@ -101,15 +97,7 @@ def test_killed_before_any_write_the_state_is_the_old_or_the_new_one(
         # A correct link is not repaired: the next promotion removes a draft that is left.
         assert {name for name in names if not name.startswith(".champion-")} == {"champion", "v0001", "v0002", "v0003"}
         another = ({1, 2, 3} - {states[-1]["champion"]}).pop()
-        promotion.promote(
-            database,
-            pipeline,
-            another,
-            expected=states[-1]["champion"],
-            by="ada",
-            reason="the next one",
-            despite_quarantine=True,
-        )
+        night_rows.promote(database, another, states[-1]["champion"], pipeline, despite_quarantine=True)
         assert str(link.readlink()) == f"v{another:04d}"
         assert {path.name for path in link.parent.iterdir()} == {"champion", "v0001", "v0002", "v0003"}
     after = states[-1]
@@ -127,8 +115,8 @@ def test_the_next_sweep_finishes_one_that_was_killed(database: Database) -> None
     def prepared(pipeline: str) -> str:
         run_id = prepare(database, pipeline)
         # This makes version 1 a former champion, which only the disk limit removes.
-        own = {"run_id": run_id, "attempt": 1, "expected_anchor": 2}
-        promotion.promote_candidate(database, pipeline, 3, expected=2, reason="-", moves_anchor=True, **own)
+        run = read_run(database, run_id)
+        night_rows.promote_itself(database, run, 3, 2, expected_anchor=2, moves_anchor=True)
         return run_id
 
     marked = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,31 +10,10 @@ import pytest
 from nightgate.database.schema import ModelVersion
 from nightgate.database.transactions import Database
 from nightgate.errors import PromotionLostError, RegistryError
-from nightgate.registry import approvals, freezes, promotion, versions
-from nightgate.runs.run_row import RunRow, read_run
+from nightgate.registry import approvals, freezes, versions
+from nightgate.runs.run_row import read_run
 from tests.support import night_rows
-
-
-def promote_itself(database: Database, opened: RunRow, version: int, expected: int | None) -> None:
-    promotion.promote_candidate(
-        database,
-        "reviews",
-        version,
-        expected=expected,
-        run_id=opened.run_id,
-        attempt=opened.attempt,
-        by="gate",
-        reason="fit",
-    )
-
-
-def promote(database: Database, version: int, expected: int | None, **options: Any) -> None:
-    promotion.promote(database, "reviews", version, expected=expected, by="ada", reason="I mean it", **options)
-
-
-def champion(database: Database) -> int | None:
-    row = versions.champion(database, "reviews")
-    return row.version if row else None
+from tests.support.night_rows import champion, promote, promote_itself, roll_back
 
 
 @pytest.fixture
@@ -51,7 +29,7 @@ def promoted(database: Database) -> Database:
 @pytest.fixture
 def rolled_back(promoted: Database) -> Database:
     """Version 2 was the champion, and 1 is again."""
-    promotion.roll_back(promoted, "reviews", 1, expected=2, by="ada", reason="2 is rude")
+    roll_back(promoted, 1, 2)
     return promoted
 
 
@@ -62,24 +40,23 @@ def test_no_run_promotes_itself_until_its_pipeline_is_unfrozen(database: Databas
     opened, version = night_rows.judged_version(database)
     freezes.freeze(database, "reviews", by="ada", reason="look at the labels first")
     with pytest.raises(PromotionLostError, match="by ada: look at") as caught:
-        promote_itself(database, opened, version, None)
+        promote_itself(database, opened, version)
     assert "nightgate unfreeze reviews" in caught.value.next_step
-    assert (champion(database), read_run(database, opened.run_id).status) == (None, "running")
+    assert versions.champion(database, "reviews") is None
+    assert read_run(database, opened.run_id).status == "running"
     freezes.unfreeze(database, "reviews", by="ada", reason="they are fine")
-    promote_itself(database, opened, version, None)
-    assert champion(database) == 1
+    promote_itself(database, opened, version)
+    assert champion(database).version == 1
 
 
 def test_a_freeze_stops_no_manual_decision(database: Database) -> None:
     night_rows.held_version(database)
     opened, version = night_rows.judged_version(database, 1)
-    approvals.request(
-        database, opened.run_id, 1, expected=1, patience=timedelta(hours=1), reason="waits", next_step="approve it"
-    )
+    night_rows.await_approval(database, opened, 1)
     freezes.freeze(database, "reviews", by="ada", reason="manual promotions only")
     promote(database, 1, None)
     assert approvals.approve(database, opened.run_id, by="ada", reason="checked").status == "promoted"
-    assert champion(database) == version
+    assert champion(database).version == version
 
 
 def test_a_freeze_holds_one_pipeline_only(database: Database) -> None:
@@ -87,7 +64,7 @@ def test_a_freeze_holds_one_pipeline_only(database: Database) -> None:
     opened, version = night_rows.judged_version(database)
     freezes.freeze(database, "other", by="ada", reason="not this one")
     assert freezes.frozen(database, "reviews") is None
-    promote_itself(database, opened, version, None)
+    promote_itself(database, opened, version)
 
 
 def test_a_pipeline_has_one_freeze_at_a_time_and_every_one_is_kept(database: Database) -> None:
@@ -146,10 +123,10 @@ def test_freeze_and_unfreeze_are_idempotent_when_the_answer_of_the_database_is_l
 
 def test_a_rollback_quarantines_the_champion_and_freezes(rolled_back: Database) -> None:
     bad = versions.versions(rolled_back, "reviews")[1]
-    assert (bad.status, bad.quarantined_by, bad.quarantine_reason) == ("quarantined", "ada", "2 is rude")
+    assert (bad.status, bad.quarantined_by, bad.quarantine_reason) == ("quarantined", "ada", "worse")
     freeze = freezes.frozen(rolled_back, "reviews")
     assert freeze is not None
-    assert (freeze.frozen_by, freeze.reason) == ("ada", "rolled back from version 2 to 1: 2 is rude")
+    assert (freeze.frozen_by, freeze.reason) == ("ada", "rolled back from version 2 to 1: worse")
     [night] = rolled_back.frame("SELECT quarantined_at FROM model_versions WHERE version = 2")["quarantined_at"]
     [since] = rolled_back.frame("SELECT valid_from FROM champion_timeline WHERE valid_to IS NULL")["valid_from"]
     assert night == since
@@ -157,7 +134,7 @@ def test_a_rollback_quarantines_the_champion_and_freezes(rolled_back: Database) 
 
 def test_a_rollback_of_a_frozen_pipeline_keeps_its_freeze(promoted: Database) -> None:
     freezes.freeze(promoted, "reviews", by="ben", reason="a holiday")
-    promotion.roll_back(promoted, "reviews", 1, expected=2, by="ada", reason="2 is rude")
+    roll_back(promoted, 1, 2)
     freeze = freezes.frozen(promoted, "reviews")
     assert freeze is not None
     assert (freeze.frozen_by, freeze.reason) == ("ben", "a holiday")
@@ -167,23 +144,22 @@ def test_a_rollback_that_loses_changes_nothing(rolled_back: Database) -> None:
     freezes.unfreeze(rolled_back, "reviews", by="ada", reason="mended")
     night_rows.held_version(rolled_back, 2)
     with pytest.raises(PromotionLostError):
-        promotion.roll_back(rolled_back, "reviews", 3, expected=2, by="ada", reason="late")
+        roll_back(rolled_back, 3, 2)
     assert freezes.frozen(rolled_back, "reviews") is None
     assert [row.status for row in versions.versions(rolled_back, "reviews")] == ["champion", "quarantined", "held"]
 
 
 def test_a_quarantined_version_is_promoted_only_if_it_is_released(rolled_back: Database) -> None:
-    with pytest.raises(RegistryError, match="by ada: 2 is rude") as caught:
+    with pytest.raises(RegistryError, match="by ada: worse") as caught:
         promote(rolled_back, 2, 1)
     assert "nightgate promote reviews 2 --despite-quarantine" in caught.value.next_step
-    assert champion(rolled_back) == 1
+    assert champion(rolled_back).version == 1
     promote(rolled_back, 2, 1, despite_quarantine=True)
-    row = versions.champion(rolled_back, "reviews")
-    assert row is not None
+    row = champion(rolled_back)
     assert (row.version, row.quarantined_at, row.quarantined_by, row.quarantine_reason) == (2, None, None, None)
     assert row.reason is not None
-    assert row.reason.startswith("I mean it (")
-    assert row.reason.endswith("by ada: 2 is rude)")
+    assert row.reason.startswith("fit (")
+    assert row.reason.endswith("by ada: worse)")
 
 
 def test_a_released_version_whose_promotion_fails_stays_quarantined(rolled_back: Database) -> None:
@@ -201,5 +177,5 @@ def test_the_promotion_of_a_run_whose_version_is_quarantined_fails_without_endin
 
     database.write(quarantine)
     with pytest.raises(PromotionLostError, match="by ben: it is rude"):
-        promote_itself(database, opened, version, None)
+        promote_itself(database, opened, version)
     assert read_run(database, opened.run_id).status == "running"

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import sqlalchemy as sa
 
 from nightgate.data.normalization import NORMALISATION_VERSION
 from nightgate.data.snapshots import write_snapshot
-from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.home import Home
+from nightgate.registry import promotion
 from nightgate.registry.leakage import Line, line_of, trained_on
+from nightgate.runs import records
 from tests.support import night_rows
 
 LABELS = ("bad", "good")
@@ -91,38 +89,10 @@ def test_five_thousand_rows_are_looked_up_in_twenty_large_snapshots_within_secon
 
 def version(db: Database, day: int, path: Path | None, *, started_from: int | None = None) -> None:
     """Store version `day` + 1, by a run of its own on the snapshot at `path`."""
-    run = night_rows.open_run(db, night_rows.pipeline(), night_rows.night(day))
-
-    def work(session: sa.orm.Session) -> None:
-        if path is not None and session.get(Snapshot, ("reviews", path.name)) is None:
-            session.add(stored(db, path))
-            session.flush()
-        session.get_one(Run, run.run_id).snapshot_id = path.name if path else None
-        row = ModelVersion(
-            pipeline="reviews",
-            version=day + 1,
-            run_id=run.run_id,
-            attempt=1,
-            path=f"models/reviews/v{day + 1:04d}",
-            created_at=datetime.now(UTC),
-            started_from=started_from,
-        )
-        session.add(row)
-
-    db.write(work)
-
-
-def stored(db: Database, path: Path) -> Snapshot:
-    counts = dict.fromkeys(("total", "train", "validation", "test", "duplicate", "quarantined"), 0)
-    return Snapshot(
-        pipeline="reviews",
-        snapshot_id=path.name,
-        path=db.home.relative(path),
-        test_version="t-0123456789",
-        manifest=json.loads((path / "manifest.json").read_text()),
-        recorded_at=datetime.now(UTC),
-        **{f"rows_{name}": count for name, count in counts.items()},
-    )
+    run = night_rows.opened(db, day)
+    if path is not None:
+        records.record_snapshot(db, run.run_id, 1, night_rows.refreshed(db, path.name, bad_rows=0))
+    assert promotion.add_version(db, run.run_id, 1, str, started_from=started_from) == day + 1
 
 
 @pytest.fixture

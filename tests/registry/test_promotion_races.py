@@ -6,10 +6,11 @@ import itertools
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import IntegrityError
@@ -19,7 +20,7 @@ from nightgate.database import schema
 from nightgate.database.column_types import Base
 from nightgate.database.gate_schema import Anchor, Freeze
 from nightgate.database.transactions import Database
-from nightgate.registry import champion_link, versions
+from nightgate.registry import champion_link
 from tests.support import night_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,9 +71,7 @@ def run_rounds(database: Database, rounds: int, processes: int, versions_each: i
             others = sorted(answer for answer in answers if answer != won)
             assert others == ["champion"] * bool(expected) + ["lost"] * (len(answers) - 1 - bool(expected))
             champions.append(int(won.removeprefix("won:")))
-            row = versions.champion(database, "reviews")
-            assert row is not None
-            assert row.version == champions[-1]
+            assert night_rows.champion(database).version == champions[-1]
     # Every win is stored, each in place of the one before, without a gap or an overlap.
     promotions = night_rows.promotions(database)
     assert [one.version for one in promotions] == champions
@@ -80,9 +79,7 @@ def run_rounds(database: Database, rounds: int, processes: int, versions_each: i
     assert all(earlier.valid_to == later.valid_from for earlier, later in itertools.pairwise(promotions))
     replaced = database.frame("SELECT replaced_version FROM promotions ORDER BY promoted_at")["replaced_version"]
     assert replaced.iloc[1:].tolist() == champions[:-1]
-    anchor = versions.anchor(database, "reviews")
-    assert anchor is not None
-    assert anchor.version == champions[0]
+    assert night_rows.anchor(database).version == champions[0]
     assert champion_link.disagreement(database, database.home, "reviews") == ""
 
 
@@ -101,53 +98,30 @@ def test_exactly_one_of_200_simultaneous_promotions_wins_in_every_round(database
 # --- constraints of the database ---
 
 
-def raw_promotion(version: int) -> Base:
-    return schema.Promotion(
-        promotion_id=uuid.uuid4().hex,
-        pipeline="reviews",
-        version=version,
-        kind="promote",
-        promoted_by="a script",
-        reason="raw",
-        valid_from=datetime.now(UTC),
-    )
-
-
-def raw_anchor(version: int) -> Base:
-    return Anchor(
-        anchor_id=uuid.uuid4().hex,
-        pipeline="reviews",
-        version=version,
-        moved_by="a script",
-        reason="raw",
-        valid_from=datetime.now(UTC),
-    )
-
-
-def raw_freeze(version: int) -> Base:
-    return Freeze(
-        freeze_id=uuid.uuid4().hex,
-        pipeline="reviews",
-        frozen_at=datetime.now(UTC),
-        frozen_by=f"script {version}",
-        reason="raw",
-    )
-
-
 @pytest.mark.parametrize(
-    ("row", "end"), [(raw_promotion, "valid_to"), (raw_anchor, "valid_to"), (raw_freeze, "ended_at")]
+    ("table", "key", "values", "start"),
+    [
+        (schema.Promotion, "promotion_id", {"version": 1, "kind": "promote", "promoted_by": "a script"}, "valid_from"),
+        (Anchor, "anchor_id", {"version": 1, "moved_by": "a script"}, "valid_from"),
+        (Freeze, "freeze_id", {"frozen_by": "a script"}, "frozen_at"),
+    ],
 )
-def test_the_database_refuses_a_second_open_row(database: Database, row: Callable[[int], Base], end: str) -> None:
-    for day in range(2):
-        night_rows.held_version(database, day)
-    database.write(lambda session: session.add(row(1)))
-    with pytest.raises(IntegrityError):
-        database.write(lambda session: session.add(row(2)))
+def test_the_database_refuses_a_second_open_row(
+    database: Database, table: type[Base], key: str, values: dict[str, Any], start: str
+) -> None:
+    night_rows.held_version(database)
+
+    def add(session: Session) -> None:
+        fresh = {key: uuid.uuid4().hex, start: datetime.now(UTC)}
+        session.add(table(pipeline="reviews", reason="raw", **values, **fresh))
 
     def close_and_open(session: Session) -> None:
-        for one in session.query(type(row(1))):
-            setattr(one, end, datetime.now(UTC))
+        for one in session.query(table):
+            setattr(one, "ended_at" if table is Freeze else "valid_to", datetime.now(UTC))
         session.flush()
-        session.add(row(2))
+        add(session)
 
+    database.write(add)
+    with pytest.raises(IntegrityError):
+        database.write(add)
     database.write(close_and_open)

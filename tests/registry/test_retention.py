@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
@@ -14,9 +12,10 @@ from nightgate.config import Pipeline, Retention
 from nightgate.database.schema import ModelVersion
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
-from nightgate.registry import approvals, champions, promotion, retention, versions
+from nightgate.registry import champions, retention, versions
 from nightgate.registry.retention import choose
 from tests.support import night_rows
+from tests.support.night_rows import promote, roll_back
 
 MB = 10**6
 
@@ -106,14 +105,6 @@ def six(database: Database) -> Database:
     return database
 
 
-def promote(database: Database, version: int, expected: int | None, **options: Any) -> None:
-    promotion.promote(database, "reviews", version, expected=expected, by="ada", reason="fit", **options)
-
-
-def roll_back(database: Database, version: int, expected: int) -> None:
-    promotion.roll_back(database, "reviews", version, expected=expected, by="ada", reason="worse")
-
-
 def kept(database: Database) -> list[int]:
     """Versions that have files, on disk and by their rows."""
     there = [row.version for row in versions.versions(database, "reviews") if folder(database, row.version).is_dir()]
@@ -138,9 +129,7 @@ def test_former_champions_and_anchors_are_kept_for_repeated_rollbacks(six: Datab
         assert champions.previous_champion(six, "reviews") == before
         roll_back(six, before, champion)
         retention.sweep(six, six.home, pipeline(models=1))
-        anchor = versions.anchor(six, "reviews")
-        assert anchor is not None
-        assert anchor.version == 3
+        assert night_rows.anchor(six).version == 3
 
 
 def test_a_later_sweep_removes_former_champions_for_the_disk_limit(six: Database) -> None:
@@ -159,8 +148,7 @@ def test_a_quarantined_version_is_kept_no_longer_than_others(six: Database) -> N
 
 def test_candidates_that_are_judged_or_wait_for_approval_are_kept(six: Database) -> None:
     opened, version = night_rows.judged_version(six, 6)
-    patience = timedelta(hours=1)
-    approvals.request(six, opened.run_id, 1, expected=5, patience=patience, reason="waits", next_step="approve")
+    night_rows.await_approval(six, opened, 5)
     _, judged = night_rows.judged_version(six, 7)
     newest = night_rows.held_version(six, 8, name="other")
     for number in (version, judged):
@@ -218,16 +206,6 @@ def test_without_a_target_for_a_rollback_the_error_lists_the_reasons(database: D
         champions.previous_champion(database, "reviews")
 
 
-def test_the_next_sweep_finishes_an_interrupted_one(six: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(retention, "_remove", lambda *_: None)
-        retention.sweep(six, six.home, pipeline(models=1))
-    (six.home.models / "reviews" / ".removed-v0009-01234567").mkdir()
-    assert folder(six, 1).is_dir()
-    assert retention.sweep(six, six.home, pipeline(models=1)) == []
-    assert kept(six) == [3, 4, 5, 6]
-
-
 def test_a_folder_that_cannot_be_removed_is_logged_and_removed_by_the_next_sweep(
     six: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -238,6 +216,7 @@ def test_a_folder_that_cannot_be_removed_is_logged_and_removed_by_the_next_sweep
         patch.setattr(Path, "rename", busy)
         assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2]
     assert str(folder(six, 1)) in caplog.text
+    (six.home.models / "reviews" / ".removed-v0009-01234567").mkdir()
     retention.sweep(six, six.home, pipeline(models=1))
     assert kept(six) == [3, 4, 5, 6]
 

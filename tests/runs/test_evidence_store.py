@@ -43,16 +43,19 @@ def same(one: Any, other: Any) -> bool:
 def judged(db: Database, evidence: Evidence, day: int = 0, champion_run: str | None = None) -> str:
     """Judge and end a run by `evidence`; returns its id."""
     opened = night_rows.open_run(db, night_rows.pipeline(), replace(night_rows.night(day), trigger="backfill"))
-    of = {
-        "candidate": opened.run_id,
-        "champion": champion_run or opened.run_id,
-        "anchor": champion_run or opened.run_id,
-    }
+    of = dict.fromkeys(("champion", "anchor"), champion_run or opened.run_id) | {"candidate": opened.run_id}
     evidence_store.record_evidence(db, opened.run_id, opened.attempt, evidence, of)
     decision = decide(evidence, Gate(min_f1=0.5))
     records.record_decision(db, opened.run_id, opened.attempt, decision, evidence, night_rows.scores())
     lifecycle.finish_run(db, opened.run_id, opened.attempt, "held")
     return opened.run_id
+
+
+def bare(test: Rows, until: datetime) -> Evidence:
+    """A candidate on these rows, without champion, anchor or golden rows."""
+    candidate = made_up.side(test, None, 1.0, 1)
+    lacks = dict.fromkeys(("golden", "champion", "anchor", "champion_nights"))
+    return made_up.evidence(data_until=until, test=test, candidate=candidate, **lacks)
 
 
 @pytest.fixture
@@ -97,17 +100,8 @@ def test_an_anchor_that_is_the_champion_is_loaded_as_the_champion(database: Data
 
 
 def test_evidence_needs_no_champion_anchor_or_golden_rows(database: Database) -> None:
-    whole = made_up.evidence(300, data_until=night_rows.night().data_until)
-    candidate = replace(whole.candidate, golden=None)
-    bare = replace(whole, candidate=candidate, champion=None, anchor=None, golden=None, champion_nights=None)
-    assert same(evidence_store.load_evidence(database, judged(database, bare)), bare)
-
-
-def test_stored_evidence_gives_the_same_decision(database: Database) -> None:
-    evidence = made_up.evidence(400, data_until=night_rows.night().data_until)
-    again = decide(evidence_store.load_evidence(database, judged(database, evidence)), Gate(min_f1=0.5))
-    first = decide(evidence, Gate(min_f1=0.5))
-    assert (again.verdict, again.reason, again.checks) == (first.verdict, first.reason, first.checks)
+    evidence = bare(made_up.rows(300), night_rows.night().data_until)
+    assert same(evidence_store.load_evidence(database, judged(database, evidence)), evidence)
 
 
 def test_a_night_that_was_stored_with_its_reused_predictions_is_read_and_decided_again(
@@ -178,39 +172,19 @@ def test_labels_of_a_model_are_collected_over_its_nights(database: Database) -> 
 
 
 def test_a_row_without_time_has_the_date_of_the_first_night_that_had_it(database: Database) -> None:
-    nights = [night_rows.night(day).data_until for day in range(3)]
-    names = list(made_up.rows(4, seed=2).fingerprints)
-
-    def seen(count: int, tonight: datetime) -> Rows:
-        found = evidence_store.first_seen(database, "reviews", names[:count], tonight)
-        return Rows(np.zeros(count, dtype=np.int64), found, tuple(names[:count]))
-
-    for day, count in enumerate((2, 3, 4)):
-        test = seen(count, nights[day])
-        expected = [nights[0], nights[0], *nights[1:]][:count]
-        assert test.seen_at.tolist() == [evidence_store.microseconds(moment) for moment in expected]
-        candidate = made_up.side(test, None, 1.0, 1)
-        bare = made_up.evidence(data_until=nights[day], test=test, golden=None, candidate=candidate)
-        judged(database, replace(bare, champion=None, anchor=None, champion_nights=None), day)
-    # A backfill ignores later nights.
-    assert seen(3, nights[1]).seen_at.tolist() == [
-        evidence_store.microseconds(m) for m in (*[nights[0]] * 2, nights[1])
-    ]
-
-
-def test_a_row_that_was_missing_for_a_night_keeps_its_date(database: Database) -> None:
-    """A file of the source is missing for a night, and with it most of the rows."""
+    """On the third night a file of the source is missing, and with it most of the rows."""
     names = made_up.rows(920, seed=2).fingerprints
     nights = [night_rows.night(day).data_until for day in range(4)]
     seen = np.empty(0, dtype=np.int64)
     for day, count in enumerate((900, 910, 300, 920)):
         seen = evidence_store.first_seen(database, "reviews", list(names[:count]), nights[day])
         test = Rows(np.zeros(count, dtype=np.int64), seen, names[:count])
-        candidate = made_up.side(test, None, 1.0, 1)
-        bare = made_up.evidence(data_until=nights[day], test=test, golden=None, candidate=candidate)
-        judged(database, replace(bare, champion=None, anchor=None, champion_nights=None), day)
+        judged(database, bare(test, nights[day]), day)
     dates = [nights[0]] * 900 + [nights[1]] * 10 + [nights[3]] * 10
     assert seen.tolist() == [evidence_store.microseconds(moment) for moment in dates]
+    backfill = evidence_store.first_seen(database, "reviews", list(names), nights[1])
+    later = [nights[1]] * 20
+    assert backfill.tolist() == [evidence_store.microseconds(moment) for moment in dates[:900] + later]
 
 
 def test_every_byte_of_a_fingerprint_counts_and_rows_may_be_in_any_order(database: Database) -> None:
@@ -219,9 +193,7 @@ def test_every_byte_of_a_fingerprint_counts_and_rows_may_be_in_any_order(databas
     known = (f"0000{zeros}", f"{zeros}0001", f"0100{zeros}", f"ff00{zeros}")
     until = evidence_store.microseconds(nights[0])
     test = Rows(np.zeros(4, dtype=np.int64), np.arange(4) + until - 9, known)
-    candidate = made_up.side(test, None, 1.0, 1)
-    bare = made_up.evidence(data_until=nights[0], test=test, golden=None, candidate=candidate)
-    judged(database, replace(bare, champion=None, anchor=None, champion_nights=None))
+    judged(database, bare(test, nights[0]))
     asked = [known[3], f"{zeros}0100", known[1], known[0], known[1], "ff" * 16, known[2]]
     tonight = evidence_store.microseconds(nights[1])
     found = evidence_store.first_seen(database, "reviews", asked, nights[1])

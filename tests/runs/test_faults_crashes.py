@@ -33,10 +33,7 @@ class Blow:
 
     state: str
     row: dict[str, Any]
-    held: list[str]
     champion: int | None
-    seconds: float
-    """From the strike to the end of the row, the slots and the processes."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +50,8 @@ Strike = Callable[[Target], None]
 
 
 def suffer(production: Production, run: FlowRun, strike: Strike) -> Blow:
-    """Wait until the run's current attempt has an epoch, strike, and wait until everything has ended."""
+    """Wait until the run's current attempt has an epoch, strike, and wait until slots and processes are gone."""
     flow, training = production.training(run)
-    began = time.monotonic()
     strike(Target(production, run, flow, training))
 
     def over() -> bool:
@@ -63,34 +59,7 @@ def suffer(production: Production, run: FlowRun, strike: Strike) -> Blow:
         return ended and is_gone(flow) and is_gone(training) and not production.held(NAME)
 
     within(SECONDS, over, f"the end of {run.name}: {production.log('worker.log')[-5000:]}")
-    seconds = time.monotonic() - began
-    return Blow(
-        state=production.state(run).name,
-        row=production.night(run),
-        held=production.held(NAME),
-        champion=production.champion(NAME),
-        seconds=seconds,
-    )
-
-
-def kill_training(target: Target) -> None:
-    kill(target.training)
-
-
-def terminate_training(target: Target) -> None:
-    kill(target.training, number=signal.SIGTERM)
-
-
-def kill_flow(target: Target) -> None:
-    kill(target.flow)
-
-
-def terminate_flow(target: Target) -> None:
-    kill(target.flow, number=signal.SIGTERM)
-
-
-def cancel(target: Target) -> None:
-    target.production.cancel(target.run)
+    return Blow(production.state(run).name, production.night(run), production.champion(NAME))
 
 
 def terminate_worker_twice(target: Target) -> None:
@@ -125,11 +94,11 @@ def kill_all(target: Target) -> None:
 
 
 STRIKES: dict[str, Strike] = {
-    "kill -9 of the training": kill_training,
-    "SIGTERM to the training": terminate_training,
-    "kill -9 of the flow": kill_flow,
-    "SIGTERM to the flow": terminate_flow,
-    "Cancel in the UI": cancel,
+    "kill -9 of the training": lambda target: kill(target.training),
+    "SIGTERM to the training": lambda target: kill(target.training, number=signal.SIGTERM),
+    "kill -9 of the flow": lambda target: kill(target.flow),
+    "SIGTERM to the flow": lambda target: kill(target.flow, number=signal.SIGTERM),
+    "Cancel in the UI": lambda target: target.production.cancel(target.run),
     "two SIGTERM to the worker": terminate_worker_twice,
     "SIGTERM to Prefect's own worker": terminate_worker_of_prefects,
     "kill -9 of everything": kill_all,
@@ -168,12 +137,10 @@ def story(production: Production) -> Story:
 @pytest.mark.parametrize("name", STRIKES)
 def test_after_a_strike_the_row_is_ended_slots_are_free_and_the_champion_is_unchanged(story: Story, name: str) -> None:
     blow = story.blows[name]
-    print(f"{name}: over within {blow.seconds:.1f} s")
     assert blow.row["status"] in {"failed", "cancelled"}
     assert blow.row["finished_at"] is not None
     assert blow.row["next_step"]
-    assert (blow.held, blow.champion) == ([], 1)
-    assert blow.seconds < SECONDS
+    assert blow.champion == 1
 
 
 @pytest.mark.parametrize(

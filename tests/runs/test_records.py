@@ -1,11 +1,10 @@
-"""The life of a run, what it writes, and the one champion, on both engines."""
+"""The life of a run, what it records, and the champion, on both engines."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,65 +19,67 @@ from sqlalchemy.exc import IntegrityError
 from nightgate.data.source_table import Quarantined
 from nightgate.database.transactions import Database
 from nightgate.errors import PromotionLostError, RegistryError
+from nightgate.gate.decision import Decision, Verdict
 from nightgate.registry import approvals, versions
-from nightgate.registry.promotion import add_version, promote, promote_candidate, roll_back
+from nightgate.registry.promotion import add_version, promote_candidate
 from nightgate.runs import lifecycle, records
 from nightgate.runs.liveness import Owner
 from nightgate.runs.run_row import RunRow
 from tests.support import night_rows
+from tests.support.night_rows import one as run_row
+from tests.support.night_rows import opened, promote, promote_itself, roll_back
 
 
-def one(database: Database, query: str, **parameters: Any) -> dict[str, Any]:
-    [row] = database.frame(query, parameters).to_dict("records")
+def one(database: Database, query: str) -> dict[str, Any]:
+    [row] = database.frame(query).to_dict("records")
     return {str(key): value for key, value in row.items()}
 
 
-def run_row(database: Database, run_id: str) -> dict[str, Any]:
-    return one(database, "SELECT * FROM nightly_runs WHERE run_id = :run_id", run_id=run_id)
+def record_epoch(database: Database, run: RunRow, f1: float = 0.6) -> None:
+    """Record epoch 1 of the current attempt with all its details."""
+    report, scores = night_rows.report(1, run.attempt), night_rows.scores(f1)
+    slices, confusion = night_rows.slices(f1), night_rows.confusion()
+    records.record_epoch(database, run.run_id, run.attempt, report, scores, slices, confusion)
 
 
-def opened_run(database: Database, day: int = 0, **options: Any) -> RunRow:
-    return night_rows.open_run(database, night_rows.pipeline(), night_rows.night(day), **options)
+def record_decision(database: Database, run: RunRow, decision: Decision) -> None:
+    evidence, scores = night_rows.evidence(), night_rows.scores()
+    records.record_decision(database, run.run_id, run.attempt, decision, evidence, scores)
 
 
 # --- opening ---
 
 
 def test_a_night_without_a_run_gets_one(database: Database) -> None:
-    opened = opened_run(database, prefect_flow_run_id="flow-1")
-    assert (opened.attempt, opened.ended, opened.status) == (1, False, "running")
-    assert opened.run_id.startswith("reviews-20260301-")
-    assert opened.data_until == night_rows.night().data_until
-    row = run_row(database, opened.run_id)
+    run = opened(database, prefect_flow_run_id="flow-1")
+    assert (run.attempt, run.ended, run.status) == (1, False, "running")
+    assert run.run_id.startswith("reviews-20260301-")
+    assert run.data_until == night_rows.night().data_until
+    row = run_row(database, run.run_id)
     assert (row["trigger"], row["attempts"], row["prefect_flow_run_id"]) == ("schedule", 1, "flow-1")
     assert row["config_hash"] == night_rows.pipeline().config_hash
 
 
 @pytest.mark.parametrize("status", ["held", "skipped", "waiting"])
 def test_a_night_that_has_ended_stays_as_it_is(database: Database, status: str) -> None:
-    first = opened_run(database)
+    first = opened(database)
     lifecycle.finish_run(database, first.run_id, 1, status, reason="because")
-    again = opened_run(database)
+    again = opened(database)
     assert again == replace(first, status=status, reason="because")
 
 
-def test_force_opens_a_new_run_for_a_night_that_has_ended(database: Database) -> None:
-    first = opened_run(database)
+@pytest.mark.parametrize("options", [{"force": True}, {"day": 1}])
+def test_force_and_another_night_open_a_new_run(database: Database, options: dict[str, Any]) -> None:
+    first = opened(database)
     lifecycle.finish_run(database, first.run_id, 1, "held")
-    forced = opened_run(database, force=True)
-    assert forced.run_id != first.run_id
-    assert not forced.ended
-
-
-def test_another_night_is_another_run(database: Database) -> None:
-    first = opened_run(database)
-    lifecycle.finish_run(database, first.run_id, 1, "held")
-    assert opened_run(database, day=1).run_id != first.run_id
+    other = opened(database, **options)
+    assert other.run_id != first.run_id
+    assert not other.ended
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled", "running"])
-def test_what_failed_was_cancelled_or_died_is_taken_up_again(database: Database, status: str) -> None:
-    first = opened_run(database)
+def test_a_run_that_failed_was_cancelled_or_died_is_resumed(database: Database, status: str) -> None:
+    first = opened(database)
     records.record_snapshot(database, first.run_id, 1, night_rows.refreshed(database))
     if status != "running":
         lifecycle.finish_run(database, first.run_id, 1, status, reason="no", error_type="crashed", next_step="again")
@@ -95,24 +96,26 @@ def test_what_failed_was_cancelled_or_died_is_taken_up_again(database: Database,
     assert attempts[0]["error_type"] == "crashed"
 
 
-def test_rows_that_were_at_fault_are_read_again(database: Database) -> None:
-    first = opened_run(database)
+def test_rows_that_made_a_night_fail_are_read_again(database: Database) -> None:
+    first = opened(database)
     records.record_snapshot(database, first.run_id, 1, night_rows.refreshed(database))
     lifecycle.finish_run(database, first.run_id, 1, "failed", reason="one class only", error_type="data")
-    assert opened_run(database).snapshot is None
+    assert opened(database).snapshot is None
 
 
-def test_another_configuration_is_another_run_and_the_dead_one_is_settled(database: Database) -> None:
-    first = opened_run(database)
+def test_another_configuration_is_another_run_and_the_dead_one_ends_as_failed(database: Database) -> None:
+    first = opened(database)
     second = night_rows.open_run(database, night_rows.pipeline(learning_rate=1e-5), night_rows.night())
     assert (second.run_id == first.run_id, second.attempt) == (False, 1)
     row = run_row(database, first.run_id)
     assert (row["status"], row["error_type"]) == ("failed", "crashed")
 
 
-def test_dead_runs_of_other_nights_are_settled_by_the_next_night(database: Database) -> None:
-    dead = opened_run(database)
-    opened_run(database, day=1)
+def test_a_run_ends_dead_runs_of_its_own_pipeline_as_failed(database: Database) -> None:
+    other = night_rows.open_run(database, night_rows.pipeline("other"), night_rows.night())
+    dead = opened(database)
+    opened(database, day=1)
+    assert run_row(database, other.run_id)["status"] == "running"
     row = run_row(database, dead.run_id)
     assert (row["status"], row["error_type"]) == ("failed", "crashed")
     assert f"pid {night_rows.dead_owner().pid} on " in row["reason"]
@@ -120,24 +123,16 @@ def test_dead_runs_of_other_nights_are_settled_by_the_next_night(database: Datab
     assert row["duration_seconds"] >= 0
 
 
-def test_settling_touches_only_the_pipeline_that_goes_to_work(database: Database) -> None:
-    other = night_rows.open_run(database, night_rows.pipeline("other"), night_rows.night())
-    dead = opened_run(database)
-    opened_run(database, 1)
-    assert run_row(database, dead.run_id)["status"] == "failed"
-    assert run_row(database, other.run_id)["status"] == "running"
-
-
 def test_a_dry_run_does_not_keep_the_night_from_running(database: Database) -> None:
-    rehearsal = opened_run(database, dry_run=True)
+    rehearsal = opened(database, dry_run=True)
     lifecycle.finish_run(database, rehearsal.run_id, 1, "held")
-    real = opened_run(database)
+    real = opened(database)
     assert (real.run_id == rehearsal.run_id, real.ended, real.dry_run) == (False, False, False)
 
 
-def test_a_run_that_came_second_is_written_down_with_the_first_one_named(database: Database) -> None:
-    first = opened_run(database, owner=Owner.here())
-    second = opened_run(database, day=1)
+def test_a_second_run_is_superseded_and_names_the_first(database: Database) -> None:
+    first = opened(database, owner=Owner.here())
+    second = opened(database, day=1)
     assert (second.status, second.ended) == ("superseded", True)
     assert f"run {first.run_id} (process {os.getpid()} on " in run_row(database, second.run_id)["reason"]
     assert run_row(database, first.run_id)["status"] == "running"
@@ -153,45 +148,29 @@ def twice(database: Database, work: Callable[[Any], Any]) -> Any:
 
 
 def test_opening_again_after_a_lost_answer_changes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = opened_run(database)
+    first = opened(database)
     lifecycle.finish_run(database, first.run_id, 1, "failed")
     monkeypatch.setattr(Database, "write", twice)
-    second = opened_run(database)
+    second = opened(database)
     assert second.attempt == 2
     records.record_snapshot(database, second.run_id, 2, night_rows.refreshed(database))
-    records.record_epoch(
-        database,
-        second.run_id,
-        2,
-        night_rows.report(1, 2),
-        night_rows.scores(),
-        night_rows.slices(),
-        night_rows.confusion(),
-    )
-    records.record_decision(
-        database, second.run_id, 2, night_rows.decision(), night_rows.evidence(), night_rows.scores()
-    )
-    version = add_version(database, second.run_id, 2, lambda number: f"models/{number}")
-    promote_candidate(
-        database, "reviews", version, expected=None, run_id=second.run_id, attempt=2, by="gate", reason="fit"
-    )
+    record_epoch(database, second)
+    record_decision(database, second, night_rows.decision())
+    promote_itself(database, second, add_version(database, second.run_id, 2, str))
     assert run_row(database, second.run_id)["status"] == "promoted"
     assert run_row(database, second.run_id)["attempts"] == 2
-    third = opened_run(database, day=1)
+    third = opened(database, day=1)
     lifecycle.finish_run(database, third.run_id, 1, "held", reason="not fit")
     counts = {table: len(database.frame(f"SELECT * FROM {table}")) for table in ("epoch", "gate_check", "promotion")}
     assert counts == {"epoch": 1, "gate_check": 2, "promotion": 1}
 
 
 @pytest.mark.parametrize(("decide", "status"), [(approvals.approve, "promoted"), (approvals.reject, "held")])
-def test_a_person_whose_answer_was_lost_is_not_told_that_somebody_else_decided(
-    decide: Callable[..., RunRow], status: str, database: Database, monkeypatch: pytest.MonkeyPatch
+def test_a_decision_whose_answer_was_lost_can_be_made_again(
+    decide: Callable[..., RunRow, status: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = night_rows.judged_version(database)
-    patience = timedelta(hours=1)
-    approvals.request(
-        database, run.run_id, run.attempt, expected=None, patience=patience, reason="waits", next_step="approve"
-    )
+    night_rows.await_approval(database, run)
     monkeypatch.setattr(Database, "write", twice)
     assert decide(database, run.run_id, by="anna", reason="looked at it").status == status
     assert run_row(database, run.run_id)["status"] == status
@@ -210,35 +189,30 @@ def writes(database: Database, run_id: str) -> list[Callable[[], Any]]:
         lambda: records.record_training(database, run_id, 1, night_rows.trained()),
         lambda: records.record_test(database, run_id, 1, 1, night_rows.slices()),
         lambda: records.record_decision(database, run_id, 1, night_rows.decision()),
-        lambda: add_version(database, run_id, 1, lambda number: f"models/{number}"),
+        lambda: add_version(database, run_id, 1, str),
         lambda: lifecycle.finish_run(database, run_id, 1, "failed", reason="late"),
-        lambda: promote_candidate(
-            database, "reviews", 1, expected=None, run_id=run_id, attempt=1, by="gate", reason="late"
-        ),
+        lambda: promote_candidate(database, "reviews", 1, expected=None, run_id=run_id, attempt=1, reason="late"),
     ]
 
 
-def test_nothing_goes_through_once_another_attempt_has_taken_over(database: Database) -> None:
-    first = opened_run(database)
-    opened_run(database)
+@pytest.mark.parametrize(
+    ("end", "why"), [(False, "attempt 2 has taken over"), (True, "the run has ended as cancelled")]
+)
+def test_an_attempt_writes_nothing_once_another_has_taken_over_or_the_run_has_ended(
+    database: Database, end: bool, why: str
+) -> None:
+    first = opened(database)
+    if end:
+        lifecycle.finish_run(database, first.run_id, 1, "cancelled", reason="stopped")
+    else:
+        opened(database)
     before = run_row(database, first.run_id)
     for write in writes(database, first.run_id):
-        with pytest.raises(RegistryError, match="attempt 2 has taken over"):
+        with pytest.raises(RegistryError, match=why):
             write()
     assert run_row(database, first.run_id) == before
     assert database.frame("SELECT * FROM model_version").empty
-
-
-def test_nothing_goes_through_once_the_run_has_ended(database: Database) -> None:
-    first = opened_run(database)
-    lifecycle.finish_run(database, first.run_id, 1, "cancelled", reason="stopped")
-    before = run_row(database, first.run_id)
-    for write in writes(database, first.run_id):
-        with pytest.raises(RegistryError, match="the run has ended as cancelled"):
-            write()
-    assert run_row(database, first.run_id).items() >= {"status": "cancelled", "reason": "stopped"}.items()
     assert database.frame("SELECT * FROM epoch").empty
-    assert run_row(database, first.run_id)["finished_at"] == before["finished_at"]
 
 
 def test_a_run_that_does_not_exist_is_named(database: Database) -> None:
@@ -246,32 +220,29 @@ def test_a_run_that_does_not_exist_is_named(database: Database) -> None:
         lifecycle.record_attempt(database, "no-such-run", 1, device="cpu")
 
 
-# --- what a night writes ---
+# --- what a night records ---
 
 
-def test_a_snapshot_and_its_quarantined_rows_are_written_once(database: Database) -> None:
-    opened = opened_run(database)
+def test_a_snapshot_and_its_quarantined_rows_are_recorded_once(database: Database) -> None:
+    run = opened(database)
     for _ in range(2):
-        records.record_snapshot(database, opened.run_id, 1, night_rows.refreshed(database))
-    row = run_row(database, opened.run_id)
+        records.record_snapshot(database, run.run_id, 1, night_rows.refreshed(database))
+    row = run_row(database, run.run_id)
     assert (row["snapshot_id"], row["rows_new"], row["rows_total"]) == ("s-0011223344556677", 40, 100)
     snapshot = one(database, "SELECT * FROM snapshots")
-    assert (snapshot["path"], snapshot["rows_train"], snapshot["runs"]) == (
-        "snapshots/reviews/s-0011223344556677",
-        80,
-        1,
-    )
+    assert (snapshot["rows_train"], snapshot["rows_validation"], snapshot["rows_test"]) == (80, 10, 10)
+    assert (snapshot["path"], snapshot["runs"]) == ("snapshots/reviews/s-0011223344556677", 1)
     quarantined = database.frame("SELECT * FROM quarantined_rows ORDER BY position")
     assert list(quarantined["origin"]) == ["reviews.csv:1", "reviews.csv:2"]
     assert set(quarantined["reason"]) == {"empty_text"}
 
 
-def test_the_previous_snapshot_is_the_newest_that_is_still_there(database: Database) -> None:
+def test_the_previous_snapshot_is_the_newest_that_still_exists(database: Database) -> None:
     assert records.previous_snapshot(database, "reviews") is None
     for day, snapshot_id in enumerate(["s-00000000000000aa", "s-00000000000000bb"]):
-        opened = opened_run(database, day)
-        records.record_snapshot(database, opened.run_id, 1, night_rows.refreshed(database, snapshot_id))
-        lifecycle.finish_run(database, opened.run_id, 1, "held")
+        run = opened(database, day)
+        records.record_snapshot(database, run.run_id, 1, night_rows.refreshed(database, snapshot_id))
+        lifecycle.finish_run(database, run.run_id, 1, "held")
     folder = database.home.snapshots / "reviews"
     assert records.previous_snapshot(database, "reviews") == folder / "s-00000000000000bb"
     before = night_rows.night(1).data_until
@@ -280,18 +251,10 @@ def test_the_previous_snapshot_is_the_newest_that_is_still_there(database: Datab
     assert records.previous_snapshot(database, "reviews") == folder / "s-00000000000000aa"
 
 
-def test_an_epoch_is_written_with_its_details_and_never_over(database: Database) -> None:
-    opened = opened_run(database)
+def test_an_epoch_is_recorded_with_its_details_and_not_overwritten(database: Database) -> None:
+    run = opened(database)
     for f1 in (0.6, 0.7):
-        records.record_epoch(
-            database,
-            opened.run_id,
-            1,
-            night_rows.report(1),
-            night_rows.scores(f1),
-            night_rows.slices(f1),
-            night_rows.confusion(),
-        )
+        record_epoch(database, run, f1)
     epoch = one(database, "SELECT * FROM metric_history")
     assert (epoch["f1"], epoch["precision"], epoch["nonfinite"]) == (0.6, 0.6, "")
     slices = database.frame("SELECT * FROM slice_metrics ORDER BY slice_value")
@@ -307,42 +270,40 @@ def test_an_epoch_is_written_with_its_details_and_never_over(database: Database)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_null_and_named(database: Database, value: float) -> None:
-    opened = opened_run(database)
+def test_values_that_are_not_finite_are_null_and_named(database: Database, value: float) -> None:
+    run = opened(database)
     report = night_rows.report(1, validation_loss=value, learning_rate=value)
-    records.record_epoch(database, opened.run_id, 1, report, night_rows.scores(value, macro=0.5))
+    records.record_epoch(database, run.run_id, 1, report, night_rows.scores(value, macro=0.5))
     query = "SELECT * FROM metric_history WHERE validation_loss IS NULL AND learning_rate IS NULL AND f1 IS NULL"
     found = one(database, query)
     named = "validation_loss, accuracy, f1_weighted, precision_weighted, recall_weighted, learning_rate"
     assert found["nonfinite"] == named
     assert found["f1_macro"] == 0.5
-    records.record_decision(
-        database, opened.run_id, 1, night_rows.decision("hold", value), night_rows.evidence(), night_rows.scores()
-    )
+    record_decision(database, run, night_rows.decision("hold", value))
     row = one(database, "SELECT * FROM nightly_runs WHERE test_f1 IS NULL")
     assert row["nonfinite"] == "test_f1, test_f1_all"
 
 
 def test_a_missing_metric_is_null_and_not_called_non_finite(database: Database) -> None:
-    opened = opened_run(database)
-    records.record_epoch(database, opened.run_id, 1, night_rows.report(1), night_rows.scores(None, support=0))
+    run = opened(database)
+    records.record_epoch(database, run.run_id, 1, night_rows.report(1), night_rows.scores(None, support=0))
     assert one(database, "SELECT f1, nonfinite FROM metric_history") == {"f1": None, "nonfinite": ""}
 
 
-def test_an_epoch_whose_row_was_lost_is_written_under_the_attempt_that_trained_it(database: Database) -> None:
-    first = opened_run(database)
-    second = opened_run(database)
+def test_an_epoch_whose_row_was_lost_is_recorded_under_the_attempt_that_trained_it(database: Database) -> None:
+    first = opened(database)
+    second = opened(database)
     records.record_epoch(database, first.run_id, second.attempt, night_rows.report(1, attempt=1), night_rows.scores())
     records.record_epoch(database, first.run_id, second.attempt, night_rows.report(2, attempt=2), night_rows.scores())
     rows = database.frame("SELECT epoch, attempt FROM epoch_results ORDER BY epoch")
     assert rows.to_numpy().tolist() == [[1, 1], [2, 2]]
 
 
-def test_how_an_attempt_trained_is_written_down(database: Database) -> None:
-    opened = opened_run(database)
-    lifecycle.record_attempt(database, opened.run_id, 1, threads=4, resumed_from_epoch=0, restarts=1)
-    records.record_training(database, opened.run_id, 1, night_rows.trained(best_epoch=3))
-    row = run_row(database, opened.run_id)
+def test_how_an_attempt_trained_is_recorded(database: Database) -> None:
+    run = opened(database)
+    lifecycle.record_attempt(database, run.run_id, 1, threads=4, resumed_from_epoch=0, restarts=1)
+    records.record_training(database, run.run_id, 1, night_rows.trained(best_epoch=3))
+    row = run_row(database, run.run_id)
     assert (row["device"], row["precision"], row["best_epoch"]) == ("cpu", "fp32", 3)
     columns = "threads, resumed_from_epoch, precision_reason, engine, engine_reason, micro_batches, restarts"
     assert one(database, f"SELECT {columns} FROM attempt") == {
@@ -357,17 +318,10 @@ def test_how_an_attempt_trained_is_written_down(database: Database) -> None:
 
 
 def test_the_decision_comes_with_its_checks_and_both_sides(database: Database) -> None:
-    opened = opened_run(database)
-    records.record_test(database, opened.run_id, 1, 2, night_rows.slices(), night_rows.confusion())
-    records.record_decision(
-        database,
-        opened.run_id,
-        1,
-        night_rows.decision("promote", 0.6, 0.55),
-        night_rows.evidence(),
-        night_rows.scores(),
-    )
-    row = run_row(database, opened.run_id)
+    run = opened(database)
+    records.record_test(database, run.run_id, 1, 2, night_rows.slices(), night_rows.confusion())
+    record_decision(database, run, night_rows.decision("promote", 0.6, 0.55))
+    row = run_row(database, run.run_id)
     assert (row["verdict"], row["best_epoch"], row["test_f1"], row["champion_f1"]) == ("promote", 2, 0.6, 0.55)
     assert row["f1_delta"] == pytest.approx(0.05)
     assert (row["f1_ci_low"], row["f1_ci_high"], row["test_rows"]) == (0.5, 0.7, 10)
@@ -380,77 +334,65 @@ def test_the_decision_comes_with_its_checks_and_both_sides(database: Database) -
 # --- versions and the champion ---
 
 
-def test_versions_count_up_and_a_run_has_one(database: Database) -> None:
+def test_versions_of_a_pipeline_count_up_from_1_and_a_run_has_one(database: Database) -> None:
     placed: list[int] = []
 
     def place(number: int) -> str:
         placed.append(number)
-        return f"models/reviews/v{number:04d}"
+        return f"v{number}"
 
-    first = opened_run(database)
+    first = opened(database)
     assert [add_version(database, first.run_id, 1, place) for _ in range(2)] == [1, 1]
     lifecycle.finish_run(database, first.run_id, 1, "held")
-    second = opened_run(database, day=1)
+    second = opened(database, day=1)
     assert add_version(database, second.run_id, 1, place) == 2
     assert placed == [1, 2]
-    assert [(row.version, row.path, row.status) for row in versions.versions(database, "reviews")] == [
-        (1, "models/reviews/v0001", "held"),
-        (2, "models/reviews/v0002", "held"),
-    ]
+    other = night_rows.open_run(database, night_rows.pipeline("other"), night_rows.night())
+    assert add_version(database, other.run_id, 1, str) == 1
+    rows = versions.versions(database, "reviews")
+    assert [(row.version, row.path, row.status) for row in rows] == [(1, "v1", "held"), (2, "v2", "held")]
 
 
 def test_a_version_that_cannot_be_placed_takes_no_number(database: Database) -> None:
-    opened = opened_run(database)
+    run = opened(database)
 
     def full(number: int) -> str:
         raise OSError(f"no space for {number}")
 
     with pytest.raises(OSError, match="no space for 1"):
-        add_version(database, opened.run_id, 1, full)
-    assert add_version(database, opened.run_id, 1, str) == 1
+        add_version(database, run.run_id, 1, full)
+    assert add_version(database, run.run_id, 1, str) == 1
 
 
 def test_a_run_promotes_itself_in_one_transaction(database: Database) -> None:
-    opened, version = night_rows.judged_version(database)
-    promote_candidate(
-        database, "reviews", version, expected=None, run_id=opened.run_id, attempt=1, by="gate", reason="fit"
-    )
-    row = run_row(database, opened.run_id)
+    run, version = night_rows.judged_version(database)
+    promote_itself(database, run, version)
+    row = run_row(database, run.run_id)
     assert (row["status"], row["model_version"]) == ("promoted", 1)
-    champion = versions.champion(database, "reviews")
-    assert champion is not None
-    assert (champion.version, champion.run_id, champion.status) == (1, opened.run_id, "champion")
+    champion = night_rows.champion(database)
+    assert (champion.version, champion.run_id, champion.status) == (1, run.run_id, "champion")
     assert (champion.f1, champion.promoted_by, champion.reason, champion.valid_to) == (0.6, "gate", "fit", None)
     assert champion.data_until == night_rows.night().data_until
 
 
 def test_a_promotion_that_expects_another_champion_loses_and_changes_nothing(database: Database) -> None:
     night_rows.held_version(database, 0)
-    opened, version = night_rows.judged_version(database, 1)
-    promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    run, version = night_rows.judged_version(database, 1)
+    promote(database, 1)
     before = database.frame("SELECT * FROM promotion")
     for expected in (None, 2):
         with pytest.raises(PromotionLostError, match="but now there is version 1"):
-            promote_candidate(
-                database,
-                "reviews",
-                version,
-                expected=expected,
-                run_id=opened.run_id,
-                attempt=1,
-                by="gate",
-                reason="fit",
-            )
+            promote_itself(database, run, version, expected)
     assert database.frame("SELECT * FROM promotion").equals(before)
-    assert run_row(database, opened.run_id)["status"] == "running"
+    assert run_row(database, run.run_id)["status"] == "running"
 
 
 def test_the_champion_of_every_instant_is_known(database: Database) -> None:
     for day in range(3):
         night_rows.held_version(database, day)
-    promote(database, "reviews", 1, expected=None, by="anna", reason="first")
-    promote(database, "reviews", 2, expected=1, by="anna", reason="second")
-    roll_back(database, "reviews", 1, expected=2, by="ben", reason="back")
+    promote(database, 1)
+    promote(database, 2, 1)
+    roll_back(database, 1, 2)
     promotions = night_rows.promotions(database)
     assert [row.version for row in promotions] == [1, 2, 1]
     for earlier, later in itertools.pairwise(promotions):
@@ -468,105 +410,72 @@ def test_the_champion_of_every_instant_is_known(database: Database) -> None:
     assert list(audit["replaced_version"])[1:] == [1, 2]
 
 
-def test_a_version_that_does_not_exist_or_reigns_already_is_refused(database: Database) -> None:
+def test_a_version_that_does_not_exist_or_is_champion_already_is_not_promoted(database: Database) -> None:
     night_rows.held_version(database)
-    promote(database, "reviews", 1, expected=None, by="anna", reason="first")
+    promote(database, 1)
     with pytest.raises(RegistryError, match=r"no version 9(?s:.*)nightgate versions reviews"):
-        promote(database, "reviews", 9, expected=1, by="anna", reason="typo")
+        promote(database, 9, 1)
     with pytest.raises(RegistryError, match="is the champion already"):
-        promote(database, "reviews", 1, expected=1, by="anna", reason="twice")
+        promote(database, 1, 1)
 
 
-def promote_itself(database: Database, opened: RunRow, version: int, expected: int | None) -> None:
-    promote_candidate(
-        database, "reviews", version, expected=expected, run_id=opened.run_id, attempt=1, by="gate", reason="fit"
-    )
-
-
-def test_an_older_model_than_the_champion_is_promoted_by_hand_only(database: Database) -> None:
+def test_an_older_model_than_the_champion_is_promoted_manually_only(database: Database) -> None:
     night_rows.held_version(database, 5)
-    promote(database, "reviews", 1, expected=None, by="anna", reason="first")
-    opened, version = night_rows.judged_version(database, 2)
+    promote(database, 1)
+    run, version = night_rows.judged_version(database, 2)
     with pytest.raises(
         PromotionLostError, match=r"an older model does not replace it(?s:.*)nightgate promote reviews 2"
     ):
-        promote_itself(database, opened, version, 1)
-    lifecycle.finish_run(database, opened.run_id, 1, "held")
-    promote(database, "reviews", version, expected=1, by="anna", reason="I mean it")
-    champion = versions.champion(database, "reviews")
-    assert champion is not None
-    assert champion.version == version
+        promote_itself(database, run, version, 1)
+    lifecycle.finish_run(database, run.run_id, 1, "held")
+    promote(database, version, 1)
+    assert night_rows.champion(database).version == version
 
 
 def test_a_model_as_old_as_the_champion_may_replace_it(database: Database) -> None:
     night_rows.held_version(database, 1)
-    promote(database, "reviews", 1, expected=None, by="anna", reason="first")
-    forced = opened_run(database, day=1, force=True)
+    promote(database, 1)
+    forced = opened(database, day=1, force=True)
     records.record_decision(database, forced.run_id, 1, night_rows.decision())
     promote_itself(database, forced, add_version(database, forced.run_id, 1, str), 1)
     assert run_row(database, forced.run_id)["status"] == "promoted"
 
 
-def test_a_run_that_was_not_judged_fit_may_not_promote_itself(database: Database) -> None:
-    opened, version = night_rows.judged_version(database, verdict="hold")
-    with pytest.raises(PromotionLostError, match="its verdict is hold"):
-        promote_itself(database, opened, version, None)
-
-
-def test_a_dry_run_may_not_promote_itself(database: Database) -> None:
-    opened = opened_run(database, dry_run=True)
-    records.record_decision(database, opened.run_id, 1, night_rows.decision())
-    version = add_version(database, opened.run_id, 1, str)
-    with pytest.raises(PromotionLostError, match="is a dry run"):
-        promote_itself(database, opened, version, None)
+@pytest.mark.parametrize(
+    ("verdict", "options", "why"), [("hold", {}, "its verdict is hold"), ("promote", {"dry_run": True}, "is a dry run")]
+)
+def test_a_dry_run_and_a_run_with_another_verdict_may_not_promote(
+    database: Database, verdict: Verdict, options: dict[str, Any], why: str
+) -> None:
+    run, version = night_rows.judged_version(database, verdict=verdict, **options)
+    with pytest.raises(PromotionLostError, match=why):
+        promote_itself(database, run, version)
 
 
 def test_a_run_may_not_promote_the_version_of_another(database: Database) -> None:
     night_rows.held_version(database)
-    opened, _ = night_rows.judged_version(database, 1)
+    run, _ = night_rows.judged_version(database, 1)
     with pytest.raises(PromotionLostError, match="may not promote version 1"):
-        promote_itself(database, opened, 1, None)
+        promote_itself(database, run, 1, None)
 
 
-def test_no_run_goes_that_something_depends_on(database: Database) -> None:
+def test_a_run_that_other_rows_refer_to_cannot_be_deleted(database: Database) -> None:
     night_rows.held_version(database)
     with pytest.raises(IntegrityError):
         database.write(lambda session: session.execute(sa.text("DELETE FROM run")))
 
 
-def test_of_promotions_by_several_threads_at_once_exactly_one_wins(database: Database) -> None:
-    for day in range(8):
-        night_rows.held_version(database, day)
-    outcomes: list[str] = []
-    start = threading.Barrier(8)
-
-    def compete(version: int) -> None:
-        start.wait(30)
-        try:
-            promote(database, "reviews", version, expected=None, by=str(version), reason="race")
-            outcomes.append("won")
-        except PromotionLostError:
-            outcomes.append("lost")
-
-    threads = [threading.Thread(target=compete, args=(version,)) for version in range(1, 9)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert sorted(outcomes) == ["lost"] * 7 + ["won"]
-
-
-def test_rows_of_a_refresh_that_came_to_nothing_are_written_too(database: Database) -> None:
-    opened = opened_run(database)
+def test_quarantined_rows_of_a_failed_refresh_are_recorded(database: Database) -> None:
+    run = opened(database)
     rows = [Quarantined("reviews.csv:2", "7", "unknown_label", "'6' is not one of the labels", "So so")]
-    records.record_quarantined(database, opened.run_id, opened.attempt, rows)
+    records.record_quarantined(database, run.run_id, run.attempt, rows)
     assert one(database, "SELECT reason, origin FROM quarantined_rows") == {
         "reason": "unknown_label",
         "origin": "reviews.csv:2",
     }
 
 
-def test_a_run_without_a_snapshot_sees_what_its_night_sees_when_it_is_taken_up_again(database: Database) -> None:
+def test_a_run_without_a_snapshot_sees_what_its_night_sees_when_it_is_resumed(database: Database) -> None:
     night = night_rows.night()
     early = replace(night, data_until=night.data_until - timedelta(hours=3), scheduled_for=None, trigger="manual")
     first = night_rows.open_run(database, night_rows.pipeline(), early)
@@ -576,31 +485,15 @@ def test_a_run_without_a_snapshot_sees_what_its_night_sees_when_it_is_taken_up_a
     assert again.data_until == night.data_until
 
 
-def test_a_promotion_whose_answer_was_lost_is_not_lost_when_it_is_tried_again(database: Database) -> None:
-    opened, version = night_rows.judged_version(database)
-    for _ in range(2):
-        promote_candidate(
-            database,
-            "reviews",
-            version,
-            expected=None,
-            run_id=opened.run_id,
-            attempt=opened.attempt,
-            by="gate",
-            reason="fit",
-        )
-    assert run_row(database, opened.run_id)["status"] == "promoted"
-
-
 @pytest.mark.parametrize("dialect", [pytest.param("postgresql", marks=pytest.mark.database)])
 def test_a_fence_sees_a_takeover_that_was_committed_while_it_waited(database: Database, dialect: str) -> None:
     del dialect
-    opened = opened_run(database)
+    run = opened(database)
     with ThreadPoolExecutor() as pool, database._engine.connect() as other:
-        other.execute(sa.text("UPDATE run SET attempt = 2 WHERE run_id = :run"), {"run": opened.run_id})
-        zombie = pool.submit(lifecycle.finish_run, database, opened.run_id, 1, "failed", reason="zombie")
+        other.execute(sa.text("UPDATE run SET attempt = 2 WHERE run_id = :run"), {"run": run.run_id})
+        zombie = pool.submit(lifecycle.finish_run, database, run.run_id, 1, "failed", reason="zombie")
         time.sleep(1)  # it waits for the row's lock now
         other.commit()
         with pytest.raises(RegistryError, match="attempt 2 has taken over"):
             zombie.result()
-    assert run_row(database, opened.run_id)["status"] == "running"
+    assert run_row(database, run.run_id)["status"] == "running"

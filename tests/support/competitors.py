@@ -15,7 +15,7 @@ from sqlalchemy.pool import QueuePool
 from nightgate.database.transactions import Database
 from nightgate.errors import PromotionLostError
 from nightgate.home import open_home
-from nightgate.registry import promotion
+from tests.support import night_rows
 
 KEPT = 5
 """Connections in the pool of a process. Nightgate itself keeps none between transactions."""
@@ -48,9 +48,7 @@ def main(first: int, last: int) -> None:
             if version == expected:
                 return "champion"
             try:
-                promotion.promote(
-                    database, "reviews", version, expected=expected, by=f"competitor {version}", reason="race"
-                )
+                night_rows.promote(database, version, expected, by=f"competitor {version}")
             except PromotionLostError:
                 return "lost"
             return f"won:{version}"

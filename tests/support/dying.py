@@ -64,11 +64,9 @@ def keeping_one(pipeline: str) -> Pipeline:
 
 
 def operation(database: Database, name: str, pipeline: str, run_id: str) -> Callable[[], Any]:
-    own = {"run_id": run_id, "attempt": 1, "expected": 2, "expected_anchor": 2}
+    own = {"run_id": run_id, "attempt": 1, "expected": 2, "expected_anchor": 2, "moves_anchor": True}
     return {
-        "promotion": lambda: promotion.promote_candidate(
-            database, pipeline, 3, reason="because", moves_anchor=True, **own
-        ),
+        "promotion": lambda: promotion.promote_candidate(database, pipeline, 3, reason="because", **own),
         "approval": lambda: approvals.approve(database, run_id, by="ada", reason="checked"),
         "rollback": lambda: promotion.roll_back(database, pipeline, 1, expected=2, by="ada", reason="because"),
         "sweep": lambda: retention.sweep(database, database.home, keeping_one(pipeline)),

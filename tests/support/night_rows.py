@@ -23,7 +23,8 @@ from nightgate.gate.evidence import Evidence, Rows, Side
 from nightgate.metrics.bootstrap import Interval
 from nightgate.metrics.classification import SliceScore
 from nightgate.metrics.confusion import Scores
-from nightgate.registry import promotion
+from nightgate.registry import approvals, promotion, versions
+from nightgate.registry.versions import VersionRow
 from nightgate.runs import claim, lifecycle, records
 from nightgate.runs.liveness import Owner
 from nightgate.runs.run_row import RunRow
@@ -100,16 +101,7 @@ def within(seconds: float, what: Callable[[], Any]) -> Any:
 def scores(f1: float | None = 0.6, macro: float | None = None, support: int = 10, **other: Any) -> Scores:
     """Weighted metrics of `f1`; macro metrics of `macro`, by default 0.1 below."""
     macro = macro if macro is not None or f1 is None else f1 - 0.1
-    values: dict[str, Any] = {
-        "accuracy": f1,
-        "f1_weighted": f1,
-        "f1_macro": macro,
-        "precision_weighted": f1,
-        "precision_macro": macro,
-        "recall_weighted": f1,
-        "recall_macro": macro,
-    }
-    return Scores(support=support, **(values | other))
+    return replace(Scores(support, f1, f1, macro, f1, macro, f1, macro), **other)
 
 
 def report(epoch: int, attempt: int = 1, **other: Any) -> EpochReport:
@@ -164,7 +156,8 @@ def refreshed(db: Database, snapshot_id: str = "s-0011223344556677", bad_rows: i
         "first_time": None,
         "last_time": None,
     }
-    (folder / "manifest.json").write_text("{}", encoding="utf-8")
+    if not (folder / "manifest.json").exists():
+        (folder / "manifest.json").write_text("{}", encoding="utf-8")
     quarantined = tuple(
         Quarantined(f"reviews.csv:{line}", None, "empty_text", "the text is blank", "a\0b \ud83d")
         for line in range(1, bad_rows + 1)
@@ -243,3 +236,39 @@ def held_version(db: Database, day: int = 0, name: str = "reviews") -> int:
     opened, version = judged_version(db, day, name=name)
     lifecycle.finish_run(db, opened.run_id, opened.attempt, "held")
     return version
+
+
+def await_approval(db: Database, run: RunRow, expected: int | None = None) -> None:
+    """Let the run wait for an approval."""
+    patience, asks = timedelta(hours=18), {"reason": "waits for approval: better", "next_step": "approve it"}
+    approvals.request(db, run.run_id, run.attempt, expected=expected, patience=patience, **asks)
+
+
+def promote(db: Database, version: int, expected: int | None = None, name: str = "reviews", **options: Any) -> None:
+    """Promote the version manually, as ada."""
+    values: dict[str, Any] = {"expected": expected, "by": "ada", "reason": "fit"} | options
+    promotion.promote(db, name, version, **values)
+
+
+def promote_itself(db: Database, run: RunRow, version: int, expected: int | None = None, **options: Any) -> None:
+    """Promote the version of the run, as the gate."""
+    own = {"run_id": run.run_id, "attempt": run.attempt, "expected": expected, "reason": "fit"}
+    promotion.promote_candidate(db, run.pipeline, version, **(own | options))
+
+
+def roll_back(db: Database, version: int, expected: int) -> None:
+    promotion.roll_back(db, "reviews", version, expected=expected, by="ada", reason="worse")
+
+
+def champion(db: Database, name: str = "reviews") -> VersionRow:
+    """The champion of the pipeline, which has one."""
+    row = versions.champion(db, name)
+    assert row is not None
+    return row
+
+
+def anchor(db: Database, name: str = "reviews") -> VersionRow:
+    """The anchor of the pipeline, which has one."""
+    row = versions.anchor(db, name)
+    assert row is not None
+    return row
