@@ -167,7 +167,7 @@ def test_opening_again_after_a_lost_answer_changes_nothing(database: Database, m
 
 @pytest.mark.parametrize(("decide", "status"), [(approvals.approve, "promoted"), (approvals.reject, "held")])
 def test_a_decision_whose_answer_was_lost_can_be_made_again(
-    decide: Callable[..., RunRow, status: str, database: Database, monkeypatch: pytest.MonkeyPatch
+    decide: Callable[..., RunRow], status: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = night_rows.judged_version(database)
     night_rows.await_approval(database, run)
