@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-browser test-slow test-faults check clean
+.PHONY: demo quick test test-browser test-slow test-faults check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/nightgate db upgrade
@@ -18,6 +18,10 @@ demo: $(VENV)/.demo
 	@echo "  epochs and slices:   $(BIN)/nightgate history sample --epochs, or --slices"
 	@echo "  the UI:              $(BIN)/nightgate serve sample"
 	@echo "  data of your own:    docs/own-data.md"
+
+# For every change, under a minute: lint, types, and the tests that train nothing and start no process.
+quick: $(VENV)/.dev check
+	$(BIN)/python -m pytest -q -m "not process and not database and not flow and not browser and not faults and not slow" --numprocesses 2
 
 # The tests of a file stay in one process: they share slow fixtures.
 test: $(VENV)/.dev check

@@ -11,6 +11,8 @@ import pytest
 
 from nightgate import cpu_threads
 
+pytestmark = pytest.mark.process
+
 OWN = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 SPIN = {"GOMP_SPINCOUNT": "10000"}
 SLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}

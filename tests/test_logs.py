@@ -21,6 +21,8 @@ from nightgate.errors import TrainingError
 from nightgate.training import supervisor
 from nightgate.training.protocol import TrainJob
 
+pytestmark = pytest.mark.process
+
 PASSWORD = "s3cr%t@pass/word"
 DATABASE = "postgresql+psycopg://nightly:s3cr%25t%40pass%2Fword@db.example:5432/metrics?sslmode=require"
 HUB_TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz01234567"[:34]

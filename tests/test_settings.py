@@ -14,6 +14,8 @@ from nightgate.operations.doctor import examine
 from nightgate.settings import OF_TESTS, Settings, read_settings, shown_settings, unknown_settings, variable
 from tests.support.night import nightgate
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 KNOWN = {variable(field) for field in Settings.model_fields}
 SECRET = "postgresql://me:hush-hush@db/metrics"

@@ -26,6 +26,8 @@ from tests.support import night_rows
 from tests.support.first_night import copy_first_night
 from tests.support.judged_nights import Model, judged_night, rows_of
 
+pytestmark = pytest.mark.process
+
 LENIENT = {"gate.policy": "non_inferior", "gate.margin": 0.05}
 
 OTHER_GOLDEN = rows_of(1).only(np.arange(800) >= 400)

@@ -44,6 +44,8 @@ from tests.support import night_rows
 from tests.support.first_night import FirstNight, copy_first_night, first_night
 from tests.support.night import command, nightgate
 
+pytestmark = pytest.mark.process
+
 LEFT_BY_NIGHTS = ("nightly_runs", "epoch_results", "gate_checks", "model_versions", "champion_timeline", "promotions")
 
 

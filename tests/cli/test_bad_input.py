@@ -35,6 +35,8 @@ from tests.support.night import NIGHT as DATE
 from tests.support.night import command, nightgate
 from tests.support.reviews import NIGHT, files, pipeline, rows
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def upgraded(home: Home) -> Home:

@@ -21,6 +21,8 @@ from nightgate.cli.app import app
 from tests.support.first_night import FirstNight, copy_first_night
 from tests.support.night import NIGHT, nightgate
 
+pytestmark = pytest.mark.process
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 HEADER = "| Training Loss | Epoch | Step | Validation Loss | Accuracy | F1 | Precision | Recall |"
 

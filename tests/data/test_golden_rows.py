@@ -23,6 +23,8 @@ from nightgate.home import Home, open_home
 from nightgate.schedule import Night
 from tests.support import reviews
 
+pytestmark = pytest.mark.process
+
 Tonight = Callable[..., GoldenSet]
 
 

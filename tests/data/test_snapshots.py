@@ -21,6 +21,8 @@ from nightgate.errors import SnapshotError, StorageError
 from nightgate.home import Home, open_home
 from tests.support import reviews
 
+pytestmark = pytest.mark.process
+
 
 def some_rows(number: int = 90) -> pd.DataFrame:
     return pd.DataFrame(

@@ -28,6 +28,8 @@ from nightgate.home import Home
 from nightgate.runs import records
 from tests.support import night_rows
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parents[2]
 REVISIONS = [script.revision for script in ScriptDirectory(str(databases.migrations_folder())).walk_revisions()]
 

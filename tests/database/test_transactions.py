@@ -27,6 +27,8 @@ from nightgate.database.transactions import Database
 from nightgate.errors import DatabaseError
 from nightgate.home import Home, open_home
 
+pytestmark = pytest.mark.process
+
 SECRET = "s3cr3t/p@ss:word%"
 QUOTED = "s3cr3t%2Fp%40ss%3Aword%25"
 

@@ -44,7 +44,7 @@ from nightgate.runs import lifecycle
 from tests.support.night_rows import judged_version
 from tests.support.production import within
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.process]
 
 TAG = "automations-under-test"
 SECRET = "s3cret-path"

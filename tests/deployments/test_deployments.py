@@ -32,6 +32,8 @@ from tests.conftest import free_port
 from tests.support.night import TRAPS, nightgate, set_traps, write_pipeline
 from tests.support.production import within
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 SCHEDULE = '\n[schedule]\ncron = "45 4 * * *"\ntimezone = "Europe/Berlin"\n'
 NIGHTGATE = [sys.executable, "-m", "nightgate.cli.app"]

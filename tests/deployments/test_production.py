@@ -22,6 +22,8 @@ from deployments.deploy import FLOW_ENVIRONMENT
 from flows.server_connection import SERVER_ENVIRONMENT
 from tests.conftest import free_port
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 ENV = (ROOT / ".env.example").read_text(encoding="utf-8")
 UNITS = sorted((ROOT / "deployments" / "systemd").glob("*.service"))

@@ -43,7 +43,7 @@ from tests.conftest import free_port
 from tests.support.night import TRAPS, command, set_traps, write_pipeline
 from tests.support.production import within
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.process]
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,7 +24,7 @@ from websockets.sync.client import connect
 from flows.server_connection import started_server
 from tests.conftest import csrf_headers
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.process]
 
 ROOT = Path(__file__).parents[2]
 EVIL = "http://evil.example"

@@ -14,7 +14,10 @@ from nightgate.errors import ModelError
 from tests.support import reviews
 from tests.support.seed_model import write_seed_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.process,
+]
 
 LABELS = ["1", "2", "3", "4", "5"]
 

@@ -19,7 +19,10 @@ from nightgate.training.protocol import EpochReport, TrainJob, TrainResult
 from nightgate.training.supervisor import train
 from tests.support.tiny import tiny_job
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+    pytest.mark.process,
+]
 
 
 def finish(job: TrainJob) -> tuple[list[EpochReport], TrainResult]:

@@ -18,6 +18,8 @@ from nightgate.engine.encoding import Encoded
 from nightgate.engine.forward import Packed, Padded
 from nightgate.engine.partition import cut
 
+pytestmark = pytest.mark.process
+
 LABELS, VOCABULARY, LONGEST = 5, 200, 60
 SHAPE = {
     "hidden_size": 48,

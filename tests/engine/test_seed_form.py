@@ -25,7 +25,10 @@ from nightgate.engine.step import Engine
 from tests.support import reviews
 from tests.support.seed_model import MODEL_PAD, SPARE_ROWS, TOKENIZER_PAD, TOKENS, write_seed_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.process,
+]
 
 LABELS = ("1", "2", "3", "4", "5")
 STEPS, BATCH = 12, 8

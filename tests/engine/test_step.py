@@ -22,7 +22,10 @@ from nightgate.engine.optimizer import learning_rates, make_optimizer
 from nightgate.engine.step import Engine, Wins
 from tests.support.tiny import write_tiny_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+    pytest.mark.process,
+]
 
 CPU = torch.device("cpu")
 LABELS = ("bad", "middling", "good")

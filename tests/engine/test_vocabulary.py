@@ -19,6 +19,8 @@ from transformers import (
 
 from nightgate.engine.vocabulary import LAST_PADDING_ID, TrimmedVocabulary, trim
 
+pytestmark = pytest.mark.process
+
 VOCABULARY = 120
 TEXTS = np.array([[2, 50, 90, 50, 3, 0], [2, 17, 3, 0, 0, 0]])
 SHAPE: dict[str, Any] = {

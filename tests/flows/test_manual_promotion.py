@@ -21,7 +21,7 @@ from nightgate.registry import freezes, versions
 from tests.registry.test_champions import register
 from tests.support.trained import write_trained_model
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.process]
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ from tests.support.night import NIGHT, write_pipeline
 from tests.support.stand_in import stand_in
 from tests.support.tiny import tiny_pipeline
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.process]
 
 PUBLISHED_HEADER = "| Training Loss | Epoch | Step | Validation Loss | Accuracy | F1 | Precision | Recall |"
 

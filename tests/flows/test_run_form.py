@@ -17,6 +17,8 @@ from nightgate.errors import ConfigurationError
 from nightgate.pipeline_files import check_pipeline
 from tests.support.tiny import tiny_pipeline
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:

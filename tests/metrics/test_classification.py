@@ -16,6 +16,8 @@ from nightgate.metrics.classification import score, slice_scores
 from nightgate.metrics.confusion import Scores, confusion_counts
 from nightgate.training.evaluate_metric import ClassificationScores, evaluated_scores
 
+pytestmark = pytest.mark.process
+
 
 def _random_case(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
     """True and predicted classes; some cases have absent classes, one class or one row."""

@@ -13,6 +13,8 @@ from nightgate.models.version_folder import Staging
 from nightgate.pipeline_files import check_pipeline
 from tests.support.trained import write_trained_model
 
+pytestmark = pytest.mark.process
+
 LABELS = ("bad", "fine", "good")
 PIPELINE = check_pipeline(
     {"name": "reviews", "data": {"source": {"kind": "sample"}, "labels": list(LABELS)}, "training": {"max_length": 16}},

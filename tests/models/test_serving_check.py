@@ -29,6 +29,8 @@ from nightgate.training import scoring
 from tests.support.night_rows import within
 from tests.support.trained import write_trained_model
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(serving_check.__file__).parents[2]
 LABELS = ("bad", "fine", "good")
 TEXTS = [f"{number} {'the lamp broke and it was never good ' * (1 + number % 4)}" for number in range(64)]

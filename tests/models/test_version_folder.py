@@ -14,6 +14,8 @@ from nightgate.errors import ModelError, StorageError
 from nightgate.models.version_folder import Staging, read_manifest, verify_version
 from tests.support.trained import write_trained_model
 
+pytestmark = pytest.mark.process
+
 LABELS = ("bad", "fine", "good")
 
 

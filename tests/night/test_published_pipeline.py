@@ -16,6 +16,8 @@ from nightgate.engine.base_models import load_classifier
 from tests.support.night import nightgate
 from tests.support.seed_model import SPARE_ROWS, TOKENS, write_seed_model
 
+pytestmark = pytest.mark.process
+
 TRAINED, EPOCHS, BATCH = 2000, 5, 16
 STEPS = TRAINED // BATCH
 ROWS = {"train": 2400, "validation": 400, "test": 500}

@@ -50,6 +50,8 @@ from tests.support.first_night import FirstNight, copy_first_night, first_night
 from tests.support.night import nightgate
 from tests.support.tiny import tiny_pipeline
 
+pytestmark = pytest.mark.process
+
 SHORT = {"training.epochs": 1, "data.source.rows_per_day": 15}
 
 

@@ -32,6 +32,8 @@ from tests.support import night_rows
 from tests.support.night import nightgate
 from tests.support.night_rows import judged_version, night, pipeline
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def healthy(home: Home) -> Home:

@@ -29,6 +29,8 @@ from benchmarks.workload import (
 )
 from nightgate import config
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -20,6 +20,8 @@ import pytest
 
 from tests.support.night import nightgate
 
+pytestmark = pytest.mark.process
+
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SURFACE: dict[str, Any] = json.loads((FIXTURES / "earlier_surface.json").read_text(encoding="utf-8"))
 

@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks.gpu import PARTS, main
 
+pytestmark = pytest.mark.process
+
 
 def rehearsal(*options: str) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("accelerate", reason="the stock Trainer needs it: pip install 'nightgate[bench]'")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 LAYERS = ["nightgate", "tasks", "flows", "deployments", "benchmarks"]
 """Each may import itself and those before it."""

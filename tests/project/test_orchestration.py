@@ -17,6 +17,8 @@ from nightgate.data.refresh import READ
 from nightgate.night.verdict import DECIDED
 from nightgate.training.supervisor import DEALT, LIFE
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -32,6 +32,8 @@ from nightgate.schedule import Night
 from tests.support import night_rows
 from tests.support.trained import write_trained_model
 
+pytestmark = pytest.mark.process
+
 LABELS = ("bad", "fine", "good")
 MONDAY = datetime(2026, 3, 2, 3, 15, tzinfo=UTC)
 SCORES = Scores(1200, 0.61, 0.6, 0.55, 0.6, 0.56, 0.61, 0.55)

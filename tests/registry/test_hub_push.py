@@ -23,6 +23,8 @@ from tests.support.handed_over import LABELS, write_version
 from tests.support.hub_server import TOKEN, Hub, hub_server
 from tests.support.trained import write_trained_model
 
+pytestmark = pytest.mark.process
+
 SENT = ["README.md", "config.json", "lineage.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
 

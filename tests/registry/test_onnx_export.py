@@ -22,6 +22,8 @@ from tests.support import night_rows
 from tests.support.handed_over import LABELS, write_version
 from tests.support.trained import write_trained_model
 
+pytestmark = pytest.mark.process
+
 
 @dataclass(frozen=True)
 class Exported:

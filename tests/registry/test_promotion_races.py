@@ -23,6 +23,8 @@ from nightgate.database.transactions import Database
 from nightgate.registry import champion_link
 from tests.support import night_rows
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

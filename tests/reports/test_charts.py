@@ -22,6 +22,8 @@ from nightgate.reports.pictures import Picture
 from nightgate.reports.training_diagnosis import EpochFacts
 from tests.support.night_rows import PUBLISHED
 
+pytestmark = pytest.mark.process
+
 EPOCHS = [EpochFacts(row[1], row[0], row[3], row[5]) for row in PUBLISHED]
 NASTY = '</text><script>alert(1)</script> $x_1$ #0b67b0 1.23456 "DejaVu Sans" & \x01\ud800 --> ]]>'
 

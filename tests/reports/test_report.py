@@ -43,6 +43,8 @@ from tests.support.report_facts import (
 )
 from tests.support.report_facts import pipeline as configured
 
+pytestmark = pytest.mark.process
+
 EVIL = (
     "<script>alert(1)</script><img src=x onerror=alert(2)> &lt; [a](javascript:alert(3)) ![b](http://x/y.png) "
     '`c` *d* _e_ ~~f~~ | g \\ </style></svg> " onload="alert(4)" \x00\ud800 $h$ {{ 7 * 7 }}'

@@ -19,6 +19,8 @@ from tests.support import judged_nights, night_rows, report_facts
 from tests.support.first_night import copy_first_night
 from tests.support.reviews import files, pipeline
 
+pytestmark = pytest.mark.process
+
 NIGHT = Night(datetime(2026, 3, 2).date(), "manual", datetime(2026, 3, 2, 3, 15, tzinfo=UTC))
 
 

@@ -45,6 +45,8 @@ from nightgate.training.protocol import EpochReport
 from nightgate.training.scoring import write_predictions
 from tests.support.night_rows import scores
 
+pytestmark = pytest.mark.process
+
 
 class Killed(BaseException):
     pass

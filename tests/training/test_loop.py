@@ -29,7 +29,10 @@ from nightgate.training.scoring import logits_of, mean_cross_entropy
 from tests.support.tiny import tiny_job, write_tiny_model
 
 # transformers 5 leaves the tokenizer's files to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+    pytest.mark.process,
+]
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,8 @@ from nightgate.training.scoring import score_models
 from tests.support.tiny import tiny_job
 from tests.support.trained import write_trained_model
 
+pytestmark = pytest.mark.process
+
 LABELS = ("bad", "middling", "good")
 
 

@@ -22,6 +22,8 @@ from nightgate.training.supervisor import train
 from tests.support.stand_in import stand_in
 from tests.support.tiny import tiny_pipeline
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ from nightgate.training.supervisor import score_models, train
 from tests.support.stand_in import stand_in
 from tests.support.tiny import tiny_job, write_tiny_model
 
+pytestmark = pytest.mark.process
+
 SLOW_EPOCHS: dict[str, Any] = {"rows": 700, "batch_size": 2}
 """Epochs of about a second, long enough for a kill."""
 
