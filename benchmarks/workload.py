@@ -147,7 +147,7 @@ def padded_tokens(lengths: Rows) -> Rows:
 def base_model(shape: Shape, folder: Path) -> Path:
     """The folder of the base model: the real one, or random weights, written to `folder` if missing."""
     if shape.real:
-        from nightgate.engine.base_models import resolve
+        from nightgate.engine.base_model_folder import resolve
 
         return resolve(L6)
     if not (folder / "config.json").exists():
@@ -177,7 +177,7 @@ def _lengths_text(lengths: Rows) -> str:
 def _words(shape: Shape, rng: np.random.Generator) -> NDArray[np.int64]:
     """Ids to draw from, the most frequent first."""
     if shape.real:
-        from nightgate.engine.base_models import resolve
+        from nightgate.engine.base_model_folder import resolve
 
         known = json.loads((resolve(L6) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
         ids = np.array([index for word, index in known.items() if word.isalpha() and len(word) > 1])

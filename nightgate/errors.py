@@ -165,3 +165,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         if error.errno not in remedies:
             raise
         raise StorageError(f"cannot write to {path}: {error.strerror}", next_step=remedies[error.errno]) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

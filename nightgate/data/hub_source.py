@@ -9,8 +9,8 @@ from typing import Any
 
 from nightgate import config
 from nightgate.config_types import canonical_label
-from nightgate.data.source_table import GIVEN_SPLIT, Table, check_columns, first_line, from_arrow
-from nightgate.errors import DataError, without_credentials
+from nightgate.data.source_table import GIVEN_SPLIT, Table, check_columns, from_arrow
+from nightgate.errors import DataError, first_line, without_credentials
 
 log = logging.getLogger(__name__)
 

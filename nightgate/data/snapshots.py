@@ -22,9 +22,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nightgate.data.source_table import first_line
 from nightgate.durable_files import sha256_of, sync
-from nightgate.errors import SnapshotError, storage_errors
+from nightgate.errors import SnapshotError, first_line, storage_errors
 
 log = logging.getLogger(__name__)
 

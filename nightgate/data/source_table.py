@@ -95,8 +95,3 @@ def quarantine_summary(quarantined: Sequence[Quarantined]) -> str:
         first = next(row for row in quarantined if row.reason == reason)
         parts.append(f"{count:,} {reason} ({first.origin}: {first.detail})")
     return f"; quarantined: {', '.join(parts)}" if parts else ""
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or the name of its type where it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -25,8 +25,8 @@ import zstandard
 from nightgate import config
 from nightgate.data.hub_source import read_hub
 from nightgate.data.sample_source import sample_reviews
-from nightgate.data.source_table import GIVEN_SPLIT, ORIGIN, Quarantined, Table, check_columns, first_line, from_arrow
-from nightgate.errors import DataError
+from nightgate.data.source_table import GIVEN_SPLIT, ORIGIN, Quarantined, Table, check_columns, from_arrow
+from nightgate.errors import DataError, first_line
 from nightgate.schedule import Night
 
 FORMATS = {

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed
 
-from nightgate.errors import CrashedError
+from nightgate.errors import CrashedError, first_line
 
 TIMEOUT = timedelta(minutes=10)
 """Limit of one exchange; loading and saving happen between two."""
@@ -50,9 +50,8 @@ class Group(World):
         try:
             distributed.all_reduce(flat)
         except RuntimeError as error:
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CrashedError(
-                f"one of the {self.size} training processes was lost: {first_line}",
+                f"one of the {self.size} training processes was lost: {first_line(error)}",
                 next_step="see the log of the process that ended, then run the same command again: "
                 "it resumes from the last checkpoint",
             ) from error

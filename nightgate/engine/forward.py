@@ -17,6 +17,7 @@ from nightgate.engine import packing
 from nightgate.engine.distributed import World
 from nightgate.engine.encoding import Encoded
 from nightgate.engine.partition import cut
+from nightgate.errors import first_line
 
 TOLERANCE = 1e-4
 """Largest difference between packed and stock logits, of weights in float32."""
@@ -110,8 +111,7 @@ def choose(model: Any, encoded: Encoded, *, pack: bool = True, cls_only: bool = 
         # The slower path would hide a lack of memory.
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return Padded(model, f"padded texts: packed ones do not run here ({first_line})")
+        return Padded(model, f"padded texts: packed ones do not run here ({first_line(error)})")
     if not difference <= TOLERANCE:
         return Padded(
             model,

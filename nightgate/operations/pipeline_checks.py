@@ -18,6 +18,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from nightgate.config import FilesSource, HubSource, Pipeline, Schedule
 from nightgate.data.sources import matching_files
+from nightgate.engine.base_model_folder import resolve
 from nightgate.errors import NightgateError, without_credentials
 from nightgate.operations.findings import Finding
 from nightgate.pipeline_files import load_pipeline, pipeline_files
@@ -71,7 +72,7 @@ def _needs_hub(pipeline: Pipeline) -> bool:
 
 
 def _on_hub(base_model: str) -> bool:
-    """Whether `base_models.resolve` takes this for a name on the hub."""
+    """Whether `base_model_folder.resolve` takes this for a name on the hub."""
     is_path = base_model.startswith(("package:", ".", "/", "~")) or base_model.count("/") > 1 or "\\" in base_model
     return not is_path and not Path(base_model).expanduser().exists()
 
@@ -80,10 +81,8 @@ def _base_model(pipeline: Pipeline, hub_problem: str) -> Finding:
     check, name = f"model {pipeline.name}", pipeline.training.base_model
     revision = pipeline.training.base_model_revision
     if not _on_hub(name):
-        from nightgate.engine import base_models  # imports torch, which takes seconds
-
         try:
-            return Finding("ok", check, f"{name}: {base_models.resolve(name)}")
+            return Finding("ok", check, f"{name}: {resolve(name)}")
         except NightgateError as error:
             return Finding("problem", check, error.reason, error.next_step)
     folder = _cached(name, revision, "model")

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from nightgate.config import Pipeline
-from nightgate.engine import base_models
+from nightgate.engine import base_model_folder, base_models
 from nightgate.engine.base_models import LoadedModel
 from nightgate.engine.encoding import Encoded, encode
 from nightgate.errors import DataError, ModelError
@@ -95,7 +95,7 @@ def _load_model(job: TrainJob, pipeline: Pipeline, report: Report) -> LoadedMode
         _check_labels(folder, pipeline)
     else:
         report("load", detail=f"finding {recipe.base_model}")
-        folder = base_models.resolve(recipe.base_model, recipe.base_model_revision, on_download)
+        folder = base_model_folder.resolve(recipe.base_model, recipe.base_model_revision, on_download)
         named = f"base_model {recipe.base_model!r}"
     report("load", detail="loading the model")
     seed_epoch(recipe.seed, 0)

@@ -17,7 +17,7 @@ from torch import nn
 
 from nightgate import cpu_threads
 from nightgate.config import Training
-from nightgate.engine import base_models, devices
+from nightgate.engine import base_model_folder, base_models, devices
 from nightgate.engine.encoding import CHUNK, encode
 from nightgate.engine.optimizer import learning_rates, make_optimizer
 from nightgate.errors import ModelError, NonFiniteLossError, SnapshotError
@@ -349,7 +349,7 @@ def test_logits_are_in_the_order_of_rows_for_every_batch_size(loaded: base_model
 
 
 def test_a_package_holds_a_base_model() -> None:
-    folder = base_models.resolve("package:numpy/typing")
+    folder = base_model_folder.resolve("package:numpy/typing")
     assert folder.name == "typing"
     assert folder.is_dir()
 
@@ -372,7 +372,7 @@ def test_a_base_model_that_cannot_be_found_is_an_error_that_names_it(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pyproject.toml").touch()
     with pytest.raises(ModelError) as caught:
-        base_models.resolve(base_model)
+        base_model_folder.resolve(base_model)
     assert repr(base_model) in caught.value.reason
     assert next_step in caught.value.next_step
 
