@@ -61,7 +61,8 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, session_root: P
     """No setting of the developer's reaches a test; the home is `tmp_path/home`. Gives that path."""
     del session_root  # read before the scrubbing below
     for name in list(os.environ):
-        if name.startswith("NIGHTGATE_"):
+        # What `serve` and the worker set for their runs would keep the checkout from this test's own processes.
+        if name.startswith("NIGHTGATE_") or name == "PYTHONSAFEPATH":
             monkeypatch.delenv(name)
     monkeypatch.setenv("NIGHTGATE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"

@@ -250,7 +250,7 @@ def test_without_a_server_deploy_names_the_address_and_the_next_step() -> None:
     ):
         deploy(["sample"])
     assert away in str(refused.value)
-    assert "prefect server start" in str(refused.value)
+    assert "nightgate serve" in str(refused.value)
 
 
 # --- slow: whole processes ---

@@ -81,12 +81,12 @@ def test_a_promotion_succeeds_although_the_link_cannot_be_written(
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert str(link) in warning
     assert "nightgate reconcile" in warning
-    [finding] = list(database_checks._pointers(database, database.home))
+    [finding] = list(database_checks._champion_links(database, database.home))
     assert (finding.status, finding.remedy) == ("warning", "nightgate reconcile")
     assert finding.found == champion_link.disagreement(database, database.home, "reviews")
     link.rmdir()
     assert "missing" in champion_link.update(database, "reviews")
-    assert list(database_checks._pointers(database, database.home)) == []
+    assert list(database_checks._champion_links(database, database.home)) == []
 
 
 def test_a_full_disk_is_a_storage_error(database: Database, link: Path, monkeypatch: pytest.MonkeyPatch) -> None:
