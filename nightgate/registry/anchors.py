@@ -1,7 +1,8 @@
-"""The anchor: a version that no candidate may be worse than, scored every night beside the champion.
+"""The anchor: the reference version to which every candidate must be non-inferior, scored beside the champion.
 
-It moves in the transaction of a promotion, and only to a version that is significantly better than it: champions that
-are each a little worse than the one before cannot add up to a decline.
+It moves in the transaction of a promotion, to a version that is significantly better than it: champions that are each a
+little worse than the one before cannot add up to a decline. It also moves on request, where there is none or its labels
+differ, and back with a rollback.
 """
 
 from __future__ import annotations

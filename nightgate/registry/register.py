@@ -60,8 +60,6 @@ class Candidate:
 def register_candidate(db: Database, home: Home, candidate: Candidate) -> VersionRow:
     """Make the candidate a numbered version, promoted or held. Idempotent: the same run gets the same version.
 
-    The caller holds the pipeline's lock.
-
     Raises:
         ModelError: the trained folder is incomplete, or this run's version exists already and is damaged.
         StorageError: the disk is full, read-only or not ours; no version is left behind.

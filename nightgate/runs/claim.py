@@ -1,4 +1,4 @@
-"""How a run begins: a night gets a new run or a new attempt at an old one, or there is a reason for neither."""
+"""Claim a night: open a new run, resume an old one as its next attempt, or record why neither happens."""
 
 from __future__ import annotations
 
