@@ -12,7 +12,6 @@ replaying have not been run on a GPU yet: NIGHTGATE_CUDA_GRAPHS=1 turns graphs o
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,10 +26,10 @@ from nightgate.engine.devices import Picked
 from nightgate.engine.encoding import Encoded
 from nightgate.engine.forward import Rows
 from nightgate.engine.packing import PackedBatch, PackedClassifier
+from nightgate.settings import read_settings
 
 log = logging.getLogger(__name__)
 
-SETTING = "NIGHTGATE_CUDA_GRAPHS"
 BUCKET = 128
 """Tokens; at most the model's maximum length."""
 STAGING_BUFFERS = 4
@@ -58,8 +57,8 @@ class _Bucket:
 
 
 def are_wanted(device: torch.device) -> bool:
-    """Whether NIGHTGATE_CUDA_GRAPHS is 1 and the device is a GPU."""
-    return device.type == "cuda" and os.environ.get(SETTING, "") == "1"
+    """Whether the setting `cuda_graphs` is on and the device is a GPU."""
+    return device.type == "cuda" and read_settings().cuda_graphs
 
 
 class StepGraphs:

@@ -39,7 +39,6 @@ def _end(run: NightRun, scored: Scored, judged: Judged, version: int) -> RunRow:
 
 
 def _promote(run: NightRun, scored: Scored, judged: Judged, version: int) -> RunRow:
-    measured = judged.decision.measured
     try:
         promotion.promote_candidate(
             run.db,
@@ -50,7 +49,7 @@ def _promote(run: NightRun, scored: Scored, judged: Judged, version: int) -> Run
             run_id=run.run_id,
             attempt=run.attempt,
             reason=judged.decision.reason,
-            moves_anchor=measured is not None and measured.moves_anchor,
+            moves_anchor=judged.decision.measured.moves_anchor,
         )
     except PromotionLostError as error:
         # Not a failure of this night: a person moved the champion or the anchor after it was scored.

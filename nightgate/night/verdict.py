@@ -28,7 +28,6 @@ def judge(run: NightRun, snapshot: Snapshot, trained: Trained, scored: Scored, s
     began = time.monotonic()
     decision = decide(evidence, run.pipeline.gate)
     log.info(DECIDED, time.monotonic() - began)
-    assert decision.measured is not None, "there are rows and predictions"
     assert evidence.candidate.predictions is not None, "a candidate is always scored"
     window = decision.measured.window
     frame, names = snapshot.rows("test")[window], run.pipeline.data.label_names

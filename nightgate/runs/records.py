@@ -207,12 +207,12 @@ def record_decision(
         evidence: for the joint outcomes; None if nothing could be measured.
         scores: of the candidate on the rows of the verdict.
     """
-    outcomes = joint_outcomes(evidence, decision.measured) if evidence and decision.measured else []
+    outcomes = joint_outcomes(evidence, decision.measured) if evidence else []
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
         run.verdict, run.reason = decision.verdict, decision.reason
-        if evidence is not None and decision.measured is not None:
+        if evidence is not None:
             _add_measured(run, evidence, decision.measured, scores)
         if session.scalar(_count(GateCheck, run_id=run_id, attempt=attempt)):
             return
