@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo
 
-from cronsim import CronSim
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nightgate.config_types import Column, Cron, Duration, Label, Size, Timezone, canonical_label
+from nightgate.cron import instants
 
 
 class Section(BaseModel):
@@ -269,7 +268,7 @@ class Schedule(Section):
     """When nights start: at most once per date."""
 
     cron: Cron = "15 3 * * *"
-    """Five fields: minute, hour, day of month, month, day of week."""
+    """Five fields: minute, hour, day of month, month, day of week. Where both days are given, either is enough."""
     timezone: Timezone = "UTC"
     """Timezone of the cron; a night is a date in it."""
     max_skips: int = Field(default=6, ge=0, le=1000)
@@ -345,5 +344,4 @@ class Pipeline(Section):
 
     def next_night(self, after: datetime) -> datetime:
         """The scheduled instant (aware, UTC) that follows `after` (aware)."""
-        zone = ZoneInfo(self.schedule.timezone)
-        return next(CronSim(self.schedule.cron, after.astimezone(zone))).astimezone(UTC)
+        return next(instants(self.schedule.cron, self.schedule.timezone, after))

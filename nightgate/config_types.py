@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import date, datetime, timedelta
-from functools import cache, lru_cache
+from datetime import timedelta
+from functools import cache
 from typing import Annotated
 from zoneinfo import available_timezones
 
-from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, Field
+
+from nightgate.cron import check_nightly
 
 
 @cache
@@ -31,28 +32,8 @@ def _duration(text: str) -> str:
     return text
 
 
-@lru_cache  # it goes through a year of firings, and a night reads its pipeline several times
-def _nightly(cron: str) -> str:
-    if len(cron.split()) != 5:
-        raise ValueError(f"{cron!r} is not a cron of five fields, such as '15 3 * * *' for 03:15 every night")
-    try:
-        # 400 firings of a nightly cron span more than a year, leap days and all.
-        firings = CronSim(cron, datetime(2027, 1, 1))
-        previous: date | None = None
-        for _, firing in zip(range(400), firings, strict=False):
-            if firing.date() == previous:
-                raise ValueError(
-                    f"{cron!r} fires more than once on {previous}: there is one scheduled night per date; "
-                    "use one minute and one hour, such as '15 3 * * *'"
-                )
-            previous = firing.date()
-    except CronSimError as error:
-        raise ValueError(f"{cron!r} is not a cron: {error}; '15 3 * * *' is 03:15 every night") from error
-    return cron
-
-
 Timezone = Annotated[str, AfterValidator(_known_timezone)]
-Cron = Annotated[str, AfterValidator(_nightly)]
+Cron = Annotated[str, AfterValidator(check_nightly)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 Label = Annotated[str, Field(max_length=100)] | int

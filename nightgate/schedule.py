@@ -10,9 +10,8 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim
-
 from nightgate.config import Schedule
+from nightgate.cron import instants
 from nightgate.errors import ConfigurationError
 
 Trigger = Literal["schedule", "manual", "backfill", "retry"]
@@ -48,13 +47,13 @@ def chosen_night(schedule: Schedule, chosen: date, now: datetime | None = None) 
     """
     zone = ZoneInfo(schedule.timezone)
     midnight = datetime.combine(chosen, time(), tzinfo=zone)
-    firing = next(CronSim(schedule.cron, midnight - timedelta(minutes=1)))
-    if firing.date() != chosen:
+    instant = next(instants(schedule.cron, schedule.timezone, midnight.astimezone(UTC) - timedelta(seconds=1)))
+    found = instant.astimezone(zone).date()
+    if found != chosen:
         raise ConfigurationError(
             f"the schedule {schedule.cron!r} ({schedule.timezone}) has no night on {chosen}",
-            next_step=f"choose a date on which it fires; the next one is {firing.date()}",
+            next_step=f"choose a date on which it fires; the next one is {found}",
         )
-    instant = firing.astimezone(UTC)
     if instant > (now or datetime.now(UTC)):
         raise ConfigurationError(
             f"the night of {chosen} begins at {instant:%Y-%m-%d %H:%M} UTC, which is in the future",

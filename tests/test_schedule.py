@@ -34,8 +34,14 @@ def test_a_manual_run_belongs_to_today_in_the_schedules_timezone_with_data_up_to
         pytest.param(
             Schedule(cron="30 2 * * *", timezone="Europe/Berlin"),
             date(2026, 3, 29),
-            datetime(2026, 3, 29, 1, 0, tzinfo=UTC),
+            datetime(2026, 3, 29, 0, 30, tzinfo=UTC),
             id="an hour that daylight saving skips",
+        ),
+        pytest.param(
+            Schedule(cron="15 3 */2 * 1"),
+            date(2026, 5, 27),
+            datetime(2026, 5, 27, 3, 15, tzinfo=UTC),
+            id="an odd day that is no Monday",
         ),
     ],
 )

@@ -12,11 +12,11 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import httpx
 import huggingface_hub
-from cronsim import CronSim
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from nightgate.config import FilesSource, HubSource, Pipeline, Schedule
+from nightgate.cron import started_at, wall_times
 from nightgate.data.sources import matching_files
 from nightgate.engine.base_model_folder import resolve
 from nightgate.errors import NightgateError, without_credentials
@@ -168,14 +168,12 @@ def _daylight(schedule: Schedule, after: datetime, *, skipped: bool) -> str:
     """Describe the first night in a skipped (or repeated) hour; '' if there is none."""
     zone = ZoneInfo(schedule.timezone)
     start = after.astimezone(zone).replace(tzinfo=None)
-    # Without a timezone the cron gives times of the clock on the wall, including those that it skips.
-    for firing in CronSim(schedule.cron, start):
+    for firing in wall_times(schedule.cron, start):
         if firing - start > DAYS:
             return ""
         earlier, later = (firing.replace(tzinfo=zone, fold=fold).utcoffset() or timedelta() for fold in (0, 1))
         if earlier < later and skipped:
-            # Prefect 3.8 counts back from the new time.
-            starts = (firing - later).replace(tzinfo=UTC).astimezone(zone)
+            starts = started_at(firing, zone).astimezone(zone)
             missing = f"{firing:%H:%M} does not exist on {firing.date()} ({schedule.timezone}), when clocks go forward"
             if starts.date() == firing.date():
                 return f"{missing}: Prefect starts that night at {starts:%H:%M}"

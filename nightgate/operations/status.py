@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import Any, Literal
-from zoneinfo import ZoneInfo
 
 import pandas as pd
 import sqlalchemy as sa
-from cronsim import CronSim
 from sqlalchemy.orm import Session
 
 from nightgate.config import Pipeline
+from nightgate.cron import instants
 from nightgate.database.queries import tidy
 from nightgate.database.schema import Attempt, Epoch, Run
 from nightgate.database.transactions import Database
@@ -116,10 +115,8 @@ def last_due(pipeline: Pipeline, before: datetime) -> datetime | None:
 
 def due_between(pipeline: Pipeline, after: datetime, before: datetime) -> list[datetime]:
     """Instants of the cron between two others, in UTC; all are aware."""
-    zone = ZoneInfo(pipeline.schedule.timezone)
-    instants = (firing.astimezone(UTC) for firing in CronSim(pipeline.schedule.cron, after.astimezone(zone)))
-    # CronSim works in whole minutes, so that it may begin before `after`.
-    return [instant for instant in takewhile(lambda instant: instant < before, instants) if instant > after]
+    found = instants(pipeline.schedule.cron, pipeline.schedule.timezone, after)
+    return list(takewhile(lambda instant: instant < before, found))
 
 
 # --- running and waiting ---
