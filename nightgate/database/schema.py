@@ -16,7 +16,7 @@ from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of,
 
 METADATA = Base.metadata
 """All tables, including those of the gate."""
-HEAD = "0005"
+HEAD = "0006"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -148,6 +148,9 @@ class Attempt(Base):
     host: Mapped[str]
     pid: Mapped[int]
     owner_started: Mapped[datetime | None]
+    """When its process began, by the clock as it was set then."""
+    owner_ticks: Mapped[int | None] = mapped_column(sa.BigInteger)
+    """Clock ticks from the boot to the start of its process; NULL: of an earlier version, or not on Linux."""
     process_space: Mapped[str | None]
     """Boot id and pid namespace in which the pid is valid."""
     heartbeat_at: Mapped[datetime | None]

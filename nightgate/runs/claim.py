@@ -16,7 +16,7 @@ from nightgate.database.transactions import Database
 from nightgate.errors import DataError, SnapshotError
 from nightgate.provenance import code_version
 from nightgate.runs.lifecycle import attempt_of, end, fail_dead_runs, lock_pipeline
-from nightgate.runs.liveness import Owner
+from nightgate.runs.liveness import Owner, now
 from nightgate.runs.run_row import RunRow, run_row
 from nightgate.schedule import Night
 
@@ -170,7 +170,7 @@ def _open_new(session: Session, claim: _Claim, refused: str) -> Run:
     )
     session.add(run)
     session.flush()
-    session.add(_new_attempt(run, claim))
+    session.add(_new_attempt(session, run, claim))
     if refused:
         session.flush()
         end(session, run, "superseded", claim.moment, refused)
@@ -226,7 +226,7 @@ def _resume(session: Session, run: Run, claim: _Claim) -> None:
     run.prefect_flow_run_id = claim.prefect_flow_run_id
     run.code_version = code_version()
     session.flush()
-    session.add(_new_attempt(run, claim))
+    session.add(_new_attempt(session, run, claim))
 
 
 def _is_ours(session: Session, run: Run, claim: _Claim) -> bool:
@@ -272,7 +272,7 @@ def new_run(
     )
 
 
-def _new_attempt(run: Run, claim: _Claim) -> Attempt:
+def _new_attempt(session: Session, run: Run, claim: _Claim) -> Attempt:
     owner = claim.owner
     return Attempt(
         run_id=run.run_id,
@@ -282,7 +282,9 @@ def _new_attempt(run: Run, claim: _Claim) -> Attempt:
         host=owner.host,
         pid=owner.pid,
         owner_started=owner.started,
+        owner_ticks=owner.ticks,
         process_space=owner.space,
+        heartbeat_at=now(session),
         code_version=code_version(),
         prefect_flow_run_id=run.prefect_flow_run_id,
         started_at=claim.moment,

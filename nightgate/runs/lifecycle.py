@@ -150,7 +150,10 @@ def fail_dead_runs(session: Session, pipeline_name: str, moment: datetime, *, gi
     failed = []
     clock = now(session)
     for run in running:
-        reason = cause_of_death(attempt_of(session, run), clock)
+        attempt = attempt_of(session, run)
+        if attempt.heartbeat_at is not None and attempt.heartbeat_at > clock:
+            attempt.heartbeat_at = clock  # the clock was set back: the silence counts from now on
+        reason = cause_of_death(attempt, clock)
         if not reason and given_up is not None and run.prefect_flow_run_id == given_up:
             reason = f"a retry took over from attempt {run.attempt}, which Prefect had given up"
         if not reason:

@@ -1,8 +1,10 @@
 """Detect whether the process that works on an attempt is alive.
 
-A process of this machine is looked up, so its death is known at once. A process of another machine or container counts
-as dead when the heartbeat in its attempt's row is older than `LEASE`. A false alarm does no harm: the writes of a
-process that was given up are refused, see `nightgate.runs.lifecycle.fenced`.
+A process of this machine and container is looked up: its death is known at once, and while it exists it lives, however
+the clock was set or the machine suspended. It is identified by boot, pid namespace, pid and the clock ticks from the
+boot to its start. A process elsewhere counts as dead when its last heartbeat is older than `LEASE`, both by the clock
+of `now`. A false alarm does no harm: the writes of a process that was given up are refused, see
+`nightgate.runs.lifecycle.fenced`.
 """
 
 from __future__ import annotations
@@ -27,9 +29,6 @@ BEAT_SECONDS = 15.0
 LEASE = timedelta(seconds=120)
 """Eight missed heartbeats: survives a database that is away for a minute, and a machine that swaps."""
 
-_CLOCK_STEP = timedelta(seconds=2)
-"""Tolerance for a process's start time, which shifts when the clock is set."""
-
 
 @dataclass(frozen=True)
 class Owner:
@@ -38,14 +37,22 @@ class Owner:
     host: str
     pid: int
     started: datetime
-    """Aware. Distinguishes a reused pid from the original process."""
+    """Aware, by the clock as it is set now: a later setting of the clock changes it."""
     space: str = ""
     """The `process_space` of the pid."""
+    ticks: int | None = None
+    """The `start_ticks` of the pid, by which a reused pid is not taken for this process."""
 
     @classmethod
     def here(cls) -> Owner:
-        started = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
-        return cls(socket.gethostname(), os.getpid(), started, process_space())
+        """This process."""
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Owner:
+        """A process of this machine and container that exists."""
+        started = datetime.fromtimestamp(psutil.Process(pid).create_time(), UTC)
+        return cls(socket.gethostname(), pid, started, process_space(), start_ticks(pid))
 
 
 @cache
@@ -56,6 +63,16 @@ def process_space() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
     return f"{boot}/{namespace}"
+
+
+def start_ticks(pid: int) -> int | None:
+    """Clock ticks from the machine's boot to the start of a process; None without Linux's /proc."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # Field 22; the name, which is field 2, may hold spaces and parentheses.
+    return int(stat.rpartition(b")")[2].split()[19])
 
 
 def now(session: Session) -> datetime:
@@ -69,22 +86,32 @@ def cause_of_death(attempt: Attempt, moment: datetime) -> str:
     """Why the attempt's process counts as dead; '' if it is alive. `moment` is `now(session)`."""
     named = f"its process (pid {attempt.pid} on {attempt.host})"
     is_here = (attempt.host, attempt.process_space) == (socket.gethostname(), process_space())
-    if is_here and not _lives(attempt.pid, attempt.owner_started):
+    lives = _lives(attempt) if is_here else None
+    if lives is False:
         return f"{named} ended unexpectedly in attempt {attempt.attempt}"
     silent = moment - (attempt.heartbeat_at or attempt.started_at)
-    if silent > LEASE:
+    if lives is None and silent > LEASE:
         return f"{named} has sent no heartbeat for {naturaldelta(silent)} in attempt {attempt.attempt}"
     return ""
 
 
-def _lives(pid: int, started: datetime | None) -> bool:
+def _lives(attempt: Attempt) -> bool | None:
+    """Whether the attempt's process still exists; None where that is not known, or does not tell."""
     try:
-        process = psutil.Process(pid)
+        process = psutil.Process(attempt.pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
         begun = datetime.fromtimestamp(process.create_time(), UTC)
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
-        return True
-    return started is None or abs(begun - started) <= _CLOCK_STEP
+        return None
+    ticks = start_ticks(attempt.pid)
+    if None not in (ticks, attempt.owner_ticks):
+        lives = ticks == attempt.owner_ticks
+    elif attempt.owner_started is not None and abs(begun - attempt.owner_started) < timedelta(seconds=2):
+        lives = True
+    else:
+        return None  # the pid was used again, or the clock was set
+    # This process, such as a notebook, may outlive a night whose end could not be recorded.
+    return None if lives and attempt.pid == os.getpid() else lives
