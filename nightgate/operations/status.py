@@ -219,10 +219,10 @@ def _unapproved(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
 
 def _last_nights(db: Database) -> Iterator[dict[str, Any]]:
     query = (
-        "SELECT n.pipeline, n.night, n.status, n.run_id, n.model_version, n.test_f1, n.f1_delta, "
-        "n.started_at AS since, n.finished_at AS until, n.reason, n.next_step FROM nights AS n "
-        "WHERE n.night = (SELECT MAX(x.night) FROM nights AS x "
-        "WHERE x.pipeline = n.pipeline AND x.status NOT IN ('running', 'waiting')) ORDER BY n.pipeline"
+        "SELECT pipeline, night, status, run_id, model_version, test_f1, f1_delta, started_at AS since, "
+        "finished_at AS until, reason, next_step FROM ("
+        "SELECT n.*, ROW_NUMBER() OVER (PARTITION BY n.pipeline ORDER BY n.night DESC) AS place FROM nights AS n "
+        "WHERE n.status NOT IN ('running', 'waiting')) AS ended WHERE place = 1 ORDER BY pipeline"
     )
     for row in tidy(db.frame(query)).to_dict("records"):
         yield {"section": "last_night"} | {str(key): None if pd.isna(value) else value for key, value in row.items()}

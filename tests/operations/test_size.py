@@ -1,0 +1,91 @@
+"""Commands that read, on ten pipelines with two years of nights: time grows with the rows, not with their square."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from nightgate.analysis.comparison import compare
+from nightgate.analysis.replay import judged_runs
+from nightgate.database import queries, schema
+from nightgate.database.transactions import Database
+from nightgate.operations import database_checks, integrity_checks
+from nightgate.operations.status import status
+from nightgate.registry.champions import resolve_version
+from nightgate.reports.facts import gather
+from tests.support.years import insert_nights
+
+pytestmark = [pytest.mark.slow, pytest.mark.process]
+
+PIPELINES, NIGHTS = 10, 730
+SECONDS = 10.0
+"""Bound of every command at full size: all took less than 1 s on two quiet cores, `status` 58 s before revision 0007.
+Wide, because other work may slow the machine down."""
+GROWTH = 30
+"""Bound of the time at full size by that at a tenth: 10 where it is linear, 100 where it is quadratic."""
+UNNOTICED = 0.5
+"""Seconds below which the ratio says nothing."""
+
+
+def commands(database: Database, name: str) -> dict[str, Callable[[], Any]]:
+    def compared() -> Any:
+        return compare(database, *(resolve_version(database, name, version) for version in ("1", "champion")))
+
+    run = f"{name}-0010"
+    return {
+        "status": lambda: status(database),
+        "history": lambda: queries.history(name),
+        "history --since": lambda: queries.history(name, since=date(2026, 3, 10)),
+        "history --epochs": lambda: queries.history(name, epochs=True),
+        "history --epochs --since": lambda: queries.history(name, epochs=True, since=date(2026, 3, 2)),
+        "history --slices": lambda: queries.history(name, slices=True),
+        "history --slices --since": lambda: queries.history(name, slices=True, since=date(2026, 3, 2)),
+        "history --run": lambda: queries.history(name, run=run, slices=True),
+        "champion": lambda: queries.champion(name),
+        "champion --at": lambda: queries.champion(name, datetime(2026, 3, 20, tzinfo=UTC)),
+        "versions": lambda: queries.versions(name),
+        "compare": compared,
+        "gate replay": lambda: judged_runs(database, name),
+        "the summary of a night": lambda: gather(database.home, run, snapshots=False),
+        "doctor, database": database_checks.examine,
+        "doctor, integrity": lambda: list(integrity_checks.examine()),
+    }
+
+
+def measured(database: Database, name: str) -> dict[str, float]:
+    """The best of three times of every command."""
+    found = {}
+    for command, read in commands(database, name).items():
+        times = []
+        for _ in range(3):
+            begun = time.monotonic()
+            assert read() is not None
+            times.append(time.monotonic() - begun)
+        found[command] = min(times)
+    return found
+
+
+def test_every_command_that_reads_is_linear_in_the_nights(database: Database) -> None:
+    name, *_ = insert_nights(database, pipelines=PIPELINES, nights=NIGHTS // 10)
+    tenth = measured(database, name)
+
+    def clear(session: sa.orm.Session) -> None:
+        for table in reversed(schema.METADATA.sorted_tables):
+            if table.name != "setting":
+                session.execute(table.delete())
+
+    database.write(clear)
+    insert_nights(database, pipelines=PIPELINES, nights=NIGHTS)
+    assert len(queries.history(name)) == NIGHTS
+    assert len(status(database)) == 2 * PIPELINES
+    full = measured(database, name)
+    shown = "\n".join(f"{command}: {tenth[command]:.3f} s, {full[command]:.3f} s" for command in full)
+    print(f"\n{database.dialect}\n{shown}")
+    slow = [command for command, seconds in full.items() if seconds > max(UNNOTICED, GROWTH * tenth[command])]
+    assert slow == [], shown
+    assert max(full.values()) < SECONDS, shown
