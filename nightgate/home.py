@@ -65,20 +65,27 @@ def home_path(root: str | Path | None = None) -> Path:
 def existing_home(root: str | Path | None = None) -> Home:
     """Open a home that exists: a reader in the wrong folder gets an error instead of a new, empty home.
 
+    It is only read: this user need not have the right to write to it.
+
     Raises:
         RegistryError: there is no home.
-        StorageError: the home cannot be read or written, or its `home.json` is damaged.
+        StorageError: the home cannot be read, or its `home.json` is damaged.
     """
     path = home_path(root)
-    with storage_errors(path):
-        is_missing = not (path / "home.json").is_file()
-        is_in_the_way = path.exists() and not path.is_dir()
-    if is_missing and not is_in_the_way:
+    try:
+        return _read(path)
+    except NotADirectoryError as error:
+        raise _in_the_way(path) from error
+    except FileNotFoundError as error:
         raise RegistryError(
             f"there is no home of Nightgate at {path}",
             next_step="go to the folder that holds .nightgate/, or set NIGHTGATE_HOME; `nightgate run` creates a home",
-        )
-    return open_home(path)
+        ) from error
+    except PermissionError as error:
+        raise StorageError(
+            f"the home {path} cannot be read: {error.strerror}",
+            next_step="give this user the right to read it, or set NIGHTGATE_HOME to another",
+        ) from error
 
 
 def home_for_reading() -> Home:
@@ -86,7 +93,7 @@ def home_for_reading() -> Home:
 
     Raises:
         RegistryError: there is no home, and no other database.
-        StorageError: the home cannot be read or written, or its `home.json` is damaged.
+        StorageError: the home cannot be read, or its `home.json` is damaged.
     """
     path = home_path()
     if read_settings().database_url and not path.exists():
@@ -106,10 +113,7 @@ def open_home(root: str | Path | None = None) -> Home:
             for folder in ("snapshots", "runs", "models"):
                 (path / folder).mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
-            raise StorageError(
-                f"{path} cannot be the home: a file or a broken link is in the way",
-                next_step="set NIGHTGATE_HOME to a folder",
-            ) from error
+            raise _in_the_way(path) from error
         marker = path / "home.json"
         if not marker.exists():
             # A hard link fails if the name exists: two processes that create the home at once read the same id.
@@ -121,11 +125,21 @@ def open_home(root: str | Path | None = None) -> Home:
                 pass
             finally:
                 draft.unlink()
-        try:
-            home_id = str(json.loads(marker.read_text(encoding="utf-8"))["id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"{marker} is damaged: it must hold the home's id",
-                next_step="restore it; the database has the id: SELECT value FROM setting WHERE key = 'home_id'",
-            ) from error
-    return Home(root=path, id=home_id)
+        return _read(path)
+
+
+def _read(path: Path) -> Home:
+    marker = path / "home.json"
+    try:
+        return Home(root=path, id=str(json.loads(marker.read_text(encoding="utf-8"))["id"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{marker} is damaged: it must hold the home's id",
+            next_step="restore it; the database has the id: SELECT value FROM setting WHERE key = 'home_id'",
+        ) from error
+
+
+def _in_the_way(path: Path) -> StorageError:
+    return StorageError(
+        f"{path} cannot be the home: a file or a broken link is in the way", next_step="set NIGHTGATE_HOME to a folder"
+    )

@@ -207,12 +207,17 @@ def replay(
 
 
 def _save(home: Home, pipeline: str, picture: Picture) -> None:
-    """Write a picture to `reports/<pipeline>/<name>.svg` in the home."""
+    """Write a picture to `reports/<pipeline>/<name>.svg` in the home, if this user may."""
     from nightgate.durable_files import write_whole
+    from nightgate.errors import StorageError
 
     path = home.root / "reports" / pipeline / f"{picture.name}.svg"
-    write_whole(path, picture.svg.encode())
-    typer.echo(f"picture: {path}", err=True)
+    try:
+        write_whole(path, picture.svg.encode())
+    except StorageError as error:
+        typer.echo(f"no picture: {error.reason}", err=True)
+    else:
+        typer.echo(f"picture: {path}", err=True)
 
 
 def _show_comparison(found: Comparison, output: Format) -> None:

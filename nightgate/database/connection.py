@@ -6,12 +6,13 @@ No message and no chained exception contains a password.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, quote_plus
 
 import sqlalchemy as sa
@@ -20,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemy
 from sqlalchemy.pool import NullPool
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
+from nightgate.database.failures import Failure, postgresql_failure, sqlite_failure
 from nightgate.errors import DatabaseError
 from nightgate.home import Home
 from nightgate.settings import read_settings
@@ -31,7 +33,6 @@ LOCK_SECONDS = 5
 """Seconds that one try waits for a lock."""
 IDLE_SECONDS = 60
 """Seconds after which PostgreSQL ends a silent client's transaction; its locks would last for hours otherwise."""
-UPGRADE = "run `nightgate db upgrade`"
 
 
 # --- URLs ---
@@ -112,9 +113,16 @@ def make_engine(url: str | URL, *, create: bool = False, foreign_keys: bool = Tr
     try:
         if url.get_backend_name() == "sqlite":
             target = _sqlite_target(url, create=create)
+
+            def connect() -> sqlite3.Connection:
+                # Only now: whether others may be writing changes with time.
+                immutable = "&immutable=1" if unchanging(url) else ""
+                uri = f"{target}{immutable}"
+                return sqlite3.connect(uri, timeout=LOCK_SECONDS, uri=True, check_same_thread=False)
+
             engine = sa.create_engine(
                 "sqlite://",
-                creator=lambda: sqlite3.connect(target, timeout=LOCK_SECONDS, uri=True, check_same_thread=False),
+                creator=connect,
                 poolclass=NullPool,
                 hide_parameters=True,
             )
@@ -136,6 +144,21 @@ def sqlite_path(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
     return Path(url.database.removeprefix("file:")).expanduser().absolute()
+
+
+def unchanging(url: URL) -> tuple[int, int] | None:
+    """Time and size of a SQLite file that this user cannot write and that no one has open; None for any other database.
+
+    SQLite reads a file in WAL mode only with files beside it, which such a user cannot make, or as immutable. A read as
+    immutable is valid if this value is the same before and after it.
+    """
+    path = sqlite_path(url)
+    if path is None or os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK):
+        return None
+    if Path(f"{path}-wal").exists():
+        return None
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 def _sqlite_target(url: URL, *, create: bool) -> str:
@@ -186,101 +209,19 @@ def _prepare_postgresql(engine: Engine) -> None:
 # --- failures ---
 
 
-class _Failure(NamedTuple):
-    message: str
-    """With {name} for the database and {detail} for the driver's own words."""
-    next_step: str
-    transient: bool = False
-    """It may pass, so that another try makes sense."""
-
-
-_AGAIN = "then run the same command again"
-_READ_ONLY = _Failure("{name} is read-only", "give this user the right to write it, or correct NIGHTGATE_DATABASE_URL")
-_FULL = _Failure("the disk of {name} is full", f"free some space there, {_AGAIN}")
-_OUTDATED = _Failure("{name} lacks a table or column of this version: {detail}", UPGRADE)
-_OCCUPIED = _Failure(
-    "{name} has another object of that name: {detail}", "give Nightgate a database or schema of its own"
-)
-_UNAVAILABLE = _Failure("{name} is not available: {detail}", f"check its server, {_AGAIN}", True)
-_REFUSED = _Failure(
-    "{name} refuses the connection: {detail}", "check user, password and database in NIGHTGATE_DATABASE_URL"
-)
-_BUSY = _Failure("{name} is locked by another process", f"end the process that holds it, {_AGAIN}", True)
-_DAMAGED = _Failure(
-    "{name} is not a SQLite database, or it is damaged: {detail}",
-    f"restore it from a backup, or move it away and {UPGRADE} for an empty one",
-)
-
-_POSTGRESQL_FAILURES = {
-    "25006": _READ_ONLY,
-    "42501": _Failure("{name} forbids this: {detail}", "grant this user the right, or use another user in the URL"),
-    "53100": _FULL,
-    **dict.fromkeys(("42P01", "42703", "3F000"), _OUTDATED),
-    **dict.fromkeys(("42P07", "42710"), _OCCUPIED),
-    **dict.fromkeys(("25P03", "57P01", "57P02", "57P03", "57P05", "55P03", "53300", "55006"), _UNAVAILABLE),
-}
-"""By SQLSTATE."""
-_SQLITE_FAILURES = {
-    sqlite3.SQLITE_BUSY: _BUSY,
-    sqlite3.SQLITE_LOCKED: _BUSY,
-    sqlite3.SQLITE_READONLY: _READ_ONLY,
-    sqlite3.SQLITE_PERM: _READ_ONLY,
-    sqlite3.SQLITE_NOTADB: _DAMAGED,
-    sqlite3.SQLITE_CORRUPT: _DAMAGED,
-    sqlite3.SQLITE_FULL: _FULL,
-    sqlite3.SQLITE_CANTOPEN: _Failure(
-        "{name} cannot be opened",
-        "make its folder and give this user the right to write there, or correct NIGHTGATE_DATABASE_URL",
-        True,
-    ),
-    sqlite3.SQLITE_IOERR: _Failure(
-        "{name} cannot be read or written: {detail}", f"check its disk: if it is full, free some space there, {_AGAIN}"
-    ),
-}
-"""By primary result code."""
-
-
-def _explain(error: BaseException | None, url: URL) -> _Failure | None:
+def _explain(error: BaseException | None, url: URL) -> Failure | None:
     """What an exception of the driver means for a user; None for other exceptions and for programming errors."""
     if not isinstance(error, SQLAlchemyError | sqlite3.Error) or isinstance(error, IntegrityError):
         return None
     cause = error.orig if isinstance(error, DBAPIError) else error
     detail = _scrub(str(cause), url)
     if isinstance(cause, sqlite3.Error):
-        failure = _sqlite_failure(cause, detail)
+        failure = sqlite_failure(cause, detail, sqlite_path(url))
     else:
         lost = isinstance(error, DBAPIError) and error.connection_invalidated
-        failure = _postgresql_failure(cause, detail, lost=lost)
+        failure = postgresql_failure(cause, detail, lost=lost)
     name = f"the database {safe_url(url)}"
     return failure and failure._replace(message=failure.message.format(name=name, detail=detail))
-
-
-def _postgresql_failure(cause: BaseException | None, detail: str, *, lost: bool) -> _Failure | None:
-    state = getattr(cause, "sqlstate", None) or ""
-    if state in _POSTGRESQL_FAILURES:
-        return _POSTGRESQL_FAILURES[state]
-    if lost or state[:2] in {"08", "40"}:
-        return _UNAVAILABLE
-    refusals = ("authentication failed", "no password supplied", "does not exist", "pg_hba.conf", "permission denied")
-    if state[:2] in {"28", "3D"} or any(text in detail for text in refusals):
-        return _REFUSED
-    kind = type(cause).__name__
-    if kind == "ProgrammingError" and not state:
-        return _Failure("{name} cannot be queried: {detail}", "check the options of NIGHTGATE_DATABASE_URL")
-    if kind in {"OperationalError", "ConnectionTimeout", "InterfaceError"} and not state:
-        return _Failure(
-            "{name} cannot be reached: {detail}", "start its server or correct NIGHTGATE_DATABASE_URL", True
-        )
-    return None
-
-
-def _sqlite_failure(cause: sqlite3.Error, detail: str) -> _Failure | None:
-    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-    if code in _SQLITE_FAILURES:
-        return _SQLITE_FAILURES[code]
-    if "no such table" in detail or "no such column" in detail:
-        return _OUTDATED
-    return _OCCUPIED if "already exists" in detail else None
 
 
 @contextmanager
@@ -295,6 +236,23 @@ def database_errors(url: URL, patience: float = 0) -> Iterator[None]:
         waited = f" (tried for {patience:.0f} s)" if failure.transient and patience >= 1 else ""
         # From None: a driver's own text may quote the connection string.
         raise DatabaseError(failure.message + waited, next_step=failure.next_step) from None
+
+
+@contextmanager
+def unchanged(url: URL) -> Iterator[None]:
+    """Check that a file that was read as immutable has not changed meanwhile.
+
+    Raises:
+        sqlite3.OperationalError: it has, and another try reads the new content.
+    """
+    before = unchanging(url)
+    try:
+        yield
+    finally:
+        if before is not None and before != unchanging(url):
+            error = sqlite3.OperationalError("the file was written while it was read")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
 
 
 def retry(url: URL, patience: float, work: Callable[[], T]) -> T:

@@ -19,7 +19,6 @@ from sqlalchemy.orm import Session
 
 from nightgate.database import schema
 from nightgate.database.connection import (
-    UPGRADE,
     database_errors,
     database_url,
     make_engine,
@@ -27,7 +26,9 @@ from nightgate.database.connection import (
     retry,
     safe_url,
     sqlite_path,
+    unchanged,
 )
+from nightgate.database.failures import UPGRADE
 from nightgate.errors import DatabaseError
 from nightgate.home import Home
 
@@ -128,12 +129,23 @@ class Database:
         statement = sa.text(query) if isinstance(query, str) else query
         return self.read(lambda session: pd.read_sql_query(statement, session.connection(), params=parameters))
 
+    def is_blank(self) -> bool:
+        """Whether it has no tables: a SQLite file that is missing or empty, or an empty database of a server.
+
+        Raises:
+            DatabaseError: it cannot be read.
+        """
+        path = sqlite_path(self._url)
+        if path and not path.exists():
+            return True
+        return self.read(lambda session: not sa.inspect(session.connection()).get_table_names())
+
     def close(self) -> None:
         self._engine.dispose()
 
     def _transaction(self, engine: Engine, work: Callable[[Session], T]) -> T:
         def once() -> T:
-            with Session(engine, expire_on_commit=False) as session, session.begin():
+            with unchanged(self._url), Session(engine, expire_on_commit=False) as session, session.begin():
                 return work(session)
 
         return retry(self._url, self.patience, once)
@@ -142,7 +154,7 @@ class Database:
         path = sqlite_path(self._url)
         if path and not path.exists():
             raise DatabaseError(f"there is no database at {path}", next_step=UPGRADE)
-        revision, ours = self.read(lambda session: _state(session.connection()))
+        revision, ours = self.read(lambda session: _state(session.connection(), self.name))
         if revision != schema.HEAD:
             raise _wrong_revision(self._url, revision, ours=ours)
 
@@ -236,7 +248,7 @@ def migrating(url: str, *, patience: float = PATIENCE) -> Iterator[tuple[Connect
 
     connection = retry(parsed, patience, begin)
     with database_errors(parsed), connection:
-        revision, ours = _state(connection)
+        revision, ours = _state(connection, safe_url(parsed))
         if revision is not None and not (ours and revision in _known_revisions()):
             raise _wrong_revision(parsed, revision, ours=ours)
         yield connection, revision
@@ -250,12 +262,19 @@ def migrating(url: str, *, patience: float = PATIENCE) -> Iterator[tuple[Connect
         connection.commit()
 
 
-def _state(connection: Connection) -> tuple[str | None, bool]:
-    """The revision of the database, None for a blank one, and whether its tables are Nightgate's."""
+def _state(connection: Connection, name: str) -> tuple[str | None, bool]:
+    """The revision of the database, None for a blank one, and whether its tables are Nightgate's.
+
+    Raises:
+        DatabaseError: it holds several revisions.
+    """
     tables = set(sa.inspect(connection).get_table_names())
     if "alembic_version" not in tables:
         return None, not tables
-    revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    revisions = sorted(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars())
+    if len(revisions) > 1:
+        raise _several_revisions(name, revisions)
+    revision = revisions[0] if revisions else None
     return revision, {"setting", "run"} <= tables or revision is None
 
 
@@ -263,6 +282,17 @@ def _known_revisions() -> set[str]:
     from alembic.script import ScriptDirectory
 
     return {script.revision for script in ScriptDirectory(str(migrations_folder())).walk_revisions()}
+
+
+def _several_revisions(name: str, revisions: list[str]) -> DatabaseError:
+    unknown = [revision for revision in revisions if revision not in _known_revisions()]
+    doubt = f", of which this package does not know {', '.join(unknown)}" if unknown else ""
+    remove = f"DELETE FROM alembic_version WHERE version_num = '{unknown[0]}'" if unknown else ""
+    return DatabaseError(
+        f"alembic_version of the database {name} holds {len(revisions)} revisions instead of one "
+        f"({', '.join(revisions)}){doubt}",
+        next_step="restore the database from a backup" + (f", or remove what is not ours: {remove}" if remove else ""),
+    )
 
 
 def _wrong_revision(url: URL, revision: str | None, *, ours: bool) -> DatabaseError:

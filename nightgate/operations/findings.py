@@ -8,7 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from nightgate.home import Home, home_path, open_home
+from nightgate import home
+from nightgate.errors import RegistryError
+from nightgate.home import Home
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -35,9 +37,15 @@ class Seen:
 
 
 def existing_home() -> Home | None:
-    """The home, or None where there is none: the doctor does not make one."""
-    path = home_path()
-    return open_home(path) if (path / "home.json").is_file() else None
+    """The home, or None where there is none.
+
+    Raises:
+        StorageError: it cannot be read, or its `home.json` is damaged.
+    """
+    try:
+        return home.existing_home()
+    except RegistryError:
+        return None
 
 
 def mounts() -> list[tuple[str, str]]:

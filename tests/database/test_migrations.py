@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,9 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from typer.testing import CliRunner
 
+from nightgate.cli.app import app
 from nightgate.database import connection as connections
 from nightgate.database import schema
 from nightgate.database import transactions as databases
@@ -27,11 +30,14 @@ from nightgate.errors import DatabaseError
 from nightgate.home import Home
 from nightgate.runs import records
 from tests.support import night_rows
+from tests.support.years import insert_nights
 
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).resolve().parents[2]
 REVISIONS = [script.revision for script in ScriptDirectory(str(databases.migrations_folder())).walk_revisions()]
+
+BEFORE_FASTER_VIEWS, FASTER_VIEWS = "0006", "0007"
 
 
 def views_and_tables(url: str) -> set[str]:
@@ -111,6 +117,33 @@ def test_down_and_up_again_keeps_rows(database: Database, migrated_url: str, rev
         assert before[view][columns].notna().all(axis=None)
         assert after[columns].isna().all(axis=None)
     assert list(database.frame("SELECT restarts FROM attempt")["restarts"]) == [0]
+
+
+def test_the_faster_view_of_nights_has_the_same_rows(database: Database, migrated_url: str) -> None:
+    """With superseded runs, dry runs and several attempts beside those that count."""
+    insert_nights(database, pipelines=2, nights=31)
+    found = []
+    for move, revision in ((command.downgrade, BEFORE_FASTER_VIEWS), (command.upgrade, FASTER_VIEWS)):
+        move(databases.alembic_config(migrated_url), revision)
+        found.append(database.frame("SELECT * FROM nights ORDER BY pipeline, night"))
+    before, after = found
+    assert (len(before), before["status"].nunique()) == (62, 3)
+    assert after.equals(before)
+
+
+def test_the_faster_views_show_the_same_of_an_earlier_home(tmp_path: Path, home: Home) -> None:
+    with tarfile.open(ROOT / "tests" / "fixtures" / "earlier_home.tar.xz") as archive:
+        archive.extract("home/metrics.db", tmp_path, filter="data")
+    url = f"sqlite:///{tmp_path / 'home' / 'metrics.db'}"
+    database = Database.open(home, url, check=False)
+    command.upgrade(databases.alembic_config(url), BEFORE_FASTER_VIEWS)
+    views = {name: f"SELECT * FROM {name}" for name in sa.inspect(connections.make_engine(url)).get_view_names()}
+    before = {name: database.frame(query) for name, query in views.items()}
+    command.upgrade(databases.alembic_config(url), FASTER_VIEWS)
+    assert sum(map(len, before.values())) > 100
+    for name, query in views.items():
+        rows = [sorted(map(str, frame.to_numpy().tolist())) for frame in (before[name], database.frame(query))]
+        assert rows[0] == rows[1], name
 
 
 @pytest.mark.database
@@ -214,6 +247,23 @@ def test_a_newer_database_is_refused_and_unchanged(migrated_url: str, home: Home
     for use in (lambda: Database.open(home, migrated_url), lambda: databases.upgrade(migrated_url)):
         with pytest.raises(DatabaseError, match=r"0999(?s:.*)pip install --upgrade nightgate"):
             use()
+
+
+@pytest.mark.parametrize("others", [["0123456789ab"], ["0005"]])
+def test_several_revisions_are_refused_and_named(
+    migrated_url: str, home: Home, others: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(migrated_url, *(f"INSERT INTO alembic_version VALUES ('{one}')" for one in others))
+    for use in (lambda: Database.open(home, migrated_url), lambda: databases.upgrade(migrated_url)):
+        with pytest.raises(DatabaseError) as refused:
+            use()
+        assert all(revision in refused.value.reason for revision in ("alembic_version", schema.HEAD, *others))
+        assert ("DELETE FROM alembic_version" in refused.value.next_step) == (others == ["0123456789ab"])
+    monkeypatch.setenv("NIGHTGATE_DATABASE_URL", migrated_url)
+    for arguments in (["db", "upgrade"], ["history", "reviews"]):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 1
+        assert others[0] in done.stderr
 
 
 def test_the_database_of_another_program_is_refused_and_unchanged(database_url: str, home: Home) -> None:

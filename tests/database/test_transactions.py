@@ -19,13 +19,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
+from typer.testing import CliRunner
 
+from nightgate.cli.app import app
 from nightgate.database import connection as connections
 from nightgate.database import schema
 from nightgate.database import transactions as databases
 from nightgate.database.transactions import Database
 from nightgate.errors import DatabaseError
 from nightgate.home import Home, open_home
+from nightgate.operations import database_checks
+from nightgate.operations.status import status
+from tests.support import night_rows
 
 pytestmark = pytest.mark.process
 
@@ -400,16 +405,37 @@ def test_a_file_without_write_permission_is_read_only(database: Database) -> Non
 
 
 @ON_POSTGRESQL
-def test_a_user_without_rights_can_read_and_not_write(database: Database, migrated_url: str, postgres: Any) -> None:
+def test_a_user_without_rights_can_read_and_not_write(
+    database: Database, migrated_url: str, postgres: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = night_rows.held_version(database)
     name = connections.parse_url(migrated_url).database
     postgres.execute("CREATE ROLE reader LOGIN")
-    postgres.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader", name)
-    with Database.open(database.home, postgres.url(name, user="reader")) as reader:
-        assert remembered(reader) == set()
-        with pytest.raises(DatabaseError, match="grant this user the right"):
-            remember(reader, "never")
-    postgres.execute("DROP OWNED BY reader", name)
-    postgres.execute("DROP ROLE reader")
+    url = postgres.url(name, user="reader")
+    monkeypatch.setenv("NIGHTGATE_DATABASE_URL", url)
+    began = time.monotonic()
+    try:
+        refused = CliRunner().invoke(app, ["history", "reviews"])
+        assert (refused.exit_code, "permission denied" in refused.stderr) == (1, True)
+        postgres.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader", name)
+        with Database.open(database.home, url) as reader:
+            assert remembered(reader) == set()
+            assert len(status(reader)) == 2
+            with pytest.raises(DatabaseError, match="grant this user the right"):
+                remember(reader, "never")
+        for command in ("history", "versions", "champion"):
+            assert CliRunner().invoke(app, [command, "reviews"]).exit_code == 0
+        compared = CliRunner().invoke(app, ["compare", "reviews", str(version), str(version)])
+        assert compared.exit_code == 0, compared.stderr
+        writes, *others = database_checks.examine().findings
+        assert (writes.status, writes.check, "permission denied" in writes.found) == ("problem", "database", True)
+        assert {one.status for one in others} == {"ok"}
+        frozen = CliRunner().invoke(app, ["freeze", "reviews", "--reason", "test"])
+        assert (frozen.exit_code, "permission denied" in frozen.stderr) == (1, True)
+    finally:
+        postgres.execute("DROP OWNED BY reader", name)
+        postgres.execute("DROP ROLE reader")
+    assert time.monotonic() - began < 20, "none of these was retried, which takes 30 s"
 
 
 @ON_SQLITE

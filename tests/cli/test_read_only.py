@@ -1,0 +1,137 @@
+"""Commands that read, on a home and a database that this user may not write to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from nightgate.database.transactions import upgrade
+
+pytestmark = pytest.mark.process
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "earlier_home.tar.xz"
+RUN_EACH = """
+import json, sys, time
+from typer.testing import CliRunner
+from nightgate.cli.app import app
+for command in json.loads(sys.argv[1]):
+    begun = time.monotonic()
+    done = CliRunner().invoke(app, command)
+    print(json.dumps([done.exit_code, time.monotonic() - begun, done.stdout, done.stderr]))
+"""
+READING = [
+    ["history", "small", "--format", "json"],
+    ["status"],
+    ["history", "small", "--epochs"],
+    ["history", "small", "--slices", "--since", "2026-01-05"],
+    ["champion", "small"],
+    ["versions", "small"],
+    ["compare", "small", "1", "3"],
+    ["gate", "power", "small"],
+    ["gate", "replay", "small"],
+]
+
+
+class Done(NamedTuple):
+    exit_code: int
+    seconds: float
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a home of six nights, as another user owns it: it can be read and not written to."""
+    with tarfile.open(FIXTURE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    upgrade(f"sqlite:///{tmp_path / 'home' / 'metrics.db'}")
+    forbid(tmp_path / "home")
+    yield tmp_path
+    subprocess.run(["chmod", "-R", "u+w", str(tmp_path / "home")], check=True)
+
+
+def forbid(home: Path) -> None:
+    subprocess.run(["chmod", "-R", "a-w", str(home)], check=True)
+
+
+def as_reader(folder: Path, *commands: list[str], **environment: str) -> list[Done]:
+    """Run commands in one process that has no right to write to what is read-only."""
+    without_rights: list[str] = []
+    if os.geteuid() == 0:
+        without_rights = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+        if (
+            not shutil.which("setpriv")
+            or subprocess.run([*without_rights, "true"], capture_output=True, check=False).returncode
+        ):
+            pytest.skip("root may write every file, and setpriv cannot take that right away here")
+    done = subprocess.run(
+        [*without_rights, sys.executable, "-c", RUN_EACH, json.dumps(commands)],
+        cwd=folder,
+        env=os.environ
+        | {"PYTHONPATH": str(Path(__file__).parents[2]), "NIGHTGATE_HOME": str(folder / "home")}
+        | {"PREFECT_API_URL": "http://127.0.0.1:1/api"}
+        | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [Done(*json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def test_everything_that_reads_works_without_the_right_to_write(folder: Path) -> None:
+    results = as_reader(folder, *READING, ["db", "backup", str(folder / "copy.db")])
+    for command, done in zip(READING, results, strict=False):
+        assert done.exit_code == 0, (command, done.stderr)
+    assert len(json.loads(results[0].stdout)) == 6
+    assert results[-1].exit_code == 0, results[-1].stderr
+    with closing(sqlite3.connect(folder / "copy.db")) as copy:
+        assert copy.execute("SELECT COUNT(*) FROM nights").fetchone() == (6,)
+    assert not list((folder / "home").glob("metrics.db-*"))
+
+
+def test_what_writes_says_at_once_that_it_may_not(folder: Path) -> None:
+    done, *_ = as_reader(folder, ["freeze", "small", "--reason", "test"])
+    assert done.exit_code == 1
+    assert "read-only" in done.stderr
+    assert done.seconds < 10
+
+
+def test_changes_that_only_a_writer_can_apply_are_said_at_once(folder: Path) -> None:
+    """As after `kill -9` of a night: SQLite's log of changes beside the file, without its index."""
+    database = folder / "home" / "metrics.db"
+    subprocess.run(["chmod", "-R", "u+w", str(folder / "home")], check=True)
+    with closing(sqlite3.connect(database)) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("INSERT INTO setting VALUES ('key', 'value')")
+        writer.commit()
+        log = Path(f"{database}-wal").read_bytes()
+    Path(f"{database}-wal").write_bytes(log)
+    forbid(folder / "home")
+    done, *_ = as_reader(folder, ["history", "small"])
+    assert done.exit_code == 1
+    assert "write to its folder" in done.stderr
+    assert done.seconds < 10
+
+
+def test_a_home_that_cannot_be_read_is_said_in_words(folder: Path) -> None:
+    (folder / "home").chmod(0)
+    try:
+        done, *_ = as_reader(folder, ["history", "small"])
+    finally:
+        (folder / "home").chmod(0o755)
+    assert done.exit_code == 1
+    assert "cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
