@@ -97,10 +97,17 @@ def _problem(field: str) -> str:
     return f"{variable(field)} is {os.environ.get(variable(field), '')!r}: write it as {examples}"
 
 
-def shown_settings(settings: Settings) -> dict[str, str]:
-    """Each variable with its value as text, '' if unset; secrets are masked."""
-    values = {field: getattr(settings, field) for field in Settings.model_fields}
-    return {variable(field): _text(value) if value else "" for field, value in values.items()}
+def settings_in_force(settings: Settings) -> dict[str, str]:
+    """By variable the value in force and its source, such as `4 (environment)`; secrets are masked."""
+    found = {}
+    for field, info in Settings.model_fields.items():
+        value = _text(getattr(settings, field))
+        if field in settings.model_fields_set:
+            found[variable(field)] = f"{value} (environment)"
+        else:
+            _, _, described = str(info.description).partition("Default: ")
+            found[variable(field)] = f"{described.rstrip('.') or value or 'none'} (default)"
+    return found
 
 
 def _text(value: Any) -> str:
@@ -108,7 +115,7 @@ def _text(value: Any) -> str:
         return os.pathsep.join(map(str, value))
     if isinstance(value, Mapping):
         return ",".join(f"{name}={number}" for name, number in value.items())
-    return str(value)
+    return "" if value is None else str(value)
 
 
 def unknown_settings() -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from nightgate.errors import ConfigurationError
 from nightgate.operations.doctor import examine
-from nightgate.settings import OF_TESTS, Settings, read_settings, shown_settings, unknown_settings, variable
+from nightgate.settings import OF_TESTS, Settings, read_settings, settings_in_force, unknown_settings, variable
 from tests.support.night import nightgate
 
 pytestmark = pytest.mark.process
@@ -90,11 +90,21 @@ def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTGATE_WEBHOOK_URL", "https://chat.example/hush-hush")
     monkeypatch.setenv("NIGHTGATE_SLOT_LIMITS", "pool=2,gpu1=1")
     settings = read_settings()
-    shown = shown_settings(settings)
-    assert shown["NIGHTGATE_SLOT_LIMITS"] == "pool=2,gpu1=1"
-    assert shown["NIGHTGATE_MODEL_ROOTS"] == ""
-    assert shown["NIGHTGATE_DATABASE_URL"]
+    shown = settings_in_force(settings)
+    assert shown["NIGHTGATE_SLOT_LIMITS"] == "pool=2,gpu1=1 (environment)"
+    assert shown["NIGHTGATE_DATABASE_URL"].endswith("(environment)")
     assert "hush-hush" not in f"{shown} {settings!r} {settings}"
+
+
+def test_settings_in_force_name_their_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NIGHTGATE_HOME")
+    monkeypatch.setenv("NIGHTGATE_CUDA_GRAPHS", "0")
+    monkeypatch.setenv("NIGHTGATE_PROCESSES", "")
+    shown = settings_in_force(read_settings())
+    assert shown["NIGHTGATE_CUDA_GRAPHS"] == "False (environment)"
+    assert shown["NIGHTGATE_PROCESSES"] == "1 (default)"
+    assert shown["NIGHTGATE_HOME"] == ".nightgate in the working folder (default)"
+    assert shown["NIGHTGATE_PIPELINES"] == "none (default)"
 
 
 def test_doctor_lists_every_setting_and_a_misspelt_one(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +112,7 @@ def test_doctor_lists_every_setting_and_a_misspelt_one(environment: Path, monkey
     findings = examine()
     shown = {one.check: one.found for one in findings if one.check in KNOWN}
     assert set(shown) == KNOWN
-    assert shown["NIGHTGATE_HOME"] == str(environment)
+    assert shown["NIGHTGATE_HOME"] == f"{environment} (environment)"
     [unknown] = [one for one in findings if one.check == "settings"]
     assert unknown.status == "warning"
     assert "NIGHTGATE_HOEM" in unknown.found
@@ -145,7 +155,7 @@ def test_the_example_lists_every_setting_with_a_valid_value(monkeypatch: pytest.
     assert set(example) == KNOWN
     for name, value in example.items():
         monkeypatch.setenv(name, value)
-    assert all(shown_settings(read_settings()).values())
+    assert all(text.endswith("(environment)") for text in settings_in_force(read_settings()).values())
 
 
 def test_the_docs_explain_every_setting_and_mention_no_other() -> None:

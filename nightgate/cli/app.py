@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from nightgate import __version__
+from nightgate.cli.database import database_app
 from nightgate.cli.decide import approve, freeze, promote, reconcile, reject, rollback, unfreeze
 from nightgate.cli.gate import compare, export, gate_app, push
 from nightgate.cli.options import OutputFormat, PipelineName, date_of, show
@@ -68,7 +69,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-database_app = typer.Typer(help="The metrics database.", no_args_is_help=True)
 
 
 def run(
@@ -272,19 +272,6 @@ def _cannot_import(problem: str) -> Seen:
     from nightgate.operations.findings import Finding, Seen
 
     return Seen([Finding("problem", "prefect server", problem, "install with the versions of constraints.txt")])
-
-
-@database_app.command("upgrade")
-def upgrade_database() -> None:
-    """Create the metrics database, or migrate it to this version."""
-    from nightgate.database.connection import database_url, safe_url
-    from nightgate.database.transactions import upgrade
-    from nightgate.home import open_home
-
-    url = database_url(open_home())
-    before, after = upgrade(url)
-    change = f"already at revision {after}" if before == after else f"from {before or 'blank'} to revision {after}"
-    typer.echo(f"{safe_url(url)}: {change}")
 
 
 @app.callback(invoke_without_command=True)

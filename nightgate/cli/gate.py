@@ -11,6 +11,7 @@ import typer
 
 from nightgate.cli.options import OutputFormat, PipelineName, VersionName, date_of, name_of, nothing_yet, show
 from nightgate.cli.tables_as_text import Format
+from nightgate.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from nightgate.analysis.comparison import Comparison
@@ -45,6 +46,11 @@ def compare(
     home, name = existing_home(), name_of(pipeline)
     with Database.open(home) as db:
         a, b = (registry.resolve_version(db, name, text) for text in (first, second))
+        if a.version == b.version:
+            raise ConfigurationError(
+                f"{first} and {second} are the same version, {a.version}",
+                next_step=f"name two of `nightgate versions {name}`",
+            )
         found = comparison.compare(db, a, b, comparison.scored_now(db, home, a, b) if rescore else None)
     if output is Format.json:
         typer.echo(json.dumps(found.record(), indent=2, ensure_ascii=False))

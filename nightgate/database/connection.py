@@ -109,14 +109,14 @@ def make_engine(url: str | URL, *, create: bool = False, foreign_keys: bool = Tr
         create: create a missing SQLite file. Otherwise a missing file is an error.
         foreign_keys: False while migrations rebuild tables of SQLite, which would delete rows of their children.
     """
-    url = parse_url(url) if isinstance(url, str) else url
+    parsed = parse_url(url) if isinstance(url, str) else url
     try:
-        if url.get_backend_name() == "sqlite":
-            target = _sqlite_target(url, create=create)
+        if parsed.get_backend_name() == "sqlite":
+            target = _sqlite_target(parsed, create=create)
 
             def connect() -> sqlite3.Connection:
                 # Only now: whether others may be writing changes with time.
-                immutable = "&immutable=1" if unchanging(url) else ""
+                immutable = "&immutable=1" if unchanging(parsed) else ""
                 uri = f"{target}{immutable}"
                 return sqlite3.connect(uri, timeout=LOCK_SECONDS, uri=True, check_same_thread=False)
 
@@ -129,8 +129,8 @@ def make_engine(url: str | URL, *, create: bool = False, foreign_keys: bool = Tr
             _prepare_sqlite(engine, foreign_keys=foreign_keys)
         else:
             defaults = {"connect_timeout": "10", "application_name": "nightgate"}
-            url = url.update_query_dict({key: value for key, value in defaults.items() if key not in url.query})
-            engine = sa.create_engine(url, poolclass=NullPool, hide_parameters=True)
+            added = {key: value for key, value in defaults.items() if key not in parsed.query}
+            engine = sa.create_engine(parsed.update_query_dict(added), poolclass=NullPool, hide_parameters=True)
             _prepare_postgresql(engine)
     except ModuleNotFoundError as error:
         raise DatabaseError(

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from humanize import naturaldelta
+from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
 from nightgate.database.connection import database_url, parse_url, safe_url, sqlite_path
 from nightgate.database.schema import Attempt, Run, Setting
 from nightgate.database.transactions import Database
+from nightgate.errors import DatabaseError
 from nightgate.home import Home, home_path
 from nightgate.operations.findings import Finding, Seen, existing_home, file_system_of, is_network, mounts
 from nightgate.operations.status import used_pipelines
-from nightgate.registry import champion_link, freezes, versions
+from nightgate.registry import champion_link, freezes
 from nightgate.registry.approvals import command, open_approvals
 from nightgate.runs.liveness import cause_of_death, now
 from nightgate.runs.slot_queue import SlotRow, queue
@@ -26,6 +28,7 @@ SECONDS = 3
 """Limit of a connection, and of waiting for a lock."""
 RECENT = timedelta(days=14)
 RECONCILE = "nightgate reconcile"
+RESTORE = "docs/restore.md"
 
 
 def examine() -> Seen:
@@ -35,30 +38,61 @@ def examine() -> Seen:
         NightgateError: it cannot be used.
     """
     home = existing_home()
-    if home is None and not read_settings().database_url:
-        return Seen()  # the finding about the home has the remedy
-    home = home or Home(home_path(), "")
-    url = parse_url(database_url(home))
-    if url.get_backend_name() == "postgresql" and "connect_timeout" not in url.query:
-        url = url.update_query_dict({"connect_timeout": str(SECONDS)})
-    full_url = url.render_as_string(hide_password=False)
-    with Database.open(home, full_url, any_home=True, patience=SECONDS) as db:
-        findings = [_writable(db, safe_url(url))]
-        findings += place_findings(home.root, sqlite_path(url), mounts())
-        findings += [*_shared_home(db, home), *_workers(db), *_runs(db), *_slots(db), *_approvals(db)]
-        findings += [*_champion_links(db, home), *_freezes(db)]
+    db = opened(home)
+    if db is None:
+        return Seen(tuple(_blank(home)))
+    with db:
+        findings = [_writable(db), *place_findings(db.home.root, sqlite_path(_url(home)), mounts())]
+        findings += [*_shared_home(db, db.home), *_workers(db), *_runs(db), *_slots(db), *_approvals(db)]
+        findings += [*_champion_links(db, db.home), *_freezes(db)]
         return Seen(findings, frozenset(used_pipelines(db)), _ahead(db))
 
 
-def _writable(db: Database, name: str) -> Finding:
-    def work(session: Session) -> bool:
-        server = session.get_bind().dialect.name == "postgresql"
-        return server and session.scalar(sa.text("SHOW transaction_read_only")) == "on"
+def opened(home: Home | None) -> Database | None:
+    """The database with short limits; None: it has no tables yet.
 
-    if db.write(work):
-        remedy = "name the primary server in NIGHTGATE_DATABASE_URL, or give this user write permission"
-        return Finding("problem", "database", f"{name} is read-only", remedy)
-    return Finding("ok", "database", f"{name} answers, at this version's revision")
+    Raises:
+        DatabaseError: it cannot be used.
+    """
+    if home is None and not read_settings().database_url:
+        return None
+    url = _url(home)
+    if url.get_backend_name() == "postgresql" and "connect_timeout" not in url.query:
+        url = url.update_query_dict({"connect_timeout": str(SECONDS)})
+    where, full_url = home or Home(home_path(), ""), url.render_as_string(hide_password=False)
+    with Database.open(where, full_url, check=False, patience=SECONDS) as db:
+        if db.is_blank():
+            return None
+    return Database.open(where, full_url, any_home=True, patience=SECONDS)
+
+
+def _url(home: Home | None) -> URL:
+    return parse_url(database_url(home or Home(home_path(), "")))
+
+
+def _blank(home: Home | None) -> Iterator[Finding]:
+    """A database without tables: usual before the first night, a loss after it."""
+    if home is None and not read_settings().database_url:
+        return  # the finding about the home has the remedy
+    url = _url(home)
+    runs, models = ([*home.runs.glob("*/")], [*home.models.glob("*/v[0-9]*/")]) if home else ([], [])
+    if runs or models:
+        found = f"{safe_url(url)} has no tables, but the home the files of {len(runs)} runs and {len(models)} versions"
+        yield Finding("problem", "database", found, f"restore it ({RESTORE}); for an empty one: nightgate db upgrade")
+    elif url.get_backend_name() == "sqlite":
+        remedy = "the first night makes it: nightgate run sample"
+        yield Finding("ok", "database", f"there is none at {safe_url(url)} yet", remedy)
+    else:
+        yield Finding("warning", "database", f"{safe_url(url)} has no tables yet", "nightgate db upgrade")
+
+
+def _writable(db: Database) -> Finding:
+    try:
+        # Of no row: `BEGIN IMMEDIATE` alone is not refused on a SQLite file that can only be read.
+        db.write(lambda session: session.execute(sa.text("UPDATE setting SET value = value WHERE key = ''")))
+    except DatabaseError as error:
+        return Finding("problem", "database", f"this user cannot write: {error.reason}", error.next_step)
+    return Finding("ok", "database", f"{db.name} answers, at this version's revision")
 
 
 def place_findings(home: Path, database: Path | None, known: Iterable[tuple[str, str]]) -> Iterator[Finding]:
@@ -84,23 +118,19 @@ def place_findings(home: Path, database: Path | None, known: Iterable[tuple[str,
 def _shared_home(db: Database, home: Home) -> Iterator[Finding]:
     """Whether this home is that of the database, and not a copy."""
     known = db.read(lambda session: session.scalar(sa.select(Setting.value).where(Setting.key == "home_id")))
-    if known is None or not home.id:
+    if known is None:
         return
     remedy = "set NIGHTGATE_HOME to the folder that the other workers share"
+    if not home.id:
+        if read_settings().home:
+            found = f"the database belongs to home {known[:8]}, and there is none at {home.root}"
+            yield Finding("problem", "home shared", found, f"mount it there, or {remedy}")
+        return
     if known != home.id:
         found = f"the database belongs to home {known[:8]}, and {home.root} is home {home.id[:8]}"
         yield Finding("problem", "home shared", found, f"{remedy}, or NIGHTGATE_DATABASE_URL to a database of its own")
         return
-    missing = []
-    for pipeline in sorted(used_pipelines(db)):
-        champion = versions.champion(db, pipeline)
-        if champion is not None and not home.absolute(champion.path).is_dir():
-            missing.append(f"the champion of {pipeline} ({champion.path})")
-    if missing:
-        found = f"{home.root} lacks {', '.join(missing)}: it is a copy of the home that other workers write to"
-        yield Finding("problem", "home shared", found, remedy)
-    else:
-        yield Finding("ok", "home shared", "it is the home of this database and holds every champion")
+    yield Finding("ok", "home shared", "it is the home of this database")
 
 
 def _workers(db: Database) -> Iterator[Finding]:

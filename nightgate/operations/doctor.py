@@ -1,7 +1,8 @@
 """`nightgate doctor`: everything that could keep a night from running, each line with its remedy.
 
-This module checks the machine, `database_checks` the metrics database, `pipeline_checks` the pipeline files. The check
-of the Prefect server is an argument, because the library does not import Prefect.
+This module checks the machine, `database_checks` the metrics database, `integrity_checks` whether database and home are
+whole, `pipeline_checks` the pipeline files. The check of the Prefect server is an argument, because the library does
+not import Prefect.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from nightgate.errors import NightgateError
-from nightgate.home import home_path, open_home
-from nightgate.operations import database_checks, pipeline_checks
+from nightgate.home import home_path
+from nightgate.operations import database_checks, integrity_checks, pipeline_checks
 from nightgate.operations.findings import Finding, Seen, existing_home, file_system_of, is_network, mounts
-from nightgate.settings import read_settings, shown_settings, unknown_settings
+from nightgate.settings import read_settings, settings_in_force, unknown_settings
 
 GIB = 2**30
 HANG_SECONDS = 20.0
 """Network calls have limits of some 3 s; this one is for calls that cannot have any, such as to a lost file server."""
+READ_SECONDS = 600.0
+"""Limit of reading the database and every champion, some 100 MB/s on a network file system."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Check:
     run: Callable[[], Seen | Iterable[Finding]]
     clock: str = ""
     """Owner of the clock that the result's `ahead` compares."""
+    seconds: float | None = None
+    """Limit; None: HANG_SECONDS."""
 
 
 @dataclass
@@ -56,7 +61,8 @@ class _Pending:
     def _run(self) -> None:
         self.seen = _run(self.check)
 
-    def result(self, seconds: float) -> Seen:
+    def result(self) -> Seen:
+        seconds = self.check.seconds or HANG_SECONDS
         self.thread.join(seconds)
         stuck = f"the check did not end within {seconds:.0f} s"
         remedy = "check the network, and file systems of other machines (df, mount)"
@@ -90,11 +96,12 @@ def examine(server: Callable[[], Seen] | None = None) -> list[Finding]:
     pending = [_Pending(Check("prefect server", server, clock="the Prefect server"))] if server else []
     pending.append(_Pending(Check("pipelines", pipeline_checks.examine)))
     pending.append(_Pending(Check("database", database_checks.examine, clock="the database")))
+    pending.append(_Pending(Check("integrity", integrity_checks.examine, seconds=READ_SECONDS)))
     local = [Check("python", _python), Check("versions", _versions), Check("home", _home), Check("device", _device)]
     findings = [*settings, *(finding for check in local for finding in _run(check).findings)]
-    results = {one.check.name: one.result(HANG_SECONDS) for one in pending}
+    results = {one.check.name: one.result() for one in pending}
     used = frozenset(name for result in results.values() for name in result.used)
-    for name in ("database", "prefect server"):
+    for name in ("database", "integrity", "prefect server"):
         findings += results[name].findings if name in results else ()
     findings += (_softened(finding, used) for finding in results["pipelines"].findings)
     clocks = ((one.check.clock, results[one.check.name].ahead) for one in pending)
@@ -125,8 +132,8 @@ def _softened(finding: Finding, used: frozenset[str]) -> Finding:
 
 
 def _settings() -> Iterator[Finding]:
-    for name, value in shown_settings(read_settings()).items():
-        yield Finding("ok", name, value or "not set")
+    for name, value in settings_in_force(read_settings()).items():
+        yield Finding("ok", name, value)
     for unknown in unknown_settings():
         yield Finding("warning", "settings", unknown, "rename or unset it")
 
@@ -175,15 +182,7 @@ def _home() -> Iterator[Finding]:
     path = home_path()
     home = existing_home()
     if home is None:
-        if path.exists() and not path.is_dir():
-            open_home(path)  # raises the error of a file in its place
-        found = f"there is none at {path} yet"
-        if read_settings().home:
-            remedy = "mount it if other workers have one; else `nightgate db upgrade` makes it"
-            yield Finding("problem", "home", found, remedy)
-        else:
-            remedy = "go to the folder that holds .nightgate/, or set NIGHTGATE_HOME; `nightgate db upgrade` makes one"
-            yield Finding("warning", "home", found, remedy)
+        yield _no_home(path)
         return
     probe = home.root / f".doctor-{os.getpid()}"
     try:
@@ -196,6 +195,20 @@ def _home() -> Iterator[Finding]:
     where = f", on {kind}, a network file system" if is_network(kind) else ""
     yield Finding("ok", "home", f"{home.root} (id {home.id[:8]}{where})")
     yield disk_finding(shutil.disk_usage(home.root).free)
+
+
+def _no_home(path: Path) -> Finding:
+    """No home is usual before the first night, and for who works in the wrong folder."""
+    found = f"there is none at {path} yet"
+    there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110 - may be forbidden
+    if not os.access(there, os.W_OK):
+        remedy = f"give this user the right to write to {there}, or set NIGHTGATE_HOME to another folder"
+        return Finding("problem", "home", f"{found}, and this user cannot make it", remedy)
+    if read_settings().home:
+        other = "if other workers have one, mount it"
+    else:
+        other = "if there is one, go to the folder that holds it, or set NIGHTGATE_HOME"
+    return Finding("warning", "home", found, f"the first night makes it (nightgate run sample); {other}")
 
 
 def disk_finding(free: int) -> Finding:

@@ -102,6 +102,17 @@ def test_everything_that_reads_works_without_the_right_to_write(folder: Path) ->
     assert not list((folder / "home").glob("metrics.db-*"))
 
 
+@pytest.mark.slow
+def test_the_champion_predicts_and_doctor_checks_all_it_can(folder: Path) -> None:
+    predicted, examined = as_reader(folder, ["predict", "small", "great shoes"], ["doctor", "--format", "json"])
+    assert predicted.exit_code == 0, predicted.stderr
+    findings = json.loads(examined.stdout)
+    assert examined.exit_code == 1
+    assert {one["check"] for one in findings if one["status"] == "problem"} == {"home", "database", "prefect server"}
+    assert {"database file", "champions", "versions"} <= {one["check"] for one in findings if one["status"] == "ok"}
+
+
+@pytest.mark.slow
 def test_what_writes_says_at_once_that_it_may_not(folder: Path) -> None:
     done, *_ = as_reader(folder, ["freeze", "small", "--reason", "test"])
     assert done.exit_code == 1
@@ -109,6 +120,7 @@ def test_what_writes_says_at_once_that_it_may_not(folder: Path) -> None:
     assert done.seconds < 10
 
 
+@pytest.mark.slow
 def test_changes_that_only_a_writer_can_apply_are_said_at_once(folder: Path) -> None:
     """As after `kill -9` of a night: SQLite's log of changes beside the file, without its index."""
     database = folder / "home" / "metrics.db"
@@ -126,6 +138,7 @@ def test_changes_that_only_a_writer_can_apply_are_said_at_once(folder: Path) -> 
     assert done.seconds < 10
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_read_is_said_in_words(folder: Path) -> None:
     (folder / "home").chmod(0)
     try:

@@ -408,7 +408,7 @@ def test_a_file_without_write_permission_is_read_only(database: Database) -> Non
 def test_a_user_without_rights_can_read_and_not_write(
     database: Database, migrated_url: str, postgres: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = night_rows.held_version(database)
+    versions = [str(night_rows.held_version(database, day)) for day in range(2)]
     name = connections.parse_url(migrated_url).database
     postgres.execute("CREATE ROLE reader LOGIN")
     url = postgres.url(name, user="reader")
@@ -425,8 +425,8 @@ def test_a_user_without_rights_can_read_and_not_write(
                 remember(reader, "never")
         for command in ("history", "versions", "champion"):
             assert CliRunner().invoke(app, [command, "reviews"]).exit_code == 0
-        compared = CliRunner().invoke(app, ["compare", "reviews", str(version), str(version)])
-        assert compared.exit_code == 0, compared.stderr
+        assert CliRunner().invoke(app, ["compare", "reviews", *versions]).exit_code == 0
+        assert CliRunner().invoke(app, ["compare", "reviews", "1", "v1"]).exit_code == 2
         writes, *others = database_checks.examine().findings
         assert (writes.status, writes.check, "permission denied" in writes.found) == ("problem", "database", True)
         assert {one.status for one in others} == {"ok"}

@@ -16,11 +16,11 @@ from alembic import command
 from syrupy.assertion import SnapshotAssertion
 
 from nightgate.config import Schedule
-from nightgate.database.connection import database_url
+from nightgate.database.connection import database_url, make_engine
 from nightgate.database.schema import Attempt, SlotRequest
 from nightgate.database.transactions import Database, alembic_config, upgrade
 from nightgate.home import Home
-from nightgate.operations import doctor
+from nightgate.operations import database_checks, doctor
 from nightgate.operations.database_checks import place_findings
 from nightgate.operations.doctor import clock_finding, disk_finding, examine
 from nightgate.operations.findings import Finding, Seen, file_system_of, is_network
@@ -81,14 +81,32 @@ def test_a_version_that_breaks_silently_is_a_problem_with_the_pin_as_remedy(
     assert finding.remedy == f"pip install '{package}{doctor.KNOWN_BAD[package][0]}'"
 
 
-def test_a_missing_database_and_one_at_an_older_revision_are_problems(home: Home) -> None:
-    missing = found("database")
+def test_a_missing_database_is_no_problem_before_the_first_night_and_one_at_an_older_revision_is(home: Home) -> None:
+    findings = examine()
+    assert [one for one in findings if one.status == "problem"] == []
+    [blank] = [one for one in findings if one.check == "database"]
+    assert "nightgate run sample" in blank.remedy
     command.upgrade(alembic_config(database_url(home)), "0001")
     old = found("database")
-    assert (missing.status, old.status) == ("problem", "problem")
-    assert str(home.root / "metrics.db") in missing.found
+    assert old.status == "problem"
     assert "0001" in old.found
-    assert all("nightgate db upgrade" in finding.remedy for finding in (missing, old))
+    assert "nightgate db upgrade" in old.remedy
+
+
+def test_a_missing_database_is_a_problem_where_the_home_has_runs(home: Home) -> None:
+    (home.runs / "sample-20260105-c9ec2f").mkdir()
+    [lost] = database_checks.examine().findings
+    assert (lost.status, lost.check) == ("problem", "database")
+    assert "1 runs" in lost.found
+    assert "docs/restore.md" in lost.remedy
+
+
+def test_several_revisions_are_a_problem_that_names_them(healthy: Home) -> None:
+    with make_engine(database_url(healthy)).begin() as connection:
+        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('0123456789ab')")
+    finding = found("database")
+    assert finding.status == "problem"
+    assert "0123456789ab" in finding.found
 
 
 @pytest.mark.usefixtures("healthy")
@@ -123,6 +141,7 @@ def test_a_pipeline_file_with_a_problem_is_one(monkeypatch: pytest.MonkeyPatch, 
 def test_the_command_ends_with_exit_1_and_the_remedies_where_there_is_a_problem(
     home: Home, tmp_path: Path, closed_port: int
 ) -> None:
+    (home.runs / "sample-20260105-c9ec2f").mkdir()
     done = nightgate("doctor", "--format", "json", cwd=tmp_path, env={"PREFECT_SERVER_API_PORT": str(closed_port)})
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -133,11 +152,15 @@ def test_the_command_ends_with_exit_1_and_the_remedies_where_there_is_a_problem(
     assert home.root.is_dir()
 
 
-@pytest.mark.usefixtures("healthy")
-def test_the_command_ends_with_exit_0_where_there_is_none(tmp_path: Path, closed_port: int) -> None:
-    done = nightgate("doctor", cwd=tmp_path, env={"PREFECT_SERVER_API_PORT": str(closed_port)})
+def test_the_command_ends_with_exit_0_in_an_empty_place_and_says_what_comes_next(
+    environment: Path, tmp_path: Path, closed_port: int
+) -> None:
+    done = nightgate("doctor", cwd=tmp_path, env={"PREFECT_SERVER_API_PORT": str(closed_port), "NIGHTGATE_HOME": ""})
     assert done.returncode == 0, done.stdout
     assert "problem" not in done.stdout
+    assert "nightgate run sample" in done.stdout
+    assert not environment.exists()
+    assert not (tmp_path / ".nightgate").exists()
 
 
 # --- the checks themselves ---
@@ -182,7 +205,8 @@ def test_requirements_of_an_installed_package_are_checked(monkeypatch: pytest.Mo
 
 
 def test_no_home_is_made_by_the_doctor(environment: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert found("home").status == "problem", "NIGHTGATE_HOME names one that is not there"
+    finding = found("home")
+    assert (finding.status, "nightgate run sample" in finding.remedy) == ("warning", True)
     assert not environment.exists()
     monkeypatch.delenv("NIGHTGATE_HOME")
     monkeypatch.chdir(tmp_path)
@@ -297,9 +321,9 @@ def test_a_copy_of_the_home_is_noticed_by_a_missing_champion(database: Database)
     (database.home.models / "reviews" / "v0001").mkdir(parents=True)
     facts: dict[str, Any] = {"expected": None, "run_id": opened.run_id, "attempt": 1, "by": "gate", "reason": "-"}
     promotion.promote_candidate(database, "reviews", version, **facts)
-    assert [one.status for one in findings_of("home shared")] == ["ok"]
+    assert [one.status for one in findings_of("versions")] == ["ok"]
     shutil.rmtree(database.home.models / "reviews")
-    [finding] = findings_of("home shared")
+    [finding] = findings_of("versions")
     assert finding.status == "problem"
     assert "models/reviews/v0001" in finding.found
 

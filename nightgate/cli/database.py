@@ -1,0 +1,46 @@
+"""Commands on the metrics database: db upgrade and db backup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+database_app = typer.Typer(help="The metrics database.", no_args_is_help=True)
+
+
+@database_app.command("upgrade")
+def upgrade_database() -> None:
+    """Create the metrics database, or migrate it to this version."""
+    from nightgate.database.connection import database_url, safe_url
+    from nightgate.database.transactions import upgrade
+    from nightgate.home import open_home
+
+    url = database_url(open_home())
+    before, after = upgrade(url)
+    change = f"already at revision {after}" if before == after else f"from {before or 'blank'} to revision {after}"
+    typer.echo(f"{safe_url(url)}: {change}")
+
+
+@database_app.command("backup")
+def back_up_database(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that does not exist yet.")],
+) -> None:
+    """Copy the metrics database to a file; nights may run.
+
+    For PostgreSQL it prints the command that does, and exits with 1.
+    """
+    from humanize import naturalsize
+
+    from nightgate.database.backup import back_up, dump_command
+    from nightgate.database.connection import database_url, safe_url
+    from nightgate.home import home_for_reading
+
+    url, target = database_url(home_for_reading()), file.expanduser().absolute()
+    if command := dump_command(url, target):
+        typer.echo(command)
+        typer.echo(f"nothing was copied: the command above copies {safe_url(url)}", err=True)
+        raise typer.Exit(1)
+    back_up(url, target)
+    typer.echo(f"{target}: {naturalsize(target.stat().st_size)}, verified")

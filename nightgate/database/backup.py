@@ -1,0 +1,83 @@
+"""Copy the metrics database while nights run: `nightgate db backup FILE`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy.engine import URL
+
+from nightgate.database.connection import database_errors, make_engine, parse_url, retry, sqlite_path
+from nightgate.database.transactions import PATIENCE
+from nightgate.durable_files import replacing
+from nightgate.errors import ConfigurationError, DatabaseError, storage_errors
+
+
+def back_up(url: str, target: Path) -> None:
+    """Copy the SQLite database at `url` to the new file `target`, readable by its owner alone, and verify the copy.
+
+    The copy is one state of the database, in one file.
+
+    Raises:
+        ConfigurationError: `target` exists, or its folder does not.
+        DatabaseError: there is no database, it stays locked, or it is damaged; no file is left behind.
+        StorageError: the disk is full, read-only or not ours.
+    """
+    parsed = parse_url(url)
+    source = sqlite_path(parsed)
+    assert source is not None, "a server's database is copied by `dump_command`"
+    if not source.exists():
+        raise DatabaseError(f"there is no database at {source}", next_step="check NIGHTGATE_HOME")
+    if target.exists():
+        raise ConfigurationError(f"{target} exists already", next_step="name a file that does not exist")
+    if not target.parent.is_dir():
+        raise ConfigurationError(f"there is no folder {target.parent}", next_step="make it, or name another")
+    with storage_errors(target), database_errors(parsed), replacing(target) as draft:
+        draft.touch(mode=0o600)
+        retry(parsed, PATIENCE, lambda: _copy(parsed, draft))
+        if damage := _damage(draft):
+            raise DatabaseError(f"the database {source} is damaged: {damage}", next_step="nightgate doctor")
+
+
+def dump_command(url: str, target: Path) -> str:
+    """The command that copies a PostgreSQL database, without its password; '' for SQLite."""
+    parsed = parse_url(url)
+    if sqlite_path(parsed):
+        return ""
+    query = {key: value for key, value in parsed.query.items() if key not in {"password", "sslpassword"}}
+    # Not `set`, which keeps a password that is None.
+    bare = URL.create("postgresql", parsed.username, None, parsed.host, parsed.port, parsed.database, query)
+    address = bare.render_as_string(hide_password=False)
+    return shlex.join(["pg_dump", "--format=custom", f"--file={target}", address])
+
+
+def _copy(url: URL, target: Path) -> None:
+    engine = make_engine(url)
+    connection = engine.raw_connection()
+    try:
+        source: sqlite3.Connection = connection.driver_connection  # type: ignore[assignment]
+        # In a transaction of its own, so that a lock is an error after the usual wait: `backup` would wait for ever.
+        source.execute("BEGIN")
+        source.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        with closing(sqlite3.connect(target)) as copy:
+            try:
+                source.backup(copy)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                raise
+            # One file: in WAL mode it would need others beside it, even to be read.
+            copy.execute("PRAGMA journal_mode = DELETE")
+    finally:
+        connection.close()
+
+
+def _damage(file: Path) -> str:
+    with closing(sqlite3.connect(file)) as copy:
+        lines = [str(line) for (line,) in copy.execute("PRAGMA integrity_check(3)") if line != "ok"]
+        orphans = copy.execute("PRAGMA foreign_key_check").fetchall()
+    return "; ".join(lines + ([f"{len(orphans)} rows without their parent"] if orphans else []))

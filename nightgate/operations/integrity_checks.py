@@ -1,0 +1,166 @@
+"""The checks of `nightgate doctor` on what is stored: whether database and home are whole and agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from humanize import naturalsize
+from sqlalchemy.orm import Session
+
+from nightgate.database.gate_schema import SeedStudy
+from nightgate.database.schema import ModelVersion, Promotion, Run, Setting
+from nightgate.database.transactions import Database
+from nightgate.errors import DatabaseError, ModelError
+from nightgate.home import Home
+from nightgate.models.version_folder import read_manifest, verify_version
+from nightgate.operations.database_checks import RESTORE, opened
+from nightgate.operations.findings import Finding, existing_home
+
+SHOWN = 3
+"""Names in a finding; others are counted."""
+VersionRows = Sequence[sa.Row[Any]]
+
+
+def examine() -> Iterator[Finding]:
+    """Compare database and home with themselves and with each other.
+
+    Raises:
+        NightgateError: the database cannot be read to its end.
+    """
+    home = existing_home()
+    try:
+        db = opened(home)
+    except DatabaseError:
+        return  # a finding of `database_checks`
+    if db is None:
+        return
+    with db:
+        file = _database_file(db) if db.dialect == "sqlite" else None  # a server checks its own
+        if file:
+            yield file
+        if file and file.status == "problem":
+            return  # other queries may fail
+        if home is None or db.read(_home_id) not in {None, home.id}:
+            return
+        folders = sorted(folder for folder in home.models.glob("*/v[0-9]*") if folder.is_dir())
+        runs = sorted(folder for folder in home.runs.glob("*") if folder.is_dir())
+        # After the folders: a run has its row first, so that a night that begins now is known.
+        rows = db.read(_versions)
+        yield from _champions(home, rows)
+        yield from _without_folder(home, rows)
+        yield from _without_row(db, home, rows, folders, runs)
+
+
+def _home_id(session: Session) -> str | None:
+    return session.scalar(sa.select(Setting.value).where(Setting.key == "home_id"))
+
+
+def _versions(session: Session) -> VersionRows:
+    """Every version with `champion`: whether it is one."""
+    now = (Promotion.pipeline == ModelVersion.pipeline) & (Promotion.version == ModelVersion.version)
+    query = (
+        sa.select(
+            ModelVersion.pipeline,
+            ModelVersion.run_id,
+            ModelVersion.path,
+            ModelVersion.size_bytes,
+            ModelVersion.files_removed_at,
+            Promotion.promotion_id.is_not(None).label("champion"),
+        )
+        .join(Promotion, now & Promotion.valid_to.is_(None), isouter=True)
+        .order_by(ModelVersion.pipeline, ModelVersion.version)
+    )
+    return session.execute(query).all()
+
+
+def _database_file(db: Database) -> Finding:
+    """Whether SQLite finds its file whole."""
+
+    def flaws(session: Session) -> list[str]:
+        damage = [str(line) for line in session.scalars(sa.text(f"PRAGMA quick_check({SHOWN})")) if line != "ok"]
+        if damage:
+            return damage
+        orphans = session.execute(sa.text("PRAGMA foreign_key_check")).all()
+        tables = _listed(sorted({str(row[0]) for row in orphans}))
+        return [f"{len(orphans)} rows without their parent, in {tables}"] if orphans else []
+
+    try:
+        found = db.read(flaws)
+    except DatabaseError as error:
+        found = [error.reason]
+    if found:
+        remedy = f"restore it from a backup ({RESTORE})"
+        return Finding("problem", "database file", f"{db.name} is damaged: {'; '.join(found)}", remedy)
+    size = naturalsize(Path(db.name).stat().st_size)
+    return Finding("ok", "database file", f"{size}, whole: pages, constraints, foreign keys")
+
+
+def _champions(home: Home, rows: VersionRows) -> Iterator[Finding]:
+    """Whether the folder of each champion is that of its row, with every file as it was registered."""
+    verified = []
+    for row in rows:
+        folder = home.absolute(row.path)
+        if not row.champion or not folder.is_dir():
+            continue  # a missing folder is found with those of other versions
+        try:
+            manifest = verify_version(folder)
+        except ModelError as error:
+            yield Finding("problem", "champions", f"{row.pipeline}: {error.reason}", error.next_step)
+            continue
+        if manifest["run_id"] == row.run_id:
+            verified.append(row)
+        else:
+            found = f"{row.pipeline}: {folder} is of run {manifest['run_id']}, in the database of run {row.run_id}"
+            yield Finding("problem", "champions", found, f"restore home and database of the same time ({RESTORE})")
+    if verified:
+        size = naturalsize(sum(row.size_bytes or 0 for row in verified))
+        yield Finding("ok", "champions", f"{_listed([row.pipeline for row in verified])}: SHA-256 of {size} is right")
+
+
+def _without_folder(home: Home, rows: VersionRows) -> Iterator[Finding]:
+    kept = [row.path for row in rows if row.files_removed_at is None]
+    if missing := [path for path in kept if not home.absolute(path).is_dir()]:
+        remedy = f"restore them from a backup ({RESTORE}), or set NIGHTGATE_HOME to the folder that other workers share"
+        yield Finding("problem", "versions", f"{home.root} lacks {_listed(missing)} of the database", remedy)
+    else:
+        yield Finding("ok", "versions", f"{len(kept)} with their folders")
+
+
+def _without_row(
+    db: Database, home: Home, rows: VersionRows, folders: Sequence[Path], runs: Sequence[Path]
+) -> Iterator[Finding]:
+    """Folders that the database does not have: left by a crash, or newer than the database."""
+    paths = {row.path for row in rows}
+    strays = {folder: _run_of(folder) for folder in folders if home.relative(folder) not in paths}
+    known = db.read(_known_runs)
+    left = [home.relative(folder) for folder, run_id in strays.items() if run_id in known]
+    newer = [home.relative(folder) for folder, run_id in strays.items() if run_id not in known]
+    newer += [home.relative(folder) for folder in runs if folder.name not in known]
+    if left:
+        found = f"{_listed(left)} without a row: its registration was killed"
+        yield Finding("warning", "versions", found, "the next version of the pipeline moves it to orphans/")
+    if newer:
+        found = f"the home holds {_listed(newer)}, of runs that the database does not have: it is older than the home"
+        remedy = f"restore home and database of the same time ({RESTORE}); to go on with these, move the folders away"
+        yield Finding("problem", "database age", found, remedy)
+
+
+def _run_of(folder: Path) -> str:
+    """The run that made the version in a folder; '' if its manifest cannot be read."""
+    try:
+        return str(read_manifest(folder)["run_id"])
+    except (ModelError, KeyError):
+        return ""
+
+
+def _known_runs(session: Session) -> set[str]:
+    studies = session.scalars(sa.select(SeedStudy.study_id))
+    return {*session.scalars(sa.select(Run.run_id)), *(f"seeds-{study}" for study in studies)}
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
