@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from nightgate.config_types import Column, Cron, Duration, Label, Size, Timezone, canonical_label
+from nightgate.config_types import Column, Cron, Duration, Label, Size, Timezone, labels_by_value
 from nightgate.cron import instants
 
 
@@ -122,8 +122,7 @@ class Data(Section):
     @cached_property
     def label_index(self) -> dict[str, int]:
         """Class index by canonical source value."""
-        pairs = self.labels.items() if isinstance(self.labels, dict) else ((label, label) for label in self.labels)
-        return {str(canonical_label(source)): self.label_names.index(str(label).strip()) for source, label in pairs}
+        return {value: self.label_names.index(label) for value, label in labels_by_value(self.labels).items()}
 
     @model_validator(mode="after")
     def _labels_make_sense(self) -> Data:

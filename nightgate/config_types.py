@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from functools import cache
 from typing import Annotated
@@ -62,6 +63,12 @@ def canonical_label(value: object) -> str | None:
     if re.fullmatch(r"-?[0-9]+\.0+", text):
         return text.split(".")[0]
     return text.lower() if text.lower() in {"true", "false"} else text
+
+
+def labels_by_value(labels: Mapping[str, str | int] | Iterable[str | int]) -> dict[str, str]:
+    """The label of each canonical source value, from `data.labels` in either form."""
+    pairs = labels.items() if isinstance(labels, Mapping) else ((label, label) for label in labels)
+    return {str(canonical_label(value)): str(label).strip() for value, label in pairs}
 
 
 def num_bytes(text: str) -> int | None:

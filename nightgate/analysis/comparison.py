@@ -16,11 +16,13 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from nightgate.analysis.rescoring import newest_judged, rescore
+from nightgate.database.label_meanings import label_meanings, meaning_of_run
 from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.gate.evidence import Rows
 from nightgate.gate.wording import percent
 from nightgate.home import Home
+from nightgate.label_meaning import LabelMeaning
 from nightgate.metrics.bootstrap import f1_difference
 from nightgate.metrics.comparability import ScoredNight, changes
 from nightgate.metrics.confusion import Average, class_scores, confusion_counts, overall_scores
@@ -90,6 +92,7 @@ class _Facts:
     run: Run
     version: ModelVersion
     snapshot: Snapshot | None
+    meaning: LabelMeaning
 
     @property
     def night(self) -> ScoredNight:
@@ -102,6 +105,7 @@ class _Facts:
             run.average,
             policy["test_window"],
             policy["min_test_rows"],
+            meaning=self.meaning,
         )
 
 
@@ -133,10 +137,18 @@ def compare(db: Database, first: VersionRow, second: VersionRow, scored: Scored 
 def rows_in_common(db: Database, first: VersionRow, second: VersionRow) -> Scored | None:
     """The newest test rows that both versions were scored on, on any nights; None: there are none.
 
-    Rows that either was trained on are left out.
+    Rows that either was trained on are left out, and nights on which labels meant something else.
     """
-    scorings = [list(scorings_of(db, version.pipeline, version.run_id)) for version in (first, second)]
-    if not all(scorings):
+    meanings = db.read(lambda session: label_meanings(session, Run.pipeline == first.pipeline))
+    scorings = [
+        [
+            night
+            for night in scorings_of(db, version.pipeline, version.run_id)
+            if not meanings[version.run_id].change(meanings[night.run_id])
+        ]
+        for version in (first, second)
+    ]
+    if not all(scorings) or meanings[first.run_id].change(meanings[second.run_id]):
         return None
     newest = max((nights[0] for nights in scorings), key=lambda scoring: scoring.data_until)
     given = [labels_given(nights) for nights in scorings]
@@ -188,7 +200,7 @@ def _facts(db: Database, row: VersionRow) -> _Facts:
         run = session.get_one(Run, row.run_id)
         version = session.get_one(ModelVersion, (row.pipeline, row.version))
         snapshot = session.get(Snapshot, (row.pipeline, run.snapshot_id)) if run.snapshot_id else None
-        return _Facts(row, run, version, snapshot)
+        return _Facts(row, run, version, snapshot, meaning_of_run(session, row.run_id))
 
     return db.read(work)
 
@@ -222,6 +234,8 @@ def _own_nights(a: _Facts, b: _Facts) -> Section:
 
 def _paired(a: _Facts, b: _Facts, scored: Scored | None, average: Average) -> list[Section]:
     title = "On the same rows"
+    if change := a.meaning.change(b.meaning):
+        return [Section("paired", title, note=f"not compared, because labels mean something else: {change}")]
     if scored is None:
         note = (
             f"versions {a.row.version} and {b.row.version} were never scored on the same rows; next: score both now on "

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from nightgate.analysis.rescoring import Rescored
 from nightgate.config import Gate
+from nightgate.database.label_meanings import label_meanings
 from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, NightgateError
@@ -27,6 +28,7 @@ from nightgate.gate.decide import decide
 from nightgate.gate.decision import Decision, Verdict
 from nightgate.gate.evidence import Evidence, Mask, Serving, Side
 from nightgate.gate.test_window import test_window
+from nightgate.label_meaning import LabelMeaning
 from nightgate.metrics.comparability import ScoredNight, breaks, metric_key
 from nightgate.pipeline_files import check_pipeline
 from nightgate.registry.versions import VersionRow, versions
@@ -123,10 +125,18 @@ def replay(
         policy = policy_of(run.config, overrides or {})
         version = made.get(run.run_id)
         evidence = load_evidence(db, run.run_id)
-        yield _night(run, version, policy, decide(evidence, policy), chain.decide(run, version, evidence, policy))
+        decision, met = decide(evidence, policy), chain.decide(run, version, evidence, policy)
+        yield _night(run, version, policy, decision, met, chain.meanings[run.run_id])
 
 
-def _night(run: Run, version: VersionRow | None, policy: Gate, decision: Decision, met: ChainNight) -> ReplayedNight:
+def _night(
+    run: Run,
+    version: VersionRow | None,
+    policy: Gate,
+    decision: Decision,
+    met: ChainNight,
+    meaning: LabelMeaning,
+) -> ReplayedNight:
     measured = decision.measured
     settings = {name: getattr(policy, name) for name in ("average", "test_window", "min_test_rows")}
     scored = ScoredNight(
@@ -139,6 +149,7 @@ def _night(run: Run, version: VersionRow | None, policy: Gate, decision: Decisio
         test_f1=measured.candidate.f1,
         champion_version=run.champion_version,
         champion_f1=measured.champion.f1 if measured.champion else None,
+        meaning=meaning,
     )
     return ReplayedNight(
         night=run.night,
@@ -176,6 +187,7 @@ class Chain:
     def __init__(self, db: Database, pipeline: str, rescorer: Rescorer | None = None) -> None:
         self.champion: VersionRow | None = None
         self.anchor: VersionRow | None = None
+        self.meanings = db.read(lambda session: label_meanings(session, Run.pipeline == pipeline))
         self._db, self._pipeline, self._rescorer = db, pipeline, rescorer
         self._known: dict[tuple[str, str], dict[str, Given]] = {}
 
@@ -228,6 +240,8 @@ class Chain:
     ) -> tuple[Side, Mask] | str:
         """A version's predictions on the night's rows with the mask of known rows, or why too few are known."""
         everywhere = np.ones(len(evidence.test), dtype=np.bool_)
+        if flaw := self.meanings[version.run_id].flaw(self.meanings[run_id]):
+            return Side(None, version.data_until, version=version.version, flaw=flaw, relabelled=True), everywhere
         for side in (evidence.champion, evidence.anchor):
             if side is not None and side.version == version.version:
                 return side, everywhere

@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -13,9 +14,10 @@ import sqlalchemy as sa
 from nightgate.data import golden_rows as golden
 from nightgate.data.snapshots import open_snapshot
 from nightgate.database.gate_schema import GateSide
+from nightgate.database.label_meanings import meaning_of_run
 from nightgate.database.schema import Run, Snapshot
 from nightgate.database.transactions import Database
-from nightgate.errors import RegistryError, SnapshotError
+from nightgate.errors import ModelError, RegistryError, SnapshotError
 from nightgate.gate.evidence import Labels, Mask
 from nightgate.home import Home
 from nightgate.models.version_folder import verify_version
@@ -57,7 +59,7 @@ def rescore(
 
     Raises:
         RegistryError: retention has removed a version's files.
-        ModelError: a version is altered or knows other labels.
+        ModelError: a version is altered, or its labels do not mean what those of the run do.
         NonFiniteLossError: a version gives a row a logit that is NaN or infinite.
         SnapshotError: the night's snapshot is missing, damaged or another one, or no stored set of golden rows has all
             that were requested.
@@ -66,6 +68,15 @@ def rescore(
     # Imported here because most comparisons and replays score nothing.
     from nightgate.training import supervisor
 
+    meaning = db.read(lambda session: meaning_of_run(session, run_id))
+    for version in versions.values():
+        change = db.read(partial(meaning_of_run, run_id=version.run_id)).change(meaning)
+        if change:
+            raise ModelError(
+                f"version {version.version} was trained on labels that mean something else than those of run {run_id}: "
+                f"{change}",
+                next_step="choose versions whose labels mean what they do now",
+            )
     folders = {name: version.folder(home) for name, version in versions.items()}
     for folder in folders.values():
         verify_version(folder)

@@ -78,7 +78,17 @@ def history(
             nothing = (frame.empty and queries.why_no_epochs(name, run_id)) or nothing
             show(frame, output, nothing, columns=SLICE_COLUMNS if slices else EPOCH_COLUMNS)
         else:
+            if output is Format.table:
+                frame["break_before"] = _notes(frame)
             show(frame, output, nothing, columns=NIGHT_COLUMNS, before="break_before")
+
+
+def _notes(nights: pd.DataFrame) -> list[str | None]:
+    """The line above each night: a break in the history, or how many labels of test rows were corrected."""
+    return [
+        broken or (f"labels of {corrected:,} test rows were corrected since the night before" if corrected else None)
+        for broken, corrected in zip(nights["break_before"], nights["labels_corrected"].fillna(0), strict=True)
+    ]
 
 
 def champion(

@@ -1,6 +1,6 @@
 """Golden rows: a fixed set of examples on which no candidate should get worse. Test rows, in contrast, change.
 
-    home/golden/<pipeline>/frozen-<labels>/     test rows of the first night with these labels; they never change
+    home/golden/<pipeline>/frozen-<labels>/     test rows of the first night whose labels mean this; they never change
     home/golden/<pipeline>/<id>/                rows of the file that `data.golden` names; the id is a hash of them
 
 Both are written atomically and verified by checksum, as all folders of `nightgate.data.snapshots`.
@@ -11,21 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nightgate.config import FilesSource, Pipeline
+from nightgate.data.refresh import meaning_of
 from nightgate.data.snapshots import Snapshot, open_snapshot, write_snapshot
 from nightgate.data.source_table import quarantine_summary
 from nightgate.data.sources import read_source
 from nightgate.data.validation import as_frame, deduplicate, validate
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home
+from nightgate.label_meaning import LabelMeaning
 from nightgate.schedule import Night
 
 log = logging.getLogger(__name__)
@@ -52,11 +56,21 @@ class GoldenSet:
         return golden_rows(self.path, self.label_names, columns)
 
 
-def golden_set(pipeline: Pipeline, home: Home, snapshot: Snapshot, night: Night) -> GoldenSet:
+def golden_set(
+    pipeline: Pipeline,
+    home: Home,
+    snapshot: Snapshot,
+    night: Night,
+    meaning_on: Callable[[date], LabelMeaning | None] = lambda _: None,
+) -> GoldenSet:
     """Tonight's golden rows: those of the file that `data.golden` names, or frozen test rows.
 
     Up to `data.golden_rows` test rows, chosen by hash, are frozen on the first night. Later changes in the source do
-    not affect them. Each set of labels has frozen rows of its own. Damaged frozen rows are reported, not replaced.
+    not affect them. Each meaning of the labels has frozen rows of its own. Damaged frozen rows are reported, not
+    replaced.
+
+    Args:
+        meaning_on: what labels meant on an earlier night, for frozen rows that do not say so; None: unknown.
 
     Raises:
         DataError: the file cannot be read, or holds no usable row.
@@ -64,7 +78,7 @@ def golden_set(pipeline: Pipeline, home: Home, snapshot: Snapshot, night: Night)
     """
     if pipeline.data.golden:
         return _of_file(pipeline, home.golden / pipeline.name, night)
-    return _frozen(pipeline, home.golden / pipeline.name, snapshot, night)
+    return _frozen(pipeline, home.golden / pipeline.name, snapshot, night, meaning_on)
 
 
 def golden_rows(path: Path, label_names: Sequence[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -95,9 +109,18 @@ def stored_with(home: Home, pipeline: str, label_names: Sequence[str], fingerpri
     return None
 
 
-def _frozen(pipeline: Pipeline, folder: Path, snapshot: Snapshot, night: Night) -> GoldenSet:
-    names = pipeline.data.label_names
-    place = folder / f"{_FROZEN}{hashlib.sha256(json.dumps(sorted(names)).encode()).hexdigest()[:10]}"
+def _frozen(
+    pipeline: Pipeline,
+    folder: Path,
+    snapshot: Snapshot,
+    night: Night,
+    meaning_on: Callable[[date], LabelMeaning | None],
+) -> GoldenSet:
+    names, meaning = pipeline.data.label_names, meaning_of(snapshot, pipeline)
+    place = _place(folder, [sorted(names), meaning.rules])
+    earlier = _place(folder, sorted(names))
+    if earlier.exists() and not place.exists() and _still_means(earlier, meaning, meaning_on):
+        place = earlier
     if place.exists():
         try:
             return GoldenSet(open_snapshot(place).id, place, "", names)
@@ -109,12 +132,26 @@ def _frozen(pipeline: Pipeline, folder: Path, snapshot: Snapshot, night: Night) 
     rows = snapshot.rows("test").head(pipeline.data.golden_rows).assign(split=_SIDE)
     facts = {"pipeline": pipeline.name, "label_names": list(names), "frozen": night.date.isoformat()}
     # Where another process was first, `write_snapshot` returns its rows.
-    stored = write_snapshot(folder, rows, {"labels": sorted(names)}, facts, name=place.name)
+    stored = write_snapshot(folder, rows, {"labels": sorted(names), **meaning.rules}, facts, name=place.name)
     note = f"{len(rows):,} test rows were frozen tonight as golden rows"
     if others:
-        note += f", because earlier golden rows have other labels than {', '.join(names)}"
+        note += f", because earlier ones have other labels than {', '.join(names)}, or labels that mean something else"
     log.info("%s: %s", note, stored.path)
     return GoldenSet(stored.id, stored.path, note, names)
+
+
+def _place(folder: Path, labels: list[Any]) -> Path:
+    return folder / f"{_FROZEN}{hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:10]}"
+
+
+def _still_means(earlier: Path, meaning: LabelMeaning, meaning_on: Callable[[date], LabelMeaning | None]) -> bool:
+    """Whether rows that an earlier release froze, which stored the names of their labels only, have this meaning."""
+    try:
+        frozen = open_snapshot(earlier, verify=False).manifest["frozen"]
+    except SnapshotError:
+        return True  # to be reported as damaged
+    then = meaning_on(date.fromisoformat(frozen))
+    return then is None or not then.change(meaning)
 
 
 def _of_file(pipeline: Pipeline, folder: Path, night: Night) -> GoldenSet:

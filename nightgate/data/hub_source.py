@@ -96,6 +96,7 @@ def _name_classes(table: Table, data: config.Data, feature: Any) -> None:
     # Star ratings fit both: class 0 is named "1". Names are used where they cover every label.
     by_name = set(data.label_index) <= {canonical_label(name) for name in names}
     if not by_name and any(str(number) in data.label_index for number in range(len(names))):
+        table.classes = tuple(map(str, names))
         return
     table.columns[data.label] = [
         names[value] if value is not None and 0 <= value < len(names) else value for value in table.columns[data.label]

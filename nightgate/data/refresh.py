@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ import pandas as pd
 
 from nightgate import config
 from nightgate.config import Pipeline
-from nightgate.config_types import duration
+from nightgate.config_types import duration, labels_by_value
 from nightgate.data.normalization import NORMALISATION_VERSION, hashed_fraction, side_of
 from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
 from nightgate.data.source_table import Quarantined, quarantine_summary
@@ -31,6 +31,7 @@ from nightgate.data.sources import read_source
 from nightgate.data.validation import Row, as_frame, deduplicate, validate
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home
+from nightgate.label_meaning import LabelMeaning
 from nightgate.schedule import Night
 
 log = logging.getLogger(__name__)
@@ -76,8 +77,9 @@ def refresh(pipeline: Pipeline, night: Night, home: Home, previous: Path | None 
     except DataError as error:
         error.quarantined = tuple(quarantined)
         raise
+    rules = _rules(pipeline, raw.classes)
     facts = _facts(frame, pipeline, night, len(quarantined), len(usable) - len(rows))
-    snapshot = write_snapshot(home.snapshots / pipeline.name, frame, _rules(pipeline), facts)
+    snapshot = write_snapshot(home.snapshots / pipeline.name, frame, rules, facts)
     rows_new = _count_new(frame, previous)
     counts = f"{len(frame):,} rows, {rows_new:,} of them new, {len(quarantined):,} quarantined"
     log.info(READ, snapshot.id, counts, time.monotonic() - began)
@@ -107,13 +109,40 @@ def training_rows(snapshot: Snapshot, pipeline: Pipeline, data_until: datetime) 
 
 
 def split_version(pipeline: Pipeline) -> str:
-    """The test version, `t-` and 10 hex digits: it changes with the rules of the split, not when rows arrive."""
-    rules = json.dumps(_rules(pipeline), sort_keys=True)
-    return f"t-{hashlib.sha256(rules.encode()).hexdigest()[:10]}"
+    """The test version, `t-` and 10 hex digits: it changes with the rules of the split and the meaning of the labels.
+
+    It does not change when rows arrive or their labels are corrected.
+    """
+    return _version(_rules(pipeline))
 
 
-def _rules(pipeline: Pipeline) -> dict[str, Any]:
-    """Rules that decide the split and the class index of a row: part of the snapshot id, all of the test version."""
+def version_of(snapshot: Snapshot, pipeline: Pipeline) -> str:
+    """The test version of a snapshot of `pipeline`; an earlier release stored one without the labels' meaning."""
+    return _version(meaning_of(snapshot, pipeline).rules | snapshot.manifest["rules"])
+
+
+def meaning_of(snapshot: Snapshot, pipeline: Pipeline) -> LabelMeaning:
+    """What the labels of a snapshot of `pipeline` mean."""
+    return _meaning(pipeline, snapshot.manifest["rules"].get("classes", ()))
+
+
+def _meaning(pipeline: Pipeline, classes: Sequence[str]) -> LabelMeaning:
+    return LabelMeaning(pipeline.data.label, labels_by_value(pipeline.data.labels), tuple(classes))
+
+
+def _version(rules: Mapping[str, Any]) -> str:
+    # Without the source's names of class numbers, which snapshots of before do not have: where they change, `changes`
+    # of `nightgate.metrics.comparability` says so.
+    counted = {name: rule for name, rule in rules.items() if name != "classes"}
+    return f"t-{hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:10]}"
+
+
+def _rules(pipeline: Pipeline, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """Rules that decide the split and the class index of a row: part of the snapshot id.
+
+    Args:
+        classes: the source's names of the class numbers that are labels.
+    """
     data, split = pipeline.data, pipeline.split
     shares = _hashed_shares(pipeline)
     by_hash = {"seed": split.seed, **shares, "by": data.group or "text"}
@@ -122,6 +151,7 @@ def _rules(pipeline: Pipeline) -> dict[str, Any]:
         "text": list(data.text_columns),
         "labels": list(data.label_names),
         "split": by_hash if any(shares.values()) else "given",
+        **_meaning(pipeline, classes).rules,
     }
 
 

@@ -40,6 +40,8 @@ class Table:
     columns: dict[str, list[Any]]
     origins: list[str]
     rejected: list[Quarantined] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    """Names of the class numbers that the label column keeps; () if it has names or the source has none."""
 
 
 def from_arrow(table: pa.Table, columns: Sequence[str], name: str) -> Table:

@@ -45,6 +45,8 @@ class RawRows:
 
     frame: pd.DataFrame
     rejected: tuple[Quarantined, ...] = ()
+    classes: tuple[str, ...] = ()
+    """As in `Table`."""
 
 
 def read_source(data: config.Data, night: Night, *, split_column: str | None = None) -> RawRows:
@@ -67,7 +69,8 @@ def read_source(data: config.Data, night: Night, *, split_column: str | None = N
         tables = [_read_file(path, source, columns) for path in matching_files(source.paths)]
         return RawRows(_frame(tables, columns), tuple(row for table in tables for row in table.rejected))
     tables = read_hub(source, data, columns)
-    return RawRows(_frame(tables, (*columns, GIVEN_SPLIT) if source.splits else columns))
+    frame = _frame(tables, (*columns, GIVEN_SPLIT) if source.splits else columns)
+    return RawRows(frame, classes=tables[0].classes)
 
 
 def matching_files(patterns: Sequence[str]) -> list[Path]:

@@ -17,6 +17,7 @@ import pandas as pd
 import sqlalchemy as sa
 
 from nightgate.database.column_types import UtcTime, as_text
+from nightgate.database.label_meanings import label_meanings
 from nightgate.database.schema import METADATA, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
@@ -125,8 +126,10 @@ def _breaks(db: Database, pipeline: str, run_ids: Iterable[str]) -> pd.Series[An
     nights = tidy(db.frame(query, {"pipeline": pipeline}))
     of_runs = sa.select(Run.run_id, Run.label_names, Run.config["gate"]).where(Run.pipeline == pipeline)
     found = db.read(lambda session: session.execute(of_runs).tuples().all())
-    settings = {
-        run_id: {"label_names": tuple(names)} | {name: gate[name] for name in ("test_window", "min_test_rows")}
+    meanings = db.read(lambda session: label_meanings(session, Run.pipeline == pipeline))
+    settings: dict[str, Any] = {
+        run_id: {"label_names": tuple(names), "meaning": meanings[run_id]}
+        | {name: gate[name] for name in ("test_window", "min_test_rows")}
         for run_id, names, gate in found
     }
     facts: Any = nights.drop(columns="run_id").astype(object).where(nights.notna(), None).to_dict("records")

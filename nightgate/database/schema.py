@@ -16,7 +16,7 @@ from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of,
 
 METADATA = Base.metadata
 """All tables, including those of the gate."""
-HEAD = "0007"
+HEAD = "0008"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -116,6 +116,8 @@ class Run(Base):
     fresh_ci_high: Mapped[float | None]
     anchor_version: Mapped[int | None]
     anchor_f1: Mapped[float | None]
+    labels_corrected: Mapped[int | None]
+    """Test rows of the judged night before whose label was corrected since; NULL: there is none to compare with."""
     metric_key: Mapped[str | None]
     """Scores with the same key are comparable: see `nightgate.metrics.comparability`."""
     nonfinite: Mapped[str]

@@ -85,6 +85,8 @@ class Side:
     """None: the candidate, which has no number yet."""
     flaw: str = ""
     """Why it cannot be scored or compared, as a clause behind its name; '' if it can."""
+    relabelled: bool = False
+    """Whether its labels have other names or mean something else than tonight's, as `flaw` says: a person decides."""
     golden: Labels | None = None
     """Predictions on the golden rows."""
     trained_on: Mask | None = None

@@ -50,7 +50,8 @@ def beats_champion(case: Case) -> tuple[Check, statistics.Rule | None]:
     compared, policy, who = case.against("champion"), case.policy, case.name("champion")
     if compared is None:
         why = case.obstacle("candidate", "champion")
-        if policy.policy == "threshold_only" and not case.obstacle("candidate"):
+        judged_alone = policy.policy == "threshold_only" and not case.evidence.champion.relabelled
+        if judged_alone and not case.obstacle("candidate"):
             reason = f"{why}, and policy threshold_only needs no comparison"
             return _check(case, "champion", "passed", reason), "threshold_only"
         reason = f"{why}, so the candidate is not shown to beat {who}"

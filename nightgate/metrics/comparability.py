@@ -1,7 +1,8 @@
 """Comparability of scores: breaks in a pipeline's history, and bridges over them.
 
-Two scores are comparable if they share test version, test window, labels, average and metric definition. A change of
-any of these is a break. A model that was scored on both sides is a bridge: its two scores show the shift in scale.
+Two scores are comparable if they share test version, test window, labels and their meaning, average and metric
+definition. A change of any of these is a break. A model that was scored on both sides is a bridge: its two scores show
+the shift in scale.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from nightgate.config_types import duration
+from nightgate.label_meaning import LabelMeaning
 
 METRIC_DEFINITION = 1
 """Incremented whenever the meaning of a stored score changes, such as its average or its rows."""
@@ -43,6 +45,7 @@ class ScoredNight:
     test_f1: float | None = None
     champion_version: int | None = None
     champion_f1: float | None = None
+    meaning: LabelMeaning | None = None
 
 
 def changes(before: ScoredNight, after: ScoredNight) -> str:
@@ -52,6 +55,8 @@ def changes(before: ScoredNight, after: ScoredNight) -> str:
         found.append(f"the test version was {before.test_version} and is {after.test_version}")
     if set(before.label_names) != set(after.label_names):
         found.append(f"the labels were {', '.join(before.label_names)} and are {', '.join(after.label_names)}")
+    elif before.meaning and after.meaning and (change := before.meaning.change(after.meaning)):
+        found.append(f"labels mean something else: {change}")
     if before.average != after.average:
         found.append(f"the average was {before.average} and is {after.average}")
     if (was := _window_text(before)) != (now := _window_text(after)):

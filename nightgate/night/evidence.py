@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nightgate.analysis import seed_study
+from nightgate.data.refresh import version_of
 from nightgate.data.snapshots import Snapshot
 from nightgate.gate.evidence import Evidence, Mask, Rows, Side, Slice
 from nightgate.metrics.bootstrap import group_numbers
@@ -45,7 +46,7 @@ def gather_evidence(run: NightRun, snapshot: Snapshot, trained: Trained, scored:
     golden = frames.golden if frames.golden is None or untrained is None else frames.golden[untrained]
     return Evidence(
         label_names=run.pipeline.data.label_names,
-        test_version=snapshot.manifest["test_version"],
+        test_version=version_of(snapshot, run.pipeline),
         data_until=run.data_until,
         test=_rows(run, frames.test),
         candidate=candidate,
@@ -93,6 +94,7 @@ def _side(
         chosen_at=version.valid_from if version and name == "champion" and version.promoting_run_id is None else None,
         version=version.version if version else None,
         flaw=model.flaw,
+        relabelled=model.relabelled,
         trained_on=None if seen is None else seen[: len(frames.test)],
         unknown_line=unknown_line,
     )

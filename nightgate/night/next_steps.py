@@ -31,6 +31,11 @@ def remedy(evidence: Evidence, decision: Decision, pipeline: str, version: int, 
     """The next step for a decision; `diagnosis` returns what the training would need, or ''."""
     manual = f"to promote it all the same: nightgate promote {pipeline} {version} --reason TEXT"
     champion, anchor = evidence.champion, evidence.anchor
+    if champion is not None and champion.relabelled:
+        return (
+            f"restore label and labels in [data] if they were not meant to change; else accept the new ones: "
+            f"nightgate promote {pipeline} {version} --reason TEXT"
+        )
     if champion is not None and champion.flaw:
         return manual
     if champion is not None and anchor is not None and anchor.flaw:

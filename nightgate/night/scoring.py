@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import date
+from functools import partial
 
 from nightgate.data.golden_rows import golden_set
+from nightgate.data.refresh import meaning_of
 from nightgate.data.snapshots import Snapshot
+from nightgate.database.label_meanings import meaning_of_run, meaning_on
 from nightgate.errors import ModelError, RegistryError
+from nightgate.label_meaning import LabelMeaning
 from nightgate.models import version_folder
 from nightgate.models.serving_check import serve
 from nightgate.night.run import NightRun
@@ -29,12 +34,13 @@ def score_on_test(run: NightRun, snapshot: Snapshot, trained: Trained) -> Scored
     """Score all sides on tonight's test rows and on the golden rows. Scores of another night are no evidence."""
     champion = versions.champion(run.db, run.pipeline.name)
     anchor = versions.anchor(run.db, run.pipeline.name)
-    golden = golden_set(run.pipeline, run.home, snapshot, run.night)
+    meaning = meaning_of(snapshot, run.pipeline)
+    golden = golden_set(run.pipeline, run.home, snapshot, run.night, partial(_meaning_on, run))
     models = {"candidate": Model(trained.result.best_model)}
     if champion is not None:
-        models["champion"] = _version(run, champion)
+        models["champion"] = _version(run, champion, meaning)
     if anchor is not None and (champion is None or anchor.version != champion.version):
-        models["anchor"] = _anchor(run, anchor)
+        models["anchor"] = _anchor(run, anchor, meaning)
     job = ScoreJob(
         pipeline=run.pipeline.record(),
         snapshot=snapshot.path,
@@ -72,22 +78,22 @@ def try_serving(run: NightRun, snapshot: Snapshot, scored: Scored) -> Served:
     return Served(served["candidate"], served.get("champion"))
 
 
-def _anchor(run: NightRun, version: VersionRow) -> Model:
+def _anchor(run: NightRun, version: VersionRow, meaning: LabelMeaning) -> Model:
     """An anchor without its files holds the night and does not fail it: the champion can take its place."""
     try:
-        return _version(run, version)
+        return _version(run, version, meaning)
     except (ModelError, RegistryError) as error:
         log.warning("the anchor, version %d, cannot be used: %s", version.version, error.reason)
         return Model(run.home.absolute(version.path), version, f"cannot be used: {error.reason}")
 
 
-def _version(run: NightRun, version: VersionRow) -> Model:
+def _version(run: NightRun, version: VersionRow, meaning: LabelMeaning) -> Model:
+    """A version as a side; it has a flaw where its labels do not mean what tonight's do."""
     folder = version.folder(run.home)
-    known, wanted = version_folder.verify_version(folder)["label_names"], run.pipeline.data.label_names
-    flaw = ""
-    if sorted(known) != sorted(wanted):
-        flaw = (
-            f"knows the labels {', '.join(known)} and the pipeline has {', '.join(wanted)}, "
-            "so it cannot be scored on tonight's rows"
-        )
-    return Model(folder, version, flaw)
+    version_folder.verify_version(folder)
+    flaw = run.db.read(lambda session: meaning_of_run(session, version.run_id)).flaw(meaning)
+    return Model(folder, version, flaw, relabelled=bool(flaw))
+
+
+def _meaning_on(run: NightRun, night: date) -> LabelMeaning | None:
+    return run.db.read(lambda session: meaning_on(session, run.pipeline.name, night))

@@ -40,6 +40,8 @@ class Model:
     """None: the candidate, which has no number yet."""
     flaw: str = ""
     """Why it cannot be scored; '' where it can."""
+    relabelled: bool = False
+    """As in `nightgate.gate.evidence.Side`."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 It moves in the transaction of a promotion, to a version that is significantly better than it: champions that are each a
 little worse than the one before cannot add up to a decline. It also moves on request, where there is none or its labels
-differ, and back with a rollback.
+have another meaning, and back with a rollback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.database.gate_schema import Anchor, GateSide
-from nightgate.database.schema import GateCheck, ModelVersion, Run
+from nightgate.database.label_meanings import meaning_of_version
+from nightgate.database.schema import GateCheck, ModelVersion
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.registry.versions import open_promotion
@@ -83,10 +84,11 @@ def update_after_promotion(
     reason: str,
     run_id: str | None = None,
 ) -> None:
-    """Move the anchor to the new champion if `asked`, if there is no anchor, or if the anchor has other labels."""
+    """Move the anchor to the new champion if `asked`, if there is none, or if its labels have another meaning."""
     name, version = champion.pipeline, champion.version
     anchor = open_version(session, name)
-    if asked or anchor is None or _labels(session, name, anchor) != _labels(session, name, version):
+    theirs, ours = (meaning_of_version(session, name, number) for number in (anchor or version, version))
+    if asked or anchor is None or theirs.change(ours):
         _move(session, name, version, moment, by, reason, run_id)
 
 
@@ -142,13 +144,3 @@ def _move(
 def _open(session: Session, pipeline_name: str) -> Anchor | None:
     query = sa.select(Anchor).where(Anchor.pipeline == pipeline_name, Anchor.valid_to.is_(None))
     return session.scalars(query).one_or_none()
-
-
-def _labels(session: Session, pipeline_name: str, version: int) -> list[str]:
-    """Label names of a version, sorted: their order in the model does not matter here."""
-    query = (
-        sa.select(Run.label_names)
-        .join(ModelVersion, ModelVersion.run_id == Run.run_id)
-        .where(ModelVersion.pipeline == pipeline_name, ModelVersion.version == version)
-    )
-    return sorted(session.scalars(query).one())

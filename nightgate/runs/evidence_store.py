@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from nightgate.database.gate_schema import SIDES, GateSide, TestPrediction, TestSet
+from nightgate.database.label_meanings import meaning_of_run
 from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
@@ -58,6 +59,7 @@ def record_evidence(db: Database, run_id: str, attempt: int, evidence: Evidence,
             if session.get(TestSet, (run.pipeline, values["test_set_id"])) is None:
                 session.add(TestSet(pipeline=run.pipeline, recorded_at=datetime.now(UTC), **values))
         session.flush()
+        run.labels_corrected = _labels_corrected(session, run, evidence)
         for name in SIDES:
             side: Side | None = getattr(evidence, name)
             if side is None:
@@ -216,6 +218,26 @@ def microseconds(moment: datetime) -> int:
     return round((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
 
 
+def _labels_corrected(session: Session, run: Run, evidence: Evidence) -> int | None:
+    """Test rows of the judged night before that have another label now; None: none, or labels meant something else."""
+    query = (
+        sa.select(Run.run_id, TestPrediction.test_set_id)
+        .join(TestPrediction, TestPrediction.run_id == Run.run_id)
+        .where(Run.pipeline == run.pipeline, Run.data_until < run.data_until, Run.dry_run.is_(False))
+        .where(TestPrediction.side == "candidate", TestPrediction.kind == "test")
+        .order_by(Run.data_until.desc(), Run.started_at.desc(), TestPrediction.attempt.desc())
+    )
+    before = session.execute(query).first()
+    if before is None or meaning_of_run(session, before.run_id).change(meaning_of_run(session, run.run_id)):
+        return None
+    stored = session.get_one(TestSet, (run.pipeline, before.test_set_id))
+    rows = _unpacked(stored)
+    then = dict(zip(rows.fingerprints, rows.true.tolist(), strict=True))
+    now = zip(evidence.test.fingerprints, evidence.test.true.tolist(), strict=True)
+    names: list[str] = stored.label_names
+    return sum(row in then and names[then[row]] != evidence.label_names[label] for row, label in now)
+
+
 # --- rows ---
 
 
@@ -278,6 +300,8 @@ def _side_row(run_id: str, attempt: int, name: str, side: Side, evidence: Eviden
     }
     if name == "candidate":
         facts |= {"seed_spread": evidence.seed_spread, "golden_note": evidence.golden_note}
+    if side.relabelled:
+        facts["relabelled"] = True
     if name == "champion":
         facts["nights"] = evidence.champion_nights
         facts["chosen_at"] = None if side.chosen_at is None else side.chosen_at.isoformat()
@@ -335,6 +359,7 @@ def _evidence(
             chosen_at=datetime.fromisoformat(facts["chosen_at"]) if facts.get("chosen_at") else None,
             version=row.version,
             flaw=row.flaw,
+            relabelled=facts.get("relabelled", False),
             golden=labels["golden"],
             trained_on=_mask(facts["trained_on"], len(rows["test"])),
             unknown_line=facts["unknown_line"],

@@ -6,17 +6,21 @@ import csv
 import io
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 from typer.testing import CliRunner
 
+import nightgate
 from nightgate.analysis import comparison
 from nightgate.analysis.comparison import Comparison, Section
 from nightgate.cli.app import app
+from nightgate.config import Pipeline
 from nightgate.database import schema
 from nightgate.database.transactions import Database
+from nightgate.errors import ModelError
 from nightgate.metrics.bootstrap import f1_difference
 from nightgate.registry import champions, versions
 from nightgate.runs.evidence_store import microseconds
@@ -68,6 +72,42 @@ def test_models_without_a_significant_difference_are_called_so(database: Databas
     first = judged_night(database, 0, Model("first", 0.7))
     judged_night(database, 1, Model("other", 0.7), first)
     assert section(compare(database, 1, 2), "paired").note.endswith("not significant")
+
+
+def test_corrected_labels_judge_stored_predictions_again(database: Database) -> None:
+    first = judged_night(database, 0, Model("first", 0.65))
+    rows = rows_of(1)
+    corrected = replace(rows, true=np.where(np.arange(800) < 40, 1 - rows.true, rows.true))
+    second = judged_night(database, 1, Model("second", 0.78), first, num_rows=800)
+    night = judged_night(database, 2, Model("third", 0.7), second, anchor=first, num_rows=800, test=corrected)
+    found = section(compare(database, 1, 2), "paired")
+    wanted = f1_difference(corrected.true, first.predictions(rows), second.predictions(rows), 2, "weighted")
+    facts = {pair.name: pair for pair in found.pairs}
+    assert facts["f1"].difference == pytest.approx(wanted.value)
+    noted = database.frame("SELECT labels_corrected, metric_key FROM nights ORDER BY night")
+    assert noted["labels_corrected"].fillna(-1).tolist() == [-1, 0, 40]
+    assert noted["metric_key"].nunique() == 1
+    assert nightgate.history("reviews")["break_before"].isna().all(), "no break"
+    shown = CliRunner().invoke(app, ["history", "reviews"]).stdout
+    assert "labels of 40 test rows were corrected" in shown
+    assert night.version == 3
+
+
+@pytest.mark.parametrize("labels", [{"bad": "good", "good": "bad"}, ["bad", "fine", "good"]])
+def test_versions_whose_labels_mean_something_else_are_not_compared(database: Database, labels: Any) -> None:
+    record = night_rows.pipeline().record()
+    other = Pipeline.model_validate({**record, "data": {**record["data"], "labels": labels}})
+    first = judged_night(database, 0, Model("first", 0.65))
+    judged_night(database, 1, Model("second", 0.78), first, pipeline=other)
+    found = section(compare(database, 1, 2), "paired")
+    assert found.pairs == ()
+    assert "mean something else" in found.note
+    a, b = (champions.resolve_version(database, "reviews", number) for number in (1, 2))
+    with pytest.raises(ModelError, match="version 1 was trained on labels that mean something else"):
+        comparison.scored_now(database, database.home, a, b)
+    history = nightgate.history("reviews")
+    assert history["break_before"].notna().tolist() == [False, True]
+    assert history["labels_corrected"].isna().all(), "not comparable either"
 
 
 def test_the_difference_by_class_is_of_the_same_rows(database: Database) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import shutil
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pytest
 from nightgate.config import Pipeline
 from nightgate.data.golden_rows import GoldenSet, golden_rows, golden_set
 from nightgate.data.refresh import refresh
-from nightgate.data.snapshots import open_snapshot
+from nightgate.data.snapshots import open_snapshot, write_snapshot
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home, open_home
+from nightgate.label_meaning import LabelMeaning
 from nightgate.schedule import Night
 from tests.support import reviews
 
@@ -42,9 +44,12 @@ def pipeline(source: Path, **changes: Any) -> Pipeline:
 def tonight(tmp_path: Path, home: Home) -> Tonight:
     """Returns the golden set of a night whose source has the given rows."""
 
-    def make(rows: list[dict[str, Any]], night: Night = reviews.NIGHT, **changes: Any) -> GoldenSet:
+    def make(
+        rows: list[dict[str, Any]], night: Night = reviews.NIGHT, meaning_on: Any = None, **changes: Any
+    ) -> GoldenSet:
         configured = pipeline(written(tmp_path / "rows.jsonl", rows), **changes)
-        return golden_set(configured, home, refresh(configured, night, home).snapshot, night)
+        snapshot = refresh(configured, night, home).snapshot
+        return golden_set(configured, home, snapshot, night, *([meaning_on] if meaning_on else []))
 
     return make
 
@@ -78,6 +83,39 @@ def test_other_labels_freeze_other_rows_and_the_first_rows_stay(tonight: Tonight
     assert "bad, good" in worded.note
     again = tonight(reviews.rows(600))
     assert (again.id, again.path, again.note) == (first.id, first.path, "")
+
+
+def test_labels_that_mean_something_else_freeze_other_rows(tonight: Tonight) -> None:
+    first = tonight(reviews.rows(600))
+    swapped = tonight(reviews.rows(600), data__labels={"5": "1", "1": "5"})
+    assert swapped.path != first.path
+    assert "mean something else" in swapped.note
+    both = swapped.rows().merge(first.rows(), on="fingerprint")
+    assert len(both) == len(first.rows())
+    assert (both["label_x"] != both["label_y"]).all()
+    again = tonight(reviews.rows(600))
+    assert (again.path, again.note) == (first.path, "")
+
+
+def test_rows_that_an_earlier_release_froze_stay_while_their_labels_mean_the_same(tonight: Tonight, home: Home) -> None:
+    first = tonight(reviews.rows(600))
+    # It named the folder by the labels alone, and stored nothing else of them.
+    stored = open_snapshot(first.path)
+    facts = {"label_names": ["1", "5"], "frozen": "2026-02-01"}
+    name = f"frozen-{hashlib.sha256(json.dumps(['1', '5']).encode()).hexdigest()[:10]}"
+    frame = stored.rows("test").assign(split="test")
+    earlier = write_snapshot(home.golden / "kettles", frame, {"labels": ["1", "5"]}, facts, name=name)
+    shutil.rmtree(first.path)
+    asked: list[date] = []
+
+    def meaning_on(night: date) -> LabelMeaning:
+        asked.append(night)
+        return LabelMeaning("stars", {"1": "1", "5": "5"})
+
+    kept = tonight(reviews.rows(600), meaning_on=meaning_on)
+    assert (kept.path, kept.note, asked) == (earlier.path, "", [date(2026, 2, 1)])
+    swapped = tonight(reviews.rows(600), meaning_on=meaning_on, data__labels={"5": "1", "1": "5"})
+    assert swapped.path != earlier.path
 
 
 def test_labels_in_another_order_renumber_the_same_rows(tonight: Tonight) -> None:

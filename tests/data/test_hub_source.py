@@ -127,8 +127,9 @@ def test_parquet_with_class_labels_is_read_by_number_or_by_name(tmp_path: Path) 
     source = hub(labelled(tmp_path, ["bad", "good"], [0, 1, -1]))
     by_name = read_source(reviews.pipeline(source, data__labels=["bad", "good"]).data, reviews.NIGHT).frame
     assert by_name["stars"].tolist() == ["bad", "good", -1]
-    by_number = read_source(reviews.pipeline(source, data__labels=[0, 1]).data, reviews.NIGHT).frame
-    assert by_number["stars"].tolist() == [0, 1, -1]
+    by_number = read_source(reviews.pipeline(source, data__labels=[0, 1]).data, reviews.NIGHT)
+    assert by_number.frame["stars"].tolist() == [0, 1, -1]
+    assert by_number.classes == ("bad", "good"), "what the numbers mean"
 
 
 def test_rows_added_to_the_folder_are_read_by_the_next_night(folder: Path) -> None:

@@ -271,8 +271,8 @@ def test_neither_order_nor_file_format_nor_origin_changes_the_id(tmp_path: Path,
 
 def test_the_id_is_the_same_on_every_machine(refreshed_from: Any) -> None:
     refreshed = refreshed_from(reviews.rows(30), data__time="created_at", data__slices=["shop"])
-    assert refreshed.snapshot.id == "s-2a84e0295f2b1d1d"
-    assert refreshed.snapshot.manifest["test_version"] == "t-49a211f860"
+    assert refreshed.snapshot.id == "s-8d2d95efd20db8a7"
+    assert refreshed.snapshot.manifest["test_version"] == "t-9d2c07d9bc"
 
 
 @pytest.mark.parametrize("field", ["id", "text", "stars", "created_at", "shop", "product"])
@@ -300,15 +300,21 @@ def test_the_same_rows_tomorrow_are_the_same_snapshot(refreshed_from: Any) -> No
         {"data__group": "product"},
         {"data__text": ["title", "text"]},
         {"split__column": "side"},
+        {"data__label": "rating"},
+        {"data__labels": {"1": "5", "5": "1"}},
+        {"data__labels": {"1": "1", "2": "1", "5": "5"}},
     ],
 )
-def test_the_test_version_changes_with_the_split(change: dict[str, Any]) -> None:
+def test_the_test_version_changes_with_the_split_and_with_what_labels_mean(change: dict[str, Any]) -> None:
     source = reviews.files("rows.csv")
     assert split_version(reviews.pipeline(source, **change)) != split_version(reviews.pipeline(source))
 
 
 def test_the_test_version_does_not_change_when_rows_arrive_or_training_does(refreshed_from: Any) -> None:
+    corrected = [{**row, "stars": 6 - row["stars"]} if row["id"] == "00007" else row for row in reviews.rows(100)]
     versions = {
+        refreshed_from(corrected).snapshot.manifest["test_version"],
+        refreshed_from(reviews.rows(100), data__labels={"1": "1", "5.0": "5"}).snapshot.manifest["test_version"],
         refreshed_from(reviews.rows(100)).snapshot.manifest["test_version"],
         refreshed_from(reviews.rows(150)).snapshot.manifest["test_version"],
         refreshed_from(reviews.rows(150), training__epochs=9, data__slices=["shop"]).snapshot.manifest["test_version"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,15 @@ from alembic.script import ScriptDirectory
 from typer.testing import CliRunner
 
 from nightgate.cli.app import app
+from nightgate.config import Pipeline
+from nightgate.data.refresh import _rules, split_version
 from nightgate.database import connection as connections
 from nightgate.database import schema
 from nightgate.database import transactions as databases
 from nightgate.database.transactions import Database
 from nightgate.errors import DatabaseError
 from nightgate.home import Home
+from nightgate.metrics.comparability import metric_key
 from nightgate.runs import records
 from tests.support import night_rows
 from tests.support.years import insert_nights
@@ -144,6 +150,37 @@ def test_the_faster_views_show_the_same_of_an_earlier_home(tmp_path: Path, home:
     for name, query in views.items():
         rows = [sorted(map(str, frame.to_numpy().tolist())) for frame in (before[name], database.frame(query))]
         assert rows[0] == rows[1], name
+
+
+def test_test_versions_and_keys_of_before_get_the_meaning_of_their_labels(
+    database: Database, migrated_url: str
+) -> None:
+    labels = {"1": "bad", "2.0": "bad", "True": "good"}
+    record = night_rows.pipeline().record() | {"data": {"source": {"kind": "sample"}, "labels": labels}}
+    pipeline = Pipeline.model_validate(record)
+    made = night_rows.refreshed(database)
+    rules = _rules(pipeline)
+    manifest = {**made.snapshot.manifest, "rules": rules, "test_version": split_version(pipeline)}
+    opened = night_rows.open_run(database, pipeline, night_rows.night())
+    refreshed = replace(made, snapshot=replace(made.snapshot, manifest=manifest))
+    records.record_snapshot(database, opened.run_id, 1, refreshed)
+    evidence = replace(night_rows.evidence(), test_version=split_version(pipeline))
+    records.record_decision(database, opened.run_id, 1, night_rows.decision(), evidence, night_rows.scores())
+    query = (
+        "SELECT r.test_version, s.test_version AS of_snapshot, r.metric_key FROM run AS r JOIN snapshot AS s "
+        "ON s.snapshot_id = r.snapshot_id"
+    )
+    now = database.frame(query).iloc[0].tolist()
+    command.downgrade(databases.alembic_config(migrated_url), "0007")
+    plain = {name: rule for name, rule in rules.items() if name not in {"label", "values"}}
+    version = f"t-{hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]}"
+    gate = {name: getattr(pipeline.gate, name) for name in ("average", "test_window", "min_test_rows")}
+    key = metric_key(version, pipeline.data.label_names, **gate)
+    assert database.frame(query).iloc[0].tolist() == [version, version, key]
+    # As those of before: a mark behind the key stays.
+    execute(migrated_url, "UPDATE run SET metric_key = metric_key || '-predicted'")
+    databases.upgrade(migrated_url)
+    assert database.frame(query).iloc[0].tolist() == [*now[:2], f"{now[2]}-predicted"]
 
 
 @pytest.mark.database

@@ -210,6 +210,17 @@ def test_threshold_only_needs_a_score_of_the_candidate_alone(snapshot: SnapshotA
         assert check(held, name).outcome == "failed", name
 
 
+def test_no_policy_promotes_over_a_champion_whose_labels_mean_something_else() -> None:
+    before = of_champion(night(0.9), predictions=None, golden=None, flaw="was trained on other labels", relabelled=True)
+    for policy in ("superior", "non_inferior", "threshold_only"):
+        decision = decide(before, Gate(min_f1=0.54, policy=policy))
+        assert decision.verdict == "hold"
+        assert check(decision, "beats_champion").outcome == "failed"
+        assert "was trained on other labels" in decision.reason
+        assert decision.measured.champion is None or decision.measured.champion.f1 is None
+        assert check(decision, "golden").candidate_value is None
+
+
 def test_threshold_only_still_reports_both_comparisons_and_is_held_by_neither() -> None:
     decision = decide(night(0.58, 0.60), Gate(min_f1=0.54, policy="threshold_only"))
     found = check(decision, "beats_champion")

@@ -16,12 +16,28 @@ from nightgate.cli.tables_as_text import Format, formatted
 from nightgate.config import Pipeline
 from nightgate.database import schema
 from nightgate.database.transactions import Database
+from nightgate.label_meaning import LabelMeaning
 from nightgate.metrics.comparability import ScoredNight, breaks, changes, metric_key
 from tests.support import night_rows
 from tests.support.judged_nights import Model, judged_night
 
+
+def meaning(*values: tuple[str, str], column: str = "label") -> LabelMeaning:
+    return LabelMeaning(column, dict(values), ("bad", "good"))
+
+
+USUAL = meaning(("0", "bad"), ("1", "good"))
 FIRST = ScoredNight(
-    date(2026, 3, 1), "m-1", "t-1", ("bad", "good"), "weighted", "90d", 2000, model_version=1, test_f1=0.55
+    date(2026, 3, 1),
+    "m-1",
+    "t-1",
+    ("bad", "good"),
+    "weighted",
+    "90d",
+    2000,
+    model_version=1,
+    test_f1=0.55,
+    meaning=USUAL,
 )
 
 
@@ -62,6 +78,9 @@ def test_nights_with_the_same_settings_have_no_break() -> None:
         {"metric_key": "m-2"},
         {"test_window": "30d", "metric_key": "m-2"},
         {"min_test_rows": 100, "metric_key": "m-2"},
+        {"meaning": meaning(("0", "good"), ("1", "bad")), "test_version": "t-2", "metric_key": "m-2"},
+        {"meaning": meaning(("0", "bad"), ("1", "good"), ("2", "good"), column="stars")},
+        {"meaning": replace(USUAL, classes=("good", "bad"))},
     ],
 )
 def test_each_change_is_named(facts: dict[str, Any], snapshot: SnapshotAssertion) -> None:
@@ -70,7 +89,16 @@ def test_each_change_is_named(facts: dict[str, Any], snapshot: SnapshotAssertion
     assert second == snapshot
 
 
-@pytest.mark.parametrize("facts", [{"label_names": ("good", "bad")}, {"test_window": "2160h"}])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"label_names": ("good", "bad")},
+        {"test_window": "2160h"},
+        {"meaning": meaning(("1", "good"), ("0", "bad"))},
+        # A snapshot of before did not store the names of the classes.
+        {"meaning": replace(USUAL, classes=())},
+    ],
+)
 def test_a_change_without_effect_on_scores_is_no_break(facts: dict[str, Any]) -> None:
     assert changes(*nights({}, facts)) == ""
 

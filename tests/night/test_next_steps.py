@@ -26,6 +26,7 @@ def step_after(evidence: Evidence, finding: str = "--set training.epochs=8") -> 
         (of_candidate(night(), trained_on=None), "bring back the snapshots that it names"),
         (of_champion(night(), data_until=night().data_until.replace(year=2099)), "run the newest night"),
         (of_champion(night(), flaw="knows other labels"), "to promote it all the same"),
+        (of_champion(night(), flaw="was trained on others", relabelled=True), "restore label and labels in [data]"),
     ],
 )
 def test_the_next_step_is_about_what_failed_and_says_how_to_promote_it_all_the_same(

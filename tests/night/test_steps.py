@@ -146,6 +146,28 @@ def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, enviro
     assert environment.is_dir()
 
 
+def test_a_mapping_that_means_something_else_is_held_under_every_policy_until_a_person_accepts_it(
+    site: Path, environment: Path
+) -> None:
+    swapped = {"1": "5", "2": "2", "3": "3", "4": "4", "5": "1"}
+    pipeline = load_pipeline(site, {"data.labels": swapped, "gate.policy": "threshold_only"})
+    assert set(pipeline.data.label_names) == set("12345")
+    row = run_with(environment / "models/small/v0001", pipeline, day=6)
+    assert row.status == "held"
+    assert "'1' was 1 and is 5, '5' was 5 and is 1" in row.reason
+    assert str(row.next_step).endswith("nightgate promote small 2 --reason TEXT")
+    found = evidence_of(row)
+    assert found.champion is not None
+    assert (found.champion.relabelled, found.champion.predictions, found.champion.golden) == (True, None, None)
+    assert (row.champion_version, the_row(row)["champion_f1"]) == (1, None)
+    broken = queries.history("small")["break_before"].iloc[1]
+    assert "labels mean something else" in broken
+    assert len(list((environment / "golden/small").iterdir())) == 2, "not judged by old labels"
+    with Database.open(open_home()) as db:
+        champions.promote_manually(db, db.home, "small", 2, reason="so it is meant", by="a test")
+    assert champion_and_anchor() == (2, 2)
+
+
 def test_training_cannot_start_from_a_champion_with_other_labels_and_says_so(site: Path) -> None:
     pipeline = load_pipeline(site, {**SHORT, "training.start_from": "champion", "data.labels": [5, 4, 3, 2, 1]})
     with pytest.raises(ModelError, match=r"\['5', '4', '3', '2', '1'\]") as raised:

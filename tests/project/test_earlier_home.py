@@ -91,6 +91,10 @@ def test_its_waiting_candidate_is_rejected_and_the_next_night_runs_on_its_snapsh
     assert site.query(
         "SELECT status, champion_version, model_version, rows_new FROM nights WHERE night = '2026-01-12'"
     ) == [("promoted", 1, 6, 12)]
+    # No break by the upgrade: neither in the history nor in SQL, and the frozen golden rows still count.
+    assert [row["break_before"] for row in site.rows("history", "small.toml")] == [None] * 7
+    assert len(site.query("SELECT DISTINCT test_version, metric_key FROM nights WHERE test_f1 IS NOT NULL")) == 1
+    assert len(list((site.folder / "home/golden/small").iterdir())) == 1
 
 
 def test_every_view_and_column_is_still_there(site: Site) -> None:

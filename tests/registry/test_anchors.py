@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -79,11 +80,12 @@ def test_the_anchor_alone_moves_to_the_champion_and_to_no_other_version(versions
     assert anchor(versions) == 2
 
 
-def test_an_anchor_with_other_labels_is_replaced_by_the_new_champion(versions: Database) -> None:
+@pytest.mark.parametrize("other", [["bad", "fine", "good"], {"bad": "good", "good": "bad"}])
+def test_an_anchor_with_other_labels_is_replaced_by_the_new_champion(versions: Database, other: Any) -> None:
     promote(versions, 1, None)
-    for names, expected_anchor in ((["good", "bad"], 1), (["bad", "fine", "good"], 6)):
-        values = night_rows.pipeline().record() | {"data": {"source": {"kind": "sample"}, "labels": names}}
-        opened = night_rows.open_run(versions, Pipeline.model_validate(values), night_rows.night(9 + len(names)))
+    for day, labels, expected_anchor in ((9, ["good", "bad"], 1), (10, other, 6)):
+        values = night_rows.pipeline().record() | {"data": {"source": {"kind": "sample"}, "labels": labels}}
+        opened = night_rows.open_run(versions, Pipeline.model_validate(values), night_rows.night(day))
         number = promotion.add_version(versions, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
         lifecycle.finish_run(versions, opened.run_id, 1, "held")
         promote(versions, number, number - 1 if number == 6 else 1)
