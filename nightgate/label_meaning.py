@@ -39,7 +39,7 @@ class LabelMeaning:
         """What changed from here to `later`, as a clause; '' if labels mean the same."""
         found = []
         if self.column != later.column:
-            found.append(f"labels were read from the column {self.column!r} and are from {later.column!r}")
+            found.append(f"the label column was {self.column!r} and is {later.column!r}")
         found += _changed("", self.values, later.values)
         if self.classes and later.classes:
             found += _changed("class ", *(dict(enumerate(names)) for names in (self.classes, later.classes)))

@@ -149,7 +149,7 @@ def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, enviro
 def test_a_mapping_that_means_something_else_is_held_under_every_policy_until_a_person_accepts_it(
     site: Path, environment: Path
 ) -> None:
-    swapped = {"1": "5", "2": "2", "3": "3", "4": "4", "5": "1"}
+    swapped = {"5": "1", "2": "2", "3": "3", "4": "4", "1": "5"}
     pipeline = load_pipeline(site, {"data.labels": swapped, "gate.policy": "threshold_only"})
     assert set(pipeline.data.label_names) == set("12345")
     row = run_with(environment / "models/small/v0001", pipeline, day=6)
