@@ -232,10 +232,9 @@ def _labels_corrected(session: Session, run: Run, evidence: Evidence) -> int | N
         return None
     stored = session.get_one(TestSet, (run.pipeline, before.test_set_id))
     rows = _unpacked(stored)
-    then = dict(zip(rows.fingerprints, rows.true.tolist(), strict=True))
+    then = dict(zip(rows.fingerprints, (stored.label_names[label] for label in rows.true.tolist()), strict=True))
     now = zip(evidence.test.fingerprints, evidence.test.true.tolist(), strict=True)
-    names: list[str] = stored.label_names
-    return sum(row in then and names[then[row]] != evidence.label_names[label] for row, label in now)
+    return sum(1 for row, label in now if then.get(row, evidence.label_names[label]) != evidence.label_names[label])
 
 
 # --- rows ---
