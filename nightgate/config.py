@@ -271,8 +271,8 @@ class Schedule(Section):
     timezone: Timezone = "UTC"
     """Timezone of the cron; a night is a date in it."""
     max_skips: int = Field(default=6, ge=0, le=1000)
-    """Scheduled nights in a row that are skipped while data, code and configuration are unchanged; the next one runs
-    anyway. 0: none is skipped."""
+    """Scheduled nights in a row that are skipped while nothing is new: data, configuration, code, models; the next one
+    runs anyway. 0: none is skipped."""
 
 
 class Resources(Section):

@@ -16,7 +16,7 @@ from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of,
 
 METADATA = Base.metadata
 """All tables, including those of the gate."""
-HEAD = "0008"
+HEAD = "0009"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -128,6 +128,8 @@ class Run(Base):
     config: Mapped[dict[str, Any]]
     config_hash: Mapped[str]
     code_version: Mapped[str]
+    inputs: Mapped[dict[str, Any] | None]
+    """What its result depends on, by name: see `nightgate.runs.inputs`."""
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
     prefect_flow_run_id: Mapped[str | None]

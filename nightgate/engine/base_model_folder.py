@@ -25,6 +25,8 @@ OnDownload = Callable[[str, int, int], None]
 """Callback for downloads: the current work, bytes done, bytes in all."""
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.codes", "*.jinja"]
+FILES = (*_SMALL_FILES, "*.safetensors", "pytorch_model*.bin")
+"""Patterns of all files of a base model that may be loaded."""
 
 
 def resolve(base_model: str, revision: str = "", on_download: OnDownload | None = None) -> Path:
@@ -32,6 +34,15 @@ def resolve(base_model: str, revision: str = "", on_download: OnDownload | None 
 
     Raises:
         ModelError: there is no such folder, package or repository, or the hub cannot be reached.
+    """
+    return local_folder(base_model) or _from_hub(base_model, revision, on_download)
+
+
+def local_folder(base_model: str) -> Path | None:
+    """The folder of `base_model`; None where it is a name on the hub.
+
+    Raises:
+        ModelError: there is no such folder or package.
     """
     if base_model.startswith("package:"):
         return _in_package(base_model)
@@ -45,7 +56,7 @@ def resolve(base_model: str, revision: str = "", on_download: OnDownload | None 
             f"base_model {base_model!r}: there is no folder {folder.absolute()}",
             next_step="correct training.base_model: a folder with config.json, package:NAME/FOLDER, or a hub name",
         )
-    return _from_hub(base_model, revision, on_download)
+    return None
 
 
 def _in_package(base_model: str) -> Path:

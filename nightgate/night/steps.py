@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from nightgate.analysis import seed_study
 from nightgate.data import refresh as data
 from nightgate.data.snapshots import Snapshot, open_snapshot
 from nightgate.errors import DataError
@@ -24,9 +25,9 @@ from nightgate.provenance import base_model_revision, environment
 from nightgate.registry import approvals, register, versions
 from nightgate.registry.register import Candidate
 from nightgate.registry.versions import VersionRow
-from nightgate.runs import lifecycle, records, slot_queue
+from nightgate.runs import inputs, lifecycle, records, slot_queue
 from nightgate.runs.run_row import RunRow
-from nightgate.runs.skip import skip_reason
+from nightgate.runs.skip import may_skip
 from nightgate.training import supervisor
 from nightgate.training.predictions import read_predictions
 from nightgate.training.protocol import EpochReport, Progress, TrainJob, TrainResult
@@ -57,15 +58,19 @@ def refresh(run: NightRun) -> Snapshot:
     return refreshed.snapshot
 
 
-def skip_without_news(run: NightRun) -> RunRow | None:
+def skip_without_news(run: NightRun, snapshot: Snapshot) -> RunRow | None:
     """End a scheduled night as skipped if it would only repeat the last one; None: the run goes on.
 
     A run that goes on supersedes candidates of earlier nights that still wait for an approval.
     """
+    in_spreads = run.pipeline.gate.margin_unit == "seed_spread"
+    spread = seed_study.newest_spread(run.db, run.pipeline) if in_spreads else None
+    found = inputs.inputs(run.pipeline, run.home, snapshot.id, spread)
+    records.record_inputs(run.db, run.run_id, run.attempt, found)
     if run.night.trigger == "schedule" and not (run.force or run.dry_run or run.attempt > 1):
-        reason = skip_reason(run.db, run.run_id, run.pipeline.schedule.max_skips)
-        if reason:
-            log.info("skipped: %s", reason)
+        skipped, reason = may_skip(run.db, run.run_id, run.pipeline.schedule.max_skips)
+        log.info("%s: %s", "skipped" if skipped else "not skipped", reason)
+        if skipped:
             return run.finish("skipped", reason)
     if not run.dry_run:
         for superseded in approvals.supersede_before(run.db, run.run_id, run.attempt):

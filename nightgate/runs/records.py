@@ -75,6 +75,15 @@ def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshe
     db.write(work)
 
 
+def record_inputs(db: Database, run_id: str, attempt: int, inputs: dict[str, str]) -> None:
+    """Record what the run's result depends on."""
+
+    def work(session: Session) -> None:
+        fenced(session, run_id, attempt).inputs = inputs
+
+    db.write(work)
+
+
 def record_quarantined(db: Database, run_id: str, attempt: int, quarantined: Sequence[Quarantined]) -> None:
     """Record the quarantined rows of a refresh that failed."""
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from nightgate.database.gate_schema import Anchor, Freeze
 from nightgate.database.schema import Promotion, Run
 from nightgate.database.transactions import Database
+from nightgate.runs.inputs import changed
 
 _COMPLETED = ("promoted", "held", "skipped", "waiting")
 
 
-def skip_reason(db: Database, run_id: str, max_skips: int) -> str:
-    """Why the run's night may be skipped; '' if it must run. The run's snapshot is recorded already.
+def may_skip(db: Database, run_id: str, max_skips: int) -> tuple[bool, str]:
+    """Whether the run's night may be skipped, and why or why not. The run's inputs are recorded already.
 
-    It may be skipped if the last night completed and data, configuration, code and champion have not changed since: the
-    same seed would train the same model. After `max_skips` skipped nights in a row one runs anyway.
+    It may be skipped if the last night completed and neither its inputs nor champion, anchor or a freeze have changed
+    since: the same seed would train the same model. After `max_skips` skipped nights in a row one runs anyway.
     """
 
-    def work(session: Session) -> str:
+    def work(session: Session) -> tuple[bool, str]:
         run = session.get_one(Run, run_id)
         before = list(
             session.scalars(
@@ -29,28 +31,38 @@ def skip_reason(db: Database, run_id: str, max_skips: int) -> str:
                 .limit(max_skips + 1)
             )
         )
-        if not before or before[0].status not in _COMPLETED:
-            return ""
+        if not before:
+            return False, "it is the first night"
         last = before[0]
+        name = f"the night of {last.night} (run {last.run_id}, {last.status})"
+        if last.status not in _COMPLETED:
+            return False, f"{name} did not complete"
         skipped = next((at for at, one in enumerate(before) if one.status != "skipped"), len(before))
         if skipped >= max_skips:
-            return ""
-        same = (last.snapshot_id, last.config_hash, last.code_version)
-        if (run.snapshot_id, run.config_hash, run.code_version) != same or _champion_moved(session, last):
-            return ""
-        return (
-            f"nothing is new since the night of {last.night} (run {last.run_id}, {last.status}): the same snapshot "
-            f"{run.snapshot_id}, configuration and code"
-        )
+            return False, f"max_skips is {max_skips}"
+        if last.inputs is None:
+            return False, f"{name} did not record its inputs"
+        if news := [*changed(last.inputs, run.inputs or {}), *_decisions(session, last)]:
+            return False, f"since {name}: {', '.join(news)}"
+        return True, f"nothing is new since {name}: the same snapshot {run.snapshot_id}, configuration, code and model"
 
     return db.read(work)
 
 
-def _champion_moved(session: Session, last: Run) -> bool:
-    """Whether the champion has changed since that run started, other than by the run itself."""
-    moved = sa.select(sa.func.count()).where(
-        Promotion.pipeline == last.pipeline,
-        Promotion.valid_from > last.started_at,
-        sa.or_(Promotion.run_id.is_(None), Promotion.run_id != last.run_id),
-    )
-    return bool(session.scalar(moved))
+def _decisions(session: Session, last: Run) -> list[str]:
+    """What was decided since that run started, other than by the run itself."""
+    of_others = {
+        "the champion was changed": (Promotion, Promotion.valid_from, Promotion.run_id),
+        "the anchor was moved": (Anchor, Anchor.valid_from, Anchor.run_id),
+        "a freeze has ended": (Freeze, Freeze.ended_at, sa.null()),
+    }
+    return [
+        decided
+        for decided, (table, moment, by_run) in of_others.items()
+        if session.scalar(
+            sa.select(sa.func.count())
+            .select_from(table)
+            .where(table.pipeline == last.pipeline, moment > last.started_at)  # type: ignore[attr-defined]
+            .where(sa.or_(by_run.is_(None), by_run != last.run_id))
+        )
+    ]

@@ -7,11 +7,13 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.operations import reconciliation
-from nightgate.registry import promotion
+from nightgate.registry import freezes, promotion
 from nightgate.runs import claim, heartbeat, lifecycle, records, skip
 from nightgate.runs.liveness import Owner
 from nightgate.runs.run_row import RunRow
@@ -140,9 +142,10 @@ def test_a_scheduled_night_does_not_wait_for_a_process_that_is_dead(database: Da
 # --- nights without news ---
 
 
-def with_snapshot(database: Database, day: int, rows: int = 1, **options: Any) -> RunRow:
+def with_snapshot(database: Database, day: int, rows: int = 1, torch: str = "2.9", **options: Any) -> RunRow:
     run = opened(database, day=day, **options)
     records.record_snapshot(database, run.run_id, run.attempt, night_rows.refreshed(database, f"s-{rows}"))
+    records.record_inputs(database, run.run_id, run.attempt, {"snapshot": f"s-{rows}", "torch": torch})
     return run
 
 
@@ -151,55 +154,54 @@ def ended_night(database: Database, day: int, status: str, rows: int = 1) -> Non
     lifecycle.finish_run(database, run.run_id, run.attempt, status)
 
 
-def reason_to_skip(database: Database, day: int, rows: int = 1, max_skips: int = 6) -> str:
-    run = with_snapshot(database, day, rows)
-    return skip.skip_reason(database, run.run_id, max_skips)
+def may_skip(database: Database, day: int, max_skips: int = 6, **news: Any) -> tuple[bool, str]:
+    return skip.may_skip(database, with_snapshot(database, day, **news).run_id, max_skips)
 
 
 def test_a_night_that_would_repeat_the_last_one_may_be_skipped(database: Database) -> None:
     ended_night(database, 0, "held")
-    assert "nothing is new since the night of 2026-03-01" in reason_to_skip(database, 1)
+    skipped, reason = may_skip(database, 1)
+    assert skipped
+    assert "nothing is new since the night of 2026-03-01" in reason
 
 
-@pytest.mark.parametrize("changed", ["configuration", "code"])
-def test_a_night_with_another_configuration_or_other_code_is_run(
-    database: Database, monkeypatch: pytest.MonkeyPatch, changed: str
-) -> None:
+@pytest.mark.parametrize(
+    ("news", "named"), [({"rows": 2}, "snapshot was s-1 and is s-2"), ({"torch": "2.10"}, "torch was 2.9 and is 2.10")]
+)
+def test_a_night_with_another_input_is_run_and_says_which(database: Database, news: Any, named: str) -> None:
     ended_night(database, 0, "held")
-    options = {"learning_rate": 1e-4} if changed == "configuration" else {}
-    if changed == "code":
-        monkeypatch.setattr("nightgate.runs.claim.code_version", lambda: "a newer commit")
-    run = night_rows.open_run(database, night_rows.pipeline(**options), night_rows.night(1))
-    records.record_snapshot(database, run.run_id, run.attempt, night_rows.refreshed(database, "s-1"))
-    assert skip.skip_reason(database, run.run_id, 6) == ""
+    skipped, reason = may_skip(database, 1, **news)
+    assert not skipped
+    assert reason.endswith(f": {named}")
+
+
+def test_a_night_after_one_of_an_earlier_release_is_run(database: Database) -> None:
+    ended_night(database, 0, "held")
+    database.write(lambda session: session.execute(sa.update(Run).values(inputs=sa.null())))
+    assert not may_skip(database, 1)[0]
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled"])
 def test_a_night_after_one_that_broke_is_run(database: Database, status: str) -> None:
     ended_night(database, 0, status)
-    assert reason_to_skip(database, 1) == ""
-
-
-def test_a_night_with_new_rows_is_run(database: Database) -> None:
-    ended_night(database, 0, "held")
-    assert reason_to_skip(database, 1, rows=2) == ""
+    assert not may_skip(database, 1)[0]
 
 
 def test_the_first_night_is_run(database: Database) -> None:
-    assert reason_to_skip(database, 0) == ""
+    assert not may_skip(database, 0)[0]
 
 
 def test_after_so_many_skipped_nights_one_is_run_all_the_same(database: Database) -> None:
     ended_night(database, 0, "held")
     for day in (1, 2):
         ended_night(database, day, "skipped")
-    assert reason_to_skip(database, 3, max_skips=3) != ""
-    assert skip.skip_reason(database, opened(database, 4).run_id, 2) == ""
+    assert may_skip(database, 3, max_skips=3)[0]
+    assert not skip.may_skip(database, opened(database, 4).run_id, 2)[0]
 
 
 def test_a_limit_of_zero_skips_nothing(database: Database) -> None:
     ended_night(database, 0, "held")
-    assert reason_to_skip(database, 1, max_skips=0) == ""
+    assert not may_skip(database, 1, max_skips=0)[0]
 
 
 def test_a_champion_that_was_moved_by_hand_since_is_news(database: Database) -> None:
@@ -207,7 +209,19 @@ def test_a_champion_that_was_moved_by_hand_since_is_news(database: Database) -> 
     run = with_snapshot(database, 1)
     lifecycle.finish_run(database, run.run_id, 1, "held")
     promotion.promote(database, "reviews", 1, expected=None, by="anna", reason="it is better")
-    assert reason_to_skip(database, 2) == ""
+    skipped, reason = may_skip(database, 2)
+    assert not skipped
+    assert reason.endswith(": the champion was changed, the anchor was moved")
+
+
+def test_a_freeze_that_has_ended_is_news(database: Database) -> None:
+    ended_night(database, 0, "held")
+    freezes.freeze(database, "reviews", by="anna", reason="a bad import")
+    ended_night(database, 1, "skipped")
+    freezes.unfreeze(database, "reviews", by="anna", reason="it was corrected")
+    skipped, reason = may_skip(database, 2)
+    assert not skipped
+    assert reason.endswith(": a freeze has ended")
 
 
 # --- missed nights ---

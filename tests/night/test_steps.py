@@ -39,7 +39,7 @@ from nightgate.night.run import NightRun, open_night
 from nightgate.night.values import Judged, Scored, Served, Trained
 from nightgate.pipeline_files import load_pipeline
 from nightgate.registry import anchors, approvals, champions, promotion, versions
-from nightgate.runs import evidence_store, lifecycle, records
+from nightgate.runs import evidence_store, inputs, lifecycle, records
 from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night, chosen_night, scheduled_night
 from nightgate.training.predictions import read_predictions
@@ -47,7 +47,7 @@ from nightgate.training.protocol import ScoreResult, TrainResult
 from tests.support import night_rows
 from tests.support.first_night import FirstNight, copy_first_night, first_night
 from tests.support.night import nightgate
-from tests.support.tiny import tiny_pipeline
+from tests.support.tiny import tiny_pipeline, write_tiny_model, write_tiny_reviews
 
 pytestmark = pytest.mark.process
 
@@ -383,9 +383,8 @@ def test_a_scheduled_night_without_news_is_skipped_and_a_manual_one_is_run(home:
 
     def is_skipped(night: Night, **options: bool) -> bool:
         with open_night(pipeline, night, **options) as run:
-            steps.refresh(run)
             # Else as a night that trained and was not better.
-            row = steps.skip_without_news(run) or run.finish("held", "not better")
+            row = steps.skip_without_news(run, steps.refresh(run)) or run.finish("held", "not better")
         assert the_row(run)["status"] == row.status
         return row.status == "skipped"
 
@@ -402,6 +401,32 @@ def test_a_scheduled_night_without_news_is_skipped_and_a_manual_one_is_run(home:
     assert (
         queries.history(pipeline.name).set_index("night")["status"].astype(str).to_dict()[date(2026, 1, 9)] == "missed"
     )
+
+
+@pytest.mark.slow
+def test_other_weights_another_library_and_another_golden_file_are_news(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    upgrade(database_url(home))
+    plain = tiny_pipeline(tmp_path, rows=60, epochs=1)
+    golden = write_tiny_reviews(tmp_path / "golden.csv", rows=20, seed=1)
+    pipeline = plain.model_copy(update={"data": plain.data.model_copy(update={"golden": str(golden)})})
+    libraries = inputs.library_versions()
+
+    def status(day: int) -> str:
+        return run_night(pipeline, scheduled_night(pipeline.schedule, datetime(2026, 1, day, 3, 15, tzinfo=UTC))).status
+
+    assert status(5) in {"promoted", "held"}
+    assert status(6) == "skipped"
+    write_tiny_model(tmp_path / "base", seed=1)
+    assert status(7) in {"promoted", "held"}
+    monkeypatch.setattr(inputs, "library_versions", lambda: libraries | {"torch": "99.0"})
+    assert status(8) in {"promoted", "held"}
+    write_tiny_reviews(golden, rows=20, seed=2)
+    assert status(9) in {"promoted", "held"}
+    assert status(10) == "skipped"
+    news = [line.rpartition(": ")[2] for line in caplog.messages if line.startswith("not skipped: since")]
+    assert [line.split(" was ")[0] for line in news] == ["base model", "torch", "golden file"]
 
 
 @pytest.mark.parametrize("thrown", [DataError("no rows", next_step="bring rows"), ZeroDivisionError("a fault")])
