@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.schema import ModelVersion, Promotion, Run, Setting
 from nightgate.database.transactions import Database
-from nightgate.errors import DatabaseError, ModelError
+from nightgate.errors import DatabaseError, ModelError, NightgateError
 from nightgate.home import Home
 from nightgate.models.version_folder import read_manifest, verify_version
 from nightgate.operations.database_checks import RESTORE, opened
@@ -30,10 +30,10 @@ def examine() -> Iterator[Finding]:
     Raises:
         NightgateError: the database cannot be read to its end.
     """
-    home = existing_home()
     try:
+        home = existing_home()
         db = opened(home)
-    except DatabaseError:
+    except NightgateError:
         return  # a finding of `database_checks`
     if db is None:
         return
