@@ -95,10 +95,12 @@ def home_for_reading() -> Home:
         RegistryError: there is no home, and no other database.
         StorageError: the home cannot be read, or its `home.json` is damaged.
     """
-    path = home_path()
-    if read_settings().database_url and not path.exists():
-        return Home(root=path, id="")
-    return existing_home(path)
+    try:
+        return existing_home()
+    except RegistryError:
+        if read_settings().database_url:
+            return Home(root=home_path(), id="")
+        raise
 
 
 def open_home(root: str | Path | None = None) -> Home:

