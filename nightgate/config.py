@@ -211,7 +211,7 @@ class Gate(Section):
     """What a candidate must show to be promoted."""
 
     average: Literal["weighted", "macro"] = "weighted"
-    """What f1, precision and recall mean everywhere in this pipeline."""
+    """What f1, precision and recall mean everywhere in this pipeline: averages over the classes that have true rows."""
     min_f1: float = Field(default=0.54, ge=0, le=1)
     """Lowest F1 on the test window with which a candidate may be promoted."""
     min_f1_on: Literal["estimate", "lower"] = "estimate"

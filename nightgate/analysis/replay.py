@@ -29,7 +29,7 @@ from nightgate.gate.decision import Decision, Verdict
 from nightgate.gate.evidence import Evidence, Mask, Serving, Side
 from nightgate.gate.test_window import test_window
 from nightgate.label_meaning import LabelMeaning
-from nightgate.metrics.comparability import ScoredNight, breaks, metric_key
+from nightgate.metrics.comparability import ScoredNight, averages_predicted_classes, breaks, metric_key
 from nightgate.pipeline_files import check_pipeline
 from nightgate.registry.versions import VersionRow, versions
 from nightgate.runs.evidence_store import Given, labels_given, load_evidence, scorings_of
@@ -77,6 +77,8 @@ class ReplayedNight:
     chain: ChainNight
     scored: ScoredNight
     """The scores under the other policy and how they were measured."""
+    redefined: bool
+    """Whether the stored scores also average classes without true rows, which the replay leaves out."""
 
     @property
     def flips(self) -> bool:
@@ -164,6 +166,7 @@ def _night(
         champion_f1=scored.champion_f1,
         chain=met,
         scored=scored,
+        redefined=policy.average == "macro" and averages_predicted_classes(run.metric_key),
     )
 
 
@@ -332,7 +335,7 @@ def as_frame(nights: Sequence[ReplayedNight]) -> pd.DataFrame:
     """A row per night."""
     import pandas as pd
 
-    own = [one.name for one in fields(ReplayedNight) if one.name not in ("chain", "scored")]
+    own = [one.name for one in fields(ReplayedNight) if one.name not in ("chain", "scored", "redefined")]
     chain = ["chain_verdict", "chain_version", "chain_f1", "chain_reason"]
     rows = [
         [
@@ -340,15 +343,16 @@ def as_frame(nights: Sequence[ReplayedNight]) -> pd.DataFrame:
             one.flips,
             *(one.chain.verdict, one.chain.champion_version, one.chain.champion_f1, one.chain.reason),
             why,
+            one.redefined,
         ]
         for one, why in zip(nights, breaks_before(nights), strict=True)
     ]
-    frame = pd.DataFrame(rows, columns=[*own, "flips", *chain, "break_before"])
+    frame = pd.DataFrame(rows, columns=[*own, "flips", *chain, "break_before", "redefined"])
     return frame.astype(dict.fromkeys(("model_version", "champion_version", "chain_version"), "Int64"))
 
 
 def summary(nights: Sequence[ReplayedNight], *, rescored: bool = False) -> str:
-    """The verdicts that flip, and the promotions and unknown nights of the chain, one line each.
+    """The verdicts that flip, nights with other stored scores, and promotions and unknown nights of the chain.
 
     Args:
         rescored: the replay ran with --rescore, so it is not suggested again.
@@ -357,6 +361,11 @@ def summary(nights: Sequence[ReplayedNight], *, rescored: bool = False) -> str:
     text = f"{len(flipped)} of {len(nights)} verdicts flip"
     if flipped:
         text += ": " + ", ".join(f"{one.night} ({one.verdict} to {one.replayed})" for one in flipped)
+    if redefined := [str(one.night) for one in nights if one.redefined]:
+        text += (
+            f"\nthe stored macro scores of {len(redefined)} nights also average classes that were predicted but have "
+            f"no true rows; here these are left out: {', '.join(redefined)}"
+        )
     promoted = sum(one.chain.verdict == "promote" for one in nights)
     really = sum(one.status == "promoted" for one in nights)
     text += f"\nthe chain promotes on {promoted} nights, {really} did"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import NormalDist
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -28,7 +29,7 @@ from nightgate.config_types import canonical_label
 from nightgate.metrics.confusion import Average
 
 Statistic = Average | int
-"""`average` of `sklearn.metrics.f1_score` without `labels` ('macro' is over labels that occur); an int: one class."""
+"""`average` of `sklearn.metrics.f1_score` with `labels=np.unique(true)`, in resamples too; an int: one class."""
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -129,7 +130,8 @@ def _estimate(
         counts, cells = _cells_of_rows(true, models, num_labels)
     else:
         counts, cells = _cells_of_groups(true, models, num_labels, groups)
-    value = float(_statistic(counts[None] @ cells, num_labels, statistic)[0])
+    f1 = partial(_statistic, num_labels=num_labels, statistic=statistic, num_classes=len(np.unique(true)))
+    value = float(f1(counts[None] @ cells)[0])
     size = int(counts.sum())
     if size < FEWEST:
         return Estimate(value, None, None, np.empty(0))
@@ -138,7 +140,7 @@ def _estimate(
     chunk = max(1, CELLS_AT_ONCE // len(counts))
     for start in range(0, resamples, chunk):
         drawn = rng.multinomial(size, counts / size, size=min(chunk, resamples - start)).astype(np.float64)
-        draws[start : start + len(drawn)] = _statistic(drawn @ cells, num_labels, statistic)
+        draws[start : start + len(drawn)] = f1(drawn @ cells)
     tail = _expanded_tail((1 - confidence) / 2, size)
     low, high = map(float, np.quantile(draws, [tail, 1 - tail]))
     error = float(draws.std(ddof=1))
@@ -159,22 +161,25 @@ def _expanded_tail(tail: float, size: int) -> float:
     return NormalDist().cdf(math.sqrt(size / (size - 1)) * stdtrit(size - 1, tail))
 
 
-def _statistic(drawn: Floats, num_labels: int, statistic: Statistic) -> Floats:
+def _statistic(drawn: Floats, *, num_labels: int, statistic: Statistic, num_classes: int) -> Floats:
     """F1 of the only model, or the second model's F1 minus the first's, for each row of [resamples, columns].
 
     Columns are blocks of `num_labels` counts by class: true rows, then for each model predicted rows and hits.
+    `num_classes` have true rows before resampling.
     """
     true, *blocks = np.split(drawn, drawn.shape[1] // num_labels, axis=1)
-    f1 = [_f1(true, blocks[at], blocks[at + 1], statistic) for at in range(0, len(blocks), 2)]
+    f1 = [_f1(true, blocks[at], blocks[at + 1], statistic, num_classes) for at in range(0, len(blocks), 2)]
     return f1[0] if len(f1) == 1 else f1[1] - f1[0]
 
 
-def _f1(true: Floats, predicted: Floats, hits: Floats, statistic: Statistic) -> Floats:
+def _f1(true: Floats, predicted: Floats, hits: Floats, statistic: Statistic, num_classes: int) -> Floats:
     """F1 of each resample, shape [resamples], from class counts of shape [resamples, labels]."""
     both = true + predicted
     by_class = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
     if statistic == "macro":
-        return np.asarray(by_class.sum(axis=1) / np.count_nonzero(both, axis=1))
+        # A class without true rows adds 0 and does not count; one whose rows are not drawn adds 0 and counts, so that
+        # every resample averages the same classes for both models.
+        return np.asarray(by_class.sum(axis=1) / num_classes)
     if statistic == "weighted":
         return np.asarray((by_class * true).sum(axis=1) / true.sum(axis=1))
     return by_class[:, statistic]

@@ -1,6 +1,6 @@
 """Accuracy, precision, recall and F1 of rows: overall, per class and per slice.
 
-`nightgate.metrics.confusion` defines averages, absent classes and empty input.
+`nightgate.metrics.confusion` defines averages, classes without rows and empty input.
 """
 
 from __future__ import annotations

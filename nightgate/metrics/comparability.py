@@ -17,7 +17,9 @@ from nightgate.config_types import duration
 from nightgate.label_meaning import LabelMeaning
 
 METRIC_DEFINITION = 1
-"""Incremented whenever the meaning of a stored score changes, such as its average or its rows."""
+"""Incremented whenever the meaning of all stored scores changes, such as their average or their rows."""
+PREDICTED_CLASSES = "-predicted"
+"""End of the key of nights whose stored macro scores also average classes that were predicted but have no true rows."""
 
 
 def metric_key(
@@ -27,6 +29,11 @@ def metric_key(
     window = _window(test_window, min_test_rows)
     facts = [METRIC_DEFINITION, test_version, sorted(label_names), average, window]
     return f"m-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
+
+
+def averages_predicted_classes(key: str | None) -> bool:
+    """Whether the stored macro scores with this key also average classes that have no true rows."""
+    return key is not None and key.endswith(PREDICTED_CLASSES)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,12 @@ def changes(before: ScoredNight, after: ScoredNight) -> str:
     if (was := _window_text(before)) != (now := _window_text(after)):
         found.append(f"the test window was {was} and is {now}")
     if not found and before.metric_key != after.metric_key:
-        found.append("another version of Nightgate defines the metrics differently")
+        classes = {True: "predicted classes without true rows too", False: "classes with true rows only"}
+        over = [classes[averages_predicted_classes(night.metric_key)] for night in (before, after)]
+        if over[0] != over[1]:
+            found.append(f"the macro average was over {over[0]} and is over {over[1]}")
+        else:
+            found.append("another version of Nightgate defines the metrics differently")
     return "; ".join(found)
 
 

@@ -1,7 +1,8 @@
 """Accuracy, precision, recall and F1 from confusion counts, with numpy alone.
 
-Definitions are scikit-learn's with `labels=None` and `zero_division=0`: averages run over the labels that occur in the
-references or the predictions, and a ratio with denominator 0 is 0.
+Averages run over the classes that have true rows, whatever is predicted, so that they are over the same classes for all
+models that are scored on the same rows: scikit-learn's with `labels=np.unique(references)`. A prediction of another
+class is an error of the true class alone. A ratio with denominator 0 is 0.
 """
 
 from __future__ import annotations
@@ -71,10 +72,9 @@ def overall_scores(counts: Counts) -> Scores:
     if support == 0:
         return NOTHING
     true = counts.sum(axis=1)
-    occurs = (true + counts.sum(axis=0)) > 0
     by_class = dict(zip(("precision", "recall", "f1"), _per_class(counts), strict=True))
     weighted = {f"{name}_weighted": float(np.dot(values, true) / support) for name, values in by_class.items()}
-    macro = {f"{name}_macro": float(values[occurs].mean()) for name, values in by_class.items()}
+    macro = {f"{name}_macro": float(values[true > 0].mean()) for name, values in by_class.items()}
     return Scores(support=support, accuracy=float(np.trace(counts) / support), **weighted, **macro)
 
 

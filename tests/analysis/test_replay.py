@@ -276,7 +276,7 @@ def test_without_nights_commands_still_refuse_invalid_policies_and_print_their_c
         assert (wrong.exit_code, wrong.stdout) == (2, "")
     rows = runner.invoke(app, ["gate", "replay", "reviews", "--format", "csv"])
     assert (rows.exit_code, rows.stdout[:21]) == (0, "night,run_id,status,m")
-    assert rows.stdout.endswith(",break_before\n")
+    assert rows.stdout.endswith(",break_before,redefined\n")
     nothing = runner.invoke(app, ["gate", "replay", "reviews"])
     assert "`nightgate run reviews`" in nothing.stderr
     for command in ("versions", "history", "champion"):

@@ -15,7 +15,7 @@ from syrupy.assertion import SnapshotAssertion
 from nightgate.config import Gate
 from nightgate.gate.decide import decide
 from nightgate.gate.decision import Score
-from nightgate.gate.evidence import Evidence, Side
+from nightgate.gate.evidence import Evidence, Side, Slice
 from nightgate.gate.wording import distinct
 from tests.support.gate_night import (
     TONIGHT,
@@ -106,6 +106,35 @@ def test_the_candidate_must_beat_the_champion_by_the_policy(
     found = check(decision, "beats_champion")
     assert (found.outcome, decision.verdict) == (outcome, verdict)
     assert (found.candidate_value, found.champion_value, found.reason) == (ours, theirs, snapshot)
+
+
+@pytest.mark.parametrize("better", ["champion", "candidate"])
+def test_a_prediction_of_a_class_without_rows_neither_promotes_the_worse_nor_holds_the_better_model(
+    better: str,
+) -> None:
+    """The better model gives 4 of the rows that it has wrong a fifth class, which has no rows.
+
+    Averaged over what each model predicts it would be 10.7 points worse by macro F1: 4/5 of 71.6 against 67.9.
+    """
+    test = replace(rows(), true=np.arange(2000) % 4, slices=(Slice("shop", ("hats",), np.zeros(2000, np.int64)),))
+
+    def predictions(share_right: float, strays: int) -> NDArray[np.int64]:
+        wrong = np.arange(2000) >= round(share_right * 2000)
+        wrong_label = np.where(np.cumsum(wrong) <= strays, 4, (test.true + 1) % 4)
+        return np.where(wrong, wrong_label, test.true)
+
+    good, bad = predictions(0.716, 4), predictions(0.679, 0)
+    ours, theirs = (good, bad) if better == "candidate" else (bad, good)
+    evidence = replace(night(test=test), label_names=tuple("abcde"), golden=test)
+    evidence = of_champion(of_candidate(evidence, predictions=ours, golden=ours), predictions=theirs, golden=theirs)
+    decision = decide(evidence, Gate(min_f1=0.54, average="macro"))
+    assert decision.verdict == ("promote" if better == "candidate" else "hold")
+    for name, shop in (("beats_champion", ""), ("golden", ""), ("slice_margin", "hats")):
+        found = check(decision, name, shop)
+        gain = found.candidate_value - found.champion_value
+        assert gain == pytest.approx(0.037 if better == "candidate" else -0.037, abs=0.001)
+        assert found.ci_low < gain < found.ci_high
+        assert np.sign(found.ci_low) == np.sign(found.ci_high) == np.sign(gain)
 
 
 @pytest.mark.parametrize(

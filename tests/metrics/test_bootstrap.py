@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.metrics import f1_score
 
-from nightgate.metrics.bootstrap import Statistic, _expanded_tail, f1_difference, f1_estimate, group_numbers
+from nightgate.metrics.bootstrap import (
+    Statistic,
+    _columns,
+    _expanded_tail,
+    _statistic,
+    f1_difference,
+    f1_estimate,
+    group_numbers,
+)
+from nightgate.metrics.classification import score
 from nightgate.metrics.confusion import Average
 
 Labels = NDArray[np.int64]
@@ -31,7 +43,7 @@ def review_labels(rows: int, seed: int, right: float = 0.6, num_labels: int = 5)
 def f1(true: Labels, predicted: Labels, statistic: Statistic) -> float:
     if isinstance(statistic, int):
         return float(f1_score(true, predicted, labels=[statistic], average=None, zero_division=0)[0])
-    return float(f1_score(true, predicted, average=statistic, zero_division=0))
+    return float(f1_score(true, predicted, labels=np.unique(true), average=statistic, zero_division=0))
 
 
 def value(true: Labels, predicted: Labels, statistic: Statistic) -> float:
@@ -54,6 +66,52 @@ def test_the_value_is_scikit_learn_s_f1_and_the_difference_of_two(
         assert found.value == pytest.approx(second, abs=1e-12)
         difference = f1_difference(true, other, predicted, 7, statistic, groups=groups, resamples=2)
         assert difference.value == pytest.approx(second - first, abs=1e-12)
+
+
+@st.composite
+def labelled(draw: st.DrawFn) -> tuple[Labels, Labels, Labels]:
+    """True labels, a model's and another's; some classes are only predicted."""
+    classes = st.lists(st.integers(0, 4), min_size=1, max_size=40)
+    true = np.array(draw(st.lists(st.integers(0, 3), min_size=1, max_size=40)))
+    models = (np.resize(draw(classes), len(true)) for _ in range(2))
+    return true, *models
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(labelled(), st.integers(0, 2**32 - 1))
+def test_a_model_whose_wrong_rows_become_right_is_never_worse(rows: tuple[Labels, Labels, Labels], seed: int) -> None:
+    """Not by any average or class, alone or against another model, on all rows or on any resample of them."""
+    true, other, before = rows
+    rng = np.random.default_rng(seed)
+    after = np.where(rng.random(len(true)) < rng.random(), true, before)
+    whole = [asdict(score(true, labels, 5)) for labels in (before, after)]
+    assert all(whole[1][name] >= value for name, value in whole[0].items())
+    picks = np.concatenate([np.arange(len(true))[None], rng.integers(len(true), size=(20, len(true)))])
+    for statistic in ("weighted", "macro", *range(5)):
+        of_resamples = [_resampled(true, [labels], picks, statistic) for labels in (before, after)]
+        assert (of_resamples[1] >= of_resamples[0]).all(), statistic
+        of_pairs = [_resampled(true, [other, labels], picks, statistic) for labels in (before, after)]
+        assert (of_pairs[1] >= of_pairs[0]).all(), statistic
+        assert of_resamples[1][0] == f1_estimate(true, after, 5, statistic, resamples=2).value
+        assert of_pairs[1][0] == f1_difference(true, other, after, 5, statistic, resamples=2).value
+
+
+def _resampled(true: Labels, models: list[Labels], picks: Labels, statistic: Statistic) -> NDArray[np.float64]:
+    """The estimated value on each of `picks`, rows by index: [resamples, rows]."""
+    num_labels = 5
+    if isinstance(statistic, int):
+        true, *models = ((labels == statistic).astype(np.int64) for labels in (true, *models))
+        num_labels, statistic = 2, 1
+    drawn = _columns(true, models, num_labels)[picks].sum(axis=1)
+    return _statistic(drawn, num_labels=num_labels, statistic=statistic, num_classes=len(np.unique(true)))
+
+
+def test_every_resample_averages_the_same_classes() -> None:
+    """A class of one row among 51 is missing from 36 % of the resamples, where its F1 is 0."""
+    true = np.array([0] * 50 + [1])
+    draws = f1_estimate(true, true, 3, "macro").draws
+    assert set(draws) == {0.5, 1.0}
+    assert np.mean(draws == 0.5) == pytest.approx((50 / 51) ** 51, abs=0.02)
 
 
 @pytest.mark.parametrize("statistic", ["weighted", "macro", 2])

@@ -38,15 +38,18 @@ def test_scores_agree_with_scikit_learn(seed: int) -> None:
     assert ours.support == len(true)
     assert ours.accuracy == pytest.approx(accuracy_score(true, predicted), abs=1e-12)
     for average in ("weighted", "macro"):
-        theirs = precision_recall_fscore_support(true, predicted, average=average, zero_division=0)[:3]
+        theirs = precision_recall_fscore_support(
+            true, predicted, labels=np.unique(true), average=average, zero_division=0
+        )[:3]
         assert (ours.precision(average), ours.recall(average), ours.f1(average)) == pytest.approx(theirs, abs=1e-12)
 
 
-def test_macro_ignores_absent_classes_and_counts_those_only_predicted() -> None:
+def test_macro_averages_the_classes_that_have_true_rows_whatever_is_predicted() -> None:
     true, predicted = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 3])
     ours = score(true, predicted, 5)
-    # Classes 0, 1 and 3 occur, with F1 1, 2/3 and 0. Class 3 has no support and so no weight.
-    assert ours.f1_macro == pytest.approx((1 + 2 / 3 + 0) / 3)
+    # Classes 0 and 1 have F1 1 and 2/3, precision 1 and recall 1 and 1/2. Class 3 is an error of class 1 alone.
+    assert ours.f1_macro == pytest.approx((1 + 2 / 3) / 2)
+    assert (ours.precision_macro, ours.recall_macro) == (1.0, 0.75)
     assert ours.f1_weighted == pytest.approx((2 * 1 + 2 * 2 / 3) / 4)
 
 

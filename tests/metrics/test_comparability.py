@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date, timedelta
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from numpy.typing import NDArray
 from syrupy.assertion import SnapshotAssertion
 
 import nightgate
-from nightgate.analysis.replay import breaks_before, replay
+from nightgate.analysis.replay import as_frame, breaks_before, replay, summary
 from nightgate.cli.tables_as_text import Format, formatted
 from nightgate.config import Pipeline
 from nightgate.database import schema
-from nightgate.database.transactions import Database
+from nightgate.database.transactions import Database, alembic_config, upgrade
+from nightgate.gate.evidence import Rows, Side
 from nightgate.label_meaning import LabelMeaning
 from nightgate.metrics.comparability import ScoredNight, breaks, changes, metric_key
 from tests.support import night_rows
@@ -81,6 +86,7 @@ def test_nights_with_the_same_settings_have_no_break() -> None:
         {"meaning": meaning(("0", "good"), ("1", "bad")), "test_version": "t-2", "metric_key": "m-2"},
         {"meaning": meaning(("0", "bad"), ("1", "good"), ("2", "good"), column="stars")},
         {"meaning": replace(USUAL, classes=("good", "bad"))},
+        {"metric_key": "m-1-predicted"},
     ],
 )
 def test_each_change_is_named(facts: dict[str, Any], snapshot: SnapshotAssertion) -> None:
@@ -147,6 +153,58 @@ def test_history_has_the_break_as_a_column_and_as_a_line(database: Database) -> 
     lines = formatted(found, Format.table, columns=("night", "test_f1"), before="break_before").splitlines()
     assert [line.split()[0] for line in lines] == ["night", "2026-03-01", "2026-03-02", "┄┄┄", "2026-03-03"]
     assert lines[3] == f"┄┄┄ {sentence}"
+
+
+class Stray(Model):
+    """A model that gives four rows that it has wrong a third class, which has no rows."""
+
+    def predictions(self, rows: Rows) -> NDArray[np.int64]:
+        found = super().predictions(rows)
+        found[np.flatnonzero(found != rows.true)[:4]] = 2
+        return found
+
+
+class Flawed(Stray):
+    """One that has no score."""
+
+    def side(self, rows: Rows, golden: Rows) -> Side:
+        return replace(super().side(rows, golden), flaw="does not open")
+
+
+@pytest.mark.parametrize("average", ["macro", "weighted"])
+def test_only_nights_that_averaged_classes_without_rows_are_cut_off_by_the_upgrade(
+    database: Database, migrated_url: str, average: str
+) -> None:
+    record = night_rows.pipeline(average=average).record()
+    record["data"]["labels"] = ["bad", "good", "never"]
+    nightly = partial(judged_night, pipeline=Pipeline.model_validate(record), label_names=("bad", "good", "never"))
+    first = nightly(database, 0, Model("first", 0.7))
+    nightly(database, 1, Model("second", 0.7), first)
+    nightly(database, 2, Stray("third", 0.7), first)
+    nightly(database, 3, Model("fourth", 0.7), Stray(**asdict(first)), anchor=first)
+    nightly(database, 4, Model("fifth", 0.7), first, anchor=Stray(**asdict(first)))
+    nightly(database, 5, Model("sixth", 0.7), Flawed(**asdict(first)), anchor=first)
+    keys = set(nightgate.history("reviews")["metric_key"])
+    assert len(keys) == 1
+    command.downgrade(alembic_config(migrated_url), "0009")
+    upgrade(migrated_url)
+    found = nightgate.history("reviews")
+    replayed = list(replay(database, "reviews"))
+    changed = average == "macro"
+    averaged = [False, False, changed, changed, changed, False]
+    assert [one.redefined for one in replayed] == averaged
+    assert list(found["break_before"].notna()) == [False, False, changed, False, False, changed]
+    assert breaks_before(replayed) == [None] * 6
+    if changed:
+        assert "is over predicted classes without true rows too" in found["break_before"].iloc[2]
+        assert "is over classes with true rows only" in found["break_before"].iloc[5]
+        assert "2026-03-03, 2026-03-04, 2026-03-05" in summary(replayed)
+        assert list(as_frame(replayed)["redefined"]) == averaged
+        weighted = list(replay(database, "reviews", {"gate.average": "weighted"}))
+        assert not any(one.redefined for one in weighted)
+    command.downgrade(alembic_config(migrated_url), "0009")
+    assert set(database.frame("SELECT metric_key FROM run")["metric_key"]) == keys
+    upgrade(migrated_url)
 
 
 def test_another_test_window_is_a_break_in_history_and_in_a_replay(database: Database) -> None:
