@@ -3,14 +3,14 @@
     nights = replay(db, "reviews", {"gate.policy": "non_inferior"})
 
 A night's verdict is replayed against the champion of that night. The chain follows the champions that the other policy
-would have promoted: from its first promotion on, each candidate is compared with the chain's own champion on that
-night's rows. If no night has scored that champion on these rows, the night is unknown and the chain keeps its champion,
-unless a rescorer scores it.
+would have promoted: it starts with that of the first night, and each candidate is compared with the chain's own
+champion on that night's rows. If no night has scored that champion on these rows, the night is unknown and the chain
+keeps its champion, unless a rescorer scores it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -114,7 +114,7 @@ def replay(
 
     Args:
         overrides: such as `{"gate.policy": "non_inferior"}`; without any the stored decisions are repeated.
-        since: nights from this date on; the chain starts there too.
+        since: nights from this date on; the chain starts with the champion and anchor of the first of them.
         rescorer: scores a version on rows that no night has scored it on; None leaves such nights unknown.
 
     Raises:
@@ -122,11 +122,12 @@ def replay(
     """
     policy_of(NO_CONFIG, overrides or {})  # Refuses wrong overrides even without nights.
     made = {version.run_id: version for version in versions(db, pipeline)}
-    chain = Chain(db, pipeline, rescorer)
+    chain: Chain | None = None
     for run in judged_runs(db, pipeline, since):
         policy = policy_of(run.config, overrides or {})
         version = made.get(run.run_id)
         evidence = load_evidence(db, run.run_id)
+        chain = chain or Chain(db, pipeline, made.values(), evidence, rescorer)
         decision, met = decide(evidence, policy), chain.decide(run, version, evidence, policy)
         yield _night(run, version, policy, decision, met, chain.meanings[run.run_id])
 
@@ -185,11 +186,14 @@ def judged_runs(db: Database, pipeline: str, since: date | None = None) -> list[
 
 
 class Chain:
-    """The champions that a policy would have promoted, night after night."""
+    """The champions that a policy would have promoted, from those of the night with the evidence `first` on."""
 
-    def __init__(self, db: Database, pipeline: str, rescorer: Rescorer | None = None) -> None:
-        self.champion: VersionRow | None = None
-        self.anchor: VersionRow | None = None
+    def __init__(
+        self, db: Database, pipeline: str, made: Iterable[VersionRow], first: Evidence, rescorer: Rescorer | None
+    ) -> None:
+        by_number: dict[int | None, VersionRow] = {version.version: version for version in made}
+        self.champion = by_number[first.champion.version] if first.champion else None
+        self.anchor = by_number[first.anchor.version] if first.anchor else None
         self.meanings = db.read(lambda session: label_meanings(session, Run.pipeline == pipeline))
         self._db, self._pipeline, self._rescorer = db, pipeline, rescorer
         self._known: dict[tuple[str, str], dict[str, Given]] = {}
@@ -220,10 +224,12 @@ class Chain:
         window, _ = test_window(
             evidence.test.seen_at, evidence.data_until, policy.test_window, policy.min_test_rows, clean
         )
-        sides: list[Side] = []
+        sides: list[Side | None] = []
         known = np.ones(len(evidence.test), dtype=np.bool_)
         for version in (self.champion, self.anchor):
-            assert version is not None, "a chain with a champion has an anchor"
+            if version is None:
+                sides.append(None)
+                continue
             if sides and version.version == self.champion.version:
                 sides.append(sides[0])
                 continue
@@ -310,14 +316,13 @@ def _only(evidence: Evidence, known: Mask) -> Evidence:
         )
 
     assert evidence.champion is not None
-    assert evidence.anchor is not None
-    champion = of(evidence.champion)
+    champion, anchor = of(evidence.champion), evidence.anchor
     return replace(
         evidence,
         test=evidence.test.only(known),
         candidate=of(evidence.candidate),
         champion=champion,
-        anchor=champion if evidence.anchored_by_champion else of(evidence.anchor),
+        anchor=champion if evidence.anchored_by_champion else anchor and of(anchor),
     )
 
 

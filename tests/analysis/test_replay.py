@@ -144,15 +144,17 @@ def test_small_losses_do_not_add_up_along_the_chain(database: Database) -> None:
 
 
 def test_a_refresh_counts_the_nights_of_the_chain_s_own_champion(database: Database) -> None:
-    first = judged_night(database, 0, Model("first", 0.70), num_rows=1000)
+    # Of the first candidate it is not known what it was trained on, so that it was promoted without the gate.
+    held = judged_night(database, 0, Model("first", 0.70, trained_on=None), num_rows=1000)
+    first = replace(held, trained_on=0)
     judged_night(database, 10, Model("second", 0.69), first, num_rows=1000)
     for day in (39, 40):
         judged_night(database, day, Model("third", 0.74), first, num_rows=1000)
-    nights = replayed(database, {"gate.margin": 0.1}, since=night_rows.night(10).date)
-    assert [one.chain.champion_version for one in nights] == [None, 2, 2]
-    assert [one.chain.verdict for one in nights] == ["promote", "hold", "promote"]
-    assert nights[1].reason.endswith("refresh after 39 nights")
-    assert nights[2].chain.reason.endswith("refresh after 30 nights")
+    nights = replayed(database, {"gate.margin": 0.1})
+    assert [one.chain.champion_version for one in nights] == [None, None, 2, 2]
+    assert [one.chain.verdict for one in nights] == ["hold", "promote", "hold", "promote"]
+    assert nights[2].reason.endswith("refresh after 39 nights")
+    assert nights[3].chain.reason.endswith("refresh after 30 nights")
 
 
 def test_golden_rows_that_block_must_be_known_of_the_champion(database: Database) -> None:
@@ -220,11 +222,25 @@ def test_a_spread_between_seeds_is_of_the_night_s_average_and_no_margin_of_anoth
     assert "nightgate seeds" in second.reason
 
 
-def test_the_chain_starts_where_the_nights_do(database: Database) -> None:
+@pytest.mark.parametrize("day", [1, 2, 3])
+def test_a_chain_that_starts_later_starts_with_the_champion_of_its_first_night(database: Database, day: int) -> None:
     four_nights(database)
-    nights = replayed(database, since=night_rows.night(2).date)
-    assert [one.night for one in nights] == [night_rows.night(day).date for day in (2, 3)]
-    assert [one.chain.champion_version for one in nights] == [None, 3]
+    nights = replayed(database, since=night_rows.night(day).date)
+    assert [one.night for one in nights] == [night_rows.night(later).date for later in range(day, 4)]
+    for one in nights:
+        assert (one.chain.champion_version, one.chain.champion_f1) == (one.champion_version, one.champion_f1)
+        assert (one.chain.verdict, one.chain.reason) == (one.verdict, one.reason)
+
+
+def test_a_chain_that_starts_later_keeps_the_anchor_of_its_first_night(database: Database) -> None:
+    gate = Gate(policy="non_inferior", margin=0.15, slice_margin=0.3, min_f1=0.5)
+    lenient = night_rows.pipeline().model_copy(update={"gate": gate})
+    first = judged_night(database, 0, Model("first", 0.76), pipeline=lenient)
+    second = judged_night(database, 1, Model("second", 0.68), first, pipeline=lenient)
+    judged_night(database, 2, Model("third", 0.60), second, anchor=first, pipeline=lenient)
+    [held] = replayed(database, since=night_rows.night(2).date)
+    assert (held.chain.verdict, held.chain.champion_version) == ("hold", 2)
+    assert "of the anchor (version 1)" in held.chain.reason
 
 
 @pytest.mark.parametrize(
