@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
+THRESHOLD = 0.54
+"""A point below the average candidate of the first night."""
 LOT_DAYS = 5
 WINDOW_LOTS = 90 // LOT_DAYS
 """The default test window."""
@@ -80,7 +82,7 @@ def _ours(tonight: Tonight, gate: config.Gate) -> Mask:
 
 
 POLICIES = (
-    Policy("threshold", "fixed threshold: F1 of 0.54", lambda tonight, gate: tonight.f1 >= gate.min_f1),
+    Policy("threshold", f"fixed threshold: F1 of {THRESHOLD:g}", lambda tonight, _: tonight.f1 >= THRESHOLD),
     Policy("stored", "not below the champion's stored score", lambda tonight, _: tonight.f1 >= tonight.stored_f1),
     Policy(
         "tolerance", "at most 2 points below it tonight", lambda tonight, _: tonight.f1 >= tonight.champion_f1 - 0.02

@@ -104,8 +104,10 @@ def _all_optional(section: type[BaseModel], name: str) -> Any:
 
 
 def _when_empty(field: FieldInfo) -> str:
-    default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
-    return f"Empty: as in the pipeline file, else {default}." if default else "Empty: as in the pipeline file."
+    default = ", ".join(field.default) if isinstance(field.default, tuple) else str(field.default)
+    default = default.lower() if isinstance(field.default, bool) else default
+    known = default and field.default is not None
+    return f"Empty: as in the pipeline file, else {default}." if known else "Empty: as in the pipeline file."
 
 
 def _without_default(position: int) -> Callable[[JsonSchemaValue], None]:

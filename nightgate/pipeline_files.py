@@ -239,14 +239,19 @@ def _unknown(key: str) -> str:
 
 
 def _problems(error: ValidationError) -> list[str]:
-    problems = []
+    """A line for each field, which joins what its alternatives ask for."""
+    found: dict[str, list[str]] = {}
+    given: dict[str, Any] = {}
     for problem in error.errors(include_url=False):
         if problem["type"] == "extra_forbidden" and len(problem["loc"]) <= 2:
             continue  # reported by _unknown_keys, with the nearest name
-        inner = ("constrained-", "tuple[", "dict[", "function-")
+        inner = ("constrained-", "tuple[", "dict[", "function-", "literal[", "float")
         where = ".".join(part for part in map(str, problem["loc"]) if not part.startswith(inner))
-        message, given = problem["msg"].removeprefix("Value error, "), problem.get("input")
-        is_plain = problem["type"] != "missing" and isinstance(given, str | int | float | bool)
-        shown = f", not {given!r}" if is_plain and repr(given) not in message else ""
-        problems.append(f"{where}: {message}{shown}" if where else message)
+        found.setdefault(where, []).append(problem["msg"].removeprefix("Value error, "))
+        given[where] = None if problem["type"] == "missing" else problem.get("input")
+    problems = []
+    for where, messages in found.items():
+        message, value = " or ".join(messages).replace(" or Input should be", " or"), given[where]
+        shown = f", not {value!r}" if isinstance(value, str | int | float) and repr(value) not in message else ""
+        problems.append(f"{where}: {message}{shown}" if where else message + shown)
     return problems

@@ -233,7 +233,7 @@ class Chain:
             if sides and version.version == self.champion.version:
                 sides.append(sides[0])
                 continue
-            found = self._side(run.run_id, version, evidence, window, needs_golden=policy.golden_blocks)
+            found = self._side(run.run_id, version, evidence, window, needs_golden=policy.blocks("golden"))
             if isinstance(found, str):
                 return found
             side, seen = found
@@ -259,7 +259,7 @@ class Chain:
         if needs_golden and evidence.golden is not None and golden is None:
             lacking = evidence.golden.fingerprints
         if lacking and self._rescorer is None:
-            return f"version {version.version} was never scored on the golden rows, which golden_blocks needs"
+            return f"version {version.version} was never scored on the golden rows, which block"
         made = Side(
             predictions=None,
             data_until=version.data_until,

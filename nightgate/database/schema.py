@@ -16,7 +16,7 @@ from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of,
 
 METADATA = Base.metadata
 """All tables, including those of the gate."""
-HEAD = "0010"
+HEAD = "0011"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -122,7 +122,8 @@ class Run(Base):
     """Scores with the same key are comparable: see `nightgate.metrics.comparability`."""
     nonfinite: Mapped[str]
     average: Mapped[str]
-    min_f1: Mapped[float]
+    min_f1: Mapped[float | None]
+    """The F1 that was asked for; NULL where it follows from the test rows and they have not been judged."""
     label_names: Mapped[list[str]]
     base_model: Mapped[str]
     config: Mapped[dict[str, Any]]

@@ -43,18 +43,14 @@ def decide(evidence: Evidence, policy: config.Gate) -> Decision:
     # The check `slices` sums up those of single slices.
     whole = [check for check in checks if not check.slice_name]
     if failed := [check for check in whole if check.outcome == "failed"]:
-        return Decision("hold", _joined(case, failed), checks, measured)
+        return Decision("hold", _joined(failed), checks, measured)
     # Slices of too few rows do not hold a candidate.
     if weak := [check for check in whole if check.outcome == "underpowered" and check.name != "slices"]:
-        return Decision("underpowered", _joined(case, weak), checks, measured)
+        return Decision("underpowered", _joined(weak), checks, measured)
     return Decision("promote", _promoted(case, rule), checks, measured)
 
 
-def _joined(case: Case, checks: list[Check]) -> str:
-    names = [check.name for check in checks]
-    if case.evidence.anchored_by_champion and "beats_champion" in names:
-        # Both checks compare the same two models on the same rows: one sentence is enough.
-        checks = [check for check in checks if check.name != "anchor"]
+def _joined(checks: list[Check]) -> str:
     return "; ".join(dict.fromkeys(check.brief or check.reason for check in checks))
 
 
@@ -92,6 +88,7 @@ def _measured(case: Case) -> Measured:
         anchor=case.scores.get("anchor"),
         moves_anchor=moves_anchor(case),
         champion_fresh=_fresh(case),
+        min_f1=case.min_f1,
     )
 
 

@@ -69,12 +69,15 @@ class Measured:
     """Whether the candidate, if promoted, becomes the anchor: it is superior to the anchor, or there is none yet."""
     champion_fresh: Score | None = None
     """On test rows newer than all that the champion was trained on or selected by."""
+    min_f1: float | None = None
+    """The F1 that the policy asked for, also where it is that of the commonest class."""
 
 
 @dataclass(frozen=True)
 class Decision:
     verdict: Verdict
-    """`underpowered`: no check failed, but there are too few rows to show a gain. The candidate is held."""
+    """`hold`: a check failed, which is evidence against the candidate. `underpowered`: none failed, but an interval is
+    too wide to show what is asked or its opposite; the candidate is held too."""
     reason: str
     checks: tuple[Check, ...]
     measured: Measured

@@ -8,29 +8,35 @@ from dataclasses import replace
 from nightgate.gate import statistics
 from nightgate.gate.decision import Check, Outcome
 from nightgate.gate.measurements import MARGIN_UNKNOWN, Case, Comparison, Other
-from nightgate.gate.wording import between, distinct, instant, percent, points, signed, stored, within
+from nightgate.gate.wording import between, distinct, instant, of_margin, percent, points, signed, stored, within
 from nightgate.metrics.bootstrap import FEWEST
 
 
 def min_f1(case: Case) -> Check:
     """Whether the candidate's F1, or the lower end of its interval, reaches the policy's threshold."""
-    score, minimum, on_lower = case.scores["candidate"], case.policy.min_f1, case.policy.min_f1_on == "lower"
+    score, minimum, policy = case.scores["candidate"], case.min_f1, case.policy
     low, high = score.interval or (None, None)
-    decisive = low if on_lower else score.f1
-    if decisive is None:
+    decisive = low if policy.min_f1_on == "lower" else score.f1
+    if decisive is None or minimum is None:
         few = f"the candidate's F1 has no interval on fewer than {FEWEST} test rows (or groups)"
-        passed = False
-        reason = f"{case.obstacle('candidate') or few}, so min_f1 {minimum:.4f} is not shown to be reached"
+        asked = "min_f1" if minimum is None else f"min_f1 {minimum:.4f}"
+        passed, reason = False, f"{case.obstacle('candidate') or few}, so {asked} is not shown to be reached"
     else:
         assert score.f1 is not None
-        passed = decisive >= minimum
         value, bound = distinct(decisive, minimum)
-        relation = "is below" if not passed else "equals" if decisive == minimum else "reaches"
-        if on_lower:
-            value = f"the lower end {value} of the {percent(case.policy.confidence)} interval of F1 {score.f1:.4f}"
+        if policy.min_f1 == "majority":
+            passed = decisive > minimum
+            name = sorted(case.evidence.label_names)[case.commonest]
+            relation = f"is {'' if passed else 'not '}above min_f1 {bound} of always predicting {name!r}"
         else:
-            value = f"F1 {value}{within(score.interval, case.policy.confidence)}"
-        reason = f"{value} on {score.rows:,} test rows {relation} min_f1 {bound}"
+            passed = decisive >= minimum
+            verb = "is below" if not passed else "equals" if decisive == minimum else "reaches"
+            relation = f"{verb} min_f1 {bound}"
+        if policy.min_f1_on == "lower":
+            value = f"the lower end {value} of the {percent(policy.confidence)} interval of F1 {score.f1:.4f}"
+        else:
+            value = f"F1 {value}{within(score.interval, policy.confidence)}"
+        reason = f"{value} on {score.rows:,} test rows {relation}"
     return Check(
         name="min_f1",
         outcome="passed" if passed else "failed",
@@ -47,17 +53,16 @@ def beats_champion(case: Case) -> tuple[Check, statistics.Rule | None]:
     """Whether the candidate may replace the champion under the policy, and by which rule."""
     if case.evidence.champion is None:
         return _check(case, "champion", "not_run", "no champion yet"), None
-    compared, policy, who = case.against("champion"), case.policy, case.name("champion")
+    compared, who = case.against("champion"), case.name("champion")
     if compared is None:
         why = case.obstacle("candidate", "champion")
-        judged_alone = policy.policy == "threshold_only" and not case.evidence.champion.relabelled
-        if judged_alone and not case.obstacle("candidate"):
+        alone = case.policy.policy == "threshold_only" and not case.evidence.champion.relabelled
+        if alone and not case.obstacle("candidate"):
             reason = f"{why}, and policy threshold_only needs no comparison"
-            return _check(case, "champion", "passed", reason), "threshold_only"
+            return _check(case, "champion", "warning", reason), "threshold_only"
         reason = f"{why}, so the candidate is not shown to beat {who}"
         return _check(case, "champion", "failed", reason), None
-    rule, reason = _rule(case, compared)
-    outcome: Outcome = "passed" if rule else _shortfall(case, compared)
+    rule, outcome, reason = _judged(case, compared)
     gap, interval = _gap(case, compared, "champion")
     true, *models = case.true(case.window), *(case.labels(role, case.window) for role in ("champion", "candidate"))
     losses, gains, p = statistics.mcnemar(true, *models)
@@ -71,20 +76,18 @@ def anchor(case: Case) -> Check:
     """Whether the candidate is non-inferior to the best champion so far, so that small losses do not add up."""
     if case.evidence.anchor is None:
         return _check(case, "anchor", "not_run", "no anchor yet")
-    compared, who, margin = case.against("anchor"), case.name("anchor"), case.margin
-    # Under threshold_only a comparison warns and never holds.
-    weak: Outcome = "warning" if case.policy.policy == "threshold_only" else "failed"
+    if case.evidence.anchored_by_champion:
+        # Whatever beats the champion by any rule is non-inferior to it.
+        return Check("anchor", "not_run", "the champion is the anchor: see beats_champion")
+    compared, who = case.against("anchor"), case.name("anchor")
     if compared is None:
+        # Under threshold_only a comparison warns and never holds.
+        weak: Outcome = "warning" if case.policy.policy == "threshold_only" else "failed"
         reason = f"{case.obstacle('candidate', 'anchor')}, so the candidate is not shown to be non-inferior to {who}"
         return _check(case, "anchor", "failed" if case.obstacle("candidate") else weak, reason)
-    gap = "; ".join(_gap(case, compared, "anchor"))
-    if margin is None:
-        return _check(case, "anchor", weak, f"{gap}; {MARGIN_UNKNOWN}")
-    interval = compared.gap.interval
-    passed = interval is not None and statistics.is_non_inferior(interval, margin)
-    outcome: Outcome = "passed" if passed else weak if weak == "warning" else _shortfall(case, compared)
-    reason = f"{gap}; {_loss(margin, case.policy.confidence, excluded=passed)}; {_power(compared)}"
-    return _check(case, "anchor", outcome, reason, -margin)
+    outcome, reason = _non_inferior(case, compared)
+    reason = "; ".join([*_gap(case, compared, "anchor"), reason, _power(compared)])
+    return _check(case, "anchor", outcome, reason, None if case.margin is None else -case.margin)
 
 
 def moves_anchor(case: Case) -> bool:
@@ -115,42 +118,47 @@ def not_older(case: Case) -> Check:
 # --- reasons of a comparison ---
 
 
-def _rule(case: Case, compared: Comparison) -> tuple[statistics.Rule | None, str]:
-    """The rule by which the candidate beats the champion, or None, and the reason."""
-    policy, nights = case.policy, case.evidence.champion_nights
-    if policy.policy != "threshold_only" and case.margin is None:
-        return None, MARGIN_UNKNOWN
-    rule = statistics.beats(
-        compared.gap.value, compared.gap.interval, policy, margin=case.margin or 0.0, champion_nights=nights
-    )
+def _judged(case: Case, compared: Comparison) -> tuple[statistics.Rule | None, Outcome, str]:
+    """The rule by which the candidate beats the champion, or None; the outcome of the check; the reason."""
+    policy, nights, margin = case.policy, case.evidence.champion_nights, case.margin
     if policy.policy == "threshold_only":
-        return rule, "policy threshold_only needs no more"
-    assert case.margin is not None
-    at = f"at {percent(policy.confidence)} confidence"
+        outcome, reason = _non_inferior(case, compared)
+        return "threshold_only", outcome, f"{reason}; policy threshold_only needs no more"
+    if margin is None:
+        return None, "failed", MARGIN_UNKNOWN
+    rule = statistics.beats(compared.gap.value, compared.gap.interval, policy, margin=margin, champion_nights=nights)
     if policy.policy == "non_inferior":
-        return rule, _loss(case.margin, policy.confidence, excluded=rule is not None)
+        return rule, *_non_inferior(case, compared)
+    at = f"at {percent(policy.confidence)} confidence"
     if rule == "superior":
-        return rule, f"superior {at}"
+        return rule, "passed", f"superior {at}"
     sure = statistics.refresh_confidence(policy.confidence)
+    old = nights is not None and 0 < policy.refresh_after <= nights
+    after = f"to replace a champion after {nights:,} nights (refresh_after {policy.refresh_after:,})" if old else ""
     if rule == "refresh":
-        enough = f"enough to replace a champion after {nights:,} nights (refresh_after {policy.refresh_after:,})"
-        return rule, f"{_loss(case.margin, sure, excluded=True)}, {enough}"
-    short = f"not superior {at}"
-    if nights is None or not 0 < policy.refresh_after <= nights:
-        return None, short
-    short += f", nor good enough to replace a champion after {nights:,} nights (refresh_after {policy.refresh_after:,})"
-    if compared.gap.interval is None:
-        return None, short
-    if compared.gap.value < 0:
-        return None, f"{short}: its F1 is below"
-    low = statistics.refresh_low(compared.gap.value, compared.gap.interval, policy.confidence)
-    return None, f"{short}: {_loss(case.margin, sure, excluded=False)} (lower end {signed(low)})"
+        return rule, "passed", f"{of_margin('loss', margin, 'excluded', sure)}, enough {after}"
+    no_gain = compared.most < margin
+    gain = of_margin("gain", margin, "excluded" if no_gain else "not excluded", policy.confidence)
+    short = f"not superior: {gain}" if compared.most >= 0 else f"worse {at}"
+    if old and compared.gap.interval is not None:
+        low = statistics.refresh_low(compared.gap.value, compared.gap.interval, policy.confidence)
+        loss = f"{of_margin('loss', margin, 'not excluded', sure)} (lower end {signed(low)})"
+        short += f"; not good enough {after}: {'its F1 is below' if compared.gap.value < 0 else loss}"
+    return None, "failed" if no_gain else "underpowered", short
 
 
-def _loss(margin: float, confidence: float, *, excluded: bool) -> str:
-    """Whether the interval excludes a loss of the margin: non-inferiority, in words."""
-    shown = "is excluded" if excluded else "is not excluded"
-    return f"a loss of {margin:.4f} (margin) or more {shown} at {percent(confidence)} confidence"
+def _non_inferior(case: Case, compared: Comparison) -> tuple[Outcome, str]:
+    """Outcome and reason of the question whether a loss of the margin is excluded; under threshold_only it warns."""
+    policy, margin, interval = case.policy, case.margin, compared.gap.interval
+    alone = policy.policy == "threshold_only"
+    if margin is None:
+        return "warning" if alone else "failed", MARGIN_UNKNOWN
+    if interval is not None and statistics.is_non_inferior(interval, margin):
+        return "passed", of_margin("loss", margin, "excluded", policy.confidence)
+    is_worse = compared.most < 0
+    outcome: Outcome = "warning" if alone else "failed" if is_worse else "underpowered"
+    loss = of_margin("loss", margin, "not excluded", policy.confidence)
+    return outcome, f"worse, and {loss}" if is_worse else loss
 
 
 def _bound(case: Case, rule: statistics.Rule | None) -> float | None:
@@ -160,12 +168,6 @@ def _bound(case: Case, rule: statistics.Rule | None) -> float | None:
     if case.policy.policy == "non_inferior" or rule == "refresh":
         return None if case.margin is None else -case.margin
     return 0.0
-
-
-def _shortfall(case: Case, compared: Comparison) -> Outcome:
-    """Outcome for a candidate that is not shown to be good enough: too few rows to detect the margin, or a failure."""
-    too_few = case.margin is not None and compared.detectable > case.margin
-    return "underpowered" if too_few and compared.gap.value >= 0 else "failed"
 
 
 def _gap(case: Case, compared: Comparison, role: Other) -> tuple[str, str]:

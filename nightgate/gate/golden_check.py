@@ -17,15 +17,15 @@ FLIPS_NAMED = 5
 
 
 def golden(case: Case) -> Check:
-    """Whether the candidate lost more than `golden_margin` against the champion: warns, or fails if `golden_blocks`."""
+    """Whether the candidate lost more than `golden_margin` against the champion: warns, or fails if `golden` blocks."""
     evidence, policy = case.evidence, case.policy
     candidate, champion, rows = evidence.candidate, evidence.champion, evidence.golden
-    weak: Outcome = "failed" if policy.golden_blocks else "warning"
+    weak: Outcome = "failed" if policy.blocks("golden") else "warning"
     if champion is None:
         return Check("golden", "not_run", "no champion yet")
     if rows is None or not len(rows):
         note = evidence.golden_note or "there are no golden rows"
-        return Check("golden", weak if policy.golden_blocks or evidence.golden_note else "not_run", note)
+        return Check("golden", weak if policy.blocks("golden") or evidence.golden_note else "not_run", note)
     whole = Check("golden", "failed", "", threshold=-policy.golden_margin, rows_used=len(rows))
     for who, side in (("the candidate", candidate), (case.name("champion"), champion)):
         if flaw := side.flaw or unusable(side.golden, rows, case.num_labels, "golden"):

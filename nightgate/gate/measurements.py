@@ -37,6 +37,16 @@ class Comparison:
     detectable: float
     """The true gain that is detected with 80 % power; infinite if there is no standard error."""
 
+    @property
+    def most(self) -> float:
+        """The largest gain that is not excluded; infinite if there is no interval.
+
+        Models that never differ have an interval of no width, which says nothing about the rows that were not seen.
+        """
+        if self.gap.interval is None:
+            return math.inf
+        return self.gap.interval.high if self.gap.std_error else self.detectable
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -162,6 +172,28 @@ class Case:
         decides = "candidate" if self.policy.min_f1_on == "lower" else None
         found = {role: self.score(role, self.window, DECIDING if role == decides else REPORTED) for role in self.roles}
         return found | ({"anchor": found["champion"]} if self.evidence.anchored_by_champion else {})
+
+    @cached_property
+    def commonest(self) -> int:
+        """Rank in `places` of the class with the most rows in the window, which has at least one row."""
+        return int(np.bincount(self.true(self.window)).argmax())
+
+    @cached_property
+    def min_f1(self) -> float | None:
+        """The F1 that the policy asks for; for 'majority' that of always predicting the commonest class of the window.
+
+        None for 'majority' where the window is empty. Of two classes that are equally common both give the same F1.
+        """
+        if self.policy.min_f1 != "majority":
+            return self.policy.min_f1
+        if not self.num_rows:
+            return None
+        true = self.true(self.window)
+        # By the function that scores the candidate: one that always predicts this class ties to the last digit.
+        constant = f1_estimate(
+            true, np.full_like(true, self.commonest), self.num_labels, self.policy.average, resamples=2
+        )
+        return constant.value
 
     def against(self, role: Other) -> Comparison | None:
         """The candidate compared with that model on the window; None if one of them is missing or cannot be scored."""

@@ -4,16 +4,50 @@ served, fast and small enough."""
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from nightgate.gate.decision import Check
+from nightgate.config import LIMITS, Blockable, Gate
+from nightgate.gate.decision import Check, Outcome
 from nightgate.gate.evidence import Serving
 from nightgate.gate.measurements import Case
 from nightgate.gate.wording import stored
 
 SERVING_TOLERANCE = 1e-3
 """Largest difference between the night's logits and those of a fresh process without this package's code."""
+
+
+@dataclass
+class Faults:
+    """What speaks against a candidate in one check: faults that hold it, and those of which the check only warns."""
+
+    policy: Gate
+    held: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+
+    def fails(self, fault: str) -> None:
+        self.held.append(fault)
+
+    def warns(self, fault: str) -> None:
+        self.warned.append(fault)
+
+    def exceeds(self, check: Blockable, fault: str) -> None:
+        """A limit is exceeded, or not shown to be kept."""
+        (self.held if self.policy.blocks(check) else self.warned).append(fault)
+
+    @property
+    def outcome(self) -> Outcome:
+        return "failed" if self.held else "warning" if self.warned else "passed"
+
+    @property
+    def reason(self) -> str:
+        return "; ".join([*self.held, *self.warned])
+
+    @property
+    def brief(self) -> str:
+        """For the verdict, which warnings have no part in."""
+        return "; ".join(self.held) if self.warned else ""
 
 
 def clean_test(case: Case) -> Check:
@@ -52,10 +86,10 @@ def clean_test(case: Case) -> Check:
 
 
 def degenerate(case: Case) -> Check:
-    """Whether the candidate has learned something: shares of classes, finite logits, calibration."""
-    policy, side = case.policy, case.evidence.candidate
+    """Whether the candidate has learned something: more than one class, finite logits, class shares, calibration."""
+    policy, side, most = case.policy, case.evidence.candidate, case.policy.limit("shares")
     if obstacle := case.obstacle("candidate"):
-        return Check("degenerate", "failed", obstacle, "share_gap", threshold=policy.max_share_gap)
+        return Check("degenerate", "failed", obstacle, "share_gap", threshold=most)
     names = sorted(case.evidence.label_names)
     shares = [
         np.bincount(labels, minlength=case.num_labels) / case.num_rows
@@ -68,50 +102,55 @@ def degenerate(case: Case) -> Check:
         f"{shares[0][widest]:.1%} of the candidate's predictions and {shares[1][widest]:.1%} of the "
         f"{case.num_rows:,} test rows are {names[widest]!r}"
     )
-    faults = []
+    faults = Faults(policy)
     # max_share_gap 1 switches both checks of shares off.
-    if shares[0].max() == 1 and policy.max_share_gap < 1:
-        faults.append(f"the candidate predicts {names[int(shares[0].argmax())]!r} for all {case.num_rows:,} test rows")
+    if shares[0].max() == 1 and most < 1:
+        faults.fails(f"the candidate predicts {names[int(shares[0].argmax())]!r} for all {case.num_rows:,} test rows")
     if side.nonfinite_rows:
-        faults.append(f"the candidate gives {side.nonfinite_rows:,} rows a logit that is NaN or infinite")
-    if gap > policy.max_share_gap:
-        faults.append(f"{widest_gap}: a gap of {gap:.4f}, more than max_share_gap {policy.max_share_gap:.4f}")
-    bound = f"max_calibration_error {policy.max_calibration_error:.4f}"
-    if error is None and policy.max_calibration_error < 1:
-        faults.append(f"the candidate's calibration error is unknown, so it is not shown to be within {bound}")
-    elif error is not None and not error <= policy.max_calibration_error:
-        faults.append(f"the candidate's calibration error {error:.4f} is not within {bound}")
+        faults.fails(f"the candidate gives {side.nonfinite_rows:,} rows a logit that is NaN or infinite")
+    if gap > most:
+        faults.exceeds("shares", f"{widest_gap}: a gap of {gap:.4f}, more than max_share_gap {most:.4f}")
+    bound = f"max_calibration_error {policy.limit('calibration'):.4f}"
+    if error is None and policy.limit("calibration") < 1:
+        what = f"the candidate's calibration error is unknown, so it is not shown to be within {bound}"
+        faults.exceeds("calibration", what)
+    elif error is not None and not error <= policy.limit("calibration"):
+        faults.exceeds("calibration", f"the candidate's calibration error {error:.4f} is not within {bound}")
     calibration = "its calibration error is unknown" if error is None else f"its calibration error is {error:.4f}"
     return Check(
         name="degenerate",
-        outcome="failed" if faults else "passed",
-        reason="; ".join(faults) or f"{widest_gap}, the largest gap of any class; {calibration}",
+        outcome=faults.outcome,
+        reason=faults.reason or f"{widest_gap}, the largest gap of any class; {calibration}",
         metric="share_gap",
         candidate_value=gap,
-        threshold=policy.max_share_gap,
+        threshold=most,
         rows_used=case.num_rows,
+        brief=faults.brief,
     )
 
 
 def serving(case: Case) -> Check:
     """Whether a fresh process without this package's code serves the model, as fast and small as the policy asks."""
-    served = case.evidence.candidate.serving
-    fault, reason, compared = unserved(served), "", True
-    if not fault:
+    served, faults = case.evidence.candidate.serving, Faults(case.policy)
+    found = []
+    if fault := unserved(served):
+        faults.fails(fault)
+    else:
         assert served is not None
-        fault, budgets, compared = _budgets(case, served)
-        reason = (
+        same = (
             f"a fresh process without Nightgate's code gets the same logits on {served.rows:,} rows, within "
-            f"{served.logit_difference:.1e} (at most {SERVING_TOLERANCE:g}); {budgets}"
+            f"{served.logit_difference:.1e} (at most {SERVING_TOLERANCE:g})"
         )
+        found = [same, *_budgets(case, served, faults)]
     return Check(
         name="serving",
-        outcome="failed" if fault else "passed" if compared else "warning",
-        reason=fault or reason,
+        outcome=faults.outcome,
+        reason=faults.reason if faults.held else "; ".join([*found, *faults.warned]),
         metric="logit_difference",
         candidate_value=stored(served.logit_difference) if served else None,
         threshold=SERVING_TOLERANCE,
         rows_used=served.rows if served else None,
+        brief=faults.brief,
     )
 
 
@@ -133,28 +172,32 @@ def unserved(served: Serving | None, who: str = "the saved candidate") -> str:
     return ""
 
 
-def _budgets(case: Case, served: Serving) -> tuple[str, str, bool]:
-    """What exceeds its budget, what was compared, and whether everything could be compared."""
+def _budgets(case: Case, served: Serving, faults: Faults) -> list[str]:
+    """Time and size within their limits; adds what exceeds its limit, or could not be compared, to `faults`."""
     champion = case.evidence.champion
     if champion is None:
-        return "", "no champion yet, so time and size have no budget", True
+        return ["no champion yet, so time and size have no limit"]
     theirs, who = champion.serving, case.name("champion")
     if theirs is None or theirs.flaw:
         why = theirs.flaw if theirs else "it was not tried"
-        return "", f"time and size are not compared, because {who} was not served: {why}", False
-    over, ratios, compared = [], [], True
+        faults.warns(f"time and size are not compared, because {who} was not served: {why}")
+        return []
+    ratios = []
     size, champion_size = (None if one.size_bytes is None else one.size_bytes / 1e6 for one in (served, theirs))
-    for what, ours, reference, most, key in (
-        ("ms a text", served.latency_ms, theirs.latency_ms, case.policy.max_latency_ratio, "max_latency_ratio"),
-        ("MB", size, champion_size, case.policy.max_size_ratio, "max_size_ratio"),
-    ):
+    budgets: tuple[tuple[Blockable, str, float | None, float | None], ...] = (
+        ("latency", "ms a text", served.latency_ms, theirs.latency_ms),
+        ("size", "MB", size, champion_size),
+    )
+    for check, unit, ours, reference in budgets:
+        limit = f"{LIMITS[check]} {case.policy.limit(check):g}"
         if reference is None or not math.isfinite(reference) or reference <= 0:
-            ratios.append(f"{what} of {who} are unknown and not compared")
-            compared = False
+            faults.warns(f"{unit} of {who} are unknown and not compared")
         elif ours is None or not math.isfinite(ours):
-            over.append(f"the candidate's {what} are unknown, so it is not shown to be within {key} {most:g}")
+            faults.exceeds(check, f"the candidate's {unit} are unknown, so it is not shown to be within {limit}")
         else:
-            ratios.append(f"{ours:.1f} {what}, {ours / reference:.2f} times {reference:.1f} of {who}")
-            if ours > most * reference:
-                over.append(f"the candidate takes {ratios[-1]}, more than {key} {most:g}")
-    return "; ".join(over), "; ".join(ratios), compared
+            ratio = f"{ours:.1f} {unit}, {ours / reference:.2f} times {reference:.1f} of {who}"
+            if ours > case.policy.limit(check) * reference:
+                faults.exceeds(check, f"the candidate takes {ratio}, more than {limit}")
+            else:
+                ratios.append(ratio)
+    return ratios

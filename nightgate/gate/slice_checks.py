@@ -1,7 +1,8 @@
 """Checks of every class and slice: F1 not below a floor, nor worse than the champion's by more than a margin.
 
-A slice fails on a bootstrap p-value corrected for the number of tests (Holm 1979): with equal models all slices pass
-with probability `confidence`. A slice of fewer than `FEWEST` groups is not tested, however many rows they have.
+A slice fails on a bootstrap p-value corrected for the number of tests (Holm 1979): with equal models none fails with
+probability `confidence`. It passes if its interval lies above the bound, and is underpowered if neither is shown. A
+slice of fewer than `FEWEST` groups is not tested, however many rows they have.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nightgate.gate.decision import Check, Outcome
 from nightgate.gate.evidence import Mask
 from nightgate.gate.measurements import Case, Role
 from nightgate.gate.statistics import holm
-from nightgate.gate.wording import between, distinct, listed, percent, signed, stored, within
+from nightgate.gate.wording import between, distinct, listed, of_margin, percent, signed, stored, within
 from nightgate.metrics.bootstrap import FEWEST, Estimate, Statistic
 from nightgate.metrics.confusion import class_scores, confusion_counts, overall_scores
 
@@ -76,7 +77,7 @@ def slices(case: Case) -> list[Check]:
     level = 1 - case.policy.confidence
     failed = {id(one) for one, no in zip(judged, holm([one.p_value for one in judged], level), strict=True) if no}
     checks = [_check(case, one, failed=id(one) in failed) for one in tested]
-    return [_summary(case, checks), *checks]
+    return [_summary(case, checks, untested=len(tested) - len(judged)), *checks]
 
 
 def _parts(case: Case) -> Iterator[_Part]:
@@ -122,7 +123,7 @@ def _test(case: Case, part: _Part, kind: Kind, num_tests: int) -> _Tested:
 
 def _bound(case: Case, kind: Kind) -> float:
     """Threshold that F1, or its difference from the champion's, must not be significantly below."""
-    return case.policy.slice_floor if kind == "slice_floor" else -case.policy.slice_margin
+    return case.policy.slice_floor if kind == "slice_floor" else -case.policy.limit("slices")
 
 
 def _f1(case: Case, role: Role, part: _Part) -> float | None:
@@ -135,16 +136,15 @@ def _check(case: Case, one: _Tested, *, failed: bool) -> Check:
     part, estimate = one.part, one.estimate
     ours = _f1(case, "candidate", part)
     theirs = _f1(case, "champion", part) if one.kind == "slice_margin" else None
-    outcome: Outcome = "failed" if failed else "passed"
+    outcome = _outcome(case, one, failed=failed)
     if estimate is None:
-        outcome = "underpowered"
         reason = f"{part}: {part.few}"
     elif one.kind == "slice_floor":
-        reason = _of_floor(case, one, estimate, failed)
+        reason = _of_floor(case, one, estimate, outcome)
     else:
         assert ours is not None
         assert theirs is not None
-        reason = _of_margin(case, one, estimate, (ours, theirs), failed)
+        reason = _of_margin(case, one, estimate, (ours, theirs), outcome)
     low, high = (estimate.interval if estimate else None) or (None, None)
     return Check(
         name=one.kind,
@@ -161,21 +161,31 @@ def _check(case: Case, one: _Tested, *, failed: bool) -> Check:
     )
 
 
-def _of_floor(case: Case, one: _Tested, estimate: Estimate, failed: bool) -> str:
-    floor = case.policy.slice_floor
-    f1, bound = distinct(estimate.value, floor)
-    how = "not" if estimate.value >= floor else "significantly" if failed else "not significantly"
+def _outcome(case: Case, one: _Tested, *, failed: bool) -> Outcome:
+    if failed:
+        # A floor is only tested where the policy sets one.
+        return "failed" if one.kind == "slice_floor" or case.policy.blocks("slices") else "warning"
+    interval = one.estimate.interval if one.estimate else None
+    return "passed" if interval and interval.low > _bound(case, one.kind) else "underpowered"
+
+
+SHOWN = {"passed": "excluded", "failed": "shown", "warning": "shown", "underpowered": "not excluded"}
+"""What an outcome says of a loss."""
+
+
+def _of_floor(case: Case, one: _Tested, estimate: Estimate, outcome: Outcome) -> str:
+    f1, bound = distinct(estimate.value, case.policy.slice_floor)
     interval = within(estimate.interval, case.policy.confidence)
-    return f"{one.part}: F1 {f1}{interval} on {one.part.rows:,} rows is {how} below slice_floor {bound}{_p(one)}"
+    shown = f"an F1 below slice_floor {bound} is {SHOWN[outcome]}"
+    return f"{one.part}: F1 {f1}{interval} on {one.part.rows:,} rows: {shown}{_p(one)}"
 
 
-def _of_margin(case: Case, one: _Tested, estimate: Estimate, scores: tuple[float, float], failed: bool) -> str:
-    ours, theirs = distinct(*scores)
-    shown = "significantly" if failed else "not significantly"
+def _of_margin(case: Case, one: _Tested, estimate: Estimate, scores: tuple[float, float], outcome: Outcome) -> str:
+    (ours, theirs), confidence = distinct(*scores), case.policy.confidence
+    loss = of_margin("loss", case.policy.limit("slices"), SHOWN[outcome], confidence, "slice_margin")
     return (
         f"{one.part}: F1 {ours} against {theirs} of {case.name('champion')} on {one.part.rows:,} rows "
-        f"({signed(estimate.value)}; {between(estimate.interval, case.policy.confidence)}) is {shown} worse by more "
-        f"than slice_margin {case.policy.slice_margin:.4f}{_p(one)}"
+        f"({signed(estimate.value)}; {between(estimate.interval, confidence)}): {loss}{_p(one)}"
     )
 
 
@@ -183,22 +193,24 @@ def _p(one: _Tested) -> str:
     return f" (p {one.p_value:.2g})" if one.p_value >= 0.001 else " (p below 0.001)"
 
 
-def _summary(case: Case, checks: list[Check]) -> Check:
-    """The check `slices`, which fails if any class or slice fails."""
-    failures = [check.reason for check in checks if check.outcome == "failed"]
-    few = sum(check.outcome == "underpowered" for check in checks)
-    tests = len(checks) - few
+def _summary(case: Case, checks: list[Check], *, untested: int) -> Check:
+    """The check `slices`, which fails or warns if any class or slice does, and passes if none does and one passes."""
+    outcomes = [check.outcome for check in checks]
+    ranks: tuple[Outcome, ...] = ("failed", "warning", "passed")
+    outcome: Outcome = next((rank for rank in ranks if rank in outcomes), "underpowered")
+    found = [check.reason for check in checks if check.outcome == outcome] if outcome in ("failed", "warning") else []
     too_few = f"fewer than min_slice_rows {case.policy.min_slice_rows:,} test rows"
     too_few += "" if case.evidence.test.groups is None else f", or than {FEWEST} groups"
-    outcome: Outcome = "failed" if failures else "passed" if tests else "underpowered"
-    if not tests:
+    if untested == len(checks):
         reason = f"every class and slice has {too_few}"
     else:
         chance = percent(1 - case.policy.confidence)
+        unclear = outcomes.count("underpowered") - untested
         reason = (
-            f"{len(failures) or 'none'} of {tests:,} tests of classes and slices failed (Holm's correction: with equal "
-            f"models any fails in at most {chance} of nights)"
+            f"{len(found) or 'none'} of {len(checks) - untested:,} tests of classes and slices failed (Holm's "
+            f"correction: with equal models any fails in at most {chance} of nights)"
         )
-        reason += f"; {few:,} more with {too_few} are not tested" if few else ""
-        reason += f": {listed(failures, FAILURES_LISTED, '; ')}" if failures else ""
+        reason += f"; {unclear:,} neither show nor exclude a loss" if unclear else ""
+        reason += f"; {untested:,} more with {too_few} are not tested" if untested else ""
+        reason += f": {listed(found, FAILURES_LISTED, '; ')}" if found else ""
     return Check("slices", outcome, reason, rows_used=case.num_rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Literal
 
 from nightgate.metrics.bootstrap import FEWEST, Interval
 
@@ -32,6 +33,11 @@ def points(value: float) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.4g} %"
+
+
+def of_margin(what: Literal["gain", "loss"], margin: float, shown: str, confidence: float, name: str = "margin") -> str:
+    """Whether an interval excludes or shows a gain or loss of the margin: the same words for every comparison."""
+    return f"a {what} of {margin:.4f} ({name}) or more is {shown} at {percent(confidence)} confidence"
 
 
 def instant(moment: datetime) -> str:

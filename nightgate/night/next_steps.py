@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from nightgate.config import Gate
 from nightgate.gate.decision import Decision
 from nightgate.gate.evidence import Evidence
+from nightgate.gate.near_miss import near_miss
 from nightgate.night.run import NightRun
 from nightgate.reports.facts import gather
 from nightgate.runs import evidence_store
@@ -24,10 +26,12 @@ REMEDIES = {
 def next_step(run: NightRun, decision: Decision, version: int) -> str:
     """What to do about a held night; never empty."""
     evidence = evidence_store.load_evidence(run.db, run.run_id)
-    return remedy(evidence, decision, run.pipeline.name, version, lambda: _diagnosis(run))
+    return remedy(evidence, run.pipeline.gate, decision, run.pipeline.name, version, lambda: _diagnosis(run))
 
 
-def remedy(evidence: Evidence, decision: Decision, pipeline: str, version: int, diagnosis: Callable[[], str]) -> str:
+def remedy(
+    evidence: Evidence, policy: Gate, decision: Decision, pipeline: str, version: int, diagnosis: Callable[[], str]
+) -> str:
     """The next step for a decision; `diagnosis` returns what the training would need, or ''."""
     manual = f"to promote it all the same: nightgate promote {pipeline} {version} --reason TEXT"
     champion, anchor = evidence.champion, evidence.anchor
@@ -41,13 +45,19 @@ def remedy(evidence: Evidence, decision: Decision, pipeline: str, version: int, 
     if champion is not None and anchor is not None and anchor.flaw:
         command = f"nightgate promote {pipeline} {champion.version} --anchor --reason TEXT"
         return f"{command} makes the champion the anchor; {manual}"
+    setting = near_miss(evidence, policy, decision)
+    missed = f"; --set {setting}" if setting else ""
     failed = [check.name for check in decision.checks if check.outcome == "failed" and not check.slice_name]
     for name, step in REMEDIES.items():
-        if name in failed:
+        # `serving` also fails by time and size, which a setting would allow.
+        if name in failed and not setting:
             return f"{step}; {manual}"
     if decision.verdict == "underpowered":
-        return f"nightgate gate power {pipeline} shows how many test rows would be enough; {manual}"
-    return diagnosis() or f"the champion stays, and the next night tries again; {manual}"
+        return f"nightgate gate power {pipeline} shows how many test rows would be enough{missed}; {manual}"
+    if found := diagnosis():
+        return f"{found}{missed}"
+    stays = "the champion stays, and the next night tries again" if champion else "the next night tries again"
+    return f"{stays}{missed}; {manual}"
 
 
 def _diagnosis(run: NightRun) -> str:

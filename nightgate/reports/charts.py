@@ -121,7 +121,7 @@ def curves(
     return draw("curves", ", ".join(alt), WIDTH, 3.0, paint)
 
 
-def levels(shown: Sequence[Level], min_f1: float, *, title: str) -> Picture:
+def levels(shown: Sequence[Level], min_f1: float | None, *, title: str) -> Picture:
     """The F1 of the candidate (first), the champion and others, beside the threshold."""
     height = _height(len(shown))
 
@@ -131,12 +131,14 @@ def levels(shown: Sequence[Level], min_f1: float, *, title: str) -> Picture:
             colour = CHAMPION if row else CANDIDATE
             _interval(axes, row, level.f1, level.low, level.high, colour)
             note(axes, f"{level.f1:.4f}{_in_brackets(level.low, level.high)}", (1, row), colour)
-        axes.axvline(min_f1, color=THRESHOLD, linewidth=1.4, linestyle=DASHES, zorder=1)
-        _key(axes, f"- -  min_f1 {min_f1:.4f}")
+        for value in finite([min_f1]):
+            axes.axvline(value, color=THRESHOLD, linewidth=1.4, linestyle=DASHES, zorder=1)
+            _key(axes, f"- -  min_f1 {value:.4f}")
         fit(axes, finite([min_f1, *(value for one in shown for value in (one.f1, one.low, one.high))]), along="x")
 
     alt = ", ".join(f"{one.name} {one.f1:.4f}{_in_brackets(one.low, one.high)}" for one in shown)
-    return draw("levels", f"{title}: {alt}; min_f1 {min_f1:.4f}", WIDTH, height, paint)
+    alt += "" if min_f1 is None else f"; min_f1 {min_f1:.4f}"
+    return draw("levels", f"{title}: {alt}", WIDTH, height, paint)
 
 
 def differences(whole: Sequence[Gap], slices: Sequence[Gap] = ()) -> Picture:

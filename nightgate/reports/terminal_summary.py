@@ -85,8 +85,9 @@ def result_lines(facts: ReportFacts) -> Iterator[str]:
 
 def diagnosis_sentences(facts: ReportFacts) -> list[str]:
     """Each finding with its remedy, unless that is the run's next step and stated there."""
+    stated = facts.run["next_step"] or ""
     return [
-        finding.text if finding.remedy == facts.run["next_step"] else f"{finding.text} Try: {finding.remedy}"
+        finding.text if stated.startswith(finding.remedy) else f"{finding.text} Try: {finding.remedy}"
         for finding in facts.findings
     ]
 

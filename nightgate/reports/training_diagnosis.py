@@ -76,14 +76,14 @@ class Finding:
 
 def diagnose(
     epochs: Sequence[EpochFacts],
-    min_f1: float,
+    min_f1: float | None,
     training: Training | None = None,
     machine: MachineFacts | None = None,
 ) -> list[Finding]:
     """Findings about one run, those of the training first; none for a healthy run.
 
     Args:
-        min_f1: the gate's threshold, compared with validation F1, which is optimistic.
+        min_f1: the gate's threshold, compared with validation F1, which is optimistic; None: not known yet.
         training: the run's settings, from which remedies start; None: the defaults.
         machine: None: no findings about it.
     """
@@ -139,15 +139,15 @@ def _regularise(epochs: list[EpochFacts], peak: EpochFacts, training: Training) 
     return "Regularise with weight decay: --set training.weight_decay=0.01"
 
 
-def _low_score(epochs: list[EpochFacts], min_f1: float, training: Training, *, overfits: bool) -> Finding | None:
+def _low_score(epochs: list[EpochFacts], min_f1: float | None, training: Training, *, overfits: bool) -> Finding | None:
     scored = [epoch for epoch in epochs if _finite(epoch.f1)]
     first, last = epochs[0], epochs[-1]
     if not scored:
-        text = f"No epoch has a finite F1, so none reaches min_f1 {min_f1:.4f}."
+        text = f"No epoch has a finite F1, so none reaches min_f1{'' if min_f1 is None else f' {min_f1:.4f}'}."
         return Finding("low_score", text, _slower(training))
     peak = max(scored, key=lambda epoch: epoch.f1 or 0.0)
     assert peak.f1 is not None
-    if peak.f1 >= min_f1:
+    if min_f1 is None or peak.f1 >= min_f1:
         return None
     text = f"The best validation F1, {peak.f1:.4f} (epoch {peak.epoch}), is below min_f1 {min_f1:.4f}"
     change = _moved(first.training_loss, last.training_loss) if len(epochs) > 1 else math.nan

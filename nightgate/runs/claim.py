@@ -261,7 +261,7 @@ def new_run(
         data_until=night.data_until,
         nonfinite="",
         average=pipeline.gate.average,
-        min_f1=pipeline.gate.min_f1,
+        min_f1=None if pipeline.gate.min_f1 == "majority" else pipeline.gate.min_f1,
         label_names=list(pipeline.data.label_names),
         base_model=pipeline.training.base_model,
         config=pipeline.record(),

@@ -251,6 +251,7 @@ def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scor
         "f1_ci_high": high,
         "champion_f1": champion_f1,
         "f1_delta": ours.f1 - champion_f1 if ours.f1 is not None and champion_f1 is not None else None,
+        "min_f1": measured.min_f1,
         "test_f1_all": measured.candidate_all.f1,
         "detectable_gain": measured.detectable_gain,
         "champion_fresh_f1": fresh.f1 if fresh else None,

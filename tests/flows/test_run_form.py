@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from prefect.utilities.schema_tools.validation import is_valid_schema, validate
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flows.nightly import nightly
 from flows.run_form import FREE_TEXT, GateForm, PipelineName, TrainingForm, chosen_settings
-from nightgate.config import Gate, Training
+from nightgate.config import Blockable, Gate, Training
 from nightgate.errors import ConfigurationError
 from nightgate.pipeline_files import check_pipeline
 from tests.support.tiny import tiny_pipeline
@@ -92,7 +92,11 @@ def test_the_form_has_the_bounds_and_choices_of_the_file(schema: dict[str, Any])
     assert kind(training["epochs"]) == {"type": "integer", "minimum": 1, "maximum": 1000}
     assert kind(training["learning_rate"]) == {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
     assert kind(training["lr_scheduler_type"]) == {"type": "string", "enum": ["linear", "cosine", "constant"]}
-    assert kind(gate["min_f1"]) == {"type": "number", "minimum": 0, "maximum": 1}
+    bounds = {"type": "number", "minimum": 0, "maximum": 1}
+    named = {"const": "majority", "enum": ["majority"], "type": "string", "title": "majority"}
+    assert kind(gate["min_f1"]) == {"anyOf": [bounds | {"title": "a number"}, named]}
+    assert kind(gate["max_calibration_error"]) == bounds
+    assert kind(gate["blocking"]) == {"type": "array", "items": {"type": "string", "enum": list(get_args(Blockable))}}
     numbers = {
         name: kind
         for form in (training, gate)
@@ -248,6 +252,31 @@ def test_what_is_filled_in_overrides_the_file_and_the_rest_stays(tmp_path: Path)
     assert settings == {"training.epochs": 1, "training.dropout": 0.2, "gate.min_f1": 0.9}
     changed = check_pipeline(from_file.record(), "the file", settings)
     assert (changed.training.epochs, changed.training.seed, changed.gate.min_f1) == (1, 7, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "ok"),
+    [
+        ({"min_f1": "majority"}, True),
+        ({"min_f1": 0.5}, True),
+        ({"min_f1": "commonest"}, False),
+        ({"min_f1": 1.5}, False),
+        ({"blocking": ["golden", "size"]}, True),
+        ({"blocking": []}, True),
+        ({"blocking": ["serving"]}, False),
+        ({"max_size_ratio": 0}, False),
+    ],
+)
+def test_the_form_of_the_gate_takes_what_the_file_takes(
+    chosen: dict[str, Any], ok: bool, refusals: Callable[[dict[str, Any]], list[str]], tmp_path: Path
+) -> None:
+    assert bool(refusals({"gate": chosen})) != ok
+    if not ok:
+        with pytest.raises(ValidationError):
+            GateForm(**chosen)
+        return
+    changed = check_pipeline(tiny_pipeline(tmp_path).record(), "the file", chosen_settings(None, GateForm(**chosen)))
+    assert changed.gate.model_dump(mode="json", include=set(chosen)) == chosen
 
 
 @pytest.mark.parametrize("value", [{"epochs": 0}, {"learning_rate": "fast"}, {"dropout": 1.0}, {"precision": "fp8"}])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,15 +15,16 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nightgate.config import Gate, Pipeline
+from nightgate.config import Blockable, Gate, Pipeline
 from nightgate.database.gate_schema import SIDES
 from nightgate.database.transactions import Database
 from nightgate.gate.decide import decide
 from nightgate.gate.decision import Decision
 from nightgate.gate.evidence import Evidence, Rows, Serving, Side, Slice
+from nightgate.gate.near_miss import near_miss
 from nightgate.runs.evidence_store import load_evidence, record_evidence
 from tests.support import night_rows
-from tests.support.gate_night import DAY, SERVED, TONIGHT, UNTIL, check
+from tests.support.gate_night import DAY, SERVED, TONIGHT, UNTIL, check, outcomes
 
 # The same examples on every run, so that the suite cannot fail by chance.
 QUICK = settings(max_examples=12, deadline=None, derandomize=True)
@@ -301,9 +302,13 @@ def test_without_a_piece_of_its_evidence_no_candidate_is_promoted(piece: str, ev
     golden = evidence.golden and evidence.golden.true
     flawless = replace(evidence.candidate, predictions=evidence.test.true, golden=golden)
     evidence = replace(evidence, candidate=flawless)
-    policy = Gate.model_validate({"min_f1": 0.3, "policy": rule, "max_share_gap": 1.0})
-    assume(decide(evidence, policy).verdict == "promote")
+    policy = Gate.model_validate({"min_f1": 0.3, "policy": rule, "max_share_gap": 1.0, "blocking": get_args(Blockable)})
+    before = decide(evidence, policy)
+    assume(before.verdict == "promote")
     assert decide(PIECES[piece](evidence), policy).verdict == "hold"
+    # What does not block warns at least.
+    after = decide(PIECES[piece](evidence), policy.model_copy(update={"blocking": ()}))
+    assert outcomes(after) != outcomes(before)
 
 
 STORED = [name for name in PIECES if name != "a calibration error that is a number"]
@@ -327,6 +332,51 @@ def test_stored_evidence_gives_the_same_decision(
     again, first = decide(load_evidence(database, opened.run_id), policy), decide(evidence, policy)
     same(first, again)
     assert np.array_equal(first.measured.window, again.measured.window)
+
+
+# --- what would have let it pass ---
+
+TIGHTER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "min_f1": ({"min_f1": 1.0}, {}),
+    "margin": ({"policy": "non_inferior", "margin": 0.0}, {}),
+    "slice_margin": ({"slice_margin": 0.0}, {}),
+    "slice_floor": ({"slice_floor": 1.0}, {}),
+    "golden_margin": ({"golden_margin": 0.0, "blocking": ["golden"]}, {}),
+    "max_share_gap": ({"max_share_gap": 0.0}, {}),
+    "max_calibration_error": ({"max_calibration_error": 0.3}, {"calibration_error": 0.37}),
+    "max_latency_ratio": ({"blocking": ["latency"]}, {"serving": replace(SERVED, latency_ms=17.0)}),
+    "max_size_ratio": ({"max_size_ratio": 1.1}, {"serving": replace(SERVED, size_bytes=110_000_000)}),
+}
+"""By field a policy that a good candidate misses by it alone, and what else the candidate needs for that."""
+
+
+@pytest.mark.parametrize("field", TIGHTER)
+@settings(QUICK, max_examples=2)
+@given(nights(anchors=("champion", "none")))
+def test_a_candidate_held_by_one_limit_learns_the_value_that_promotes_it(field: str, evidence: Evidence) -> None:
+    tighter, changes = TIGHTER[field]
+    assume(evidence.golden or field != "golden_margin")
+    easy = Gate.model_validate({"min_f1": 0.0, "policy": "threshold_only", "max_share_gap": 0.99, "blocking": ()})
+    evidence = replace(evidence, candidate=replace(evidence.candidate, **changes))
+    assume(decide(evidence, easy).verdict == "promote")
+    policy = Gate.model_validate(easy.model_dump() | tighter)
+    held = decide(evidence, policy)
+    assume(held.verdict != "promote")
+    found = near_miss(evidence, policy, held)
+    assert found is not None
+    assert found.field == field
+    assert decide(evidence, Gate.model_validate(policy.model_dump() | {field: found.value})).verdict == "promote"
+
+
+@settings(QUICK, max_examples=6)
+@given(nights(), policies(min_f1=0.7, policy="superior"))
+def test_what_would_have_let_a_candidate_pass_does(evidence: Evidence, policy: Gate) -> None:
+    decision = decide(evidence, policy)
+    found = near_miss(evidence, policy, decision)
+    assert decision.verdict != "promote" or found is None
+    if found is not None:
+        other = Gate.model_validate(policy.model_dump() | {found.field: found.value})
+        assert decide(evidence, other).verdict == "promote"
 
 
 @QUICK

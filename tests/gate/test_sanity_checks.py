@@ -72,18 +72,20 @@ def golden_night(ours: float, theirs: float) -> Evidence:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "blocks", "outcome"),
+    ("ours", "theirs", "changes", "outcome"),
     [
-        (0.70, 0.70, False, "passed"),
-        (0.50, 0.54, False, "passed"),
-        (0.44, 0.54, False, "warning"),
-        (0.44, 0.54, True, "failed"),
+        (0.70, 0.70, {}, "passed"),
+        (0.50, 0.54, {}, "passed"),
+        (0.44, 0.54, {}, "warning"),
+        (0.44, 0.54, {"golden_margin": 0.05}, "warning"),
+        (0.44, 0.54, {"golden_blocks": True}, "failed"),
+        (0.44, 0.54, {"blocking": ["golden"]}, "failed"),
     ],
 )
 def test_golden_rows_warn_and_name_what_was_unlearned(
-    ours: float, theirs: float, blocks: bool, outcome: str, snapshot: SnapshotAssertion
+    ours: float, theirs: float, changes: dict[str, Any], outcome: str, snapshot: SnapshotAssertion
 ) -> None:
-    decision = decide(golden_night(ours, theirs), Gate(min_f1=0.54, golden_blocks=blocks))
+    decision = decide(golden_night(ours, theirs), Gate.model_validate({"min_f1": 0.54} | changes))
     found = check(decision, "golden")
     assert (found.outcome, found.candidate_value, found.champion_value) == (outcome, ours, theirs)
     assert (found.threshold, found.rows_used) == (-0.05, 100)
@@ -146,6 +148,7 @@ def test_one_class_for_all_rows_fails_whatever_its_f1(snapshot: SnapshotAssertio
     found = check(decision, "degenerate")
     assert (found.outcome, decision.verdict, found.reason) == ("failed", "hold", snapshot)
     assert check(decide(constant, Gate(max_share_gap=1)), "degenerate").outcome == "passed"
+    assert check(decide(constant, Gate(max_share_gap=0.9)), "degenerate").outcome == "failed"
 
 
 @pytest.mark.parametrize(("share", "outcome"), [(0.75, "passed"), (0.7505, "failed")])
@@ -160,21 +163,37 @@ def test_predicted_shares_may_be_off_by_the_policy_s_gap_and_no_more(
     assert (found.outcome, found.reason) == (outcome, snapshot)
 
 
+def test_logits_must_be_finite(snapshot: SnapshotAssertion) -> None:
+    # A warning beside the fault is no reason for the verdict.
+    decision = decide(of_candidate(night(), nonfinite_rows=3, calibration_error=0.37), POLICY)
+    found = check(decision, "degenerate")
+    assert (found.outcome, decision.verdict, [found.reason, decision.reason]) == ("failed", "hold", snapshot)
+
+
 @pytest.mark.parametrize(
-    ("changes", "outcome"),
-    [
-        ({"nonfinite_rows": 3}, "failed"),
-        ({"calibration_error": 0.3}, "passed"),
-        ({"calibration_error": 0.3001}, "failed"),
-        ({"calibration_error": math.nan}, "failed"),
-        ({"calibration_error": None}, "failed"),
-    ],
+    ("error", "outcome"),
+    [(0.3, "passed"), (0.3001, "warning"), (math.nan, "warning"), (None, "warning")],
 )
-def test_logits_must_be_finite_and_calibrated_within_bounds(
-    changes: dict[str, Any], outcome: str, snapshot: SnapshotAssertion
+def test_calibration_beyond_its_limit_warns_and_holds_once_the_limit_is_set(
+    error: float | None, outcome: str, snapshot: SnapshotAssertion
 ) -> None:
-    found = check(decide(of_candidate(night(), **changes), POLICY), "degenerate")
-    assert (found.outcome, found.reason) == (outcome, snapshot)
+    evidence = of_candidate(night(), calibration_error=error)
+    decision = decide(evidence, POLICY)
+    found = check(decision, "degenerate")
+    assert (found.outcome, found.reason, decision.verdict) == (outcome, snapshot, "promote")
+    for policy in ({"max_calibration_error": 0.3}, {"blocking": ["calibration"]}):
+        held = decide(evidence, Gate.model_validate({"min_f1": 0.54} | policy))
+        assert check(held, "degenerate").outcome == ("passed" if outcome == "passed" else "failed")
+        assert held.verdict == ("promote" if outcome == "passed" else "hold")
+
+
+def test_a_first_model_that_reaches_min_f1_serves_and_predicts_two_classes_is_promoted() -> None:
+    skew = replace(rows(), true=(np.arange(2000) % 5 == 0).astype(np.int64))
+    given = np.where(np.arange(2000) % 10 < 5, skew.true, 1 - skew.true)
+    one = side(skew, 0.5, predictions=given, calibration_error=0.37, data_until=night().data_until)
+    decision = decide(first_night(test=skew, candidate=one), Gate(min_f1=0.4))
+    assert check(decision, "degenerate").outcome == "warning"
+    assert decision.verdict == "promote"
 
 
 # --- serving ---
@@ -190,11 +209,6 @@ def test_logits_must_be_finite_and_calibrated_within_bounds(
         {"logit_difference": math.nan},
         {"logit_difference": math.nextafter(SERVING_TOLERANCE, 1)},
         {"flipped": 1},
-        {"latency_ms": 8.1},
-        {"latency_ms": None},
-        {"latency_ms": math.nan},
-        {"size_bytes": 136_000_000},
-        {"size_bytes": None},
     ],
 )
 def test_a_model_that_cannot_be_served_as_it_was_scored_is_held(
@@ -205,6 +219,26 @@ def test_a_model_that_cannot_be_served_as_it_was_scored_is_held(
     found = check(decision, "serving")
     assert (found.outcome, decision.verdict) == ("failed", "hold")
     assert (found.threshold, found.reason) == (SERVING_TOLERANCE, snapshot)
+
+
+@pytest.mark.parametrize(
+    ("changes", "policy"),
+    [
+        ({"latency_ms": 8.1}, {"max_latency_ratio": 2.0}),
+        ({"latency_ms": None}, {"blocking": ["latency"]}),
+        ({"latency_ms": math.nan}, {"blocking": ["latency"]}),
+        ({"size_bytes": 136_000_000}, {"max_size_ratio": 1.5}),
+        ({"size_bytes": None}, {"blocking": ["size"]}),
+    ],
+)
+def test_time_and_size_beyond_their_limit_warn_and_hold_once_it_is_set(
+    changes: dict[str, Any], policy: dict[str, Any], snapshot: SnapshotAssertion
+) -> None:
+    evidence = of_candidate(night(), serving=replace(SERVED, **changes))
+    warned, held = (decide(evidence, Gate.model_validate({"min_f1": 0.54} | more)) for more in ({}, policy))
+    found = check(warned, "serving")
+    assert (found.outcome, warned.verdict, found.reason) == ("warning", "promote", snapshot)
+    assert (check(held, "serving").outcome, held.verdict) == ("failed", "hold")
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,25 @@ def test_a_slice_that_is_clearly_worse_holds_a_candidate_that_is_better_as_a_who
     assert (decision.verdict, decision.reason) == ("hold", summary.reason)
 
 
-def test_a_slice_that_is_not_significantly_worse_passes_and_says_so(snapshot: SnapshotAssertion) -> None:
+def test_a_slice_whose_loss_is_neither_shown_nor_excluded_is_underpowered_and_holds_nothing(
+    snapshot: SnapshotAssertion,
+) -> None:
     decision = decide(shopping(0.17), POLICY)
     found = check(decision, "slice_margin", "gloves")
-    assert (found.outcome, found.reason) == ("passed", snapshot)
+    assert (found.outcome, found.reason) == ("underpowered", snapshot)
     assert found.candidate_value - found.champion_value < -0.05
+    assert (check(decision, "slices").outcome, decision.verdict) == ("passed", "promote")
+
+
+def test_slices_that_do_not_block_warn(snapshot: SnapshotAssertion) -> None:
+    decision = decide(shopping(0.3), Gate(min_f1=0.5, blocking=()))
+    for found in (check(decision, "slices"), check(decision, "slice_margin", "gloves")):
+        assert found.outcome == "warning"
+    assert decision.verdict == "promote"
+    assert check(decision, "slices").reason == snapshot
+    # A limit that is set holds.
+    assert decide(shopping(0.3), Gate(min_f1=0.5, blocking=(), slice_margin=0.05)).verdict == "hold"
+    assert decide(shopping(0.3), Gate(min_f1=0.5, blocking=(), slice_floor=0.6)).verdict == "hold"
 
 
 def test_a_class_or_slice_of_few_rows_is_underpowered_however_bad(snapshot: SnapshotAssertion) -> None:
@@ -100,7 +114,7 @@ def test_with_too_few_rows_everywhere_the_summary_is_underpowered_and_holds_noth
     assert decision.verdict == "promote"
 
 
-@pytest.mark.parametrize(("floor", "outcome"), [(0.60, "passed"), (0.61, "passed"), (0.68, "failed")])
+@pytest.mark.parametrize(("floor", "outcome"), [(0.55, "passed"), (0.60, "underpowered"), (0.68, "failed")])
 def test_a_floor_applies_to_every_class_even_of_the_first_candidate(
     floor: float, outcome: str, snapshot: SnapshotAssertion
 ) -> None:
@@ -152,7 +166,7 @@ def test_rows_of_a_group_are_not_independent_in_slices_either() -> None:
     for known in (test, replace(test, groups=groups)):
         decision = decide(night(test=known, champion=champion, anchor=champion, candidate=candidate), POLICY)
         found.append(check(decision, "slice_margin", "gloves"))
-    assert [one.outcome for one in found] == ["failed", "passed"]
+    assert [one.outcome for one in found] == ["failed", "underpowered"]
     assert found[0].candidate_value == found[1].candidate_value
 
 

@@ -77,7 +77,7 @@ def test_the_hub_client_reads_the_front_matter() -> None:
 
 
 def test_a_known_verdict_is_in_the_card_with_its_checks() -> None:
-    first = replace(night(0.50), champion=None, anchor=None)
+    first = replace(night(0.30), champion=None, anchor=None)
     decision = decide(first, facts().pipeline.gate)
     card = model_card(facts(decision=decision))
     lines = re.findall(r"^- (\w+): (\w+)\. ", card, re.MULTILINE)

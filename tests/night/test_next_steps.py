@@ -8,15 +8,15 @@ from nightgate.config import Gate
 from nightgate.gate.decide import decide
 from nightgate.gate.evidence import Evidence
 from nightgate.night.next_steps import remedy
-from tests.support.gate_night import labels, night, of_candidate, of_champion
+from tests.support.gate_night import SERVED, first_night, labels, night, of_candidate, of_champion
 
 POLICY = Gate(min_f1=0.5)
 
 
-def step_after(evidence: Evidence, finding: str = "--set training.epochs=8") -> str:
-    decision = decide(evidence, POLICY)
+def step_after(evidence: Evidence, finding: str = "--set training.epochs=8", policy: Gate = POLICY) -> str:
+    decision = decide(evidence, policy)
     assert decision.verdict != "promote", decision.reason
-    return remedy(evidence, decision, "reviews", 7, lambda: finding)
+    return remedy(evidence, policy, decision, "reviews", 7, lambda: finding)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,25 @@ def test_a_window_that_is_too_small_to_tell_is_answered_with_the_number_of_rows_
     few = of_candidate(night(0.61, 0.60), predictions=labels(night().test, 0.61, first_error=0.5))
     assert decide(few, POLICY).verdict == "underpowered"
     assert step_after(few).startswith("nightgate gate power reviews ")
+    assert "gate.policy" not in step_after(few)
+    unclear = of_candidate(night(0.605, 0.60), predictions=labels(night().test, 0.605, first_error=0.1))
+    assert step_after(unclear).startswith("nightgate gate power reviews ")
+
+
+def test_a_limit_that_was_missed_is_named_with_the_value_that_passes_and_once() -> None:
+    for policy, text in (
+        (Gate(min_f1=0.7), "--set gate.min_f1=0.62 would have let it pass (it was 0.7)"),
+        (Gate(min_f1=0.5, max_calibration_error=0.01), "--set gate.max_calibration_error=0.0501 "),
+    ):
+        step = step_after(night(0.62), finding="", policy=policy)
+        assert step.count("would have let it pass") == step.count(text) == 1
+    slow = of_candidate(night(), serving=replace(SERVED, latency_ms=8.1))
+    step = step_after(slow, finding="", policy=Gate(min_f1=0.5, blocking=("latency",)))
+    assert "--set gate.max_latency_ratio=2.0251 would have let it pass (it was 2)" in step
+    assert "log" not in step
+
+
+def test_the_next_step_of_a_first_candidate_names_no_champion() -> None:
+    step = step_after(first_night(0.4), finding="")
+    assert step.startswith("the next night tries again; --set gate.min_f1=0.4 ")
+    assert "champion" not in step

@@ -210,3 +210,8 @@ def test_every_remedy_is_a_setting_that_the_configuration_accepts() -> None:
                 assert found, finding.remedy
                 document = {"name": "x", "data": {"source": {"kind": "sample"}, "labels": [1, 2]}}
                 check_pipeline(document, "test", parse_settings([found.group(1)]))
+
+
+def test_no_score_is_low_while_the_threshold_is_not_known() -> None:
+    low = run([1.0, 1.2], [1.0, 1.2], [0.4, 0.3])
+    assert (kinds(diagnose(low, 0.5)), diagnose(low, None)) == (["low_score"], [])

@@ -49,7 +49,7 @@ def pipeline(name: str = "reviews", average: str = "weighted", learning_rate: fl
         {
             "name": name,
             "data": {"source": {"kind": "sample"}, "labels": ["bad", "good"]},
-            "gate": {"average": average},
+            "gate": {"average": average, "min_f1": 0.54},
             "training": {"learning_rate": learning_rate},
         }
     )
