@@ -80,6 +80,10 @@ def history(
         else:
             if output is Format.table:
                 frame["break_before"] = _notes(frame)
+                frame["reason"] = [
+                    "; ".join(part for part in (reason, failure) if part)
+                    for reason, failure in zip(frame["reason"], frame["later_failure"], strict=True)
+                ]
             show(frame, output, nothing, columns=NIGHT_COLUMNS, before="break_before")
 
 

@@ -36,8 +36,9 @@ def history(
 ) -> pd.DataFrame:
     """Metrics of a pipeline's nights, one row per night unless `run`, `epochs` or `slices` is given.
 
-    Times are aware (UTC), `night` is a date. Nights have the columns of the view `nights`, and `break_before`: why
-    scores from that night on are not comparable with earlier ones; None where they are.
+    Times are aware (UTC), `night` is a date. Nights have the columns of the view `nights`, and two more:
+    `break_before`, why scores from that night on are not comparable with earlier ones, and `later_failure`, a later try
+    of the night that broke and does not count. Both are None where there is none.
 
     Args:
         pipeline: name.
@@ -96,7 +97,32 @@ def read_history(
     else:
         query = f"SELECT x.* FROM nights AS x WHERE {condition} ORDER BY x.night"
     found = tidy(db.frame(query, parameters))
-    return found if detailed else found.assign(break_before=_breaks(db, pipeline, found["run_id"]))
+    return (
+        found
+        if detailed
+        else found.assign(break_before=_breaks(db, pipeline, found["run_id"]), later_failure=later_failures(db, found))
+    )
+
+
+def later_failures(db: Database, nights: pd.DataFrame) -> pd.Series[Any]:
+    """For each of these runs (pipeline, night, started_at), a later try of its night that failed or was cancelled."""
+    query = (
+        sa.select(Run.pipeline, Run.night, Run.started_at, Run.run_id, Run.status, Run.reason)
+        .where(Run.status.in_(("failed", "cancelled")), Run.dry_run.is_(False))
+        .where(Run.pipeline.in_(set(nights["pipeline"])))
+        .order_by(Run.started_at)
+    )
+    newest = {(row.pipeline, row.night): row for row in db.read(lambda session: session.execute(query).all())}
+
+    def described(pipeline: str, night: date, started_at: datetime) -> str | None:
+        later = newest.get((pipeline, night))
+        if later is None or later.started_at <= started_at:
+            return None
+        ended = "failed" if later.status == "failed" else "was cancelled"
+        return f"a later try, {later.run_id}, {ended}: {later.reason}"
+
+    shown = zip(nights["pipeline"], nights["night"], nights["started_at"], strict=True)
+    return pd.Series([described(*row) for row in shown], index=nights.index, dtype=object)
 
 
 def why_no_epochs(pipeline: str, run: str | None) -> str:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from nightgate.config import Pipeline
 from nightgate.cron import instants
-from nightgate.database.queries import tidy
+from nightgate.database.queries import later_failures, tidy
 from nightgate.database.schema import Attempt, Epoch, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
@@ -219,13 +219,16 @@ def _unapproved(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
 
 def _last_nights(db: Database) -> Iterator[dict[str, Any]]:
     query = (
-        "SELECT pipeline, night, status, run_id, model_version, test_f1, f1_delta, started_at AS since, "
+        "SELECT pipeline, night, status, run_id, model_version, test_f1, f1_delta, started_at, "
         "finished_at AS until, reason, next_step FROM ("
         "SELECT n.*, ROW_NUMBER() OVER (PARTITION BY n.pipeline ORDER BY n.night DESC) AS place FROM nights AS n "
         "WHERE n.status NOT IN ('running', 'waiting')) AS ended WHERE place = 1 ORDER BY pipeline"
     )
-    for row in tidy(db.frame(query)).to_dict("records"):
-        yield {"section": "last_night"} | {str(key): None if pd.isna(value) else value for key, value in row.items()}
+    nights = tidy(db.frame(query))
+    rows = nights.rename(columns={"started_at": "since"}).to_dict("records")
+    for row, failure in zip(rows, later_failures(db, nights), strict=True):
+        found = {str(key): None if pd.isna(value) else value for key, value in row.items()}
+        yield found | {"section": "last_night", "reason": "; ".join(filter(None, (found["reason"], failure)))}
 
 
 def _next_nights(

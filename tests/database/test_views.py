@@ -163,6 +163,8 @@ def test_the_newest_run_of_a_night_that_was_not_superseded_counts(database: Data
     assert counting_run(database) == first.run_id
     forced = night_rows.open_run(database, pipeline, night, force=True)
     assert counting_run(database) == forced.run_id
+    lifecycle.finish_run(database, forced.run_id, 1, "failed", reason="the disk is full")
+    assert counting_run(database) == first.run_id, "it has a result"
     assert len(database.frame("SELECT * FROM nightly_runs")) == 6
 
 

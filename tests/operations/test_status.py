@@ -194,6 +194,21 @@ def test_the_last_night_is_the_newest_that_has_ended(database: Database) -> None
     assert [row["night"] for row in rows(database, "running")] == [night(2).date]
 
 
+def test_a_later_try_that_broke_is_named_beside_the_night_that_counts(database: Database) -> None:
+    first = night_rows.open_run(database, pipeline(), night())
+    lifecycle.finish_run(database, first.run_id, 1, "held", reason="not better")
+    forced = night_rows.open_run(database, pipeline(), night(), force=True)
+    lifecycle.finish_run(database, forced.run_id, 1, "failed", reason="the disk is full")
+    row, history = one(database, "last_night"), queries.read_history(database, "reviews")
+    assert (row["status"], row["run_id"]) == ("held", first.run_id)
+    assert row["reason"] == f"not better; a later try, {forced.run_id}, failed: the disk is full"
+    assert history[["status", "run_id"]].to_numpy().tolist() == [["held", first.run_id]]
+    assert history["later_failure"].tolist() == [f"a later try, {forced.run_id}, failed: the disk is full"]
+    again = night_rows.open_run(database, pipeline(), night(), force=True)
+    lifecycle.finish_run(database, again.run_id, 1, "held", reason="as good")
+    assert one(database, "last_night")["reason"] == "as good", "the newest has a result"
+
+
 def test_versions_are_whole_numbers_also_beside_a_night_without_one(database: Database) -> None:
     night_rows.held_version(database)
     broken = night_rows.open_run(database, pipeline("other"), night())
