@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from nightgate.schedule import Night
 
 BROKEN = {"failed", "cancelled"}
+AGAIN = dict.fromkeys(("run", "seeds"), "run the same command again")
+"""What to do after Ctrl-C, by command, where the exception has no note of it."""
 STATED_ELSEWHERE = ("verdict: ", "Beginning flow run", "Finished in state")
 
 
@@ -47,11 +49,9 @@ class _ReportErrors(TyperGroup):
         except NightgateError as error:
             typer.echo(f"error: {without_secrets(str(error))}", err=True)
             code = error.exit_code
-        except KeyboardInterrupt:
-            # With --force the same command would open another run.
-            again = {"run": ", without --force,", "seeds": ""}.get(ctx.invoked_subcommand or "")
-            hint = "" if again is None else f": run the same command again{again} to resume from the last checkpoint"
-            typer.echo(f"cancelled{hint}", err=True)
+        except KeyboardInterrupt as stop:
+            hint = getattr(stop, "__notes__", [AGAIN.get(ctx.invoked_subcommand or "", "")])[-1]
+            typer.echo(f"cancelled{': ' if hint else ''}{hint}", err=True)
             code = 1
         except BrokenPipeError:
             # The reader of a pipe (`| head`) has ended. Python would report that again at exit.
@@ -87,12 +87,16 @@ def run(
     """Run a night now: refresh, fine-tune, evaluate, promote or hold."""
     from nightgate.database.transactions import prepare
     from nightgate.home import open_home
+    from nightgate.operations import readiness
+    from nightgate.operations.findings import existing_home
     from nightgate.pipeline_files import load_pipeline, parse_settings
     from nightgate.schedule import chosen_night, tonight
 
     configuration = load_pipeline(pipeline, parse_settings(settings or ()))
     schedule = configuration.schedule
     chosen = [chosen_night(schedule, day) for day in dict.fromkeys(map(date_of, nights or ()))] or [tonight(schedule)]
+    if existing_home() is None:
+        readiness.examine(configuration, None).check()  # before there is a home
     prepare(open_home())
     ended = {} if force or dry_run else {night: _ended_before(configuration, night) for night in chosen}
     statuses = [status for status in ended.values() if status]
@@ -108,21 +112,21 @@ def run(
 
 def _ended_before(configuration: Pipeline, night: Night) -> str | None:
     """Print the result of a night that has ended and return its status; None if there is work to do."""
-    from nightgate.database import queries
-    from nightgate.runs.claim import ENDED
+    from nightgate.database.transactions import Database
+    from nightgate.home import open_home
+    from nightgate.runs.claim import ended_run
 
-    nights = queries.history(configuration.name, since=night.date)
-    found = nights[(nights["night"] == night.date) & nights["status"].isin(ENDED) & ~nights["dry_run"]]
-    if found.empty:
+    with Database.open(open_home()) as db:
+        found = ended_run(db, configuration.name, night.date)
+    if found is None:
         return None
-    run_id, status = str(found["run_id"].iloc[0]), str(found["status"].iloc[0])
-    _print_summary(run_id)
-    if status == "waiting":
-        typer.echo(f"This night waits for an approval, in run {run_id}; nothing was done.", err=True)
+    _print_summary(found.run_id)
+    if found.status == "waiting":
+        typer.echo(f"This night waits for an approval, in run {found.run_id}; nothing was done.", err=True)
     else:
         hint = "nothing was done. --force opens a new run."
-        typer.echo(f"This night had ended before, in run {run_id}; {hint}", err=True)
-    return status
+        typer.echo(f"This night had ended before, in run {found.run_id}; {hint}", err=True)
+    return found.status
 
 
 def _print_summary(run_id: str) -> None:
@@ -161,9 +165,23 @@ def _run_in_prefect(configuration: Pipeline, nights: list[Night], force: bool, d
         _print_summary(run_id)
         return status
 
+    _check_ready(configuration, nights, force, dry_run)
     _quiet_terminal()
     with prefect_server(say=lambda which: typer.echo(which, err=True)):
         return _until_broken(run_one, nights)
+
+
+def _check_ready(configuration: Pipeline, nights: list[Night], force: bool, dry_run: bool) -> None:
+    """Raise where a night could only fail, before a server is started for it; its claim checks again."""
+    from nightgate.database.transactions import Database
+    from nightgate.home import open_home
+    from nightgate.operations import readiness
+    from nightgate.runs.claim import goes_on_with_snapshot
+
+    with Database.open(open_home()) as db:
+        ready = readiness.examine(configuration, db)
+        for night in nights:
+            ready.check(not force and goes_on_with_snapshot(db, configuration, night, dry_run=dry_run))
 
 
 def _quiet_terminal() -> None:

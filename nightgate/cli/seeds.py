@@ -45,6 +45,7 @@ def seeds(
     from nightgate.analysis import seed_study
     from nightgate.database.transactions import Database, prepare
     from nightgate.home import open_home
+    from nightgate.operations import readiness
     from nightgate.pipeline_files import load_pipeline, parse_settings
 
     if (no_prefect and (address or workers)) or (address and workers):
@@ -52,6 +53,7 @@ def seeds(
             "--no-prefect, --address and --workers exclude each other", next_step="keep one of them"
         )
     configuration = load_pipeline(pipeline, parse_settings(settings or ()))
+    readiness.check_base_model(configuration)
     home = open_home()
     prepare(home)
     with Database.open(home) as db:

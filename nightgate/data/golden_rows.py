@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nightgate import config
 from nightgate.config import FilesSource, Pipeline
 from nightgate.data.refresh import meaning_of
 from nightgate.data.snapshots import Snapshot, open_snapshot, write_snapshot
@@ -154,18 +155,31 @@ def _still_means(earlier: Path, meaning: LabelMeaning, meaning_on: Callable[[dat
     return then is None or not then.change(meaning)
 
 
-def _of_file(pipeline: Pipeline, folder: Path, night: Night) -> GoldenSet:
-    data, path = pipeline.data, pipeline.data.golden
+def golden_source(data: config.Data) -> FilesSource:
+    """The file that `data.golden` names, in the encoding of the source."""
     encoding = data.source.encoding if isinstance(data.source, FilesSource) else "utf-8"
-    source = FilesSource(kind="files", paths=(path,), encoding=encoding)
-    # All golden rows are evaluated, so the file needs no split column.
-    split = pipeline.split.model_copy(update={"column": None})
-    reading = pipeline.model_copy(update={"data": data.model_copy(update={"source": source}), "split": split})
+    return FilesSource(kind="files", paths=(data.golden,), encoding=encoding)
+
+
+@contextmanager
+def golden_errors() -> Iterator[None]:
+    """Let errors of reading name the golden file's setting."""
     try:
-        usable, quarantined, unseen = validate(read_source(reading.data, night), reading, night)
+        yield
     except DataError as error:
         next_step = error.next_step.replace("data.source.paths", "data.golden")
         raise DataError(f"data.golden: {error.reason}", next_step=next_step) from error
+
+
+def _of_file(pipeline: Pipeline, folder: Path, night: Night) -> GoldenSet:
+    data, path = pipeline.data, pipeline.data.golden
+    # All golden rows are evaluated, so the file needs no split column.
+    split = pipeline.split.model_copy(update={"column": None})
+    reading = pipeline.model_copy(
+        update={"data": data.model_copy(update={"source": golden_source(data)}), "split": split}
+    )
+    with golden_errors():
+        usable, quarantined, unseen = validate(read_source(reading.data, night), reading, night)
     rows = deduplicate(usable, keep_oldest=data.group is not None)
     late = f"; {unseen:,} later than {night.data_until:%Y-%m-%d %H:%M} UTC" if unseen else ""
     unusable = (late + quarantine_summary(quarantined)).removeprefix("; ")

@@ -58,19 +58,24 @@ def read_source(data: config.Data, night: Night, *, split_column: str | None = N
     Raises:
         DataError: a file or data set is missing, empty, damaged, in another encoding or lacks a column.
     """
-    named = (data.id, *data.text_columns, data.label, data.time, *data.slices, data.group, split_column)
-    columns = tuple(dict.fromkeys(column for column in named if column is not None))
+    columns = wanted_columns(data, split_column)
     source = data.source
     if isinstance(source, config.SampleSource):
         sample = sample_reviews(source, night.data_until)
         check_columns(columns, list(sample), "the sample source")
         return RawRows(_frame([Table({name: sample[name] for name in columns}, sample["review_id"])], columns))
     if isinstance(source, config.FilesSource):
-        tables = [_read_file(path, source, columns) for path in matching_files(source.paths)]
+        tables = [read_file(path, source, columns) for path in matching_files(source.paths)]
         return RawRows(_frame(tables, columns), tuple(row for table in tables for row in table.rejected))
     tables = read_hub(source, data, columns)
     frame = _frame(tables, (*columns, GIVEN_SPLIT) if source.splits else columns)
     return RawRows(frame, classes=tables[0].classes)
+
+
+def wanted_columns(data: config.Data, split_column: str | None) -> tuple[str, ...]:
+    """The columns that the pipeline uses, each once."""
+    named = (data.id, *data.text_columns, data.label, data.time, *data.slices, data.group, split_column)
+    return tuple(dict.fromkeys(column for column in named if column is not None))
 
 
 def matching_files(patterns: Sequence[str]) -> list[Path]:
@@ -99,7 +104,12 @@ def matching_files(patterns: Sequence[str]) -> list[Path]:
     return sorted(found.values())
 
 
-def _read_file(path: Path, source: config.FilesSource, columns: Sequence[str]) -> Table:
+def format_of(path: Path, source: config.FilesSource) -> tuple[str, str | None]:
+    """The format of a file, and its compression.
+
+    Raises:
+        DataError: neither its name nor the source says what it is.
+    """
     compression = _COMPRESSIONS.get(path.suffix.lower())
     suffix = (path.with_suffix("") if compression else path).suffix.lower()
     kind = FORMATS.get(suffix, "") if source.format == "auto" else source.format
@@ -108,6 +118,16 @@ def _read_file(path: Path, source: config.FilesSource, columns: Sequence[str]) -
             f"{path} has the unknown extension {suffix!r}; known are {', '.join(FORMATS)}, each with .gz or .zst too",
             next_step='name the format: source = { kind = "files", format = "csv", ... }',
         )
+    return kind, compression
+
+
+def read_file(path: Path, source: config.FilesSource, columns: Sequence[str]) -> Table:
+    """The rows of one file, with these columns.
+
+    Raises:
+        DataError: it is empty, damaged, in another encoding or lacks a column.
+    """
+    kind, compression = format_of(path, source)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -147,14 +167,24 @@ def _unpacked_zstd(content: bytes) -> bytes:
     return b"".join(parts)
 
 
+def codec_of(encoding: str) -> str:
+    """The codec of an encoding: that of UTF-8 skips a byte order mark."""
+    return "utf-8-sig" if encoding.lower().replace("_", "-") in {"utf-8", "utf8"} else encoding
+
+
 def _decoded(content: bytes, encoding: str, path: Path) -> str:
-    is_utf8 = encoding.lower().replace("_", "-") in {"utf-8", "utf8"}
     try:
-        return content.decode("utf-8-sig" if is_utf8 else encoding)
+        return content.decode(codec_of(encoding))
     except UnicodeError as error:
         start = error.start if isinstance(error, UnicodeDecodeError) else 0
         packed = {b"\x1f\x8b": ".gz", b"\x28\xb5": ".zst"}.get(content[:2])
-        guess = "utf-16" if content[:2] in {b"\xff\xfe", b"\xfe\xff"} else "cp1252" if is_utf8 else "utf-8"
+        guess = (
+            "utf-16"
+            if content[:2] in {b"\xff\xfe", b"\xfe\xff"}
+            else "cp1252"
+            if codec_of(encoding) == "utf-8-sig"
+            else "utf-8"
+        )
         line = content.count(b"\n", 0, start) + 1
         raise DataError(
             f"{path} is not {encoding}: byte {start} (line {line}) is 0x{content[start : start + 1].hex() or '??'}",

@@ -14,14 +14,15 @@ from pathlib import Path
 from nightgate import logs
 from nightgate.config import Pipeline
 from nightgate.database.transactions import Database
-from nightgate.errors import InternalError, NightgateError
+from nightgate.errors import ConfigurationError, InternalError, NightgateError
 from nightgate.home import Home, open_home
-from nightgate.operations import reconciliation
+from nightgate.operations import readiness, reconciliation
 from nightgate.registry import champion_link
 from nightgate.runs import claim, lifecycle
 from nightgate.runs.heartbeat import Heartbeat
 from nightgate.runs.run_row import RunRow, read_run
 from nightgate.schedule import Night
+from nightgate.training.checkpoints import has_checkpoint
 from nightgate.training.progress import record_progress
 from nightgate.training.protocol import Progress
 
@@ -124,18 +125,27 @@ def open_night(
         on_stall: Called with the run and a sentence whenever a process of it stalled and is started again.
 
     Raises:
+        ConfigurationError: the source or the base model is missing: nothing was claimed. A scheduled night is recorded
+            as missed, with this reason.
         NightgateError: home or database cannot be used. Inside the block, whatever the steps raise.
     """
     with Database.open(open_home()) as db:
-        row = claim.open_run(
-            db,
-            pipeline,
-            night,
-            force=force,
-            dry_run=dry_run,
-            prefect_flow_run_id=prefect_flow_run_id,
-            overtaken=overtaken,
-        )
+        try:
+            row = claim.open_run(
+                db,
+                pipeline,
+                night,
+                force=force,
+                dry_run=dry_run,
+                prefect_flow_run_id=prefect_flow_run_id,
+                overtaken=overtaken,
+                check_ready=readiness.examine(pipeline, db).check,
+            )
+        except ConfigurationError as error:
+            if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
+                reconciliation.record_missed(db, pipeline, night.scheduled_for, still_due=still_due)
+                reconciliation.record_not_begun(db, pipeline, night, error)
+            raise
         with logs.night_context(
             pipeline=pipeline.name,
             night=night.date,
@@ -158,7 +168,7 @@ def open_night(
                     on_end(run)
                 raise
             except BaseException as stop:
-                _stopped(run, type(stop).__name__)
+                _stopped(run, stop)
                 raise
             on_end(run)
 
@@ -188,32 +198,36 @@ def _open(
     )
 
 
-_RETRY = "Retry in the UI, or the same command again, goes on from the last checkpoint"
-_COMMAND = "run the same command again, without --force, to go on from the last checkpoint"
+_COMMAND = "run the same command again, without --force"
+_RETRY = "retry in the UI, or run the same command again"
 _STOPS = {
     "KeyboardInterrupt": ("Ctrl-C or SIGTERM", _COMMAND),
     "TerminationSignal": ("Cancel in the UI or SIGTERM", _RETRY),
-    "Pause": ("Pause", "Resume in the UI goes on from the last checkpoint"),
+    "CancelledError": ("Prefect", _RETRY),
+    "Pause": ("Pause", "resume in the UI"),
 }
-"""What stopped a run and how to resume it, by the name of the exception; the library does not import Prefect's two."""
+"""What stopped a run and what resumes it, by the name of the exception; the library does not import Prefect's two."""
 
 
 def _failed(run: NightRun, error: NightgateError) -> bool:
     return _record_end(run, "failed", error.reason, error.error_type, error.next_step)
 
 
-def _stopped(run: NightRun, name: str) -> None:
-    """Record Ctrl-C, SIGTERM, or a cancel from Prefect, which raises a BaseException too."""
+def _stopped(run: NightRun, stop: BaseException) -> None:
+    """Record Ctrl-C, SIGTERM, or a cancel from Prefect, which raises a BaseException too; note how to go on."""
+    name = type(stop).__name__
+    source, resume = _STOPS.get(name, (name, _COMMAND))
+    if has_checkpoint(run.directory):
+        kept, next_step = "; the last checkpoint is kept", f"{resume}: it goes on from the last checkpoint"
+    else:
+        kept, next_step = " before the first checkpoint: there is nothing to resume", f"{resume}: it starts anew"
+    stop.add_note(next_step)
     if name == "CancelledError":
         # Prefect raises it in a synchronous flow at no other time.
-        reason = (
-            "Prefect ended the run: its lease on the deployment was not renewed, because the server was away or "
-            "restarted; the last checkpoint is kept"
-        )
-        _record_end(run, "failed", reason, "crashed", _RETRY)
+        lost = "its lease on the deployment was not renewed, because the server was away or restarted"
+        _record_end(run, "failed", f"Prefect ended the run{kept}: {lost}", "crashed", next_step)
         return
-    source, next_step = _STOPS.get(name, (name, _COMMAND))
-    _record_end(run, "cancelled", f"stopped by {source}; the last checkpoint is kept", "cancelled", next_step)
+    _record_end(run, "cancelled", f"stopped by {source}{kept}", "cancelled", next_step)
 
 
 def _record_end(run: NightRun, status: str, reason: str, error_type: str, next_step: str) -> bool:

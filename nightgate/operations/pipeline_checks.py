@@ -1,25 +1,17 @@
-"""The checks of `nightgate doctor` on pipeline files: content, access to base models and rows, daylight saving."""
+"""The checks of `nightgate doctor` on pipeline files: content, base models and rows (`readiness`), daylight saving."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from zoneinfo import ZoneInfo, available_timezones
 
-import httpx
-import huggingface_hub
-from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-from nightgate.config import FilesSource, HubSource, Pipeline, Schedule
+from nightgate.config import Pipeline, Schedule
 from nightgate.cron import started_at, wall_times
-from nightgate.data.sources import matching_files
-from nightgate.engine.base_model_folder import resolve
-from nightgate.errors import NightgateError, without_credentials
+from nightgate.errors import NightgateError
+from nightgate.operations import readiness
 from nightgate.operations.findings import Finding
 from nightgate.pipeline_files import load_pipeline, pipeline_files
 
@@ -42,102 +34,14 @@ def examine() -> list[Finding]:
         findings.append(Finding("ok", f"pipeline {name}", str(path)))
         if path.stem != "template":  # it names files that do not exist
             loaded.append(pipeline)
-    hub_problem = unreachable_hub() if any(_needs_hub(one) for one in loaded) else ""
+    hub = readiness.Hub(SECONDS)
     with ThreadPoolExecutor(8, thread_name_prefix="doctor-hub") as pool:
-        for found in pool.map(lambda one: [_base_model(one, hub_problem), _rows(one, hub_problem)], loaded):
+        for found in pool.map(lambda one: [readiness.base_model(one, hub), readiness.source(one, hub)], loaded):
             findings += found
     findings.append(_timezones())
     for pipeline in loaded:
         findings += daylight_findings(pipeline.name, pipeline.schedule, datetime.now(UTC))
     return findings
-
-
-# --- base models and rows ---
-
-
-def unreachable_hub() -> str:
-    """Why nothing can be downloaded from the hub; '' if it answers."""
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE forbids the download"
-    endpoint = constants.ENDPOINT
-    try:
-        httpx.head(endpoint, timeout=SECONDS)
-    except httpx.HTTPError as error:
-        return without_credentials(f"the hub ({endpoint}) does not answer: {type(error).__name__}: {error}")
-    return ""
-
-
-def _needs_hub(pipeline: Pipeline) -> bool:
-    return _on_hub(pipeline.training.base_model) or isinstance(pipeline.data.source, HubSource)
-
-
-def _on_hub(base_model: str) -> bool:
-    """Whether `base_model_folder.resolve` takes this for a name on the hub."""
-    is_path = base_model.startswith(("package:", ".", "/", "~")) or base_model.count("/") > 1 or "\\" in base_model
-    return not is_path and not Path(base_model).expanduser().exists()
-
-
-def _base_model(pipeline: Pipeline, hub_problem: str) -> Finding:
-    check, name = f"model {pipeline.name}", pipeline.training.base_model
-    revision = pipeline.training.base_model_revision
-    if not _on_hub(name):
-        try:
-            return Finding("ok", check, f"{name}: {resolve(name)}")
-        except NightgateError as error:
-            return Finding("problem", check, error.reason, error.next_step)
-    folder = _cached(name, revision, "model")
-    if folder and (any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))):
-        return Finding("ok", check, f"{name}: in the cache of the hub, {folder}")
-    remedy = "connect to the network, or name a folder or package:NAME/FOLDER in training.base_model"
-    return _hub_finding(check, name, revision, "model", hub_problem, remedy)
-
-
-def _rows(pipeline: Pipeline, hub_problem: str) -> Finding:
-    check, source = f"data {pipeline.name}", pipeline.data.source
-    if isinstance(source, FilesSource):
-        try:
-            return Finding("ok", check, f"{len(matching_files(source.paths)):,} files at {', '.join(source.paths)}")
-        except NightgateError as error:
-            return Finding("problem", check, error.reason, error.next_step)
-    if not isinstance(source, HubSource):
-        return Finding("ok", check, "synthetic reviews")
-    if "/" not in source.dataset or Path(source.dataset).exists():
-        return Finding("ok", check, f"{source.dataset}: read by `datasets` itself")
-    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
-    if hub_problem and (cache / source.dataset.replace("/", "___")).is_dir():
-        found = f"{source.dataset}: in the cache of `datasets`, but {hub_problem}: new rows are not seen"
-        return Finding("warning", check, found, "connect to the network")
-    remedy = 'connect to the network, or read local files with kind = "files"'
-    return _hub_finding(check, source.dataset, source.revision or "", "dataset", hub_problem, remedy)
-
-
-def _cached(name: str, revision: str, kind: str) -> Path | None:
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name, revision=revision or None, repo_type=kind, local_files_only=True
-        )
-    except (OSError, ValueError):
-        return None  # not cached, or not a valid name
-    return Path(folder)
-
-
-def _hub_finding(check: str, name: str, revision: str, kind: str, hub_problem: str, remedy: str) -> Finding:
-    if hub_problem:
-        return Finding("problem", check, f"{name} is not on this machine, and {hub_problem}", remedy)
-    named = f"{name} (revision {revision})" if revision else name
-    try:
-        huggingface_hub.HfApi().repo_info(name, revision=revision or None, repo_type=kind, timeout=SECONDS)
-    except GatedRepoError:
-        return Finding("problem", check, f"{named} is gated", "accept its terms on the hub and set HF_TOKEN")
-    except RevisionNotFoundError:
-        return Finding("problem", check, f"the hub has {name}, but no revision {revision}", "correct the revision")
-    except RepositoryNotFoundError:
-        found = f"the hub has no {kind} {name}, or it is private"
-        return Finding("problem", check, found, "correct the name, or set HF_TOKEN if it is private")
-    except (HfHubHTTPError, httpx.HTTPError, ValueError) as error:
-        found = without_credentials(f"{named}: {type(error).__name__}: {error}".splitlines()[0])
-        return Finding("problem", check, found, remedy)
-    return Finding("ok", check, f"{named}: on the hub, the first night downloads it")
 
 
 # --- schedules ---

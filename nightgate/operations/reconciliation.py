@@ -15,13 +15,13 @@ from sqlalchemy.orm import Session, aliased
 from nightgate.config import Pipeline
 from nightgate.database.schema import Attempt, Run, Setting
 from nightgate.database.transactions import Database
-from nightgate.errors import RegistryError
+from nightgate.errors import NightgateError, RegistryError
 from nightgate.operations.status import due_between
 from nightgate.registry.approvals import reject
 from nightgate.runs.claim import new_run, new_run_id
 from nightgate.runs.lifecycle import fail_dead_runs, finish_run, lock_pipeline
 from nightgate.runs.run_row import RunRow, read_run, run_row, select_runs
-from nightgate.schedule import scheduled_night
+from nightgate.schedule import Night, scheduled_night
 
 LONGEST_GAP = timedelta(days=60)
 """Older nights are not recorded as missed: a pipeline that was off for a year needs no 365 rows."""
@@ -105,19 +105,35 @@ def record_missed(
             night = scheduled_night(pipeline.schedule, instant)
             if night.date in known or night.scheduled_for in still_due:
                 continue
-            moment = datetime.now(UTC)
-            run = new_run(new_run_id(pipeline, night), pipeline, night, moment, dry_run=False)
-            run.attempt, run.status, run.finished_at = 0, "missed", moment
-            run.reason = f"due at {instant:%Y-%m-%d %H:%M} UTC, and no run started"
-            run.next_step = (
-                "check that server and worker are up and the schedule is active (nightgate doctor); to run it now: "
-                f"nightgate run {pipeline.name} --night {night.date}"
-            )
+            reason = f"due at {instant:%Y-%m-%d %H:%M} UTC, and no run started"
+            step = "check that server and worker are up and the schedule is active (nightgate doctor)"
+            run = _missed(pipeline, night, reason, step)
             session.add(run)
             missed.append(run_row(session, run.run_id))
         return missed
 
     return db.write(work)
+
+
+def record_not_begun(db: Database, pipeline: Pipeline, night: Night, error: NightgateError) -> None:
+    """Record a scheduled night that could only have failed as missed, unless the database knows of it."""
+
+    def work(session: Session) -> None:
+        lock_pipeline(session, pipeline.name)
+        of_night = (Run.pipeline == pipeline.name, Run.night == night.date, Run.dry_run.is_(False))
+        if session.scalar(sa.select(sa.func.count()).select_from(Run).where(*of_night)) == 0:
+            session.add(_missed(pipeline, night, error.reason, error.next_step))
+
+    db.write(work)
+
+
+def _missed(pipeline: Pipeline, night: Night, reason: str, next_step: str) -> Run:
+    moment = datetime.now(UTC)
+    run = new_run(new_run_id(pipeline, night), pipeline, night, moment, dry_run=False)
+    run.attempt, run.status, run.finished_at = 0, "missed", moment
+    run.reason = reason
+    run.next_step = f"{next_step}; to run it now: nightgate run {pipeline.name} --night {night.date}"
+    return run
 
 
 def record_pause(db: Database, pipeline_name: str, moment: datetime) -> None:

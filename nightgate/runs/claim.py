@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
@@ -26,6 +27,10 @@ ENDED = ("promoted", "held", "skipped", "waiting")
 _RESUMABLE = ("running", "failed", "cancelled")
 
 
+def _ready(_has_snapshot: bool) -> None:
+    """The default check: nothing is known to be missing."""
+
+
 def open_run(
     db: Database,
     pipeline: Pipeline,
@@ -36,6 +41,7 @@ def open_run(
     dry_run: bool = False,
     prefect_flow_run_id: str | None = None,
     overtaken: str = "",
+    check_ready: Callable[[bool], None] = _ready,
 ) -> RunRow:
     """Claim a night. The run that is returned is `running` with this attempt, or has ended.
 
@@ -52,6 +58,8 @@ def open_run(
 
     Args:
         overtaken: why the scheduler holds that this run is not worth starting; '' where it is.
+        check_ready: called where the run would go to work, with whether it goes on with a snapshot; what it raises
+            leaves everything as it was.
     """
     claim = _Claim(
         pipeline,
@@ -63,12 +71,33 @@ def open_run(
         dry_run=dry_run,
         prefect_flow_run_id=prefect_flow_run_id,
         overtaken=overtaken,
+        check_ready=check_ready,
     )
 
     def work(session: Session) -> RunRow:
         return run_row(session, _claimed(session, claim).run_id)
 
     return db.write(work)
+
+
+def goes_on_with_snapshot(db: Database, pipeline: Pipeline, night: Night, *, dry_run: bool = False) -> bool:
+    """Whether a claim of the night resumes a run that has read its rows already."""
+
+    def work(session: Session) -> bool:
+        run = _latest(session, pipeline.name, night.date, dry_run)
+        return run is not None and _is_resumed(run, pipeline) and run.snapshot_id is not None and not _reads_again(run)
+
+    return db.read(work)
+
+
+def ended_run(db: Database, pipeline_name: str, night: date) -> RunRow | None:
+    """The run of a night that a claim leaves alone, because it has ended or waits for an approval."""
+
+    def work(session: Session) -> RunRow | None:
+        run = _latest(session, pipeline_name, night, dry_run=False)
+        return run_row(session, run.run_id) if run is not None and run.status in ENDED else None
+
+    return db.read(work)
 
 
 def night_of(db: Database, prefect_flow_run_id: str) -> Night | None:
@@ -121,12 +150,13 @@ class _Claim:
     dry_run: bool
     prefect_flow_run_id: str | None
     overtaken: str
+    check_ready: Callable[[bool], None]
 
 
 def _claimed(session: Session, claim: _Claim) -> Run:
     name = claim.pipeline.name
     lock_pipeline(session, name)
-    latest = _latest(session, claim)
+    latest = _latest(session, name, claim.night.date, claim.dry_run)
     known = session.get(Run, claim.run_id) or _awaiting_approval(session, claim.prefect_flow_run_id)
     if known is None and latest is not None and _is_ours(session, latest, claim):
         known = latest
@@ -141,25 +171,36 @@ def _claimed(session: Session, claim: _Claim) -> Run:
             refused = (
                 f"the night was run already: run {latest.run_id} ended {latest.status}; a forced run opens a new one"
             )
-        elif latest.status in _RESUMABLE and latest.config_hash == claim.pipeline.config_hash:
+        elif _is_resumed(latest, claim.pipeline):
             _resume(session, latest, claim)
             return latest
     return _open_new(session, claim, refused)
 
 
-def _latest(session: Session, claim: _Claim) -> Run | None:
-    """The run that counts for the night so far."""
+def _latest(session: Session, pipeline_name: str, night: date, dry_run: bool) -> Run | None:
+    """The run that a claim of the night begins with."""
     return session.scalars(
         sa.select(Run)
-        .where(Run.pipeline == claim.pipeline.name, Run.night == claim.night.date, Run.dry_run == claim.dry_run)
+        .where(Run.pipeline == pipeline_name, Run.night == night, Run.dry_run == dry_run)
         .where(Run.status.not_in(("superseded", "missed")))
         .order_by(Run.started_at.desc(), Run.run_id.desc())
         .limit(1)
     ).first()
 
 
+def _is_resumed(run: Run, pipeline: Pipeline) -> bool:
+    return run.status in _RESUMABLE and run.config_hash == pipeline.config_hash
+
+
+def _reads_again(run: Run) -> bool:
+    """Whether the rows of a run that broke are read again when it is resumed: they may have been corrected."""
+    return run.error_type in {DataError.error_type, SnapshotError.error_type}
+
+
 def _open_new(session: Session, claim: _Claim, refused: str) -> Run:
     """A new run; superseded at once where it is `refused`."""
+    if not refused:
+        claim.check_ready(False)
     run = new_run(
         claim.run_id,
         claim.pipeline,
@@ -216,10 +257,11 @@ def _awaiting_approval(session: Session, prefect_flow_run_id: str | None) -> Run
 
 
 def _resume(session: Session, run: Run, claim: _Claim) -> None:
-    if run.error_type in {DataError.error_type, SnapshotError.error_type}:
-        run.snapshot_id = None  # the rows may have been corrected: read them again
+    if _reads_again(run):
+        run.snapshot_id = None
     if run.snapshot_id is None:
         run.data_until, run.scheduled_for = claim.night.data_until, claim.night.scheduled_for
+    claim.check_ready(run.snapshot_id is not None)
     run.attempt += 1
     run.status, run.trigger = "running", "retry"
     run.reason = run.error_type = run.next_step = run.verdict = run.finished_at = run.announced_at = None

@@ -241,6 +241,11 @@ def remove_checkpoints(run_dir: Path) -> None:
             shutil.rmtree(attempt / folder, ignore_errors=True)
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether an attempt at the run has finished an epoch, from which the next one can go on."""
+    return any(run_dir.glob("attempt-*/checkpoint/epoch-*/state.json"))
+
+
 def newest_checkpoint(run_dir: Path, recipe: str) -> Checkpoint | None:
     """The intact checkpoint with the most epochs over all attempts; others are skipped with a warning."""
     found = sorted(

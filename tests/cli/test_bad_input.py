@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,16 @@ import pytest
 from alembic import command as alembic_command
 
 from nightgate.config import Pipeline
-from nightgate.database.transactions import alembic_config, upgrade
-from nightgate.errors import DataError, ModelError
+from nightgate.database.transactions import Database, alembic_config, upgrade
+from nightgate.errors import ConfigurationError, DataError, ModelError
 from nightgate.home import Home
 from nightgate.night import steps
 from nightgate.night.night import run_night
 from nightgate.night.run import open_night
+from nightgate.operations import readiness
 from nightgate.pipeline_files import load_pipeline
-from nightgate.schedule import Night, chosen_night
+from nightgate.runs import claim
+from nightgate.schedule import Night, chosen_night, scheduled_night
 from tests.support.first_night import copy_first_night, first_night
 from tests.support.night import NIGHT as DATE
 from tests.support.night import command, nightgate
@@ -49,6 +51,18 @@ def the_row(home: Path) -> dict[str, Any]:
         connection.row_factory = sqlite3.Row
         [row] = connection.execute("SELECT * FROM nightly_runs ORDER BY started_at DESC LIMIT 1").fetchall()
         return dict(row)
+
+
+def num_runs(home: Path) -> int:
+    with closing(sqlite3.connect(home / "metrics.db")) as connection:
+        return int(connection.execute("SELECT COUNT(*) FROM run").fetchone()[0])
+
+
+def a_model(folder: Path) -> dict[str, str]:
+    """The setting of a folder that is taken for a base model until it is loaded."""
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model" / "config.json").write_text("{}")
+    return {"training__base_model": str(folder / "model")}
 
 
 def assert_reported(done: subprocess.CompletedProcess[str], *details: str) -> None:
@@ -109,13 +123,88 @@ def _without_test_rows(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"side": "validation" if int(row["id"]) % 5 == 0 else "train"}
 
 
-BAD_DATA: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
+UNREADY: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "a missing file": (_missing, {}, "nowhere.csv"),
     "an empty file": (_csv(""), {}, "reviews.csv"),
-    "a header and no rows": (_csv("id,text,stars\n"), {}, "no rows"),
     "a truncated file": (_truncated, {}, "reviews.jsonl.gz"),
     "another encoding": (_other_encoding, {}, "utf-8"),
-    "a file that lacks a column": (_csv("id,review,stars\n1,fine,5\n"), {}, "text"),
+    "a file that lacks a column": (_csv("id,review,stars\n1,fine,5\n"), {}, "'text'"),
+    "JSON lines that lack a column": (_table(lambda row: row), {"data__slices": ["store"]}, "'store'"),
+    "a missing golden file": (_csv("id,text,stars\n1,fine,5\n"), {"data__golden": "gold.csv"}, "data.golden: no file"),
+    "a missing folder": (_table(lambda row: row), {"training__base_model": "./no-such-model"}, "./no-such-model"),
+    "a folder of no model": (_table(lambda row: row), {"training__base_model": "."}, "no config.json"),
+    "a missing package": (_table(lambda row: row), {"training__base_model": "package:no_such/model"}, "'no_such'"),
+    "an offline hub": (_table(lambda row: row), {"training__base_model": "missing/no-such"}, "HF_HUB_OFFLINE"),
+}
+
+
+@pytest.mark.parametrize(("write", "changes", "detail"), UNREADY.values(), ids=UNREADY.keys())
+def test_what_costs_nothing_to_see_is_refused_before_the_night_is_claimed(
+    upgraded: Home, tmp_path: Path, write: Callable[[Path], Path], changes: dict[str, Any], detail: str
+) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        run_night(pipeline(files(write(tmp_path)), **(a_model(tmp_path) | changes)), NIGHT)
+    assert detail in raised.value.reason
+    assert raised.value.next_step
+    assert num_runs(upgraded.root) == 0
+
+
+def test_columns_that_only_later_rows_of_json_lines_have_are_no_problem(tmp_path: Path) -> None:
+    late = _table(lambda row: row if int(row["id"]) < 110 else row | {"shade": "red"})(tmp_path)
+    wanted = pipeline(files(late), data__slices=["shade"], **a_model(tmp_path))
+    readiness.examine(wanted, None).check()
+
+
+def test_all_that_is_missing_is_reported_together(tmp_path: Path) -> None:
+    wanted = pipeline(files(_missing(tmp_path)), training__base_model="./no-such-model")
+    with pytest.raises(ConfigurationError) as raised:
+        readiness.examine(wanted, None).check()
+    assert [part in raised.value.problems[place] for place, part in ((0, "nowhere.csv"), (1, "./no-such-model"))] == [
+        True,
+        True,
+    ]
+
+
+def test_a_scheduled_night_that_cannot_begin_is_recorded_as_missed_and_runs_when_it_can(
+    upgraded: Home, tmp_path: Path
+) -> None:
+    wanted = pipeline(files(tmp_path / "reviews.jsonl"), **a_model(tmp_path))
+    due = scheduled_night(wanted.schedule, NIGHT.data_until)
+    _table(lambda row: row)(tmp_path)
+    with open_night(wanted, scheduled_night(wanted.schedule, NIGHT.data_until - timedelta(days=3))) as earlier:
+        earlier.finish("held", "not better")
+    (tmp_path / "reviews.jsonl").unlink()
+    for _ in range(2):
+        with pytest.raises(ConfigurationError):
+            run_night(wanted, due)
+        row = the_row(upgraded.root)
+        assert (row["status"], row["night"]) == ("missed", str(due.date))
+        assert "reviews.jsonl" in row["reason"]
+        assert f"nightgate run kettles --night {due.date}" in row["next_step"]
+        assert num_runs(upgraded.root) == 4, "two more nights were due since the earlier one"
+    _table(lambda row: row)(tmp_path)
+    with suppress(KeyboardInterrupt), open_night(wanted, due) as run:
+        assert run.ended is None
+        raise KeyboardInterrupt
+
+
+def test_a_night_that_has_read_its_rows_goes_on_without_their_file(upgraded: Home, tmp_path: Path) -> None:
+    wanted = pipeline(files(_table(lambda row: row)(tmp_path)), **a_model(tmp_path))
+    with suppress(KeyboardInterrupt), open_night(wanted, NIGHT) as first:
+        steps.refresh(first)
+        raise KeyboardInterrupt
+    (tmp_path / "reviews.jsonl").unlink()
+    with Database.open(upgraded) as db:
+        assert claim.goes_on_with_snapshot(db, wanted, NIGHT)
+    with suppress(KeyboardInterrupt), open_night(wanted, NIGHT) as again:
+        assert (again.run_id, again.attempt) == (first.run_id, 2)
+        raise KeyboardInterrupt
+    with pytest.raises(ConfigurationError), open_night(wanted, NIGHT, force=True):
+        pass
+
+
+BAD_DATA: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
+    "a header and no rows": (_csv("id,text,stars\n"), {}, "no rows"),
     "labels outside the list only": (_table(lambda row: row | {"stars": 9}), {}, "'9'"),
     "one class only": (_table(lambda row: row | {"stars": 5}), {}, "'5'"),
     "fewer rows than classes": (_csv("id,text,stars\n1,fine,5\n"), {}, "1 usable"),
@@ -128,7 +217,7 @@ def test_unusable_data_fails_the_night_with_its_reason_and_next_step(
     upgraded: Home, tmp_path: Path, write: Callable[[Path], Path], changes: dict[str, Any], detail: str
 ) -> None:
     with pytest.raises(DataError) as raised:
-        run_night(pipeline(files(write(tmp_path)), **changes), NIGHT)
+        run_night(pipeline(files(write(tmp_path)), **a_model(tmp_path), **changes), NIGHT)
     assert detail in raised.value.reason
     assert raised.value.next_step
     row = the_row(upgraded.root)
@@ -137,16 +226,35 @@ def test_unusable_data_fails_the_night_with_its_reason_and_next_step(
     assert not list((upgraded.snapshots).rglob("*.parquet")), "no snapshot of unusable data"
 
 
-def test_the_command_line_reports_bad_data(tmp_path: Path, environment: Path) -> None:
-    path = tmp_path / "reviews.toml"
+def written(folder: Path, source: Path) -> Path:
+    """The file of a pipeline over `source`, with a folder that looks like a base model."""
+    path = folder / "reviews.toml"
     path.write_text(
-        f'name = "reviews"\n[data]\nsource = {{ kind = "files", paths = ["{_truncated(tmp_path)}"] }}\n'
+        f'name = "reviews"\n[data]\nsource = {{ kind = "files", paths = ["{source}"] }}\n'
         'text = "text"\nlabel = "stars"\nlabels = [1, 5]\n'
+        f'[training]\nbase_model = "{a_model(folder)["training__base_model"]}"\n'
     )
-    assert_reported(nightgate("run", path, "--no-prefect", cwd=tmp_path), "reviews.jsonl.gz")
+    return path
+
+
+def test_the_command_line_reports_bad_data(tmp_path: Path, environment: Path) -> None:
+    path = written(tmp_path, _table(lambda row: row | {"stars": 9})(tmp_path))
+    assert_reported(nightgate("run", path, "--no-prefect", cwd=tmp_path), "'9'")
     row = the_row(environment)
     assert (row["status"], row["error_type"]) == ("failed", "data")
     assert row["next_step"]
+
+
+@pytest.mark.parametrize("options", [("--no-prefect",), ()])
+def test_the_command_line_refuses_what_is_missing_with_exit_2_before_there_is_a_home_or_a_server(
+    tmp_path: Path, environment: Path, options: tuple[str, ...]
+) -> None:
+    done = nightgate("run", written(tmp_path, _missing(tmp_path)), *options, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.stderr.count("error: "), done.stderr.count("next: ")) == (1, 1), done.stderr
+    assert "nowhere.csv" in done.stderr
+    assert "server" not in done.stderr
+    assert not environment.exists()
 
 
 # --- stored files with a flipped byte ---
@@ -190,22 +298,27 @@ def test_a_champion_with_a_flipped_byte_classifies_nothing(environment: Path, tm
 # --- base models ---
 
 
-def test_a_base_model_folder_that_does_not_exist_fails_the_night(environment: Path, tmp_path: Path) -> None:
-    path = first_night().pipeline
-    setting = "training.base_model=./no-such-model"
-    done = nightgate("run", path, "--night", DATE, "--no-prefect", "--set", setting, cwd=tmp_path)
-    assert_reported(done, "./no-such-model")
-    row = the_row(environment)
+def test_a_base_model_that_cannot_be_loaded_fails_the_night(upgraded: Home, tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        run_night(*small({"training.base_model": a_model(tmp_path)["training__base_model"]}))
+    row = the_row(upgraded.root)
     assert (row["status"], row["error_type"]) == ("failed", "model")
     assert row["next_step"]
 
 
-def test_a_hub_model_that_is_not_cached_fails_an_offline_night(upgraded: Home) -> None:
-    with pytest.raises(ModelError, match="missing/no-such-model"):
-        run_night(*small({"training.base_model": "missing/no-such-model"}))
-    row = the_row(upgraded.root)
-    assert (row["status"], row["error_type"]) == ("failed", "model")
-    assert "HF_HUB_OFFLINE" in row["reason"]
+@pytest.mark.parametrize("options", [("--no-prefect",), ()])
+def test_a_mistyped_setting_in_a_home_with_nights_leaves_no_failed_night(
+    environment: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    first = copy_first_night(environment)
+    setting = "training.base_model=./no-such-model"
+    done = nightgate("run", first.pipeline, "--night", "2026-01-06", *options, "--set", setting, cwd=tmp_path)
+    assert done.returncode == 2, done
+    assert "./no-such-model" in done.stderr
+    assert "server" not in done.stderr
+    assert num_runs(environment) == 1
+    again = nightgate("run", first.pipeline, "--night", DATE, *options, "--set", setting, cwd=tmp_path)
+    assert (again.returncode, "had ended before" in again.stderr) == (0, True), "there is nothing to do for that night"
 
 
 # --- databases ---

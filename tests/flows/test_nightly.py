@@ -51,6 +51,7 @@ from flows.server_connection import prefect_server as server_for_a_run
 from flows.which_night import wait_for_manual_run
 from nightgate import logs
 from nightgate.config import Pipeline
+from nightgate.data.sources import wanted_columns
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
 from nightgate.errors import DatabaseError, DataError, NightgateError
@@ -365,13 +366,20 @@ def test_a_server_that_is_away_keeps_no_night_from_starting(caplog: pytest.LogCa
     assert [one.levelname for one in caplog.records if one.name == "nightgate.flows"] == ["WARNING"]
 
 
-def missing_file(pipeline: Pipeline, path: Path) -> Pipeline:
+def with_file(pipeline: Pipeline, path: Path) -> Pipeline:
     source = {"kind": "files", "paths": [str(path)]}
     return Pipeline.model_validate_json(
         pipeline.model_copy(
             update={"data": type(pipeline.data)(**{**pipeline.data.model_dump(), "source": source})}
         ).model_dump_json()
     )
+
+
+def unusable(path: Path, pipeline: Pipeline) -> Path:
+    """A file with the columns of the pipeline and no row that can be used."""
+    header = ",".join(wanted_columns(pipeline.data, pipeline.split.column))
+    path.write_text(f"{header}\n{header}\n")
+    return path
 
 
 def test_bad_data_ends_the_flow_failed_in_words(
@@ -383,7 +391,13 @@ def test_bad_data_ends_the_flow_failed_in_words(
 ) -> None:
     home = migrated_home(environment)
     gone = tmp_path / "gone.csv"
-    state = run_flow_of(missing_file(pipeline, gone), prefect_server)
+    state = run_flow_of(with_file(pipeline, gone), prefect_server)
+    assert (state.type.value, state.name) == ("FAILED", "Failed")
+    assert str(gone) in str(state.message)
+    assert rows(home, "SELECT * FROM nightly_runs").empty, "nothing was claimed"
+    assert task_runs(prefect_server, flow_run_id(state)) == {}
+
+    state = run_flow_of(with_file(pipeline, unusable(gone, pipeline)), prefect_server)
     assert (state.type.value, state.name) == ("FAILED", "Failed")
     assert str(gone) in str(state.message)
     assert "\n  next: " in str(state.message)
@@ -499,9 +513,8 @@ def test_without_a_server_that_answers_a_temporary_one_is_started(
         assert answers(own)
         foreign = httpx.get(f"{own}/api/health", headers={"Origin": "http://evil.example"}, timeout=5)
         assert foreign.status_code == 403
-        state = nightly_from_file(
-            missing_file(pipeline, tmp_path / "gone.csv"), that_night(pipeline), return_state=True
-        )
+        file = unusable(tmp_path / "gone.csv", pipeline)
+        state = nightly_from_file(with_file(pipeline, file), that_night(pipeline), return_state=True)
     (message,) = messages
     assert unreachable in message
     assert "gone.csv" in str(state.message)

@@ -362,15 +362,18 @@ def test_a_night_whose_data_cannot_be_read_leaves_the_candidate_that_waits(home:
     file = tmp_path / "reviews.toml"
     file.write_text(
         'name = "reviews"\n[data]\ntext = "body"\nlabel = "stars"\nlabels = ["bad", "good"]\n'
-        'source = { kind = "files", paths = ["moved-away.csv"] }\n',
+        f'source = {{ kind = "files", paths = ["{tmp_path}/header.csv"] }}\n'
+        f'[training]\nbase_model = "{tmp_path}"\n',
         encoding="utf-8",
     )
+    (tmp_path / "header.csv").write_text("body,stars\n")
+    (tmp_path / "config.json").write_text("{}")
     with Database.open(home) as db:
         waits, _ = night_rows.judged_version(db)
         patience = timedelta(hours=18)
         approvals.request(db, waits.run_id, 1, expected=None, patience=patience, reason="better", next_step="approve")
     pipeline = load_pipeline(file)
-    with broken_by(DataError, "moved-away.csv"):
+    with broken_by(DataError, "no rows"):
         run_night(pipeline, chosen_night(pipeline.schedule, date(2026, 3, 3)))
     assert queries.history("reviews")["status"].tolist() == ["waiting", "failed"]
     with Database.open(home) as db:
@@ -471,10 +474,10 @@ def test_a_second_run_is_recorded_as_superseded_and_names_the_first(empty_site: 
     [
         (DataError("no rows", next_step="bring rows"), "failed", "data", "no rows"),
         (ZeroDivisionError("division by zero"), "failed", "internal", "ZeroDivisionError: division by zero"),
-        (KeyboardInterrupt(), "cancelled", "cancelled", "stopped by Ctrl-C or SIGTERM; the last checkpoint is kept"),
-        (SystemExit(1), "cancelled", "cancelled", "stopped by SystemExit; the last checkpoint is kept"),
+        (KeyboardInterrupt(), "cancelled", "cancelled", "stopped by Ctrl-C or SIGTERM before the first checkpoint"),
+        (SystemExit(1), "cancelled", "cancelled", "stopped by SystemExit before the first checkpoint"),
         # How Prefect ends a run whose lease on its deployment is lost.
-        (asyncio.CancelledError(), "failed", "crashed", "the last checkpoint is kept"),
+        (asyncio.CancelledError(), "failed", "crashed", "before the first checkpoint"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
@@ -491,6 +494,21 @@ def test_an_error_or_a_signal_ends_the_run_in_its_row(
     with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as again:
         assert (again.run_id, again.attempt, again.ended) == (run.run_id, 2, None)
         raise DataError("enough")
+
+
+def test_ctrl_c_says_whether_there_is_a_checkpoint_to_go_on_from(empty_site: Path) -> None:
+    pipeline = load_pipeline(empty_site)
+
+    def stopped() -> tuple[str, str]:
+        with pytest.raises(KeyboardInterrupt) as raised, open_night(pipeline, night_of(pipeline, 5)) as run:
+            raise KeyboardInterrupt
+        assert raised.value.__notes__ == [the_row(run)["next_step"]]
+        (run.directory / "attempt-1/checkpoint/epoch-0001").mkdir(parents=True, exist_ok=True)
+        (run.directory / "attempt-1/checkpoint/epoch-0001/state.json").touch()
+        return the_row(run)["reason"], the_row(run)["next_step"]
+
+    assert ("nothing to resume" in stopped()[0], "last checkpoint is kept" in stopped()[0]) == (True, True)
+    assert "goes on from the last checkpoint" in stopped()[1]
 
 
 def test_what_to_do_next_is_stored_without_secrets(empty_site: Path) -> None:

