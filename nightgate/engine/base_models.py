@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from nightgate import logs
+from nightgate.engine.padding import CHOOSE_ANOTHER, make_independent_of_batch
 from nightgate.errors import ModelError, first_line
 
 log = logging.getLogger(__name__)
 
 _NOISY_LOGGERS = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
 """They warn at every load: of a new head, which every classifier has, and of layers that are not sharded."""
+TOKENS_TO_CHECK = 64
+"""Maximum length of texts in the check of a trained model's padding, which is loaded to serve."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def load_classifier(
         dropout: None keeps the model's own.
 
     Raises:
-        ModelError: not a model, damaged, in need of code of its own, or not usable as a classifier.
+        ModelError: not a model, damaged, in need of code of its own, or not usable as a classifier whose logits are
+            independent of the batch.
     """
     transformers = quiet_transformers()
     try:
@@ -80,7 +84,10 @@ def load_classifier(
     limit = max_tokens(model, tokenizer)
     if max_length > limit:
         log.warning("%s takes at most %d tokens: texts are cut there, not at max_length = %d", named, limit, max_length)
-    return LoadedModel(model, tokenizer, min(max_length, limit))
+    max_length = min(max_length, limit)
+    if flaw := make_independent_of_batch(model, tokenizer, max_length, named):
+        raise ModelError(flaw, next_step=CHOOSE_ANOTHER)
+    return LoadedModel(model, tokenizer, max_length)
 
 
 def _check_tokenizer(model: Any, tokenizer: Any, named: str) -> None:
@@ -92,8 +99,9 @@ def _check_tokenizer(model: Any, tokenizer: Any, named: str) -> None:
                 next_step="choose another base model, or set pad_token in its tokenizer_config.json",
             )
         tokenizer.pad_token = tokenizer.eos_token
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    config = model.config.get_text_config()
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
     rows = model.get_input_embeddings().num_embeddings
     # Word tables are padded to round numbers, but never doubled: a tokenizer without its files is empty.
     if not rows / 2 <= len(tokenizer) <= rows:
@@ -136,7 +144,11 @@ def load_trained(folder: Path, *, named: str) -> LoadedModel:
             f"{named} in {folder} lacks weights: {', '.join(sorted(info['missing_keys'])[:4])}",
             next_step="restore the folder from a backup, or train a new version",
         )
-    return LoadedModel(model, tokenizer, max_tokens(model, tokenizer, own=True))
+    max_length = max_tokens(model, tokenizer, own=True)
+    # Of releases that did not check it; a model that cannot be loaded could not be replaced by a better one.
+    if flaw := make_independent_of_batch(model, tokenizer, min(max_length, TOKENS_TO_CHECK), named):
+        log.warning("%s", flaw)
+    return LoadedModel(model, tokenizer, max_length)
 
 
 def labels_of(model: Any) -> list[str]:
@@ -254,7 +266,7 @@ def _load_error(error: Exception, folder: Path, named: str) -> ModelError:
     if "Unrecognized configuration class" in str(error):
         return ModelError(
             f"{named}: its architecture has no form for sequence classification in transformers",
-            next_step="choose an encoder such as BERT, RoBERTa, DeBERTa, MiniLM or ModernBERT",
+            next_step=CHOOSE_ANOTHER,
         )
     return ModelError(
         f"{named} in {folder} cannot be loaded: {type(error).__name__}: {first_line(error)}",
