@@ -208,7 +208,7 @@ _LATE_PAYLOAD = """\
 {%- set pipeline = names[0] if names else event.resource.name -%}
 {%- set run = 'UI_URL/runs/' ~ event.resource.id | replace('prefect.', '') | replace('flow-run.', 'flow-run/') -%}
 {%- set reason = 'the night is due and has not started for MINUTES minutes' -%}
-{%- set step = 'start a worker; nightgate doctor shows what is missing' -%}
+{%- set step = 'start a worker; `nightgate doctor` shows what is missing' -%}
 {"text": {{ (pipeline ~ ': late. ' ~ reason ~ '. Next: ' ~ step ~ ' ' ~ run) | tojson }},
  "event": {{ event.event | tojson }},
  "status": "late",

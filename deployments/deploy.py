@@ -169,7 +169,7 @@ def _left_over(client: SyncPrefectClient, prune: bool) -> Iterable[Outcome]:
         yield Outcome(
             f"{NIGHTLY}/{one.name}",
             "removed" if prune else "left over",
-            note="no pipeline file has this name" + ("" if prune else ": nightgate deploy --prune removes it"),
+            note="no pipeline file has this name" + ("" if prune else ": `nightgate deploy --prune` removes it"),
         )
 
 

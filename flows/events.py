@@ -112,7 +112,7 @@ def send(event: Event) -> None:
 
 
 _WITHOUT_A_PROBLEM = {
-    "promoted": "nothing to do; nightgate rollback {pipeline} --reason TEXT undoes it",
+    "promoted": "nothing to do; `nightgate rollback {pipeline} --reason TEXT` undoes it",
     "held": "nothing to do: the champion stays",
     "skipped": "nothing to do: the next night with new data runs",
     "superseded": "nothing to do: the newer run counts",

@@ -79,7 +79,7 @@ def dask(num_seeds: int, *, address: str = "", workers: int = 0) -> Iterator[Tas
     except ImportError as error:
         raise ConfigurationError(
             f"parallel seeds need Dask, which cannot be imported: {error}",
-            next_step="pip install -c constraints.txt 'nightgate[dask]', or --no-prefect for one seed after the other",
+            next_step="pip install 'nightgate[dask]', or --no-prefect for one seed after the other",
         ) from error
     if address:
         _check_scheduler(address)

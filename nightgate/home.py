@@ -79,7 +79,8 @@ def existing_home(root: str | Path | None = None) -> Home:
     except FileNotFoundError as error:
         raise RegistryError(
             f"there is no home of Nightgate at {path}",
-            next_step="go to the folder that holds .nightgate/, or set NIGHTGATE_HOME; `nightgate run` creates a home",
+            next_step="go to the folder that holds .nightgate/, or set NIGHTGATE_HOME; "
+            "`nightgate run PIPELINE` creates a home",
         ) from error
     except PermissionError as error:
         raise StorageError(

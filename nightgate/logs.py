@@ -4,9 +4,10 @@
     with night_context(pipeline="sample", night=date, run_id=run_id, attempt=1, directory=folder):
         set_epoch(2)                               # records from here on belong to epoch 2
 
-Context and masking are filters on handlers, so that they apply to other libraries too. Records of Nightgate from INFO
-on, and of other libraries from WARNING on, are written to `runs/<run_id>/log.jsonl`, one JSON object per line. The
-training process sends its records to its supervisor (`nightgate.training.supervisor`).
+Context and masking are filters on handlers, so that they apply to other libraries too; the same filter makes messages
+legible. Records of Nightgate from INFO on, and of other libraries from WARNING on, are written to
+`runs/<run_id>/log.jsonl`, one JSON object per line. The training process sends its records to its supervisor
+(`nightgate.training.supervisor`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote
 
 from nightgate.errors import without_credentials
+from nightgate.plain_text import legible
 
 log = logging.getLogger(__name__)
 
@@ -213,19 +215,19 @@ class WithContext(logging.Filter):
 
 
 class WithoutSecrets(logging.Filter):
-    """Masks secrets in messages and tracebacks."""
+    """Masks secrets in messages and tracebacks, and replaces control characters."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         try:
             message = record.getMessage()
         except Exception:  # noqa: BLE001 - placeholders that do not match the values; the handler reports it
             return True
-        masked = without_secrets(message)
-        if masked != message:
-            record.msg, record.args = masked, ()
+        shown = legible(without_secrets(message))
+        if shown != message:
+            record.msg, record.args = shown, ()
         if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
-        if record.exc_text and (traceback := without_secrets(record.exc_text)) != record.exc_text:
+        if record.exc_text and (traceback := legible(without_secrets(record.exc_text))) != record.exc_text:
             # Without exc_info no other formatter can print the original.
             record.exc_text, record.exc_info = traceback, None
         if record.stack_info:

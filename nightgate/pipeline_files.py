@@ -58,9 +58,13 @@ FOREIGN = {
 """Field names of other tools, and what Nightgate calls them."""
 
 
+_PACKAGED = Path(str(files("deployments") / "pipelines"))
+_TEMPLATE = _PACKAGED / "template.toml"
+
+
 def pipeline_files() -> dict[str, Path]:
     """File of every pipeline that can be run by name; the first place with a name wins."""
-    places = [*read_settings().pipelines, Path("deployments/pipelines"), Path(str(files("deployments") / "pipelines"))]
+    places = [*read_settings().pipelines, Path("deployments/pipelines"), _PACKAGED]
     found: dict[str, Path] = {}
     for place in places:
         if place.is_file():
@@ -85,18 +89,19 @@ def find_pipeline(reference: str | Path) -> Path:
         ConfigurationError: there is no such pipeline; the nearest name is suggested.
     """
     text = str(reference)
-    if not _is_path(text):
+    if not is_path(text):
         return find_by_name(text)
     path = Path(text).expanduser()
     if path.is_file():
         return path
     raise ConfigurationError(
         f"there is no pipeline file {text} (looked in {Path.cwd()})",
-        next_step="check the path, or copy deployments/pipelines/template.toml there",
+        next_step=f"check the path, or copy {_TEMPLATE} there",
     )
 
 
-def _is_path(reference: str) -> bool:
+def is_path(reference: str) -> bool:
+    """Whether a reference is the path of a file, not a name."""
     return reference.endswith(".toml") or os.sep in reference or "/" in reference
 
 
@@ -105,10 +110,15 @@ def find_by_name(name: str) -> Path:
     known = pipeline_files()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
+    raise unknown_pipeline(name, known)
+
+
+def unknown_pipeline(name: str, known: Iterable[str]) -> ConfigurationError:
+    """The error for a pipeline that is not among the `known` ones; it suggests the nearest."""
+    near = difflib.get_close_matches(name, known := sorted(known), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ConfigurationError(
-        f"there is no pipeline {name!r}; {hint}known: {', '.join(sorted(known)) or 'none'}",
+    return ConfigurationError(
+        f"there is no pipeline {name!r}; {hint}known: {', '.join(known) or 'none'}",
         next_step="name one of them, or give the path of a TOML file",
     )
 
@@ -123,7 +133,7 @@ def load_pipeline(reference: str | Path, overrides: Mapping[str, Any] | None = N
     Raises:
         ConfigurationError: no such file, not TOML, or problems in it; all of them are in the message.
     """
-    if _is_path(str(reference)):
+    if is_path(str(reference)):
         return _read(find_pipeline(reference), overrides)
     return load_by_name(str(reference), overrides)
 
@@ -178,7 +188,7 @@ def check_pipeline(document: dict[str, Any], origin: str, overrides: Mapping[str
     raise ConfigurationError(
         f"{origin} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:",
         problems,
-        next_step="correct them; deployments/pipelines/template.toml explains every field",
+        next_step=f"correct them; {_TEMPLATE} explains every field",
     )
 
 

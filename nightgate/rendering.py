@@ -18,8 +18,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-"""Control characters, and what XML or UTF-8 cannot represent: one of them makes a whole SVG unreadable."""
+from nightgate.plain_text import LONGEST_ON_PAGE, legible, printable
+
 # An underscore within a word, as in min_f1, has no meaning in Markdown.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|~&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _LINE_START = re.compile(r"^(\d*)(?=[-+=#.)])")
@@ -30,16 +30,6 @@ def render(template: str, **values: Any) -> str:
     return _environment(template.rpartition(".")[2]).get_template(f"{template}.j2").render(**values)
 
 
-def legible(text: str) -> str:
-    """`text` with a replacement character for all that XML or UTF-8 cannot represent."""
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def printable(text: str) -> str:
-    """`legible` text on one line."""
-    return " ".join(legible(text).split())
-
-
 def markdown(text: str) -> Markup:
     """Escape `text` as one line of Markdown.
 
@@ -47,12 +37,12 @@ def markdown(text: str) -> Markup:
     since the text may be part of a sentence.
     """
     before, after = " " * text.startswith(" "), " " * (text.endswith(" ") and bool(text.strip()))
-    return Markup(before + _SPECIAL.sub(lambda found: "\\" + found.group(), printable(text)) + after)
+    return Markup(before + _SPECIAL.sub(lambda found: "\\" + found.group(), printable(text, LONGEST_ON_PAGE)) + after)
 
 
 def markdown_code(text: str) -> Markup:
     """Inline code that is safe in a table and with back-ticks in `text`."""
-    text = printable(text).replace("|", r"\|")
+    text = printable(text, LONGEST_ON_PAGE).replace("|", r"\|")
     fence = _fence(text, at_least=1)
     pad = " " if text.startswith("`") or text.endswith("`") or not text else ""
     return Markup(f"{fence}{pad}{text}{pad}{fence}")
@@ -104,4 +94,4 @@ def _finalizer(escape: Callable[[str], Markup]) -> Callable[[Any], Markup]:
 
 
 def _html(text: str) -> Markup:
-    return Markup(html.escape(legible(text)))
+    return Markup(html.escape(legible(text, LONGEST_ON_PAGE)))

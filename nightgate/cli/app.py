@@ -22,7 +22,7 @@ from nightgate import __version__
 from nightgate.cli.database import database_app
 from nightgate.cli.decide import approve, freeze, promote, reconcile, reject, rollback, unfreeze
 from nightgate.cli.gate import compare, export, gate_app, push
-from nightgate.cli.options import OutputFormat, PipelineName, date_of, show
+from nightgate.cli.options import OutputFormat, PipelineName, date_of, say, show
 from nightgate.cli.read import champion, history, predict, status, versions
 from nightgate.cli.seeds import seeds
 from nightgate.cli.tables_as_text import Format
@@ -47,11 +47,11 @@ class _ReportErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except NightgateError as error:
-            typer.echo(f"error: {without_secrets(str(error))}", err=True)
+            say(f"error: {without_secrets(str(error))}", err=True)
             code = error.exit_code
         except KeyboardInterrupt as stop:
             hint = getattr(stop, "__notes__", [AGAIN.get(ctx.invoked_subcommand or "", "")])[-1]
-            typer.echo(f"cancelled{': ' if hint else ''}{hint}", err=True)
+            say(f"cancelled{': ' if hint else ''}{hint}", err=True)
             code = 1
         except BrokenPipeError:
             # The reader of a pipe (`| head`) has ended. Python would report that again at exit.
@@ -122,10 +122,10 @@ def _ended_before(configuration: Pipeline, night: Night) -> str | None:
         return None
     _print_summary(found.run_id)
     if found.status == "waiting":
-        typer.echo(f"This night waits for an approval, in run {found.run_id}; nothing was done.", err=True)
+        say(f"This night waits for an approval, in run {found.run_id}; nothing was done.", err=True)
     else:
         hint = "nothing was done. --force opens a new run."
-        typer.echo(f"This night had ended before, in run {found.run_id}; {hint}", err=True)
+        say(f"This night had ended before, in run {found.run_id}; {hint}", err=True)
     return found.status
 
 
@@ -133,7 +133,7 @@ def _print_summary(run_id: str) -> None:
     from nightgate.home import open_home
     from nightgate.reports import terminal_summary
 
-    typer.echo(terminal_summary.as_text(open_home(), run_id))
+    say(terminal_summary.as_text(open_home(), run_id))
 
 
 def _run_bare(configuration: Pipeline, nights: list[Night], force: bool, dry_run: bool) -> list[str]:
@@ -159,7 +159,7 @@ def _run_in_prefect(configuration: Pipeline, nights: list[Night], force: bool, d
     def run_one(night: Night) -> str:
         state = nightly_from_file(configuration, night, force, dry_run, return_state=True)
         if not state.is_completed():
-            typer.echo(f"error: {state.message}", err=True)
+            say(f"error: {state.message}", err=True)
             return "cancelled" if state.is_cancelled() else "failed"
         status, run_id = terminal_summary.run_of_flow_message(state.message or "")
         _print_summary(run_id)
@@ -167,7 +167,7 @@ def _run_in_prefect(configuration: Pipeline, nights: list[Night], force: bool, d
 
     _check_ready(configuration, nights, force, dry_run)
     _quiet_terminal()
-    with prefect_server(say=lambda which: typer.echo(which, err=True)):
+    with prefect_server(say=lambda which: say(which, err=True)):
         return _until_broken(run_one, nights)
 
 
@@ -225,7 +225,7 @@ def serve(
 
     def announce(url: str) -> None:
         names = ", ".join(f"{one.name} ({one.schedule.cron} {one.schedule.timezone})" for one in loaded)
-        typer.echo(
+        say(
             f"UI at {url}\nserving {names}\n"
             f"Start a night: Deployments > {loaded[0].name} > Run > Custom run. Ctrl-C ends."
         )
@@ -252,6 +252,10 @@ def deploy(
     os.environ.setdefault("DO_NOT_TRACK", "1")
     import pandas as pd
 
+    from nightgate.pipeline_files import find_by_name
+
+    for name in pipelines or ():
+        find_by_name(name)
     from deployments.catalog import POOL
     from deployments.deploy import deploy, problems
 
@@ -271,7 +275,7 @@ def doctor(output: OutputFormat = Format.table) -> None:
     findings = examine(_server_check())
     show(pd.DataFrame([vars(finding) for finding in findings]), output)
     counts = {status: sum(finding.status == status for finding in findings) for status in ("problem", "warning")}
-    typer.echo(", ".join(f"{count} {status}{'' if count == 1 else 's'}" for status, count in counts.items()), err=True)
+    say(", ".join(f"{count} {status}{'' if count == 1 else 's'}" for status, count in counts.items()), err=True)
     if counts["problem"]:
         raise typer.Exit(1)
 
@@ -287,9 +291,11 @@ def _server_check() -> Callable[[], Seen]:
 
 
 def _cannot_import(problem: str) -> Seen:
+    from nightgate.operations.doctor import KNOWN_BAD
     from nightgate.operations.findings import Finding, Seen
 
-    return Seen([Finding("problem", "prefect server", problem, "install with the versions of constraints.txt")])
+    wanted = " ".join(f"'{package}{KNOWN_BAD[package][0]}'" for package in ("prefect", "fastapi", "sqlalchemy"))
+    return Seen([Finding("problem", "prefect server", problem, f"pip install --force-reinstall {wanted}")])
 
 
 @app.callback(invoke_without_command=True)
@@ -297,13 +303,13 @@ def _top(
     ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
     if version:
-        typer.echo(f"nightgate {__version__}")
+        say(f"nightgate {__version__}")
         raise typer.Exit
     from nightgate.settings import unknown_settings
 
     # `doctor` lists them itself.
     for problem in unknown_settings() if ctx.invoked_subcommand != "doctor" else ():
-        typer.echo(f"warning: {problem}", err=True)
+        say(f"warning: {problem}", err=True)
 
 
 COMMANDS = (

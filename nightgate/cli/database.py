@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from nightgate.cli.options import say
+
 database_app = typer.Typer(help="The metrics database.", no_args_is_help=True)
 
 
@@ -20,7 +22,7 @@ def upgrade_database() -> None:
     url = database_url(open_home())
     before, after = upgrade(url)
     change = f"already at revision {after}" if before == after else f"from {before or 'blank'} to revision {after}"
-    typer.echo(f"{safe_url(url)}: {change}")
+    say(f"{safe_url(url)}: {change}")
 
 
 @database_app.command("backup")
@@ -39,8 +41,8 @@ def back_up_database(
 
     url, target = database_url(home_for_reading()), file.expanduser().absolute()
     if command := dump_command(url, target):
-        typer.echo(command)
-        typer.echo(f"nothing was copied: the command above copies {safe_url(url)}", err=True)
+        say(command)
+        say(f"nothing was copied: the command above copies {safe_url(url)}", err=True)
         raise typer.Exit(1)
     back_up(url, target)
-    typer.echo(f"{target}: {naturalsize(target.stat().st_size)}, verified")
+    say(f"{target}: {naturalsize(target.stat().st_size)}, verified")

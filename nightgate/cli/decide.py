@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nightgate.cli.options import PipelineName, Reason, RunId, VersionName, name_of, person
+from nightgate.cli.options import PipelineName, Reason, RunId, VersionName, name_of, person, say
 
 if TYPE_CHECKING:
     from nightgate.database.transactions import Database
@@ -90,11 +90,11 @@ def reconcile() -> None:
     with usual_server() as silence:
         done = reconcile_now()
     for one in done.ended:
-        typer.echo(_described(one))
+        say(_described(one))
     if not done.ended and not done.failed:
-        typer.echo("nothing to reconcile")
+        say("nothing to reconcile")
     if silence:
-        typer.echo(f"{silence}: only the database was reconciled", err=True)
+        say(f"{silence}: only the database was reconciled", err=True)
     done.check()
 
 
@@ -105,7 +105,7 @@ def _change(change: Callable[[Database, Home], str]) -> None:
 
     home = existing_home()
     with Database.open(home) as db:
-        typer.echo(change(db, home))
+        say(change(db, home))
 
 
 def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -> None:
@@ -118,7 +118,7 @@ def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -
         waiting = approvals.find(db, name_of(pipeline), run_id)
         decide = approvals.approve if approved else approvals.reject
         ended = decide(db, waiting.run_id, by=person(), reason=reason)
-    typer.echo(_described(ended))
+    say(_described(ended))
     if ended.prefect_flow_run_id:
         # The flow run is suspended until it is resumed or ended.
         os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -127,7 +127,7 @@ def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -
 
         with usual_server():
             if problem := end_flow_runs([ended]):
-                typer.echo(problem, err=True)
+                say(problem, err=True)
     from nightgate.reports import report
 
     report.publish_if_possible(home, ended.run_id)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nightgate.cli.options import OutputFormat, PipelineName, VersionName, date_of, name_of, nothing_yet, show
+from nightgate.cli.options import OutputFormat, PipelineName, VersionName, date_of, name_of, nothing_yet, say, show
 from nightgate.cli.tables_as_text import Format
 from nightgate.errors import ConfigurationError
+from nightgate.plain_text import as_json
 
 if TYPE_CHECKING:
     from nightgate.analysis.comparison import Comparison
@@ -53,7 +53,7 @@ def compare(
             )
         found = comparison.compare(db, a, b, comparison.scored_now(db, home, a, b) if rescore else None)
     if output is Format.json:
-        typer.echo(json.dumps(found.record(), indent=2, ensure_ascii=False))
+        typer.echo(as_json(found.record()), color=True)
     else:
         _show_comparison(found, output)
 
@@ -62,7 +62,7 @@ def push(
     pipeline: PipelineName,
     version: VersionName,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub; created if missing.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, upload nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all and list the files, upload nothing.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     branch: Annotated[
         str | None, typer.Option("--revision", metavar="BRANCH", help="Branch to upload to; created if missing.")
@@ -82,6 +82,7 @@ def push(
     from nightgate.registry import hub_push
 
     home, name = existing_home(), name_of(pipeline)
+    hub_push.check_name(repo)
     with Database.open(home) as db:
         row = registry.resolve_version(db, name, version)
         revision, verdict = hub_push.recorded_facts(db, row)
@@ -89,12 +90,13 @@ def push(
         target = Path(folder)
         files = hub_push.lay_out(row.folder(home), target, repo, home=home.root, revision=revision, verdict=verdict)
         for file in files:
-            typer.echo(f"{file.relative_to(target)}  {naturalsize(file.stat().st_size)}")
+            say(f"{file.relative_to(target)}  {naturalsize(file.stat().st_size)}")
         if dry_run:
-            typer.echo(f"dry run: version {row.version} was not uploaded to {repo}", err=True)
+            hub_push.check(repo, private=private)
+            say(f"dry run: version {row.version} was not uploaded to {repo}", err=True)
             return
         url = hub_push.push(target, repo, message=f"{name} version {row.version}", private=private, branch=branch)
-    typer.echo(f"version {row.version} of {name} is at {url}")
+    say(f"version {row.version} of {name} is at {url}")
 
 
 def export(
@@ -117,7 +119,7 @@ def export(
     with Database.open(home) as db:
         row = registry.resolve_version(db, name, version)
     parity = onnx_export.export_onnx(row.folder(home), folder, onnx_export.texts_for(home, row))
-    typer.echo(f"version {row.version} of {name} is at {folder}: {parity}")
+    say(f"version {row.version} of {name} is at {folder}: {parity}")
 
 
 Settings = Annotated[
@@ -155,7 +157,7 @@ def power(pipeline: PipelineName, settings: Settings = None, output: OutputForma
         "night": [found.night if size == found.rows else None for size in sizes],
     }
     show(pd.DataFrame(rows), output)
-    typer.echo(found.describe(), err=True)
+    say(found.describe(), err=True)
     _save(home, name, power_curve(found))
 
 
@@ -196,7 +198,7 @@ def replay(
         before="break_before",
     )
     if nights:
-        typer.echo(summary(nights, rescored=rescore), err=True)
+        say(summary(nights, rescored=rescore), err=True)
         policy = ", ".join(settings or ()) or "the same policy"
         points = [
             ChampionAt(
@@ -221,9 +223,9 @@ def _save(home: Home, pipeline: str, picture: Picture) -> None:
     try:
         write_whole(path, picture.svg.encode())
     except StorageError as error:
-        typer.echo(f"no picture: {error.reason}", err=True)
+        say(f"no picture: {error.reason}", err=True)
     else:
-        typer.echo(f"picture: {path}", err=True)
+        say(f"picture: {path}", err=True)
 
 
 def _show_comparison(found: Comparison, output: Format) -> None:
@@ -244,7 +246,7 @@ def _show_comparison(found: Comparison, output: Format) -> None:
         show(pd.DataFrame(rows), output)
         return
     for section in found.sections:
-        typer.echo(f"\n{section.title}" + (f": {section.note}" if section.note else ""))
+        say(f"\n{section.title}" + (f": {section.note}" if section.note else ""))
         if section.pairs:
             columns = ("", f"version {found.first}", f"version {found.second}", "difference")
             cells = [(pair.name, pair.first, pair.second, pair.difference) for pair in section.pairs]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nightgate.cli.tables_as_text import Format, formatted
-from nightgate.errors import ConfigurationError
+from nightgate.errors import ConfigurationError, RegistryError
+from nightgate.plain_text import legible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +21,11 @@ VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A number, `
 OutputFormat = Annotated[Format, typer.Option("--format", help="Output format.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; stored with user and time.")]
 RunId = Annotated[str | None, typer.Option("--run", metavar="ID", help="Run id. Default: the only run that waits.")]
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print text for people: without control characters, and with long lines cut."""
+    typer.echo(legible(text), err=err)
 
 
 def show(
@@ -34,22 +40,35 @@ def show(
     """Print a frame to stdout in a format, or `when_empty` to stderr in place of a table without rows."""
     text = formatted(frame, output, columns=columns, vertical=vertical, before=before)
     if text:
-        typer.echo(text)
+        # Tables are legible cell by cell. Without `color`, click takes escape sequences out of the values of CSV.
+        typer.echo(text, color=True)
     else:
-        typer.echo(when_empty, err=True)
+        say(when_empty, err=True)
 
 
 def nothing_yet(message: str, pipeline: str) -> str:
-    """The message in place of a table without rows, with the next step; the pipeline need not exist."""
+    """The message in place of a table without rows, with the next step."""
     return f"{message}\n  next: run a night with `nightgate run {pipeline}`, or name one of `nightgate status`"
 
 
 def name_of(pipeline: str) -> str:
-    """The pipeline's name in the database: from its file if there is one, else as given."""
-    from nightgate.pipeline_files import load_pipeline, pipeline_files
+    """The pipeline's name in the database: from its file if there is one, else as given.
 
-    if pipeline in pipeline_files() or pipeline.endswith(".toml"):
+    Raises:
+        ConfigurationError: there is neither a file nor a run of it; the nearest name is suggested.
+    """
+    from nightgate.database.queries import pipelines
+    from nightgate.pipeline_files import is_path, load_pipeline, pipeline_files, unknown_pipeline
+
+    files = pipeline_files()
+    if pipeline in files or is_path(pipeline):
         return load_pipeline(pipeline).name
+    try:
+        known = pipelines()
+    except RegistryError:  # there is no home yet
+        known = []
+    if pipeline not in known:
+        raise unknown_pipeline(pipeline, {*files, *known})
     return pipeline
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nightgate.cli.options import OutputFormat, PipelineName, date_of, moment_of, name_of, nothing_yet, show
+from nightgate.cli.options import OutputFormat, PipelineName, date_of, moment_of, name_of, nothing_yet, say, show
 from nightgate.cli.tables_as_text import Format
 from nightgate.errors import ConfigurationError
 
@@ -52,7 +52,7 @@ def status(output: OutputFormat = Format.table) -> None:
     with Database.open(home, any_home=True) as db:
         frame = status(db, deployed())
     if output is Format.table:
-        typer.echo(as_text(frame))
+        say(as_text(frame))
     else:
         show(frame, output)
 
@@ -71,7 +71,7 @@ def history(
     name = name_of(pipeline)
     frame = queries.history(name, run=run_id, epochs=epochs, slices=slices, since=date_of(since) if since else None)
     if epochs and not slices and output is Format.table and not frame.empty:
-        typer.echo(queries.published_table(frame))
+        say(queries.published_table(frame))
     else:
         nothing = nothing_yet(f"the database has nothing like that of {name}", name)
         if epochs or slices or run_id:
@@ -130,12 +130,13 @@ def predict(
 
     from nightgate.registry.champions import load_champion
 
+    name = name_of(pipeline)
     given = texts or _lines_of_stdin()
     if not given:
         raise ConfigurationError(
             "there is no text to classify", next_step="give texts as arguments, or one per line on standard input"
         )
-    predictions = load_champion(name_of(pipeline)).predict(given)
+    predictions = load_champion(name).predict(given)
     rows = [
         {"label": found.label, "probability": round(found.probability, 4), "text": text}
         for found, text in zip(predictions, given, strict=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nightgate.cli.options import OutputFormat, PipelineName, date_of, show
+from nightgate.cli.options import OutputFormat, PipelineName, date_of, say, show
 from nightgate.cli.tables_as_text import Format
 from nightgate.errors import ConfigurationError
 
@@ -61,19 +61,19 @@ def seeds(
         if study.missing:
             _train(db, study, address, workers, no_prefect)
         else:
-            typer.echo(f"every seed of study {study.study_id} has a score already: nothing was trained", err=True)
+            say(f"every seed of study {study.study_id} has a score already: nothing was trained", err=True)
         row = seed_study.finish_study(db, study.study_id)
         found = seed_study.read_study(db, study.study_id)
     show(found, output, columns=COLUMNS)
     # On stdout JSON and CSV are followed by nothing else.
     for line in _summary(row, configuration.gate):
-        typer.echo(line, err=output is not Format.table)
+        say(line, err=output is not Format.table)
     if found.loc[found["seed"].isin(study.seeds), "test_f1"].isna().any():
         raise typer.Exit(1)
 
 
 def _train(db: Database, study: Study, address: str, workers: int, no_prefect: bool) -> None:
-    typer.echo(f"study {study.study_id} on snapshot {study.snapshot_id}, {study} to train", err=True)
+    say(f"study {study.study_id} on snapshot {study.snapshot_id}, {study} to train", err=True)
     # SIGTERM as Ctrl-C: its default would not stop the training processes.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if no_prefect:
@@ -93,11 +93,11 @@ def _train_on_dask(study: Study, address: str, workers: int) -> None:
 
     with (
         dask(len(study.missing), address=address, workers=workers) as runner,
-        prefect_server(say=lambda which: typer.echo(which, err=True)),
+        prefect_server(say=lambda which: say(which, err=True)),
     ):
         state = run_study(study, runner)
     if not state.is_completed():
-        typer.echo(f"error: {state.message}", err=True)
+        say(f"error: {state.message}", err=True)
 
 
 def _summary(study: SeedStudy, gate: Gate) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from collections.abc import Sequence
 from datetime import date
@@ -12,6 +11,8 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
+
+from nightgate.plain_text import as_json, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +51,7 @@ def formatted(
         indent: what precedes each line of a table.
     """
     if output is Format.json:
-        return json.dumps(_plain(frame), indent=2, ensure_ascii=False)
+        return as_json(_plain(frame))
     if output is Format.csv:
         return frame.to_csv(index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ").rstrip("\n")
     if frame.empty:
@@ -59,7 +60,7 @@ def formatted(
         width = max(len(str(column)) for column in frame.columns)
         rows = frame.to_dict("records")
         return "\n".join(f"{name!s:<{width}}  {_cell(value)}".rstrip() for row in rows for name, value in row.items())
-    lines = [None if value is None else str(value) for value in frame[before]] if before else []
+    lines = [None if value is None else printable(str(value)) for value in frame[before]] if before else []
     cells = {str(name): [_cell(value) for value in frame[name]] for name in columns or frame.columns}
     # The terminal's width; COLUMNS, or 120, in a file or a pipe.
     width = shutil.get_terminal_size((120, 24)).columns - len(indent)
@@ -82,12 +83,12 @@ def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _fitting(cells: dict[str, list[str]], width: int) -> dict[str, list[str]]:
-    """The columns that fit into `width` without breaking a word, prose last."""
-    fitting = []
+    """The columns that fit into `width` without breaking a word, prose last; the first one in any case."""
+    fitting: list[str] = []
     for name, column in cells.items():
         longest_word = max(cell_len(word) for cell in (name, *column) for word in cell.split())
         needed = max(PROSE, longest_word) if _is_prose(column) else _natural_width(name, column)
-        if needed <= width:
+        if needed <= width or not fitting:
             fitting.append(name)
             width -= needed + GAP
     return {name: cells[name] for name in sorted(fitting, key=lambda name: _is_prose(cells[name]))}
@@ -141,4 +142,4 @@ def _cell(value: Any) -> str:
         return f"{value:.4g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
     if isinstance(value, pd.Timestamp):
         return f"{value:%Y-%m-%d %H:%M}"
-    return str(value)
+    return printable(str(value))

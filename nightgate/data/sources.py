@@ -12,7 +12,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,14 @@ FORMATS = {
 }
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _LONGEST_FIELD = 2**26
+MOST_EXPANSION = 200
+"""Times its own size to which a compressed file may expand. Text shrinks to a tenth, zeros to a thousandth."""
+FREE_EXPANSION = 64 * 2**20
+"""Bytes that any compressed file may expand to."""
+MOST_UNPACKED = 16 * 2**30
+"""Bytes that no compressed file may expand beyond: all of it is read into memory."""
+_PIECE = 4096
+"""Compressed bytes that are unpacked at a time; zstd makes at most 128 MiB of them."""
 
 
 @dataclass(frozen=True)
@@ -148,23 +156,39 @@ def read_file(path: Path, source: config.FilesSource, columns: Sequence[str]) ->
 def _unpacked(content: bytes, compression: str | None, path: Path) -> bytes:
     if compression is None or not content:
         return content
+    limit = min(max(FREE_EXPANSION, MOST_EXPANSION * len(content)), MOST_UNPACKED)
+    unpacked = bytearray()
     try:
-        return gzip.decompress(content) if compression == "gzip" else _unpacked_zstd(content)
+        for part in (_gzip_parts if compression == "gzip" else _zstd_parts)(content):
+            unpacked += part
+            if len(unpacked) > limit:
+                raise DataError(
+                    f"{path} has {len(content):,} bytes and expands to more than {limit:,}: nothing of it was read",
+                    next_step="if its rows are meant, unpack it and name the unpacked file in data.source.paths",
+                )
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         what = "ends too early" if isinstance(error, EOFError) else f"is not {compression}, or is damaged ({error})"
         raise DataError(f"{path} {what}", next_step="copy or write it again; none of its rows were used") from error
+    return bytes(unpacked)
 
 
-def _unpacked_zstd(content: bytes) -> bytes:
+def _gzip_parts(content: bytes) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        while part := file.read(2**20):
+            yield part
+
+
+def _zstd_parts(content: bytes) -> Iterator[bytes]:
     # The stream reader of zstandard says nothing when a frame ends too early; a decompressor's `eof` does.
-    parts = []
-    while content:
+    start = 0
+    while start < len(content):
         frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-        parts.append(frame.decompress(content))
-        if not frame.eof:
-            raise EOFError
-        content = frame.unused_data
-    return b"".join(parts)
+        while not frame.eof:
+            if start >= len(content):
+                raise EOFError
+            yield frame.decompress(content[start : start + _PIECE])
+            start += _PIECE
+        start = min(start, len(content)) - len(frame.unused_data)
 
 
 def codec_of(encoding: str) -> str:

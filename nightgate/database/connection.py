@@ -134,7 +134,7 @@ def make_engine(url: str | URL, *, create: bool = False, foreign_keys: bool = Tr
             _prepare_postgresql(engine)
     except ModuleNotFoundError as error:
         raise DatabaseError(
-            f"the PostgreSQL driver is not installed ({error.name})", next_step="pip install 'psycopg[binary]'"
+            f"the PostgreSQL driver is not installed ({error.name})", next_step="pip install 'nightgate[postgres]'"
         ) from None
     return engine
 

@@ -189,6 +189,12 @@ def versions(pipeline: str) -> pd.DataFrame:
         return tidy(db.frame(query, {"pipeline": pipeline}))
 
 
+def pipelines() -> list[str]:
+    """Names of the pipelines that have runs."""
+    with Database.open(home_for_reading(), any_home=True) as db:
+        return list(db.read(lambda session: session.scalars(sa.select(Run.pipeline).distinct()).all()))
+
+
 def published_rows(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the epoch table that is published with fine-tuned models: four decimals, `n/a` for no value.
 

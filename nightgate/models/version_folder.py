@@ -39,7 +39,7 @@ TOKENIZER_FILES = (
     "spm.model",
     "sentencepiece.bpe.model",
 )
-RESTORE = "`nightgate rollback` to the previous champion, or restore the folder from a backup"
+RESTORE = "restore the folder from a backup, or `nightgate rollback PIPELINE --reason TEXT` to the previous champion"
 
 
 class Staging:

@@ -44,7 +44,7 @@ def remedy(
         return manual
     if champion is not None and anchor is not None and anchor.flaw:
         command = f"nightgate promote {pipeline} {champion.version} --anchor --reason TEXT"
-        return f"{command} makes the champion the anchor; {manual}"
+        return f"`{command}` makes the champion the anchor; {manual}"
     setting = near_miss(evidence, policy, decision)
     missed = f"; --set {setting}" if setting else ""
     failed = [check.name for check in decision.checks if check.outcome == "failed" and not check.slice_name]
@@ -53,7 +53,7 @@ def remedy(
         if name in failed and not setting:
             return f"{step}; {manual}"
     if decision.verdict == "underpowered":
-        return f"nightgate gate power {pipeline} shows how many test rows would be enough{missed}; {manual}"
+        return f"`nightgate gate power {pipeline}` shows how many test rows would be enough{missed}; {manual}"
     if found := diagnosis():
         return f"{found}{missed}"
     stays = "the champion stays, and the next night tries again" if champion else "the next night tries again"

@@ -147,20 +147,21 @@ def _versions() -> Iterator[Finding]:
         try:
             found = version(package)
         except PackageNotFoundError:
-            yield Finding("problem", package, "not installed", "install with the versions of constraints.txt")
+            yield Finding("problem", package, "not installed", f"pip install '{package}{works}'")
             continue
         if SpecifierSet(works).contains(found, prereleases=True):
             yield Finding("ok", package, found)
         else:
             yield Finding("problem", package, f"{found}: {otherwise}", f"pip install '{package}{works}'")
-    if unmet := [text for package in ("nightgate", *KNOWN_BAD) for text in _unmet(package)]:
-        yield Finding("problem", "dependencies", "; ".join(unmet), "install with the versions of constraints.txt")
+    if unmet := [one for package in ("nightgate", *KNOWN_BAD) for one in _unmet(package)]:
+        wanted = " ".join(dict.fromkeys(f"'{requirement}'" for requirement, _ in unmet))
+        yield Finding("problem", "dependencies", "; ".join(text for _, text in unmet), f"pip install {wanted}")
     else:
         yield Finding("ok", "dependencies", "the requirements of these packages are met")
 
 
-def _unmet(package: str) -> Iterator[str]:
-    """Requirements of an installed package that are not met."""
+def _unmet(package: str) -> Iterator[tuple[str, str]]:
+    """Requirements of an installed package that are not met, each with its description."""
     try:
         required = requires(package) or ()
     except PackageNotFoundError:
@@ -169,13 +170,14 @@ def _unmet(package: str) -> Iterator[str]:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
+        wanted = f"{requirement.name}{requirement.specifier}"
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
-            yield f"{package} needs {requirement.name}, which is not installed"
+            yield wanted, f"{package} needs {requirement.name}, which is not installed"
             continue
         if not requirement.specifier.contains(found, prereleases=True):
-            yield f"{package} needs {requirement.name}{requirement.specifier}, not {found}"
+            yield wanted, f"{package} needs {wanted}, not {found}"
 
 
 def _home() -> Iterator[Finding]:

@@ -106,7 +106,7 @@ def record_missed(
             if night.date in known or night.scheduled_for in still_due:
                 continue
             reason = f"due at {instant:%Y-%m-%d %H:%M} UTC, and no run started"
-            step = "check that server and worker are up and the schedule is active (nightgate doctor)"
+            step = "check that server and worker are up and the schedule is active (`nightgate doctor`)"
             run = _missed(pipeline, night, reason, step)
             session.add(run)
             missed.append(run_row(session, run.run_id))

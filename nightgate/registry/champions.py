@@ -22,7 +22,7 @@ from nightgate.models import serving_check
 from nightgate.models.classifier import Classifier
 from nightgate.registry import anchors, freezes, versions
 from nightgate.registry.promotion import promote, roll_back
-from nightgate.registry.versions import VersionRow, champions_before, quarantined, require_pipeline
+from nightgate.registry.versions import VersionRow, champions_before, failed_checks, quarantined, require_pipeline
 from nightgate.runs.run_row import read_run
 
 log = logging.getLogger(__name__)
@@ -191,6 +191,8 @@ def promote_manually(
     )
     before = f"in place of version {champion.version}" if champion else "the first one"
     result = f"version {row.version} is the champion of {pipeline} now, {before}"
+    if failed := db.read(lambda session: failed_checks(session, row.run_id)):
+        result += f", despite failed checks: {', '.join(failed)}"
     moved = versions.anchor(db, pipeline)
     if anchor and moved and moved.version != anchor.version:
         result += f"; it is the anchor too, in place of version {anchor.version}"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from nightgate.database.schema import ModelVersion, Run
 from nightgate.database.transactions import Database
-from nightgate.errors import ModelError, RegistryError, without_credentials
+from nightgate.errors import ModelError, NightgateError, RegistryError, first_line, without_credentials
 from nightgate.models.version_folder import CARD, MANIFEST, verify_version
 from nightgate.registry.versions import VersionRow
 
@@ -40,6 +41,7 @@ _KEPT = (
 """Entries of the manifest that name nothing of this machine."""
 _REPLACED = ["*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"]
 """Weights of an earlier version in the same repository, which a loader might prefer."""
+_TOKEN = "set HF_TOKEN in the environment to a token that may write there, or log in with `hf auth login`"
 
 
 def lay_out(
@@ -83,6 +85,38 @@ def lay_out(
     return files
 
 
+def check_name(repo: str) -> None:
+    """Check that the hub allows a repository of this name.
+
+    Raises:
+        RegistryError: it does not.
+    """
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    with _hub_errors(repo):
+        validate_repo_id(repo)
+
+
+def check(repo: str, *, private: bool = False, token: str | None = None) -> None:
+    """Check what `push` needs of the hub, and change nothing there: name, connection, a token that may write.
+
+    Raises:
+        RegistryError: a push would fail.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    check_name(repo)
+    api = HfApi(token=token)
+    with _hub_errors(repo):
+        user = api.whoami()
+        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise RegistryError(f"the token of {user['name']} may not write to the hub", next_step=_TOKEN)
+        with suppress(RepositoryNotFoundError):
+            if private and not api.model_info(repo).private:
+                raise _public(repo)
+
+
 def push(
     folder: Path, repo: str, *, message: str, private: bool = False, branch: str | None = None, token: str | None = None
 ) -> str:
@@ -95,18 +129,13 @@ def push(
     Raises:
         RegistryError: the hub refuses or cannot be reached.
     """
-    import httpx
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    try:
+    with _hub_errors(repo):
         made = api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(made.repo_id).private:
-            raise RegistryError(
-                f"{made.repo_id} exists already and is public: nothing was sent",
-                next_step="make it private on the hub, name another one, or leave out --private",
-            )
+            raise _public(made.repo_id)
         if branch:
             api.create_branch(made.repo_id, branch=branch, exist_ok=True)
         commit = api.upload_folder(
@@ -116,24 +145,43 @@ def push(
             commit_message=message,
             delete_patterns=_REPLACED,
         )
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, ValueError) as error:
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        raise RegistryError(
-            without_credentials(f"the hub ({constants.ENDPOINT}) refused {repo}: {cause}"),
-            next_step=_next_step(error, status),
-        ) from error
     return str(commit.commit_url)
 
 
-def _next_step(error: Exception, status: int | None) -> str:
-    if status in (401, 403):
-        return "set HF_TOKEN in the environment to a token that may write there, or log in with `hf auth login`"
-    if type(error).__name__ == "OfflineModeIsEnabled":
-        return "unset HF_HUB_OFFLINE, or list what would be sent with --dry-run"
-    if type(error).__name__ == "HFValidationError":
-        return "write the repository as OWNER/NAME"
-    return "fix the cause, then run the same command again: a push is one commit"
+def _public(repo: str) -> RegistryError:
+    return RegistryError(
+        f"{repo} exists already and is public: nothing was sent",
+        next_step="make it private on the hub, name another one, or leave out --private",
+    )
+
+
+@contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
+    """Turn any error of the hub's client into a RegistryError with a next step."""
+    from huggingface_hub import constants
+
+    try:
+        yield
+    except (NightgateError, MemoryError):
+        raise
+    except Exception as error:
+        # By name: the HTTP library of the client, whose exceptions it raises, changes between versions.
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if "HFValidationError" in kinds:
+            problem, next_step = "is not a name for a repository", "write the repository as OWNER/NAME"
+        elif "LocalTokenNotFoundError" in kinds or status in (401, 403):
+            problem, next_step = f"is refused by the hub ({constants.ENDPOINT})", _TOKEN
+        elif "OfflineModeIsEnabled" in kinds:
+            problem, next_step = "cannot be reached", "unset HF_HUB_OFFLINE"
+        elif status is None and kinds & {"TransportError", "ConnectionError", "TimeoutError", "OSError"}:
+            problem = f"cannot be reached: the hub ({constants.ENDPOINT}) does not answer"
+            next_step = "check the network and HF_ENDPOINT, then run the same command again"
+        else:
+            problem = f"is refused by the hub ({constants.ENDPOINT})"
+            next_step = "fix the cause, then run the same command again: a push is one commit"
+        words = without_credentials(f"{repo!r} {problem}: {first_line(error)}")
+        raise RegistryError(words, next_step=next_step) from error
 
 
 def recorded_facts(db: Database, version: VersionRow) -> tuple[str | None, str]:
@@ -147,7 +195,7 @@ def recorded_facts(db: Database, version: VersionRow) -> tuple[str | None, str]:
             f"version {version.version} of {version.pipeline} is quarantined ({version.quarantine_reason}): "
             "nothing was sent",
             next_step=f"choose another of `nightgate versions {version.pipeline}`; only `nightgate promote "
-            "--despite-quarantine` releases it",
+            f"{version.pipeline} {version.version} --despite-quarantine --reason TEXT` releases it",
         )
 
     def work(session: Session) -> tuple[str | None, str]:

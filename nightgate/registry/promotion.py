@@ -21,7 +21,7 @@ from nightgate.database.schema import ModelVersion, Promotion, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.registry import anchors, champion_link, freezes
-from nightgate.registry.versions import champion, files_removed, open_promotion, quarantined
+from nightgate.registry.versions import champion, failed_checks, files_removed, open_promotion, quarantined
 from nightgate.runs.lifecycle import end, fenced, lock_pipeline, record_decided
 
 
@@ -152,7 +152,7 @@ def promote(
 ) -> None:
     """Make a version the champion in place of `expected`, as a manual decision.
 
-    If its run waits for an approval, the run ends as promoted.
+    The promotion's reason names the checks that it failed. If its run waits for an approval, the run ends as promoted.
 
     Args:
         moves_anchor: make the version the anchor, too. It becomes the anchor in any case if there is none or one with
@@ -167,7 +167,7 @@ def promote(
 
     def work(session: Session) -> None:
         candidate, champion = _compare(session, swap)
-        why = _usable(candidate, reason, despite_quarantine, RegistryError)
+        why = _despite(session, candidate, _usable(candidate, reason, despite_quarantine, RegistryError))
         moment = _swap_champion(session, swap, champion, why)
         anchors.update_after_promotion(session, candidate, moment, asked=moves_anchor, by=by, reason=why)
         _end_waiting(session, candidate, moment, by, reason)
@@ -186,7 +186,8 @@ def roll_back(db: Database, pipeline: str, version: int, *, expected: int, by: s
 
     def work(session: Session) -> None:
         candidate, champion = _compare(session, swap)
-        moment = _swap_champion(session, swap, champion, _usable(candidate, reason, False, RegistryError))
+        usable = _usable(candidate, reason, False, RegistryError)
+        moment = _swap_champion(session, swap, champion, _despite(session, candidate, usable))
         bad = _version(session, pipeline, expected)
         bad.quarantined_at, bad.quarantined_by, bad.quarantine_reason = moment, by, reason
         why = f"rolled back from version {expected} to {version}: {reason}"
@@ -298,6 +299,12 @@ def _usable(candidate: ModelVersion, reason: str, despite_quarantine: bool, erro
     recorded = f"{reason} (released from the quarantine since {since}: {candidate.quarantine_reason})"
     candidate.quarantined_at = candidate.quarantined_by = candidate.quarantine_reason = None
     return recorded
+
+
+def _despite(session: Session, candidate: ModelVersion, reason: str) -> str:
+    """The reason to store for a promotion without the gate: it names the checks that the version failed."""
+    failed = failed_checks(session, candidate.run_id)
+    return f"{reason} (despite failed checks: {', '.join(failed)})" if failed else reason
 
 
 def _require_permission(

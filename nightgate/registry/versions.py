@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.database.schema import ModelVersion, Promotion, Run
+from nightgate.database.schema import GateCheck, ModelVersion, Promotion, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.home import Home
@@ -164,6 +164,19 @@ def open_promotion(session: Session, pipeline_name: str) -> Promotion | None:
     """The promotion of the current champion, if there is one."""
     query = sa.select(Promotion).where(Promotion.pipeline == pipeline_name, Promotion.valid_to.is_(None))
     return session.scalars(query).one_or_none()
+
+
+def failed_checks(session: Session, run_id: str) -> list[str]:
+    """Names of the checks that a run's candidate did not pass, in the order of the gate."""
+    own = GateCheck.run_id == run_id
+    newest = sa.select(sa.func.max(GateCheck.attempt)).where(own).scalar_subquery()
+    query = (
+        sa.select(GateCheck.check_name, GateCheck.outcome)
+        .where(own, GateCheck.attempt == newest, GateCheck.outcome.in_(("failed", "underpowered")))
+        .order_by(GateCheck.position)
+    )
+    names = [name if outcome == "failed" else f"{name} (underpowered)" for name, outcome in session.execute(query)]
+    return list(dict.fromkeys(names))
 
 
 def champions_before(session: Session, pipeline_name: str) -> list[tuple[int, str]]:

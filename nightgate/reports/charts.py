@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nightgate.rendering import printable
+from nightgate.plain_text import printable
 from nightgate.reports.pictures import (
     CANDIDATE,
     CHAMPION,

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nightgate.rendering import printable
+from nightgate.plain_text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -76,5 +76,5 @@ def publish_if_possible(home: Home, run_id: str) -> str:
     try:
         return publish(home, run_id)[1]
     except Exception as error:  # noqa: BLE001 - no night may fail for its report
-        log.warning("run %s has no report: %s; nightgate history shows its results", run_id, error)
+        log.warning("run %s has no report: %s; `nightgate status` shows how it ended", run_id, error)
         return ""

@@ -88,7 +88,7 @@ def test_an_approval_that_comes_after_another_promotion_says_why_it_lost(databas
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("approve", "other", "--reason", "x"), "other"),
+        (("approve", "sample", "--reason", "x"), "sample"),
         (("reject", "reviews", "--run", "reviews-1", "--reason", "x"), "reviews-1"),
         (("approve", "reviews", "--reason", " "), "blank"),
     ],

@@ -15,7 +15,7 @@ import zstandard
 
 from nightgate.data.refresh import refresh
 from nightgate.data.source_table import ORIGIN
-from nightgate.data.sources import RawRows, read_source
+from nightgate.data.sources import FREE_EXPANSION, RawRows, read_source
 from nightgate.errors import DataError
 from tests.support import reviews
 
@@ -187,6 +187,17 @@ def test_a_pattern_without_files_is_refused_with_the_folder_that_was_searched(
 def test_an_empty_file_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(packed(content, name) if content else b"")
     assert f"{name} is empty" in refusal(lambda: read(tmp_path / name))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_an_archive_that_expands_beyond_all_measure_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"r.csv{suffix}"
+    compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
+    path.write_bytes(compress(csv_of(reviews.rows(5)) + b"\n" * FREE_EXPANSION))
+    assert "unpack it" in refusal(lambda: read(path))
+    # A small file may shrink as much as it likes.
+    path.write_bytes(compress(csv_of(reviews.rows(5)) + b"\n" * 2**20))
+    assert len(read(path).frame) == 5
 
 
 @pytest.mark.parametrize("name", ["r.csv.gz", "r.csv.zst", "r.parquet"])

@@ -236,7 +236,7 @@ def test_the_end_of_a_night_is_an_event_that_carries_the_reason(twins: Twins, pr
     assert event["resource"]["prefect.resource.id"] == "nightgate.pipeline.small"
     assert event["payload"]["night"] == NIGHT
     assert event["payload"]["reason"] in str(twins.state.message)
-    assert event["payload"]["next_step"] == "nothing to do; nightgate rollback small --reason TEXT undoes it"
+    assert event["payload"]["next_step"] == "nothing to do; `nightgate rollback small --reason TEXT` undoes it"
     assert rows(twins.in_flow, "SELECT announced_at FROM nightly_runs")["announced_at"].notna().all()
 
 

@@ -40,7 +40,7 @@ def test_an_anchor_of_no_use_is_replaced_by_the_champion() -> None:
     known = night()
     assert known.anchor is not None
     lost = replace(known, anchor=replace(known.anchor, flaw="cannot be used: model.safetensors is missing"))
-    assert step_after(lost).startswith("nightgate promote reviews 3 --anchor --reason TEXT ")
+    assert step_after(lost).startswith("`nightgate promote reviews 3 --anchor --reason TEXT` ")
 
 
 def test_a_candidate_that_learned_too_little_gets_what_the_diagnosis_found() -> None:
@@ -54,10 +54,10 @@ def test_where_the_diagnosis_finds_nothing_there_is_a_next_step_too() -> None:
 def test_a_window_that_is_too_small_to_tell_is_answered_with_the_number_of_rows_that_would() -> None:
     few = of_candidate(night(0.61, 0.60), predictions=labels(night().test, 0.61, first_error=0.5))
     assert decide(few, POLICY).verdict == "underpowered"
-    assert step_after(few).startswith("nightgate gate power reviews ")
+    assert step_after(few).startswith("`nightgate gate power reviews` ")
     assert "gate.policy" not in step_after(few)
     unclear = of_candidate(night(0.605, 0.60), predictions=labels(night().test, 0.605, first_error=0.1))
-    assert step_after(unclear).startswith("nightgate gate power reviews ")
+    assert step_after(unclear).startswith("`nightgate gate power reviews` ")
 
 
 def test_a_limit_that_was_missed_is_named_with_the_value_that_passes_and_once() -> None:

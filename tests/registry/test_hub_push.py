@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard, constants
@@ -137,30 +138,51 @@ def test_a_private_push_sends_nothing_to_a_public_repository(tmp_path: Path, tra
     assert not hub.folder.exists()
 
 
-@pytest.mark.parametrize(
-    ("repo", "token", "offline", "next_step"),
-    [
-        ("someone/reviews", "hf_wrong", False, "set HF_TOKEN"),
-        ("some one/reviews", TOKEN, False, "OWNER/NAME"),
-        ("someone/reviews", TOKEN, True, "unset HF_HUB_OFFLINE"),
-    ],
-)
-def test_a_refusal_names_the_next_step_and_not_the_token(
+REFUSED = {
+    "a token that is not valid": ("someone/reviews", {"HF_TOKEN": "hf_wrong"}, "set HF_TOKEN"),
+    "no token": ("someone/reviews", {"HF_TOKEN": ""}, "set HF_TOKEN"),
+    "a bad name": ("some one/reviews", {}, "OWNER/NAME"),
+    "a name of three parts": ("someone/reviews/small", {}, "OWNER/NAME"),
+    "offline": ("someone/reviews", {"HF_HUB_OFFLINE": True}, "unset HF_HUB_OFFLINE"),
+    # The port of a server that is gone.
+    "no network": ("someone/reviews", {"ENDPOINT": "http://127.0.0.1:9"}, "check the network"),
+    "no name server": ("someone/reviews", {"ENDPOINT": "http://hub.invalid"}, "check the network"),
+}
+
+
+@pytest.mark.parametrize("send", [True, False], ids=["push", "dry run"])
+@pytest.mark.parametrize(("repo", "settings", "next_step"), REFUSED.values(), ids=REFUSED)
+def test_a_refusal_is_in_words_with_the_next_step_and_not_the_token(
     tmp_path: Path,
     hub: Hub,
     monkeypatch: pytest.MonkeyPatch,
     repo: str,
-    token: str,
-    offline: bool,
+    settings: dict[str, Any],
     next_step: str,
+    send: bool,
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    for name, value in settings.items():
+        if name == "HF_TOKEN":
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.setattr(constants, name, value)
     with pytest.raises(RegistryError, match=repo) as caught:
-        hub_push.push(tmp_path, repo, message="reviews version 3")
+        hub_push.push(tmp_path, repo, message="reviews version 3") if send else hub_push.check(repo)
     assert next_step in caught.value.next_step
-    assert token not in str(caught.value)
+    assert "hf_wrong" not in str(caught.value)
+    assert TOKEN not in str(caught.value)
     assert not hub.folder.exists()
+
+
+def test_a_dry_run_refuses_a_token_that_may_only_read_and_a_public_repository(hub: Hub) -> None:
+    hub_push.check("someone/reviews", private=True)
+    hub.visibility = "public"
+    with pytest.raises(RegistryError, match="public"):
+        hub_push.check("someone/reviews", private=True)
+    hub.role = "read"
+    with pytest.raises(RegistryError) as caught:
+        hub_push.check("someone/reviews")
+    assert "HF_TOKEN" in caught.value.next_step
 
 
 def test_a_quarantined_version_is_not_pushed(database: Database) -> None:

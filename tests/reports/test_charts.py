@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
-from nightgate.rendering import printable
+from nightgate.plain_text import printable
 from nightgate.reports import charts, pictures
 from nightgate.reports.charts import Gap, Level
 from nightgate.reports.confusion_chart import HEAT, PALE_FROM, confusion_matrix, heat_level

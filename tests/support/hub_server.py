@@ -23,6 +23,8 @@ class Hub:
     url: str = ""
     visibility: str = ""
     """Visibility of the repository; '' before it exists."""
+    role: str = "write"
+    """What the token may do."""
     messages: list[str] = field(default_factory=list)
 
 
@@ -71,10 +73,13 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer = 401, {"error": "Invalid username or password."}
         else:
             answer = self._route(path, body)
-            status = 200 if answer is not None else 404
+            if answer is None:
+                status, answer = 404, {"error": "Repository not found"}
         content = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
+        if status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -86,9 +91,11 @@ class _Handler(BaseHTTPRequestHandler):
                 # As on the real hub, an existing repository does not change.
                 self.hub.visibility = self.hub.visibility or asked.get("visibility", "public")
                 return {"url": f"{self.hub.url}/{asked.get('organization', 'me')}/{asked['name']}"}
+            case ["api", "whoami-v2"]:
+                return {"name": "someone", "auth": {"accessToken": {"role": self.hub.role}}}
             case ["api", "validate-yaml"]:
                 return {"errors": [], "warnings": []}
-            case ["api", "models", owner, name]:
+            case ["api", "models", owner, name] if self.hub.visibility:
                 return {"id": f"{owner}/{name}", "private": self.hub.visibility == "private", "siblings": []}
             case ["api", "models", owner, name, "branch", branch]:
                 self._branch(owner, name, branch).mkdir(parents=True, exist_ok=True)
