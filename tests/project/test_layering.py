@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.process
-
 ROOT = Path(__file__).parents[2]
 LAYERS = ["nightgate", "tasks", "flows", "deployments", "benchmarks"]
 """Each may import itself and those before it."""
@@ -203,6 +201,7 @@ def _packages(tree: ast.Module) -> set[str]:
     return found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("place", LIGHT)
 def test_importing_loads_nothing_heavier_than_it_needs(place: str) -> None:
     wanted = sorted(name for name in modules() if name == place or (room(place) >= 0 and name.startswith(f"{place}.")))
