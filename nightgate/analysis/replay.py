@@ -191,15 +191,25 @@ class Chain:
     def __init__(
         self, db: Database, pipeline: str, made: Iterable[VersionRow], first: Evidence, rescorer: Rescorer | None
     ) -> None:
-        by_number: dict[int | None, VersionRow] = {version.version: version for version in made}
-        self.champion = by_number[first.champion.version] if first.champion else None
-        self.anchor = by_number[first.anchor.version] if first.anchor else None
+        self._by_number: dict[int | None, VersionRow] = {version.version: version for version in made}
+        self._begin_with(first)
         self.meanings = db.read(lambda session: label_meanings(session, Run.pipeline == pipeline))
         self._db, self._pipeline, self._rescorer = db, pipeline, rescorer
         self._known: dict[tuple[str, str], dict[str, Given]] = {}
 
+    def _begin_with(self, evidence: Evidence) -> None:
+        """Take the champion and the anchor that the night really had."""
+        self.champion = self._by_number[evidence.champion.version] if evidence.champion else None
+        self.anchor = self._by_number[evidence.anchor.version] if evidence.anchor else None
+
     def decide(self, run: Run, candidate: VersionRow | None, evidence: Evidence, policy: Gate) -> ChainNight:
-        """Decide the night against the chain's champion, which a promoted candidate replaces."""
+        """Decide the night against the chain's champion, which a promoted candidate replaces.
+
+        Where a person has accepted labels that mean something else, the chain begins anew with that champion.
+        """
+        real = self._by_number[evidence.champion.version] if evidence.champion else None
+        if self.champion and real and self._flaw(self.champion, run.run_id) and not self._flaw(real, run.run_id):
+            self._begin_with(evidence)
         champion_version = self.champion.version if self.champion else None
         own = self._with_own_sides(run, evidence, policy)
         if isinstance(own, str):
@@ -249,7 +259,7 @@ class Chain:
     ) -> tuple[Side, Mask] | str:
         """A version's predictions on the night's rows with the mask of known rows, or why too few are known."""
         everywhere = np.ones(len(evidence.test), dtype=np.bool_)
-        if flaw := self.meanings[version.run_id].flaw(self.meanings[run_id]):
+        if flaw := self._flaw(version, run_id):
             return Side(None, version.data_until, version=version.version, flaw=flaw, relabelled=True), everywhere
         for side in (evidence.champion, evidence.anchor):
             if side is not None and side.version == version.version:
@@ -283,6 +293,9 @@ class Chain:
             return f"version {version.version} cannot be scored on these rows: {error.reason}"
         whole = replace(made, predictions=scored.predictions, golden=scored.golden if lacking else golden)
         return replace(whole, trained_on=scored.trained_on, unknown_line=scored.unknown_line), everywhere
+
+    def _flaw(self, version: VersionRow, run_id: str) -> str:
+        return self.meanings[version.run_id].flaw(self.meanings[run_id])
 
     def _golden(self, version: VersionRow, evidence: Evidence) -> np.typing.NDArray[np.int64] | None:
         if evidence.golden is None:

@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from nightgate.analysis import rescoring as rescoring_module
-from nightgate.analysis.replay import ReplayedNight, Rescorer, policy_of, replay, summary
+from nightgate.analysis.replay import ReplayedNight, Rescorer, breaks_before, policy_of, replay, summary
 from nightgate.analysis.rescoring import Rescored, newest_judged, rescore
 from nightgate.cli.app import app
-from nightgate.config import Gate
+from nightgate.config import Gate, Pipeline
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, SnapshotError
 from nightgate.home import existing_home
@@ -76,6 +76,28 @@ def test_a_champion_without_scores_on_the_rows_stays_and_leaves_the_night_unknow
     assert [one.chain.champion_version for one in nights] == [None, 1, 2, 2]
     assert "version 2 was scored on 66.7 %" in nights[2].chain.reason
     assert f"2 are unknown, the first 2026-03-03 ({nights[2].chain.reason}" in summary(nights)
+
+
+def test_labels_that_mean_something_else_are_never_compared_and_the_chain_goes_on_when_a_person_accepts_them(
+    database: Database,
+) -> None:
+    record = night_rows.pipeline().record()
+    swapped = Pipeline.model_validate(
+        {**record, "data": {**record["data"], "labels": {"good": "bad", "bad": "good", "ok": "good"}}}
+    )
+    first = judged_night(database, 0, Model("first", 0.65))
+    # As an earlier release stored it: scored, and promoted for its gain.
+    second = judged_night(database, 1, Model("second", 0.80), first, pipeline=swapped)
+    judged_night(database, 2, Model("third", 0.95), second, pipeline=swapped)
+    nights = replayed(database, {"gate.policy": "threshold_only"})
+    assert [one.chain.verdict for one in nights] == ["promote", "hold", "promote"]
+    assert [one.chain.champion_version for one in nights] == [None, 1, 2]
+    assert nights[1].chain.champion_f1 is None
+    assert "'ok' was not used and is good" in nights[1].chain.reason
+    before = breaks_before(nights)
+    assert before[0] is None
+    assert "labels mean something else" in str(before[1])
+    assert before[2] is None
 
 
 def rescoring(models: list[Model], asked: list[tuple[str, int]]) -> Rescorer:
