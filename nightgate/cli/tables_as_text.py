@@ -60,7 +60,7 @@ def formatted(
         width = max(len(str(column)) for column in frame.columns)
         rows = frame.to_dict("records")
         return "\n".join(f"{name!s:<{width}}  {_cell(value)}".rstrip() for row in rows for name, value in row.items())
-    lines = [None if value is None else printable(str(value)) for value in frame[before]] if before else []
+    lines = [_cell(value) or None for value in frame[before]] if before else []
     cells = {str(name): [_cell(value) for value in frame[name]] for name in columns or frame.columns}
     # The terminal's width; COLUMNS, or 120, in a file or a pipe.
     width = shutil.get_terminal_size((120, 24)).columns - len(indent)

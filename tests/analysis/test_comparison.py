@@ -90,6 +90,7 @@ def test_corrected_labels_judge_stored_predictions_again(database: Database) -> 
     assert nightgate.history("reviews")["break_before"].isna().all(), "no break"
     shown = CliRunner().invoke(app, ["history", "reviews"]).stdout
     assert "labels of 40 test rows were corrected" in shown
+    assert shown.count("┄┄┄") == 1, "a line above this night alone"
     assert night.version == 3
 
 

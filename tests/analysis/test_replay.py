@@ -98,6 +98,8 @@ def test_labels_that_mean_something_else_are_never_compared_and_the_chain_goes_o
     assert before[0] is None
     assert "labels mean something else" in str(before[1])
     assert before[2] is None
+    shown = CliRunner().invoke(app, ["gate", "replay", "reviews"]).stdout
+    assert shown.count("┄┄┄") == 1, "a line above this night alone"
 
 
 def rescoring(models: list[Model], asked: list[tuple[str, int]]) -> Rescorer:
