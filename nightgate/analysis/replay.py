@@ -199,15 +199,15 @@ class Chain:
 
     def _begin_with(self, evidence: Evidence) -> None:
         """Take the champion and the anchor that the night really had."""
-        self.champion = self._by_number[evidence.champion.version] if evidence.champion else None
-        self.anchor = self._by_number[evidence.anchor.version] if evidence.anchor else None
+        self.champion = self._by_number.get(evidence.champion.version) if evidence.champion else None
+        self.anchor = self._by_number.get(evidence.anchor.version) if evidence.anchor else None
 
     def decide(self, run: Run, candidate: VersionRow | None, evidence: Evidence, policy: Gate) -> ChainNight:
         """Decide the night against the chain's champion, which a promoted candidate replaces.
 
         Where a person has accepted labels that mean something else, the chain begins anew with that champion.
         """
-        real = self._by_number[evidence.champion.version] if evidence.champion else None
+        real = self._by_number.get(evidence.champion.version) if evidence.champion else None
         if self.champion and real and self._flaw(self.champion, run.run_id) and not self._flaw(real, run.run_id):
             self._begin_with(evidence)
         champion_version = self.champion.version if self.champion else None
