@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from nightgate.config import Pipeline
+from nightgate.config import Blockable, Gate, Pipeline
 from nightgate.config_types import canonical_label
 from nightgate.errors import ConfigurationError
 from nightgate.pipeline_files import check_pipeline, find_by_name, load_pipeline, parse_settings, pipeline_files
@@ -34,6 +35,31 @@ def test_the_defaults_are_the_published_recipe() -> None:
 @pytest.mark.parametrize("name", ["sample", "template", "amazon-reviews-multi"])
 def test_every_shipped_pipeline_loads_and_has_the_name_of_its_file(name: str) -> None:
     assert load_pipeline(name).name == name
+
+
+def test_the_template_sets_the_fields_of_the_gate_that_decide_to_their_defaults() -> None:
+    written = tomllib.loads(pipeline_files()["template"].read_text())["gate"]
+    assert list(written) == ["average", "min_f1", "policy", "margin", "test_window", "blocking", "approval"]
+    assert load_pipeline("template").gate == Gate()
+    assert {name for name in get_args(Blockable) if Gate().blocks(name)} == {"slices"}
+
+
+def test_a_gate_that_an_earlier_version_stored_blocks_what_it_blocked() -> None:
+    earlier = {
+        "min_f1": 0.54,
+        "golden_margin": 0.05,
+        "golden_blocks": False,
+        "slice_floor": 0.0,
+        "slice_margin": 0.05,
+        "max_share_gap": 0.3,
+        "max_calibration_error": 0.3,
+        "max_latency_ratio": 2.0,
+        "max_size_ratio": 1.5,
+    }
+    gate = check({f"gate.{name}": value for name, value in earlier.items()}).gate
+    assert {name for name in get_args(Blockable) if not gate.blocks(name)} == {"golden"}
+    assert (gate.min_f1, [gate.limit(name) for name in get_args(Blockable)]) == (0.54, [0.05, 0.05, 0.3, 0.3, 2, 1.5])
+    assert check({"gate.golden_blocks": True}).gate.blocks("golden")
 
 
 def test_the_published_recipe_is_written_out_and_agrees_with_the_defaults() -> None:
