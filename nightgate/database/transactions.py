@@ -196,11 +196,21 @@ def upgrade(url: str, *, patience: float = PATIENCE) -> tuple[str | None, str]:
 
 
 def prepare(home: Home) -> None:
-    """Create the SQLite database on first use; a PostgreSQL database needs an explicit `nightgate db upgrade`."""
+    """Create the SQLite database on first use; a PostgreSQL database needs an explicit `nightgate db upgrade`.
+
+    Raises:
+        DatabaseError: the home has versions, whose database was lost: a new one would forget their champion.
+    """
     url = database_url(home)
     path = sqlite_path(parse_url(url))
-    if path is not None and not path.exists():
-        upgrade(url)
+    if path is None or path.exists():
+        return
+    if any(home.models.glob("*/v[0-9]*")):
+        raise DatabaseError(
+            f"there is no database at {path}, though the home has versions of earlier nights",
+            next_step="restore it from a backup (docs/restore.md); for an empty one: nightgate db upgrade",
+        )
+    upgrade(url)
 
 
 def alembic_config(url: str, *, patience: float = PATIENCE) -> Any:

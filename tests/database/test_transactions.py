@@ -326,6 +326,17 @@ def test_a_missing_sqlite_file_is_not_made_by_opening(home: Home) -> None:
     assert not (home.root / "metrics.db").exists()
 
 
+def test_a_lost_sqlite_file_is_not_replaced_by_an_empty_one(home: Home) -> None:
+    """The next candidate would be the first version, and promoted without a champion to beat."""
+    (home.models / "reviews" / "v0001").mkdir(parents=True)
+    with pytest.raises(DatabaseError, match=r"metrics\.db(?s:.*)nightgate db upgrade"):
+        databases.prepare(home)
+    (home.models / "reviews" / "v0001").rmdir()
+    databases.prepare(home)
+    with Database.open(home) as database:
+        assert remembered(database) == set()
+
+
 def test_a_blank_database_needs_an_upgrade(database_url: str, home: Home) -> None:
     connections.make_engine(database_url, create=True).connect().close()
     with pytest.raises(DatabaseError, match="nightgate db upgrade"):
