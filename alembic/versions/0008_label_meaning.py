@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008"
-down_revision = "0007"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
@@ -54,17 +54,14 @@ LEFT JOIN attempt AS d ON d.run_id = r.run_id AND d.attempt = (
 LEFT JOIN slot_request AS q ON q.run_id = r.run_id AND q.attempt = r.attempt
 """
 
-# As in 0007.
+# As in 0005.
 NIGHTS = """
 SELECT n.* FROM nightly_runs AS n
-WHERE n.run_id IN (
-    SELECT ranked.run_id FROM (
-        SELECT c.run_id, ROW_NUMBER() OVER (
-            PARTITION BY c.pipeline, c.night
-            ORDER BY CASE WHEN c.status = 'superseded' THEN 2 WHEN c.dry_run THEN 1 ELSE 0 END,
-                     c.started_at DESC, c.run_id DESC) AS place
-        FROM run AS c) AS ranked
-    WHERE ranked.place = 1)
+WHERE n.run_id = (
+    SELECT c.run_id FROM run AS c
+    WHERE c.pipeline = n.pipeline AND c.night = n.night
+    ORDER BY CASE WHEN c.status = 'superseded' THEN 2 WHEN c.dry_run THEN 1 ELSE 0 END, c.started_at DESC, c.run_id DESC
+    LIMIT 1)
 """
 
 DURATION = {

@@ -35,14 +35,11 @@ LEFT JOIN slot_request AS q ON q.run_id = r.run_id AND q.attempt = r.attempt
 """
 NIGHTS = """
 SELECT n.* FROM nightly_runs AS n
-WHERE n.run_id IN (
-    SELECT ranked.run_id FROM (
-        SELECT c.run_id, ROW_NUMBER() OVER (
-            PARTITION BY c.pipeline, c.night
-            ORDER BY CASE WHEN c.status = 'superseded' THEN 2 WHEN c.dry_run THEN 1 ELSE 0 END,
-                     c.started_at DESC, c.run_id DESC) AS place
-        FROM run AS c) AS ranked
-    WHERE ranked.place = 1)
+WHERE n.run_id = (
+    SELECT c.run_id FROM run AS c
+    WHERE c.pipeline = n.pipeline AND c.night = n.night
+    ORDER BY CASE WHEN c.status = 'superseded' THEN 2 WHEN c.dry_run THEN 1 ELSE 0 END, c.started_at DESC, c.run_id DESC
+    LIMIT 1)
 """
 
 

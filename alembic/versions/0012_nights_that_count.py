@@ -9,16 +9,14 @@ down_revision = "0011"
 branch_labels = None
 depends_on = None
 
-# As in 0007, with an order of its own.
+# As in 0005, with an order of its own.
 NIGHTS = """
 SELECT n.* FROM nightly_runs AS n
-WHERE n.run_id IN (
-    SELECT ranked.run_id FROM (
-        SELECT c.run_id, ROW_NUMBER() OVER (
-            PARTITION BY c.pipeline, c.night
-            ORDER BY {order}, c.started_at DESC, c.run_id DESC) AS place
-        FROM run AS c) AS ranked
-    WHERE ranked.place = 1)
+WHERE n.run_id = (
+    SELECT c.run_id FROM run AS c
+    WHERE c.pipeline = n.pipeline AND c.night = n.night
+    ORDER BY {order}, c.started_at DESC, c.run_id DESC
+    LIMIT 1)
 """
 # What broke counts for a night that has no result, and a dry run for one that nothing else has run.
 ORDER = """CASE WHEN c.status = 'superseded' THEN 3 WHEN c.dry_run THEN 2

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -36,14 +35,11 @@ from nightgate.home import Home
 from nightgate.metrics.comparability import metric_key
 from nightgate.runs import records
 from tests.support import night_rows
-from tests.support.years import insert_nights
 
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).resolve().parents[2]
 REVISIONS = [script.revision for script in ScriptDirectory(str(databases.migrations_folder())).walk_revisions()]
-
-BEFORE_FASTER_VIEWS, FASTER_VIEWS = "0006", "0007"
 
 
 def views_and_tables(url: str) -> set[str]:
@@ -123,33 +119,6 @@ def test_down_and_up_again_keeps_rows(database: Database, migrated_url: str, rev
         assert before[view][columns].notna().all(axis=None)
         assert after[columns].isna().all(axis=None)
     assert list(database.frame("SELECT restarts FROM attempt")["restarts"]) == [0]
-
-
-def test_the_faster_view_of_nights_has_the_same_rows(database: Database, migrated_url: str) -> None:
-    """With superseded runs, dry runs and several attempts beside those that count."""
-    insert_nights(database, pipelines=2, nights=31)
-    found = []
-    for move, revision in ((command.downgrade, BEFORE_FASTER_VIEWS), (command.upgrade, FASTER_VIEWS)):
-        move(databases.alembic_config(migrated_url), revision)
-        found.append(database.frame("SELECT * FROM nights ORDER BY pipeline, night"))
-    before, after = found
-    assert (len(before), before["status"].nunique()) == (62, 3)
-    assert after.equals(before)
-
-
-def test_the_faster_views_show_the_same_of_an_earlier_home(tmp_path: Path, home: Home) -> None:
-    with tarfile.open(ROOT / "tests" / "fixtures" / "earlier_home.tar.xz") as archive:
-        archive.extract("home/metrics.db", tmp_path, filter="data")
-    url = f"sqlite:///{tmp_path / 'home' / 'metrics.db'}"
-    database = Database.open(home, url, check=False)
-    command.upgrade(databases.alembic_config(url), BEFORE_FASTER_VIEWS)
-    views = {name: f"SELECT * FROM {name}" for name in sa.inspect(connections.make_engine(url)).get_view_names()}
-    before = {name: database.frame(query) for name, query in views.items()}
-    command.upgrade(databases.alembic_config(url), FASTER_VIEWS)
-    assert sum(map(len, before.values())) > 100
-    for name, query in views.items():
-        rows = [sorted(map(str, frame.to_numpy().tolist())) for frame in (before[name], database.frame(query))]
-        assert rows[0] == rows[1], name
 
 
 def test_test_versions_and_keys_of_before_get_the_meaning_of_their_labels(

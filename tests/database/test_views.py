@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -185,11 +186,11 @@ def test_each_pipeline_and_night_has_one_row(database: Database) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_the_runs_that_count_are_ranked_once_and_not_for_every_run(database: Database) -> None:
-    """With a query for each run, two years of ten pipelines took a minute."""
+def test_the_run_that_counts_is_found_by_an_index(database: Database) -> None:
+    """Ranked in a window, PostgreSQL ranked all runs again for each slice: 12 s with 200 nights of ten pipelines."""
     plan = database.frame("EXPLAIN QUERY PLAN SELECT * FROM nights")["detail"]
-    assert [line for line in plan if line.startswith("SEARCH c ")] == []
-    assert any(line.startswith("SCAN c ") for line in plan)
+    lookups = [line for line in plan if re.match(r"\w+ c\b", line)]
+    assert lookups == ["SEARCH c USING INDEX ix_run_pipeline_night (pipeline=? AND night=?)"]
 
 
 def test_the_length_of_a_run_is_in_seconds(database: Database) -> None:
