@@ -10,6 +10,11 @@ a plain percentile interval of n draws is too narrow by the factor sqrt((n - 1) 
 Student's t. No percentile lies beyond the worst row or group, though, and five of five groups favour the same model
 once in 16 times. With fewer than `FEW` the interval therefore includes Student's, value +- t s; with fewer than
 `FEWEST` there is none. A model without errors gets the interval [1, 1]: resampling sees only errors in the test rows.
+
+Macro F1 is over the same classes in every resample. A class of very few rows is missing from some, where its F1 is 0,
+so that the interval of one model reaches too low: it held the true macro F1 in 94 % of 250 samples of 500 rows with
+two classes of 10 rows each, in 80 % with 5 and in 64 % with 2 or 3. That of a difference is not affected (94, 90 and
+88 %; over the classes drawn in each resample 94, 90 and 88 %).
 """
 
 from __future__ import annotations
