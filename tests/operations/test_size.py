@@ -20,7 +20,7 @@ from nightgate.registry.champions import resolve_version
 from nightgate.reports.facts import gather
 from tests.support.years import insert_nights
 
-pytestmark = [pytest.mark.slow, pytest.mark.process]
+pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.timeout(900)]
 
 PIPELINES, NIGHTS = 10, 730
 SECONDS = 20.0
