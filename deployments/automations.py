@@ -24,7 +24,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.settings import PREFECT_UI_URL
 
 from deployments.catalog import NIGHTLY, TAG
-from flows.heartbeats import ENDED_NIGHTS, HEARTBEAT, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
+from flows.events import ENDED_NIGHTS, HEARTBEAT, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
 from flows.server_connection import running_server
 from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.settings import read_settings
@@ -205,7 +205,7 @@ _ENDED_PAYLOAD = """\
  "run_url": {{ run | default(none) | tojson }}}"""
 _LATE_PAYLOAD = """\
 {%- set names = event.related | selectattr('role', 'equalto', 'deployment') | map(attribute='name') | list -%}
-{%- set pipeline = names[0] if names else event.resource.name -%}
+{%- set pipeline = names[0].split('.')[0] if names else event.resource.name -%}
 {%- set run = 'UI_URL/runs/' ~ event.resource.id | replace('prefect.', '') | replace('flow-run.', 'flow-run/') -%}
 {%- set reason = 'the night is due and has not started for MINUTES minutes' -%}
 {%- set step = 'start a worker; `nightgate doctor` shows what is missing' -%}

@@ -3,6 +3,7 @@
     python -m deployments.catalog > deployments/prefect.yaml    # after a pipeline file or a flow has changed
 
 Each pipeline file has a deployment of its name; the operations for all pipelines are deployed once, as `nightgate`.
+With `NIGHTGATE_NAME=shop` these are `PIPELINE.shop` and `shop`, beside those of other homes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ import yaml  # type: ignore[import-untyped]  # it comes with Prefect, its types 
 
 from nightgate.config import Pipeline
 from nightgate.pipeline_files import load_by_name, pipeline_files
+from nightgate.settings import read_settings
 
-POOL = "nightgate"
-"""The work pool; `nightgate deploy` makes it with type process if there is none."""
 TAG = "nightgate"
 """Tag of all our deployments and runs, by which automations and `deploy --prune` find them."""
 SLUG = "nightgate"
@@ -57,7 +57,7 @@ def night_of(pipeline: Pipeline) -> Deployment:
     """The deployment of a pipeline: its cron in its timezone, one run at a time."""
     return Deployment(
         flow=NIGHTLY,
-        name=pipeline.name,
+        name=night_name(pipeline.name),
         entrypoint="flows.nightly.nightly",
         description=f"Nightly retraining of {pipeline.name}. Custom run shows what can be changed for one run.",
         # A second run waits, and the database then decides what it does; a cancelled one would leave no reason.
@@ -70,12 +70,19 @@ def night_of(pipeline: Pipeline) -> Deployment:
     )
 
 
+def night_name(pipeline: str) -> str:
+    """The name of a pipeline's deployment. No pipeline has a dot in its name."""
+    name = read_settings().name
+    return pipeline if name == TAG else f"{pipeline}.{name}"
+
+
 def operations() -> tuple[Deployment, ...]:
     """Deployments for all pipelines: reconciliation, and manual decisions from the UI."""
+    name = read_settings().name
     return (
         Deployment(
             flow="reconcile",
-            name="nightgate",
+            name=name,
             entrypoint="flows.reconcile.reconcile",
             description="Fails dead runs, expires approvals, records missed nights, in the database and here.",
             # After an outage dozens are due at once, and one does the work of all.
@@ -84,28 +91,28 @@ def operations() -> tuple[Deployment, ...]:
         ),
         Deployment(
             flow="promote",
-            name="nightgate",
+            name=name,
             entrypoint="flows.manual_promotion.promote",
             description="Makes a version the champion of its pipeline, whatever the gate decided; it is audited.",
             collision="ENQUEUE",
         ),
         Deployment(
             flow="rollback",
-            name="nightgate",
+            name=name,
             entrypoint="flows.manual_promotion.rollback",
             description="Restores the previous champion and freezes the pipeline; it is audited.",
             collision="ENQUEUE",
         ),
         Deployment(
             flow="freeze",
-            name="nightgate",
+            name=name,
             entrypoint="flows.manual_promotion.freeze",
             description="Stops automatic promotion of a pipeline: its nights are held; it is audited.",
             collision="ENQUEUE",
         ),
         Deployment(
             flow="unfreeze",
-            name="nightgate",
+            name=name,
             entrypoint="flows.manual_promotion.unfreeze",
             description="Resumes automatic promotion of a pipeline; it is audited.",
             collision="ENQUEUE",
@@ -162,7 +169,7 @@ def _entry(one: Deployment) -> dict[str, Any]:
             "collision_strategy": one.collision,
             "grace_period_seconds": GRACE_SECONDS,
         },
-        "work_pool": {"name": POOL},
+        "work_pool": {"name": read_settings().name},
     }
 
 

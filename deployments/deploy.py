@@ -6,7 +6,9 @@ gone are reported, or removed with `--prune`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+import platform
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +16,6 @@ from typing import Literal
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.runner import RunnerDeployment
@@ -23,11 +24,27 @@ from prefect.runner.storage import LocalStorage
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
-from deployments.catalog import GRACE_SECONDS, NIGHTLY, POOL, SLUG, TAG, Deployment, catalog, deployable
+from deployments.catalog import (
+    GRACE_SECONDS,
+    NIGHTLY,
+    SLUG,
+    TAG,
+    Deployment,
+    catalog,
+    deployable,
+    night_name,
+    operations,
+)
+from flows.homes import PLACE, deployments_of, described, home_in, is_foreign, pipeline_of, tag_of
+from flows.server_checks import worker_command
 from flows.server_connection import running_server
 from nightgate.config import Pipeline
 from nightgate.errors import ConfigurationError, NightgateError
+from nightgate.home import Home, existing_home, home_path
 from nightgate.pipeline_files import load_by_name, pipeline_files
+from nightgate.settings import read_settings
+
+log = logging.getLogger("nightgate.deployments")
 
 PROCESS = "process"
 
@@ -54,20 +71,28 @@ class Outcome:
 
 
 def deploy(
-    names: Sequence[str] = (), *, pool: str = POOL, prune: bool = False, work_dir: Path | None = None
+    names: Sequence[str] = (),
+    *,
+    pool: str = "",
+    prune: bool = False,
+    work_dir: Path | None = None,
+    take_over: bool = False,
+    say: Callable[[str], object] = log.info,
 ) -> list[Outcome]:
     """Register the nights of these pipelines, by default of all, and the operations.
 
     Args:
         names: Pipelines by name, as workers will look them up.
-        pool: Work pool; one of type process is made if there is none of this name.
+        pool: Work pool; one of type process is made if there is none of this name. Default: `NIGHTGATE_NAME`.
         prune: Remove deployments of pipelines that are gone.
         work_dir: Folder in which runs work and to which paths of pipeline files are relative. None: for a process pool
             the current one, for others the one of their image.
+        take_over: Let this home have deployments of another one.
+        say: Gets a sentence about who will execute the runs, where that is not the pool's workers alone.
 
     Raises:
-        NightgateError: No server answers, or no pipeline has one of the names. A broken pipeline file is an outcome,
-            and the others are registered.
+        NightgateError: No server answers, no pipeline has one of the names, or a deployment is another home's. A broken
+            pipeline file is an outcome, and the others are registered.
     """
     outcomes: list[Outcome] = []
     pipelines: list[Pipeline] = []
@@ -78,23 +103,64 @@ def deploy(
             if name not in pipeline_files():
                 raise
             outcomes.append(Outcome(f"{NIGHTLY}/{name}", "problem", note=str(error)))
+    pool = pool or read_settings().name
     with running_server(), get_client(sync_client=True) as client:
         work_pool = _work_pool(client, pool)
         folder = work_dir or (Path.cwd() if work_pool.type == PROCESS else None)
-        for one in catalog(pipelines):
-            before = existing(client, one.full_name)
-            registered = prefect_deployment(one, before)
+        home = _home_of_runs(folder)
+        found = [(one, existing(client, one.full_name)) for one in catalog(pipelines)]
+        check_homes(found, home, take_over=take_over)
+        for one, before in found:
+            registered = prefect_deployment(one, before, home)
             registered.work_pool_name = pool
             if folder is not None:
                 registered.storage = LocalStorage(str(folder.resolve()))
             registered.apply()
             outcomes.append(_outcome(one, before))
-        outcomes += _left_over(client, prune)
+        outcomes += _left_over(client, home, prune)
+        for line in _executors(client, work_pool, [before for _, before in found if before]):
+            say(line)
+        if home is None and folder is not None:
+            say("these deployments belong to no home yet: `nightgate db upgrade` makes one, then deploy again")
     return outcomes
 
 
-def prefect_deployment(one: Deployment, before: DeploymentResponse | None = None) -> RunnerDeployment:
+def _home_of_runs(folder: Path | None) -> Home | None:
+    """The home of runs that work in `folder`; None where it is not known, as in an image, or is not made yet."""
+    if folder is None:
+        return None
+    path = home_path(folder.resolve() / Path(read_settings().home or ".nightgate").expanduser())
+    return existing_home(path) if (path / "home.json").is_file() else None
+
+
+def check_homes(
+    found: Iterable[tuple[Deployment, DeploymentResponse | None]], home: Home | None, *, take_over: bool
+) -> None:
+    """Refuse to change deployments of another home.
+
+    Raises:
+        ConfigurationError: some are, and they are not to be taken over.
+    """
+    ours = tag_of(home) if home else ""
+    foreign = [(one, before) for one, before in found if before is not None and is_foreign(before.tags, ours)]
+    if foreign and not take_over:
+        raise ConfigurationError(
+            f"deployments of these names belong to another home than {ours or 'that of ' + str(home_path())}:",
+            [f"{one.full_name}: {described(before)}" for one, before in foreign],
+            next_step=(
+                "give this home a name of its own there with NIGHTGATE_NAME=NAME"
+                if home
+                else "set NIGHTGATE_HOME to the home of the workers"
+            )
+            + ", or repeat with --take-over where the other is gone",
+        )
+
+
+def prefect_deployment(
+    one: Deployment, before: DeploymentResponse | None = None, home: Home | None = None
+) -> RunnerDeployment:
     """An entry of the catalog for Prefect's client. What is paused in `before`, the existing one, stays paused."""
+    place = f"{PLACE}{platform.node()}:{home.root}" if home else ""
     schedules = before.schedules if before else []
     active = not schedules or any(schedule.active for schedule in schedules)
     # Not Prefect's load_flow_from_entrypoint, which imports from the working folder first.
@@ -102,11 +168,11 @@ def prefect_deployment(one: Deployment, before: DeploymentResponse | None = None
     return RunnerDeployment.from_flow(
         getattr(import_module(module), flow),
         name=one.name,
-        description=one.description,
+        description=one.description + place,
         schedule=Cron(one.cron, timezone=one.timezone, active=active, slug=SLUG) if one.cron else None,
         paused=bool(before and before.paused),
         parameters=dict(one.parameters),
-        tags=list(one.tags),
+        tags=[*one.tags, *([tag_of(home)] if home else [])],
         concurrency_limit=ConcurrencyLimitConfig(
             limit=1,
             collision_strategy=ConcurrencyLimitStrategy(one.collision),
@@ -157,27 +223,40 @@ def _outcome(one: Deployment, before: DeploymentResponse | None) -> Outcome:
     return Outcome(one.full_name, "updated", schedule, "stays paused" if paused else "")
 
 
-def _left_over(client: SyncPrefectClient, prune: bool) -> Iterable[Outcome]:
-    """Deployments of nights whose pipeline file is gone."""
-    ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
-    nightly_id = client.read_flow_by_name(NIGHTLY).id
-    known = pipeline_files()
-    found = [one for one in _all(client, ours) if one.flow_id == nightly_id and one.name not in known]
-    for one in found:
-        if prune:
-            client.delete_deployment(one.id)
-        yield Outcome(
-            f"{NIGHTLY}/{one.name}",
-            "removed" if prune else "left over",
-            note="no pipeline file has this name" + ("" if prune else ": `nightgate deploy --prune` removes it"),
+def _left_over(client: SyncPrefectClient, home: Home | None, prune: bool) -> Iterable[Outcome]:
+    """This home's deployments whose pipeline file is gone, or which have its earlier name."""
+    known = {f"{NIGHTLY}/{night_name(name)}" for name in pipeline_files()} | {one.full_name for one in operations()}
+    mine = {tag_of(home) if home else ""}
+    if read_settings().name == TAG:
+        mine.add("")  # without a home's tag: of an earlier version
+    for flow in dict.fromkeys(name.partition("/")[0] for name in [f"{NIGHTLY}/", *sorted(known)]):
+        for one in deployments_of(client, flow):
+            full_name = f"{flow}/{one.name}"
+            if TAG not in one.tags or home_in(one.tags) not in mine or full_name in known:
+                continue
+            if prune:
+                client.delete_deployment(one.id)
+            yield Outcome(
+                full_name,
+                "removed" if prune else "left over",
+                note="no pipeline file has this name" + ("" if prune else ": `nightgate deploy --prune` removes it"),
+            )
+
+
+def _executors(client: SyncPrefectClient, pool: WorkPool, before: Iterable[DeploymentResponse]) -> Iterable[str]:
+    """Who will execute the runs, where it is not the pool's workers alone."""
+    served = [one for one in before if not one.work_pool_name and one.status and one.status.value == "READY"]
+    if served:
+        names = ", ".join(dict.fromkeys(map(pipeline_of, served)))
+        yield (
+            f"`nightgate serve` polls for {names}, or did within the last minute: while it runs, it executes their "
+            f"runs beside the workers of {pool.name}\n  next: stop it to leave the runs to the workers"
         )
-
-
-def _all(client: SyncPrefectClient, which: DeploymentFilter) -> list[DeploymentResponse]:
-    found: list[DeploymentResponse] = []
-    while page := client.read_deployments(deployment_filter=which, limit=200, offset=len(found)):
-        found += page
-    return found
+    if pool.is_push_pool or pool.is_managed_pool:
+        return
+    if not any(worker.status.value == "ONLINE" for worker in client.read_workers_for_work_pool(pool.name)):
+        start = worker_command(pool)
+        yield f"work pool {pool.name} has no worker: due runs stay late until one is started\n  next: `{start}`"
 
 
 def problems(outcomes: Iterable[Outcome]) -> ConfigurationError | None:

@@ -7,62 +7,122 @@ Production has a server and workers of their own (`nightgate deploy`).
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, Self
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.runner import RunnerDeployment
 from prefect.runner import Runner
 from prefect.settings import (
-    PREFECT_API_URL,
+    PREFECT_API_AUTH_STRING,
+    PREFECT_SERVER_API_AUTH_STRING,
     PREFECT_SERVER_API_PORT,
     get_current_settings,
     temporary_settings,
 )
 
 from deployments import automations
-from deployments.catalog import Deployment, catalog
-from deployments.deploy import FLOW_ENVIRONMENT, existing, prefect_deployment
-from flows.server_connection import answers, local_server, server_problem, started_server
+from deployments.catalog import Deployment, catalog, night_name
+from deployments.deploy import FLOW_ENVIRONMENT, check_homes, existing, prefect_deployment
+from flows.homes import is_foreign, own_tag
+from flows.server_connection import (
+    answers,
+    asks_for_password,
+    client_settings,
+    configured_server,
+    local_server,
+    make_password,
+    password_file,
+    server_problem,
+    started_server,
+)
 from nightgate.config import Pipeline
-from nightgate.errors import NightgateError, without_credentials
+from nightgate.errors import ConfigurationError, NightgateError, without_credentials
+from nightgate.home import Home, open_home
+
+log = logging.getLogger("nightgate.deployments")
 
 POLL_SECONDS = 2
 """Longest wait between a click on Run and its start. Prefect's default of 10 s is for many machines."""
 
 
-def serve_pipelines(pipelines: Sequence[Pipeline], on_ready: object = None) -> None:
-    """Serve until a signal, which cancels the running night. `on_ready(url)` is called once the server answers.
+def serve_pipelines(
+    pipelines: Sequence[Pipeline],
+    *,
+    port: int | None = None,
+    auth: bool = False,
+    take_over: bool = False,
+    say: Callable[[str], object] = log.info,
+) -> None:
+    """Serve until a signal, which cancels the running night.
+
+    Args:
+        port: Where a server is looked for and started. Default: Prefect's setting.
+        auth: Start it with the password of the home.
+        take_over: Let this home have deployments of another one.
+        say: Gets lines about the server and what is served, once both are ready.
 
     Raises:
-        NightgateError: The configured server does not answer or refuses the credentials, or a local one does not start.
+        NightgateError: The configured server does not answer or refuses the credentials, a local one does not start, or
+            a deployment is another home's.
     """
     for ending in _ending_signals():
         signal.signal(ending, signal.default_int_handler)
-    configured = PREFECT_API_URL.value()
+    configured = configured_server()
+    if configured and port is not None:
+        raise ConfigurationError(
+            f"--port {port} is for a server that `nightgate serve` starts, and PREFECT_API_URL names one that runs",
+            next_step="unset PREFECT_API_URL, or omit --port",
+        )
     for name, value in FLOW_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with suppress(KeyboardInterrupt), _server() as url, temporary_settings({PREFECT_API_URL: f"{url}/api"}):
+    home = open_home()
+    chosen = {} if port is None else {PREFECT_SERVER_API_PORT: port}
+    with ExitStack() as stack:
+        stack.enter_context(suppress(KeyboardInterrupt))
+        stack.enter_context(temporary_settings(chosen))
+        url, is_started = stack.enter_context(_server(home, auth=auth))
+        stack.enter_context(temporary_settings(client_settings(f"{url}/api")))
+        deployments = deployments_of(pipelines, home, take_over=take_over)
         if not configured:
             # On a configured server its owner runs `python -m deployments.automations`.
             automations.install()
-        if callable(on_ready):
-            on_ready(url)
-        asyncio.run(_serve(deployments_of(pipelines)))
+        for line in _announcement(url, pipelines, home, is_started=is_started):
+            say(line)
+        asyncio.run(_serve(deployments))
 
 
-def deployments_of(pipelines: Iterable[Pipeline]) -> list[RunnerDeployment]:
-    """The deployments for these pipelines; a paused schedule stays paused."""
+def _announcement(url: str, pipelines: Sequence[Pipeline], home: Home, *, is_started: bool) -> Iterator[str]:
+    shown = without_credentials(url)
+    yield f"{'started a Prefect server' if is_started else 'joined the Prefect server that runs there'}: UI at {shown}"
+    if PREFECT_API_AUTH_STRING in client_settings(f"{url}/api") and asks_for_password(f"{url}/api"):
+        yield f"it asks for a password once: the line in {password_file(home.root)}"
+    if is_started and PREFECT_SERVER_API_PORT.value() != PREFECT_SERVER_API_PORT.default():
+        yield f"other commands find it with PREFECT_SERVER_API_PORT={PREFECT_SERVER_API_PORT.value()}"
+    yield f"serving {', '.join(f'{one.name} ({one.schedule.cron} {one.schedule.timezone})' for one in pipelines)}"
+    yield f"Start a night: Deployments > {night_name(pipelines[0].name)} > Run > Custom run. Ctrl-C ends."
+
+
+def deployments_of(pipelines: Iterable[Pipeline], home: Home, *, take_over: bool = False) -> list[RunnerDeployment]:
+    """The deployments for these pipelines; a paused schedule stays paused.
+
+    Raises:
+        ConfigurationError: one is another home's, and it is not to be taken over.
+    """
     with get_client(sync_client=True) as client:
-        return [_served(one, existing(client, one.full_name)) for one in catalog(pipelines)]
+        found = [(one, existing(client, one.full_name)) for one in catalog(pipelines)]
+        check_homes(found, home, take_over=take_over)
+        return [_served(one, before, home) for one, before in found]
 
 
-def _served(one: Deployment, before: DeploymentResponse | None) -> RunnerDeployment:
-    deployment = prefect_deployment(one, before)
+def _served(one: Deployment, before: DeploymentResponse | None, home: Home) -> RunnerDeployment:
+    deployment = prefect_deployment(one, before, home)
     # Set explicitly, to take a deployment out of the work pool of an earlier `nightgate deploy`.
     deployment.work_pool_name = None
     deployment.work_queue_name = None
@@ -95,7 +155,21 @@ def make_runner() -> _Runner:
 
 
 class _Runner(Runner):
-    """Cancels its runs when it ends and waits for them; Prefect 3.8 kills them, and they stay Running."""
+    """Cancels its runs when it ends and waits for them; Prefect 3.8 kills them, and they stay Running.
+
+    Runs of another home, which may have taken over a deployment, are left to that home.
+    """
+
+    async def __aenter__(self) -> Self:
+        entered = await super().__aenter__()
+        poller, ours = self._scheduled_run_poller, own_tag()
+        poll = poller._get_scheduled_flow_runs
+
+        async def own_runs() -> list[FlowRun]:
+            return [run for run in await poll() if not is_foreign(run.tags, ours)]
+
+        poller._get_scheduled_flow_runs = own_runs  # type: ignore[method-assign]
+        return entered
 
     def end(self) -> None:
         if not self.started:  # before the start, or at a second Ctrl-C, which does not wait for the runs
@@ -107,28 +181,36 @@ class _Runner(Runner):
 
 
 @contextmanager
-def _server() -> Iterator[str]:
-    """Address of the configured server, or of a local one, which is started if none runs."""
-    configured = PREFECT_API_URL.value()
+def _server(home: Home, *, auth: bool) -> Iterator[tuple[str, bool]]:
+    """Address of the configured server, or of a local one, and whether that was started here because none ran."""
+    configured = configured_server()
     url = (configured or f"{local_server()}/api").removesuffix("/api")
     if configured or answers(url):
+        shown = f"the Prefect server at {without_credentials(url)}{'/api (PREFECT_API_URL)' if configured else ''}"
         problem = server_problem(f"{url}/api")
         if problem is not None:
             raise NightgateError(
-                f"the Prefect server at {without_credentials(url)}{'/api (PREFECT_API_URL)' if configured else ''} "
-                f"{problem}",
+                f"{shown} {problem}",
                 next_step="start it, or unset PREFECT_API_URL to let `nightgate serve` start a local one"
                 if configured
                 else "set it, or stop that server: `nightgate serve` starts one",
             )
-        yield url
+        if auth and not asks_for_password(f"{url}/api"):
+            raise NightgateError(
+                f"{shown} runs already and asks for no password",
+                next_step="stop it and repeat the command, or omit --auth (NIGHTGATE_SERVE_AUTH)",
+            )
+        yield url, False
         return
+    # A password that is set for server or clients is used as it is.
+    made = auth and not PREFECT_SERVER_API_AUTH_STRING.value()
+    password = (PREFECT_API_AUTH_STRING.value() or make_password(home)) if made else ""
     with ExitStack() as started:
         with _delayed_signals():
-            server = started.enter_context(started_server(PREFECT_SERVER_API_PORT.value()))
+            server = started.enter_context(started_server(PREFECT_SERVER_API_PORT.value(), auth=password))
         server.wait_until_up(
             120,
-            next_step=f"read {server.log}; if the port is taken, set PREFECT_SERVER_API_PORT to another one, or "
+            next_step=f"read {server.log}; if the port is taken, choose another one with --port, or set "
             "PREFECT_API_URL to a running server",
         )
         problem = server_problem(f"{url}/api")
@@ -136,7 +218,7 @@ def _server() -> Iterator[str]:
             raise NightgateError(
                 f"the local Prefect server at {url} {problem}", next_step="set it and repeat the command"
             )
-        yield url
+        yield url, True
 
 
 @contextmanager

@@ -24,14 +24,19 @@ import anyio
 import httpx
 import psutil
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.logging.configuration import setup_logging
+from prefect.settings import temporary_settings
 from prefect.utilities.processutils import command_to_string
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
-from deployments.catalog import POOL
 from deployments.deploy import FLOW_ENVIRONMENT
+from flows.homes import is_foreign, own_tag
 from flows.import_guard import guard_imports
-from nightgate.settings import unknown_settings
+from flows.server_connection import client_settings, configured_server, running_server
+from nightgate.errors import NightgateError
+from nightgate.logs import without_secrets
+from nightgate.settings import read_settings, unknown_settings
 
 
 class _AllEndedError(Exception):
@@ -100,6 +105,15 @@ class PatientWorker(ProcessWorker, ABC):
         self._server_is_away = False
         return found
 
+    async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
+        """The pool's due runs, without those of other homes, which workers of those run."""
+        found = await super()._get_scheduled_flow_runs()
+        # A relative home is that of each run's own working folder: the run itself refuses.
+        if not (home := read_settings().home) or not home.is_absolute():
+            return found
+        ours = own_tag()
+        return [one for one in found if not ours or not is_foreign(one.flow_run.tags, ours)]
+
     async def sync_with_backend(self) -> None:
         try:
             await super().sync_with_backend()
@@ -152,7 +166,8 @@ def _say(*words: Any) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run the worker."""
     parser = argparse.ArgumentParser(prog="python -m deployments.worker", description="Run nights of a work pool.")
-    parser.add_argument("--pool", default=POOL, help=f"work pool of type process; default: {POOL}")
+    default = read_settings().name
+    parser.add_argument("--pool", default=default, help=f"work pool of type process; default: {default}")
     parser.add_argument("--name", help="name of the worker in the UI")
     chosen = parser.parse_args(arguments)
     # For pools whose template does not set it, and for this process, which imports flows to run their hooks.
@@ -162,7 +177,13 @@ def main(arguments: list[str] | None = None) -> None:
     setup_logging()
     for warning in unknown_settings():
         _say(f"warning: {warning}")
-    anyio.run(work, PatientWorker(chosen.pool, chosen.name))
+    try:
+        # Without an address it is the server of `nightgate serve`, whose password is in the home.
+        api_url = configured_server()
+        with temporary_settings(client_settings(api_url)) if api_url else running_server():
+            anyio.run(work, PatientWorker(chosen.pool, chosen.name))
+    except NightgateError as error:
+        sys.exit(f"error: {without_secrets(str(error))}")
 
 
 if __name__ == "__main__":

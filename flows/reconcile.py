@@ -27,11 +27,10 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from flows.events import announce_ends
-from flows.heartbeats import send_heartbeats
+from flows.events import announce_ends, send_heartbeats
+from flows.homes import deployments_of, own, own_tag, pipeline_of, refusal
 from nightgate.database.transactions import Database
 from nightgate.errors import InternalError, NightgateError
 from nightgate.home import open_home
@@ -58,6 +57,8 @@ FINISH_PATIENCE = timedelta(minutes=5)
 @flow(name="reconcile", flow_run_name="reconcile")
 def reconcile() -> State[Any]:
     """Reconcile rows, approvals and Prefect's states. It is safe at any time and may be repeated."""
+    if refused := refusal():
+        return failed(refused)
     try:
         with readable_logs():
             done = reconcile_now()
@@ -118,14 +119,16 @@ def reconcile_now() -> Done:
 
 
 def _with_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
+    # The first of each pipeline is that with this home's tag.
+    nights = {pipeline_of(one): one for one in reversed(own(deployments_of(client, "nightly"), own_tag()))}
     for pipeline in _pipelines():
         with done.part(f"missed nights of {pipeline.name}"):
             # A night is missed only where an active schedule should have started it, which the server knows.
-            deployment_id = _scheduled_by(client, pipeline.name)
-            if deployment_id is None:
+            deployment = nights.get(pipeline.name)
+            if deployment is None or deployment.paused or not any(one.active for one in deployment.schedules):
                 reconciliation.record_pause(db, pipeline.name, datetime.now(UTC))
             else:
-                due = _due(client, deployment_id)
+                due = _due(client, deployment.id)
                 done.ended += reconciliation.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
     with done.part("cancelled runs"):
         done.ended += obey_cancels(db, client)
@@ -214,16 +217,6 @@ def _pipelines() -> Iterator[Any]:
             yield load_pipeline(path)
         except NightgateError as error:
             log.warning("%s: %s", path, error.reason)
-
-
-def _scheduled_by(client: SyncPrefectClient, pipeline: str) -> UUID | None:
-    """The deployment that starts a pipeline's nights; None if there is none, or its schedule is paused."""
-    try:
-        deployment = client.read_deployment_by_name(f"nightly/{pipeline}")
-    except ObjectNotFound:
-        return None
-    starts = not deployment.paused and any(one.active for one in deployment.schedules)
-    return deployment.id if starts else None
 
 
 def _due(client: SyncPrefectClient, deployment_id: UUID) -> frozenset[datetime]:

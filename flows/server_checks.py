@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,32 +18,29 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
-    FlowFilter,
-    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, StateType, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import (
     PREFECT_API_REQUEST_TIMEOUT,
-    PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
     temporary_settings,
 )
 
-from flows.heartbeats import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
-from flows.server_connection import local_server
+from flows.events import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
+from flows.homes import deployments_of, described, is_foreign, own, own_tag, pipeline_of
+from flows.server_access import access, access_findings, is_loopback, other_users
+from flows.server_connection import SECONDS, client_settings, configured_server, local_server
 from nightgate.errors import NightgateError, without_credentials
 from nightgate.operations.findings import Finding, Seen
 from nightgate.operations.status import Deployed
 from nightgate.pipeline_files import load_by_name
 
-SECONDS = 3.0
-"""Time-out of a request."""
 PAGE = 200
 LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 FILES = "prefect.server.concurrency.lease_storage.filesystem"
@@ -62,7 +58,8 @@ class _Nightly:
 
     @property
     def name(self) -> str:
-        return self.deployment.name
+        """The pipeline's."""
+        return pipeline_of(self.deployment)
 
     @property
     def deployed(self) -> Deployed:
@@ -81,7 +78,7 @@ def deployed() -> dict[str, Deployed] | None:
         return None
     try:
         with _client(url) as client:
-            return {one.name: one.deployed for one in _nights(client)}
+            return {one.name: one.deployed for one in reversed(_nights(client)[0])}
     except (httpx.HTTPError, PrefectHTTPStatusError, NightgateError):
         return None
 
@@ -91,7 +88,7 @@ def examine() -> Seen:
     url = _api_url()
     shown = without_credentials(url)
     if silence := _why_unusable(url):
-        if PREFECT_API_URL.value():
+        if configured_server():
             remedy = "start it, or unset PREFECT_API_URL"
             return Seen([Finding("problem", "prefect server", f"{shown}: {silence}", remedy)])
         found = f"none at {shown}: manual runs start a temporary one, and nothing is scheduled"
@@ -101,10 +98,16 @@ def examine() -> Seen:
             version, ahead = _version(client)
         except PrefectHTTPStatusError as error:
             return Seen([_refusal(shown, error.response.status_code)])
-        nights = _nights(client)
+        nights, others = _nights(client)
         findings = [version_finding(shown, version, prefect.__version__)]
-        findings += settings_findings(url, client.request("GET", "/admin/settings").json(), _open_database(url), nights)
-        findings += [*_workers(client, nights), *(_schedule(one) for one in nights), *_reconciler(client, nights)]
+        findings += access_findings(access(url), other_users())
+        findings += settings_findings(client.request("GET", "/admin/settings").json(), _open_database(url), nights)
+        findings += [
+            *_other_homes(nights, others),
+            *_workers(client, nights),
+            *(_schedule(one) for one in nights),
+            *_reconciler(client, nights),
+        ]
         if any(one.deployment.work_pool_name for one in nights):
             findings.append(automations_finding((one.name, one.enabled) for one in client.read_automations()))
         return Seen(findings, frozenset(one.name for one in nights), ahead)
@@ -117,13 +120,14 @@ def usual_server() -> Iterator[str]:
     Yields why it cannot be used; '' if it answers.
     """
     url = _api_url()
-    with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: 10}):
+    quick: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: 10}
+    with temporary_settings(client_settings(url) | quick):
         silence = _why_unusable(url)
         yield f"the Prefect server at {without_credentials(url)} does not answer ({silence})" if silence else ""
 
 
 def _api_url() -> str:
-    return str(PREFECT_API_URL.value() or f"{local_server()}/api").rstrip("/")
+    return configured_server() or f"{local_server()}/api"
 
 
 def _why_unusable(url: str) -> str:
@@ -141,7 +145,7 @@ def _why_unusable(url: str) -> str:
 @contextmanager
 def _client(url: str) -> Iterator[SyncPrefectClient]:
     with (
-        temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}),
+        temporary_settings({**client_settings(url), PREFECT_CLIENT_MAX_RETRIES: 0}),
         get_client(sync_client=True, httpx_settings={"timeout": 2 * SECONDS}) as client,
     ):
         yield client
@@ -182,19 +186,10 @@ def version_finding(url: str, server: str, client: str) -> Finding:
 
 
 def settings_findings(
-    url: str, settings: dict[str, Any], open_database: str, nights: Sequence[_Nightly] = ()
+    settings: dict[str, Any], open_database: str, nights: Sequence[_Nightly] = ()
 ) -> Iterator[Finding]:
     """Findings about the server's settings, as `GET /admin/settings` returns them."""
     server = settings.get("server") or {}
-    api = server.get("api") or {}
-    if api.get("auth_string"):
-        yield Finding("ok", "authentication", "the server requires it")
-    elif is_loopback(urlsplit(url).hostname or "") and is_loopback(api.get("host") or "127.0.0.1"):
-        yield Finding("ok", "authentication", "none, and the server is reached on a loopback address")
-    else:
-        found = "none: any client that reaches the server can start, change and delete runs"
-        remedy = "set PREFECT_SERVER_API_AUTH_STRING there, and PREFECT_API_AUTH_STRING for every client"
-        yield Finding("warning", "authentication", found, remedy)
     leases = (server.get("concurrency") or {}).get("lease_storage") or ""
     if leases.endswith(".memory"):
         found = "in the server's memory: a restart forgets which runs hold their deployment's slot"
@@ -212,14 +207,6 @@ def settings_findings(
             yield Finding("ok", "server database", f"{found}: enough for one machine and `nightgate serve`")
     elif kind:
         yield Finding("ok", "server database", str(kind))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _open_database(url: str) -> str:
@@ -241,17 +228,13 @@ def _open_database(url: str) -> str:
 # --- workers and schedules ---
 
 
-def _nights(client: SyncPrefectClient) -> list[_Nightly]:
-    """The deployments of pipelines, each with its scheduled runs, by name."""
-    nightly = FlowFilter(name=FlowFilterName(any_=["nightly"]))
-    found: dict[Any, _Nightly] = {}
-    for start in range(0, 10 * PAGE, PAGE):
-        page = client.read_deployments(flow_filter=nightly, limit=PAGE, offset=start)
-        found |= {one.id: _Nightly(one) for one in page}
-        if len(page) < PAGE:
-            break
+def _nights(client: SyncPrefectClient) -> tuple[list[_Nightly], list[DeploymentResponse]]:
+    """The deployments of this home's pipelines by name, each with its scheduled runs, and those of other homes."""
+    nightly, ours = deployments_of(client, "nightly"), own_tag()
+    others = [one for one in nightly if ours and is_foreign(one.tags, ours)]
+    found: dict[Any, _Nightly] = {one.id: _Nightly(one) for one in own(nightly, ours)}
     if not found:
-        return []
+        return [], others
     of_ours = DeploymentFilter(id=DeploymentFilterId(any_=list(found)))
     scheduled = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
     for start in range(0, 10 * PAGE, PAGE):
@@ -270,7 +253,26 @@ def _nights(client: SyncPrefectClient) -> list[_Nightly]:
                 one.ahead.append(run)
         if len(runs) < PAGE:
             break
-    return sorted(found.values(), key=lambda one: one.name)
+    return sorted(found.values(), key=lambda one: one.name), others
+
+
+def _other_homes(nights: Sequence[_Nightly], others: Sequence[DeploymentResponse]) -> Iterator[Finding]:
+    """The deployments of other homes, which do not schedule this one's nights."""
+    if not others:
+        return
+    found = "; ".join(f"nightly/{one.name} belongs to {described(one)}" for one in others)
+    if nights:
+        yield Finding("ok", "other homes", found)
+    else:
+        remedy = "set NIGHTGATE_NAME=NAME for names of its own, or `nightgate deploy --take-over` where the other home is gone"
+        yield Finding("warning", "other homes", f"{found}, and none to this one", remedy)
+
+
+def worker_command(pool: WorkPool) -> str:
+    """The command that starts a worker of a pool."""
+    # Ours finishes its runs when it is stopped; workers of other pools run no nights themselves.
+    start = "python -m deployments.worker" if pool.type == "process" else "prefect worker start"
+    return f"{start} --pool {pool.name}"
 
 
 def _workers(client: SyncPrefectClient, nights: Sequence[_Nightly]) -> Iterator[Finding]:
@@ -306,9 +308,7 @@ def _pool(client: SyncPrefectClient, name: str) -> Finding:
         return Finding("ok", "worker", f"work pool {name}: {', '.join(online)}")
     seen = max((worker.last_heartbeat_time for worker in workers if worker.last_heartbeat_time), default=None)
     last = f", the last heartbeat of one was at {seen:%Y-%m-%d %H:%M} UTC" if seen else ""
-    # Ours finishes its runs when it is stopped; workers of other pools run no nights themselves.
-    start = "python -m deployments.worker" if pool.type == "process" else "prefect worker start"
-    remedy = f"{start} --pool {name}, as a service: docs/operations.md"
+    remedy = f"{worker_command(pool)}, as a service: docs/operations.md"
     return Finding("problem", "worker", f"work pool {name} has no worker{last}: due runs stay late", remedy)
 
 
@@ -318,7 +318,9 @@ def _schedule(one: _Nightly) -> Finding:
     if known.schedule == "none":
         return Finding("warning", check, "deployed without a schedule", "nightgate deploy")
     if known.schedule == "paused":
-        return Finding("warning", check, "paused: no night is started", f"switch it on in the UI (nightly/{one.name})")
+        return Finding(
+            "warning", check, "paused: no night is started", f"switch it on in the UI (nightly/{one.deployment.name})"
+        )
     if differs := _differs(one):
         return Finding("warning", check, differs, "nightgate deploy, or restart `nightgate serve`")
     if one.late:
@@ -354,15 +356,14 @@ def _reconciler(client: SyncPrefectClient, nights: Sequence[_Nightly]) -> Iterat
     """Whether dead runs are reconciled before the next night."""
     if not nights:
         return
-    try:
-        deployment = client.read_deployment_by_name("reconcile/nightgate")
-    except ObjectNotFound:
-        found = "reconcile/nightgate is not deployed: dead runs are failed by the next night only"
+    deployment = next(iter(own(deployments_of(client, "reconcile"), own_tag())), None)
+    if deployment is None:
+        found = "it is not deployed: dead runs are failed by the next night only"
         yield Finding("warning", "reconcile", found, "nightgate deploy")
         return
     if deployment.paused or not any(one.active for one in deployment.schedules):
         found = "its schedule is paused: dead runs are failed by the next night only"
-        yield Finding("warning", "reconcile", found, "switch it on in the UI (reconcile/nightgate)")
+        yield Finding("warning", "reconcile", found, f"switch it on in the UI (reconcile/{deployment.name})")
     else:
         yield Finding("ok", "reconcile", "deployed, and its schedule is active")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -12,22 +13,31 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
     PREFECT_SERVER_API_PORT,
+    PREFECT_SERVER_DATABASE_CONNECTION_URL,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     PREFECT_UI_URL,
     get_current_settings,
     temporary_settings,
 )
+from sqlalchemy.exc import ArgumentError
 
-from nightgate.errors import ConfigurationError, NightgateError, without_credentials
-from nightgate.home import open_home
+from nightgate.database.connection import read_url
+from nightgate.durable_files import replacing
+from nightgate.errors import ConfigurationError, NightgateError, is_misquoted, without_credentials
+from nightgate.home import Home, home_path, open_home
 
 LOOPBACK = "127.0.0.1"
+SECONDS = 3.0
+"""Time-out of a request that a person waits for."""
 
 
 def local_server() -> str:
@@ -35,9 +45,48 @@ def local_server() -> str:
     return f"http://{LOOPBACK}:{PREFECT_SERVER_API_PORT.value()}"
 
 
+def configured_server() -> str:
+    """`PREFECT_API_URL`, '' if it is not set.
+
+    Raises:
+        ConfigurationError: it holds a password that is not quoted for a URL, of which an error would show a part.
+    """
+    api_url = str(PREFECT_API_URL.value() or "").rstrip("/")
+    if is_misquoted(api_url):
+        raise ConfigurationError(
+            "PREFECT_API_URL cannot be read: its user or password holds an unquoted / ? # @ or space",
+            next_step="write them as %2F %3F %23 %40 %20, or the password as PREFECT_API_AUTH_STRING=user:password",
+        )
+    return api_url
+
+
+def client_settings(api_url: str) -> dict[Any, str]:
+    """Settings of a client of that server: on this machine's own with the password of the home, unless one is set."""
+    if not PREFECT_API_AUTH_STRING.value() and urlsplit(api_url).netloc == urlsplit(local_server()).netloc:
+        file = password_file(home_path())
+        if os.access(file, os.R_OK):
+            return {PREFECT_API_URL: api_url, PREFECT_API_AUTH_STRING: file.read_text(encoding="utf-8").strip()}
+    return {PREFECT_API_URL: api_url}
+
+
+def password_file(home: Path) -> Path:
+    """Where a home keeps `user:password` of the server that `nightgate serve --auth` starts."""
+    return home / "server-password"
+
+
+def make_password(home: Home) -> str:
+    """`user:password` of the home's server, made at the first call and readable by its owner alone."""
+    path = password_file(home.root)
+    if not path.exists():
+        with replacing(path) as draft:
+            draft.touch(mode=0o600)
+            draft.write_text(f"nightgate:{secrets.token_urlsafe(24)}\n", encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
+
+
 def server_problem(api_url: str) -> str | None:
     """Why the server at `api_url` cannot be used, as `does not answer: ...`; None if it answers and accepts us."""
-    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+    with temporary_settings(client_settings(api_url)), get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
         if problem is not None:
             return f"does not answer: {type(problem).__name__}: {problem}"
@@ -51,8 +100,28 @@ def server_problem(api_url: str) -> str | None:
     return None
 
 
+def asks_for_password(api_url: str) -> bool:
+    """Whether the server answers 401 to a client without credentials."""
+    return stranger(api_url).status_code == 401
+
+
+def stranger(api_url: str, method: str = "GET", path: str = "/admin/version", **headers: str) -> httpx.Response:
+    """What the server answers to a client without credentials.
+
+    Raises:
+        httpx.HTTPError: it does not answer.
+    """
+    url = httpx.URL(api_url).copy_with(username="", password="")
+    # Nothing secret is exchanged.
+    with httpx.Client(timeout=SECONDS, verify=False) as client:
+        return client.request(method, f"{url}{path}", headers=headers, content=b"{}" if method == "POST" else None)
+
+
 REFUSES = "refuses these credentials"
-_CREDENTIALS = "set PREFECT_API_AUTH_STRING here to the PREFECT_SERVER_API_AUTH_STRING with which it was started"
+_CREDENTIALS = (
+    "set PREFECT_API_AUTH_STRING here to the PREFECT_SERVER_API_AUTH_STRING with which it was started, or to the line "
+    "in server-password of the home that serves with --auth"
+)
 
 
 @contextmanager
@@ -65,7 +134,7 @@ def prefect_server(say: Callable[[str], None]) -> Iterator[None]:
     Raises:
         NightgateError: the temporary one does not come up.
     """
-    configured = PREFECT_API_URL.value()
+    configured = configured_server()
     why = "PREFECT_API_URL is not set"
     for api_url in (configured, f"{local_server()}/api"):
         if not api_url:
@@ -73,7 +142,7 @@ def prefect_server(say: Callable[[str], None]) -> Iterator[None]:
         problem = server_problem(api_url)
         if problem is None:
             say(f"using the Prefect server at {without_credentials(api_url)}")
-            with temporary_settings({PREFECT_API_URL: api_url}):
+            with temporary_settings(client_settings(api_url)):
                 yield
             return
         if api_url == configured or problem.startswith(REFUSES):
@@ -90,7 +159,8 @@ def prefect_server(say: Callable[[str], None]) -> Iterator[None]:
         # Not stopped before the process ends, which is when Prefect sends its last logs and events.
         atexit.register(starting.pop_all().close)
     # It has no UI: without an address Prefect logs no links to its pages.
-    with temporary_settings({PREFECT_API_URL: f"{server.url}/api", PREFECT_UI_URL: ""}):
+    own = {PREFECT_API_URL: f"{server.url}/api", PREFECT_API_AUTH_STRING: server.auth, PREFECT_UI_URL: ""}
+    with temporary_settings(own):
         yield
 
 
@@ -111,6 +181,8 @@ class StartedServer:
     url: str
     log: Path
     process: subprocess.Popen[bytes]
+    auth: str = ""
+    """user:password that it asks for; '' for none."""
 
     def wait_until_up(self, seconds: float, *, next_step: str) -> None:
         """Return once the server answers.
@@ -128,15 +200,27 @@ class StartedServer:
 
 
 @contextmanager
-def started_server(port: int = 0, *, temporary: bool = False) -> Iterator[StartedServer]:
+def started_server(port: int = 0, *, auth: str = "", temporary: bool = False) -> Iterator[StartedServer]:
     """Start `flows.own_server` on a loopback port, a free one by default, and stop it at the end.
 
     It has a session of its own: Ctrl-C in a terminal would end it before its runs have reported. A temporary server has
-    no UI and ends with this process, even a killed one.
+    no UI and a password that only this process knows, and ends with this process, even a killed one.
+
+    Args:
+        auth: user:password to ask for. Default: Prefect's own setting.
 
     Raises:
-        NightgateError: the port is taken.
+        NightgateError: the port is taken, or the password in the address of its database is not quoted for a URL.
     """
+    try:
+        read_url(str(PREFECT_SERVER_DATABASE_CONNECTION_URL.value() or "sqlite://"))
+    except (ArgumentError, ValueError):
+        raise ConfigurationError(
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL cannot be read",
+            next_step="write it as postgresql+asyncpg://user:password@host/prefect, with @ : / ? # % of the password "
+            "as %40 %3A %2F %3F %23 %25",
+        ) from None
+    auth = f"nightgate:{secrets.token_urlsafe(24)}" if temporary else auth
     log = open_home().root / "prefect-server.log"
     with socket.socket() as bound, log.open("ab") as output:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -145,7 +229,8 @@ def started_server(port: int = 0, *, temporary: bool = False) -> Iterator[Starte
         except OSError as error:
             raise NightgateError(
                 f"no Prefect server can start on port {port} of {LOOPBACK}: {error.strerror}",
-                next_step="set PREFECT_SERVER_API_PORT to a free port, or PREFECT_API_URL to a running server",
+                next_step="choose a free one with `nightgate serve --port N` or PREFECT_SERVER_API_PORT, or set "
+                "PREFECT_API_URL to a running server",
             ) from error
         port = bound.getsockname()[1]
         environment = {
@@ -155,6 +240,7 @@ def started_server(port: int = 0, *, temporary: bool = False) -> Iterator[Starte
             "PREFECT_SERVER_API_HOST": LOOPBACK,
             "PREFECT_SERVER_API_PORT": str(port),
             "PYTHONSAFEPATH": "1",
+            **({"PREFECT_SERVER_API_AUTH_STRING": auth} if auth else {}),
         }
         # The server's pages would use that address.
         environment.pop("PREFECT_API_URL", None)
@@ -171,7 +257,7 @@ def started_server(port: int = 0, *, temporary: bool = False) -> Iterator[Starte
             start_new_session=True,
         )
     try:
-        yield StartedServer(f"http://{LOOPBACK}:{port}", log, process)
+        yield StartedServer(f"http://{LOOPBACK}:{port}", log, process, auth)
     finally:
         process.terminate()
         try:
@@ -198,7 +284,7 @@ def running_server() -> Iterator[str]:
     Raises:
         ConfigurationError: It does not answer, or refuses these credentials.
     """
-    configured = PREFECT_API_URL.value()
+    configured = configured_server()
     api_url = configured or f"{local_server()}/api"
     problem = server_problem(api_url)
     if problem is not None:
@@ -208,5 +294,5 @@ def running_server() -> Iterator[str]:
             next_step="start it with `nightgate serve` or `python -m flows.own_server`, or set PREFECT_API_URL to its "
             "address, such as http://127.0.0.1:4200/api",
         )
-    with temporary_settings({PREFECT_API_URL: api_url}):
+    with temporary_settings(client_settings(api_url)):
         yield api_url

@@ -144,9 +144,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+# To the last @ of the word where a colon comes before it: an unquoted password may hold @ and / itself. An example in a
+# next step stays.
+_CREDENTIALS = re.compile(r"//(?!user:password@)(?:[^\s:\"'<>]*:[^\s\"'<>]*|[^/\s\"'<>]+)@")
+
+
 def without_credentials(text: str) -> str:
-    """`text` with user and password of every URL masked; a password may contain an @."""
-    return re.sub(r"//[^/\s\"'<>]+@", "//***@", text)
+    """`text` with user and password of every URL masked, also where the password is not quoted for a URL."""
+    return _CREDENTIALS.sub("//***@", text)
+
+
+def is_misquoted(url: str) -> bool:
+    """Whether user or password of a URL hold a character that ends them too early, such as an unquoted / or @."""
+    return bool(re.search(r"//[^@]*[/?#@\s].*@", url, re.DOTALL))
 
 
 @contextmanager

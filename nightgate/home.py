@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,8 +114,9 @@ def open_home(root: str | Path | None = None) -> Home:
     path = home_path(root)
     with storage_errors(path):
         try:
+            _make_folder(path)
             for folder in ("snapshots", "runs", "models"):
-                (path / folder).mkdir(parents=True, exist_ok=True)
+                (path / folder).mkdir(exist_ok=True)
         except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
             raise _in_the_way(path) from error
         marker = path / "home.json"
@@ -134,15 +136,36 @@ def open_home(root: str | Path | None = None) -> Home:
 def _read(path: Path) -> Home:
     marker = path / "home.json"
     try:
-        return Home(root=path, id=str(json.loads(marker.read_text(encoding="utf-8"))["id"]))
+        home = Home(root=path, id=str(json.loads(marker.read_text(encoding="utf-8"))["id"]))
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"{marker} is damaged: it must hold the home's id",
             next_step="restore it; the database has the id: SELECT value FROM setting WHERE key = 'home_id'",
         ) from error
+    _follow_mode(path)
+    return home
 
 
 def _in_the_way(path: Path) -> StorageError:
     return StorageError(
         f"{path} cannot be the home: a file or a broken link is in the way", next_step="set NIGHTGATE_HOME to a folder"
     )
+
+
+def _make_folder(path: Path) -> None:
+    """Make the home's folder for its owner, or for a group by `NIGHTGATE_HOME_ACCESS`."""
+    path.mkdir(parents=True, exist_ok=True)
+    if not any(path.iterdir()) and path.stat().st_uid == os.geteuid():
+        with suppress(PermissionError):  # a file system without permissions
+            path.chmod(0o2770 if read_settings().home_access == "group" else 0o700)
+    _follow_mode(path)
+
+
+def _follow_mode(path: Path) -> None:
+    """Create files, in this process and those that it starts, for the users to whom the home's folder is open.
+
+    Where it is open to all, as in homes of earlier versions, the umask stays, and `doctor` reports it.
+    """
+    mode = path.stat().st_mode
+    if not mode & 0o007:
+        os.umask(0o077 & ~mode)

@@ -54,7 +54,7 @@ _SHAPES = re.compile(
     r"|(?i:(?<=\bbearer )|(?<=\bbasic ))[A-Za-z0-9+/._~=-]{8,}"  # an Authorization header
     r"|(?i:(?<=\bpassword=)|(?<=\bsslpassword=)|(?<=\btoken=)|(?<=\bapi_key=))[^\s&'\",;]+"
 )
-_ADDRESS = re.compile(r"//[^/\s:@]*:(?P<password>\S+)@[^@\s]*")
+_ADDRESS = re.compile(r"//(?P<user>[^:@]*:(?P<password>.+))@", re.DOTALL)
 
 
 @dataclass
@@ -254,7 +254,7 @@ def _secrets(environment: Mapping[str, str]) -> Iterator[str]:
                 yield value.partition(":")[2]
         if "://" in value:
             if found := _ADDRESS.search(value):
-                yield found["password"]
+                yield from (found["password"], found["user"])
             query = parse_qsl(value.partition("?")[2])
             yield from (given for key, given in query if key.lower().endswith(("password", "token")))
 

@@ -53,6 +53,17 @@ class Settings(BaseSettings):
     database_url: SecretStr = Field(
         default=SecretStr(""), description="The metrics database, such as PostgreSQL. Default: SQLite in the home."
     )
+    home_access: Literal["owner", "group"] = Field(
+        default="owner", description="Who may read and write a home that is made.", examples=["owner", "group"]
+    )
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")] = Field(
+        default="nightgate",
+        description="Name of this home on a Prefect server that several homes share.",
+        examples=["nightgate", "shop"],
+    )
+    serve_auth: bool = Field(
+        default=False, description="`nightgate serve` asks for the password in the home.", examples=["1", "0"]
+    )
     pipelines: Paths = Field(default=(), description="Further files and folders in which pipelines are looked up.")
     model_roots: Paths = Field(default=(), description="Folders from which the form of a run may take a base model.")
     slot_limits: Limits = Field(

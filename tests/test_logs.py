@@ -9,15 +9,21 @@ import subprocess
 import sys
 import textwrap
 import threading
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nightgate import logs
-from nightgate.errors import TrainingError
+from nightgate.database.connection import parse_url, safe_url
+from nightgate.errors import DatabaseError, TrainingError
+from nightgate.settings import read_settings, settings_in_force
 from nightgate.training import supervisor
 from nightgate.training.protocol import TrainJob
 
@@ -64,6 +70,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
         (f"the password is {PASSWORD}", "the password is ***"),
         ("cannot reach https://chat.example/hooks/T0-B1", "cannot reach ***"),
         ("postgresql://nightly:s3cr%t@pass/word@db.example", "postgresql://***@db.example"),
+        ("postgresql://other:p@ss/w@rd#@db.example/x", "postgresql://***@db.example/x"),
         (f"a token {HUB_TOKEN}.", "a token ***."),
         ("dsn 'host=db password=other user=x'", "dsn 'host=db password=*** user=x'"),
         ("GET http://hub/x?token=abcdef&page=2", "GET http://hub/x?token=***&page=2"),
@@ -83,6 +90,35 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("secrets")
 def test_secrets_are_masked_and_nothing_else(text: str, masked: str | None) -> None:
     assert logs.without_secrets(text) == (text if masked is None else masked)
+
+
+PASSWORDS = st.text(alphabet="ЖЩЯЮ7@/:#?%& \t\"'+=[]", min_size=4, max_size=24)
+"""With every character that ends a part of a URL, and letters that no message has."""
+
+
+@given(password=PASSWORDS)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.usefixtures("environment")
+def test_no_four_characters_of_a_password_that_is_not_quoted_are_shown(password: str) -> None:
+    pieces = {password[at : at + 4] for at in range(len(password) - 3)}
+    pieces = {piece for piece in pieces if not set("ЖЩЯЮ").isdisjoint(piece)}
+    shown: list[str] = []
+    for name, url in (
+        ("NIGHTGATE_DATABASE_URL", f"postgresql://nightly:{password}@db.example/metrics"),
+        ("PREFECT_API_URL", f"http://nightly:{password}@prefect.example:4200/api"),
+        ("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"postgresql+asyncpg://nightly:{password}@db.example/prefect"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(name, url)
+            shown += [logs.without_secrets(f"cannot use {url}."), str(settings_in_force(read_settings()))]
+    url = f"postgresql://nightly:{password}@db.example/metrics"
+    shown.append(safe_url(url))
+    try:
+        # What is not refused is read as it was meant.
+        assert parse_url(url).password == unquote(password)
+    except DatabaseError as error:
+        shown += [str(error), "".join(traceback.format_exception(error))]
+    assert [piece for piece in pieces for text in shown if piece in text] == []
 
 
 @pytest.mark.usefixtures("secrets")

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ from nightgate import __version__
 from nightgate.cli.database import database_app
 from nightgate.cli.decide import approve, freeze, promote, reconcile, reject, rollback, unfreeze
 from nightgate.cli.gate import compare, export, gate_app, push
-from nightgate.cli.options import OutputFormat, PipelineName, date_of, say, show
+from nightgate.cli.options import OutputFormat, PipelineName, TakeOver, date_of, say, show
 from nightgate.cli.read import champion, history, predict, status, versions
 from nightgate.cli.seeds import seeds
 from nightgate.cli.tables_as_text import Format
@@ -205,6 +206,13 @@ def _until_broken(run_one: Callable[[Night], str], nights: list[Night]) -> list[
 
 def serve(
     pipelines: Annotated[list[str] | None, typer.Argument(metavar="PIPELINE", help="Default: `sample`.")] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=65535, help="Port of the local server. Default: 4200.")
+    ] = None,
+    auth: Annotated[
+        bool, typer.Option("--auth", help="Start the server with a password, which is made and kept in the home.")
+    ] = False,
+    take_over: TakeOver = False,
 ) -> None:
     """Serve pipelines on their schedules, with Prefect's UI.
 
@@ -222,15 +230,10 @@ def serve(
     os.environ["NIGHTGATE_PIPELINES"] = os.pathsep.join(str(path) for path in paths)
     prepare(open_home())
     from deployments.serve import serve_pipelines
+    from nightgate.settings import read_settings
 
-    def announce(url: str) -> None:
-        names = ", ".join(f"{one.name} ({one.schedule.cron} {one.schedule.timezone})" for one in loaded)
-        say(
-            f"UI at {url}\nserving {names}\n"
-            f"Start a night: Deployments > {loaded[0].name} > Run > Custom run. Ctrl-C ends."
-        )
-
-    serve_pipelines(loaded, announce)
+    asks = auth or read_settings().serve_auth
+    serve_pipelines(loaded, port=port, auth=asks, take_over=take_over, say=say)
 
 
 def deploy(
@@ -243,6 +246,7 @@ def deploy(
         Path | None,
         typer.Option(metavar="FOLDER", help="Working folder of runs. Default of process pools: this."),
     ] = None,
+    take_over: TakeOver = False,
     output: OutputFormat = Format.table,
 ) -> None:
     """Register pipelines at a Prefect server, for a work pool.
@@ -256,11 +260,13 @@ def deploy(
 
     for name in pipelines or ():
         find_by_name(name)
-    from deployments.catalog import POOL
     from deployments.deploy import deploy, problems
 
-    outcomes = deploy(pipelines or (), pool=pool or POOL, prune=prune, work_dir=work_dir)
+    notes: list[str] = []
+    outcomes = deploy(pipelines or (), pool=pool, prune=prune, work_dir=work_dir, take_over=take_over, say=notes.append)
     show(pd.DataFrame([vars(outcome) for outcome in outcomes]), output)
+    for note in notes:
+        say(f"note: {note}", err=True)
     if broken := problems(outcomes):
         raise broken
 
@@ -272,7 +278,7 @@ def doctor(output: OutputFormat = Format.table) -> None:
 
     from nightgate.operations.doctor import examine
 
-    findings = examine(_server_check())
+    findings = [replace(one, found=without_secrets(one.found)) for one in examine(_server_check())]
     show(pd.DataFrame([vars(finding) for finding in findings]), output)
     counts = {status: sum(finding.status == status for finding in findings) for status in ("problem", "warning")}
     say(", ".join(f"{count} {status}{'' if count == 1 else 's'}" for status, count in counts.items()), err=True)

@@ -20,6 +20,9 @@ PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of a
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="A number, `champion` or `previous`.")]
 OutputFormat = Annotated[Format, typer.Option("--format", help="Output format.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; stored with user and time.")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Let this home have deployments of another one on the server.")
+]
 RunId = Annotated[str | None, typer.Option("--run", metavar="ID", help="Run id. Default: the only run that waits.")]
 
 

@@ -127,7 +127,7 @@ def write_snapshot(
             content = json.dumps(signed, indent=2, ensure_ascii=False) + "\n"
             (draft / MANIFEST_FILE).write_text(content, encoding="utf-8")
             for file in draft.iterdir():
-                file.chmod(0o444)
+                file.chmod(file.stat().st_mode & 0o444)
                 sync(file)
             sync(draft)
             try:

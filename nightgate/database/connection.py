@@ -63,12 +63,12 @@ def parse_url(text: str) -> URL:
         raise DatabaseError(f"NIGHTGATE_DATABASE_URL has the unsupported scheme {scheme!r}", next_step=examples)
     driver = "sqlite" if scheme.startswith("sqlite") else "postgresql+psycopg"
     try:
-        url = sa.make_url(text).set(drivername=driver)
+        url = read_url(text).set(drivername=driver)
     # From None: the exception quotes the URL, with parts of the password.
     except (ArgumentError, ValueError):
         raise DatabaseError(
             f"NIGHTGATE_DATABASE_URL cannot be read: {safe_url(text)}",
-            next_step=f"{examples}, with @ : / and % of a password written as %40 %3A %2F %25",
+            next_step=f"{examples}, with @ : / ? # % of a password written as %40 %3A %2F %3F %23 %25",
         ) from None
     if driver == "sqlite" and (url.database or ":memory:") in {":memory:", "file::memory:"}:
         raise DatabaseError(
@@ -78,12 +78,25 @@ def parse_url(text: str) -> URL:
     return url
 
 
+def read_url(text: str) -> URL:
+    """SQLAlchemy's reading of a URL.
+
+    Raises:
+        ArgumentError, ValueError: it is none, or an unquoted @ would make a part of the password the host.
+    """
+    url = sa.make_url(text)
+    read = re.match(r"[^:]*://(?:[^:/]*(?::[^@]*)?@)?", text)
+    if url.get_backend_name() != "sqlite" and read and "@" in text[read.end() :]:
+        raise ValueError
+    return url
+
+
 def safe_url(url: str | URL) -> str:
     """`url` for logs and errors: with user, host and database, without secrets."""
     if isinstance(url, str):
         scheme, separator, _ = url.partition("://")
         try:
-            url = sa.make_url(url)
+            url = read_url(url)
         except (ArgumentError, ValueError):
             return f"{scheme}://***" if separator else "***"
     if url.get_backend_name() == "sqlite":

@@ -244,6 +244,10 @@ def migrating(url: str, *, patience: float = PATIENCE) -> Iterator[tuple[Connect
         raise DatabaseError(
             f"the folder of {path} does not exist", next_step="create it, or correct NIGHTGATE_DATABASE_URL"
         )
+    if path:
+        # SQLite would make it with mode 0644 at most, whatever the umask grants a group; it reports what fails.
+        with suppress(OSError):
+            path.touch()
 
     def begin() -> Connection:
         connection = engine.connect()

@@ -8,7 +8,9 @@ not import Prefect.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -196,6 +198,7 @@ def _home() -> Iterator[Finding]:
     kind = file_system_of(home.root, mounts())
     where = f", on {kind}, a network file system" if is_network(kind) else ""
     yield Finding("ok", "home", f"{home.root} (id {home.id[:8]}{where})")
+    yield access_finding(home.root)
     yield disk_finding(shutil.disk_usage(home.root).free)
 
 
@@ -211,6 +214,26 @@ def _no_home(path: Path) -> Finding:
     else:
         other = "if there is one, go to the folder that holds it, or set NIGHTGATE_HOME"
     return Finding("warning", "home", found, f"the first night makes it (nightgate run sample); {other}")
+
+
+def access_finding(root: Path) -> Finding:
+    """Which users of this machine the home is open to."""
+    check, mode = "home access", stat.S_IMODE(root.stat().st_mode)
+    is_for_group = read_settings().home_access == "group"
+    path = shlex.quote(str(root))
+    share = f"chmod -R g=u,o= {path}; find {path} -type d -exec chmod g+s {{}} +"
+    if mode & 0o007:
+        if closed := next((parent for parent in root.parents if not parent.stat().st_mode & 0o001), None):
+            return Finding("ok", check, f"{mode:04o}, inside {closed}, which is closed to others")
+        can = "read and write" if mode & 0o002 else "read"
+        remedy = share if is_for_group else f"chmod -R go= {path}"
+        return Finding("warning", check, f"{mode:04o}: every user of this machine can {can} it", remedy)
+    if mode & 0o070:
+        return Finding("ok", check, f"{mode:04o}: for its owner and group {root.group()}")
+    if is_for_group:
+        found = f"{mode:04o}: for its owner alone, and NIGHTGATE_HOME_ACCESS is group"
+        return Finding("warning", check, found, share)
+    return Finding("ok", check, f"{mode:04o}: for its owner alone")
 
 
 def disk_finding(free: int) -> Finding:

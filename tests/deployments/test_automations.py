@@ -27,14 +27,15 @@ from prefect.states import Cancelling, Completed, Late, Pending, Running, Suspen
 from deployments.automations import FORMER_NAMES, SILENCE, WEBHOOK, install, lost_runs
 from deployments.catalog import RECONCILE_CRON
 from deployments.deploy import FLOW_ENVIRONMENT
-from flows.events import make_event, send
-from flows.heartbeats import (
+from flows.events import (
     ENDED_NIGHTS,
     HEARTBEAT,
     LATE_NIGHTS,
     LOST_CANCELLATIONS,
     LOST_RUNS,
     heartbeat,
+    make_event,
+    send,
     send_heartbeats,
 )
 from nightgate.database.transactions import Database
@@ -182,6 +183,9 @@ def test_neither_automation_nor_server_shows_the_address(
     assert SECRET not in httpx.post(f"{prefect_server}/automations/filter", json={}, timeout=10).text
     [block] = [one for one in api.read_block_documents_by_type("webhook", include_secrets=False) if one.name == WEBHOOK]
     assert SECRET not in repr(block)
+    # What docs/operations.md warns of: a client may ask for it.
+    [shown] = [one for one in api.read_block_documents_by_type("webhook", include_secrets=True) if one.name == WEBHOOK]
+    assert SECRET in repr(shown.data)
 
 
 def test_an_end_of_a_night_reaches_the_webhook_with_reason_and_next_step(

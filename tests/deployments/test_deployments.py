@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -10,13 +11,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from prefect import tags
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
@@ -24,9 +28,16 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 
-from deployments.catalog import POOL, as_yaml, catalog, deployable, night_of, packaged_pipelines
+from deployments.catalog import as_yaml, catalog, deployable, night_of, packaged_pipelines
 from deployments.deploy import Outcome, deploy, problems
+from deployments.serve import make_runner
+from deployments.worker import PatientWorker
+from flows import manual_promotion
+from flows.homes import home_in, tag_of
+from flows.nightly import nightly
+from flows.reconcile import reconcile
 from nightgate.errors import ConfigurationError
+from nightgate.home import open_home
 from nightgate.pipeline_files import load_pipeline
 from tests.conftest import free_port
 from tests.support.night import TRAPS, nightgate, set_traps, write_pipeline
@@ -37,7 +48,8 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 SCHEDULE = '\n[schedule]\ncron = "45 4 * * *"\ntimezone = "Europe/Berlin"\n'
 NIGHTGATE = [sys.executable, "-m", "nightgate.cli.app"]
-OPERATIONS = [f"{flow}/nightgate" for flow in ("reconcile", "promote", "rollback", "freeze", "unfreeze")]
+FLOWS = ("reconcile", "promote", "rollback", "freeze", "unfreeze")
+OPERATIONS = [f"{flow}/nightgate" for flow in FLOWS]
 
 
 def site(folder: Path, *names: str) -> Path:
@@ -147,6 +159,10 @@ class Site:
     folder: Path
     made: dict[str, Outcome]
 
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
     def rewrite(self, name: str, old: str, new: str) -> None:
         path = self.folder / "deployments" / "pipelines" / f"{name}.toml"
         text = path.read_text(encoding="utf-8")
@@ -159,7 +175,8 @@ def deployed(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = site(tmp_path_factory.mktemp("site"), "first", "second", "third")
     with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_API_URL: prefect_server}):
         patch.chdir(folder)
-        yield Site(folder, outcomes())
+        open_home(folder / "home")
+        yield Site(folder, outcomes(folder))
         with get_client(sync_client=True) as prefect:
             for one in prefect.read_deployments():
                 if one.work_pool_name == "test-pool":
@@ -167,8 +184,11 @@ def deployed(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> I
             prefect.delete_work_pool("test-pool")
 
 
-def outcomes(**options: Any) -> dict[str, Outcome]:
-    return {one.deployment: one for one in deploy(pool="test-pool", **options)}
+def outcomes(folder: Path, home: str = "home", **options: Any) -> dict[str, Outcome]:
+    """What `nightgate deploy` does there. Other tests have deployed operations of their homes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NIGHTGATE_HOME", str(folder / home))
+        return {one.deployment: one for one in deploy(**{"pool": "test-pool", "take_over": True, **options})}
 
 
 @pytest.mark.flow
@@ -217,7 +237,7 @@ def test_deploying_again_follows_the_files_and_leaves_paused_broken_and_gone_dep
     deployed.rewrite("second", "epochs = 2", "epochs = 0")
     (deployed.folder / "deployments/pipelines/third.toml").unlink()
 
-    again = outcomes()
+    again = outcomes(deployed.folder)
     assert {name: one.outcome for name, one in again.items()} == {
         "nightly/second": "problem",
         "nightly/first": "updated",
@@ -230,7 +250,7 @@ def test_deploying_again_follows_the_files_and_leaves_paused_broken_and_gone_dep
     assert problems(again.values()) is not None
 
     # A pipeline that is not named here but has a file is not pruned.
-    assert outcomes(names=["first"], prune=True)["nightly/third"].outcome == "removed"
+    assert outcomes(deployed.folder, names=["first"], prune=True)["nightly/third"].outcome == "removed"
     after = deployment(prefect_server, "nightly/first")
     assert after.id == before.id
     assert [(one.schedule.cron, one.active) for one in after.schedules] == [("50 4 * * *", False)]
@@ -239,7 +259,109 @@ def test_deploying_again_follows_the_files_and_leaves_paused_broken_and_gone_dep
     with pytest.raises(ObjectNotFound):
         deployment(prefect_server, "nightly/third")
     with pytest.raises(ConfigurationError, match="'first'"):
-        outcomes(names=["frist"])
+        outcomes(deployed.folder, names=["frist"])
+
+
+# --- several homes on one server ---
+
+
+@pytest.mark.flow
+def test_another_home_is_refused_and_has_names_of_its_own_or_takes_over(
+    deployed: Site, prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, ours = tag_of(open_home(deployed.home)), tag_of(open_home(deployed.folder / "other"))
+    with pytest.raises(ConfigurationError) as refused:
+        outcomes(deployed.folder, "other", names=["first"], take_over=False)
+    assert [line.split(":")[0] for line in refused.value.problems] == ["nightly/first", *OPERATIONS]
+    assert all(theirs in line and str(deployed.home) in line for line in refused.value.problems)
+    assert "NIGHTGATE_NAME" in refused.value.next_step
+    assert home_in(deployment(prefect_server, "nightly/first").tags) == theirs
+    # Nor by a process that does not find its home.
+    with pytest.raises(ConfigurationError, match="NIGHTGATE_HOME"):
+        outcomes(deployed.folder, "none", names=["first"], take_over=False)
+
+    monkeypatch.setenv("NIGHTGATE_NAME", "shop")
+    made = outcomes(deployed.folder, "other", names=["first"], take_over=False, prune=True)
+    assert set(made) == {"nightly/first.shop", *(f"{flow}/shop" for flow in FLOWS)}
+    assert home_in(deployment(prefect_server, "nightly/first.shop").tags) == ours
+    assert deployment(prefect_server, "nightly/first.shop").parameters == {"pipeline": "first"}
+    # It prunes its own former names only.
+    monkeypatch.setenv("NIGHTGATE_NAME", "market")
+    again = outcomes(deployed.folder, "other", names=["first"], take_over=False, prune=True)
+    removed = {name for name, one in again.items() if one.outcome == "removed"}
+    assert removed == {"nightly/first.shop", *(f"{flow}/shop" for flow in FLOWS)}
+    assert home_in(deployment(prefect_server, "nightly/first").tags) == theirs
+
+    monkeypatch.delenv("NIGHTGATE_NAME")
+    outcomes(deployed.folder, "other", names=["first"])
+    assert home_in(deployment(prefect_server, "nightly/first").tags) == ours
+    outcomes(deployed.folder, prune=True)
+
+
+@pytest.mark.flow
+def test_worker_and_serve_leave_runs_of_another_home_to_it(
+    deployed: Site, prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes(deployed.folder)
+    found = deployment(prefect_server, "nightly/first")
+    with client(prefect_server) as prefect:
+        run = prefect.create_flow_run_from_deployment(found.id)
+
+    async def seen(home: Path) -> tuple[bool, bool]:
+        monkeypatch.setenv("NIGHTGATE_HOME", str(home))
+        async with PatientWorker("test-pool") as worker:
+            of_worker = [one.flow_run.id for one in await worker._get_scheduled_flow_runs()]
+        async with make_runner() as runner:
+            runner._deployment_registry.get_deployment_ids = lambda: {found.id}  # type: ignore[method-assign]
+            of_serve = [one.id for one in await runner._scheduled_run_poller._get_scheduled_flow_runs()]
+        return run.id in of_worker, run.id in of_serve
+
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        other = open_home(deployed.folder / "third-home").root
+        assert (asyncio.run(seen(other)), asyncio.run(seen(deployed.home))) == ((False, False), (True, True))
+    with client(prefect_server) as prefect:
+        prefect.delete_flow_run(run.id)
+
+
+@pytest.mark.flow
+def test_a_run_of_another_home_is_refused_before_it_does_anything(prefect_server: str, environment: Path) -> None:
+    runs = [
+        partial(nightly, "sample"),
+        reconcile,
+        partial(manual_promotion.freeze, "sample", reason="a test", requested_by="Ada"),
+    ]
+    with temporary_settings({PREFECT_API_URL: prefect_server}), tags("home:00000000"):
+        # Without a home, as where its disk is not mounted, and with another one.
+        states = [runs[0](return_state=True)]
+        assert not environment.exists()
+        open_home(environment)
+        states += [run(return_state=True) for run in runs]
+    assert {state.type.value for state in states} == {"FAILED"}
+    assert all("home:00000000" in state.message and "\n  next: " in state.message for state in states)
+    assert not (environment / "metrics.db").exists()
+
+
+@pytest.mark.flow
+def test_deploy_says_who_executes_the_runs(deployed: Site, prefect_server: str) -> None:
+    said: list[str] = []
+    outcomes(deployed.folder, names=["first"], pool="other-pool", say=said.append)
+    [note] = said
+    assert note.endswith("`python -m deployments.worker --pool other-pool`")
+    with client(prefect_server) as prefect:
+        prefect.send_worker_heartbeat("other-pool", "night-worker", heartbeat_interval_seconds=30)
+        # As a serving process has it.
+        found = deployment(prefect_server, "nightly/first")
+        prefect.update_deployment(found.id, DeploymentUpdate(work_pool_name=None))
+        prefect.get_scheduled_flow_runs_for_deployments([found.id])
+        within(10, lambda: deployment(prefect_server, "nightly/first").status.value == "READY", "ready")
+    said.clear()
+    outcomes(deployed.folder, names=["first"], pool="other-pool", say=said.append)
+    [note] = said
+    assert "nightgate serve" in note
+    assert "first" in note
+    outcomes(deployed.folder, names=["first"])
+    with client(prefect_server) as prefect:
+        prefect.delete_work_pool("other-pool")
 
 
 def test_without_a_server_deploy_names_the_address_and_the_next_step() -> None:
@@ -323,7 +445,7 @@ def test_a_server_with_authentication_refuses_strangers_and_runs_nights(
 def test_prefects_own_command_registers_what_prefect_yaml_says(authenticated: dict[str, str]) -> None:
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     environment = {**os.environ, **authenticated}
-    pool = [*prefect, "work-pool", "create", POOL, "--type", "process"]
+    pool = [*prefect, "work-pool", "create", "nightgate", "--type", "process"]
     subprocess.run(pool, check=True, capture_output=True, env=environment)
     file = ["--all", "--prefect-file", "deployments/prefect.yaml"]
     for _ in range(2):
@@ -339,7 +461,7 @@ def test_prefects_own_command_registers_what_prefect_yaml_says(authenticated: di
         assert [(each["schedule"]["cron"], each["slug"]) for each in found["schedules"]] == (
             [(one.cron, "nightgate")] if one.cron else []
         )
-        assert found["work_pool_name"] == POOL
+        assert found["work_pool_name"] == "nightgate"
         assert found["concurrency_options"]["collision_strategy"] == one.collision
         [step] = found["pull_steps"]
         assert step == {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
@@ -357,7 +479,7 @@ def test_a_worker_runs_a_night_in_the_folder_in_which_it_was_deployed(
         "PREFECT_HOME": str(session_root / "worker"),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
-    prepare = [[*NIGHTGATE, "db", "upgrade"], [*NIGHTGATE, "deploy", "--pool", "working-pool"]]
+    prepare = [[*NIGHTGATE, "db", "upgrade"], [*NIGHTGATE, "deploy", "--pool", "working-pool", "--take-over"]]
     for command in prepare:
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     set_traps(folder)

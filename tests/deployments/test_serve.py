@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -25,22 +26,27 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymen
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_RUNNER_POLL_FREQUENCY, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_RUNNER_POLL_FREQUENCY,
+    temporary_settings,
+)
 from prefect.states import Cancelling, Scheduled
 
 from deployments.catalog import night_of
 from deployments.deploy import prefect_deployment
 from deployments.serve import make_runner, serve_pipelines
-from flows.heartbeats import LOST_CANCELLATIONS, LOST_RUNS
+from flows.events import LOST_CANCELLATIONS, LOST_RUNS
 from flows.nightly import nightly
 from flows.server_connection import answers
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import upgrade
-from nightgate.errors import NightgateError
+from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.home import open_home
 from nightgate.pipeline_files import load_pipeline
 from tests.conftest import free_port
-from tests.support.night import TRAPS, command, set_traps, write_pipeline
+from tests.support.night import TRAPS, command, nightgate, set_traps, write_pipeline
 from tests.support.production import within
 
 pytestmark = [pytest.mark.flow, pytest.mark.process]
@@ -117,11 +123,11 @@ def by_name(api_url: str, full_name: str) -> DeploymentResponse:
     return found
 
 
-def start_serving(pipeline: Path, home: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
+def start_serving(pipeline: Path, home: Path, log: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         return subprocess.Popen(
             # Like the installed command, it imports nothing from the working folder.
-            [sys.executable, "-P", *command("serve", pipeline)[1:]],
+            [sys.executable, "-P", *command("serve", pipeline, *options)[1:]],
             cwd=home.parent,
             env={**os.environ, "PYTHONPATH": str(ROOT), "NIGHTGATE_HOME": str(home), **environment},
             stdout=output,
@@ -144,9 +150,9 @@ def served(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     set_traps(folder)
     pipeline = write_served_pipeline(folder, "served")
     log = folder / "serve.log"
-    process = start_serving(
-        pipeline, folder / "home", log, PREFECT_API_URL=prefect_server, NIGHTGATE_MODEL_ROOTS=str(folder / "roots")
-    )
+    # Other tests have deployed operations of their homes.
+    environment = {"PREFECT_API_URL": prefect_server, "NIGHTGATE_MODEL_ROOTS": str(folder / "roots")}
+    process = start_serving(pipeline, folder / "home", log, "--take-over", **environment)
     one = Served(process, prefect_server, "served", folder / "home", log)
     try:
         comes_up(process, log, 60)
@@ -392,12 +398,13 @@ def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both_and_
         pipeline,
         tmp_path / "home",
         log,
-        PREFECT_SERVER_API_PORT=str(port),
+        *("--port", str(port)),
         PREFECT_HOME=str(session_root / "own-server"),
     )
     try:
         comes_up(process, log, 120)
-        assert f"UI at {url}" in log.read_text()
+        assert f"started a Prefect server: UI at {url}" in log.read_text()
+        assert f"PREFECT_SERVER_API_PORT={port}" in log.read_text()
         assert answers(url)
 
         def deployed() -> bool:
@@ -453,6 +460,7 @@ def test_the_server_of_a_serve_that_was_killed_goes_on_and_the_next_serve_finds_
         first.wait()
         assert answers(url)
         second = serve(2)
+        assert [line.split()[0] for line in log.read_text().splitlines() if "UI at" in line] == ["started", "joined"]
         assert not [one for one in psutil.Process(second.pid).children() if "flows.own_server" in one.cmdline()]
         second.terminate()
         second.wait(40)
@@ -471,7 +479,7 @@ def test_a_night_outlives_kill_9_of_serve_and_the_next_serve_starts_no_second_on
     pipeline = write_served_pipeline(tmp_path, "orphaned")
 
     def serve(times: int) -> subprocess.Popen[bytes]:
-        process = start_serving(pipeline, home, log, PREFECT_API_URL=prefect_server)
+        process = start_serving(pipeline, home, log, "--take-over", PREFECT_API_URL=prefect_server)
         comes_up(process, log, 90, times=times)
         return process
 
@@ -495,6 +503,93 @@ def test_a_night_outlives_kill_9_of_serve_and_the_next_serve_starts_no_second_on
     finally:
         one.process.terminate()
         one.process.wait(40)
+
+
+@pytest.mark.faults
+def test_a_server_with_the_password_of_the_home_is_for_that_home_alone(tmp_path: Path, session_root: Path) -> None:
+    port, log, home = free_port(), tmp_path / "serve.log", tmp_path / "home"
+    url, path = f"http://127.0.0.1:{port}", write_served_pipeline(tmp_path, "guarded")
+    environment = {"PREFECT_SERVER_API_PORT": str(port), "PREFECT_HOME": str(session_root / "guarded-server")}
+    process = start_serving(path, home, log, "--auth", **environment)
+    try:
+        comes_up(process, log, 120)
+        file = home / "server-password"
+        user, _, password = file.read_text().strip().partition(":")
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert str(file) in log.read_text()
+        assert len(password) > 20
+        ours, theirs = {**environment, "NIGHTGATE_HOME": str(home)}, {**environment, "NIGHTGATE_HOME": "another"}
+
+        version = f"{url}/api/admin/version"
+        assert [httpx.get(f"{url}{page}", timeout=5).status_code for page in ("/api/health", "/v2/")] == [200, 200]
+        assert httpx.get(version, timeout=5).status_code == 401
+        assert httpx.get(version, auth=(user, password[:-1]), timeout=5).status_code == 401
+        assert httpx.get(version, auth=(user, password), timeout=5).status_code == 200
+        assert httpx.post(f"{url}/api/deployments/filter", json={}, timeout=5).status_code == 401
+
+        done = nightgate("run", path, "--night", "2026-01-05", cwd=tmp_path, env=ours)
+        assert done.returncode == 0, done.stderr
+        assert f"using the Prefect server at {url}/api" in done.stderr
+        doctor = nightgate("doctor", "--format", "json", cwd=tmp_path, env=ours)
+        found = {one["check"]: one["status"] for one in json.loads(doctor.stdout)}
+        assert [found[f"reached by {who}"] for who in ("web pages", "other users", "the network")] == ["ok"] * 3
+        assert (found["home access"], found["schedule guarded"]) == ("ok", "ok")
+
+        refused = nightgate("serve", path, cwd=tmp_path, env=theirs)
+        assert refused.returncode == 1
+        assert "(401)" in refused.stderr
+        # Its runs have the password too.
+        serving = Served(process, f"{url}/api", "guarded", home, log)
+        with temporary_settings({PREFECT_API_AUTH_STRING: f"{user}:{password}"}):
+            run = serving.start({"night": "2026-01-05"})
+            assert serving.ended(run).type.value == "COMPLETED"
+        shown = (done.stdout, done.stderr, doctor.stdout, refused.stderr, log.read_text())
+        assert not any(password in text for text in shown)
+        assert password not in (home / "prefect-server.log").read_text()
+    finally:
+        process.terminate()
+        process.wait(40)
+
+
+@pytest.mark.faults
+def test_a_second_home_is_refused_names_itself_or_takes_over(prefect_server: str, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    served, other = (write_served_pipeline(tmp_path / name, "shared") for name in ("first", "second"))
+    environment = {"PREFECT_API_URL": prefect_server}
+    first = start_serving(served, tmp_path / "home-1", tmp_path / "first.log", "--take-over", **environment)
+    try:
+        comes_up(first, tmp_path / "first.log", 90)
+        mine = {**environment, "NIGHTGATE_HOME": str(tmp_path / "home-2")}
+        refused = nightgate("serve", other, cwd=tmp_path, env=mine)
+        assert refused.returncode == 2, refused.stderr
+        assert str(tmp_path / "home-1") in refused.stderr
+        assert "NIGHTGATE_NAME" in refused.stderr
+        log = tmp_path / "second.log"
+        second = start_serving(other, tmp_path / "home-2", log, **environment, NIGHTGATE_NAME="shop")
+        try:
+            comes_up(second, log, 90)
+            within(30, lambda: _exists(Served(second, prefect_server, "shared.shop", tmp_path, log)), "a deployment")
+            runs = [
+                Served(process, prefect_server, name, tmp_path / home, tmp_path / f"{which}.log")
+                for process, name, home, which in (
+                    (first, "shared", "home-1", "first"),
+                    (second, "shared.shop", "home-2", "second"),
+                )
+            ]
+            for one in runs:
+                with client(prefect_server) as prefect:
+                    run = prefect.create_flow_run_from_deployment(
+                        one.deployment().id, parameters={"pipeline": "shared", "night": "2026-01-05"}
+                    )
+                assert one.ended(run).type.value == "COMPLETED"
+                assert [row["night"] for row in one.rows("SELECT night FROM nightly_runs")] == ["2026-01-05"]
+        finally:
+            second.terminate()
+            second.wait(40)
+    finally:
+        first.terminate()
+        first.wait(40)
 
 
 def test_serve_ends_its_server_when_it_is_stopped_before_that_one_answers(tmp_path: Path, session_root: Path) -> None:
@@ -528,6 +623,18 @@ def handlers_of_signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers_of_signals")
+def test_a_port_is_for_a_server_that_is_started(prefect_server: str) -> None:
+    with temporary_settings({PREFECT_API_URL: prefect_server}), pytest.raises(ConfigurationError, match="--port 4201"):
+        serve_pipelines([], port=4201)
+
+
+@pytest.mark.usefixtures("handlers_of_signals", "environment")
+def test_an_open_server_that_runs_already_is_not_joined_with_auth(prefect_server: str) -> None:
+    with temporary_settings({PREFECT_API_URL: prefect_server}), pytest.raises(NightgateError, match="no password"):
+        serve_pipelines([], auth=True)
 
 
 @pytest.mark.usefixtures("handlers_of_signals")

@@ -21,6 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from websockets.sync.client import connect
 
+from flows.server_access import access
 from flows.server_connection import started_server
 from tests.conftest import csrf_headers
 
@@ -93,6 +94,12 @@ def test_what_a_foreign_page_sends_is_refused_and_changes_nothing(target: Target
     assert not any("access-control-allow-origin" in answer.headers for answer in answers)
     assert target.pull_steps() == []
     assert target.runs() == runs
+
+
+def test_doctor_finds_no_page_that_reaches_it(target: Target) -> None:
+    found = access(f"{target.url}/api")
+    assert (found.needs_password, found.read_by_pages, found.changed_by_pages) == (False, False, False)
+    assert found.listens_on == ("127.0.0.1",)
 
 
 def test_a_form_without_a_token_is_refused_wherever_it_comes_from(target: Target) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,12 +21,12 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
-from flows.heartbeats import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
+from flows.events import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
+from flows.server_access import Access, access, access_findings, is_loopback
 from flows.server_checks import (
     automations_finding,
     deployed,
     examine,
-    is_loopback,
     settings_findings,
     usual_server,
     version_finding,
@@ -99,7 +100,8 @@ def pool(server: SyncPrefectClient) -> Iterator[str]:
 @pytest.mark.usefixtures("server")
 def test_a_healthy_server_has_findings_about_version_authentication_leases_database_and_clock() -> None:
     assert found("prefect server").status == "ok"
-    assert found("authentication").status == "ok"
+    assert found("reached by the network").status == "ok"
+    assert found("reached by web pages").status == "warning", "it was not started by Nightgate"
     leases = found("lease storage")
     assert leases.status == "warning"
     assert leases.remedy.endswith("=prefect.server.concurrency.lease_storage.filesystem")
@@ -218,32 +220,45 @@ def test_a_server_that_was_configured_must_answer() -> None:
 # --- its settings ---
 
 
-def settings(**api: Any) -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     files = {"lease_storage": "prefect.server.concurrency.lease_storage.filesystem"}
-    return {"server": {"api": api, "concurrency": files, "database": {"driver": "postgresql+asyncpg"}}}
+    return {"server": {"concurrency": files, "database": {"driver": "postgresql+asyncpg"}}}
+
+
+OPEN = Access("http://127.0.0.1:4200/api", False, False, False, ("127.0.0.1",))
 
 
 @pytest.mark.parametrize(
-    ("url", "api", "status"),
+    ("answers", "users", "warned"),
     [
-        ("http://127.0.0.1:4200/api", {}, "ok"),
-        ("http://localhost:4200/api", {"host": "127.0.0.1"}, "ok"),
-        ("http://127.0.0.1:4200/api", {"host": "0.0.0.0"}, "warning"),
-        ("http://nights.example:4200/api", {}, "warning"),
-        ("http://nights.example:4200/api", {"auth_string": "********"}, "ok"),
+        ({}, [], set()),
+        ({}, ["ada"], {"other users"}),
+        ({"listens_on": ("0.0.0.0",)}, [], {"the network"}),
+        ({"url": "http://nights.example:4200/api", "listens_on": ()}, ["ada"], {"the network"}),
+        ({"read_by_pages": True}, [], {"web pages"}),
+        ({"changed_by_pages": True}, [], {"web pages"}),
+        ({"needs_password": True, "listens_on": ("0.0.0.0",), "changed_by_pages": True}, ["ada"], set()),
     ],
 )
-def test_a_server_that_other_machines_reach_should_require_authentication(
-    url: str, api: dict[str, Any], status: str
+def test_each_way_to_a_server_without_a_password_is_a_warning_of_its_own(
+    answers: dict[str, Any], users: list[str], warned: set[str]
 ) -> None:
-    [finding] = [one for one in settings_findings(url, settings(**api), "") if one.check == "authentication"]
-    assert finding.status == status
+    found = list(access_findings(replace(OPEN, **answers), users))
+    assert {one.check.removeprefix("reached by ") for one in found if one.status == "warning"} == warned
+    assert all(one.remedy for one in found if one.status == "warning")
+
+
+@pytest.mark.flow
+def test_a_server_of_prefects_own_command_is_judged_by_what_it_answers(prefect_server: str) -> None:
+    found = access(prefect_server)
+    assert (found.needs_password, found.read_by_pages, found.changed_by_pages) == (False, True, True)
+    assert found.listens_on == ("127.0.0.1",)
 
 
 def test_settings_for_production_are_ok() -> None:
-    findings = list(settings_findings("http://127.0.0.1:4200/api", settings(), ""))
+    findings = list(settings_findings(settings(), ""))
     assert {one.status for one in findings} == {"ok"}
-    assert {one.check for one in findings} == {"authentication", "lease storage", "server database"}
+    assert {one.check for one in findings} == {"lease storage", "server database"}
 
 
 @pytest.mark.parametrize(

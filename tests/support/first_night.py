@@ -32,7 +32,7 @@ def first_night() -> FirstNight:
         if not (folder / "done.pickle").exists():
             folder.mkdir()
             arguments = ("run", write_pipeline(folder), "--night", NIGHT, "--no-prefect")
-            done = nightgate(*arguments, cwd=folder, env={"NIGHTGATE_HOME": str(folder / "home")})
+            done = nightgate(*arguments, cwd=folder, env={"NIGHTGATE_HOME": str(folder / "home")}, umask=0o022)
             assert done.returncode == 0, done.stderr
             (folder / "done.pickle").write_bytes(pickle.dumps(done))
     done = pickle.loads((folder / "done.pickle").read_bytes())

@@ -1,0 +1,106 @@
+"""The home's folder and everything that is made in it belong to its owner, or to a group by a setting."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nightgate.database.connection import database_url
+from nightgate.database.transactions import Database, upgrade
+from nightgate.home import open_home
+from nightgate.operations.doctor import access_finding
+from tests.support.first_night import first_night
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(autouse=True)
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A folder that every user reaches, which those of pytest are not."""
+    place = Path(tempfile.mkdtemp(prefix="nightgate-home-"))
+    place.chmod(0o755)
+    yield place
+    shutil.rmtree(place)
+
+
+def modes(home: Path) -> dict[str, int]:
+    return {str(path.relative_to(home)): stat.S_IMODE(path.lstat().st_mode) for path in [home, *home.rglob("*")]}
+
+
+def shell(line: str) -> None:
+    subprocess.run(line, shell=True, check=True)
+
+
+@pytest.mark.parametrize(("access", "closed_to"), [("owner", 0o077), ("group", 0o007)])
+def test_a_database_its_journal_and_folders_are_for_the_owner_or_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, access: str, closed_to: int
+) -> None:
+    monkeypatch.setenv("NIGHTGATE_HOME_ACCESS", access)
+    home = open_home(tmp_path / "new" / "home")
+    upgrade(database_url(home))
+    with Database.open(home) as db:
+        db.frame("SELECT 1")
+        found = modes(home.root)
+    assert {"metrics.db", "home.json", "snapshots", "runs", "models"} <= set(found)
+    assert {path: oct(mode) for path, mode in found.items() if mode & closed_to} == {}
+    if access == "group":
+        assert found["."] == 0o2770
+        assert (found["runs"], found["metrics.db"]) == (0o2770, 0o660)
+
+
+def test_an_empty_folder_that_was_made_for_the_home_is_closed_and_one_in_use_is_left(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "used" / "thing").mkdir(parents=True)
+    assert modes(open_home(tmp_path / "empty").root)["."] == 0o700
+    assert modes(open_home(tmp_path / "used").root)["."] == 0o755
+
+
+def test_a_whole_night_leaves_nothing_that_others_can_read() -> None:
+    home = first_night().home
+    found = {path: mode for path, mode in modes(home).items() if not (home / path).is_symlink()}
+    assert any(path.startswith("models/") for path in found)
+    assert any(path.startswith("snapshots/") for path in found)
+    assert {path: oct(mode) for path, mode in found.items() if mode & 0o077} == {}
+
+
+def test_doctor_reports_a_home_that_is_open_with_the_command_that_closes_it(
+    open_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = open_home(open_place / "my home").root
+    assert access_finding(home).status == "ok"
+    (home / "runs" / "log.txt").write_text("a log")
+    shell(f"chmod -R go=rX '{home}'")
+    finding = access_finding(home)
+    assert finding.status == "warning"
+    shell(finding.remedy)
+    assert access_finding(home).status == "ok"
+    assert not any(mode & 0o077 for mode in modes(home).values())
+
+    monkeypatch.setenv("NIGHTGATE_HOME_ACCESS", "group")
+    finding = access_finding(home)
+    assert finding.status == "warning"
+    shell(finding.remedy)
+    assert access_finding(home).status == "ok"
+    assert modes(home)["runs"] == 0o2770
+
+
+def test_a_home_inside_a_closed_folder_is_closed(open_place: Path) -> None:
+    home = open_home(open_place / "inside" / "home").root
+    home.chmod(0o755)
+    assert access_finding(home).status == "warning"
+    home.parent.chmod(0o700)
+    assert access_finding(home).status == "ok"
