@@ -264,7 +264,7 @@ def _other_homes(nights: Sequence[_Nightly], others: Sequence[DeploymentResponse
     if nights:
         yield Finding("ok", "other homes", found)
     else:
-        remedy = "set NIGHTGATE_NAME=NAME for names of its own, or `nightgate deploy --take-over` where the other home is gone"
+        remedy = "set NIGHTGATE_NAME for names of its own, or `nightgate deploy --take-over` where that home is gone"
         yield Finding("warning", "other homes", f"{found}, and none to this one", remedy)
 
 
