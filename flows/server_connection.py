@@ -229,7 +229,7 @@ def started_server(port: int = 0, *, auth: str = "", temporary: bool = False) ->
         except OSError as error:
             raise NightgateError(
                 f"no Prefect server can start on port {port} of {LOOPBACK}: {error.strerror}",
-                next_step="choose a free one with `nightgate serve --port N` or PREFECT_SERVER_API_PORT, or set "
+                next_step="choose a free one with --port of `nightgate serve` or PREFECT_SERVER_API_PORT, or set "
                 "PREFECT_API_URL to a running server",
             ) from error
         port = bound.getsockname()[1]
