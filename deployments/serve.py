@@ -101,8 +101,9 @@ def serve_pipelines(
 def _announcement(url: str, pipelines: Sequence[Pipeline], home: Home, *, is_started: bool) -> Iterator[str]:
     shown = without_credentials(url)
     yield f"{'started a Prefect server' if is_started else 'joined the Prefect server that runs there'}: UI at {shown}"
-    if PREFECT_API_AUTH_STRING in client_settings(f"{url}/api") and asks_for_password(f"{url}/api"):
-        yield f"it asks for a password once: the line in {password_file(home.root)}"
+    kept = password_file(home.root)
+    if kept.is_file() and asks_for_password(f"{url}/api"):
+        yield f"it asks for a password once: the line in {kept}"
     if is_started and PREFECT_SERVER_API_PORT.value() != PREFECT_SERVER_API_PORT.default():
         yield f"other commands find it with PREFECT_SERVER_API_PORT={PREFECT_SERVER_API_PORT.value()}"
     yield f"serving {', '.join(f'{one.name} ({one.schedule.cron} {one.schedule.timezone})' for one in pipelines)}"
