@@ -1,7 +1,7 @@
 """Prefect events `nightgate.<status>` for every end of a night, to which automations and other deployments can react.
 
 An event is made from the run's row, which is marked once the server has accepted it. An event that a dying process
-could not publish is published by the next run or `reconcile`.
+could not publish is published by the next run or `reconcile`. The report precedes it, on the page of the Prefect run.
 
 Suspended runs, which have no process, get heartbeats. Prefect reports once that a run is suspended; a server on SQLite
 sometimes loses such an event ('database is locked'), and a last heartbeat may come after it. So `reconcile` sends one
@@ -18,10 +18,12 @@ from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect.events.schemas.events import Event, RelatedResource, Resource
 
 from nightgate.database.transactions import Database
 from nightgate.errors import InternalError
+from nightgate.home import Home
 from nightgate.logs import without_secrets
 from nightgate.operations.reconciliation import mark_announced, unannounced
 from nightgate.registry.approvals import open_approvals
@@ -31,11 +33,12 @@ log = logging.getLogger("nightgate.flows")
 
 
 def announce_ends(db: Database) -> None:
-    """Publish the event of every end that was not published yet; one that fails is retried by the next call.
+    """Publish report and event of every end that was not published yet; one that fails is retried by the next call.
 
     The server stores an event once, even if two processes publish it or its mark was lost.
     """
     for end in unannounced(db):
+        _show_report(db.home, end)
         try:
             send(_event_of(end))
         except Exception as error:  # noqa: BLE001 - an event that cannot be sent must not fail the night
@@ -44,6 +47,28 @@ def announce_ends(db: Database) -> None:
                 return
         else:
             mark_announced(db, end)
+
+
+def _show_report(home: Home, end: RunRow) -> None:
+    """Add the report to the page of the end's Prefect run, if that did anything. A cancel has to be quick."""
+    did_nothing = not (home.runs / end.run_id).is_dir()
+    if end.prefect_flow_run_id is None or did_nothing or end.status == "cancelled":
+        return
+    try:
+        # Here and not above: its import would delay the start of a night.
+        from nightgate.reports import report
+
+        artifact = ArtifactCreate(
+            key=f"{end.pipeline.replace('_', '-')}-night",  # lowercase letters, digits and dashes
+            type="markdown",
+            data=report.markdown(home, end.run_id),
+            description=f"Night of {end.night}: {end.status}",
+            flow_run_id=UUID(end.prefect_flow_run_id),
+        )
+        with get_client(sync_client=True) as client:
+            client.create_artifact(artifact)
+    except Exception as error:  # noqa: BLE001 - a missing page must not fail the night
+        log.warning("the page of run %s has no report: %s", end.run_id, error)
 
 
 def _concerns_this_event(error: Exception) -> bool:

@@ -7,7 +7,6 @@ Start it with `nightgate run PIPELINE`, or on its schedule with `nightgate serve
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -36,13 +35,14 @@ from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
 from nightgate.home import open_home
 from nightgate.logs import without_secrets
+from nightgate.night.closing import close_ended
 from nightgate.night.night import run_steps
 from nightgate.night.run import NightRun, open_night
 from nightgate.pipeline_files import load_by_name
 from nightgate.runs.run_row import RunRow, read_run
 from nightgate.schedule import Night
 from tasks.logs import readable_logs
-from tasks.night import STEPS, report
+from tasks.night import STEPS
 
 log = logging.getLogger("nightgate.flows")
 
@@ -128,7 +128,6 @@ def run_night(pipeline: Pipeline, night: Night, *, force: bool, dry_run: bool, d
             prefect_flow_run_id=flow_run_id,
             overtaken=newer_is_due(due, night.scheduled_for) if night.scheduled_for else "",
             still_due=due,
-            on_end=report,
             on_stall=lambda run, why: announce_stall(pipeline.name, night.date, run.run_id, why, flow_run_id),
         ) as run:
             row = run.ended or run_steps(run, STEPS)
@@ -155,9 +154,8 @@ def _wait_for_decision(run: NightRun, row: RunRow) -> RunRow:
     name_by_status(row)
     decide_when_resumed(row.run_id)
     with Database.open(run.home) as db:
-        run = replace(run, db=db)
-        report(run)
-        row = run.row()
+        close_ended(db, row.pipeline, run.pipeline)
+        row = read_run(db, row.run_id)
     announce_own_ends()
     return row
 

@@ -1,5 +1,5 @@
-"""Reconciliation: fail runs of dead processes, expire approvals, record missed nights, repair links to champions, make
-Prefect's states agree with the database, and publish pending events.
+"""Reconciliation: fail runs of dead processes, expire approvals, record missed nights, finish what follows the end of
+a run, make Prefect's states agree with the database, and publish pending events.
 
 The deployment `reconcile/nightgate` runs it every few minutes, `nightgate reconcile` at once.
 """
@@ -7,7 +7,7 @@ The deployment `reconcile/nightgate` runs it every few minutes, `nightgate recon
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -34,10 +34,11 @@ from flows.homes import deployments_of, own, own_tag, pipeline_of, refusal
 from nightgate.database.transactions import Database
 from nightgate.errors import InternalError, NightgateError
 from nightgate.home import open_home
+from nightgate.night.closing import close_ended
 from nightgate.operations import reconciliation
 from nightgate.operations.status import used_pipelines
 from nightgate.pipeline_files import load_pipeline, pipeline_files
-from nightgate.registry import approvals, champion_link
+from nightgate.registry import approvals
 from nightgate.runs.run_row import RunRow
 from tasks.logs import failed, readable_logs
 
@@ -71,9 +72,10 @@ def reconcile() -> State[Any]:
 
 @dataclass
 class Done:
-    """The runs that were ended, and the parts that failed; a failed part does not stop the others."""
+    """The runs that were ended or closed, and the parts that failed; a failed part does not stop the others."""
 
     ended: list[RunRow] = field(default_factory=list)
+    closed: list[RunRow] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -95,30 +97,30 @@ class Done:
 
 
 def reconcile_now() -> Done:
-    """Reconcile everything that can be; without a Prefect server, the database and the links alone."""
-    done, home = Done(), open_home()
-    with Database.open(home) as db:
+    """Reconcile everything that can be; without a Prefect server, database and home alone."""
+    done = Done()
+    with Database.open(open_home()) as db:
         for name in sorted(used_pipelines(db)):
             with done.part(f"runs of {name}"):
                 done.ended += reconciliation.finish_dead_runs(db, name)
-            with done.part(f"link to the champion of {name}"):
-                if wrong := champion_link.update(db, name):
-                    log.info("repaired: %s", wrong)
         with done.part("approvals"):
             done.ended += approvals.hold_overdue(db)
         with get_client(sync_client=True) as client:
-            if client.api_healthcheck() is None:
-                _with_server(db, client, done)
+            has_server = client.api_healthcheck() is None
+            if has_server:
+                _end_by_server(db, client, done)
+            for name in sorted(used_pipelines(db)):
+                with done.part(f"ends of {name}"):
+                    done.closed += close_ended(db, name)
+            if has_server:
+                _report_to_server(db, client, done)
     for one in done.ended:
-        if (home.runs / one.run_id).is_dir():
-            from nightgate.reports import report
-
-            report.publish_if_possible(home, one.run_id)
         log.info("reconciled: %s %s is %s: %s", one.pipeline, one.night, one.status, one.reason)
     return done
 
 
-def _with_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
+def _end_by_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
+    """Record nights that were missed and runs that were cancelled, both of which the server knows."""
     # The first of each pipeline is that with this home's tag.
     nights = {pipeline_of(one): one for one in reversed(own(deployments_of(client, "nightly"), own_tag()))}
     for pipeline in _pipelines():
@@ -132,6 +134,10 @@ def _with_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
                 done.ended += reconciliation.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
     with done.part("cancelled runs"):
         done.ended += obey_cancels(db, client)
+
+
+def _report_to_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
+    """Publish how runs ended, and heartbeats for those that wait."""
     with done.part("states of Prefect's runs"):
         agree(db, client)
     with done.part("events of nights that have ended"):
@@ -205,7 +211,9 @@ def reconcile_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[
     del flow, state
     try:
         with Database.open(open_home()) as db:
-            reconciliation.finish_dead_runs(db, str(flow_run.parameters.get("pipeline")))
+            name = str(flow_run.parameters.get("pipeline"))
+            reconciliation.finish_dead_runs(db, name)
+            close_ended(db, name)
             announce_ends(db)
     except Exception as error:  # noqa: BLE001 - a worker may not reach the database; the next reconcile does it
         log.warning("the row of run %s was not ended, the next reconcile does it: %s", flow_run.name, error)
@@ -262,10 +270,11 @@ def _state_of(end: reconciliation.EndedAttempt) -> State[Any]:
     return Completed(name=end.status.capitalize(), message=message)
 
 
-def end_flow_runs(ended: Sequence[RunRow]) -> str:
-    """End the suspended flow runs of nights that a command decided. Returns why it is not done yet, '' if it is."""
-    if not any(one.prefect_flow_run_id for one in ended):
-        return ""
+def end_flow_runs() -> str:
+    """Publish how runs ended, and end their flow runs: those that are suspended have no process to do so.
+
+    Returns why it is not done yet, '' if it is.
+    """
     with get_client(sync_client=True) as client:
         if client.api_healthcheck() is not None:
             return "the Prefect server does not answer: the next `nightgate reconcile` ends the flow run"

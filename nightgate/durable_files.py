@@ -39,6 +39,19 @@ def replacing(final: Path) -> Iterator[Path]:
     sync(final.parent)
 
 
+def remove_drafts(folder: Path, *, nested: bool = False) -> None:
+    """Remove the temporary files and folders of `replacing` that killed processes left in `folder`.
+
+    Args:
+        nested: In its folders, too.
+    """
+    for draft in [*folder.glob("**/.*.tmp" if nested else ".*.tmp")]:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically and durably.
 

@@ -5,7 +5,7 @@ NightgateError                 anything that Nightgate reports as a message inst
 ├── DataError                  the source cannot be read, or holds nothing to train on
 │   └── SnapshotError          a stored snapshot is missing, incomplete or altered
 ├── ModelError                 a base model or a stored version is missing, incomplete or altered
-├── TrainingError              the training process ended without a result
+├── TrainingError              the training, scoring or serving process ended without a result
 │   ├── NonFiniteLossError     NaN or infinity in a loss
 │   ├── OutOfMemoryError       the device or the machine had too little memory
 │   ├── CrashedError           the process died without reporting why (a signal, a segmentation fault)

@@ -1,16 +1,14 @@
-"""The steps of a night as Prefect tasks: names, retries, progress and the report's page.
+"""The steps of a night as Prefect tasks: names, retries and progress.
 
 What the steps do and promise is in `nightgate.night`; their order is in `nightgate.night.night`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from nightgate.data.snapshots import Snapshot
@@ -21,8 +19,6 @@ from nightgate.night.run import NightRun
 from nightgate.night.values import Trained
 from nightgate.training.protocol import EpochReport
 from tasks.progress import LiveProgress
-
-log = logging.getLogger("nightgate.tasks")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,7 +50,7 @@ def step(name: str | Callable[..., str]) -> Callable[[Callable[P, R]], Task[P, R
 @task(task_run_name="fine-tune on {snapshot}", cache_policy=NO_CACHE, persist_result=False)
 def fine_tune(run: NightRun, snapshot: Snapshot, on_epoch: Callable[[EpochReport], object]) -> Trained:
     """`steps.fine_tune`, with its progress on the run's page."""
-    with LiveProgress(_key(run, "progress")) as live:
+    with LiveProgress(f"{run.pipeline.name.replace('_', '-')}-progress") as live:
         trained = steps.fine_tune(run, snapshot, on_epoch, live.show)
         live.end(str(trained))
     return trained
@@ -77,22 +73,3 @@ STEPS = Steps(
     finish=step("finish version {version}: {judged}")(ending.finish),
 )
 """Each task's name shows what earlier steps returned."""
-
-
-@task(task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
-def report(run: NightRun) -> None:
-    """Publish the report: on the run's page in the UI, and as an HTML file in the run's folder."""
-    markdown = steps.write_report(run)
-    if not markdown:
-        return
-    try:
-        create_markdown_artifact(
-            key=_key(run, "night"), markdown=markdown, description=f"Night of {run.night.date}: {run.row().status}"
-        )
-    except Exception as error:  # noqa: BLE001 - a missing page must not fail the night
-        log.warning("the run's page has no report: %s; it is at %s", error, run.directory / "report.html")
-
-
-def _key(run: NightRun, what: str) -> str:
-    """An artifact's key: lowercase letters, digits and dashes."""
-    return f"{run.pipeline.name.replace('_', '-')}-{what}"

@@ -99,7 +99,7 @@ def run(
     if existing_home() is None:
         readiness.examine(configuration, None).check()  # before there is a home
     prepare(open_home())
-    ended = {} if force or dry_run else {night: _ended_before(configuration, night) for night in chosen}
+    ended = {} if force or dry_run else {night: _ended_before(configuration, night, no_prefect) for night in chosen}
     statuses = [status for status in ended.values() if status]
     if left := [night for night in chosen if not ended.get(night)]:
         # SIGTERM as Ctrl-C: its default would end the process without recording it in the run's row.
@@ -111,16 +111,29 @@ def run(
         raise typer.Exit(3)
 
 
-def _ended_before(configuration: Pipeline, night: Night) -> str | None:
-    """Print the result of a night that has ended and return its status; None if there is work to do."""
+def _ended_before(configuration: Pipeline, night: Night, no_prefect: bool) -> str | None:
+    """Print the result of a night that has ended and return its status; None if there is work to do.
+
+    What a killed process left undone after the end is done first.
+    """
     from nightgate.database.transactions import Database
     from nightgate.home import open_home
+    from nightgate.night.closing import close_ended
+    from nightgate.operations.reconciliation import unannounced
     from nightgate.runs.claim import ended_run
 
     with Database.open(open_home()) as db:
         found = ended_run(db, configuration.name, night.date)
-    if found is None:
-        return None
+        if found is None:
+            return None
+        close_ended(db, configuration.name, configuration)
+        is_unannounced = found.prefect_flow_run_id and found.run_id in [one.run_id for one in unannounced(db)]
+    if is_unannounced and not no_prefect:
+        from flows.reconcile import end_flow_runs
+        from flows.server_checks import usual_server
+
+        with usual_server():
+            end_flow_runs()
     _print_summary(found.run_id)
     if found.status == "waiting":
         say(f"This night waits for an approval, in run {found.run_id}; nothing was done.", err=True)

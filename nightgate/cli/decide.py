@@ -78,7 +78,7 @@ def reject(pipeline: PipelineName, reason: Reason, run_id: RunId = None) -> None
 def reconcile() -> None:
     """Finish what dead or missed runs left, in database and Prefect.
 
-    Fail runs of dead processes, expire approvals, record missed nights and publish pending events.
+    Fail runs of dead processes, expire approvals, record missed nights, publish pending reports and events.
     """
     from nightgate.home import existing_home
 
@@ -91,7 +91,10 @@ def reconcile() -> None:
         done = reconcile_now()
     for one in done.ended:
         say(_described(one))
-    if not done.ended and not done.failed:
+    for one in done.closed:
+        if one.run_id not in [ended.run_id for ended in done.ended]:
+            say(f"{_described(one)} (what follows its end was finished)")
+    if not (done.ended or done.closed or done.failed):
         say("nothing to reconcile")
     if silence:
         say(f"{silence}: only the database was reconciled", err=True)
@@ -111,14 +114,15 @@ def _change(change: Callable[[Database, Home], str]) -> None:
 def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -> None:
     from nightgate.database.transactions import Database
     from nightgate.home import existing_home
+    from nightgate.night.closing import close_ended
     from nightgate.registry import approvals
 
-    home = existing_home()
-    with Database.open(home) as db:
+    with Database.open(existing_home()) as db:
         waiting = approvals.find(db, name_of(pipeline), run_id)
         decide = approvals.approve if approved else approvals.reject
         ended = decide(db, waiting.run_id, by=person(), reason=reason)
-    say(_described(ended))
+        say(_described(ended))
+        close_ended(db, ended.pipeline)
     if ended.prefect_flow_run_id:
         # The flow run is suspended until it is resumed or ended.
         os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -126,11 +130,8 @@ def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -
         from flows.server_checks import usual_server
 
         with usual_server():
-            if problem := end_flow_runs([ended]):
+            if problem := end_flow_runs():
                 say(problem, err=True)
-    from nightgate.reports import report
-
-    report.publish_if_possible(home, ended.run_id)
     if approved and ended.status != "promoted":
         raise typer.Exit(1)
 

@@ -16,7 +16,7 @@ from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of,
 
 METADATA = Base.metadata
 """All tables, including those of the gate."""
-HEAD = "0012"
+HEAD = "0013"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -136,6 +136,8 @@ class Run(Base):
     prefect_flow_run_id: Mapped[str | None]
     announced_at: Mapped[datetime | None]
     """When the completion event was published; NULL while it is pending."""
+    closed_at: Mapped[datetime | None]
+    """When everything that follows its end was done: `nightgate.night.closing`; NULL before."""
 
 
 class Attempt(Base):

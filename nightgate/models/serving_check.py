@@ -3,11 +3,13 @@
     found = serve({"candidate": best, "champion": folder}, texts, expected, max_length, label_names)
 
 The process runs `serving_probe.py`, which imports nothing of Nightgate. It gets only the environment variables that it
-needs, so no secrets, and ends with its caller. A problem with a model is described in `Serving.flaw`.
+needs, so no secrets, and ends with its caller. What it finds wrong with a model is `Serving.flaw`, which is evidence; a
+process that is killed, dies or gets no time says nothing about a model, and is an error.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -24,7 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightgate import cpu_threads
-from nightgate.errors import ModelError, storage_errors
+from nightgate.errors import (
+    CrashedError,
+    ModelError,
+    OutOfMemoryError,
+    StalledError,
+    is_out_of_memory,
+    storage_errors,
+)
 from nightgate.gate.evidence import Serving
 from nightgate.gate.sanity_checks import SERVING_TOLERANCE
 from nightgate.models.classifier import Classifier
@@ -56,38 +65,32 @@ def serve(
     timeout: float = 300.0,
     python: str = sys.executable,
 ) -> dict[str, Serving]:
-    """Serve each model and compare its logits. A model that kills or hangs the process does not affect the others.
+    """Serve each model and compare its logits.
 
     Args:
         models: stock folders by name.
         texts: normalised, as the night scored them.
         expected: by model, the night's logits [texts, labels], columns in the order of `label_names`.
         max_length: by model, the tokens that texts are truncated to.
-        timeout: seconds after which a process is killed.
+        timeout: seconds after which the process is killed.
 
     Raises:
-        StorageError: the folder for temporary files is full or read-only. Never for a bad model.
+        OutOfMemoryError, CrashedError, StalledError: the process was killed, died, or gave no answer in time.
+        StorageError: the folder for temporary files is full or read-only.
     """
     flaws = {name: _known_flaw(folder, texts) for name, folder in models.items()}
     found = {name: Serving(flaw=flaw) for name, flaw in flaws.items() if flaw}
-    while left := [name for name in models if name not in found]:
+    if left := [name for name in models if name not in found]:
         wanted = {name: {"folder": str(models[name].resolve()), "max_length": max_length[name]} for name in left}
         answer = _ask({"models": wanted, "texts": list(texts)}, timeout, python)
-        if answer.died:
-            guilty = left if answer.culprit is None else [answer.culprit]
-            found |= {name: Serving(flaw=answer.died) for name in guilty}
-        else:
-            found |= {name: _compared(answer, name, expected[name], label_names) for name in left}
+        found |= {name: _compared(answer, name, expected[name], label_names) for name in left}
     return {name: replace(found[name], size_bytes=model_size(folder)) for name, folder in models.items()}
 
 
 def check_version(folder: Path, texts: Sequence[str], *, timeout: float = 300.0) -> Serving:
     """Serve the version in `folder` and compare its logits with those of `Classifier` for the same normalised texts.
 
-    A version that does not match its manifest or that `Classifier` cannot load has that as its flaw.
-
-    Raises:
-        StorageError: the folder for temporary files is full or read-only.
+    A version that does not match its manifest or that `Classifier` cannot load has that as its flaw. Raises as `serve`.
     """
     try:
         own = Classifier.open(folder, device="cpu")
@@ -132,51 +135,49 @@ class _Answer:
     models: Mapping[str, Mapping[str, Any]]
     """Per model: a flaw, or labels and logits."""
     latency_ms: Mapping[str, float]
-    died: str = ""
-    """How the process died or hung; '' if it finished."""
-    culprit: str | None = None
-    """The model that it was serving then."""
 
 
 def _ask(job: Mapping[str, Any], timeout: float, python: str) -> _Answer:
     with storage_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="nightgate-") as scratch:
         folder = Path(scratch)
         (folder / "job.json").write_text(json.dumps({**job, "parent": os.getpid()}), encoding="utf-8")
-        with (folder / "answers").open("wb") as answers, (folder / "log").open("wb") as log_file:
-            process = subprocess.Popen(
-                [python, "-I", str(SCRIPT), str(folder / "job.json")],
-                stdin=subprocess.DEVNULL,
-                stdout=answers,
-                stderr=log_file,
-                cwd=folder,
-                env=_environment(folder),
-            )
-            try:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout)
-                code = process.poll()
-            finally:
-                process.kill()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(SECONDS_TO_STOP)
-        messages = _read(folder / "answers")
-        log = (folder / "log").read_text(encoding="utf-8", errors="replace")
-    latency = next((facts["latency_ms"] for facts in messages if "latency_ms" in facts), None)
-    if code == 0 and latency is not None:
+        # Pipes and not files: a full disk must not cut an answer short.
+        process = subprocess.Popen(
+            [python, "-I", str(SCRIPT), str(folder / "job.json")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=folder,
+            env=_environment(folder),
+        )
+        try:
+            answers, log = process.communicate(timeout=timeout)
+            code = process.returncode
+        except subprocess.TimeoutExpired as expired:
+            answers, log, code = expired.stdout or b"", expired.stderr or b"", None
+        finally:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(SECONDS_TO_STOP)
+            for pipe in (process.stdout, process.stderr):
+                assert pipe is not None
+                pipe.close()
+        messages = _read(answers)
+        latency = next((facts["latency_ms"] for facts in messages if "latency_ms" in facts), None)
+        if code != 0 or latency is None:
+            last = next((facts for facts in reversed(messages) if "stage" in facts), {"stage": "starting"})
+            at = f"{last['stage']} the {last['model']}" if "model" in last else last["stage"]
+            raise _death(code, timeout, at, log.decode(errors="replace"))
         models = {facts["model"]: facts for facts in messages if "model" in facts and "stage" not in facts}
+        for facts in models.values():
+            _require_resources(facts)
         return _Answer(models, latency)
-    last: dict[str, Any] = next((facts for facts in reversed(messages) if "stage" in facts), {"stage": "starting"})
-    culprit = last.get("model")
-    at = f"{last['stage']} it" if culprit else last["stage"]
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    words = f": {lines[-1][:300]}" if lines and code is not None and code > 0 else ""
-    return _Answer({}, {}, f"a fresh process {_how(code, timeout)} while {at}{words}", culprit)
 
 
-def _read(answers: Path) -> list[dict[str, Any]]:
+def _read(answers: bytes) -> list[dict[str, Any]]:
     """The messages of the process, without lines that are truncated or that something else printed."""
     messages = []
-    for line in answers.read_bytes().splitlines():
+    for line in answers.splitlines():
         with suppress(ValueError):
             messages.append(json.loads(line))
     return [facts for facts in messages if isinstance(facts, dict)]
@@ -190,12 +191,43 @@ def _environment(scratch: Path) -> dict[str, str]:
     return {**count, **waiting, **kept, **_ALONE, "HOME": str(scratch), "HF_HOME": str(scratch)}
 
 
-def _how(code: int | None, timeout: float) -> str:
+_AGAIN = "then run the same command again"
+
+
+def _death(code: int | None, timeout: float, at: str, log: str) -> Exception:
+    """The error of a process that ended without its answer, or did not end (`code` None)."""
+    who = "the serving process, which opens the saved models as their users will,"
+    last = next((line.strip()[:300] for line in reversed(log.splitlines()) if line.strip()), "")
     if code is None:
-        return f"gave no answer within {timeout:g} s"
+        return StalledError(
+            f"{who} gave no answer within {timeout:g} s, while {at}",
+            next_step=f"wait until this machine is less busy, {_AGAIN}",
+        )
     if code == -signal.SIGKILL:
-        return "was killed, most likely for lack of memory,"
-    return f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return _out_of_memory(f"was killed (SIGKILL) while {at}, most likely by the system for lack of memory")
+    if is_out_of_memory(RuntimeError(last)):
+        return _out_of_memory(f"ended while {at}: {last}")
+    if os.strerror(errno.ENOSPC) in last:
+        return OSError(errno.ENOSPC, last)
+    how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return CrashedError(
+        f"{who} {how} while {at}" + (f": {last}" if last else ""),
+        next_step=f"`nightgate doctor` checks the installation; {_AGAIN}",
+    )
+
+
+def _require_resources(facts: Mapping[str, Any]) -> None:
+    """Raise what the process met on the machine and not in the model: lack of memory, a full disk."""
+    if "flaw" not in facts:
+        return
+    if facts.get("errno") == errno.ENOMEM or is_out_of_memory(RuntimeError(facts["flaw"])):
+        raise _out_of_memory(f"had too little memory for the {facts['model']}: {facts['flaw']}")
+    if facts.get("errno") in {errno.ENOSPC, errno.EDQUOT}:
+        raise OSError(facts["errno"], facts["flaw"])
+
+
+def _out_of_memory(what: str) -> OutOfMemoryError:
+    return OutOfMemoryError(f"the serving process {what}", next_step=f"free memory on this machine, {_AGAIN}")
 
 
 # --- the comparison ---

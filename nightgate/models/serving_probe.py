@@ -3,13 +3,14 @@
     python -I serving_probe.py JOB.json
 
 The job is {"models": {NAME: {"folder": PATH, "max_length": TOKENS}}, "texts": [...], "parent": PID}. Standard output
-gets one JSON object per line: {"stage", "model"} before each step, {"model", "labels", "logits"} or {"model", "flaw"}
-after each model, and at the end {"latency_ms": {NAME: median of one text alone}}. `nightgate.models.serving_check`
-starts it and reads its output.
+gets one JSON object per line: {"stage", "model"} before each step, {"model", "labels", "logits"} or {"model", "flaw",
+"errno"} after each model, and at the end {"latency_ms": {NAME: median of one text alone}}.
+`nightgate.models.serving_check` starts it and reads its output.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import statistics
@@ -56,7 +57,7 @@ def main(job_file: str) -> None:
                 report(model=name, labels=[str(labels[index]) for index in range(len(labels))], logits=logits)
                 served[name] = opened
             except Exception as error:  # noqa: BLE001 - the folder may hold anything
-                report(model=name, flaw=describe(error))
+                report(model=name, flaw=describe(error), errno=errno_of(error))
         report(stage="timing")
         latency = time_in_turns(served, job["texts"])
     if any(module.partition(".")[0] == "nightgate" for module in sys.modules):
@@ -118,6 +119,17 @@ def time_in_turns(served: dict[str, tuple[Any, Any, int]], texts: list[str]) -> 
 def describe(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [""])[0]
     return text if isinstance(error, Unusable) else f"plain transformers raises {type(error).__name__}: {text}"
+
+
+def errno_of(error: BaseException | None) -> int | None:
+    """The number of the system's error behind an exception; None where there is none."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return errno.ENOMEM
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def exit_with_parent(parent: int) -> None:

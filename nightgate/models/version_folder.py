@@ -99,10 +99,7 @@ class Staging:
             _make_read_only(self.folder / MANIFEST)
             if target.exists():
                 # The transaction has just allotted the number: a crash between rename and commit left this folder.
-                (self.models / "orphans").mkdir(exist_ok=True)
-                away = self.models / "orphans" / f"{target.name}-{uuid.uuid4().hex[:8]}"
-                target.rename(away)
-                log.warning("%s was left by a crash and has no row in the database: moved to %s", target, away)
+                _clear(target)
             self.folder.rename(target)
             sync(self.models)
         self.folder = target
@@ -112,6 +109,23 @@ class Staging:
         """Remove the staging folder. A placed folder stays: its row may have been committed."""
         if self.folder.name.startswith(".staging-"):
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def has_another_copy(folder: Path) -> bool:
+    """Whether the weights in `folder` have another name on this disk, in the checkpoints of the run that made them."""
+    weights = [*folder.glob("*.safetensors")]
+    return bool(weights) and all(file.stat().st_nlink > 1 for file in weights)
+
+
+def _clear(target: Path) -> None:
+    """Remove a numbered folder without a row; one with the only copy of its weights is moved to `orphans/`."""
+    if has_another_copy(target):
+        shutil.rmtree(target)
+        return
+    away = target.parent / "orphans" / f"{target.name}-{uuid.uuid4().hex[:8]}"
+    away.parent.mkdir(exist_ok=True)
+    target.rename(away)
+    log.warning("%s was left by a crash and has no row in the database: moved to %s", target, away)
 
 
 def verify_version(path: Path) -> dict[str, Any]:

@@ -6,21 +6,13 @@ from nightgate.config_types import duration
 from nightgate.errors import PromotionLostError
 from nightgate.night.run import NightRun
 from nightgate.night.values import Judged, Scored
-from nightgate.registry import approvals, freezes, promotion, retention
+from nightgate.registry import approvals, freezes, promotion
 from nightgate.registry.versions import VersionRow
 from nightgate.runs.run_row import RunRow
-from nightgate.training.checkpoints import remove_checkpoints
 
 
 def finish(run: NightRun, scored: Scored, judged: Judged, version: int) -> RunRow:
-    """End the run by its verdict, then remove its checkpoints and the versions that retention does not keep."""
-    row = _end(run, scored, judged, version)
-    remove_checkpoints(run.directory)
-    retention.sweep(run.db, run.home, run.pipeline)
-    return row
-
-
-def _end(run: NightRun, scored: Scored, judged: Judged, version: int) -> RunRow:
+    """End the run by its verdict; `nightgate.night.closing` does what follows."""
     decision, name = judged.decision, run.pipeline.name
     if decision.verdict != "promote":
         # Here and not above: it imports the report, which would delay the start of a night.

@@ -50,10 +50,10 @@ def run_steps(run: NightRun, call: Steps) -> RunRow:
 
 
 def run_night(pipeline: Pipeline, night: Night, *, force: bool = False, dry_run: bool = False) -> RunRow:
-    """Claim and run a night without Prefect, and write its report.
+    """Claim and run a night without Prefect.
 
     Raises:
         NightgateError: what broke; the run's row says so too.
     """
-    with open_night(pipeline, night, force=force, dry_run=dry_run, on_end=steps.write_report) as run:
+    with open_night(pipeline, night, force=force, dry_run=dry_run) as run:
         return run.ended or run_steps(run, Steps())

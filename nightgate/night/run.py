@@ -16,8 +16,8 @@ from nightgate.config import Pipeline
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, InternalError, NightgateError
 from nightgate.home import Home, open_home
+from nightgate.night.closing import close_ended
 from nightgate.operations import readiness, reconciliation
-from nightgate.registry import champion_link
 from nightgate.runs import claim, lifecycle
 from nightgate.runs.heartbeat import Heartbeat
 from nightgate.runs.run_row import RunRow, read_run
@@ -108,10 +108,9 @@ def open_night(
     prefect_flow_run_id: str | None = None,
     overtaken: str = "",
     still_due: frozenset[datetime] = frozenset(),
-    on_end: Callable[[NightRun], object] = _ignore,
     on_stall: Callable[[NightRun, str], object] = _ignore,
 ) -> Iterator[NightRun]:
-    """Claim the night and record how the block ends it: its row is in SQL before any work starts.
+    """Claim the night, record how the block ends it, and do what follows: its row is in SQL before any work starts.
 
     One run at a time works on a pipeline. A second one, and one that comes too late, is recorded as superseded; such a
     run, a night that has ended already and one that waits for an approval have `ended` set.
@@ -120,8 +119,6 @@ def open_night(
         force: Open a new run for a night that has ended.
         overtaken: Why the scheduler holds that a run is not worth starting; '' where it is.
         still_due: Instants (aware) of other nights that the scheduler has yet to start, and that are not missed.
-        on_end: Called with a run that did something, once its row says how it ended. Not when it was cancelled, which
-            has to be quick, nor when another attempt owns the run.
         on_stall: Called with the run and a sentence whenever a process of it stalled and is started again.
 
     Raises:
@@ -155,22 +152,25 @@ def open_night(
         ):
             run = _open(db, pipeline, night, row, force, on_stall)
             if run.ended:
+                close_ended(db, pipeline.name, pipeline)
                 yield run
                 return
             try:
                 with run.heartbeat:
                     if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
                         reconciliation.record_missed(db, pipeline, night.scheduled_for, still_due=still_due)
-                    champion_link.update(db, pipeline.name)
+                    close_ended(db, pipeline.name, pipeline)
                     yield run
             except Exception as error:
-                if _failed(run, InternalError.of(error)):
-                    on_end(run)
+                broken = InternalError.of(error)
+                _record_end(run, "failed", broken.reason, broken.error_type, broken.next_step)
+                close_ended(db, pipeline.name, pipeline)
                 raise
             except BaseException as stop:
+                # A cancel has to be quick: the next night or `reconcile` closes this run.
                 _stopped(run, stop)
                 raise
-            on_end(run)
+            close_ended(db, pipeline.name, pipeline)
 
 
 def _open(
@@ -209,10 +209,6 @@ _STOPS = {
 """What stopped a run and what resumes it, by the name of the exception; the library does not import Prefect's two."""
 
 
-def _failed(run: NightRun, error: NightgateError) -> bool:
-    return _record_end(run, "failed", error.reason, error.error_type, error.next_step)
-
-
 def _stopped(run: NightRun, stop: BaseException) -> None:
     """Record Ctrl-C, SIGTERM, or a cancel from Prefect, which raises a BaseException too; note how to go on."""
     name = type(stop).__name__
@@ -230,12 +226,9 @@ def _stopped(run: NightRun, stop: BaseException) -> None:
     _record_end(run, "cancelled", f"stopped by {source}{kept}", "cancelled", next_step)
 
 
-def _record_end(run: NightRun, status: str, reason: str, error_type: str, next_step: str) -> bool:
-    """Whether the row now says that this attempt ended so."""
+def _record_end(run: NightRun, status: str, reason: str, error_type: str, next_step: str) -> None:
     try:
         run.finish(status, logs.without_secrets(reason), logs.without_secrets(next_step), error_type)
     except NightgateError as error:
         # The first error is the one to report; the next run of this pipeline reconciles the row.
         log.warning("the row of run %s does not say %s: %s", run, status, error)
-        return False
-    return True

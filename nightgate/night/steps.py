@@ -16,9 +16,9 @@ from nightgate.analysis import seed_study
 from nightgate.data import refresh as data
 from nightgate.data.snapshots import Snapshot, open_snapshot
 from nightgate.errors import DataError
-from nightgate.home import Home
 from nightgate.metrics import classification, confusion
 from nightgate.models import version_folder
+from nightgate.night.closing import close_ended
 from nightgate.night.run import NightRun
 from nightgate.night.values import Judged, Trained
 from nightgate.provenance import base_model_revision, environment
@@ -72,9 +72,8 @@ def skip_without_news(run: NightRun, snapshot: Snapshot) -> RunRow | None:
         log.info("%s: %s", "skipped" if skipped else "not skipped", reason)
         if skipped:
             return run.finish("skipped", reason)
-    if not run.dry_run:
-        for superseded in approvals.supersede_before(run.db, run.run_id, run.attempt):
-            _publish(run.home, superseded)
+    if not run.dry_run and approvals.supersede_before(run.db, run.run_id, run.attempt):
+        close_ended(run.db, run.pipeline.name, run.pipeline)
     return None
 
 
@@ -197,14 +196,3 @@ def register_candidate(run: NightRun, snapshot: Snapshot, trained: Trained, judg
         environment=environment(result.device, result.precision),
     )
     return register.register_candidate(run.db, run.home, candidate).version
-
-
-def write_report(run: NightRun) -> str:
-    """Save the report in the run's folder and return it as Markdown; '' where it could not be made."""
-    return _publish(run.home, run.run_id)
-
-
-def _publish(home: Home, run_id: str) -> str:
-    from nightgate.reports import report
-
-    return report.publish_if_possible(home, run_id)

@@ -130,7 +130,7 @@ def record_not_begun(db: Database, pipeline: Pipeline, night: Night, error: Nigh
 def _missed(pipeline: Pipeline, night: Night, reason: str, next_step: str) -> Run:
     moment = datetime.now(UTC)
     run = new_run(new_run_id(pipeline, night), pipeline, night, moment, dry_run=False)
-    run.attempt, run.status, run.finished_at = 0, "missed", moment
+    run.attempt, run.status, run.finished_at, run.closed_at = 0, "missed", moment, moment
     run.reason = reason
     run.next_step = f"{next_step}; to run it now: nightgate run {pipeline.name} --night {night.date}"
     return run
@@ -153,6 +153,16 @@ def unannounced(db: Database, now: datetime | None = None) -> list[RunRow]:
         .where(Run.announced_at.is_(None), Run.status != "running")
         # Its end, not its start: it may have waited for approval, or been retried, for long.
         .where(sa.or_(Run.status == "waiting", Run.finished_at > since))
+        .order_by(Run.started_at, Run.run_id)
+    )
+    return db.read(lambda session: [RunRow(*row) for row in session.execute(query)])
+
+
+def unclosed(db: Database, pipeline_name: str) -> list[RunRow]:
+    """Runs of the pipeline that have ended, or wait for approval, and are not closed; the oldest first."""
+    query = (
+        select_runs()
+        .where(Run.pipeline == pipeline_name, Run.closed_at.is_(None), Run.status != "running")
         .order_by(Run.started_at, Run.run_id)
     )
     return db.read(lambda session: [RunRow(*row) for row in session.execute(query)])
@@ -196,7 +206,14 @@ def ended_lately(db: Database, now: datetime | None = None) -> list[EndedAttempt
 
 def mark_announced(db: Database, end: RunRow) -> None:
     """Record that the event of this end was published, unless the run has moved on meanwhile."""
-    statement = (
-        sa.update(Run).where(Run.run_id == end.run_id, Run.status == end.status).values(announced_at=datetime.now(UTC))
-    )
-    db.write(lambda session: session.execute(statement))
+    _mark(db, end, announced_at=datetime.now(UTC))
+
+
+def mark_closed(db: Database, end: RunRow) -> None:
+    """Record that everything that follows this end was done, unless the run has moved on meanwhile."""
+    _mark(db, end, closed_at=datetime.now(UTC))
+
+
+def _mark(db: Database, end: RunRow, **values: datetime) -> None:
+    same_end = (Run.run_id == end.run_id, Run.attempt == end.attempt, Run.status == end.status)
+    db.write(lambda session: session.execute(sa.update(Run).where(*same_end).values(values)))

@@ -1,7 +1,7 @@
 """Remove the files of old versions, as `[retention]` of the pipeline file says; their rows stay in the database.
 
 The row is marked before the folder is removed, so that nothing is promoted that is about to vanish. The next sweep
-finishes one that was interrupted.
+finishes one that was interrupted, and removes what a registration left that was interrupted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from nightgate.config_types import num_bytes
 from nightgate.database.gate_schema import Anchor
 from nightgate.database.schema import ModelVersion, Promotion, Run
 from nightgate.database.transactions import Database
-from nightgate.errors import NightgateError
 from nightgate.home import Home
+from nightgate.models.version_folder import has_another_copy
 from nightgate.registry.versions import champions_before, versions
 from nightgate.runs.lifecycle import lock_pipeline
 
@@ -33,34 +33,29 @@ log = logging.getLogger(__name__)
 def sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
     """Remove the files of versions that `[retention]` does not keep; returns their numbers, oldest first.
 
-    Problems are only logged, and the next sweep tries again: no night fails for them.
+    A folder that cannot be removed is logged, and the next sweep tries again.
+
+    Raises:
+        DatabaseError: the database cannot be used.
     """
-    try:
-        return _sweep(db, home, pipeline)
-    except (OSError, NightgateError) as error:
-        cause = getattr(error, "reason", error)
-        log.warning("retention removed nothing of %s, the next sweep tries again: %s", pipeline.name, cause)
-        return []
-
-
-def _sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
+    models = home.models / pipeline.name
     rows = versions(db, pipeline.name)
     sizes = {row.version: row.size_bytes or 0 for row in rows if row.files_removed_at is None}
 
-    def mark(session: Session) -> list[int]:
+    def mark(session: Session) -> tuple[list[int], list[Path]]:
         lock_pipeline(session, pipeline.name)
         going = choose(sizes, _needed(session, pipeline.name), _former(session, pipeline.name), pipeline.retention)
         for version in going:
             row = session.get_one(ModelVersion, (pipeline.name, version))
             if row.files_removed_at is None:
                 row.files_removed_at = datetime.now(UTC)
-        return going
+        return going, _unregistered(session, home, pipeline.name)
 
-    going = db.write(mark)
+    going, unregistered = db.write(mark)
     for row in rows:
         if row.version in going or row.files_removed_at is not None:
-            _remove(home.absolute(row.path), home.models / pipeline.name)
-    for left in (home.models / pipeline.name).glob(".removed-*"):
+            _remove(home.absolute(row.path), models)
+    for left in [*models.glob(".removed-*"), *unregistered]:
         shutil.rmtree(left, ignore_errors=True)
     if going:
         log.info("retention removed the files of versions %s of %s", ", ".join(map(str, going)), pipeline.name)
@@ -118,6 +113,17 @@ def _former(session: Session, pipeline_name: str) -> set[int]:
             .where(was.pipeline == pipeline_name, ModelVersion.quarantined_at.is_(None))
         )
     }
+
+
+def _unregistered(session: Session, home: Home, pipeline_name: str) -> list[Path]:
+    """Folders of a registration that was killed. The caller holds the lock, under which no run can begin."""
+    if session.scalar(sa.select(Run.run_id).where(Run.pipeline == pipeline_name, Run.status == "running").limit(1)):
+        return []  # it may be registering its version
+    models = home.models / pipeline_name
+    paths = session.scalars(sa.select(ModelVersion.path).where(ModelVersion.pipeline == pipeline_name))
+    known = {Path(path).name for path in paths}
+    numbered = [folder for folder in models.glob("v[0-9]*") if folder.name not in known]
+    return [*models.glob(".staging-*"), *(folder for folder in numbered if has_another_copy(folder))]
 
 
 def _remove(folder: Path, models: Path) -> None:

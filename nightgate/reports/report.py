@@ -1,7 +1,7 @@
 """The report of a night: a Markdown artifact for Prefect's UI and an HTML file beside the run.
 
-    path = write(home, run_id)                # runs/<run_id>/report.html, self-contained
-    path, markdown = publish(home, run_id)    # the same, and the artifact
+    path = write(home, run_id)           # runs/<run_id>/report.html, self-contained
+    text = markdown(home, run_id)        # the artifact
 
 Every run has one, whatever its status; a section without content is left out. `facts` gathers, `sections` and
 `verdict_section` say what is shown, and the templates `report.html` and `report.md` write it.
@@ -9,7 +9,6 @@ Every run has one, whatever its status; a section without content is left out. `
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from nightgate.durable_files import write_whole
@@ -18,8 +17,6 @@ from nightgate.rendering import render
 from nightgate.reports import sections, verdict_section
 from nightgate.reports.facts import REPORT_FILE, ReportFacts, gather
 from nightgate.reports.page import Page, Section, mark
-
-log = logging.getLogger(__name__)
 
 
 def as_page(facts: ReportFacts) -> Page:
@@ -60,21 +57,15 @@ def write(home: Home, run_id: str) -> Path:
         DatabaseError: the database cannot be used.
         StorageError: the file cannot be written.
     """
-    return publish(home, run_id)[0]
-
-
-def publish(home: Home, run_id: str) -> tuple[Path, str]:
-    """`write`, and the same page as Markdown. Raises as `write`."""
-    page = as_page(gather(home, run_id))
     path = home.runs / run_id / REPORT_FILE
-    write_whole(path, as_html(page).encode())
-    return path, as_markdown(page)
+    write_whole(path, as_html(as_page(gather(home, run_id))).encode())
+    return path
 
 
-def publish_if_possible(home: Home, run_id: str) -> str:
-    """The Markdown of `publish`; '' and a warning in the log if there can be no report."""
-    try:
-        return publish(home, run_id)[1]
-    except Exception as error:  # noqa: BLE001 - no night may fail for its report
-        log.warning("run %s has no report: %s; `nightgate status` shows how it ended", run_id, error)
-        return ""
+def markdown(home: Home, run_id: str) -> str:
+    """The same page as Markdown.
+
+    Raises:
+        DatabaseError: the database cannot be used.
+    """
+    return as_markdown(as_page(gather(home, run_id)))

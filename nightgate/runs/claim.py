@@ -24,7 +24,7 @@ from nightgate.schedule import Night
 log = logging.getLogger(__name__)
 
 ENDED = ("promoted", "held", "skipped", "waiting")
-_RESUMABLE = ("running", "failed", "cancelled")
+RESUMABLE = ("running", "failed", "cancelled")
 
 
 def _ready(_has_snapshot: bool) -> None:
@@ -189,7 +189,7 @@ def _latest(session: Session, pipeline_name: str, night: date, dry_run: bool) ->
 
 
 def _is_resumed(run: Run, pipeline: Pipeline) -> bool:
-    return run.status in _RESUMABLE and run.config_hash == pipeline.config_hash
+    return run.status in RESUMABLE and run.config_hash == pipeline.config_hash
 
 
 def _reads_again(run: Run) -> bool:
@@ -264,7 +264,8 @@ def _resume(session: Session, run: Run, claim: _Claim) -> None:
     claim.check_ready(run.snapshot_id is not None)
     run.attempt += 1
     run.status, run.trigger = "running", "retry"
-    run.reason = run.error_type = run.next_step = run.verdict = run.finished_at = run.announced_at = None
+    run.reason = run.error_type = run.next_step = run.verdict = None
+    run.finished_at = run.announced_at = run.closed_at = None
     run.prefect_flow_run_id = claim.prefect_flow_run_id
     run.code_version = code_version()
     session.flush()

@@ -121,7 +121,7 @@ def end(
 ) -> None:
     """End a run with its attempt, or let it wait, and release its slot. `reason` None leaves the gate's."""
     run.next_step = next_step or None
-    run.announced_at = None
+    run.announced_at = run.closed_at = None
     for row in (run, attempt_of(session, run)):
         row.status, row.error_type = status, error_type
         row.finished_at = None if status == "waiting" else moment

@@ -181,7 +181,7 @@ def _watched(
             except _StallError as stall:
                 stalls.append(str(stall))
                 child.kill_with_stacks(f"it made no step for {stall}")
-        why = f"the training process made no step for {stalls[0]}"
+        why = f"the {child.name} process made no step for {stalls[0]}"
         if len(stalls) > 1 or child.process.poll() is None:
             again = f", and, started again, for {stalls[1]}" if len(stalls) > 1 else ", and cannot be killed"
             raise StalledError(
@@ -202,7 +202,7 @@ class _Child:
             job_file, self.log_file = job.attempt_dir / "job.json", job.attempt_dir / "log.txt"
         else:
             job_file, self.log_file = job.out / "score.json", job.out / "score.log"
-        self._name = "training" if isinstance(job, TrainJob) else "scoring"
+        self.name = "training" if isinstance(job, TrainJob) else "scoring"
         self.count = launch.processes() if isinstance(job, TrainJob) else 1
         write_job(job, job_file)
         environment = launch.environment(self.count)
@@ -249,7 +249,7 @@ class _Child:
             try:
                 event = json.loads(line)
             except ValueError:
-                log.debug("the training process printed: %r", line[:200])
+                log.debug("the %s process printed: %r", self.name, line[:200])
                 continue
             match event["event"]:
                 case "log":
@@ -303,7 +303,7 @@ class _Child:
                 try:
                     process.wait(SECONDS_TO_STOP)
                 except subprocess.TimeoutExpired:
-                    log.warning("the training process %d ignores SIGTERM, killing it", process.pid)
+                    log.warning("the %s process %d ignores SIGTERM, killing it", self.name, process.pid)
         finally:
             # Also when a second Ctrl-C ends the wait.
             if process.poll() is None:
@@ -320,10 +320,10 @@ class _Child:
             process.wait(SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
             # In a driver or a network file system that does not answer: waiting longer would hang the night too.
-            log.error("the training process %d was killed and does not end", process.pid)
+            log.error("the %s process %d was killed and does not end", self.name, process.pid)
             return
         dealt = DEALT % self._caller_seconds if self._caller_seconds else ""
-        log.info(LIFE, self._name, time.monotonic() - self._began, dealt)
+        log.info(LIFE, self.name, time.monotonic() - self._began, dealt)
         self._reader.join()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
@@ -343,19 +343,22 @@ class _Child:
 
     def _end(self) -> NightgateError:
         """The error of a child that ended without result or error."""
+        who = f"the {self.name} process"
         try:
             code = self.process.wait(SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
-            return CrashedError("the training process closed its output but runs on", next_step=f"see {self.log_file}")
+            return CrashedError(f"{who} closed its output but runs on", next_step=f"see {self.log_file}")
         again = "then run the same command again: it resumes from the last checkpoint"
         if code == -signal.SIGKILL:
+            size = "batch_size" if self.name == "training" else "eval_batch_size"
             return OutOfMemoryError(
-                "the training process was killed (SIGKILL), most likely by the system for lack of memory",
-                next_step=f"free memory, or lower training.batch_size or training.max_length, {again}",
+                f"{who} was killed (SIGKILL), most likely by the system for lack of memory",
+                next_step=f"free memory, or lower training.{size} or training.max_length, {again}",
             )
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} and no result"
         last = " | ".join(_last_lines(self.log_file))
-        who = "the training process" if self.count == 1 else f"one of the {self.count} training processes, or torchrun,"
+        if self.count > 1:
+            who = f"one of the {self.count} training processes, or torchrun,"
         return CrashedError(
             f"{who} {how}" + (f"; its last log lines: {last}" if last else ""),
             next_step=f"see {self.log_file}, {again}",

@@ -62,7 +62,7 @@ from nightgate.pipeline_files import load_pipeline
 from nightgate.schedule import Night, chosen_night
 from nightgate.training import supervisor
 from nightgate.training.protocol import Progress
-from tasks.night import STEPS, report, step
+from tasks.night import STEPS, step
 from tasks.progress import LiveProgress
 from tests.conftest import free_port
 from tests.support.night import NIGHT, write_pipeline
@@ -193,7 +193,6 @@ def test_each_step_and_each_epoch_is_a_task_run_of_its_own(twins: Twins, prefect
     expected += [f"epoch {one.epoch}: F1 {one.f1:.4f}, validation loss {one.validation_loss:.4f}" for one in epochs]
     expected += [f"score on test: 2 epochs, the best one is epoch {run['best_epoch']}"]
     expected += ["serve in a fresh process: candidate", "judge", "register: promote", "finish version 1: promote"]
-    expected += ["report"]
     assert task_runs(prefect_server, flow_run_id(twins.state)) == dict.fromkeys(expected, "Completed")
 
 
@@ -201,7 +200,7 @@ def test_no_result_is_persisted(twins: Twins) -> None:
     assert twins.state.is_completed()
     storage = PREFECT_LOCAL_STORAGE_PATH.value()
     assert not storage.exists() or list(storage.rglob("*")) == []
-    tasks = [getattr(STEPS, field.name) for field in fields(STEPS)] + [report]
+    tasks = [getattr(STEPS, field.name) for field in fields(STEPS)]
     assert {(one.persist_result, one.cache_policy is NO_CACHE) for one in tasks} == {(False, True)}
     assert {one.persist_result for one in (nightly, nightly_from_file)} == {False}
 
@@ -405,7 +404,7 @@ def test_bad_data_ends_the_flow_failed_in_words(
     assert (run["status"], run["error_type"]) == ("failed", "data")
     assert str(gone) in run["reason"]
     assert run["next_step"]
-    steps_done = {"wait for slot default": "Completed", "refresh": "Failed", "report": "Completed"}
+    steps_done = {"wait for slot default": "Completed", "refresh": "Failed"}
     assert task_runs(prefect_server, flow_run_id(state)) == steps_done
     for text in (caplog.text, page_of(prefect_server, flow_run_id(state))):
         assert str(gone) in text

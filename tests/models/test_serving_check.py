@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 
 from nightgate.engine import base_models
 from nightgate.engine.encoding import encode
+from nightgate.errors import CrashedError, NightgateError, OutOfMemoryError, StalledError, StorageError
 from nightgate.gate.evidence import Serving
-from nightgate.models import serving_check
+from nightgate.models import serving_check, serving_probe
 from nightgate.models.serving_check import check_version, model_size, serve
 from nightgate.models.version_folder import Staging
 from nightgate.pipeline_files import check_pipeline
@@ -190,44 +192,54 @@ def script(path: Path, code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("code", "cause"),
+    ("code", "error", "cause"),
     [
-        ("os.kill(os.getpid(), signal.SIGKILL)", "memory"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
-        ("sys.exit('there is no torch')", "there is no torch"),
-        ('print(\'{"stage": "loading", "model": "champ\')', "exit code 0"),
-        ("time.sleep(60)", "1 s"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", OutOfMemoryError, "SIGKILL.* while starting"),
+        ("sys.exit('RuntimeError: DefaultCPUAllocator: not enough memory')", OutOfMemoryError, "not enough memory"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", CrashedError, "SIGSEGV while starting"),
+        ("sys.exit('there is no torch')", CrashedError, "while starting: there is no torch"),
+        ('print(\'{"stage": "loading", "model": "champ\')', CrashedError, "exit code 0 while starting"),
+        (
+            'print(json.dumps({"stage": "loading", "model": "champion"}), flush=True); os.abort()',
+            CrashedError,
+            "SIGABRT while loading the champion",
+        ),
+        ("sys.exit('OSError: [Errno 28] No space left on device')", StorageError, "No space left on device"),
+        ("time.sleep(60)", StalledError, "1 s, while starting"),
     ],
 )
-def test_a_process_that_dies_while_starting_is_the_flaw_of_all_models(
-    code: str, cause: str, best: Path, logits: Logits, tmp_path: Path
+def test_a_process_that_dies_is_an_error_that_says_how_and_when(
+    code: str, error: type[NightgateError], cause: str, best: Path, logits: Logits, tmp_path: Path
 ) -> None:
-    models = {"candidate": best, "champion": best}
-    found = served(models, logits, python=script(tmp_path / "python", code), timeout=1)
-    assert cause in found["candidate"].flaw
-    assert "starting" in found["candidate"].flaw
-    assert found["candidate"] == found["champion"]
+    python, timeout = script(tmp_path / "python", code), 1 if "sleep" in code else 60
+    with pytest.raises(error, match=cause) as caught:
+        served({"candidate": best, "champion": best}, logits, python=python, timeout=timeout)
+    assert "run the same command again" in caught.value.next_step
 
 
-def test_without_the_model_that_kills_the_process_the_others_are_served(
-    best: Path, logits: Logits, tmp_path: Path
+@pytest.mark.parametrize(
+    ("flaw", "number", "error"),
+    [
+        ("plain transformers raises MemoryError: ", errno.ENOMEM, OutOfMemoryError),
+        ("plain transformers raises RuntimeError: can't allocate memory", None, OutOfMemoryError),
+        ("plain transformers raises OSError: cannot write", errno.ENOSPC, StorageError),
+    ],
+)
+def test_what_a_process_lacks_is_no_flaw_of_the_model(
+    flaw: str, number: int | None, error: type[NightgateError], best: Path, logits: Logits, tmp_path: Path
 ) -> None:
-    python = script(
-        tmp_path / "python",
-        f"""
-        models = list(json.load(open(sys.argv[3]))["models"])
-        if "champion" in models:
-            print(json.dumps({{"stage": "loading", "model": "champion"}}), flush=True)
-            os.kill(os.getpid(), signal.SIGSEGV)
-        print(json.dumps({{"model": "candidate", "labels": {LABELS!r}, "logits": {logits.tolist()!r}}}))
-        print(json.dumps({{"latency_ms": {{"candidate": 2.5}}}}))
-        """,
-    )
-    found = served({"champion": best, "candidate": best}, logits, python=python)
-    assert list(found) == ["champion", "candidate"]
-    assert "SIGSEGV" in found["champion"].flaw
-    assert found["champion"] == Serving(found["champion"].flaw, size_bytes=model_size(best))
-    assert found["candidate"] == Serving("", 64, 0.0, 0, 2.5, model_size(best))
+    answers = [{"model": "candidate", "flaw": flaw, "errno": number}, {"latency_ms": {}}]
+    python = script(tmp_path / "python", f"for answer in {answers!r}: print(json.dumps(answer))")
+    with pytest.raises(error):
+        served({"candidate": best}, logits, python=python)
+
+
+def test_the_number_of_a_system_error_is_found_behind_others() -> None:
+    behind = ValueError("unreadable")
+    behind.__cause__ = OSError(errno.ENOSPC, "full")
+    assert serving_probe.errno_of(behind) == errno.ENOSPC
+    assert serving_probe.errno_of(MemoryError()) == errno.ENOMEM
+    assert serving_probe.errno_of(OSError("no file named model.safetensors")) is None
 
 
 def hanging(path: Path) -> str:
@@ -255,13 +267,10 @@ def started() -> list[psutil.Process]:
 
 
 @pytest.mark.faults
-def test_without_the_model_that_hangs_the_process_the_others_are_served(
-    best: Path, logits: Logits, tmp_path: Path
-) -> None:
+def test_a_process_that_hangs_is_killed_and_is_an_error(best: Path, logits: Logits, tmp_path: Path) -> None:
     models = {"champion": changed(best, tmp_path / "slow"), "candidate": best}
-    found = served(models, logits, python=hanging(tmp_path / "python"), timeout=45)
-    assert "45 s" in found["champion"].flaw
-    assert found["candidate"].flaw == ""
+    with pytest.raises(StalledError, match="45 s, while loading the champion"):
+        served(models, logits, python=hanging(tmp_path / "python"), timeout=45)
     assert started() == []
 
 
@@ -292,7 +301,8 @@ def test_a_process_that_imports_nightgate_fails_the_check(best: Path, logits: Lo
         runpy.run_path(sys.argv[0], run_name="__main__")
         """,
     )
-    assert "a module of nightgate" in served({"candidate": best}, logits, python=python)["candidate"].flaw
+    with pytest.raises(CrashedError, match="a module of nightgate"):
+        served({"candidate": best}, logits, python=python)
 
 
 def test_without_rows_the_check_fails(best: Path) -> None:

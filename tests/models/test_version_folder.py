@@ -143,6 +143,16 @@ def test_a_folder_left_by_a_crash_is_moved_to_orphans(trained: Path, tmp_path: P
     assert (kept / "half.txt").read_text() == "half"
 
 
+def test_a_folder_left_by_a_crash_whose_weights_are_still_in_their_checkpoint_is_replaced(
+    trained: Path, tmp_path: Path
+) -> None:
+    left = place(tmp_path, trained)
+    (left / "half.txt").touch()
+    assert place(tmp_path, trained) == left
+    verify_version(left)
+    assert [path.name for path in tmp_path.iterdir()] == ["v0001"]
+
+
 def test_a_staging_folder_left_by_a_killed_process_is_removed(trained: Path, tmp_path: Path) -> None:
     (tmp_path / ".staging-dead").mkdir()
     place(tmp_path, trained)

@@ -85,10 +85,11 @@ class Broken:
 Disturb = Callable[[psutil.Process, psutil.Process], None]
 
 
-def break_night(site: Site, epoch: int, disturb: Disturb) -> Broken:
+def break_night(site: Site, epoch: int, disturb: Disturb, child: str = "job.json") -> Broken:
     """Start the night, wait until it trains and `epoch` is in the database, then `disturb(parent, training)` it.
 
-    With an epoch of an earlier attempt the blow falls while the training process starts.
+    With an epoch of an earlier attempt the blow falls while the training process starts. `child` is in the command
+    line of the process that is disturbed.
     """
     with subprocess.Popen(
         command(*site.arguments),
@@ -103,7 +104,7 @@ def break_night(site: Site, epoch: int, disturb: Disturb) -> Broken:
     ) as process:
         parent = psutil.Process(process.pid)
         deadline = time.monotonic() + 120
-        while not (training := _training(parent)) or (epoch,) not in site.rows("SELECT epoch FROM epoch_results"):
+        while not (training := _child(parent, child)) or (epoch,) not in site.rows("SELECT epoch FROM epoch_results"):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -118,10 +119,10 @@ def break_night(site: Site, epoch: int, disturb: Disturb) -> Broken:
     return Broken(process.returncode, output, errors, epochs, run, time.monotonic() - ended)
 
 
-def _training(parent: psutil.Process) -> psutil.Process | None:
+def _child(parent: psutil.Process, sign: str) -> psutil.Process | None:
     for process in parent.children():
         with suppress(psutil.NoSuchProcess):
-            if "nightgate.training.worker" in process.cmdline():
+            if any(argument.endswith(sign) for argument in process.cmdline()):
                 return process
     return None
 
@@ -288,3 +289,30 @@ def test_every_blow_is_followed_by_the_next_attempt_of_the_same_run(disturbed: S
 def test_a_night_of_five_attempts_ends_with_the_numbers_of_an_undisturbed_one(disturbed: Story, quiet: Site) -> None:
     for query in (f"SELECT {METRICS} FROM epoch_results ORDER BY epoch", f"SELECT {RESULTS} FROM nightly_runs"):
         assert disturbed.site.rows(query) == quiet.rows(query)
+
+
+# --- the processes after the training ---
+
+
+@pytest.fixture(scope="module")
+def starved(pipeline: Path) -> Story:
+    """A night that loses the process that scores, then the one that serves."""
+    site = Site(pipeline, pipeline.parent / "starved")
+    broken = [break_night(site, 3, _kill_training, child) for child in ("score.json", "serving_probe.py")]
+    return Story(site, broken, site.run())
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "scoring"), (1, "serving")])
+def test_a_killed_scoring_or_serving_process_fails_the_night_by_its_name(starved: Story, place: int, name: str) -> None:
+    broken = starved.broken[place]
+    assert broken.code == 1
+    assert broken.run[:2] == ("failed", "out_of_memory")
+    assert f"the {name} process was killed (SIGKILL)" in broken.run[2]
+    assert "run the same command again" in broken.run[3]
+
+
+def test_the_same_command_ends_it_with_the_numbers_of_an_undisturbed_one(starved: Story, quiet: Site) -> None:
+    assert starved.done.returncode == 0, starved.done.stderr
+    assert starved.site.rows(f"SELECT {RESULTS} FROM nightly_runs") == quiet.rows(f"SELECT {RESULTS} FROM nightly_runs")
+    assert starved.site.rows("SELECT DISTINCT attempt FROM epoch_results") == [(1,)]
+    assert starved.site.rows("SELECT attempts FROM nightly_runs") == [(3,)]

@@ -26,12 +26,12 @@ from nightgate.database.connection import database_url
 from nightgate.database.gate_schema import TestPrediction
 from nightgate.database.schema import Promotion
 from nightgate.database.transactions import Database, upgrade
-from nightgate.errors import DataError, ModelError, NonFiniteLossError, RegistryError
+from nightgate.errors import DataError, ModelError, NonFiniteLossError, OutOfMemoryError, RegistryError
 from nightgate.gate.decide import decide
 from nightgate.gate.decision import Measured
 from nightgate.gate.evidence import Evidence, Serving
 from nightgate.home import Home, open_home
-from nightgate.models import version_folder
+from nightgate.models import serving_check, version_folder
 from nightgate.night import ending, scoring, steps
 from nightgate.night.evidence import gather_evidence
 from nightgate.night.night import Steps, run_night, run_steps
@@ -45,6 +45,7 @@ from nightgate.schedule import Night, chosen_night, scheduled_night
 from nightgate.training.predictions import read_predictions
 from nightgate.training.protocol import ScoreResult, TrainResult
 from tests.support import night_rows
+from tests.support.after_verdict import Case
 from tests.support.first_night import FirstNight, copy_first_night, first_night
 from tests.support.night import nightgate
 from tests.support.tiny import tiny_pipeline, write_tiny_model, write_tiny_reviews
@@ -438,22 +439,25 @@ def test_a_night_that_breaks_has_a_report_unless_another_attempt_has_taken_it_ov
 ) -> None:
     upgrade(database_url(home))
     pipeline = tiny_pipeline(tmp_path, rows=60, epochs=1)
-    reported: list[tuple[int, str]] = []
-
-    def on_end(run: NightRun) -> None:
-        reported.append((run.attempt, run.row().status))
 
     def begun() -> AbstractContextManager[NightRun]:
-        return open_night(pipeline, night_of(pipeline, 5), prefect_flow_run_id="flow-1", on_end=on_end)
+        return open_night(pipeline, night_of(pipeline, 5), prefect_flow_run_id="flow-1")
+
+    def reported() -> str:
+        [path] = home.runs.glob("*/report.html")
+        text = path.read_text(encoding="utf-8")
+        path.unlink()
+        return text
 
     with broken_by(type(thrown)), begun():
         raise thrown
-    assert reported == [(1, "failed")]
+    assert ": failed</title>" in reported()
     with broken_by(RegistryError, "attempt 3 has taken over"), begun() as given_up:
         with broken_by(type(thrown)), begun():
             raise thrown
+        assert ": failed</title>" in reported()
         lifecycle.record_attempt(given_up.db, given_up.run_id, given_up.attempt, threads=1)
-    assert reported == [(1, "failed"), (3, "failed")], "nothing of attempt 2"
+    assert list(home.runs.glob("*/report.html")) == [], "nothing of attempt 2"
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -544,3 +548,28 @@ def test_a_logit_that_is_not_finite_is_no_prediction(tmp_path: Path) -> None:
         np.savez(tmp_path / "broken.npz", logits=np.array([[0.0, value], [1.0, 0.0]], np.float32))
         with pytest.raises(NonFiniteLossError, match="1 of 2 rows"):
             read_predictions(tmp_path / "broken.npz")
+
+
+# --- a process that says nothing of the candidate ---
+
+
+def test_a_serving_process_that_is_killed_fails_the_night_without_a_verdict(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = tmp_path / "probe.py"
+    probe.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    case = Case()
+    with monkeypatch.context() as patch, broken_by(OutOfMemoryError, "SIGKILL"):
+        patch.setattr(serving_check, "SCRIPT", probe)
+        case.run(try_serving=scoring.try_serving)
+    [row] = queries.history("small", since=case.date).to_dict("records")
+    assert (row["status"], row["error_type"], row["verdict"]) == ("failed", "out_of_memory", None)
+    assert "run the same command again" in row["next_step"]
+    flaws = [{"model": name, "flaw": "its weights lack all"} for name in ("candidate", "champion")]
+    answers = [*flaws, {"latency_ms": {}}]
+    probe.write_text(f"import json\nfor answer in {answers!r}: print(json.dumps(answer))")
+    monkeypatch.setattr(serving_check, "SCRIPT", probe)
+    resumed = case.run(try_serving=scoring.try_serving)
+    assert (resumed.run_id, resumed.attempt, resumed.status) == (row["run_id"], 2, "held")
+    assert "its weights lack all" in resumed.reason
+    assert site.is_file()

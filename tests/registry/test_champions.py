@@ -16,7 +16,15 @@ from nightgate.config import Pipeline
 from nightgate.data.snapshots import Snapshot
 from nightgate.database.schema import ModelVersion
 from nightgate.database.transactions import Database
-from nightgate.errors import DatabaseError, ModelError, NightgateError, PromotionLostError, RegistryError, StorageError
+from nightgate.errors import (
+    CrashedError,
+    DatabaseError,
+    ModelError,
+    NightgateError,
+    PromotionLostError,
+    RegistryError,
+    StorageError,
+)
 from nightgate.home import Home
 from nightgate.metrics.bootstrap import Interval
 from nightgate.metrics.confusion import Scores
@@ -349,7 +357,11 @@ def test_a_rollback_fails_if_a_fresh_process_cannot_serve_the_previous_champion(
     script = home.root / "probe.py"
     script.write_text("import sys; sys.exit('the driver is gone')")
     monkeypatch.setattr(serving_check, "SCRIPT", script)
-    with pytest.raises(ModelError, match="the driver is gone") as caught:
+    with pytest.raises(CrashedError, match="the driver is gone"):
+        champions.rollback(database, home, "reviews", reason="worse", by="ada")
+    answers = ({"model": "it", "flaw": "its weights lack all"}, {"latency_ms": {}})
+    script.write_text(f"import json\nfor answer in {answers!r}: print(json.dumps(answer))")
+    with pytest.raises(ModelError, match="its weights lack all") as caught:
         champions.rollback(database, home, "reviews", reason="worse", by="ada")
     assert "nightgate promote reviews VERSION" in caught.value.next_step
     assert champion(database) == 2

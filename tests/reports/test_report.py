@@ -450,9 +450,8 @@ def test_a_failed_run_has_its_error_first_and_the_champion_of_its_day(database: 
     facts = gather(home, opened.run_id)
     assert facts.champion.version == 1
     assert (facts.confusion, facts.tonight, facts.before) == ((), None, None)
-    path, markdown = report.publish(home, opened.run_id)
-    assert path.is_file()
-    assert markdown.split("\n\n")[:3] == [
+    assert report.write(home, opened.run_id).is_file()
+    assert report.markdown(home, opened.run_id).split("\n\n")[:3] == [
         "# Night 2026-03-02 of reviews: failed",
         "no file matches",
         "**!** Next: check the paths",
@@ -473,7 +472,7 @@ def test_a_real_night_is_published_with_its_snapshot(environment: Path) -> None:
     copy_first_night(environment)
     [run_dir] = (environment / "runs").iterdir()
     home = open_home()
-    path, markdown = report.publish(home, run_dir.name)
+    path, markdown = report.write(home, run_dir.name), report.markdown(home, run_dir.name)
     assert markdown.startswith("# Night 2026-01-05 of small: promoted\n\n")
     assert "| Training Loss | Epoch |" in markdown
     assert "| ✓\N{NO-BREAK SPACE}passed | min_f1 | F1 " in markdown

@@ -26,25 +26,42 @@ CHANGES = {"os.rename", "os.symlink", "os.link", "os.remove", "os.mkdir", "os.rm
 
 
 class Death:
-    def __init__(self, at: int, home: Home) -> None:
-        self.left = at
+    """Kills this process just before the write number `at` of those whose description contains `what`.
+
+    Args:
+        note: Outside the home; gets the description of the write that was not done.
+    """
+
+    def __init__(self, at: int, home: Home, what: str = "", note: Path | None = None) -> None:
+        self.left, self.what, self.note = at, what, note
         self.home = os.fspath(home.root)
         self.has_written = False
 
-    def write(self) -> None:
-        self.left -= 1
+    def begin(self) -> None:
+        """Count from now on."""
+        sa.event.listen(Engine, "before_cursor_execute", self.statement)
+        sa.event.listen(Engine, "commit", self.commit)
+        sys.addaudithook(self.audit)
+
+    def write(self, description: str) -> None:
+        description = description.replace(self.home, "")
+        self.left -= self.what in description
         if self.left == 0:
+            self.left = -1
+            if self.note is not None:
+                self.note.write_text(description, encoding="utf-8")
             os.kill(os.getpid(), signal.SIGKILL)
 
     def statement(self, _: Any, __: Any, statement: str, *___: Any) -> None:
-        if statement.split(None, 1)[0] in {"INSERT", "UPDATE", "DELETE"}:
+        words = statement.split(None, 3)
+        if words[0] in {"INSERT", "UPDATE", "DELETE"}:
             self.has_written = True
-            self.write()
+            self.write(" ".join(statement.split()))
 
     def commit(self, _: Any) -> None:
         if self.has_written:
             self.has_written = False
-            self.write()
+            self.write("COMMIT")
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         is_opened_to_write = (
@@ -52,10 +69,12 @@ class Death:
         )
         if event not in CHANGES and not is_opened_to_write:
             return
+        if event == "os.mkdir" and Path(arguments[0]).is_dir():
+            return
         # Removing a tree uses names relative to an open folder.
         names = [os.fspath(one) for one in arguments if isinstance(one, str | os.PathLike)]
         if any(name.startswith(self.home) or not Path(name).is_absolute() for name in names):
-            self.write()
+            self.write(f"{event.removeprefix('os.')} {' '.join(names)}")
 
 
 def keeping_one(pipeline: str) -> Pipeline:
@@ -77,10 +96,7 @@ def main(at: int, name: str, pipeline: str, run_id: str = "") -> None:
     home = open_home()
     with Database.open(home) as database:
         carry_out = operation(database, name, pipeline, run_id)
-        death = Death(at, home)
-        sa.event.listen(Engine, "before_cursor_execute", death.statement)
-        sa.event.listen(Engine, "commit", death.commit)
-        sys.addaudithook(death.audit)
+        Death(at, home).begin()
         carry_out()
 
 

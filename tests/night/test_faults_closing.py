@@ -1,0 +1,187 @@
+"""kill -9 before every write behind the verdict of a night, and the four ways that finish what was left.
+
+The nights that are killed come from one stored home; what each moment left is copied for each way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from typer.testing import CliRunner
+
+from flows.events import _event_of
+from flows.reconcile import reconcile_now
+from nightgate.cli.app import app
+from nightgate.database.transactions import Database
+from nightgate.home import open_home
+from nightgate.runs.run_row import RunRow, select_runs
+from tests.support.after_verdict import CHECKPOINTS, Case, State, announce, killed
+from tests.support.first_night import copy_first_night, first_night
+from tests.support.night_rows import within
+
+pytestmark = [pytest.mark.flow, pytest.mark.faults, pytest.mark.timeout(3000)]
+
+ENDS = {
+    "promoted": Case(day=7),
+    # Up to their version they are as a night that promotes.
+    "held": Case(day=7, min_f1=1.0, is_registered=True),
+    "waiting": Case(day=7, approval=True, is_registered=True),
+    "skipped": Case(day=7, min_f1=1.0, scheduled=True),
+}
+
+
+def same_command(case: Case, server: str) -> None:
+    if State.of(case).status not in ENDS:
+        # What is left of the night, which the command would train for.
+        retry(replace(case, flow_run_id=None), server)
+        return
+    settings = [part for name, value in case.settings.items() for part in ("--set", f"{name}={value}".lower())]
+    with temporary_settings({PREFECT_API_URL: server}):
+        done = CliRunner().invoke(app, ["run", str(first_night().pipeline), "--night", str(case.date), *settings])
+    assert done.exit_code == 0, done.output
+
+
+def retry(case: Case, server: str) -> None:
+    case.run()
+    announce(server)
+
+
+def reconcile(_: Case, server: str) -> None:
+    with temporary_settings({PREFECT_API_URL: server}):
+        reconcile_now().check()
+
+
+def next_night(case: Case, server: str) -> None:
+    replace(case, day=case.day + 1, scheduled=False, flow_run_id=None).run()
+    announce(server)
+
+
+WAYS: dict[str, Callable[[Case, str], None]] = {
+    "the same command": same_command,
+    "a retry": retry,
+    "reconcile": reconcile,
+    "the next night": next_night,
+}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Path:
+    """A champion, version 1, and version 2, which was held and whose files the next sweep removes."""
+    home = tmp_path_factory.mktemp("stored") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NIGHTGATE_HOME", str(home))
+        copy_first_night(home)
+        assert Case(day=6, min_f1=1.0).run().status == "held"
+        announce(prefect_server)
+    return home
+
+
+def put(source: Path, home: Path) -> None:
+    """Make `home` a copy of `source`, with its hard links: a version has the files of its checkpoint."""
+    shutil.rmtree(home, ignore_errors=True)
+    subprocess.run(["cp", "-a", source, home], check=True)
+
+
+def wanted(end: str, left: State, way: str) -> State:
+    """The state that a way must lead to."""
+    is_left = left.status == "running" and way in {"reconcile", "the next night"}
+    status = "failed" if is_left else end
+    if (status, way) == ("waiting", "the next night"):
+        status = "superseded"
+    if (status, left.status) == ("skipped", "running"):
+        status = "held"  # a resumed run is never skipped
+    return State(
+        status=status,
+        report=status,
+        is_closed=True,
+        is_announced=True,
+        champions=left.champions,
+        link="",
+        # A night that failed can be resumed.
+        checkpoints=tuple(sorted(CHECKPOINTS)) if is_left and end != "skipped" else (),
+        left=(),
+    )
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_each_way_finishes_what_a_killed_night_left(
+    end: str, stored: Path, environment: Path, tmp_path: Path, prefect_server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case, home, dead, note = (
+        replace(ENDS[end], flow_run_id=str(uuid.uuid4())),
+        environment,
+        tmp_path / "dead",
+        tmp_path / "note",
+    )
+    ids, lines, wrong = set[str](), [], []
+    for at in itertools.count(1):
+        put(stored, home)
+        if not killed(case, at, "", note, prefect_server):
+            break
+        left = State.of(case)
+        put(home, dead)
+        good = []
+        for way, finish in WAYS.items():
+            put(dead, home)
+            finish(case, prefect_server)
+            found, expected = State.of(case), wanted(end, left, way)
+            if way != "reconcile" and len(found.champions) == 1:
+                # The killed night itself, or the next one, may have promoted since.
+                expected = replace(expected, champions=found.champions)
+            if found == expected:
+                good.append(way)
+            else:
+                wrong.append(
+                    f"{at} ({note.read_text()}), {way}:\n  found  {found}\n  wanted {expected}\n  left   {left}"
+                )
+            ids |= {str(_event_of(one).id) for one in runs(case)}
+        lines.append(f"| {at} | {note.read_text()[:60]} | {described(left)} | {', '.join(good)} |")
+    with capsys.disabled():
+        print(f"\n{end}: killed before {len(lines)} writes\n| | before | left | finished by |\n|---|---|---|---|")
+        print("\n".join(lines))
+    assert wrong == [], "\n".join(wrong)
+    assert len(lines) > {"promoted": 45, "held": 25, "waiting": 25, "skipped": 5}[end]
+    within(20, lambda: set(events(prefect_server, case)) == ids)
+    assert set(Counter(events(prefect_server, case)).values()) == {1}
+
+
+def described(left: State) -> str:
+    """What was not as it has to be."""
+    facts = {
+        f"link: {left.link}": left.link,
+        f"report: {left.report or 'none'}": left.report != left.status,
+        "checkpoints": left.checkpoints,
+        ", ".join(left.left): left.left,
+        "not announced": not left.is_announced,
+    }
+    return "; ".join([left.status, *(fact for fact, is_so in facts.items() if is_so)])
+
+
+def runs(case: Case) -> list[RunRow]:
+    """The runs of the case's Prefect run."""
+    with Database.open(open_home()) as db:
+        rows = db.read(lambda session: [RunRow(*row) for row in session.execute(select_runs())])
+    return [row for row in rows if row.prefect_flow_run_id == case.flow_run_id]
+
+
+def events(server: str, case: Case) -> list[Any]:
+    """The ids of the events about the case's Prefect run."""
+    related = {"related": {"id": [f"prefect.flow-run.{case.flow_run_id}"]}, "event": {"prefix": ["nightgate."]}}
+    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
+        answer = client.request("POST", "/events/filter", json={"filter": related, "limit": 50}).json()
+        found = answer["events"]
+        while answer["next_page"]:
+            answer = client.request("GET", answer["next_page"]).json()
+            found += answer["events"]
+    return [one["id"] for one in found]
