@@ -140,7 +140,7 @@ def test_test_versions_and_keys_of_before_get_the_meaning_of_their_labels(
         "ON s.snapshot_id = r.snapshot_id"
     )
     now = database.frame(query).iloc[0].tolist()
-    command.downgrade(databases.alembic_config(migrated_url), "0007")
+    command.downgrade(databases.alembic_config(migrated_url), "0006")
     plain = {name: rule for name, rule in rules.items() if name not in {"label", "values"}}
     version = f"t-{hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]}"
     gate = {name: getattr(pipeline.gate, name) for name in ("average", "test_window", "min_test_rows")}
