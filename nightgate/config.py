@@ -113,6 +113,11 @@ class Data(Section):
     def text_columns(self) -> tuple[str, ...]:
         return (self.text,) if isinstance(self.text, str) else self.text
 
+    @property
+    def has_times(self) -> bool:
+        """Whether a night leaves out rows of after its `data_until`; else it sees them as they are when it runs."""
+        return self.time is not None or isinstance(self.source, SampleSource)
+
     @cached_property
     def label_names(self) -> tuple[str, ...]:
         """The labels in order; the model's class k is `label_names[k]`."""

@@ -5,7 +5,7 @@ A night is a date in the schedule's timezone: that of the scheduled start, even 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
@@ -22,7 +22,7 @@ class Night:
     date: date
     trigger: Trigger
     data_until: datetime
-    """Aware, UTC: the night reads rows with a time before this instant."""
+    """Aware, UTC: the night reads rows of before this instant; rows without times are read as they are then."""
     scheduled_for: datetime | None = None
     """Aware, UTC: the instant of the cron; None for a manual run."""
 
@@ -31,6 +31,11 @@ def scheduled_night(schedule: Schedule, scheduled_for: datetime) -> Night:
     """The night of a run that was scheduled for the instant `scheduled_for` (aware)."""
     instant = scheduled_for.astimezone(UTC)
     return Night(scheduled_for.astimezone(ZoneInfo(schedule.timezone)).date(), "schedule", instant, instant)
+
+
+def without_time(night: Night, now: datetime | None = None) -> Night:
+    """The night over rows that have no time: it sees them as they are now, whatever its instant."""
+    return replace(night, data_until=(now or datetime.now(UTC)).astimezone(UTC))
 
 
 def tonight(schedule: Schedule, now: datetime | None = None) -> Night:

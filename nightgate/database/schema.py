@@ -88,6 +88,8 @@ class Run(Base):
     snapshot_id: Mapped[str | None]
     rows_new: Mapped[int | None]
     rows_total: Mapped[int | None]
+    rows_trained: Mapped[int | None]
+    """Training rows after `train_window` and `max_train_rows`."""
     best_epoch: Mapped[int | None]
     test_version: Mapped[str | None]
     test_rows: Mapped[int | None]

@@ -33,13 +33,15 @@ class CardFacts:
     test_rows: int
     test_interval: Interval | None
     snapshot: Mapping[str, Any]
-    """The snapshot's manifest."""
+    """The snapshot's manifest, with the night's own `data_until`."""
     decision: Decision | None
     """None before the gate has decided."""
     started_from: int | None
     """The version that training continued from; None: the base model."""
     code_version: str
     libraries: Mapping[str, str]
+    rows_trained: int | None = None
+    """Training rows after `train_window` and `max_train_rows`; None: unknown."""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -51,7 +53,7 @@ def model_card(facts: CardFacts) -> str:
         training=facts.pipeline.training,
         snapshot=facts.snapshot,
         front_matter=_front_matter(facts),
-        names=_NAMES,
+        names=_names(facts),
     )
 
 
@@ -67,8 +69,9 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
         entries["base_model"] = facts.pipeline.training.base_model
     if isinstance(source, HubSource) and _is_hub_name(source.dataset):
         entries["datasets"] = [source.dataset]
+    names = _names(facts)
     measured = [
-        {"type": metric, "name": _NAMES[metric], "value": round(value, 4)}
+        {"type": metric, "name": names[metric], "value": round(value, 4)}
         for metric, value in facts.test.items()
         if value is not None
     ]
@@ -80,6 +83,12 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
         }
         entries["model-index"] = [{"name": f"{name}-v{facts.version}", "results": [result]}]
     return entries
+
+
+def _names(facts: CardFacts) -> dict[str, str]:
+    """Names of the metrics, with the average where they have one."""
+    average = facts.pipeline.gate.average
+    return {metric: name if metric == "accuracy" else f"{name} ({average})" for metric, name in _NAMES.items()}
 
 
 def _is_hub_name(name: str) -> bool:

@@ -21,7 +21,7 @@ from nightgate.operations import readiness, reconciliation
 from nightgate.runs import claim, lifecycle
 from nightgate.runs.heartbeat import Heartbeat
 from nightgate.runs.run_row import RunRow, read_run
-from nightgate.schedule import Night
+from nightgate.schedule import Night, without_time
 from nightgate.training.checkpoints import has_checkpoint
 from nightgate.training.progress import record_progress
 from nightgate.training.protocol import Progress
@@ -126,6 +126,8 @@ def open_night(
             as missed, with this reason.
         NightgateError: home or database cannot be used. Inside the block, whatever the steps raise.
     """
+    if not pipeline.data.has_times:
+        night = without_time(night)
     with Database.open(open_home()) as db:
         try:
             row = claim.open_run(

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 
@@ -34,6 +35,9 @@ from nightgate.training.protocol import EpochReport, Progress, TrainJob, TrainRe
 
 log = logging.getLogger(__name__)
 
+LATE = timedelta(hours=1)
+"""After its instant, a night over rows without times warns that it sees later ones."""
+
 
 def take_slot(run: NightRun) -> None:
     """Wait until the pipeline's slot is free; the end of the run releases it."""
@@ -48,6 +52,12 @@ def refresh(run: NightRun) -> Snapshot:
         snapshot = open_snapshot(run.snapshot_path)
         log.info("resuming with %s", snapshot)
         return snapshot
+    due = run.night.scheduled_for
+    if not run.pipeline.data.has_times and due is not None and run.data_until - due > LATE:
+        log.warning(
+            "this night sees the rows as they are now, not as they were at %s UTC: data.time names no column",
+            f"{due:%Y-%m-%d %H:%M}",
+        )
     previous = records.previous_snapshot(run.db, run.pipeline.name, before=run.data_until)
     try:
         refreshed = data.refresh(run.pipeline, replace(run.night, data_until=run.data_until), run.home, previous)

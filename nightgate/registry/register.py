@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from nightgate.config import Pipeline
 from nightgate.database import queries
 from nightgate.database.transactions import Database
@@ -113,6 +115,8 @@ class _RunFacts:
     code_version: str
     device: str | None
     precision: str | None
+    data_until: str
+    rows_trained: int | None
     epochs: list[dict[str, Any]]
     """Columns of the published table, by epoch."""
     results_table: str
@@ -122,17 +126,21 @@ _EPOCHS = (
     "SELECT training_loss, epoch, step, validation_loss, accuracy, f1, precision, recall "
     "FROM epoch_results WHERE run_id = :run_id ORDER BY epoch"
 )
-_RUN = "SELECT night, code_version, device, precision FROM nightly_runs WHERE run_id = :run_id"
+_RUN = (
+    "SELECT night, code_version, device, precision, data_until, rows_trained FROM nightly_runs WHERE run_id = :run_id"
+)
 
 
 def _run_facts(db: Database, run_id: str) -> _RunFacts:
     epochs = db.frame(_EPOCHS, {"run_id": run_id})
-    [run] = db.frame(_RUN, {"run_id": run_id}).to_dict("records")
+    [run] = queries.tidy(db.frame(_RUN, {"run_id": run_id})).to_dict("records")
     return _RunFacts(
         night=str(run["night"]),
         code_version=str(run["code_version"]),
         device=_plain(run["device"]),
         precision=_plain(run["precision"]),
+        data_until=run["data_until"].isoformat(),
+        rows_trained=None if pd.isna(run["rows_trained"]) else int(run["rows_trained"]),
         epochs=[{str(name): _plain(value) for name, value in row.items()} for row in epochs.to_dict("records")],
         results_table=queries.published_table(epochs),
     )
@@ -160,7 +168,8 @@ def _card(candidate: Candidate, run: _RunFacts, version: int) -> str:
             test=_test_figures(candidate),
             test_rows=candidate.test.support,
             test_interval=candidate.test_interval,
-            snapshot=candidate.snapshot.manifest,
+            snapshot=candidate.snapshot.manifest | {"data_until": run.data_until},
+            rows_trained=run.rows_trained,
             decision=candidate.decision,
             started_from=candidate.started_from,
             code_version=run.code_version,
@@ -186,7 +195,9 @@ def _manifest(candidate: Candidate, run: _RunFacts) -> dict[str, Any]:
             "revision": _revision(candidate),
             "started_from_version": candidate.started_from,
         },
-        "snapshot": {name: snapshot.get(name) for name in kept},
+        # Of this night: that of a snapshot is of the first night with its rows.
+        "snapshot": {name: snapshot.get(name) for name in kept} | {"data_until": run.data_until},
+        "rows_trained": run.rows_trained,
         "metrics": {
             "average": pipeline.gate.average,
             "best_epoch": candidate.best_epoch,

@@ -23,7 +23,7 @@ from nightgate.analysis.seed_study import newest_study
 from nightgate.config import Pipeline
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.queries import read_history, tidy
-from nightgate.database.schema import Attempt, ModelVersion, Promotion, Run, Snapshot
+from nightgate.database.schema import Attempt, ModelVersion, Promotion, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import SnapshotError
 from nightgate.home import Home
@@ -140,14 +140,14 @@ def epoch_facts(epochs: Iterable[Row]) -> list[EpochFacts]:
 def _findings(
     run: Row, stored: Mapping[str, Any], epochs: Iterable[Row], earlier: tuple[EarlierNight, ...]
 ) -> tuple[Finding, ...]:
-    training, rows = stored["pipeline"].training, stored["train_rows"]
+    training = stored["pipeline"].training
     machine = MachineFacts(
         device=run["device"],
         precision=run["precision"],
         restarts=sum(attempt["restarts"] for attempt in stored["attempts"]),
         micro_batches=run["micro_batches"],
         slot=run.get("slot") or "",
-        train_rows=min(rows, training.max_train_rows) if rows and training.max_train_rows else rows,
+        train_rows=run["rows_trained"],
         earlier=earlier,
     )
     return tuple(diagnose(epoch_facts(epochs), run["min_f1"], training, machine))
@@ -157,7 +157,6 @@ def _stored(session: Session, run_id: str) -> dict[str, Any]:
     """What no view shows."""
     run = session.get_one(Run, run_id)
     attempts = session.scalars(sa.select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.attempt))
-    snapshot = session.get(Snapshot, (run.pipeline, run.snapshot_id)) if run.snapshot_id else None
     champions = (
         sa.select(Promotion, ModelVersion, Run.snapshot_id)
         .join(ModelVersion, (ModelVersion.pipeline == Promotion.pipeline) & (ModelVersion.version == Promotion.version))
@@ -181,7 +180,6 @@ def _stored(session: Session, run_id: str) -> dict[str, Any]:
         "label_names": tuple(map(str, run.label_names)),
         "attempts": tuple(map(_as_row, attempts)),
         "seed_study": _as_row(study) if study else None,
-        "train_rows": snapshot.rows_train if snapshot else None,
         "model_path": session.scalar(sa.select(ModelVersion.path).where(ModelVersion.run_id == run_id)),
         "champion": session.execute(met).first(),
         "current": session.execute(champions.where(Promotion.valid_to.is_(None))).first(),

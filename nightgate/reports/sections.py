@@ -65,7 +65,8 @@ def head(facts: ReportFacts) -> list[Block]:
     if run["test_f1"] is not None:
         # The colour is that of the check: a night may be held with an F1 above the threshold.
         is_good = all(check["outcome"] == "passed" for check in facts.checks if check["check_name"] == "min_f1")
-        tiles.append(Tile("F1 on test", score(run["test_f1"]), f"min_f1 {score(run['min_f1'])}", _tone(is_good)))
+        name, least = f"{run['average'].capitalize()} F1 on test", f"min_f1 {score(run['min_f1'])}"
+        tiles.append(Tile(name, score(run["test_f1"]), least, _tone(is_good)))
     if run["f1_delta"] is not None:
         champion = f"version {run['champion_version']}: {score(run['champion_f1'])}"
         tiles.append(Tile("Against champion", gap(run["f1_delta"]), champion, _tone(run["f1_delta"] >= 0)))
@@ -221,6 +222,7 @@ def how_it_ran(facts: ReportFacts) -> list[Block]:
         ("Started", [moment(run["started_at"])]),
         ("Took", [duration(run["duration_seconds"]) if run["finished_at"] else "not finished"]),
         ("Data until", [moment(run["data_until"])]),
+        *([("Rows trained on", [number(run["rows_trained"])])] if run["rows_trained"] is not None else []),
     ]
     if run.get("slot") is not None:
         wait = run.get("slot_wait_seconds")

@@ -60,7 +60,7 @@ def result_lines(facts: ReportFacts) -> Iterator[str]:
     if facts.epochs:
         yield published_table(pd.DataFrame(list(facts.epochs)))
         if run["best_epoch"] is not None:
-            yield f"\nBest epoch by validation F1: {run['best_epoch']}"
+            yield f"\nBest epoch by validation F1 ({run['average']}): {run['best_epoch']}"
         yield ""
     shown, left_out = checks(facts)
     if shown:

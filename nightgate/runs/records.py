@@ -174,7 +174,7 @@ def record_training(db: Database, run_id: str, attempt: int, trained: TrainResul
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
-        run.best_epoch = trained.best_epoch
+        run.best_epoch, run.rows_trained = trained.best_epoch, trained.rows_trained
         row = attempt_of(session, run)
         row.device, row.precision, row.threads = trained.device, trained.precision, trained.threads
         row.precision_reason, row.resumed_from_epoch = trained.precision_reason, trained.resumed_from

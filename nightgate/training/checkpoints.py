@@ -73,6 +73,8 @@ class RunState:
     micro_batches: int = 1
     base_digest: str = ""
     """Hash of the original word table, from which an export restores the rows that were trimmed."""
+    rows_trained: int | None = None
+    """Training rows of each epoch."""
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the named files, by path. Saving fills it in, and states made by `replace` share it: no file is
     hashed twice."""

@@ -96,6 +96,7 @@ def _result(job: TrainJob, state: RunState, picked: devices.Picked, *, resumed_f
         engine=state.engine,
         engine_reason=state.engine_reason,
         micro_batches=state.micro_batches,
+        rows_trained=state.rows_trained,
     )
 
 
@@ -177,6 +178,7 @@ class _Run:
             engine=self.engine.kind,
             engine_reason=self.engine_reason,
             base_digest=self.engine.digest(),
+            rows_trained=len(rows.train_labels),
         )
         self.resumed_from = 0
         if checkpoint is not None:

@@ -123,6 +123,8 @@ class TrainResult(_Message):
     engine_reason: str
     micro_batches: int
     """Parts in which a batch was computed for lack of memory; 1 when it fitted whole. The step is the same."""
+    rows_trained: int | None = None
+    """Training rows after `train_window` and `max_train_rows`; None in a checkpoint of an earlier release."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ import pytest
 import torch
 from sqlalchemy import create_engine
 
+from nightgate.analysis.comparison import compare
+from nightgate.database.transactions import Database
 from nightgate.engine.base_models import load_classifier
+from nightgate.home import open_home
+from nightgate.registry.champions import resolve_version
+from nightgate.reports.facts import gather
 from tests.support.night import nightgate
 from tests.support.seed_model import SPARE_ROWS, TOKENS, write_seed_model
 
@@ -34,6 +40,7 @@ TRUE = 0.63
 
 
 def test_the_published_pipeline_promotes_its_first_candidate(tmp_path: Path, environment: Path) -> None:
+    began = datetime.now(UTC)
     files = write_reviews(tmp_path / "reviews")
     base = write_base_model(tmp_path / "base", files["train"])
     stand_ins = {f"data.source.data_files.{split}": path for split, path in files.items()}
@@ -57,7 +64,42 @@ def test_the_published_pipeline_promotes_its_first_candidate(tmp_path: Path, env
     assert [counted[f"rows_{split}"] for split in ROWS] == list(ROWS.values())
     assert counted["rows_quarantined"] == 0
     check_epochs(table(environment, "epoch_results").sort_values("epoch"))
-    check_version(environment / "models" / "amazon-reviews-multi" / "v0001", files["test"], night["test_accuracy"])
+    folder = environment / "models" / "amazon-reviews-multi" / "v0001"
+    check_version(folder, files["test"], night["test_accuracy"])
+    # The rows have no time: this night of January reads them as they are on the day of the test.
+    assert "data.time" in done.stderr
+    assert datetime.fromisoformat(night["data_until"]) > began
+    check_facts(environment, night, folder)
+
+
+def check_facts(home: Path, night: pd.Series[Any], folder: Path) -> None:
+    """Rows trained on, the data limit and the average have one value wherever they stand."""
+    manifest = json.loads((folder / "nightgate.json").read_text())
+    card = (folder / "README.md").read_text()
+    facts = gather(open_home(home), night["run_id"], snapshots=False)
+    version = table(home, "model_versions").iloc[0]
+    with Database.open(open_home(home)) as db:
+        row = resolve_version(db, "amazon-reviews-multi", 1)
+        compared = {section.name: section for section in compare(db, row, row).sections}
+    data = {pair.name: pair.first for pair in compared["data"].pairs}
+    own = {pair.name: pair.first for pair in compared["own_nights"].pairs}
+
+    trained = [night["rows_trained"], version["rows_trained"], facts.run["rows_trained"], data["rows_trained"]]
+    assert [*trained, manifest["rows_trained"]] == [TRAINED] * 5
+    assert f"Rows trained on: {TRAINED:,}" in card
+
+    until = datetime.fromisoformat(night["data_until"])
+    assert [datetime.fromisoformat(one) for one in (version["data_until"], manifest["snapshot"]["data_until"])] == [
+        until,
+        until,
+    ]
+    assert facts.run["data_until"] == data["data_until"] == until
+    assert until.isoformat() in card
+
+    averages = [night["average"], version["average"], facts.run["average"], own["average"]]
+    assert [*averages, manifest["metrics"]["average"]] == ["weighted"] * 5
+    assert f"F1 (weighted): {night['test_f1']:.4f}" in card
+    assert own["test_f1"] == night["test_f1"] == version["test_f1"] == manifest["metrics"]["test"]["f1"]
 
 
 def check_epochs(epochs: pd.DataFrame) -> None:
