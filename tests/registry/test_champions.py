@@ -141,7 +141,7 @@ def test_the_first_candidate_becomes_version_1_with_manifest_and_card(
     card = (home.absolute(row.path) / "README.md").read_text()
     assert "| Training Loss | Epoch | Step | Validation Loss | Accuracy | F1 | Precision | Recall |" in card
     assert "| 0.9049 | 1.0 | 600 | 1.0616 |" in card
-    assert "F1: 0.6000 (95 % interval 0.5700 to 0.6300)" in card
+    assert "F1 (weighted): 0.6000 (95 % interval 0.5700 to 0.6300)" in card
 
 
 def test_a_version_records_its_ancestor_base_model_and_environment(
