@@ -10,7 +10,7 @@ down_revision = "0012"
 branch_labels = None
 depends_on = None
 
-# As in 0008, with room for columns at the end.
+# As in 0007, with room for columns at the end.
 NIGHTLY_RUNS = """
 SELECT r.pipeline, r.night, r.run_id, r.status, r.reason, r.error_type, r.next_step, r.verdict, r.trigger,
        (SELECT CAST(COUNT(*) AS INTEGER) FROM attempt AS a WHERE a.run_id = r.run_id) AS attempts,
@@ -31,7 +31,7 @@ LEFT JOIN attempt AS d ON d.run_id = r.run_id AND d.attempt = (
 LEFT JOIN slot_request AS q ON q.run_id = r.run_id AND q.attempt = r.attempt
 """
 
-# As in 0012.
+# As in 0011.
 NIGHTS = """
 SELECT n.* FROM nightly_runs AS n
 WHERE n.run_id = (
