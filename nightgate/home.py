@@ -63,10 +63,11 @@ def home_path(root: str | Path | None = None) -> Path:
     return Path(root or read_settings().home or ".nightgate").expanduser().resolve()
 
 
-def existing_home(root: str | Path | None = None) -> Home:
+def existing_home(root: str | Path | None = None, *, only_read: bool = False) -> Home:
     """Open a home that exists: a reader in the wrong folder gets an error instead of a new, empty home.
 
-    It is only read: this user need not have the right to write to it.
+    This user need not have the right to write to it. With `only_read` the umask of the process, which may be a
+    notebook or a service, stays as it is.
 
     Raises:
         RegistryError: there is no home.
@@ -74,7 +75,10 @@ def existing_home(root: str | Path | None = None) -> Home:
     """
     path = home_path(root)
     try:
-        return _read(path)
+        home = _read(path)
+        if not only_read:
+            _follow_mode(path)
+        return home
     except NotADirectoryError as error:
         raise _in_the_way(path) from error
     except FileNotFoundError as error:
@@ -98,7 +102,7 @@ def home_for_reading() -> Home:
         StorageError: the home cannot be read, or its `home.json` is damaged.
     """
     try:
-        return existing_home()
+        return existing_home(only_read=True)
     except RegistryError:
         if read_settings().database_url:
             return Home(root=home_path(), id="")
@@ -136,14 +140,12 @@ def open_home(root: str | Path | None = None) -> Home:
 def _read(path: Path) -> Home:
     marker = path / "home.json"
     try:
-        home = Home(root=path, id=str(json.loads(marker.read_text(encoding="utf-8"))["id"]))
+        return Home(root=path, id=str(json.loads(marker.read_text(encoding="utf-8"))["id"]))
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"{marker} is damaged: it must hold the home's id",
             next_step="restore it; the database has the id: SELECT value FROM setting WHERE key = 'home_id'",
         ) from error
-    _follow_mode(path)
-    return home
 
 
 def _in_the_way(path: Path) -> StorageError:

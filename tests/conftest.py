@@ -57,15 +57,18 @@ def session_root() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, session_root: Path) -> Path:
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, session_root: Path) -> Iterator[Path]:
     """No setting of the developer's reaches a test; the home is `tmp_path/home`. Gives that path."""
+    # Opening a home closes what this process writes to other users.
+    before = os.umask(0o022)
     del session_root  # read before the scrubbing below
     for name in list(os.environ):
         # What `serve` and the worker set for their runs would keep the checkout from this test's own processes.
         if name.startswith("NIGHTGATE_") or name == "PYTHONSAFEPATH":
             monkeypatch.delenv(name)
     monkeypatch.setenv("NIGHTGATE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+    yield tmp_path / "home"
+    os.umask(before)
 
 
 class PostgresServer:

@@ -14,18 +14,11 @@ import pytest
 
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
-from nightgate.home import open_home
+from nightgate.home import existing_home, open_home
 from nightgate.operations.doctor import access_finding
 from tests.support.first_night import first_night
 
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture(autouse=True)
-def usual_umask() -> Iterator[None]:
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 @pytest.fixture
@@ -60,6 +53,15 @@ def test_a_database_its_journal_and_folders_are_for_the_owner_or_a_group(
     if access == "group":
         assert found["."] == 0o2770
         assert (found["runs"], found["metrics.db"]) == (0o2770, 0o660)
+
+
+def test_a_reader_keeps_the_umask_of_its_process(tmp_path: Path) -> None:
+    open_home(tmp_path / "home")
+    os.umask(0o022)
+    existing_home(tmp_path / "home", only_read=True)
+    assert os.umask(0o022) == 0o022
+    existing_home(tmp_path / "home")
+    assert os.umask(0o022) == 0o077
 
 
 def test_an_empty_folder_that_was_made_for_the_home_is_closed_and_one_in_use_is_left(tmp_path: Path) -> None:

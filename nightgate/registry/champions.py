@@ -43,7 +43,7 @@ def load_champion(pipeline: str, *, home: str | Path | None = None, device: str 
         ModelError: the champion's folder is missing, incomplete or altered.
         DatabaseError: the metrics database cannot be read.
     """
-    opened = existing_home(home)
+    opened = existing_home(home, only_read=True)
     with Database.open(opened) as db:
         champion = _champion(db, pipeline)
     return Classifier.open(champion.folder(opened), device=device)

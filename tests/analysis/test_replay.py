@@ -312,15 +312,15 @@ def test_the_command_prints_nights_and_saves_a_picture(database: Database, home:
 def test_without_nights_commands_still_refuse_invalid_policies_and_print_their_columns() -> None:
     runner = CliRunner()
     for command in ("replay", "power"):
-        wrong = runner.invoke(app, ["gate", command, "reviews", "--set", "gate.polcy=superior"])
+        wrong = runner.invoke(app, ["gate", command, "sample", "--set", "gate.polcy=superior"])
         assert (wrong.exit_code, wrong.stdout) == (2, "")
-    rows = runner.invoke(app, ["gate", "replay", "reviews", "--format", "csv"])
+    rows = runner.invoke(app, ["gate", "replay", "sample", "--format", "csv"])
     assert (rows.exit_code, rows.stdout[:21]) == (0, "night,run_id,status,m")
     assert rows.stdout.endswith(",break_before,redefined\n")
-    nothing = runner.invoke(app, ["gate", "replay", "reviews"])
-    assert "`nightgate run reviews`" in nothing.stderr
+    nothing = runner.invoke(app, ["gate", "replay", "sample"])
+    assert "`nightgate run sample`" in nothing.stderr
     for command in ("versions", "history", "champion"):
-        assert "`nightgate run reviews`" in runner.invoke(app, [command, "reviews"]).stderr
+        assert "`nightgate run sample`" in runner.invoke(app, [command, "sample"]).stderr
 
 
 def test_a_real_version_is_scored_again_as_the_night_scored_it(

@@ -381,7 +381,7 @@ def test_a_database_missing_on_the_server_is_an_error_without_retries(postgres: 
 
 def test_a_missing_driver_is_named_with_its_package(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(DatabaseError, match=r"pip install 'psycopg\[binary\]'"):
+    with pytest.raises(DatabaseError, match=r"pip install 'nightgate\[postgres\]'"):
         Database.open(home, "postgresql://me@host/db")
 
 

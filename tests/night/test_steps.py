@@ -31,6 +31,7 @@ from nightgate.gate.decide import decide
 from nightgate.gate.decision import Measured
 from nightgate.gate.evidence import Evidence, Serving
 from nightgate.home import Home, open_home
+from nightgate.label_meaning import LabelMeaning
 from nightgate.models import serving_check, version_folder
 from nightgate.night import ending, scoring, steps
 from nightgate.night.evidence import gather_evidence
@@ -193,7 +194,10 @@ def test_a_damaged_anchor_is_a_flaw_of_its_own_and_costs_no_night(site: Path, en
     with broken_by(DataError, "enough"), open_night(pipeline, night_of(pipeline, 6)) as run:
         version = versions.anchor(run.db, "small")
         assert version is not None
-        assert "model.safetensors is altered" in scoring._anchor(run, version).flaw
+        assert (
+            "model.safetensors is altered"
+            in scoring._anchor(run, version, LabelMeaning.of(pipeline.record()["data"])).flaw
+        )
         raise DataError("enough", next_step="-")
 
 

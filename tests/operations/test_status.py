@@ -302,7 +302,9 @@ def test_programs_get_one_object_per_row_with_its_section(database: Database) ->
     assert set(found[0]) == set(COLUMNS)
 
 
-@pytest.mark.parametrize("command", [["status"], ["history", "x"], ["champion", "x"], ["versions", "x"], ["reconcile"]])
+@pytest.mark.parametrize(
+    "command", [["status"], *([one, "sample"] for one in ("history", "champion", "versions")), ["reconcile"]]
+)
 def test_a_reader_in_the_wrong_folder_makes_no_home(environment: Path, command: list[str]) -> None:
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 1

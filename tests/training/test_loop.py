@@ -357,7 +357,7 @@ def test_a_package_holds_a_base_model() -> None:
 @pytest.mark.parametrize(
     ("base_model", "next_step"),
     [
-        ("package:no_such_package/model", "pip install"),
+        ("package:no_such_package/model", "no_such_package"),
         ("package:numpy/no/such/folder", "config.json"),
         ("package:numpy/../..", "config.json"),
         ("./nowhere", "correct training.base_model"),
