@@ -266,6 +266,14 @@ def test_the_detectable_gain_of_models_that_never_differ_depends_on_the_independ
     assert decision.measured.detectable_gain == pytest.approx(gain, abs=5e-5)
 
 
+@pytest.mark.parametrize("rule", ["superior", "non_inferior"])
+@pytest.mark.parametrize("num_rows", [20, 2000])
+def test_a_candidate_that_has_all_rows_wrong_is_worse_than_one_that_has_them_right(rule: str, num_rows: int) -> None:
+    found = check(decide(night(0.0, 1.0, rows(num_rows)), Gate.model_validate({"policy": rule})), "beats_champion")
+    assert (found.ci_low, found.ci_high, found.outcome) == (-1, -1, "failed")
+    assert "worse" in found.reason
+
+
 def test_a_single_group_shows_nothing(snapshot: SnapshotAssertion) -> None:
     test = rows(groups=np.zeros(2000, dtype=np.int64))
     decision = decide(night(0.9, 0.5, test), POLICY)
