@@ -91,6 +91,10 @@ CHANGES: dict[str, tuple[str, Callable[[Site], object]]] = {
     "the vocabulary": ("base model", lambda site: site.write("sentencepiece.bpe.model")),
     "the folder behind a link": ("base model", Site.replace_folder),
     "a folder that is gone": ("base model", lambda site: shutil.rmtree(site.base)),
+    "a link to weights that are gone": (
+        "base model",
+        lambda site: (site.base / "more.safetensors").symlink_to(site.base / "gone"),
+    ),
     "the golden file": ("golden file", lambda site: site.golden.write_text("text,label\nfine,bad\n")),
     "a golden file that is gone": ("golden file", lambda site: site.golden.unlink()),
     "the spread between seeds": ("seed spread", lambda site: setattr(site, "spread", 0.004)),
