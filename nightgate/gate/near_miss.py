@@ -95,14 +95,14 @@ def _settings(case: Case, check: Check, decision: Decision) -> Iterator[tuple[st
 
 def _of_comparison(case: Case, check: Check, gap: float, low: float) -> Iterator[tuple[str, Value]]:
     """A wider margin, or where the policy has no use for one, policy non_inferior."""
-    policy, margin, nights = case.policy, case.margin, case.evidence.champion_nights
+    policy, margin = case.policy, case.margin
     if margin is None:
         return
     if check.name == "beats_champion" and policy.policy == "superior":
         if low > -margin:
             yield "policy", "non_inferior"
             return
-        if not (nights is not None and 0 < policy.refresh_after <= nights and gap >= 0):
+        if gap < 0 or not statistics.is_old(policy, case.evidence.champion_nights):
             return
         assert check.ci_high is not None
         low = statistics.refresh_low(gap, Interval(low, check.ci_high), policy.confidence)
