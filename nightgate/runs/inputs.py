@@ -70,7 +70,7 @@ def _base_model(training: Training, home: Home) -> str:
         folder = base_model_folder.local_folder(training.base_model)
         if folder is not None:
             return _hash_of(folder, home.root / "base-models.json")
-    except (ModelError, OSError):  # the training has the error for that
+    except (ModelError, OSError):  # the training reports it
         return _MISSING
     return _commit(training.base_model, training.base_model_revision) or _MISSING
 
@@ -83,7 +83,7 @@ def _commit(name: str, revision: str) -> str | None:
 
     try:
         return huggingface_hub.HfApi().model_info(name, revision=revision or None, timeout=HUB_TIMEOUT).sha
-    except Exception:  # noqa: BLE001 - offline, unreachable or gone: likewise
+    except Exception:  # noqa: BLE001 - offline, unreachable or gone: the training reports it
         return base_model_revision(name, revision)
 
 
