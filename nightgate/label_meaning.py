@@ -21,8 +21,8 @@ class LabelMeaning:
     values: Mapping[str, str]
     """Label by canonical value of the column, in the order of the pipeline file."""
     classes: tuple[str, ...] = ()
-    """The source's names of its class numbers, where the values are these numbers; () if it has none, or for snapshots
-    of before, which did not store them."""
+    """The source's names of its class numbers, where the values are these numbers; () if it has none, or if an earlier
+    release stored the snapshot, without them."""
 
     @classmethod
     def of(cls, data: Mapping[str, Any], classes: Sequence[str] | None = ()) -> LabelMeaning:

@@ -131,8 +131,8 @@ def _meaning(pipeline: Pipeline, classes: Sequence[str]) -> LabelMeaning:
 
 
 def _version(rules: Mapping[str, Any]) -> str:
-    # Without the source's names of class numbers, which snapshots of before do not have: where they change, `changes`
-    # of `nightgate.metrics.comparability` says so.
+    # Without the source's names of class numbers, which snapshots of earlier releases lack: `changes` of
+    # `nightgate.metrics.comparability` says where they change.
     counted = {name: rule for name, rule in rules.items() if name != "classes"}
     return f"t-{hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:10]}"
 

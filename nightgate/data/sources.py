@@ -202,13 +202,9 @@ def _decoded(content: bytes, encoding: str, path: Path) -> str:
     except UnicodeError as error:
         start = error.start if isinstance(error, UnicodeDecodeError) else 0
         packed = {b"\x1f\x8b": ".gz", b"\x28\xb5": ".zst"}.get(content[:2])
-        guess = (
-            "utf-16"
-            if content[:2] in {b"\xff\xfe", b"\xfe\xff"}
-            else "cp1252"
-            if codec_of(encoding) == "utf-8-sig"
-            else "utf-8"
-        )
+        guess = "cp1252" if codec_of(encoding) == "utf-8-sig" else "utf-8"
+        if content[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+            guess = "utf-16"
         line = content.count(b"\n", 0, start) + 1
         raise DataError(
             f"{path} is not {encoding}: byte {start} (line {line}) is 0x{content[start : start + 1].hex() or '??'}",

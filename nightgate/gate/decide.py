@@ -6,6 +6,8 @@ a number that is not finite fail the check that needs them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from nightgate import config
@@ -40,14 +42,17 @@ def decide(evidence: Evidence, policy: config.Gate) -> Decision:
         not_older(case),
     )
     measured = _measured(case)
-    # The check `slices` sums up those of single slices.
-    whole = [check for check in checks if not check.slice_name]
-    if failed := [check for check in whole if check.outcome == "failed"]:
+    if not (held := holding(checks)):
+        return Decision("promote", _promoted(case, rule), checks, measured)
+    if failed := [check for check in held if check.outcome == "failed"]:
         return Decision("hold", _joined(failed), checks, measured)
-    # Slices of too few rows do not hold a candidate.
-    if weak := [check for check in whole if check.outcome == "underpowered" and check.name != "slices"]:
-        return Decision("underpowered", _joined(weak), checks, measured)
-    return Decision("promote", _promoted(case, rule), checks, measured)
+    return Decision("underpowered", _joined(held), checks, measured)
+
+
+def holding(checks: Iterable[Check]) -> list[Check]:
+    """The checks that hold a candidate. `slices` sums up those of single slices, and holds none for lack of rows."""
+    whole = [check for check in checks if not check.slice_name]
+    return [one for one in whole if one.outcome == "failed" or (one.outcome == "underpowered" and one.name != "slices")]
 
 
 def _joined(checks: list[Check]) -> str:

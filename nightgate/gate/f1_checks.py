@@ -133,7 +133,7 @@ def _judged(case: Case, compared: Comparison) -> tuple[statistics.Rule | None, O
     if rule == "superior":
         return rule, "passed", f"superior {at}"
     sure = statistics.refresh_confidence(policy.confidence)
-    old = nights is not None and 0 < policy.refresh_after <= nights
+    old = statistics.is_old(policy, nights)
     after = f"to replace a champion after {nights:,} nights (refresh_after {policy.refresh_after:,})" if old else ""
     if rule == "refresh":
         return rule, "passed", f"{of_margin('loss', margin, 'excluded', sure)}, enough {after}"

@@ -41,11 +41,11 @@ class Comparison:
     def most(self) -> float:
         """The largest gain that is not excluded; infinite if there is no interval.
 
-        Models that never differ have an interval of no width, which says nothing about the rows that were not seen.
+        An interval of no width, such as that of models that never differ, says nothing about rows that were not seen.
         """
         if self.gap.interval is None:
             return math.inf
-        return self.gap.interval.high if self.gap.std_error else self.detectable
+        return self.gap.interval.high if self.gap.std_error else self.gap.value + self.detectable
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from nightgate.config import LIMITS, Blockable, Gate
 from nightgate.gate import statistics
-from nightgate.gate.decide import decide
+from nightgate.gate.decide import decide, holding
 from nightgate.gate.decision import Check, Decision
 from nightgate.gate.evidence import Evidence
 from nightgate.gate.measurements import Case
@@ -41,14 +41,8 @@ class Setting:
 
 def near_miss(evidence: Evidence, policy: Gate, decision: Decision) -> Setting | None:
     """The field with a value that promotes the candidate; None if no field does so alone."""
-    held = [
-        check
-        for check in decision.checks
-        if not check.slice_name
-        and (check.outcome == "failed" or (check.outcome == "underpowered" and check.name != "slices"))
-    ]
     case = Case(evidence, policy)
-    asked = [dict(_settings(case, check, decision)) for check in held]
+    asked = [dict(_settings(case, check, decision)) for check in holding(decision.checks)]
     if not asked or any(len(one) != 1 or one.keys() != asked[0].keys() for one in asked):
         return None
     [field] = asked[0]
@@ -95,14 +89,14 @@ def _settings(case: Case, check: Check, decision: Decision) -> Iterator[tuple[st
 
 def _of_comparison(case: Case, check: Check, gap: float, low: float) -> Iterator[tuple[str, Value]]:
     """A wider margin, or where the policy has no use for one, policy non_inferior."""
-    policy, margin, nights = case.policy, case.margin, case.evidence.champion_nights
+    policy, margin = case.policy, case.margin
     if margin is None:
         return
     if check.name == "beats_champion" and policy.policy == "superior":
         if low > -margin:
             yield "policy", "non_inferior"
             return
-        if not (nights is not None and 0 < policy.refresh_after <= nights and gap >= 0):
+        if gap < 0 or not statistics.is_old(policy, case.evidence.champion_nights):
             return
         assert check.ci_high is not None
         low = statistics.refresh_low(gap, Interval(low, check.ci_high), policy.confidence)

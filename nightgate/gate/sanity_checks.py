@@ -26,12 +26,6 @@ class Faults:
     held: list[str] = field(default_factory=list)
     warned: list[str] = field(default_factory=list)
 
-    def fails(self, fault: str) -> None:
-        self.held.append(fault)
-
-    def warns(self, fault: str) -> None:
-        self.warned.append(fault)
-
     def exceeds(self, check: Blockable, fault: str) -> None:
         """A limit is exceeded, or not shown to be kept."""
         (self.held if self.policy.blocks(check) else self.warned).append(fault)
@@ -105,9 +99,10 @@ def degenerate(case: Case) -> Check:
     faults = Faults(policy)
     # max_share_gap 1 switches both checks of shares off.
     if shares[0].max() == 1 and most < 1:
-        faults.fails(f"the candidate predicts {names[int(shares[0].argmax())]!r} for all {case.num_rows:,} test rows")
+        only = names[int(shares[0].argmax())]
+        faults.held.append(f"the candidate predicts {only!r} for all {case.num_rows:,} test rows")
     if side.nonfinite_rows:
-        faults.fails(f"the candidate gives {side.nonfinite_rows:,} rows a logit that is NaN or infinite")
+        faults.held.append(f"the candidate gives {side.nonfinite_rows:,} rows a logit that is NaN or infinite")
     if gap > most:
         faults.exceeds("shares", f"{widest_gap}: a gap of {gap:.4f}, more than max_share_gap {most:.4f}")
     bound = f"max_calibration_error {policy.limit('calibration'):.4f}"
@@ -134,7 +129,7 @@ def serving(case: Case) -> Check:
     served, faults = case.evidence.candidate.serving, Faults(case.policy)
     found = []
     if fault := unserved(served):
-        faults.fails(fault)
+        faults.held.append(fault)
     else:
         assert served is not None
         same = (
@@ -180,7 +175,7 @@ def _budgets(case: Case, served: Serving, faults: Faults) -> list[str]:
     theirs, who = champion.serving, case.name("champion")
     if theirs is None or theirs.flaw:
         why = theirs.flaw if theirs else "it was not tried"
-        faults.warns(f"time and size are not compared, because {who} was not served: {why}")
+        faults.warned.append(f"time and size are not compared, because {who} was not served: {why}")
         return []
     ratios = []
     size, champion_size = (None if one.size_bytes is None else one.size_bytes / 1e6 for one in (served, theirs))
@@ -191,7 +186,7 @@ def _budgets(case: Case, served: Serving, faults: Faults) -> list[str]:
     for check, unit, ours, reference in budgets:
         limit = f"{LIMITS[check]} {case.policy.limit(check):g}"
         if reference is None or not math.isfinite(reference) or reference <= 0:
-            faults.warns(f"{unit} of {who} are unknown and not compared")
+            faults.warned.append(f"{unit} of {who} are unknown and not compared")
         elif ours is None or not math.isfinite(ours):
             faults.exceeds(check, f"the candidate's {unit} are unknown, so it is not shown to be within {limit}")
         else:

@@ -50,8 +50,13 @@ def beats(
         return "non_inferior" if is_non_inferior(interval, margin) else None
     if is_superior(interval):
         return "superior"
-    is_old = gate.refresh_after > 0 and champion_nights is not None and champion_nights >= gate.refresh_after
-    return "refresh" if is_old and gap >= 0 and refresh_low(gap, interval, gate.confidence) > -margin else None
+    may_refresh = is_old(gate, champion_nights) and gap >= 0
+    return "refresh" if may_refresh and refresh_low(gap, interval, gate.confidence) > -margin else None
+
+
+def is_old(gate: config.Gate, champion_nights: int | None) -> bool:
+    """Whether a champion of so many nights may be replaced by a candidate that is not superior."""
+    return champion_nights is not None and 0 < gate.refresh_after <= champion_nights
 
 
 def refresh_confidence(confidence: float) -> float:

@@ -219,13 +219,14 @@ def microseconds(moment: datetime) -> int:
 
 
 def _labels_corrected(session: Session, run: Run, evidence: Evidence) -> int | None:
-    """Test rows of the judged night before that have another label now; None: none, or labels meant something else."""
+    """Test rows with another label than on the judged night before; None if there is none or labels meant otherwise."""
     query = (
         sa.select(Run.run_id, TestPrediction.test_set_id)
         .join(TestPrediction, TestPrediction.run_id == Run.run_id)
         .where(Run.pipeline == run.pipeline, Run.data_until < run.data_until, Run.dry_run.is_(False))
         .where(TestPrediction.side == "candidate", TestPrediction.kind == "test")
         .order_by(Run.data_until.desc(), Run.started_at.desc(), TestPrediction.attempt.desc())
+        .limit(1)
     )
     before = session.execute(query).first()
     if before is None or meaning_of_run(session, before.run_id).change(meaning_of_run(session, run.run_id)):

@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,10 @@ def _base_model(training: Training, home: Home) -> str:
     """A hash of the folder's files, or the hub's commit."""
     try:
         folder = base_model_folder.local_folder(training.base_model)
-    except ModelError:
+        if folder is not None:
+            return _hash_of(folder, home.root / "base-models.json")
+    except (ModelError, OSError):  # the training reports it
         return _MISSING
-    if folder is not None:
-        return _hash_of(folder, home.root / "base-models.json")
     return _commit(training.base_model, training.base_model_revision) or _MISSING
 
 
@@ -83,7 +83,7 @@ def _commit(name: str, revision: str) -> str | None:
 
     try:
         return huggingface_hub.HfApi().model_info(name, revision=revision or None, timeout=HUB_TIMEOUT).sha
-    except Exception:  # noqa: BLE001 - offline, unreachable or gone: the training has the error for that
+    except Exception:  # noqa: BLE001 - offline, unreachable or gone: the training reports it
         return base_model_revision(name, revision)
 
 
@@ -123,5 +123,5 @@ def _read(cache: Path) -> dict[str, list[Any]]:
         return {}
 
 
-def _joined(parts: Any) -> str:
+def _joined(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

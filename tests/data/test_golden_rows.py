@@ -22,7 +22,6 @@ from nightgate.data.snapshots import open_snapshot, write_snapshot
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home, open_home
 from nightgate.label_meaning import LabelMeaning
-from nightgate.schedule import Night
 from tests.support import reviews
 
 pytestmark = pytest.mark.process
@@ -44,12 +43,10 @@ def pipeline(source: Path, **changes: Any) -> Pipeline:
 def tonight(tmp_path: Path, home: Home) -> Tonight:
     """Returns the golden set of a night whose source has the given rows."""
 
-    def make(
-        rows: list[dict[str, Any]], night: Night = reviews.NIGHT, meaning_on: Any = None, **changes: Any
-    ) -> GoldenSet:
+    def make(rows: list[dict[str, Any]], meaning_on: Any = lambda _: None, **changes: Any) -> GoldenSet:
         configured = pipeline(written(tmp_path / "rows.jsonl", rows), **changes)
-        snapshot = refresh(configured, night, home).snapshot
-        return golden_set(configured, home, snapshot, night, *([meaning_on] if meaning_on else []))
+        snapshot = refresh(configured, reviews.NIGHT, home).snapshot
+        return golden_set(configured, home, snapshot, reviews.NIGHT, meaning_on)
 
     return make
 

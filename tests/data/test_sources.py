@@ -191,12 +191,11 @@ def test_an_empty_file_is_refused(name: str, content: bytes, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_an_archive_that_expands_beyond_all_measure_is_refused(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"r.csv{suffix}"
-    compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
-    path.write_bytes(compress(csv_of(reviews.rows(5)) + b"\n" * FREE_EXPANSION))
+    path, rows = tmp_path / f"r.csv{suffix}", csv_of(reviews.rows(5))
+    path.write_bytes(packed(rows + b"\n" * FREE_EXPANSION, path.name))
     assert "unpack it" in refusal(lambda: read(path))
     # A small file may shrink as much as it likes.
-    path.write_bytes(compress(csv_of(reviews.rows(5)) + b"\n" * 2**20))
+    path.write_bytes(packed(rows + b"\n" * 2**20, path.name))
     assert len(read(path).frame) == 5
 
 

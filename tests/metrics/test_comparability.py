@@ -101,7 +101,7 @@ def test_each_change_is_named(facts: dict[str, Any], snapshot: SnapshotAssertion
         {"label_names": ("good", "bad")},
         {"test_window": "2160h"},
         {"meaning": meaning(("1", "good"), ("0", "bad"))},
-        # A snapshot of before did not store the names of the classes.
+        # A snapshot of an earlier release has no names of classes.
         {"meaning": replace(USUAL, classes=())},
     ],
 )

@@ -142,15 +142,15 @@ def test_a_scheduled_night_does_not_wait_for_a_process_that_is_dead(database: Da
 # --- nights without news ---
 
 
-def with_snapshot(database: Database, day: int, rows: int = 1, torch: str = "2.9", **options: Any) -> RunRow:
-    run = opened(database, day=day, **options)
+def with_snapshot(database: Database, day: int, rows: int = 1, torch: str = "2.9") -> RunRow:
+    run = opened(database, day=day)
     records.record_snapshot(database, run.run_id, run.attempt, night_rows.refreshed(database, f"s-{rows}"))
     records.record_inputs(database, run.run_id, run.attempt, {"snapshot": f"s-{rows}", "torch": torch})
     return run
 
 
-def ended_night(database: Database, day: int, status: str, rows: int = 1) -> None:
-    run = with_snapshot(database, day, rows)
+def ended_night(database: Database, day: int, status: str) -> None:
+    run = with_snapshot(database, day)
     lifecycle.finish_run(database, run.run_id, run.attempt, status)
 
 
@@ -158,21 +158,27 @@ def may_skip(database: Database, day: int, max_skips: int = 6, **news: Any) -> t
     return skip.may_skip(database, with_snapshot(database, day, **news).run_id, max_skips)
 
 
-def test_a_night_that_would_repeat_the_last_one_may_be_skipped(database: Database) -> None:
-    ended_night(database, 0, "held")
-    skipped, reason = may_skip(database, 1)
-    assert skipped
-    assert "nothing is new since the night of 2026-03-01" in reason
-
-
 @pytest.mark.parametrize(
-    ("news", "named"), [({"rows": 2}, "snapshot was s-1 and is s-2"), ({"torch": "2.10"}, "torch was 2.9 and is 2.10")]
+    ("before", "news", "max_skips", "skipped", "reason"),
+    [
+        ([], {}, 6, False, "it is the first night"),
+        (["held"], {}, 6, True, "nothing is new since the night of 2026-03-01"),
+        (["held"], {"rows": 2}, 6, False, ": snapshot was s-1 and is s-2"),
+        (["held"], {"torch": "2.10"}, 6, False, ": torch was 2.9 and is 2.10"),
+        (["failed"], {}, 6, False, "did not complete"),
+        (["cancelled"], {}, 6, False, "did not complete"),
+        (["held", "skipped", "skipped"], {}, 3, True, "nothing is new since the night of 2026-03-03"),
+        (["held", "skipped", "skipped"], {}, 2, False, "max_skips is 2"),
+        (["held"], {}, 0, False, "max_skips is 0"),
+    ],
 )
-def test_a_night_with_another_input_is_run_and_says_which(database: Database, news: Any, named: str) -> None:
-    ended_night(database, 0, "held")
-    skipped, reason = may_skip(database, 1, **news)
-    assert not skipped
-    assert reason.endswith(f": {named}")
+def test_a_night_is_skipped_only_if_it_would_repeat_the_last_one_and_not_too_often(
+    database: Database, before: list[str], news: Any, max_skips: int, skipped: bool, reason: str
+) -> None:
+    for day, status in enumerate(before):
+        ended_night(database, day, status)
+    found, why = may_skip(database, len(before), max_skips, **news)
+    assert (found, reason in why) == (skipped, True)
 
 
 def test_a_night_after_one_of_an_earlier_release_is_run(database: Database) -> None:
@@ -181,33 +187,9 @@ def test_a_night_after_one_of_an_earlier_release_is_run(database: Database) -> N
     assert not may_skip(database, 1)[0]
 
 
-@pytest.mark.parametrize("status", ["failed", "cancelled"])
-def test_a_night_after_one_that_broke_is_run(database: Database, status: str) -> None:
-    ended_night(database, 0, status)
-    assert not may_skip(database, 1)[0]
-
-
-def test_the_first_night_is_run(database: Database) -> None:
-    assert not may_skip(database, 0)[0]
-
-
-def test_after_so_many_skipped_nights_one_is_run_all_the_same(database: Database) -> None:
-    ended_night(database, 0, "held")
-    for day in (1, 2):
-        ended_night(database, day, "skipped")
-    assert may_skip(database, 3, max_skips=3)[0]
-    assert not skip.may_skip(database, opened(database, 4).run_id, 2)[0]
-
-
-def test_a_limit_of_zero_skips_nothing(database: Database) -> None:
-    ended_night(database, 0, "held")
-    assert not may_skip(database, 1, max_skips=0)[0]
-
-
 def test_a_champion_that_was_moved_by_hand_since_is_news(database: Database) -> None:
     night_rows.held_version(database, 0)
-    run = with_snapshot(database, 1)
-    lifecycle.finish_run(database, run.run_id, 1, "held")
+    ended_night(database, 1, "held")
     promotion.promote(database, "reviews", 1, expected=None, by="anna", reason="it is better")
     skipped, reason = may_skip(database, 2)
     assert not skipped
