@@ -285,8 +285,12 @@ def test_another_home_is_refused_and_has_names_of_its_own_or_takes_over(
     assert set(made) == {"nightly/first.shop", *(f"{flow}/shop" for flow in FLOWS)}
     assert home_in(deployment(prefect_server, "nightly/first.shop").tags) == ours
     assert deployment(prefect_server, "nightly/first.shop").parameters == {"pipeline": "first"}
-    # It prunes its own former names only.
+    # It prunes its own former names only, and a process without a home none that has no home, as of earlier versions.
     monkeypatch.setenv("NIGHTGATE_NAME", "market")
+    with client(prefect_server) as prefect:
+        flow_id = deployment(prefect_server, "nightly/first").flow_id
+        prefect.create_deployment(flow_id, "gone", tags=["nightgate"], parameters={"pipeline": "gone"})
+    assert "nightly/gone" not in outcomes(deployed.folder, "none", names=["first"], prune=True)
     again = outcomes(deployed.folder, "other", names=["first"], take_over=False, prune=True)
     removed = {name for name, one in again.items() if one.outcome == "removed"}
     assert removed == {"nightly/first.shop", *(f"{flow}/shop" for flow in FLOWS)}
@@ -295,7 +299,7 @@ def test_another_home_is_refused_and_has_names_of_its_own_or_takes_over(
     monkeypatch.delenv("NIGHTGATE_NAME")
     outcomes(deployed.folder, "other", names=["first"])
     assert home_in(deployment(prefect_server, "nightly/first").tags) == ours
-    outcomes(deployed.folder, prune=True)
+    assert outcomes(deployed.folder, prune=True)["nightly/gone"].outcome == "removed"
 
 
 @pytest.mark.flow
