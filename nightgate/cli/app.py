@@ -130,7 +130,7 @@ def _ended_before(configuration: Pipeline, night: Night, no_prefect: bool) -> st
         is_unannounced = found.prefect_flow_run_id and found.run_id in [one.run_id for one in unannounced(db)]
     if is_unannounced and not no_prefect:
         from flows.reconcile import end_flow_runs
-        from flows.server_checks import usual_server
+        from flows.server_connection import usual_server
 
         with usual_server():
             end_flow_runs()
