@@ -13,8 +13,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 
-from nightgate.errors import ConfigurationError, RegistryError
-from nightgate.home import Home, existing_home, home_path
+from nightgate.errors import ConfigurationError
+from nightgate.home import Home, find_home, home_path
 
 PREFIX = "home:"
 PLACE = " Its home is "
@@ -29,10 +29,8 @@ def tag_of(home: Home) -> str:
 
 def own_tag() -> str:
     """The tag of the home of this process; '' where there is none yet."""
-    try:
-        return tag_of(existing_home())
-    except RegistryError:
-        return ""
+    home = find_home()
+    return tag_of(home) if home else ""
 
 
 def home_in(tags: Iterable[str] | None) -> str:

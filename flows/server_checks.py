@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import prefect
@@ -30,7 +29,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.events import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
 from flows.homes import deployments_of, described, is_foreign, own, own_tag, pipeline_of
-from flows.server_access import access, access_findings, is_loopback, other_users
+from flows.server_access import access, access_findings, listeners, other_users
 from flows.server_connection import SECONDS, client_settings, configured_server, silence, usual_api
 from nightgate.errors import NightgateError, without_credentials
 from nightgate.operations.findings import Finding, Seen
@@ -178,17 +177,11 @@ def settings_findings(
 
 def _open_database(url: str) -> str:
     """`sqlite` if a server on this machine has such a file open, which its settings do not show; '': unknown."""
-    parts = urlsplit(url)
-    if not is_loopback(parts.hostname or ""):
-        return ""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == parts.port and connection.pid:
-                files = psutil.Process(connection.pid).open_files()
-                if any(file.path.endswith((".db", ".db-wal", ".sqlite")) for file in files):
-                    return "sqlite"
-    except (psutil.Error, OSError):
-        return ""
+    with suppress(psutil.Error, OSError):
+        for one in listeners(url):
+            files = psutil.Process(one.pid).open_files() if one.pid else ()
+            if any(file.path.endswith((".db", ".db-wal", ".sqlite")) for file in files):
+                return "sqlite"
     return ""
 
 
