@@ -121,7 +121,7 @@ def start_serving(pipeline: Path, home: Path, log: Path, *options: str, **enviro
 
 
 def comes_up(process: subprocess.Popen[bytes], log: Path, seconds: float, *, times: int = 1) -> None:
-    """Wait until it says that it serves, for the so manyeth time in this log."""
+    """Wait until this log says `times` times that it serves."""
     said = "Ctrl-C ends"
     within(seconds, lambda: log.read_text().count(said) >= times or process.poll() is not None, "nightgate serve")
     assert process.poll() is None, log.read_text()
@@ -200,7 +200,7 @@ def test_the_operations_are_served_beside_the_nights(served: Served) -> None:
     assert [one.schedule.cron for one in deployment(served.api_url, names[0]).schedules] == ["*/5 * * * *"]
 
 
-def test_a_click_is_answered_soon_unless_somebody_has_chosen_otherwise() -> None:
+def test_a_click_is_answered_soon_unless_a_setting_says_otherwise() -> None:
     assert make_runner().query_seconds == 2
     with temporary_settings({PREFECT_RUNNER_POLL_FREQUENCY: 7}):
         assert make_runner().query_seconds == 7
@@ -623,7 +623,7 @@ def test_an_open_server_that_runs_already_is_not_joined_with_auth(prefect_server
 
 
 @pytest.mark.usefixtures("handlers_of_signals")
-def test_a_configured_server_that_does_not_answer_is_told_and_not_replaced() -> None:
+def test_a_configured_server_that_does_not_answer_is_reported_and_not_replaced() -> None:
     away = f"http://127.0.0.1:{free_port()}/api"
     with (
         temporary_settings({PREFECT_API_URL: away}),
