@@ -40,7 +40,7 @@ from flows.server_checks import worker_command
 from flows.server_connection import running_server
 from nightgate.config import Pipeline
 from nightgate.errors import ConfigurationError, NightgateError
-from nightgate.home import Home, existing_home, home_path
+from nightgate.home import Home, find_home, home_path
 from nightgate.pipeline_files import load_by_name, pipeline_files
 from nightgate.settings import read_settings
 
@@ -129,8 +129,7 @@ def _home_of_runs(folder: Path | None) -> Home | None:
     """The home of runs that work in `folder`; None where it is not known, as in an image, or is not made yet."""
     if folder is None:
         return None
-    path = home_path(folder.resolve() / Path(read_settings().home or ".nightgate").expanduser())
-    return existing_home(path) if (path / "home.json").is_file() else None
+    return find_home(folder.resolve() / Path(read_settings().home or ".nightgate").expanduser())
 
 
 def check_homes(
@@ -226,13 +225,14 @@ def _outcome(one: Deployment, before: DeploymentResponse | None) -> Outcome:
 def _left_over(client: SyncPrefectClient, home: Home | None, prune: bool) -> Iterable[Outcome]:
     """This home's deployments whose pipeline file is gone, or which have its earlier name."""
     known = {f"{NIGHTLY}/{night_name(name)}" for name in pipeline_files()} | {one.full_name for one in operations()}
-    mine = {tag_of(home) if home else ""}
-    if read_settings().name == TAG:
-        mine.add("")  # without a home's tag: of an earlier version
+    ours = tag_of(home) if home else ""
     for flow in dict.fromkeys(name.partition("/")[0] for name in [f"{NIGHTLY}/", *sorted(known)]):
         for one in deployments_of(client, flow):
             full_name = f"{flow}/{one.name}"
-            if TAG not in one.tags or home_in(one.tags) not in mine or full_name in known:
+            # Without a home's tag, as of an earlier version, it is ours by the form of its name.
+            is_named_as_ours = flow == NIGHTLY and night_name(pipeline_of(one)) == one.name
+            is_ours = home_in(one.tags) == ours if home_in(one.tags) else is_named_as_ours
+            if TAG not in one.tags or not is_ours or full_name in known:
                 continue
             if prune:
                 client.delete_deployment(one.id)

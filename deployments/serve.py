@@ -104,7 +104,7 @@ def _announcement(url: str, pipelines: Sequence[Pipeline], home: Home, *, is_sta
     kept = password_file(home.root)
     if kept.is_file() and asks_for_password(f"{url}/api"):
         yield f"it asks for a password once: the line in {kept}"
-    if is_started and PREFECT_SERVER_API_PORT.value() != PREFECT_SERVER_API_PORT.default():
+    if not configured_server() and PREFECT_SERVER_API_PORT.value() != PREFECT_SERVER_API_PORT.default():
         yield f"other commands find it with PREFECT_SERVER_API_PORT={PREFECT_SERVER_API_PORT.value()}"
     yield f"serving {', '.join(f'{one.name} ({one.schedule.cron} {one.schedule.timezone})' for one in pipelines)}"
     yield f"Start a night: Deployments > {night_name(pipelines[0].name)} > Run > Custom run. Ctrl-C ends."

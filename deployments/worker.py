@@ -111,7 +111,11 @@ class PatientWorker(ProcessWorker, ABC):
         # A relative home is that of each run's own working folder: the run itself refuses.
         if not (home := read_settings().home) or not home.is_absolute():
             return found
-        ours = own_tag()
+        try:
+            ours = own_tag()
+        except NightgateError as error:  # raised, it would end the worker with the nights at work
+            _say(f"takes no runs for now: {error.reason}")
+            return []
         return [one for one in found if not ours or not is_foreign(one.flow_run.tags, ours)]
 
     async def sync_with_backend(self) -> None:
@@ -177,14 +181,14 @@ def main(arguments: list[str] | None = None) -> None:
     setup_logging()
     for warning in unknown_settings():
         _say(f"warning: {warning}")
-    try:
-        # Without an address it is the server of `nightgate serve`, whose password is in the home.
-        api_url = configured_server()
-        with temporary_settings(client_settings(api_url)) if api_url else running_server():
-            anyio.run(work, PatientWorker(chosen.pool, chosen.name))
-    except NightgateError as error:
-        sys.exit(f"error: {without_secrets(str(error))}")
+    # Without an address it is the server of `nightgate serve`, whose password is in the home.
+    api_url = configured_server()
+    with temporary_settings(client_settings(api_url)) if api_url else running_server():
+        anyio.run(work, PatientWorker(chosen.pool, chosen.name))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except NightgateError as error:
+        sys.exit(f"error: {without_secrets(str(error))}")

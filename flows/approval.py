@@ -12,6 +12,7 @@ from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
 from nightgate.home import open_home
 from nightgate.registry import approvals
+from nightgate.rendering import markdown
 
 
 class Approval(RunInput):
@@ -82,7 +83,7 @@ def evidence(waiting: approvals.Waiting) -> str:
                 f"the champion, version {waiting.champion_version}, has {waiting.champion_f1:.4f} on the same rows"
             )
         lines.append(f"F1 on tonight's test rows: **{waiting.test_f1:.4f}**; {against}.")
-    lines.append(f"The gate: {waiting.reason.removeprefix(approvals.WAITS)}")
+    lines.append(f"The gate: {markdown(waiting.reason.removeprefix(approvals.WAITS))}")
     lines.append(f"Without a decision by {waiting.deadline:%Y-%m-%d %H:%M} UTC it is held.")
     lines.append("The whole report is among the run's artifacts.")
     return "\n\n".join(lines)

@@ -14,9 +14,11 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 
 from nightgate.errors import ConfigurationError
-from nightgate.home import Home, existing_home, home_path
+from nightgate.home import Home, find_home, home_path
 
 PREFIX = "home:"
+PLACE = " Its home is "
+"""What stands before the home's place in the description of a deployment."""
 PAGE = 200
 
 
@@ -27,8 +29,8 @@ def tag_of(home: Home) -> str:
 
 def own_tag() -> str:
     """The tag of the home of this process; '' where there is none yet."""
-    path = home_path()
-    return tag_of(existing_home(path)) if (path / "home.json").is_file() else ""
+    home = find_home()
+    return tag_of(home) if home else ""
 
 
 def home_in(tags: Iterable[str] | None) -> str:
@@ -41,17 +43,21 @@ def is_foreign(tags: Iterable[str] | None, ours: str) -> bool:
     return bool(home_in(tags)) and ours not in (tags or ())
 
 
-def refusal() -> ConfigurationError | None:
-    """Why this flow run may not work here: it is a run of another home. None if it may."""
+def check_home_of_run() -> None:
+    """Refuse a flow run of another home.
+
+    Raises:
+        ConfigurationError: this run is one.
+        StorageError: the home of this process cannot be read.
+    """
     tags, ours = runtime.flow_run.tags, own_tag()
-    if not is_foreign(tags, ours):
-        return None
-    here = f"{ours or 'no home'} at {home_path()}"
-    return ConfigurationError(
-        f"this run belongs to {home_in(tags)}, and its process has {here}: nothing was done",
-        next_step="start its worker with NIGHTGATE_HOME of that home, or let this home have the deployment: "
-        "`nightgate deploy --take-over`",
-    )
+    if is_foreign(tags, ours):
+        here = f"{ours or 'no home'} at {home_path()}"
+        raise ConfigurationError(
+            f"this run belongs to {home_in(tags)}, and its process has {here}: nothing was done",
+            next_step="start its worker with NIGHTGATE_HOME of that home, or let this home have the deployment: "
+            "`nightgate deploy --take-over`",
+        )
 
 
 def deployments_of(client: SyncPrefectClient, flow: str) -> list[DeploymentResponse]:
@@ -81,7 +87,3 @@ def described(deployment: DeploymentResponse) -> str:
     """The home of a deployment, with its place where the description has it."""
     _, found, place = (deployment.description or "").rpartition(PLACE)
     return home_in(deployment.tags) + (f" at {place}" if found else "")
-
-
-PLACE = " Its home is "
-"""What stands before the home's place in a description."""

@@ -14,7 +14,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from flows.events import announce
-from flows.homes import refusal
+from flows.homes import check_home_of_run
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
 from nightgate.home import Home, existing_home
@@ -114,10 +114,9 @@ def _moved(
     what: str, pipeline: str, move: Callable[[Database, Home], str], reason: str, requested_by: str
 ) -> State[Any]:
     """Apply the change and publish its event; a refusal fails the run with its message, without a traceback."""
-    if refused := refusal():
-        return failed(refused)
     try:
         with readable_logs():
+            check_home_of_run()
             home = existing_home()
             with Database.open(home) as db:
                 message = move(db, home)

@@ -17,7 +17,7 @@ from prefect.exceptions import Abort, TerminationSignal
 from flows.approval import decide_when_resumed
 from flows.closed_console import survive_closed_console
 from flows.events import announce_ends, announce_stall, announce_unclaimed
-from flows.homes import refusal
+from flows.homes import check_home_of_run
 from flows.reconcile import newer_is_due, reconcile_after_crash
 from flows.run_end import broken, completed, name_by_status, rename_run
 from flows.run_form import (
@@ -79,9 +79,8 @@ def nightly(
         training: How to fine-tune, for this run only. Empty fields: as in the pipeline file.
         gate: What a candidate must show, for this run only. Empty fields: as in the pipeline file.
     """
-    if refused := refusal():
-        return broken(refused)
     try:
+        check_home_of_run()
         configuration = load_by_name(pipeline, chosen_settings(training, gate))
         chosen = night_of_this_run(configuration, night)
     except Exception as error:  # noqa: BLE001 - whatever it is, an event has to say that there is no night

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import threading
 from collections.abc import Collection
 from urllib.parse import urlsplit
@@ -116,4 +117,7 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ConfigurationError as error:
+        sys.exit(f"error: {error}")

@@ -30,7 +30,8 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows.events import announce_ends, send_heartbeats
-from flows.homes import deployments_of, own, own_tag, pipeline_of, refusal
+from flows.homes import check_home_of_run, deployments_of, own, own_tag, pipeline_of
+from flows.server_connection import problem_of
 from nightgate.database.transactions import Database
 from nightgate.errors import InternalError, NightgateError
 from nightgate.home import open_home
@@ -58,10 +59,9 @@ FINISH_PATIENCE = timedelta(minutes=5)
 @flow(name="reconcile", flow_run_name="reconcile")
 def reconcile() -> State[Any]:
     """Reconcile rows, approvals and Prefect's states. It is safe at any time and may be repeated."""
-    if refused := refusal():
-        return failed(refused)
     try:
         with readable_logs():
+            check_home_of_run()
             done = reconcile_now()
             done.check()
     except NightgateError as error:
@@ -97,7 +97,7 @@ class Done:
 
 
 def reconcile_now() -> Done:
-    """Reconcile everything that can be; without a Prefect server, database and home alone."""
+    """Reconcile everything that can be; without a Prefect server that accepts us, database and home alone."""
     done = Done()
     with Database.open(open_home()) as db:
         for name in sorted(used_pipelines(db)):
@@ -106,7 +106,7 @@ def reconcile_now() -> Done:
         with done.part("approvals"):
             done.ended += approvals.hold_overdue(db)
         with get_client(sync_client=True) as client:
-            has_server = client.api_healthcheck() is None
+            has_server = problem_of(client) is None
             if has_server:
                 _end_by_server(db, client, done)
             for name in sorted(used_pipelines(db)):
@@ -121,17 +121,18 @@ def reconcile_now() -> Done:
 
 def _end_by_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
     """Record nights that were missed and runs that were cancelled, both of which the server knows."""
-    # The first of each pipeline is that with this home's tag.
-    nights = {pipeline_of(one): one for one in reversed(own(deployments_of(client, "nightly"), own_tag()))}
-    for pipeline in _pipelines():
-        with done.part(f"missed nights of {pipeline.name}"):
-            # A night is missed only where an active schedule should have started it, which the server knows.
-            deployment = nights.get(pipeline.name)
-            if deployment is None or deployment.paused or not any(one.active for one in deployment.schedules):
-                reconciliation.record_pause(db, pipeline.name, datetime.now(UTC))
-            else:
-                due = _due(client, deployment.id)
-                done.ended += reconciliation.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
+    with done.part("missed nights"):
+        # The first of each pipeline is that with this home's tag.
+        nights = {pipeline_of(one): one for one in reversed(own(deployments_of(client, "nightly"), own_tag()))}
+        for pipeline in _pipelines():
+            with done.part(f"missed nights of {pipeline.name}"):
+                # A night is missed only where an active schedule should have started it, which the server knows.
+                deployment = nights.get(pipeline.name)
+                if deployment is None or deployment.paused or not any(one.active for one in deployment.schedules):
+                    reconciliation.record_pause(db, pipeline.name, datetime.now(UTC))
+                else:
+                    due = _due(client, deployment.id)
+                    done.ended += reconciliation.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
     with done.part("cancelled runs"):
         done.ended += obey_cancels(db, client)
 
@@ -276,8 +277,8 @@ def end_flow_runs() -> str:
     Returns why it is not done yet, '' if it is.
     """
     with get_client(sync_client=True) as client:
-        if client.api_healthcheck() is not None:
-            return "the Prefect server does not answer: the next `nightgate reconcile` ends the flow run"
+        if problem := problem_of(client):
+            return f"the Prefect server {problem}\n  then: `nightgate reconcile` ends the flow run"
         with Database.open(open_home()) as db:
             announce_ends(db)
             agree(db, client)

@@ -7,6 +7,7 @@ import os
 import pwd
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -50,7 +51,7 @@ def access(api_url: str) -> Access:
         needs_password=stranger(api_url).status_code == 401,
         read_by_pages=page.is_success and "access-control-allow-origin" in page.headers,
         changed_by_pages=any(answer.is_success for answer in sent),
-        listens_on=_listening(api_url),
+        listens_on=tuple(sorted({one.laddr.ip for one in listeners(api_url)})),
     )
 
 
@@ -109,16 +110,13 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _listening(url: str) -> tuple[str, ...]:
+def listeners(url: str) -> list[Any]:
+    """The sockets of this machine that listen at the port of the URL; empty if they are not known."""
     parts = urlsplit(url)
     if not is_loopback(parts.hostname or ""):
-        return ()
+        return []
     try:
         connections = psutil.net_connections("tcp")
     except (psutil.Error, OSError):
-        return ()
-    return tuple(
-        sorted(
-            {one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN and one.laddr.port == parts.port}
-        )
-    )
+        return []
+    return [one for one in connections if one.status == psutil.CONN_LISTEN and one.laddr.port == parts.port]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import prefect
@@ -26,16 +25,12 @@ from prefect.client.schemas.objects import FlowRun, StateType, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.settings import (
-    PREFECT_API_REQUEST_TIMEOUT,
-    PREFECT_CLIENT_MAX_RETRIES,
-    temporary_settings,
-)
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.events import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
 from flows.homes import deployments_of, described, is_foreign, own, own_tag, pipeline_of
-from flows.server_access import access, access_findings, is_loopback, other_users
-from flows.server_connection import SECONDS, client_settings, configured_server, local_server
+from flows.server_access import access, access_findings, listeners, other_users
+from flows.server_connection import SECONDS, client_settings, configured_server, silence, usual_api
 from nightgate.errors import NightgateError, without_credentials
 from nightgate.operations.findings import Finding, Seen
 from nightgate.operations.status import Deployed
@@ -73,8 +68,8 @@ class _Nightly:
 
 def deployed() -> dict[str, Deployed] | None:
     """The deployed pipelines; None if no server answers or accepts our credentials."""
-    url = _api_url()
-    if _why_unusable(url):
+    url = usual_api()
+    if silence(url):
         return None
     try:
         with _client(url) as client:
@@ -85,12 +80,12 @@ def deployed() -> dict[str, Deployed] | None:
 
 def examine() -> Seen:
     """Findings about the server, its workers and its schedules."""
-    url = _api_url()
+    url = usual_api()
     shown = without_credentials(url)
-    if silence := _why_unusable(url):
+    if why := silence(url):
         if configured_server():
             remedy = "start it, or unset PREFECT_API_URL"
-            return Seen([Finding("problem", "prefect server", f"{shown}: {silence}", remedy)])
+            return Seen([Finding("problem", "prefect server", f"{shown}: {why}", remedy)])
         found = f"none at {shown}: manual runs start a temporary one, and nothing is scheduled"
         return Seen([Finding("warning", "prefect server", found, "nightgate serve")])
     with _client(url) as client:
@@ -111,35 +106,6 @@ def examine() -> Seen:
         if any(one.deployment.work_pool_name for one in nights):
             findings.append(automations_finding((one.name, one.enabled) for one in client.read_automations()))
         return Seen(findings, frozenset(one.name for one in nights), ahead)
-
-
-@contextmanager
-def usual_server() -> Iterator[str]:
-    """Settings for the server at PREFECT_API_URL, else that of `nightgate serve`; never a temporary one.
-
-    Yields why it cannot be used; '' if it answers.
-    """
-    url = _api_url()
-    quick: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: 10}
-    with temporary_settings(client_settings(url) | quick):
-        silence = _why_unusable(url)
-        yield f"the Prefect server at {without_credentials(url)} does not answer ({silence})" if silence else ""
-
-
-def _api_url() -> str:
-    return configured_server() or f"{local_server()}/api"
-
-
-def _why_unusable(url: str) -> str:
-    """Why the server cannot be used; '' if it answers. Not by Prefect's client, which retries for minutes."""
-    try:
-        # No secret is exchanged here; Prefect's client verifies the certificate later.
-        answer = httpx.get(f"{url}/health", timeout=SECONDS, verify=False)
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    return (
-        "" if answer.status_code == 200 else f"its health check answers {answer.status_code}, where Prefect answers 200"
-    )
 
 
 @contextmanager
@@ -211,17 +177,11 @@ def settings_findings(
 
 def _open_database(url: str) -> str:
     """`sqlite` if a server on this machine has such a file open, which its settings do not show; '': unknown."""
-    parts = urlsplit(url)
-    if not is_loopback(parts.hostname or ""):
-        return ""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == parts.port and connection.pid:
-                files = psutil.Process(connection.pid).open_files()
-                if any(file.path.endswith((".db", ".db-wal", ".sqlite")) for file in files):
-                    return "sqlite"
-    except (psutil.Error, OSError):
-        return ""
+    with suppress(psutil.Error, OSError):
+        for one in listeners(url):
+            files = psutil.Process(one.pid).open_files() if one.pid else ()
+            if any(file.path.endswith((".db", ".db-wal", ".sqlite")) for file in files):
+                return "sqlite"
     return ""
 
 

@@ -17,10 +17,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
+    PREFECT_API_REQUEST_TIMEOUT,
     PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_SERVER_API_PORT,
     PREFECT_SERVER_DATABASE_CONNECTION_URL,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
@@ -60,6 +62,11 @@ def configured_server() -> str:
     return api_url
 
 
+def usual_api() -> str:
+    """Address of the API at `PREFECT_API_URL`, else of the server that `nightgate serve` starts."""
+    return configured_server() or f"{local_server()}/api"
+
+
 def client_settings(api_url: str) -> dict[Any, str]:
     """Settings of a client of that server: on this machine's own with the password of the home, unless one is set."""
     if not PREFECT_API_AUTH_STRING.value() and urlsplit(api_url).netloc == urlsplit(local_server()).netloc:
@@ -87,17 +94,21 @@ def make_password(home: Home) -> str:
 def server_problem(api_url: str) -> str | None:
     """Why the server at `api_url` cannot be used, as `does not answer: ...`; None if it answers and accepts us."""
     with temporary_settings(client_settings(api_url)), get_client(sync_client=True) as client:
-        problem = client.api_healthcheck()
-        if problem is not None:
-            return f"does not answer: {type(problem).__name__}: {problem}"
+        return problem_of(client)
+
+
+def problem_of(client: SyncPrefectClient) -> str | None:
+    """`server_problem` of the server of this client."""
+    problem = client.api_healthcheck()
+    if problem is None:
         # The health check needs no authentication, this does.
         try:
             client.hello()
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code in {401, 403}:
+        except httpx.HTTPError as error:
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in {401, 403}:
                 return f"{REFUSES} ({error.response.status_code}): {_CREDENTIALS}"
-            return f"does not answer: {type(error).__name__}: {error}"
-    return None
+            problem = error
+    return None if problem is None else f"does not answer: {type(problem).__name__}: {problem}"
 
 
 def asks_for_password(api_url: str) -> bool:
@@ -271,10 +282,31 @@ def started_server(port: int = 0, *, auth: str = "", temporary: bool = False) ->
 
 def answers(url: str) -> bool:
     """Whether a Prefect server is healthy at `url`."""
+    return not silence(f"{url}/api")
+
+
+def silence(api_url: str) -> str:
+    """Why no Prefect server is healthy there; '' if one is. Not by Prefect's client, which retries for minutes."""
     try:
-        return httpx.get(f"{url}/api/health", timeout=2).status_code == 200
-    except httpx.HTTPError:
-        return False
+        # No secret is exchanged here; Prefect's client verifies the certificate later.
+        answer = httpx.get(f"{api_url}/health", timeout=SECONDS, verify=False)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    status = answer.status_code
+    return "" if status == 200 else f"its health check answers {status}, where Prefect answers 200"
+
+
+@contextmanager
+def usual_server() -> Iterator[str]:
+    """Settings for the server at `PREFECT_API_URL`, else that of `nightgate serve`; never a temporary one.
+
+    Yields why it cannot be used; '' if it answers and accepts us.
+    """
+    api_url = usual_api()
+    quick: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: 10}
+    with temporary_settings(client_settings(api_url) | quick):
+        problem = server_problem(api_url)
+        yield f"the Prefect server at {without_credentials(api_url)} {problem}" if problem else ""
 
 
 @contextmanager
@@ -284,11 +316,11 @@ def running_server() -> Iterator[str]:
     Raises:
         ConfigurationError: It does not answer, or refuses these credentials.
     """
-    configured = configured_server()
-    api_url = configured or f"{local_server()}/api"
+    api_url = usual_api()
     problem = server_problem(api_url)
     if problem is not None:
-        which = "PREFECT_API_URL" if configured else "PREFECT_API_URL is not set, so the one of this machine"
+        is_configured = bool(configured_server())
+        which = "PREFECT_API_URL" if is_configured else "PREFECT_API_URL is not set, so the one of this machine"
         raise ConfigurationError(
             f"the Prefect server at {without_credentials(api_url)} ({which}) {problem}",
             next_step="start it with `nightgate serve` or `python -m flows.own_server`, or set PREFECT_API_URL to its "

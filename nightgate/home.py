@@ -94,6 +94,18 @@ def existing_home(root: str | Path | None = None, *, only_read: bool = False) ->
         ) from error
 
 
+def find_home(root: str | Path | None = None) -> Home | None:
+    """The home; None where there is none.
+
+    Raises:
+        StorageError: it cannot be read, or its `home.json` is damaged.
+    """
+    try:
+        return existing_home(root)
+    except RegistryError:
+        return None
+
+
 def home_for_reading() -> Home:
     """The home for commands that only read metrics; with `NIGHTGATE_DATABASE_URL` it need not exist and is not created.
 

@@ -31,12 +31,16 @@ def legible(text: str, longest: int = LONGEST) -> str:
 
 
 def printable(text: str, longest: int = LONGEST) -> str:
-    """`legible` text on one line."""
+    """`legible` text on one line, of at most `longest` characters."""
     return _shortened(" ".join(legible(text, longest).split()), longest)
 
 
 def _shortened(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest * 2 // 3]}…{text[-(longest // 3) :]}"
+    """Cut in the middle: names often differ at either end."""
+    if len(text) <= longest:
+        return text
+    tail = (longest - 1) // 3
+    return f"{text[: longest - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def as_json(value: Any) -> str:

@@ -197,7 +197,7 @@ def database(migrated_url: str, home: Any, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def free_port() -> int:
-    """A loopback port that nobody uses now."""
+    """A loopback port that is free now."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])

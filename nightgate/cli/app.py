@@ -87,16 +87,15 @@ def run(
 ) -> None:
     """Run a night now: refresh, fine-tune, evaluate, promote or hold."""
     from nightgate.database.transactions import prepare
-    from nightgate.home import open_home
+    from nightgate.home import find_home, open_home
     from nightgate.operations import readiness
-    from nightgate.operations.findings import existing_home
     from nightgate.pipeline_files import load_pipeline, parse_settings
     from nightgate.schedule import chosen_night, tonight
 
     configuration = load_pipeline(pipeline, parse_settings(settings or ()))
     schedule = configuration.schedule
     chosen = [chosen_night(schedule, day) for day in dict.fromkeys(map(date_of, nights or ()))] or [tonight(schedule)]
-    if existing_home() is None:
+    if find_home() is None:
         readiness.examine(configuration, None).check()  # before there is a home
     prepare(open_home())
     ended = {} if force or dry_run else {night: _ended_before(configuration, night, no_prefect) for night in chosen}
@@ -130,7 +129,7 @@ def _ended_before(configuration: Pipeline, night: Night, no_prefect: bool) -> st
         is_unannounced = found.prefect_flow_run_id and found.run_id in [one.run_id for one in unannounced(db)]
     if is_unannounced and not no_prefect:
         from flows.reconcile import end_flow_runs
-        from flows.server_checks import usual_server
+        from flows.server_connection import usual_server
 
         with usual_server():
             end_flow_runs()

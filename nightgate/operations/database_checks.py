@@ -15,8 +15,8 @@ from nightgate.database.connection import database_url, parse_url, safe_url, sql
 from nightgate.database.schema import Attempt, Run, Setting
 from nightgate.database.transactions import Database
 from nightgate.errors import DatabaseError
-from nightgate.home import Home, home_path
-from nightgate.operations.findings import Finding, Seen, existing_home, file_system_of, is_network, mounts
+from nightgate.home import Home, find_home, home_path
+from nightgate.operations.findings import Finding, Seen, file_system_of, is_network, mounts
 from nightgate.operations.status import used_pipelines
 from nightgate.registry import champion_link, freezes
 from nightgate.registry.approvals import command, open_approvals
@@ -37,7 +37,7 @@ def examine() -> Seen:
     Raises:
         NightgateError: it cannot be used.
     """
-    home = existing_home()
+    home = find_home()
     db = opened(home)
     if db is None:
         return Seen(tuple(_blank(home)))

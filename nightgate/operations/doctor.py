@@ -24,9 +24,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from nightgate.errors import NightgateError
-from nightgate.home import home_path
+from nightgate.home import find_home, home_path
 from nightgate.operations import database_checks, integrity_checks, pipeline_checks
-from nightgate.operations.findings import Finding, Seen, existing_home, file_system_of, is_network, mounts
+from nightgate.operations.findings import Finding, Seen, file_system_of, is_network, mounts
 from nightgate.settings import read_settings, settings_in_force, unknown_settings
 
 GIB = 2**30
@@ -184,7 +184,7 @@ def _unmet(package: str) -> Iterator[tuple[str, str]]:
 
 def _home() -> Iterator[Finding]:
     path = home_path()
-    home = existing_home()
+    home = find_home()
     if home is None:
         yield _no_home(path)
         return

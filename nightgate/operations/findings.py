@@ -8,10 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from nightgate import home
-from nightgate.errors import RegistryError
-from nightgate.home import Home
-
 Status = Literal["ok", "warning", "problem"]
 
 
@@ -34,18 +30,6 @@ class Seen:
     """Pipelines that have run here or are deployed; problems of others stop no night."""
     ahead: timedelta | None = None
     """How far the server's clock is ahead of this machine's."""
-
-
-def existing_home() -> Home | None:
-    """The home, or None where there is none.
-
-    Raises:
-        StorageError: it cannot be read, or its `home.json` is damaged.
-    """
-    try:
-        return home.existing_home()
-    except RegistryError:
-        return None
 
 
 def mounts() -> list[tuple[str, str]]:

@@ -14,10 +14,10 @@ from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.schema import ModelVersion, Promotion, Run, Setting
 from nightgate.database.transactions import Database
 from nightgate.errors import DatabaseError, ModelError, NightgateError
-from nightgate.home import Home
+from nightgate.home import Home, find_home
 from nightgate.models.version_folder import read_manifest, verify_version
 from nightgate.operations.database_checks import RESTORE, opened
-from nightgate.operations.findings import Finding, existing_home
+from nightgate.operations.findings import Finding
 
 SHOWN = 3
 """Names in a finding; others are counted."""
@@ -31,7 +31,7 @@ def examine() -> Iterator[Finding]:
         NightgateError: the database cannot be read to its end.
     """
     try:
-        home = existing_home()
+        home = find_home()
         db = opened(home)
     except NightgateError:
         return  # a finding of `database_checks`

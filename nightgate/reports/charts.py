@@ -24,7 +24,6 @@ from nightgate.reports.pictures import (
     draw,
     label_ends,
     note,
-    shortened,
 )
 from nightgate.reports.training_diagnosis import EpochFacts
 
@@ -267,7 +266,7 @@ def _rows(figure: Figure, title: str, names: Sequence[str], *, height: float, to
     axes = figure.add_axes((LEFT, bottom, RIGHT - LEFT, (height - ABOVE - BELOW) / tall))
     _title(axes, title, LEFT)
     # Names begin where titles do.
-    axes.set_yticks(range(len(names)), [shortened(name, NAME_LENGTH) for name in names], ha="left")
+    axes.set_yticks(range(len(names)), [printable(name, NAME_LENGTH) for name in names], ha="left")
     axes.tick_params(axis="y", labelcolor=INK, labelsize=9, pad=LEFT * WIDTH * 72)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="x")

@@ -7,7 +7,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nightgate.reports.pictures import FAINT, GROUND, INK, MUTED, TEXT_SIZE, Picture, draw, shortened
+from nightgate.plain_text import printable
+from nightgate.reports.pictures import FAINT, GROUND, INK, MUTED, TEXT_SIZE, Picture, draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ def confusion_matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> 
     numbered = size <= NUMBERS_UP_TO
     # Inches. A letter of a name takes `letter`; long names of columns are turned.
     cell = min(1.0, max(0.44, 4.6 / size)) if numbered else max(0.1, 6.2 / size)
-    names = [shortened(label, 22 if size <= 8 else 18) for label in labels]
+    names = [printable(label, 22 if size <= 8 else 18) for label in labels]
     letter = 0.085 if numbered else 0.072
     longest = letter * max(len(name) for name in names)
     turned = longest > cell * 0.95

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+from nightgate.plain_text import printable
 from nightgate.reports.charts import DASHES, WIDTH, finite
 from nightgate.reports.pictures import (
     CANDIDATE,
@@ -22,7 +23,6 @@ from nightgate.reports.pictures import (
     draw,
     label_ends,
     note,
-    shortened,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def champions(nights: Sequence[ChampionAt], policy: str) -> Picture:
         dates: Any = matplotlib.dates
         axes = figure.add_axes((0.07, 0.19, 0.74, 0.67))
         axes.set_title("F1 of the champion that each night met, on its test rows")
-        axes.set_xlabel(shortened(f"replayed: {policy}, ▲: a night that promoted{at_break}", 110), loc="left")
+        axes.set_xlabel(printable(f"replayed: {policy}, ▲: a night that promoted{at_break}", 110), loc="left")
         at: Any = [one.night for one in nights]
         for start in starts[1:]:
             axes.axvline(at[start], color=INK, linewidth=0.8, linestyle=":", zorder=1)

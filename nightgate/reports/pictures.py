@@ -117,15 +117,6 @@ def _compact(svg: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", svg.replace("<g/>", "")).strip()
 
 
-def shortened(text: str, length: int) -> str:
-    """At most `length` characters, cut in the middle: names often differ at either end."""
-    text = printable(text)
-    if len(text) <= length:
-        return text
-    tail = (length - 1) // 3
-    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
-
-
 def note(
     axes: Axes, text: str, at: tuple[float, float], colour: str = INK, *, coords: Any = None, **style: Any
 ) -> None:

@@ -159,10 +159,9 @@ def test_all_that_is_missing_is_reported_together(tmp_path: Path) -> None:
     wanted = pipeline(files(_missing(tmp_path)), training__base_model="./no-such-model")
     with pytest.raises(ConfigurationError) as raised:
         readiness.examine(wanted, None).check()
-    assert [part in raised.value.problems[place] for place, part in ((0, "nowhere.csv"), (1, "./no-such-model"))] == [
-        True,
-        True,
-    ]
+    file, model = raised.value.problems
+    assert "nowhere.csv" in file
+    assert "./no-such-model" in model
 
 
 def test_a_scheduled_night_that_cannot_begin_is_recorded_as_missed_and_runs_when_it_can(

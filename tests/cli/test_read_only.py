@@ -113,7 +113,7 @@ def test_the_champion_predicts_and_doctor_checks_all_it_can(folder: Path) -> Non
 
 
 @pytest.mark.slow
-def test_what_writes_says_at_once_that_it_may_not(folder: Path) -> None:
+def test_what_writes_is_refused_at_once(folder: Path) -> None:
     done, *_ = as_reader(folder, ["freeze", "small", "--reason", "test"])
     assert done.exit_code == 1
     assert "read-only" in done.stderr
@@ -121,7 +121,7 @@ def test_what_writes_says_at_once_that_it_may_not(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_changes_that_only_a_writer_can_apply_are_said_at_once(folder: Path) -> None:
+def test_changes_that_only_a_writer_can_apply_are_reported_at_once(folder: Path) -> None:
     """As after `kill -9` of a night: SQLite's log of changes beside the file, without its index."""
     database = folder / "home" / "metrics.db"
     subprocess.run(["chmod", "-R", "u+w", str(folder / "home")], check=True)
@@ -139,7 +139,7 @@ def test_changes_that_only_a_writer_can_apply_are_said_at_once(folder: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_home_that_cannot_be_read_is_said_in_words(folder: Path) -> None:
+def test_a_home_that_cannot_be_read_is_an_error_in_words(folder: Path) -> None:
     (folder / "home").chmod(0)
     try:
         done, *_ = as_reader(folder, ["history", "small"])

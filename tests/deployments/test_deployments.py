@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -22,7 +22,6 @@ from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -41,6 +40,7 @@ from nightgate.home import open_home
 from nightgate.pipeline_files import load_pipeline
 from tests.conftest import free_port
 from tests.support.night import TRAPS, nightgate, set_traps, write_pipeline
+from tests.support.prefect_api import client, deployment
 from tests.support.production import within
 
 pytestmark = pytest.mark.process
@@ -61,18 +61,6 @@ def site(folder: Path, *names: str) -> Path:
         named = text.replace('name = "one"', f'name = "{name}"')
         (pipelines / f"{name}.toml").write_text(named + SCHEDULE, encoding="utf-8")
     return folder
-
-
-@contextmanager
-def client(api_url: str) -> Iterator[Any]:
-    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as prefect:
-        yield prefect
-
-
-def deployment(api_url: str, full_name: str) -> DeploymentResponse:
-    with client(api_url) as prefect:
-        found: DeploymentResponse = prefect.read_deployment_by_name(full_name)
-    return found
 
 
 # --- the catalog ---
@@ -285,8 +273,12 @@ def test_another_home_is_refused_and_has_names_of_its_own_or_takes_over(
     assert set(made) == {"nightly/first.shop", *(f"{flow}/shop" for flow in FLOWS)}
     assert home_in(deployment(prefect_server, "nightly/first.shop").tags) == ours
     assert deployment(prefect_server, "nightly/first.shop").parameters == {"pipeline": "first"}
-    # It prunes its own former names only.
+    # It prunes its own former names only, and a process without a home none that has no home, as of earlier versions.
     monkeypatch.setenv("NIGHTGATE_NAME", "market")
+    with client(prefect_server) as prefect:
+        flow_id = deployment(prefect_server, "nightly/first").flow_id
+        prefect.create_deployment(flow_id, "gone", tags=["nightgate"], parameters={"pipeline": "gone"})
+    assert "nightly/gone" not in outcomes(deployed.folder, "none", names=["first"], prune=True)
     again = outcomes(deployed.folder, "other", names=["first"], take_over=False, prune=True)
     removed = {name for name, one in again.items() if one.outcome == "removed"}
     assert removed == {"nightly/first.shop", *(f"{flow}/shop" for flow in FLOWS)}
@@ -295,7 +287,7 @@ def test_another_home_is_refused_and_has_names_of_its_own_or_takes_over(
     monkeypatch.delenv("NIGHTGATE_NAME")
     outcomes(deployed.folder, "other", names=["first"])
     assert home_in(deployment(prefect_server, "nightly/first").tags) == ours
-    outcomes(deployed.folder, prune=True)
+    assert outcomes(deployed.folder, prune=True)["nightly/gone"].outcome == "removed"
 
 
 @pytest.mark.flow
@@ -307,10 +299,13 @@ def test_worker_and_serve_leave_runs_of_another_home_to_it(
     with client(prefect_server) as prefect:
         run = prefect.create_flow_run_from_deployment(found.id)
 
-    async def seen(home: Path) -> tuple[bool, bool]:
+    async def seen_by_worker(home: Path) -> list[UUID]:
         monkeypatch.setenv("NIGHTGATE_HOME", str(home))
         async with PatientWorker("test-pool") as worker:
-            of_worker = [one.flow_run.id for one in await worker._get_scheduled_flow_runs()]
+            return [one.flow_run.id for one in await worker._get_scheduled_flow_runs()]
+
+    async def seen(home: Path) -> tuple[bool, bool]:
+        of_worker = await seen_by_worker(home)
         async with make_runner() as runner:
             runner._deployment_registry.get_deployment_ids = lambda: {found.id}  # type: ignore[method-assign]
             of_serve = [one.id for one in await runner._scheduled_run_poller._get_scheduled_flow_runs()]
@@ -319,6 +314,9 @@ def test_worker_and_serve_leave_runs_of_another_home_to_it(
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         other = open_home(deployed.folder / "third-home").root
         assert (asyncio.run(seen(other)), asyncio.run(seen(deployed.home))) == ((False, False), (True, True))
+        # A home that cannot be read for a while ends no worker.
+        (other / "home.json").write_text("{}", encoding="utf-8")
+        assert asyncio.run(seen_by_worker(other)) == []
     with client(prefect_server) as prefect:
         prefect.delete_flow_run(run.id)
 
@@ -362,6 +360,20 @@ def test_deploy_says_who_executes_the_runs(deployed: Site, prefect_server: str) 
     outcomes(deployed.folder, names=["first"])
     with client(prefect_server) as prefect:
         prefect.delete_work_pool("other-pool")
+
+
+def test_a_worker_refuses_a_bad_setting_in_words() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.worker"],
+        cwd=ROOT,
+        env={**os.environ, "NIGHTGATE_SLOT_LIMITS": "many"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "NIGHTGATE_SLOT_LIMITS" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_without_a_server_deploy_names_the_address_and_the_next_step() -> None:

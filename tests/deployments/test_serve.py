@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,6 @@ from zoneinfo import ZoneInfo
 import httpx
 import psutil
 import pytest
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
@@ -47,6 +46,7 @@ from nightgate.home import open_home
 from nightgate.pipeline_files import load_pipeline
 from tests.conftest import free_port
 from tests.support.night import TRAPS, command, nightgate, set_traps, write_pipeline
+from tests.support.prefect_api import client, deployment
 from tests.support.production import within
 
 pytestmark = [pytest.mark.flow, pytest.mark.process]
@@ -74,7 +74,7 @@ class Served:
     log: Path
 
     def deployment(self) -> DeploymentResponse:
-        return deployment(self.api_url, self.name)
+        return deployment(self.api_url, f"nightly/{self.name}")
 
     def start(self, parameters: dict[str, Any], **facts: Any) -> FlowRun:
         """Create a run as the form does."""
@@ -107,22 +107,6 @@ class Served:
         return psutil.Process(self.process.pid).children(recursive=True)
 
 
-@contextmanager
-def client(api_url: str) -> Iterator[Any]:
-    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as prefect:
-        yield prefect
-
-
-def deployment(api_url: str, name: str) -> DeploymentResponse:
-    return by_name(api_url, f"nightly/{name}")
-
-
-def by_name(api_url: str, full_name: str) -> DeploymentResponse:
-    with client(api_url) as prefect:
-        found: DeploymentResponse = prefect.read_deployment_by_name(full_name)
-    return found
-
-
 def start_serving(pipeline: Path, home: Path, log: Path, *options: str, **environment: str) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -137,7 +121,7 @@ def start_serving(pipeline: Path, home: Path, log: Path, *options: str, **enviro
 
 
 def comes_up(process: subprocess.Popen[bytes], log: Path, seconds: float, *, times: int = 1) -> None:
-    """Wait until it says that it serves, for the so manyeth time in this log."""
+    """Wait until this log says `times` times that it serves."""
     said = "Ctrl-C ends"
     within(seconds, lambda: log.read_text().count(said) >= times or process.poll() is not None, "nightgate serve")
     assert process.poll() is None, log.read_text()
@@ -170,7 +154,7 @@ def served(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def _exists(served: Served, full_name: str = "") -> bool:
     try:
-        return bool(by_name(served.api_url, full_name or f"nightly/{served.name}"))
+        return bool(deployment(served.api_url, full_name or f"nightly/{served.name}"))
     except ObjectNotFound:
         return False
 
@@ -184,7 +168,7 @@ def test_a_deployment_with_a_cron_has_scheduled_runs_within_a_minute(prefect_ser
         file.write('\n[schedule]\ncron = "45 4 * * *"\ntimezone = "Europe/Berlin"\n')
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         deployment_id: UUID = prefect_deployment(night_of(load_pipeline(path))).apply()
-    found = deployment(prefect_server, "scheduled")
+    found = deployment(prefect_server, "nightly/scheduled")
     (schedule,) = found.schedules
     assert (schedule.schedule.cron, schedule.schedule.timezone, schedule.active) == (
         "45 4 * * *",
@@ -212,11 +196,11 @@ def test_a_deployment_with_a_cron_has_scheduled_runs_within_a_minute(prefect_ser
 def test_the_operations_are_served_beside_the_nights(served: Served) -> None:
     names = ("reconcile/nightgate", "promote/nightgate", "rollback/nightgate")
     within(30, lambda: all(_exists(served, name) for name in names), "the deployments")
-    assert {by_name(served.api_url, name).work_pool_name for name in names} == {None}
-    assert [one.schedule.cron for one in by_name(served.api_url, names[0]).schedules] == ["*/5 * * * *"]
+    assert {deployment(served.api_url, name).work_pool_name for name in names} == {None}
+    assert [one.schedule.cron for one in deployment(served.api_url, names[0]).schedules] == ["*/5 * * * *"]
 
 
-def test_a_click_is_answered_soon_unless_somebody_has_chosen_otherwise() -> None:
+def test_a_click_is_answered_soon_unless_a_setting_says_otherwise() -> None:
     assert make_runner().query_seconds == 2
     with temporary_settings({PREFECT_RUNNER_POLL_FREQUENCY: 7}):
         assert make_runner().query_seconds == 7
@@ -639,7 +623,7 @@ def test_an_open_server_that_runs_already_is_not_joined_with_auth(prefect_server
 
 
 @pytest.mark.usefixtures("handlers_of_signals")
-def test_a_configured_server_that_does_not_answer_is_told_and_not_replaced() -> None:
+def test_a_configured_server_that_does_not_answer_is_reported_and_not_replaced() -> None:
     away = f"http://127.0.0.1:{free_port()}/api"
     with (
         temporary_settings({PREFECT_API_URL: away}),

@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
 import sqlalchemy as sa
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -23,6 +22,7 @@ from nightgate.database.transactions import Database
 from nightgate.runs import lifecycle
 from nightgate.runs.run_row import RunRow
 from tests.support import night_rows
+from tests.support.prefect_api import events
 
 
 @pytest.mark.parametrize("status", sorted(set(STATUSES) - {"running"}))
@@ -59,14 +59,8 @@ def test_a_stalled_training_is_an_event_with_reason_and_next_step_and_no_secret(
             "no step for 600 s; hub token hf_abcdefghijklmnopqrstuvwx",
             flow_run_id,
         )
-
-    def taken() -> list[dict[str, Any]]:
-        asked = {"filter": {"event": {"name": ["nightgate.stalled"]}}}
-        found = httpx.post(f"{prefect_server}/events/filter", json=asked, timeout=10).json()["events"]
-        return [one for one in found if one["resource"]["prefect.resource.name"] == "slow-shop"]
-
-    # The server stores accepted events a moment later.
-    [event] = night_rows.within(10, taken)
+    [event] = events(prefect_server, "nightgate.stalled", "slow-shop")
+    assert event["resource"]["prefect.resource.name"] == "slow-shop"
     assert {f"prefect.flow-run.{flow_run_id}", "prefect.tag.nightgate"} == {
         one["prefect.resource.id"] for one in event["related"]
     }
@@ -110,8 +104,8 @@ def refusing(night: str, status: int) -> Iterator[list[dict[str, Any]]]:
         server.server_close()
 
 
-def nights(events: list[dict[str, Any]]) -> list[str]:
-    return [event["payload"]["night"] for event in events]
+def nights(sent: list[dict[str, Any]]) -> list[str]:
+    return [event["payload"]["night"] for event in sent]
 
 
 @pytest.mark.parametrize(
@@ -161,18 +155,12 @@ def test_an_end_keeps_its_event_id_however_often_it_is_sent(database: Database) 
 def test_an_end_that_is_sent_twice_is_stored_once(prefect_server: str, database: Database) -> None:
     run = night_rows.open_run(database, night_rows.pipeline("sent-twice"), night_rows.night())
     lifecycle.finish_run(database, run.run_id, run.attempt, "held", reason="not better")
-
-    def stored(name: str) -> list[dict[str, Any]]:
-        asked = {"filter": {"event": {"name": [name]}, "resource": {"id": ["nightgate.pipeline.sent-twice"]}}}
-        found: list[dict[str, Any]] = httpx.post(f"{prefect_server}/events/filter", json=asked).json()["events"]
-        return found
-
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         for _ in range(2):
             announce_ends(database)
-            night_rows.within(10, lambda: stored("nightgate.held"))
+            assert events(prefect_server, "nightgate.held", "sent-twice")
             database.write(lambda session: session.execute(sa.update(Run).values(announced_at=None)))
         # Events are stored in the order in which they were sent.
         announce_stall("sent-twice", date(2026, 3, 1), run.run_id, "-", None)
-    night_rows.within(10, lambda: stored("nightgate.stalled"))
-    assert len(stored("nightgate.held")) == 1
+    assert events(prefect_server, "nightgate.stalled", "sent-twice")
+    assert len(events(prefect_server, "nightgate.held", "sent-twice")) == 1

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
-import httpx
 import pytest
 from prefect.client.schemas.objects import State
 from prefect.logging.handlers import APILogHandler
@@ -19,6 +17,7 @@ from nightgate.database.transactions import Database
 from nightgate.home import Home
 from nightgate.registry import freezes, versions
 from tests.registry.test_champions import register
+from tests.support.prefect_api import events
 from tests.support.trained import write_trained_model
 
 pytestmark = [pytest.mark.flow, pytest.mark.process]
@@ -49,20 +48,6 @@ def champion(home: Home) -> int | None:
     return found.version if found else None
 
 
-def event(api_url: str, name: str, pipeline: str) -> dict[str, Any]:
-    """The one event of this name about a pipeline; the server stores them in the background."""
-    asked = {"filter": {"event": {"name": [name]}}, "limit": 50}
-    deadline = time.monotonic() + 20
-    while True:
-        found = httpx.post(f"{api_url}/events/filter", json=asked, timeout=10).json()["events"]
-        ours: list[dict[str, Any]] = [one for one in found if one["payload"].get("pipeline") == pipeline]
-        if ours:
-            [one] = ours
-            return one
-        assert time.monotonic() < deadline, f"no event {name} about {pipeline}"
-        time.sleep(0.3)
-
-
 def ended(state: State[Any]) -> tuple[str, str | None]:
     return state.type.value, state.name
 
@@ -85,7 +70,7 @@ def test_promotions_and_rollbacks_from_the_form_are_audited(two_versions: Home, 
     assert set(timeline["promoted_by"]) == {"Ada"}
     assert list(timeline["reason"]) == ["the only one we trust", "checked manually", "worse on returns"]
 
-    sent = event(prefect_server, "nightgate.rolled_back", "reviews")
+    [sent] = events(prefect_server, "nightgate.rolled_back", "reviews")
     assert "worse on returns" in sent["payload"]["reason"]
     assert sent["resource"]["prefect.resource.id"] == "nightgate.pipeline.reviews"
     assert {one["prefect.resource.role"] for one in sent["related"]} >= {"flow-run", "tag"}
@@ -100,11 +85,13 @@ def test_freezes_from_the_form_are_audited_and_sent_as_events(two_versions: Home
     assert "\n  next: " in str(again.message)
     with Database.open(two_versions) as db:
         assert freezes.frozen(db, "reviews") is not None
-    assert "a holiday" in event(prefect_server, "nightgate.frozen", "reviews")["payload"]["reason"]
+    [sent] = events(prefect_server, "nightgate.frozen", "reviews")
+    assert "a holiday" in sent["payload"]["reason"]
     assert ended(unfreeze(**who, reason="it is over", return_state=True)) == ("COMPLETED", "Unfrozen")
     with Database.open(two_versions) as db:
         assert freezes.frozen(db, "reviews") is None
-    assert "it is over" in event(prefect_server, "nightgate.unfrozen", "reviews")["payload"]["reason"]
+    [sent] = events(prefect_server, "nightgate.unfrozen", "reviews")
+    assert "it is over" in sent["payload"]["reason"]
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,18 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
 from flows.events import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
+from flows.reconcile import end_flow_runs, reconcile_now
 from flows.server_access import Access, access, access_findings, is_loopback
 from flows.server_checks import (
     automations_finding,
     deployed,
     examine,
     settings_findings,
-    usual_server,
     version_finding,
 )
+from flows.server_connection import usual_server
+from nightgate.database.transactions import prepare
+from nightgate.home import Home
 from nightgate.operations.findings import Finding
 from tests.conftest import free_port
 
@@ -215,6 +218,15 @@ def test_a_server_that_was_configured_must_answer() -> None:
     assert finding.status == "problem"
     assert url in finding.found
     assert finding.remedy == "start it, or unset PREFECT_API_URL"
+
+
+def test_a_server_that_refuses_the_credentials_stops_neither_reconcile_nor_a_decision(home: Home) -> None:
+    prepare(home)
+    with answering(401) as url, usual_server() as silence:
+        assert url in silence
+        assert reconcile_now().failed == []
+        for why in (silence, end_flow_runs()):
+            assert "PREFECT_API_AUTH_STRING" in why
 
 
 # --- its settings ---

@@ -144,7 +144,7 @@ def test_a_label_is_text_whatever_it_holds() -> None:
         assert tags <= {"svg", "g", "path", "text", "tspan", "defs", "style", "clipPath", "rect", "use"}
         if name not in ("curves", "lengths"):
             # Neither taken for a formula, nor for one of our colours, fonts or long numbers.
-            start = pictures.shortened(NASTY, 18)[:9]
+            start = printable(NASTY, 18)[:9]
             assert any(start in text for text in words(picture.svg)), name
 
 
@@ -206,8 +206,8 @@ def test_words_that_do_not_fit_are_spaced_evenly() -> None:
     [
         (printable, " a\n\tb\x00 ", "a b\ufffd"),
         (printable, "\ud83d", "\ufffd"),
-        (lambda text: pictures.shortened(text, 7), "short", "short"),
-        (lambda text: pictures.shortened(text, 7), "category/1", "cate…/1"),
+        (lambda text: printable(text, 7), "short", "short"),
+        (lambda text: printable(text, 7), "category/1", "cate…/1"),
     ],
 )
 def test_names_are_made_printable_and_short(change: Callable[[str], str], text: str, expected: str) -> None:

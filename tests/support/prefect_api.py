@@ -1,0 +1,36 @@
+"""What tests ask a Prefect server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from tests.support.night_rows import within
+
+
+@contextmanager
+def client(api_url: str) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as prefect:
+        yield prefect
+
+
+def deployment(api_url: str, full_name: str) -> DeploymentResponse:
+    with client(api_url) as prefect:
+        return prefect.read_deployment_by_name(full_name)
+
+
+def events(api_url: str, name: str, pipeline: str) -> list[dict[str, Any]]:
+    """The events of a name about a pipeline, once there is one: the server stores them a moment later."""
+    about = {"event": {"name": [name]}, "resource": {"id": [f"nightgate.pipeline.{pipeline}"]}}
+
+    def stored() -> list[dict[str, Any]]:
+        return list(prefect.request("POST", "/events/filter", json={"filter": about}).json()["events"])
+
+    with client(api_url) as prefect:
+        found: list[dict[str, Any]] = within(20, stored)
+    return found
