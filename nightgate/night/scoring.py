@@ -71,6 +71,7 @@ def try_serving(run: NightRun, snapshot: Snapshot, scored: Scored) -> Served:
         {name: load_logits(logits[name])[: len(texts)] for name in models},
         scored.result.max_length,
         run.pipeline.data.label_names,
+        reference="champion",
     )
     log.info(LIFE, "serving", time.monotonic() - began, "")
     for name, found in served.items():
