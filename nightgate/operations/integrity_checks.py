@@ -141,7 +141,8 @@ def _without_row(
     newer += [home.relative(folder) for folder in runs if folder.name not in known]
     if left:
         found = f"{_listed(left)} without a row: its registration was killed"
-        yield Finding("warning", "versions", found, "the next version of the pipeline moves it to orphans/")
+        remedy = "the next night removes it, or moves it to orphans/ if it holds the only copy of its weights"
+        yield Finding("warning", "versions", found, remedy)
     if newer:
         found = f"the home holds {_listed(newer)}, of runs that the database does not have: it is older than the home"
         remedy = f"restore home and database of the same time ({RESTORE}); to go on with these, move the folders away"
