@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nightgate.durable_files import user_path
 from nightgate.errors import ModelError, first_line, storage_errors, without_credentials
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def local_folder(base_model: str) -> Path | None:
     """
     if base_model.startswith("package:"):
         return _in_package(base_model)
-    folder = Path(base_model).expanduser()
+    folder = user_path(base_model)
     if folder.is_dir():
         return folder.resolve()
     if folder.exists():

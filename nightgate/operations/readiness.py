@@ -15,6 +15,7 @@ from typing import Any
 from nightgate.config import FilesSource, HubSource, Pipeline, SampleSource
 from nightgate.data.source_check import check_files, check_golden, check_sample
 from nightgate.database.transactions import Database
+from nightgate.durable_files import user_path
 from nightgate.engine.base_model_folder import resolve
 from nightgate.errors import ConfigurationError, NightgateError, without_credentials
 from nightgate.operations.findings import Finding
@@ -130,7 +131,7 @@ def _data_set(check: str, source: HubSource, hub: Hub) -> Finding:
 def _on_hub(base_model: str) -> bool:
     """Whether `base_model_folder.resolve` takes this for a name on the hub."""
     is_path = base_model.startswith(("package:", ".", "/", "~")) or base_model.count("/") > 1 or "\\" in base_model
-    return not is_path and not Path(base_model).expanduser().exists()
+    return not is_path and not user_path(base_model).exists()
 
 
 def _cached(name: str, revision: str, kind: str) -> Path | None:
