@@ -7,11 +7,12 @@ import os
 import shlex
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from nightgate.database.connection import database_errors, make_engine, parse_url, retry, sqlite_path
+from nightgate.database.connection import database_errors, make_engine, parse_url, retry, sqlite_path, unchanged
 from nightgate.database.transactions import PATIENCE
 from nightgate.durable_files import replacing
 from nightgate.errors import ConfigurationError, DatabaseError, storage_errors
@@ -38,7 +39,7 @@ def back_up(url: str, target: Path) -> None:
         raise ConfigurationError(f"there is no folder {target.parent}", next_step="make it, or name another")
     with storage_errors(target), database_errors(parsed), replacing(target) as draft:
         draft.touch(mode=0o600)
-        retry(parsed, PATIENCE, lambda: _copy(parsed, draft))
+        retry(parsed, PATIENCE, partial(_copy, parsed, draft))
         if damage := _damage(draft):
             raise DatabaseError(f"the database {source} is damaged: {damage}", next_step="nightgate doctor")
 
@@ -56,9 +57,7 @@ def dump_command(url: str, target: Path) -> str:
 
 
 def _copy(url: URL, target: Path) -> None:
-    engine = make_engine(url)
-    connection = engine.raw_connection()
-    try:
+    with unchanged(url), closing(make_engine(url).raw_connection()) as connection:
         source: sqlite3.Connection = connection.driver_connection  # type: ignore[assignment]
         # In a transaction of its own, so that a lock is an error after the usual wait: `backup` would wait for ever.
         source.execute("BEGIN")
@@ -72,8 +71,6 @@ def _copy(url: URL, target: Path) -> None:
                 raise
             # One file: in WAL mode it would need others beside it, even to be read.
             copy.execute("PRAGMA journal_mode = DELETE")
-    finally:
-        connection.close()
 
 
 def _damage(file: Path) -> str:
