@@ -6,9 +6,11 @@ import errno
 import os
 import shlex
 import sqlite3
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 from sqlalchemy.engine import URL
 
@@ -40,7 +42,9 @@ def back_up(url: str, target: Path) -> None:
     with storage_errors(target), database_errors(parsed), replacing(target) as draft:
         draft.touch(mode=0o600)
         retry(parsed, PATIENCE, partial(_copy, parsed, draft))
-        if damage := _damage(draft):
+        with closing(sqlite3.connect(draft)) as copy:
+            damage = damage_of(copy.execute, "integrity_check")
+        if damage:
             raise DatabaseError(f"the database {source} is damaged: {damage}", next_step="nightgate doctor")
 
 
@@ -73,8 +77,9 @@ def _copy(url: URL, target: Path) -> None:
             copy.execute("PRAGMA journal_mode = DELETE")
 
 
-def _damage(file: Path) -> str:
-    with closing(sqlite3.connect(file)) as copy:
-        lines = [str(line) for (line,) in copy.execute("PRAGMA integrity_check(3)") if line != "ok"]
-        orphans = copy.execute("PRAGMA foreign_key_check").fetchall()
-    return "; ".join(lines + ([f"{len(orphans)} rows without their parent"] if orphans else []))
+def damage_of(execute: Callable[[str], Iterable[Any]], check: Literal["integrity_check", "quick_check"]) -> str:
+    """What SQLite finds wrong with a file, by queries on it; '' if it is whole."""
+    if flaws := [str(line) for (line,) in execute(f"PRAGMA {check}(3)") if line != "ok"]:
+        return "; ".join(flaws)
+    orphans = [str(row[0]) for row in execute("PRAGMA foreign_key_check")]
+    return f"{len(orphans)} rows without their parent, in {', '.join(sorted(set(orphans)))}" if orphans else ""
