@@ -14,7 +14,15 @@ from typing import Any, Literal
 
 from sqlalchemy.engine import URL
 
-from nightgate.database.connection import database_errors, make_engine, parse_url, retry, sqlite_path, unchanged
+from nightgate.database.connection import (
+    database_errors,
+    make_engine,
+    missing_file,
+    parse_url,
+    retry,
+    sqlite_path,
+    unchanged,
+)
 from nightgate.database.transactions import PATIENCE
 from nightgate.durable_files import replacing
 from nightgate.errors import ConfigurationError, DatabaseError, storage_errors
@@ -33,12 +41,13 @@ def back_up(url: str, target: Path) -> None:
     parsed = parse_url(url)
     source = sqlite_path(parsed)
     assert source is not None, "a server's database is copied by `dump_command`"
-    if not source.exists():
+    if missing_file(parsed):
         raise DatabaseError(f"there is no database at {source}", next_step="check NIGHTGATE_HOME")
-    if target.exists():
-        raise ConfigurationError(f"{target} exists already", next_step="name a file that does not exist")
-    if not target.parent.is_dir():
-        raise ConfigurationError(f"there is no folder {target.parent}", next_step="make it, or name another")
+    with storage_errors(target):
+        if target.exists():
+            raise ConfigurationError(f"{target} exists already", next_step="name a file that does not exist")
+        if not target.parent.is_dir():
+            raise ConfigurationError(f"there is no folder {target.parent}", next_step="make it, or name another")
     with storage_errors(target), database_errors(parsed), replacing(target) as draft:
         draft.touch(mode=0o600)
         retry(parsed, PATIENCE, partial(_copy, parsed, draft))

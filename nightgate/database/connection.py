@@ -160,6 +160,15 @@ def sqlite_path(url: URL) -> Path | None:
     return user_path(url.database.removeprefix("file:")).absolute()
 
 
+def missing_file(url: URL) -> Path | None:
+    """The file of a SQLite URL, if there is none; where this user may not look, opening it reports why."""
+    path = sqlite_path(url)
+    try:
+        return path if path and not path.exists() else None
+    except PermissionError:
+        return None
+
+
 def unchanging(url: URL) -> tuple[int, int] | None:
     """Time and size of a SQLite file that this user cannot write and that no one has open; None for any other database.
 
