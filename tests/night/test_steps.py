@@ -541,10 +541,6 @@ def _flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_the_home_of_these_tests_is_the_one_of_the_environment(environment: Path) -> None:
-    assert open_home().root == environment.resolve()
-
-
 def test_a_logit_that_is_not_finite_is_no_prediction(tmp_path: Path) -> None:
     np.savez(tmp_path / "sound.npz", logits=np.array([[0.0, 2.0], [1.0, 0.0]], np.float32))
     assert read_predictions(tmp_path / "sound.npz").tolist() == [1, 0]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,7 @@ from nightgate.home import Home
 from nightgate.pipeline_files import check_pipeline
 from nightgate.runs import inputs as module
 from nightgate.runs.inputs import changed, inputs
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.support.hub_server import COMMIT, TOKEN, hub_server
 
 
 class Site:
@@ -161,22 +157,11 @@ def test_a_name_of_the_hub_counts_by_the_commit_that_it_stands_for(site: Site) -
     assert site.inputs()["base model"] == COMMIT
 
 
-def test_the_hub_is_asked_for_the_newest_commit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hub(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content = json.dumps({"id": "someone/else", "sha": COMMIT}).encode()
-            self.send_response(200 if self.path.startswith("/api/models/someone/else") else 404)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            """Silent."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+def test_the_hub_is_asked_for_the_newest_commit(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with hub_server(tmp_path / "hub") as hub:
+        hub.visibility = "public"
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         site.settings = {"training.base_model": "someone/else"}
         assert site.inputs()["base model"] == COMMIT
-        server.shutdown()

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlparse
 
 TOKEN = "hf_no_real_token_0123456789"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass
@@ -96,7 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
             case ["api", "validate-yaml"]:
                 return {"errors": [], "warnings": []}
             case ["api", "models", owner, name] if self.hub.visibility:
-                return {"id": f"{owner}/{name}", "private": self.hub.visibility == "private", "siblings": []}
+                private = self.hub.visibility == "private"
+                return {"id": f"{owner}/{name}", "sha": COMMIT, "private": private, "siblings": []}
             case ["api", "models", owner, name, "branch", branch]:
                 self._branch(owner, name, branch).mkdir(parents=True, exist_ok=True)
                 return {}
@@ -131,5 +133,5 @@ class _Handler(BaseHTTPRequestHandler):
                     file.write_bytes(base64.b64decode(value["content"]))
                 case "deletedFile":
                     (branch / value["path"]).unlink()
-        oid = "0123456789abcdef0123456789abcdef01234567"
-        return {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{repo}/commit/{oid}", "hookOutput": ""}
+        url = f"{self.hub.url}/{repo}/commit/{COMMIT}"
+        return {"success": True, "commitOid": COMMIT, "commitUrl": url, "hookOutput": ""}
