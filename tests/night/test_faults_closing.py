@@ -12,6 +12,7 @@ import subprocess
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,8 +148,9 @@ def test_each_way_finishes_what_a_killed_night_left(
         print("\n".join(lines))
     assert wrong == [], "\n".join(wrong)
     assert len(lines) > {"promoted": 45, "held": 25, "waiting": 25, "skipped": 5}[end]
-    within(20, lambda: set(events(prefect_server, case)) == ids)
-    assert set(Counter(events(prefect_server, case)).values()) == {1}
+    with suppress(AssertionError):  # the comparison shows which
+        within(20, lambda: set(events(prefect_server, case)) == ids)
+    assert Counter(events(prefect_server, case)) == Counter(ids)
 
 
 def described(left: State) -> str:
