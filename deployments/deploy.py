@@ -39,6 +39,7 @@ from flows.homes import PLACE, deployments_of, described, home_in, is_foreign, p
 from flows.server_checks import worker_command
 from flows.server_connection import running_server
 from nightgate.config import Pipeline
+from nightgate.durable_files import user_path
 from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.home import Home, find_home, home_path
 from nightgate.pipeline_files import load_by_name, pipeline_files
@@ -129,7 +130,7 @@ def _home_of_runs(folder: Path | None) -> Home | None:
     """The home of runs that work in `folder`; None where it is not known, as in an image, or is not made yet."""
     if folder is None:
         return None
-    return find_home(folder.resolve() / Path(read_settings().home or ".nightgate").expanduser())
+    return find_home(folder.resolve() / user_path(read_settings().home or ".nightgate"))
 
 
 def check_homes(

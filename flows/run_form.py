@@ -30,6 +30,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from nightgate.config import Gate, Section, Training
+from nightgate.durable_files import user_path
 from nightgate.errors import ConfigurationError
 from nightgate.settings import read_settings
 
@@ -167,7 +168,7 @@ def refuse_foreign_path(base_model: str) -> None:
     if not is_path:
         return
     roots = read_settings().model_roots
-    path = Path(base_model).expanduser().resolve()
+    path = user_path(base_model).resolve()
     if not any(path.is_relative_to(root.resolve()) for root in roots):
         raise ConfigurationError(
             f"training.base_model: {base_model!r} is a folder outside the model roots "

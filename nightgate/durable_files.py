@@ -13,6 +13,11 @@ from pathlib import Path
 from nightgate.errors import storage_errors
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, with `~` for their folder; `~NAME` stays as it is where no user has that name."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises RuntimeError
+
+
 @contextmanager
 def replacing(final: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file or folder to; a block without an exception renames it to `final`.

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nightgate.durable_files import user_path
 from nightgate.errors import RegistryError, StorageError, storage_errors
 from nightgate.settings import read_settings
 
@@ -60,7 +61,7 @@ class Home:
 
 def home_path(root: str | Path | None = None) -> Path:
     """The path of the home, which need not exist: `root`, `NIGHTGATE_HOME` or `.nightgate/` in the working folder."""
-    return Path(root or read_settings().home or ".nightgate").expanduser().resolve()
+    return user_path(root or read_settings().home or ".nightgate").resolve()
 
 
 def existing_home(root: str | Path | None = None, *, only_read: bool = False) -> Home:

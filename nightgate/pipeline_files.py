@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nightgate.config import Pipeline, Section
+from nightgate.durable_files import user_path
 from nightgate.errors import ConfigurationError
 from nightgate.settings import read_settings
 
@@ -91,7 +92,7 @@ def find_pipeline(reference: str | Path) -> Path:
     text = str(reference)
     if not is_path(text):
         return find_by_name(text)
-    path = Path(text).expanduser()
+    path = user_path(text)
     if path.is_file():
         return path
     raise ConfigurationError(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nightgate import __version__
-from nightgate.durable_files import sha256_of
+from nightgate.durable_files import sha256_of, user_path
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -74,7 +74,7 @@ def base_model_revision(base_model: str, revision: str = "") -> str | None:
     """
     if base_model.startswith("package:"):
         return _package_version(base_model.removeprefix("package:").partition("/")[0])
-    folder = Path(base_model).expanduser()
+    folder = user_path(base_model)
     if not folder.is_dir():
         return _cached_commit(base_model, revision)
     # The path may lead into the hub's cache, whose folders are named by commit.

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from nightgate.durable_files import user_path
 from nightgate.errors import ConfigurationError
 
 PREFIX = "NIGHTGATE_"
@@ -22,7 +23,7 @@ OF_TESTS = "NIGHTGATE_TEST_"
 
 
 def _paths(text: object) -> object:
-    return [Path(part).expanduser() for part in text.split(os.pathsep) if part] if isinstance(text, str) else text
+    return [user_path(part) for part in text.split(os.pathsep) if part] if isinstance(text, str) else text
 
 
 def _limits(text: object) -> object:

@@ -14,8 +14,11 @@ import pytest
 
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
+from nightgate.engine.base_model_folder import local_folder
+from nightgate.errors import ConfigurationError, ModelError, RegistryError
 from nightgate.home import existing_home, open_home
 from nightgate.operations.doctor import access_finding
+from nightgate.pipeline_files import load_pipeline
 from tests.support.first_night import first_night
 
 pytestmark = pytest.mark.process
@@ -106,3 +109,13 @@ def test_a_home_inside_a_closed_folder_is_closed(open_place: Path) -> None:
     assert access_finding(home).status == "warning"
     home.parent.chmod(0o700)
     assert access_finding(home).status == "ok"
+
+
+def test_a_path_of_an_unknown_user_is_one_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTGATE_HOME", "~no-such-user/home")
+    with pytest.raises(RegistryError, match="~no-such-user"):
+        existing_home()
+    with pytest.raises(ConfigurationError, match="~no-such-user"):
+        load_pipeline("~no-such-user/reviews.toml")
+    with pytest.raises(ModelError, match="~no-such-user"):
+        local_folder("~no-such-user/model")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nightgate.cli.options import say
+from nightgate.durable_files import user_path
 
 database_app = typer.Typer(help="The metrics database.", no_args_is_help=True)
 
@@ -39,7 +40,7 @@ def back_up_database(
     from nightgate.database.connection import database_url, safe_url
     from nightgate.home import home_for_reading
 
-    url, target = database_url(home_for_reading()), file.expanduser().absolute()
+    url, target = database_url(home_for_reading()), user_path(file).absolute()
     if command := dump_command(url, target):
         say(command)
         say(f"nothing was copied: the command above copies {safe_url(url)}", err=True)

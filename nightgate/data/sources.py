@@ -26,6 +26,7 @@ from nightgate import config
 from nightgate.data.hub_source import read_hub
 from nightgate.data.sample_source import sample_reviews
 from nightgate.data.source_table import GIVEN_SPLIT, ORIGIN, Quarantined, Table, check_columns, from_arrow
+from nightgate.durable_files import user_path
 from nightgate.errors import DataError, first_line
 from nightgate.schedule import Night
 
@@ -94,7 +95,7 @@ def matching_files(patterns: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
-        expanded = str(Path(pattern).expanduser())
+        expanded = str(user_path(pattern))
         # A name with brackets is a glob only if no file has that name.
         names = [expanded] if Path(expanded).exists() else glob.glob(expanded, recursive=True)  # noqa: PTH207 (Path.glob refuses absolute patterns)
         files = [Path(name) for name in names if Path(name).is_file()]

@@ -6,12 +6,23 @@ import errno
 import os
 import shlex
 import sqlite3
+from collections.abc import Callable, Iterable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 from sqlalchemy.engine import URL
 
-from nightgate.database.connection import database_errors, make_engine, parse_url, retry, sqlite_path
+from nightgate.database.connection import (
+    database_errors,
+    make_engine,
+    missing_file,
+    parse_url,
+    retry,
+    sqlite_path,
+    unchanged,
+)
 from nightgate.database.transactions import PATIENCE
 from nightgate.durable_files import replacing
 from nightgate.errors import ConfigurationError, DatabaseError, storage_errors
@@ -30,16 +41,19 @@ def back_up(url: str, target: Path) -> None:
     parsed = parse_url(url)
     source = sqlite_path(parsed)
     assert source is not None, "a server's database is copied by `dump_command`"
-    if not source.exists():
+    if missing_file(parsed):
         raise DatabaseError(f"there is no database at {source}", next_step="check NIGHTGATE_HOME")
-    if target.exists():
-        raise ConfigurationError(f"{target} exists already", next_step="name a file that does not exist")
-    if not target.parent.is_dir():
-        raise ConfigurationError(f"there is no folder {target.parent}", next_step="make it, or name another")
+    with storage_errors(target):
+        if target.exists():
+            raise ConfigurationError(f"{target} exists already", next_step="name a file that does not exist")
+        if not target.parent.is_dir():
+            raise ConfigurationError(f"there is no folder {target.parent}", next_step="make it, or name another")
     with storage_errors(target), database_errors(parsed), replacing(target) as draft:
         draft.touch(mode=0o600)
-        retry(parsed, PATIENCE, lambda: _copy(parsed, draft))
-        if damage := _damage(draft):
+        retry(parsed, PATIENCE, partial(_copy, parsed, draft))
+        with closing(sqlite3.connect(draft)) as copy:
+            damage = damage_of(copy.execute, "integrity_check")
+        if damage:
             raise DatabaseError(f"the database {source} is damaged: {damage}", next_step="nightgate doctor")
 
 
@@ -56,9 +70,7 @@ def dump_command(url: str, target: Path) -> str:
 
 
 def _copy(url: URL, target: Path) -> None:
-    engine = make_engine(url)
-    connection = engine.raw_connection()
-    try:
+    with unchanged(url), closing(make_engine(url).raw_connection()) as connection:
         source: sqlite3.Connection = connection.driver_connection  # type: ignore[assignment]
         # In a transaction of its own, so that a lock is an error after the usual wait: `backup` would wait for ever.
         source.execute("BEGIN")
@@ -72,12 +84,11 @@ def _copy(url: URL, target: Path) -> None:
                 raise
             # One file: in WAL mode it would need others beside it, even to be read.
             copy.execute("PRAGMA journal_mode = DELETE")
-    finally:
-        connection.close()
 
 
-def _damage(file: Path) -> str:
-    with closing(sqlite3.connect(file)) as copy:
-        lines = [str(line) for (line,) in copy.execute("PRAGMA integrity_check(3)") if line != "ok"]
-        orphans = copy.execute("PRAGMA foreign_key_check").fetchall()
-    return "; ".join(lines + ([f"{len(orphans)} rows without their parent"] if orphans else []))
+def damage_of(execute: Callable[[str], Iterable[Any]], check: Literal["integrity_check", "quick_check"]) -> str:
+    """What SQLite finds wrong with a file, by queries on it; '' if it is whole."""
+    if flaws := [str(line) for (line,) in execute(f"PRAGMA {check}(3)") if line != "ok"]:
+        return "; ".join(flaws)
+    orphans = [str(row[0]) for row in execute("PRAGMA foreign_key_check")]
+    return f"{len(orphans)} rows without their parent, in {', '.join(sorted(set(orphans)))}" if orphans else ""

@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from nightgate.database.failures import Failure, postgresql_failure, sqlite_failure
+from nightgate.durable_files import user_path
 from nightgate.errors import DatabaseError
 from nightgate.home import Home
 from nightgate.settings import read_settings
@@ -156,7 +157,16 @@ def sqlite_path(url: URL) -> Path | None:
     """The file of a SQLite URL; None for a server."""
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
-    return Path(url.database.removeprefix("file:")).expanduser().absolute()
+    return user_path(url.database.removeprefix("file:")).absolute()
+
+
+def missing_file(url: URL) -> Path | None:
+    """The file of a SQLite URL, if there is none; where this user may not look, opening it reports why."""
+    path = sqlite_path(url)
+    try:
+        return path if path and not path.exists() else None
+    except PermissionError:
+        return None
 
 
 def unchanging(url: URL) -> tuple[int, int] | None:
@@ -179,7 +189,7 @@ def _sqlite_target(url: URL, *, create: bool) -> str:
     query = {key: str(value) for key, value in url.query.items() if key != "uri"}
     query.setdefault("mode", "rwc" if create else "rw")
     if not database.startswith("file:"):
-        database = f"file:{quote(str(Path(database).expanduser().absolute()))}"
+        database = f"file:{quote(str(user_path(database).absolute()))}"
     return f"{database}?{'&'.join(f'{key}={value}' for key, value in query.items())}"
 
 

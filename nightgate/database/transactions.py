@@ -22,6 +22,7 @@ from nightgate.database.connection import (
     database_errors,
     database_url,
     make_engine,
+    missing_file,
     parse_url,
     retry,
     safe_url,
@@ -29,7 +30,7 @@ from nightgate.database.connection import (
     unchanged,
 )
 from nightgate.database.failures import UPGRADE
-from nightgate.errors import DatabaseError
+from nightgate.errors import DatabaseError, storage_errors
 from nightgate.home import Home
 
 if TYPE_CHECKING:
@@ -135,8 +136,7 @@ class Database:
         Raises:
             DatabaseError: it cannot be read.
         """
-        path = sqlite_path(self._url)
-        if path and not path.exists():
+        if missing_file(self._url):
             return True
         return self.read(lambda session: not sa.inspect(session.connection()).get_table_names())
 
@@ -151,8 +151,7 @@ class Database:
         return retry(self._url, self.patience, once)
 
     def _check_revision(self) -> None:
-        path = sqlite_path(self._url)
-        if path and not path.exists():
+        if path := missing_file(self._url):
             raise DatabaseError(f"there is no database at {path}", next_step=UPGRADE)
         revision, ours = self.read(lambda session: _state(session.connection(), self.name))
         if revision != schema.HEAD:
@@ -202,8 +201,8 @@ def prepare(home: Home) -> None:
         DatabaseError: the home has versions, whose database was lost: a new one would forget their champion.
     """
     url = database_url(home)
-    path = sqlite_path(parse_url(url))
-    if path is None or path.exists():
+    path = missing_file(parse_url(url))
+    if path is None:
         return
     if any(home.models.glob("*/v[0-9]*")):
         raise DatabaseError(
@@ -240,11 +239,13 @@ def migrating(url: str, *, patience: float = PATIENCE) -> Iterator[tuple[Connect
     parsed = parse_url(url)
     engine = make_engine(parsed, create=True, foreign_keys=False).execution_options(writes=True)
     path = sqlite_path(parsed)
-    if path and not path.parent.is_dir():
-        raise DatabaseError(
-            f"the folder of {path} does not exist", next_step="create it, or correct NIGHTGATE_DATABASE_URL"
-        )
     if path:
+        with storage_errors(path):
+            is_there = path.parent.is_dir()
+        if not is_there:
+            raise DatabaseError(
+                f"the folder of {path} does not exist", next_step="create it, or correct NIGHTGATE_DATABASE_URL"
+            )
         # SQLite would make it with mode 0644 at most, whatever the umask grants a group; it reports what fails.
         with suppress(OSError):
             path.touch()

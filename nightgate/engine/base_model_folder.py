@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nightgate.durable_files import user_path
 from nightgate.errors import ModelError, first_line, storage_errors, without_credentials
 
 log = logging.getLogger(__name__)
@@ -46,11 +47,17 @@ def local_folder(base_model: str) -> Path | None:
     """
     if base_model.startswith("package:"):
         return _in_package(base_model)
-    folder = Path(base_model).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.exists():
-        raise ModelError(f"base_model {base_model!r} is a file", next_step="name the folder that holds config.json")
+    folder = user_path(base_model)
+    try:
+        if folder.is_dir():
+            return folder.resolve()
+        if folder.exists():
+            raise ModelError(f"base_model {base_model!r} is a file", next_step="name the folder that holds config.json")
+    except PermissionError as error:
+        raise ModelError(
+            f"base_model {base_model!r} cannot be read: {error.strerror}",
+            next_step="give this user the right to read it",
+        ) from error
     if base_model.startswith((".", "/", "~")) or base_model.count("/") > 1 or "\\" in base_model:
         raise ModelError(
             f"base_model {base_model!r}: there is no folder {folder.absolute()}",

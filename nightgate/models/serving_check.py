@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ from nightgate.gate.evidence import Serving
 from nightgate.gate.sanity_checks import SERVING_TOLERANCE
 from nightgate.models.classifier import Classifier
 from nightgate.models.version_folder import CARD, MANIFEST
+
+log = logging.getLogger(__name__)
 
 SCRIPT = Path(__file__).with_name("serving_probe.py")
 SECONDS_TO_STOP = 10.0
@@ -62,6 +65,7 @@ def serve(
     max_length: Mapping[str, int],
     label_names: Sequence[str],
     *,
+    reference: str = "",
     timeout: float = 300.0,
     python: str = sys.executable,
 ) -> dict[str, Serving]:
@@ -72,7 +76,9 @@ def serve(
         texts: normalised, as the night scored them.
         expected: by model, the night's logits [texts, labels], columns in the order of `label_names`.
         max_length: by model, the tokens that texts are truncated to.
-        timeout: seconds after which the process is killed.
+        reference: a model that is served for comparison only. If a process dies or hangs that serves it alone, that is
+            its flaw: a champion that no process can open any more must not fail every night.
+        timeout: seconds after which a process is killed.
 
     Raises:
         OutOfMemoryError, CrashedError, StalledError: the process was killed, died, or gave no answer in time.
@@ -80,10 +86,26 @@ def serve(
     """
     flaws = {name: _known_flaw(folder, texts) for name, folder in models.items()}
     found = {name: Serving(flaw=flaw) for name, flaw in flaws.items() if flaw}
-    if left := [name for name in models if name not in found]:
-        wanted = {name: {"folder": str(models[name].resolve()), "max_length": max_length[name]} for name in left}
-        answer = _ask({"models": wanted, "texts": list(texts)}, timeout, python)
-        found |= {name: _compared(answer, name, expected[name], label_names) for name in left}
+    wanted = {
+        name: {"folder": str(folder.resolve()), "max_length": max_length[name]}
+        for name, folder in models.items()
+        if name not in found
+    }
+
+    def ask(*names: str) -> _Answer:
+        return _ask({"models": {name: wanted[name] for name in names}, "texts": list(texts)}, timeout, python)
+
+    if wanted:
+        try:
+            answer = ask(*wanted)
+        except (CrashedError, StalledError):
+            flaw = _cause_of_death(ask, reference) if reference in wanted else ""
+            if not flaw:
+                raise
+            del wanted[reference]
+            found[reference] = Serving(flaw=flaw)
+            answer = ask(*wanted)
+        found |= {name: _compared(answer, name, expected[name], label_names) for name in wanted}
     return {name: replace(found[name], size_bytes=model_size(folder)) for name, folder in models.items()}
 
 
@@ -121,6 +143,16 @@ def columns_by_name(own: Sequence[str], label_names: Sequence[str]) -> list[int]
     return [list(own).index(label) for label in label_names]
 
 
+def _cause_of_death(ask: Callable[[str], object], name: str) -> str:
+    """How a process dies or hangs that serves this model alone; '' if it does not."""
+    try:
+        ask(name)
+    except (CrashedError, StalledError) as error:
+        log.warning("%s", error.reason)
+        return error.reason
+    return ""
+
+
 def _known_flaw(folder: Path, texts: Sequence[str]) -> str:
     if not folder.is_dir():
         return f"its folder {folder} is missing"
@@ -151,10 +183,10 @@ def _ask(job: Mapping[str, Any], timeout: float, python: str) -> _Answer:
             env=_environment(folder),
         )
         try:
-            answers, log = process.communicate(timeout=timeout)
+            answers, errors = process.communicate(timeout=timeout)
             code = process.returncode
         except subprocess.TimeoutExpired as expired:
-            answers, log, code = expired.stdout or b"", expired.stderr or b"", None
+            answers, errors, code = expired.stdout or b"", expired.stderr or b"", None
         finally:
             process.kill()
             with suppress(subprocess.TimeoutExpired):
@@ -167,7 +199,7 @@ def _ask(job: Mapping[str, Any], timeout: float, python: str) -> _Answer:
         if code != 0 or latency is None:
             last = next((facts for facts in reversed(messages) if "stage" in facts), {"stage": "starting"})
             at = f"{last['stage']} the {last['model']}" if "model" in last else last["stage"]
-            raise _death(code, timeout, at, log.decode(errors="replace"))
+            raise _death(code, timeout, at, errors.decode(errors="replace"))
         models = {facts["model"]: facts for facts in messages if "model" in facts and "stage" not in facts}
         for facts in models.values():
             _require_resources(facts)
@@ -194,10 +226,10 @@ def _environment(scratch: Path) -> dict[str, str]:
 _AGAIN = "then run the same command again"
 
 
-def _death(code: int | None, timeout: float, at: str, log: str) -> Exception:
+def _death(code: int | None, timeout: float, at: str, errors: str) -> Exception:
     """The error of a process that ended without its answer, or did not end (`code` None)."""
     who = "the serving process, which opens the saved models as their users will,"
-    last = next((line.strip()[:300] for line in reversed(log.splitlines()) if line.strip()), "")
+    last = next((line.strip()[:300] for line in reversed(errors.splitlines()) if line.strip()), "")
     if code is None:
         return StalledError(
             f"{who} gave no answer within {timeout:g} s, while {at}",

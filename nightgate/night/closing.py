@@ -56,7 +56,7 @@ def _close(db: Database, row: RunRow, pipeline: Pipeline | None) -> bool:
         except Exception as error:  # noqa: BLE001 - no night may fail for what follows its end
             log.warning("%s of run %s: %s", what, row.run_id, InternalError.of(error).reason)
             # What can be mended is tried again. A bug would fail every time.
-            done = done and not isinstance(error, NightgateError | OSError)
+            done = done and not isinstance(error, NightgateError | OSError | MemoryError)
     if done:
         reconciliation.mark_closed(db, row)
     return done

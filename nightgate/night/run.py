@@ -128,6 +128,7 @@ def open_night(
     """
     if not pipeline.data.has_times:
         night = without_time(night)
+    due = night.scheduled_for if night.trigger == "schedule" and not dry_run else None
     with Database.open(open_home()) as db:
         try:
             row = claim.open_run(
@@ -141,8 +142,8 @@ def open_night(
                 check_ready=readiness.examine(pipeline, db).check,
             )
         except ConfigurationError as error:
-            if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
-                reconciliation.record_missed(db, pipeline, night.scheduled_for, still_due=still_due)
+            if due is not None:
+                reconciliation.record_missed(db, pipeline, due, still_due=still_due)
                 reconciliation.record_not_begun(db, pipeline, night, error)
             raise
         with logs.night_context(
@@ -159,8 +160,8 @@ def open_night(
                 return
             try:
                 with run.heartbeat:
-                    if night.trigger == "schedule" and night.scheduled_for is not None and not dry_run:
-                        reconciliation.record_missed(db, pipeline, night.scheduled_for, still_due=still_due)
+                    if due is not None:
+                        reconciliation.record_missed(db, pipeline, due, still_due=still_due)
                     close_ended(db, pipeline.name, pipeline)
                     yield run
             except Exception as error:

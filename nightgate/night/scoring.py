@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from datetime import date
-from functools import partial
 
 from nightgate.data.golden_rows import golden_set
 from nightgate.data.refresh import meaning_of
@@ -35,7 +34,11 @@ def score_on_test(run: NightRun, snapshot: Snapshot, trained: Trained) -> Scored
     champion = versions.champion(run.db, run.pipeline.name)
     anchor = versions.anchor(run.db, run.pipeline.name)
     meaning = meaning_of(snapshot, run.pipeline)
-    golden = golden_set(run.pipeline, run.home, snapshot, run.night, partial(_meaning_on, run))
+
+    def meaning_then(night: date) -> LabelMeaning | None:
+        return run.db.read(lambda session: meaning_on(session, run.pipeline.name, night))
+
+    golden = golden_set(run.pipeline, run.home, snapshot, run.night, meaning_then)
     models = {"candidate": Model(trained.result.best_model)}
     if champion is not None:
         models["champion"] = _version(run, champion, meaning)
@@ -71,6 +74,7 @@ def try_serving(run: NightRun, snapshot: Snapshot, scored: Scored) -> Served:
         {name: load_logits(logits[name])[: len(texts)] for name in models},
         scored.result.max_length,
         run.pipeline.data.label_names,
+        reference="champion",
     )
     log.info(LIFE, "serving", time.monotonic() - began, "")
     for name, found in served.items():
@@ -93,7 +97,3 @@ def _version(run: NightRun, version: VersionRow, meaning: LabelMeaning) -> Model
     version_folder.verify_version(folder)
     flaw = run.db.read(lambda session: meaning_of_run(session, version.run_id)).flaw(meaning)
     return Model(folder, version, flaw, relabelled=bool(flaw))
-
-
-def _meaning_on(run: NightRun, night: date) -> LabelMeaning | None:
-    return run.db.read(lambda session: meaning_on(session, run.pipeline.name, night))

@@ -229,7 +229,7 @@ def access_finding(root: Path) -> Finding:
         remedy = share if is_for_group else f"chmod -R go= {path}"
         return Finding("warning", check, f"{mode:04o}: every user of this machine can {can} it", remedy)
     if mode & 0o070:
-        return Finding("ok", check, f"{mode:04o}: for its owner and group {root.group()}")
+        return Finding("ok", check, f"{mode:04o}: for its owner and its group")
     if is_for_group:
         found = f"{mode:04o}: for its owner alone, and NIGHTGATE_HOME_ACCESS is group"
         return Finding("warning", check, found, share)

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from humanize import naturalsize
 from sqlalchemy.orm import Session
 
+from nightgate.database.backup import damage_of
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.schema import ModelVersion, Promotion, Run, Setting
 from nightgate.database.transactions import Database
@@ -78,22 +79,13 @@ def _versions(session: Session) -> VersionRows:
 
 def _database_file(db: Database) -> Finding:
     """Whether SQLite finds its file whole."""
-
-    def flaws(session: Session) -> list[str]:
-        damage = [str(line) for line in session.scalars(sa.text(f"PRAGMA quick_check({SHOWN})")) if line != "ok"]
-        if damage:
-            return damage
-        orphans = session.execute(sa.text("PRAGMA foreign_key_check")).all()
-        tables = _listed(sorted({str(row[0]) for row in orphans}))
-        return [f"{len(orphans)} rows without their parent, in {tables}"] if orphans else []
-
     try:
-        found = db.read(flaws)
+        damage = db.read(lambda session: damage_of(session.connection().exec_driver_sql, "quick_check"))
     except DatabaseError as error:
-        found = [error.reason]
-    if found:
+        damage = error.reason
+    if damage:
         remedy = f"restore it from a backup ({RESTORE})"
-        return Finding("problem", "database file", f"{db.name} is damaged: {'; '.join(found)}", remedy)
+        return Finding("problem", "database file", f"{db.name} is damaged: {damage}", remedy)
     size = naturalsize(Path(db.name).stat().st_size)
     return Finding("ok", "database file", f"{size}, whole: pages, constraints, foreign keys")
 
@@ -141,7 +133,8 @@ def _without_row(
     newer += [home.relative(folder) for folder in runs if folder.name not in known]
     if left:
         found = f"{_listed(left)} without a row: its registration was killed"
-        yield Finding("warning", "versions", found, "the next version of the pipeline moves it to orphans/")
+        remedy = "the next night removes it, or moves it to orphans/ if it holds the only copy of its weights"
+        yield Finding("warning", "versions", found, remedy)
     if newer:
         found = f"the home holds {_listed(newer)}, of runs that the database does not have: it is older than the home"
         remedy = f"restore home and database of the same time ({RESTORE}); to go on with these, move the folders away"

@@ -15,7 +15,7 @@ from typing import Any
 from nightgate.config import FilesSource, HubSource, Pipeline, SampleSource
 from nightgate.data.source_check import check_files, check_golden, check_sample
 from nightgate.database.transactions import Database
-from nightgate.engine.base_model_folder import resolve
+from nightgate.engine.base_model_folder import local_folder
 from nightgate.errors import ConfigurationError, NightgateError, without_credentials
 from nightgate.operations.findings import Finding
 from nightgate.registry import versions
@@ -82,11 +82,11 @@ def base_model(pipeline: Pipeline, hub: Hub) -> Finding:
     """The base model: a folder, in the cache of the hub, or to be downloaded from it."""
     check, name = f"model {pipeline.name}", pipeline.training.base_model
     revision = pipeline.training.base_model_revision
-    if not _on_hub(name):
-        try:
-            folder = resolve(name)
-        except NightgateError as error:
-            return Finding("problem", check, error.reason, error.next_step)
+    try:
+        folder = local_folder(name)
+    except NightgateError as error:
+        return Finding("problem", check, error.reason, error.next_step)
+    if folder is not None:
         if not (folder / "config.json").is_file():
             found = f"base_model {name!r}: the folder {folder} has no config.json"
             return Finding("problem", check, found, "name the folder of a model in training.base_model")
@@ -125,12 +125,6 @@ def _data_set(check: str, source: HubSource, hub: Hub) -> Finding:
         return Finding("warning", check, found, "connect to the network")
     remedy = 'connect to the network, or read local files with kind = "files"'
     return hub.finding(check, source.dataset, source.revision or "", "dataset", remedy)
-
-
-def _on_hub(base_model: str) -> bool:
-    """Whether `base_model_folder.resolve` takes this for a name on the hub."""
-    is_path = base_model.startswith(("package:", ".", "/", "~")) or base_model.count("/") > 1 or "\\" in base_model
-    return not is_path and not Path(base_model).expanduser().exists()
 
 
 def _cached(name: str, revision: str, kind: str) -> Path | None:

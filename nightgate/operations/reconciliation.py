@@ -116,13 +116,18 @@ def record_missed(
 
 
 def record_not_begun(db: Database, pipeline: Pipeline, night: Night, error: NightgateError) -> None:
-    """Record a scheduled night that could only have failed as missed, unless the database knows of it."""
+    """Record a scheduled night that could only have failed as missed, unless the database knows of it.
+
+    Its event is not pending: its flow publishes the failure.
+    """
 
     def work(session: Session) -> None:
         lock_pipeline(session, pipeline.name)
         of_night = (Run.pipeline == pipeline.name, Run.night == night.date, Run.dry_run.is_(False))
         if session.scalar(sa.select(sa.func.count()).select_from(Run).where(*of_night)) == 0:
-            session.add(_missed(pipeline, night, error.reason, error.next_step))
+            run = _missed(pipeline, night, error.reason, error.next_step)
+            run.announced_at = run.finished_at
+            session.add(run)
 
     db.write(work)
 

@@ -38,24 +38,27 @@ def sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
     Raises:
         DatabaseError: the database cannot be used.
     """
-    models = home.models / pipeline.name
+    models = (home.models / pipeline.name).resolve()
     rows = versions(db, pipeline.name)
     sizes = {row.version: row.size_bytes or 0 for row in rows if row.files_removed_at is None}
 
-    def mark(session: Session) -> tuple[list[int], list[Path]]:
+    def mark(session: Session) -> list[int]:
         lock_pipeline(session, pipeline.name)
         going = choose(sizes, _needed(session, pipeline.name), _former(session, pipeline.name), pipeline.retention)
         for version in going:
             row = session.get_one(ModelVersion, (pipeline.name, version))
             if row.files_removed_at is None:
                 row.files_removed_at = datetime.now(UTC)
-        return going, _unregistered(session, home, pipeline.name)
+        for left in _unregistered(session, pipeline.name, models):
+            # Under the lock: the next version may get the same number, and its folder must not be removed.
+            _remove(left, models)
+        return going
 
-    going, unregistered = db.write(mark)
+    going = db.write(mark)
     for row in rows:
         if row.version in going or row.files_removed_at is not None:
             _remove(home.absolute(row.path), models)
-    for left in [*models.glob(".removed-*"), *unregistered]:
+    for left in models.glob(".removed-*"):
         shutil.rmtree(left, ignore_errors=True)
     if going:
         log.info("retention removed the files of versions %s of %s", ", ".join(map(str, going)), pipeline.name)
@@ -115,11 +118,10 @@ def _former(session: Session, pipeline_name: str) -> set[int]:
     }
 
 
-def _unregistered(session: Session, home: Home, pipeline_name: str) -> list[Path]:
+def _unregistered(session: Session, pipeline_name: str, models: Path) -> list[Path]:
     """Folders of a registration that was killed. The caller holds the lock, under which no run can begin."""
     if session.scalar(sa.select(Run.run_id).where(Run.pipeline == pipeline_name, Run.status == "running").limit(1)):
         return []  # it may be registering its version
-    models = home.models / pipeline_name
     paths = session.scalars(sa.select(ModelVersion.path).where(ModelVersion.pipeline == pipeline_name))
     known = {Path(path).name for path in paths}
     numbered = [folder for folder in models.glob("v[0-9]*") if folder.name not in known]
@@ -128,7 +130,7 @@ def _unregistered(session: Session, home: Home, pipeline_name: str) -> list[Path
 
 def _remove(folder: Path, models: Path) -> None:
     """Rename a version's folder, so that a reader never finds half a version under its name; the sweep deletes it."""
-    if folder.parent != models.resolve() or not folder.is_dir():
+    if folder.parent != models or not folder.is_dir():
         return
     away = models / f".removed-{folder.name}-{uuid.uuid4().hex[:8]}"
     try:

@@ -27,10 +27,6 @@ ENDED = ("promoted", "held", "skipped", "waiting")
 RESUMABLE = ("running", "failed", "cancelled")
 
 
-def _ready(_has_snapshot: bool) -> None:
-    """The default check: nothing is known to be missing."""
-
-
 def open_run(
     db: Database,
     pipeline: Pipeline,
@@ -41,7 +37,7 @@ def open_run(
     dry_run: bool = False,
     prefect_flow_run_id: str | None = None,
     overtaken: str = "",
-    check_ready: Callable[[bool], None] = _ready,
+    check_ready: Callable[[bool], object] = lambda _: None,
 ) -> RunRow:
     """Claim a night. The run that is returned is `running` with this attempt, or has ended.
 
@@ -150,7 +146,7 @@ class _Claim:
     dry_run: bool
     prefect_flow_run_id: str | None
     overtaken: str
-    check_ready: Callable[[bool], None]
+    check_ready: Callable[[bool], object]
 
 
 def _claimed(session: Session, claim: _Claim) -> Run:

@@ -29,6 +29,7 @@ from nightgate.night import steps
 from nightgate.night.night import run_night
 from nightgate.night.run import open_night
 from nightgate.operations import readiness
+from nightgate.operations.reconciliation import unannounced
 from nightgate.pipeline_files import load_pipeline
 from nightgate.runs import claim
 from nightgate.schedule import Night, chosen_night, scheduled_night
@@ -181,6 +182,8 @@ def test_a_scheduled_night_that_cannot_begin_is_recorded_as_missed_and_runs_when
         assert "reviews.jsonl" in row["reason"]
         assert f"nightgate run kettles --night {due.date}" in row["next_step"]
         assert num_runs(upgraded.root) == 4, "two more nights were due since the earlier one"
+    with Database.open(upgraded) as db:
+        assert due.date not in [one.night for one in unannounced(db)], "its flow announces that it failed"
     _table(lambda row: row)(tmp_path)
     with suppress(KeyboardInterrupt), open_night(wanted, due) as run:
         assert run.ended is None

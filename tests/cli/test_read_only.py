@@ -102,6 +102,29 @@ def test_everything_that_reads_works_without_the_right_to_write(folder: Path) ->
     assert not list((folder / "home").glob("metrics.db-*"))
 
 
+def test_what_this_user_may_not_even_look_for_is_an_error_in_words(folder: Path) -> None:
+    shut = folder / "shut"
+    shut.mkdir()
+    base_model = f'training.base_model="{shut}/model"'
+    shut.chmod(0)
+    try:
+        results = as_reader(
+            folder,
+            ["status"],
+            ["db", "backup", str(folder / "copy.db")],
+            ["run", "sample", "--no-prefect", "--set", base_model],
+            NIGHTGATE_DATABASE_URL=f"sqlite:///{shut}/metrics.db",
+        )
+        results += as_reader(folder, ["db", "backup", str(shut / "copy.db")])
+    finally:
+        shut.chmod(0o755)
+    for done in results:
+        assert done.exit_code == 1, done
+        assert "Traceback" not in done.stderr
+        assert f"{shut}" in done.stderr
+        assert "next: give this user the right" in done.stderr
+
+
 @pytest.mark.slow
 def test_the_champion_predicts_and_doctor_checks_all_it_can(folder: Path) -> None:
     predicted, examined = as_reader(folder, ["predict", "small", "great shoes"], ["doctor", "--format", "json"])

@@ -274,6 +274,45 @@ def test_a_process_that_hangs_is_killed_and_is_an_error(best: Path, logits: Logi
     assert started() == []
 
 
+def scripted(path: Path, *dies: list[str]) -> str:
+    """A process that dies of SIGABRT while it loads the last of these sets of models, and serves others."""
+    return script(
+        path,
+        f"""
+        names = list(json.load(open(sys.argv[3]))["models"])
+        if names in {dies!r}:
+            print(json.dumps({{"stage": "loading", "model": names[-1]}}), flush=True)
+            os.abort()
+        for name in names:
+            print(json.dumps({{"model": name, "labels": {LABELS!r}, "logits": [[0, 0, 9]] * {len(TEXTS)}}}))
+        print(json.dumps({{"latency_ms": dict.fromkeys(names, 5)}}))
+        """,
+    )
+
+
+BOTH, ALONE = ["candidate", "champion"], ["champion"]
+
+
+def test_a_champion_that_no_process_can_serve_is_not_compared(best: Path, logits: Logits, tmp_path: Path) -> None:
+    python = scripted(tmp_path / "python", BOTH, ALONE)
+    found = served({"candidate": best, "champion": best}, logits, reference="champion", python=python)
+    assert "SIGABRT while loading the champion" in found["champion"].flaw
+    assert (found["candidate"].flaw, found["candidate"].rows, found["candidate"].latency_ms) == ("", 64, 5)
+
+
+@pytest.mark.parametrize("dies", [(BOTH,), (BOTH, ALONE, ["candidate"])], ids=["at one try", "of the candidate"])
+def test_a_crash_that_is_not_the_champions_is_an_error(
+    dies: tuple[list[str], ...], best: Path, logits: Logits, tmp_path: Path
+) -> None:
+    with pytest.raises(CrashedError, match="SIGABRT"):
+        served(
+            {"candidate": best, "champion": best},
+            logits,
+            reference="champion",
+            python=scripted(tmp_path / "python", *dies),
+        )
+
+
 @pytest.mark.faults
 def test_the_process_ends_with_its_caller(best: Path, tmp_path: Path) -> None:
     code = f"""

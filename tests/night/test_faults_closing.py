@@ -1,6 +1,7 @@
 """kill -9 before every write behind the verdict of a night, and the four ways that finish what was left.
 
-The nights that are killed come from one stored home; what each moment left is copied for each way.
+The nights that are killed come from one stored home; what each moment left is copied for each way. A promotion is
+finished in all four ways at each write, other ends, which share most of its writes, in one, taken in turns.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import subprocess
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from tests.support.after_verdict import CHECKPOINTS, Case, State, announce, kill
 from tests.support.first_night import copy_first_night, first_night
 from tests.support.night_rows import within
 
-pytestmark = [pytest.mark.flow, pytest.mark.faults, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.flow, pytest.mark.faults, pytest.mark.timeout(1800)]
 
 ENDS = {
     "promoted": Case(day=7),
@@ -118,23 +120,18 @@ def wanted(end: str, left: State, way: str) -> State:
 def test_each_way_finishes_what_a_killed_night_left(
     end: str, stored: Path, environment: Path, tmp_path: Path, prefect_server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    case, home, dead, note = (
-        replace(ENDS[end], flow_run_id=str(uuid.uuid4())),
-        environment,
-        tmp_path / "dead",
-        tmp_path / "note",
-    )
+    case, dead, note = replace(ENDS[end], flow_run_id=str(uuid.uuid4())), tmp_path / "dead", tmp_path / "note"
     ids, lines, wrong = set[str](), [], []
     for at in itertools.count(1):
-        put(stored, home)
+        put(stored, environment)
         if not killed(case, at, "", note, prefect_server):
             break
         left = State.of(case)
-        put(home, dead)
+        put(environment, dead)
         good = []
-        for way, finish in WAYS.items():
-            put(dead, home)
-            finish(case, prefect_server)
+        for way in WAYS if end == "promoted" else [list(WAYS)[at % len(WAYS)]]:
+            put(dead, environment)
+            WAYS[way](case, prefect_server)
             found, expected = State.of(case), wanted(end, left, way)
             if way != "reconcile" and len(found.champions) == 1:
                 # The killed night itself, or the next one, may have promoted since.
@@ -142,9 +139,8 @@ def test_each_way_finishes_what_a_killed_night_left(
             if found == expected:
                 good.append(way)
             else:
-                wrong.append(
-                    f"{at} ({note.read_text()}), {way}:\n  found  {found}\n  wanted {expected}\n  left   {left}"
-                )
+                moment = f"{at} ({note.read_text()}), {way}"
+                wrong.append(f"{moment}:\n  found  {found}\n  wanted {expected}\n  left   {left}")
             ids |= {str(_event_of(one).id) for one in runs(case)}
         lines.append(f"| {at} | {note.read_text()[:60]} | {described(left)} | {', '.join(good)} |")
     with capsys.disabled():
@@ -152,8 +148,9 @@ def test_each_way_finishes_what_a_killed_night_left(
         print("\n".join(lines))
     assert wrong == [], "\n".join(wrong)
     assert len(lines) > {"promoted": 45, "held": 25, "waiting": 25, "skipped": 5}[end]
-    within(20, lambda: set(events(prefect_server, case)) == ids)
-    assert set(Counter(events(prefect_server, case)).values()) == {1}
+    with suppress(AssertionError):  # the comparison shows which
+        within(60, lambda: set(events(prefect_server, case)) == ids)
+    assert Counter(events(prefect_server, case)) == Counter(ids)
 
 
 def described(left: State) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import threading
 import time
@@ -25,7 +24,7 @@ from nightgate.operations.database_checks import place_findings
 from nightgate.operations.doctor import clock_finding, disk_finding, examine
 from nightgate.operations.findings import Finding, Seen, file_system_of, is_network
 from nightgate.operations.pipeline_checks import daylight_findings
-from nightgate.registry import approvals, promotion
+from nightgate.registry import approvals
 from nightgate.runs import claim
 from nightgate.runs.liveness import Owner
 from tests.support import night_rows
@@ -313,19 +312,6 @@ def test_a_home_of_another_database_is_a_problem(
     [finding] = findings_of("home shared")
     assert finding.status == "problem"
     assert database.home.id[:8] in finding.found
-
-
-@SQLITE
-def test_a_copy_of_the_home_is_noticed_by_a_missing_champion(database: Database) -> None:
-    opened, version = judged_version(database)
-    (database.home.models / "reviews" / "v0001").mkdir(parents=True)
-    facts: dict[str, Any] = {"expected": None, "run_id": opened.run_id, "attempt": 1, "by": "gate", "reason": "-"}
-    promotion.promote_candidate(database, "reviews", version, **facts)
-    assert [one.status for one in findings_of("versions")] == ["ok"]
-    shutil.rmtree(database.home.models / "reviews")
-    [finding] = findings_of("versions")
-    assert finding.status == "problem"
-    assert "models/reviews/v0001" in finding.found
 
 
 @SQLITE

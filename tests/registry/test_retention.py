@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from nightgate.config import Pipeline, Retention
@@ -234,3 +237,24 @@ def test_a_row_with_the_path_of_another_folder_removes_nothing(six: Database, pa
     assert folder(six, 1).is_dir()
     assert folder(six, 6).is_dir()
     assert not folder(six, 2).exists()
+
+
+def test_the_next_version_keeps_its_folder_while_one_that_a_killed_registration_left_is_removed(six: Database) -> None:
+    source = six.home.runs / "model.safetensors"
+    source.write_bytes(b"x")
+
+    def register(*_: object) -> None:
+        if not folder(six, 7).exists():
+            folder(six, 7).mkdir()
+            os.link(source, folder(six, 7) / "model.safetensors")
+
+    register()
+    # As soon as the sweep has no lock any more.
+    sa.event.listen(Engine, "commit", register)
+    try:
+        retention.sweep(six, six.home, pipeline(models=6))
+    finally:
+        sa.event.remove(Engine, "commit", register)
+    assert folder(six, 7).is_dir()
+    retention.sweep(six, six.home, pipeline(models=6))
+    assert not folder(six, 7).exists()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from datetime import timedelta
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -134,7 +136,10 @@ def test_both_forms_have_the_same_sections_pictures_and_numbers() -> None:
         *("How it ran", "Where to look next"),
     ]
     # F1 of all sides, differences, curves, matrix, F1 by label and product, shares by label and product, lengths.
-    assert markdown.count("](data:image/svg+xml;base64,") == published_html().count("data:image/svg+xml;base64,") == 9
+    for form in (markdown, published_html()):
+        pictures = re.findall(r"data:image/svg\+xml;base64,([^\")]*)", form)
+        assert len(pictures) == 9
+        assert [ElementTree.fromstring(base64.b64decode(one, validate=True)).tag[-3:] for one in pictures] == ["svg"] * 9
     assert published_table(pd.DataFrame(list(published_rows()))) in markdown.replace("**", "")
     shown = rendered(markdown).words
     for number in ("0.5435", "+0.0031", "0.5404", "1.2436", "0.5422", "50,000", "1 h 2 min", "-0.0040 to +0.0102"):

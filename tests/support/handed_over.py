@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nightgate.data.snapshots import Snapshot
 from nightgate.metrics.bootstrap import Interval
@@ -22,7 +23,7 @@ def write_version(home: Path, best_model: Path, base_model: str = "someone/base"
         "data": {"source": source, "labels": list(LABELS)},
         "training": {"max_length": 32, "base_model": base_model},
     }
-    manifest = {
+    manifest: dict[str, Any] = {
         "id": "s-0011223344556677",
         "test_version": "t-0123456789",
         "rows": {"train": 80, "validation": 10, "test": 10},
@@ -39,6 +40,15 @@ def write_version(home: Path, best_model: Path, base_model: str = "someone/base"
         test_interval=Interval(0.5, 0.7),
     )
     table = "| Epoch | F1 |\n|:-:|:-:|\n| 1.0 | 0.6 |"
-    run = register._RunFacts("2026-03-01", "0.1.0", "cpu", "fp32", epochs=[], results_table=table)
+    run = register._RunFacts(
+        night="2026-03-01",
+        code_version="0.1.0",
+        device="cpu",
+        precision="fp32",
+        data_until=manifest["data_until"],
+        rows_trained=80,
+        epochs=[],
+        results_table=table,
+    )
     staging = Staging(home / "models" / "reviews", best_model, LABELS)
     return staging.place(3, register._card(candidate, run, 3), register._manifest(candidate, run))
