@@ -93,18 +93,20 @@ def serve_pipelines(
         if not configured:
             # On a configured server its owner runs `python -m deployments.automations`.
             automations.install()
-        for line in _announcement(url, pipelines, home, is_started=is_started):
+        for line in _announcement(url, pipelines, home, is_started=is_started, is_configured=bool(configured)):
             say(line)
         asyncio.run(_serve(deployments))
 
 
-def _announcement(url: str, pipelines: Sequence[Pipeline], home: Home, *, is_started: bool) -> Iterator[str]:
+def _announcement(
+    url: str, pipelines: Sequence[Pipeline], home: Home, *, is_started: bool, is_configured: bool
+) -> Iterator[str]:
     shown = without_credentials(url)
     yield f"{'started a Prefect server' if is_started else 'joined the Prefect server that runs there'}: UI at {shown}"
     kept = password_file(home.root)
     if kept.is_file() and asks_for_password(f"{url}/api"):
         yield f"it asks for a password once: the line in {kept}"
-    if not configured_server() and PREFECT_SERVER_API_PORT.value() != PREFECT_SERVER_API_PORT.default():
+    if not is_configured and PREFECT_SERVER_API_PORT.value() != PREFECT_SERVER_API_PORT.default():
         yield f"other commands find it with PREFECT_SERVER_API_PORT={PREFECT_SERVER_API_PORT.value()}"
     yield f"serving {', '.join(f'{one.name} ({one.schedule.cron} {one.schedule.timezone})' for one in pipelines)}"
     yield f"Start a night: Deployments > {night_name(pipelines[0].name)} > Run > Custom run. Ctrl-C ends."
