@@ -234,7 +234,7 @@ def _by_loss(check: Row) -> tuple[bool, bool, float]:
     lost = _difference(check)
     if lost is None:
         lost = float(check["candidate_value"] or 0) - float(check["threshold"] or 0)
-    return check["outcome"] != "failed", check["outcome"] == "underpowered", lost
+    return check["outcome"] != "failed", check["ci_low"] is None, lost
 
 
 def _interval(check: Row) -> str:
