@@ -122,6 +122,7 @@ def test_a_first_night_that_should_start_from_the_champion_starts_from_the_base_
     assert "no champion to start from yet" in held_night.done.stderr
 
 
+@pytest.mark.slow
 def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, environment: Path) -> None:
     three = {"1": "bad", "2": "bad", "3": "fine", "4": "good", "5": "good"}
     pipeline = load_pipeline(site, {**SHORT, "data.labels": three, "gate.policy": "superior"})
@@ -278,6 +279,7 @@ def champion_and_anchor() -> tuple[int, int]:
     return champion.version, anchor.version
 
 
+@pytest.mark.slow
 def test_an_anchor_that_is_not_the_champion_is_a_side_of_its_own_and_moves_when_the_gate_says_so(
     blind_anchor: Pipeline, environment: Path
 ) -> None:

@@ -42,6 +42,7 @@ def test_a_learning_rate_that_is_five_percent_too_high_fails_the_gates_of_fp32()
     assert failed(ran) == ["fp32: losses of 20 steps", "fp32: logits after them"]
 
 
+@pytest.mark.slow
 def test_a_part_that_dies_is_reported_and_the_next_one_runs() -> None:
     # Without the reference there is no file to compare with.
     ran = rehearsal("--only", "fp32", "memory")
