@@ -123,7 +123,7 @@ def postgres(session_root: Path) -> Iterator[PostgresServer]:
     server.close()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.database)])
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.database) for name in ("sqlite", "postgresql")])
 def dialect(request: pytest.FixtureRequest) -> str:
     """A test that asks for this, `database_url` or `database` runs once on each engine."""
     return str(request.param)
