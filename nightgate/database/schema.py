@@ -16,7 +16,7 @@ from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of,
 
 METADATA = Base.metadata
 """All tables, including those of the gate."""
-HEAD = "0013"
+HEAD = "0008"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")

@@ -186,7 +186,7 @@ def test_only_nights_that_averaged_classes_without_rows_are_cut_off_by_the_upgra
     nightly(database, 5, Model("sixth", 0.7), Flawed(**asdict(first)), anchor=first)
     keys = set(nightgate.history("reviews")["metric_key"])
     assert len(keys) == 1
-    command.downgrade(alembic_config(migrated_url), "0008")
+    command.downgrade(alembic_config(migrated_url), "0007")
     upgrade(migrated_url)
     found = nightgate.history("reviews")
     replayed = list(replay(database, "reviews"))
@@ -202,7 +202,7 @@ def test_only_nights_that_averaged_classes_without_rows_are_cut_off_by_the_upgra
         assert list(as_frame(replayed)["redefined"]) == averaged
         weighted = list(replay(database, "reviews", {"gate.average": "weighted"}))
         assert not any(one.redefined for one in weighted)
-    command.downgrade(alembic_config(migrated_url), "0008")
+    command.downgrade(alembic_config(migrated_url), "0007")
     assert set(database.frame("SELECT metric_key FROM run")["metric_key"]) == keys
     upgrade(migrated_url)
 
