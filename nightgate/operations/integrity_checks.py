@@ -15,6 +15,7 @@ from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.schema import ModelVersion, Promotion, Run, Setting
 from nightgate.database.transactions import Database
 from nightgate.errors import DatabaseError, ModelError, NightgateError
+from nightgate.gate.wording import listed
 from nightgate.home import Home, find_home
 from nightgate.models.version_folder import read_manifest, verify_version
 from nightgate.operations.database_checks import RESTORE, opened
@@ -109,14 +110,15 @@ def _champions(home: Home, rows: VersionRows) -> Iterator[Finding]:
             yield Finding("problem", "champions", found, f"restore home and database of the same time ({RESTORE})")
     if verified:
         size = naturalsize(sum(row.size_bytes or 0 for row in verified))
-        yield Finding("ok", "champions", f"{_listed([row.pipeline for row in verified])}: SHA-256 of {size} is right")
+        names = listed([row.pipeline for row in verified], SHOWN)
+        yield Finding("ok", "champions", f"{names}: SHA-256 of {size} is right")
 
 
 def _without_folder(home: Home, rows: VersionRows) -> Iterator[Finding]:
     kept = [row.path for row in rows if row.files_removed_at is None]
     if missing := [path for path in kept if not home.absolute(path).is_dir()]:
         remedy = f"restore them from a backup ({RESTORE}), or set NIGHTGATE_HOME to the folder that other workers share"
-        yield Finding("problem", "versions", f"{home.root} lacks {_listed(missing)} of the database", remedy)
+        yield Finding("problem", "versions", f"{home.root} lacks {listed(missing, SHOWN)} of the database", remedy)
     else:
         yield Finding("ok", "versions", f"{len(kept)} with their folders")
 
@@ -132,11 +134,12 @@ def _without_row(
     newer = [home.relative(folder) for folder, run_id in strays.items() if run_id not in known]
     newer += [home.relative(folder) for folder in runs if folder.name not in known]
     if left:
-        found = f"{_listed(left)} without a row: its registration was killed"
+        found = f"{listed(left, SHOWN)} without a row: its registration was killed"
         remedy = "the next night removes it, or moves it to orphans/ if it holds the only copy of its weights"
         yield Finding("warning", "versions", found, remedy)
     if newer:
-        found = f"the home holds {_listed(newer)}, of runs that the database does not have: it is older than the home"
+        unknown = listed(newer, SHOWN)
+        found = f"the home holds {unknown}, of runs that the database does not have: it is older than the home"
         remedy = f"restore home and database of the same time ({RESTORE}); to go on with these, move the folders away"
         yield Finding("problem", "database age", found, remedy)
 
@@ -152,8 +155,3 @@ def _run_of(folder: Path) -> str:
 def _known_runs(session: Session) -> set[str]:
     studies = session.scalars(sa.select(SeedStudy.study_id))
     return {*session.scalars(sa.select(Run.run_id)), *(f"seeds-{study}" for study in studies)}
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"
