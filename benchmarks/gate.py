@@ -21,7 +21,7 @@ from itertools import groupby
 from benchmarks.gate_worlds import BASE, MATTERS, WORLDS
 from benchmarks.gate_years import POLICIES, Summary, average_candidate, simulate
 from benchmarks.results import Result, exit_code, log, parser, results_table, table
-from nightgate import config
+from nightgate.gate_config import Gate
 
 BY_NAME = {world.name: world for world in WORLDS}
 DRIFTING = ("drift", "staleness")
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     began = time.monotonic()
     worlds = DRIFTING if options.quick else tuple(BY_NAME)
-    gate = config.Gate(margin=options.margin, refresh_after=options.refresh_after)
+    gate = Gate(margin=options.margin, refresh_after=options.refresh_after)
     # There is a worker for each core, so that each needs one thread.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     years = []
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     cli = parser("gate", __doc__)
-    gate = config.Gate()
+    gate = Gate()
     cli.add_argument("--runs", type=int, default=400, help="simulated years of each policy in each world")
     cli.add_argument("--rows", type=int, default=5000, help="test rows in the window; the promises are about 5,000")
     cli.add_argument("--margin", type=float, default=gate.margin, help="in F1, instead of the default")

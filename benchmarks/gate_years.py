@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gate_worlds import BASE, CONTESTED, EASY, MATTERS, NIGHTS, SEED_SPREAD, WORLDS, World
-from nightgate import config
 from nightgate.gate import statistics
+from nightgate.gate_config import Gate
 from nightgate.metrics.bootstrap import Interval
 
 Floats = NDArray[np.float64]
@@ -54,7 +54,7 @@ class Policy:
 
     name: str
     title: str
-    promotes: Callable[[Tonight, config.Gate], Mask]
+    promotes: Callable[[Tonight, Gate], Mask]
     all_rows: bool = False
     """Decides on all test rows, not on the window alone."""
     has_anchor: bool = False
@@ -64,11 +64,11 @@ def intervals(gap: tuple[Floats, Floats, Floats]) -> list[Interval]:
     return [Interval(low, high) for low, high in zip(gap[1].tolist(), gap[2].tolist(), strict=True)]
 
 
-def _superior(tonight: Tonight, _: config.Gate) -> Mask:
+def _superior(tonight: Tonight, _: Gate) -> Mask:
     return np.array([statistics.is_superior(interval) for interval in intervals(tonight.gap)])
 
 
-def _ours(tonight: Tonight, gate: config.Gate) -> Mask:
+def _ours(tonight: Tonight, gate: Gate) -> Mask:
     """The gate's own rules without `min_f1`, so that the comparison alone decides."""
     nights = tonight.champion_nights.tolist()
     sides = zip(tonight.gap[0].tolist(), intervals(tonight.gap), intervals(tonight.anchor_gap), nights, strict=True)
@@ -185,7 +185,7 @@ def average_candidate(world: World) -> Floats:
     return np.asarray(BASE + world.change(nights, nights))
 
 
-def simulate(world_name: str, policy_name: str, rows: int, runs: int, gate: config.Gate, seed: int) -> Summary:
+def simulate(world_name: str, policy_name: str, rows: int, runs: int, gate: Gate, seed: int) -> Summary:
     """`runs` years of a policy in a world, with `rows` test rows in a window. All policies meet the same candidates."""
     (world,) = (one for one in WORLDS if one.name == world_name)
     (policy,) = (one for one in POLICIES if one.name == policy_name)

@@ -29,9 +29,11 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from nightgate.config import Gate, Section, Training
+from nightgate.config import Training
+from nightgate.config_types import Section
 from nightgate.durable_files import user_path
 from nightgate.errors import ConfigurationError
+from nightgate.gate_config import Gate
 from nightgate.settings import read_settings
 
 # Slashes and dots only singly between other characters: no `..`, `//`, address, backslash or terminal escape. The UI

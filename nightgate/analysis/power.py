@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from nightgate import config
 from nightgate.analysis.replay import NO_CONFIG, judged_runs, policy_of
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
@@ -20,6 +19,7 @@ from nightgate.gate.evidence import Evidence
 from nightgate.gate.measurements import Case
 from nightgate.gate.statistics import detectable_gain
 from nightgate.gate.wording import points
+from nightgate.gate_config import Gate
 from nightgate.runs.evidence_store import load_evidence
 
 SIZES = (250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
@@ -85,7 +85,7 @@ def newest_power(db: Database, pipeline: str, overrides: Mapping[str, Any] | Non
     )
 
 
-def power_of(night: date, evidence: Evidence, policy: config.Gate) -> Power | None:
+def power_of(night: date, evidence: Evidence, policy: Gate) -> Power | None:
     """Power of a night's evidence; None if candidate and champion were not compared or agree on every row."""
     case = Case(evidence, policy)
     compared = case.against("champion")

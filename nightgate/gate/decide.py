@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from nightgate import config
 from nightgate.gate.decision import Check, Decision, Measured, Score
 from nightgate.gate.evidence import Evidence
 from nightgate.gate.f1_checks import anchor, beats_champion, min_f1, moves_anchor, not_older
@@ -21,9 +20,10 @@ from nightgate.gate.slice_checks import slices
 from nightgate.gate.statistics import Rule
 from nightgate.gate.test_window import microseconds
 from nightgate.gate.wording import signed, stored
+from nightgate.gate_config import Gate
 
 
-def decide(evidence: Evidence, policy: config.Gate) -> Decision:
+def decide(evidence: Evidence, policy: Gate) -> Decision:
     """Promote the candidate when no check fails and there are enough rows to show that it beats the champion.
 
     Deterministic to the last digit, and independent of the order of rows and classes.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr
 
-from nightgate import config
+from nightgate.gate_config import Gate
 from nightgate.metrics.bootstrap import Interval
 
 Rule = Literal["superior", "refresh", "non_inferior", "threshold_only"]
@@ -32,7 +32,7 @@ def is_non_inferior(interval: Interval, margin: float) -> bool:
 
 
 def beats(
-    gap: float, interval: Interval | None, gate: config.Gate, *, margin: float, champion_nights: int | None
+    gap: float, interval: Interval | None, gate: Gate, *, margin: float, champion_nights: int | None
 ) -> Rule | None:
     """The rule by which a candidate beats the champion under the policy, or None if it does not.
 
@@ -54,7 +54,7 @@ def beats(
     return "refresh" if may_refresh and refresh_low(gap, interval, gate.confidence) > -margin else None
 
 
-def is_old(gate: config.Gate, champion_nights: int | None) -> bool:
+def is_old(gate: Gate, champion_nights: int | None) -> bool:
     """Whether a champion of so many nights may be replaced by a candidate that is not superior."""
     return champion_nights is not None and 0 < gate.refresh_after <= champion_nights
 

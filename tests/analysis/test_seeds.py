@@ -29,11 +29,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from nightgate.analysis import seed_runs, seed_study
 from nightgate.analysis.seed_study import SeedScore, Study
-from nightgate.config import Gate, Pipeline
+from nightgate.config import Pipeline
 from nightgate.data.refresh import Refreshed, split_version
 from nightgate.data.snapshots import Snapshot
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, DataError, StorageError, TrainingError
+from nightgate.gate_config import Gate
 from nightgate.home import Home, open_home
 from nightgate.pipeline_files import load_pipeline
 from nightgate.runs import lifecycle, records

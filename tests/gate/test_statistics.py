@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from nightgate import config
 from nightgate.gate.statistics import (
     Rule,
     beats,
@@ -19,13 +18,12 @@ from nightgate.gate.statistics import (
     mcnemar,
     unseen_gain,
 )
+from nightgate.gate_config import Gate
 from nightgate.metrics.bootstrap import Interval
 
 BETTER, UNCLEAR, WORSE = Interval(0.001, 0.03), Interval(-0.009, 0.02), Interval(-0.03, 0.02)
 NARROW = Interval(-0.006, 0.016)
-SUPERIOR, NON_INFERIOR, THRESHOLD = (
-    config.Gate(policy=policy) for policy in ("superior", "non_inferior", "threshold_only")
-)
+SUPERIOR, NON_INFERIOR, THRESHOLD = (Gate(policy=policy) for policy in ("superior", "non_inferior", "threshold_only"))
 
 
 def test_an_interval_must_begin_above_zero_to_be_superior_and_above_the_margin_to_be_non_inferior() -> None:
@@ -60,13 +58,13 @@ def test_an_interval_must_begin_above_zero_to_be_superior_and_above_the_margin_t
     ],
 )
 def test_a_candidate_beats_the_champion_by_the_rule_of_the_policy(
-    gate: config.Gate, gap: float, interval: Interval, nights: int | None, rule: Rule | None
+    gate: Gate, gap: float, interval: Interval, nights: int | None, rule: Rule | None
 ) -> None:
     assert beats(gap, interval, gate, margin=0.01, champion_nights=nights) == rule
 
 
 @pytest.mark.parametrize("gate", [SUPERIOR, NON_INFERIOR])
-def test_nothing_is_beaten_without_a_gap_and_its_interval(gate: config.Gate) -> None:
+def test_nothing_is_beaten_without_a_gap_and_its_interval(gate: Gate) -> None:
     for gap, interval in ((math.nan, BETTER), (math.inf, BETTER), (0.02, None), (0.02, Interval(math.nan, math.nan))):
         assert beats(gap, interval, gate, margin=0.01, champion_nights=30) is None
 

@@ -16,18 +16,18 @@ from sklearn.metrics import f1_score
 
 from benchmarks.gate_worlds import BASE, CONTESTED, EASY, SEED_SPREAD
 from benchmarks.gate_years import paired_interval
-from nightgate import config
 from nightgate.gate import statistics
 from nightgate.gate.evidence import Evidence, Rows, Side, Slice
 from nightgate.gate.measurements import DECIDING, Case
 from nightgate.gate.slice_checks import slices
+from nightgate.gate_config import Gate
 from nightgate.metrics.bootstrap import Interval, f1_difference, f1_estimate
 from nightgate.metrics.confusion import Average
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-GATE = config.Gate()
+GATE = Gate()
 ROWS, LABELS = 5000, 5
 
 # --- coverage, on populations whose true F1 is known ---

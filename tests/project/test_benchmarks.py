@@ -27,7 +27,7 @@ from benchmarks.workload import (
     padded_tokens,
     rounds,
 )
-from nightgate import config
+from nightgate.gate_config import Gate
 
 pytestmark = pytest.mark.process
 
@@ -130,7 +130,7 @@ def test_a_margin_of_ten_points_breaks_the_gate_s_promise_and_the_command_names_
 ) -> None:
     years = flat_years()
     assert exit_code(promises(years)) == 0
-    years[0] = simulate("equal", "ours", 5000, 10, config.Gate(margin=0.1), seed=1)
+    years[0] = simulate("equal", "ours", 5000, 10, Gate(margin=0.1), seed=1)
 
     assert exit_code(promises(years)) == 1
     assert "FAILED: equal nights: promotions that lose over" in capsys.readouterr().err
@@ -153,12 +153,12 @@ def test_every_promise_can_be_broken(at: int, broken: dict[str, object], promise
 def test_a_simulated_champion_predicts_the_same_the_next_night(monkeypatch: pytest.MonkeyPatch) -> None:
     nights: list[Tonight] = []
 
-    def every_night(tonight: Tonight, _: config.Gate) -> NDArray[np.bool_]:
+    def every_night(tonight: Tonight, _: Gate) -> NDArray[np.bool_]:
         nights.append(tonight)
         return np.ones(len(tonight.f1), dtype=np.bool_)
 
     monkeypatch.setattr(gate_years, "POLICIES", [replace(POLICIES[-1], promotes=every_night)])
-    years = simulate("equal", "ours", 5000, 50, config.Gate(), seed=1)
+    years = simulate("equal", "ours", 5000, 50, Gate(), seed=1)
 
     assert (years.promotions, years.age) == (NIGHTS, pytest.approx(1))
     # New rows come every fifth night.

@@ -14,6 +14,7 @@ from typer.main import get_command
 from nightgate import config
 from nightgate.cli.app import app
 from nightgate.database.transactions import Database
+from nightgate.gate_config import Gate
 from nightgate.pipeline_files import check_pipeline, pipeline_files
 from nightgate.runs import lifecycle, records
 from tests.support import night_rows
@@ -29,7 +30,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     '`source = { kind = "sample" }`': config.SampleSource,
     "`[split]`": config.Split,
     "`[training]`": config.Training,
-    "`[gate]`": config.Gate,
+    "`[gate]`": Gate,
     "`[schedule]`": config.Schedule,
     "`[resources]`": config.Resources,
     "`[retention]`": config.Retention,
