@@ -227,8 +227,8 @@ class Resources(Section):
 
 
 class Retention(Section):
-    """What is kept on disk. The champion, the previous one, the anchor and candidates under review always are; rows are
-    never removed."""
+    """What is kept on disk. The champion, the previous one, the anchor and candidates under review always are, and
+    what a run needs to go on; rows in SQL are never removed."""
 
     models: int = Field(default=20, ge=1, le=100_000)
     """How many of the newest versions keep their files, besides all former champions and anchors that are not
@@ -236,6 +236,10 @@ class Retention(Section):
     disk: Size = ""
     """Most bytes for the versions of a pipeline, such as '20GB'; the oldest are removed first, former champions and
     anchors last. '': no limit."""
+    snapshots: int = Field(default=90, ge=1, le=100_000)
+    """How many of the newest snapshots are kept, besides those of versions that keep their files."""
+    runs: int = Field(default=365, ge=1, le=100_000)
+    """How many of the newest runs keep their folder, with log, predictions and report."""
 
 
 class Pipeline(Section):

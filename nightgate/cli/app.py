@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from nightgate import __version__
+from nightgate.cli.data import snapshots
 from nightgate.cli.database import database_app
 from nightgate.cli.decide import approve, freeze, promote, reconcile, reject, rollback, unfreeze
 from nightgate.cli.gate import compare, export, gate_app, push
@@ -338,6 +339,7 @@ COMMANDS = (
     versions,
     compare,
     predict,
+    snapshots,
     promote,
     rollback,
     freeze,

@@ -11,12 +11,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-import nightgate.database.gate_schema  # noqa: F401 (adds its tables to METADATA)
+import nightgate.database.data_schema
+import nightgate.database.gate_schema  # noqa: F401 (they add their tables to METADATA)
 from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of, one_of, one_open
 
 METADATA = Base.metadata
-"""All tables, including those of the gate."""
-HEAD = "0008"
+"""All tables, including those of the other modules."""
+HEAD = "0009"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -56,6 +57,10 @@ class Snapshot(Base):
     last_time: Mapped[datetime | None]
     manifest: Mapped[dict[str, Any]]
     recorded_at: Mapped[datetime]
+    files_removed_at: Mapped[datetime | None]
+    """When retention removed its files."""
+    rows_redacted: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Rows that `nightgate forget` removed from its files, and that the other counts include."""
 
 
 class Run(Base):

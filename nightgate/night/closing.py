@@ -18,7 +18,7 @@ from nightgate.database.transactions import Database
 from nightgate.durable_files import remove_drafts
 from nightgate.errors import InternalError, NightgateError
 from nightgate.operations import reconciliation
-from nightgate.registry import champion_link, retention
+from nightgate.registry import champion_link, data_retention, retention
 from nightgate.runs.claim import RESUMABLE
 from nightgate.runs.run_row import RunRow
 from nightgate.training.checkpoints import remove_checkpoints
@@ -47,6 +47,8 @@ def _close(db: Database, row: RunRow, pipeline: Pipeline | None) -> bool:
         # First what frees space: a full disk may be why the rest is missing.
         ("its checkpoints", partial(_remove_files, db, row)),
         ("old versions", lambda: retention.sweep(db, db.home, pipeline or _configured(db, row))),
+        # After the versions: those that are left say which snapshots are needed.
+        ("old snapshots and runs", lambda: data_retention.sweep(db, pipeline or _configured(db, row))),
         ("its report", partial(_write_report, db, row)),
     )
     done = True

@@ -44,7 +44,7 @@ def sweep(db: Database, home: Home, pipeline: Pipeline) -> list[int]:
 
     def mark(session: Session) -> list[int]:
         lock_pipeline(session, pipeline.name)
-        going = choose(sizes, _needed(session, pipeline.name), _former(session, pipeline.name), pipeline.retention)
+        going = choose(sizes, needed(session, pipeline.name), _former(session, pipeline.name), pipeline.retention)
         for version in going:
             row = session.get_one(ModelVersion, (pipeline.name, version))
             if row.files_removed_at is None:
@@ -91,7 +91,7 @@ def choose(sizes: Mapping[int, int], needed: Set[int], former: Set[int], retenti
     return sorted(going)
 
 
-def _needed(session: Session, pipeline_name: str) -> set[int]:
+def needed(session: Session, pipeline_name: str) -> set[int]:
     """The champion, the anchor, the target of a rollback, and candidates that are judged or wait for approval."""
     in_use = (
         sa.select(Promotion.version).where(Promotion.pipeline == pipeline_name, Promotion.valid_to.is_(None)),

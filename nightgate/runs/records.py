@@ -49,7 +49,10 @@ def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshe
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
-        if session.get(Snapshot, (run.pipeline, snapshot.id)) is None:
+        known = session.get(Snapshot, (run.pipeline, snapshot.id))
+        if known is not None:
+            known.files_removed_at = None  # retention had removed it, and tonight's rows are the same
+        else:
             session.add(
                 Snapshot(
                     pipeline=run.pipeline,

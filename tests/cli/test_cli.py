@@ -81,8 +81,9 @@ def commands() -> list[tuple[str, Any]]:
 def test_no_command_is_lost() -> None:
     reading = {"status", "history", "champion", "versions", "predict", "doctor"}
     deciding = {"promote", "rollback", "freeze", "unfreeze", "approve", "reject", "reconcile"}
+    on_data = {"snapshots"}
     of_the_gate = {"compare", "push", "export", "seeds", "gate replay", "gate power"}
-    assert {name for name, _ in commands()} == reading | deciding | of_the_gate | {
+    assert {name for name, _ in commands()} == reading | deciding | on_data | of_the_gate | {
         "run",
         "serve",
         "deploy",
@@ -257,7 +258,7 @@ def test_an_unknown_pipeline_is_an_error_that_suggests_the_nearest(first: FirstN
         assert not meant or f"did you mean '{meant}'?" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["history", "champion", "versions"])
+@pytest.mark.parametrize("command", ["history", "champion", "versions", "snapshots"])
 def test_a_pipeline_without_nights_has_no_rows_and_a_hint_on_stderr(run: Run, command: str) -> None:
     done = run(command, "sample")
     assert (done.returncode, done.stdout) == (0, "")
@@ -274,6 +275,19 @@ def test_champion_and_versions_agree_in_every_format(run: Run) -> None:
     assert table[0].split()[:4] == ["version", "status", "night", "test_f1"]
     assert f"{champion['test_f1']:.4f}" in table[1]
     assert re.search(r"^version +1$", run("champion", "small").stdout, re.MULTILINE)
+
+
+def test_snapshots_say_how_many_rows_they_hold_who_used_them_and_why_they_are_kept(first: FirstNight, run: Run) -> None:
+    [snapshot, *_] = records(run("snapshots", "small", "--format", "json"))
+    [(night, run_id, rows_total, rows_new)] = rows(
+        first.home,
+        "SELECT night, run_id, rows_total, rows_new FROM nightly_runs WHERE model_version = 1",
+    )
+    assert (snapshot["night"], snapshot["rows"], snapshot["rows_new"]) == (night, rows_total, rows_new)
+    assert run_id in snapshot["run_ids"].split()
+    assert snapshot["kept"] == "version 1"
+    assert snapshot["bytes"] == sum(path.stat().st_size for path in Path(first.home, snapshot["path"]).glob("rows*"))
+    assert snapshot["snapshot_id"] in run("snapshots", "small").stdout
 
 
 def test_champion_at_a_time_is_the_one_of_that_time(run: Run) -> None:

@@ -37,6 +37,7 @@ READING = [
     ["history", "small", "--slices", "--since", "2026-01-05"],
     ["champion", "small"],
     ["versions", "small"],
+    ["snapshots", "small"],
     ["compare", "small", "1", "3"],
     ["gate", "power", "small"],
     ["gate", "replay", "small"],

@@ -33,7 +33,9 @@ COLUMNS = {
     "champion_timeline": "pipeline model_version run_id valid_from valid_to promoted_by reason",
     "model_versions": "pipeline version run_id path",
     "promotions": "pipeline",
-    "snapshots": "pipeline snapshot_id rows_total",
+    "snapshots": "pipeline snapshot_id rows_total files_removed_at rows_redacted",
+    "forgotten_rows": "pipeline id_hash forgotten_by begun_at finished_at snapshots rows_redacted golden_rows "
+    "quarantined_rows versions",
     "quarantined_rows": "pipeline night run_id reason",
 }
 COLUMNS["nights"] = COLUMNS["nightly_runs"]

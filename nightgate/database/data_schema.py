@@ -1,0 +1,31 @@
+"""Tables of what happened to data besides the runs that used it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy.orm import Mapped
+
+from nightgate.database.column_types import Base, Key
+
+
+class Forgotten(Base):
+    """A row id that was forgotten: who asked for it and what it touched, without the id and without text."""
+
+    __tablename__ = "forgotten"
+
+    pipeline: Mapped[Key]
+    id_hash: Mapped[Key]
+    """SHA-256 of the id, 64 hex digits."""
+    forgotten_by: Mapped[str]
+    begun_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    """When all was removed; NULL while it has to be repeated."""
+    snapshots: Mapped[int]
+    """Snapshots that held the id, of those that were kept."""
+    rows_redacted: Mapped[int]
+    """Rows removed, summed over these snapshots."""
+    golden_rows: Mapped[int]
+    quarantined_rows: Mapped[int]
+    versions: Mapped[str]
+    """Numbers of the versions that were trained on it or selected by it, such as `3, 7`."""
