@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -27,7 +26,7 @@ from flows.reconcile import reconcile_now
 from nightgate.cli.app import app
 from nightgate.database.transactions import Database
 from nightgate.home import open_home
-from nightgate.runs.run_row import RunRow, select_runs
+from nightgate.runs.run_row import RunRow, read_run
 from tests.support.after_verdict import CHECKPOINTS, Case, State, announce, killed
 from tests.support.first_night import copy_first_night, first_night
 from tests.support.night_rows import within
@@ -121,10 +120,11 @@ def test_each_way_finishes_what_a_killed_night_left(
     end: str, stored: Path, environment: Path, tmp_path: Path, prefect_server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     case, dead, note = replace(ENDS[end], flow_run_id=str(uuid.uuid4())), tmp_path / "dead", tmp_path / "note"
-    ids, lines, wrong = set[str](), [], []
+    ends, lines, wrong = set[RunRow](), [], []
     for at in itertools.count(1):
         put(stored, environment)
         if not killed(case, at, "", note, prefect_server):
+            ends |= announced(case)
             break
         left = State.of(case)
         put(environment, dead)
@@ -141,16 +141,17 @@ def test_each_way_finishes_what_a_killed_night_left(
             else:
                 moment = f"{at} ({note.read_text()}), {way}"
                 wrong.append(f"{moment}:\n  found  {found}\n  wanted {expected}\n  left   {left}")
-            ids |= {str(_event_of(one).id) for one in runs(case)}
+            ends |= announced(case)
         lines.append(f"| {at} | {note.read_text()[:60]} | {described(left)} | {', '.join(good)} |")
     with capsys.disabled():
         print(f"\n{end}: killed before {len(lines)} writes\n| | before | left | finished by |\n|---|---|---|---|")
         print("\n".join(lines))
     assert wrong == [], "\n".join(wrong)
     assert len(lines) > {"promoted": 45, "held": 25, "waiting": 25, "skipped": 5}[end]
+    ids, run_ids = {str(_event_of(one).id) for one in ends}, {one.run_id for one in ends}
     with suppress(AssertionError):  # the comparison shows which
-        within(60, lambda: set(events(prefect_server, case)) == ids)
-    assert Counter(events(prefect_server, case)) == Counter(ids)
+        within(60, lambda: set(events(prefect_server, run_ids)) == ids)
+    assert Counter(events(prefect_server, run_ids)) == Counter(ids)
 
 
 def described(left: State) -> str:
@@ -165,20 +166,20 @@ def described(left: State) -> str:
     return "; ".join([left.status, *(fact for fact, is_so in facts.items() if is_so)])
 
 
-def runs(case: Case) -> list[RunRow]:
-    """The runs of the case's Prefect run."""
+def announced(case: Case) -> set[RunRow]:
+    """The runs, of the case's night and later ones, whose end was announced."""
+    query = "SELECT run_id FROM run WHERE announced_at IS NOT NULL AND night >= :night"
     with Database.open(open_home()) as db:
-        rows = db.read(lambda session: [RunRow(*row) for row in session.execute(select_runs())])
-    return [row for row in rows if row.prefect_flow_run_id == case.flow_run_id]
+        return {read_run(db, run_id) for run_id in db.frame(query, {"night": str(case.date)})["run_id"]}
 
 
-def events(server: str, case: Case) -> list[Any]:
-    """The ids of the events about the case's Prefect run."""
-    related = {"related": {"id": [f"prefect.flow-run.{case.flow_run_id}"]}, "event": {"prefix": ["nightgate."]}}
+def events(server: str, run_ids: set[str]) -> list[str]:
+    """The ids of the events about the ends of these runs."""
+    wanted = {"event": {"prefix": ["nightgate."]}}
     with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
-        answer = client.request("POST", "/events/filter", json={"filter": related, "limit": 50}).json()
+        answer = client.request("POST", "/events/filter", json={"filter": wanted, "limit": 50}).json()
         found = answer["events"]
         while answer["next_page"]:
             answer = client.request("GET", answer["next_page"]).json()
             found += answer["events"]
-    return [one["id"] for one in found]
+    return [one["id"] for one in found if one["payload"].get("run_id") in run_ids]
