@@ -23,13 +23,16 @@ from flows.run_end import broken, completed, name_by_status, rename_run
 from flows.run_form import (
     AS_IN_FILE_GATE,
     AS_IN_FILE_TRAINING,
+    AllowedChecks,
     ChosenNight,
+    FreeText,
     GateForm,
     PipelineName,
     TrainingForm,
     chosen_settings,
 )
 from flows.which_night import night_of_this_run, nights_due
+from nightgate.check_config import NONE_ALLOWED, Allowed
 from nightgate.config import Pipeline
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
@@ -68,6 +71,8 @@ def nightly(
     dry_run: bool = False,
     training: TrainingForm = AS_IN_FILE_TRAINING,
     gate: GateForm = AS_IN_FILE_GATE,
+    allow_failed_checks: AllowedChecks = (),
+    reason: FreeText = "",
 ) -> State[Any]:
     """One night of a pipeline: the deployment's flow, with the form of the UI.
 
@@ -78,35 +83,44 @@ def nightly(
         dry_run: Do everything but promote.
         training: How to fine-tune, for this run only. Empty fields: as in the pipeline file.
         gate: What a candidate must show, for this run only. Empty fields: as in the pipeline file.
+        allow_failed_checks: Data checks that may fail tonight.
+        reason: Why they may; stored with this run's id.
     """
     try:
         check_home_of_run()
         configuration = load_by_name(pipeline, chosen_settings(training, gate))
         chosen = night_of_this_run(configuration, night)
+        allowed = Allowed.named(allow_failed_checks, f"Prefect run {runtime.flow_run.id}", reason)
     except Exception as error:  # noqa: BLE001 - whatever it is, an event has to say that there is no night
         announce_unclaimed(pipeline, night, error, runtime.flow_run.id)
         return broken(error)
-    return _run(configuration, chosen, force, dry_run, nights_due())
+    return _run(configuration, chosen, force, dry_run, allowed, nights_due())
 
 
 @flow(name="nightly", flow_run_name="{pipeline.name} {night.date}", persist_result=False)
-def nightly_from_file(pipeline: Pipeline, night: Night, force: bool = False, dry_run: bool = False) -> State[Any]:
+def nightly_from_file(
+    pipeline: Pipeline, night: Night, force: bool = False, dry_run: bool = False, allowed: Allowed = NONE_ALLOWED
+) -> State[Any]:
     """The same night for `nightgate run`, which has read the file and its `--set` already."""
-    return _run(pipeline, night, force, dry_run, frozenset())
+    return _run(pipeline, night, force, dry_run, allowed, frozenset())
 
 
-def _run(pipeline: Pipeline, night: Night, force: bool, dry_run: bool, due: frozenset[datetime]) -> State[Any]:
+def _run(
+    pipeline: Pipeline, night: Night, force: bool, dry_run: bool, allowed: Allowed, due: frozenset[datetime]
+) -> State[Any]:
     rename_run(f"{pipeline.name} {night.date}")
     try:
         survive_closed_console()
         with readable_logs():
-            return completed(run_night(pipeline, night, force=force, dry_run=dry_run, due=due))
+            return completed(run_night(pipeline, night, force=force, dry_run=dry_run, allowed=allowed, due=due))
     except Exception as error:  # noqa: BLE001 - Prefect would show a traceback, and secrets in errors of other packages
         rename_run(f"{pipeline.name} {night.date}: failed")
         return broken(error)
 
 
-def run_night(pipeline: Pipeline, night: Night, *, force: bool, dry_run: bool, due: frozenset[datetime]) -> RunRow:
+def run_night(
+    pipeline: Pipeline, night: Night, *, force: bool, dry_run: bool, allowed: Allowed, due: frozenset[datetime]
+) -> RunRow:
     """One night from its claim to its end, which is announced as an event.
 
     Args:
@@ -124,6 +138,7 @@ def run_night(pipeline: Pipeline, night: Night, *, force: bool, dry_run: bool, d
             night,
             force=force,
             dry_run=dry_run,
+            allowed=allowed,
             prefect_flow_run_id=flow_run_id,
             overtaken=newer_is_due(due, night.scheduled_for) if night.scheduled_for else "",
             still_due=due,

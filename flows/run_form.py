@@ -29,6 +29,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from nightgate.check_config import CheckName
 from nightgate.config import Training
 from nightgate.config_types import Section
 from nightgate.durable_files import user_path
@@ -131,6 +132,10 @@ AS_IN_FILE_GATE = GateForm()
 
 PipelineName = Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")]
 """A name, never a path."""
+
+AllowedChecks = Annotated[tuple[CheckName, ...], Field(json_schema_extra={"uniqueItems": True})]
+
+FreeText = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]
 
 ChosenNight = Annotated[
     date | None,

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from nightgate.check_config import DataChecks
 from nightgate.config_types import Column, Cron, Duration, Label, Section, Size, Timezone, labels_by_value
 from nightgate.cron import instants
 from nightgate.gate_config import Gate
@@ -101,6 +102,8 @@ class Data(Section):
     """File with the source's columns: rows that every candidate should get right. '': test rows of the first night."""
     golden_rows: int = Field(default=500, ge=64, le=100_000)
     """The most golden rows that are frozen, or read from the file."""
+    checks: DataChecks = DataChecks()
+    """What ends a night before training because its data look broken."""
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -281,10 +284,12 @@ class Pipeline(Section):
 
     @cached_property
     def config_hash(self) -> str:
-        """12 hex digits over every field that can change a result: all but schedule, queue, retention and approval."""
+        """12 hex digits over all fields that can change a result: no schedule, queue, retention, approval or limits."""
         outside = {"schedule", "resources", "retention"}
         record = {key: value for key, value in self.record().items() if key not in outside}
         record["gate"] = {key: value for key, value in record["gate"].items() if not key.startswith("approval")}
+        rules = record["data"].pop("checks")["columns"]
+        record["data"] |= {"columns": rules} if rules else {}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
 
     def next_night(self, after: datetime) -> datetime:

@@ -3,7 +3,8 @@
 NightgateError                 anything that Nightgate reports as a message instead of a traceback
 ├── ConfigurationError         a pipeline file, an option or a `--set` is wrong (exit 2)
 ├── DataError                  the source cannot be read, or holds nothing to train on
-│   └── SnapshotError          a stored snapshot is missing, incomplete or altered
+│   ├── SnapshotError          a stored snapshot is missing, incomplete or altered
+│   └── DataCheckError         a data check failed: the data look broken
 ├── ModelError                 a base model or a stored version is missing, incomplete or altered
 ├── TrainingError              the training, scoring or serving process ended without a result
 │   ├── NonFiniteLossError     NaN or infinity in a loss
@@ -65,11 +66,19 @@ class ConfigurationError(NightgateError, ValueError):
 class DataError(NightgateError, ValueError):
     error_type = "data"
     quarantined: Sequence[Any] = ()
-    """The quarantined rows (`nightgate.data.source_table.Quarantined`), where they leave no usable row."""
+    """The quarantined rows (`nightgate.data.source_table.Quarantined`) of a refresh that fails."""
+    parts: Sequence[Any] = ()
+    """Its counts (`nightgate.data.refresh_counts.PartCounts`)."""
+    checks: Sequence[Any] = ()
+    """Its results (`nightgate.data.checks.CheckResult`), where a data check failed."""
 
 
 class SnapshotError(DataError):
     error_type = "snapshot"
+
+
+class DataCheckError(DataError):
+    error_type = "data_check_failed"
 
 
 class ModelError(NightgateError):

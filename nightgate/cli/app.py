@@ -24,7 +24,7 @@ from nightgate.cli.data import snapshots
 from nightgate.cli.database import database_app
 from nightgate.cli.decide import approve, freeze, promote, reconcile, reject, rollback, unfreeze
 from nightgate.cli.gate import compare, export, gate_app, push
-from nightgate.cli.options import OutputFormat, PipelineName, TakeOver, date_of, say, show
+from nightgate.cli.options import OutputFormat, PipelineName, TakeOver, date_of, person, say, show
 from nightgate.cli.read import champion, history, predict, status, versions
 from nightgate.cli.seeds import seeds
 from nightgate.cli.tables_as_text import Format
@@ -84,9 +84,15 @@ def run(
     force: Annotated[bool, typer.Option(help="Open a new run for a night that has ended.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but promote.")] = False,
     fail_on_held: Annotated[bool, typer.Option("--fail-on-held", help="Exit 3 when a candidate is held.")] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow-failed-check", metavar="NAME", help="Let this data check fail tonight; repeatable."),
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why a check may fail; stored with user and time.")] = "",
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="The same steps without Prefect.")] = False,
 ) -> None:
     """Run a night now: refresh, fine-tune, evaluate, promote or hold."""
+    from nightgate.check_config import Allowed
     from nightgate.database.transactions import prepare
     from nightgate.home import find_home, open_home
     from nightgate.operations import readiness
@@ -94,6 +100,7 @@ def run(
     from nightgate.schedule import chosen_night, tonight
 
     configuration = load_pipeline(pipeline, parse_settings(settings or ()))
+    allowed = Allowed.named(allow or (), person(), reason)
     schedule = configuration.schedule
     chosen = [chosen_night(schedule, day) for day in dict.fromkeys(map(date_of, nights or ()))] or [tonight(schedule)]
     if find_home() is None:
@@ -104,7 +111,8 @@ def run(
     if left := [night for night in chosen if not ended.get(night)]:
         # SIGTERM as Ctrl-C: its default would end the process without recording it in the run's row.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        statuses += (_run_bare if no_prefect else _run_in_prefect)(configuration, left, force, dry_run)
+        options = {"force": force, "dry_run": dry_run, "allowed": allowed}
+        statuses += (_run_bare if no_prefect else _run_in_prefect)(configuration, left, options)
     if not BROKEN.isdisjoint(statuses):
         raise typer.Exit(1)
     if fail_on_held and "held" in statuses:
@@ -150,12 +158,12 @@ def _print_summary(run_id: str) -> None:
     say(terminal_summary.as_text(open_home(), run_id))
 
 
-def _run_bare(configuration: Pipeline, nights: list[Night], force: bool, dry_run: bool) -> list[str]:
+def _run_bare(configuration: Pipeline, nights: list[Night], options: dict[str, Any]) -> list[str]:
     from nightgate import logs
     from nightgate.night.night import run_night
 
     def run_one(night: Night) -> str:
-        finished = run_night(configuration, night, force=force, dry_run=dry_run)
+        finished = run_night(configuration, night, **options)
         _print_summary(finished.run_id)
         return finished.status
 
@@ -164,14 +172,14 @@ def _run_bare(configuration: Pipeline, nights: list[Night], force: bool, dry_run
     return _until_broken(run_one, nights)
 
 
-def _run_in_prefect(configuration: Pipeline, nights: list[Night], force: bool, dry_run: bool) -> list[str]:
+def _run_in_prefect(configuration: Pipeline, nights: list[Night], options: dict[str, Any]) -> list[str]:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from flows.nightly import nightly_from_file
     from flows.server_connection import prefect_server
     from nightgate.reports import terminal_summary
 
     def run_one(night: Night) -> str:
-        state = nightly_from_file(configuration, night, force, dry_run, return_state=True)
+        state = nightly_from_file(configuration, night, **options, return_state=True)
         if not state.is_completed():
             say(f"error: {state.message}", err=True)
             return "cancelled" if state.is_cancelled() else "failed"
@@ -179,7 +187,7 @@ def _run_in_prefect(configuration: Pipeline, nights: list[Night], force: bool, d
         _print_summary(run_id)
         return status
 
-    _check_ready(configuration, nights, force, dry_run)
+    _check_ready(configuration, nights, options["force"], options["dry_run"])
     _quiet_terminal()
     with prefect_server(say=lambda which: say(which, err=True)):
         return _until_broken(run_one, nights)

@@ -13,8 +13,10 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,10 @@ import pandas as pd
 from nightgate import config
 from nightgate.config import Pipeline
 from nightgate.config_types import duration, labels_by_value
+from nightgate.data.checks import CheckResult, require_passed, run_checks
+from nightgate.data.column_rules import check_columns
 from nightgate.data.normalization import NORMALISATION_VERSION, hashed_fraction, side_of
+from nightgate.data.refresh_counts import LabelVotes, PartCounts, Statistics, remember
 from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
 from nightgate.data.source_table import Quarantined, quarantine_summary
 from nightgate.data.sources import read_source
@@ -50,22 +55,40 @@ class Refreshed:
     """Rows whose text the previous snapshot lacks; all rows without a previous snapshot."""
     rows_total: int
     rows_duplicate: int
+    parts: tuple[PartCounts, ...] = ()
+    checks: tuple[CheckResult, ...] = ()
+    votes: tuple[LabelVotes, ...] = ()
+    """Of texts with several labels, those with the most rows."""
+    relabelled: int | None = None
+    """Test rows whose label was corrected since the last snapshot; None: there is none to compare with."""
+    corrected: frozenset[str] = frozenset()
+    """Row ids that can be used tonight, of parts of which only the rows behind a mark were read."""
 
 
-def refresh(pipeline: Pipeline, night: Night, home: Home, previous: Path | None = None) -> Refreshed:
+def refresh(
+    pipeline: Pipeline,
+    night: Night,
+    home: Home,
+    previous: Path | None = None,
+    *,
+    allowed: AbstractSet[str] = frozenset(),
+) -> Refreshed:
     """Read the source and write tonight's snapshot, or reuse one with the same rows and rules.
 
     Args:
         previous: folder of the pipeline's previous snapshot, to count new rows.
+        allowed: data checks whose failure does not count tonight.
 
     Raises:
         DataError: the source cannot be read, or has too few rows to train and evaluate a model. Nothing is written.
+        DataCheckError: a data check failed. Nothing is written.
         StorageError: the snapshot cannot be written.
     """
     began = time.monotonic()
     data = pipeline.data
     raw = read_source(data, night, split_column=pipeline.split.column)
-    usable, quarantined, unseen = validate(raw, pipeline, night)
+    broken = check_columns(raw.frame, data.checks.columns)
+    usable, quarantined, unseen = validate(raw, pipeline, night, broken.rows)
     if unseen:
         log.info("%s rows at or after %s are ignored tonight", f"{unseen:,}", f"{night.data_until:%Y-%m-%d %H:%M} UTC")
     rows = deduplicate(usable, keep_oldest=data.group is not None)
@@ -79,11 +102,43 @@ def refresh(pipeline: Pipeline, night: Night, home: Home, previous: Path | None 
         raise
     rules = _rules(pipeline, raw.classes)
     facts = _facts(frame, pipeline, night, len(quarantined), len(usable) - len(rows))
+    duplicate = len(usable) - len(rows)
+    parts = (
+        PartCounts(
+            part=data.source.kind,
+            rows_seen=len(raw.frame) + len(raw.rejected),
+            taken=len(rows),
+            merged=duplicate,
+            quarantined=len(quarantined),
+            future=unseen,
+        ),
+    )
+    before = _read_before(previous)
+    tonight = replace(
+        _statistics(frame, usable, len(quarantined), before, pipeline, night),
+        missing=broken.missing,
+        rows_checked=len(raw.frame),
+    )
+    checks = run_checks(tonight, before.recent, parts, data.checks, _hashed_shares(pipeline), allowed)
+    try:
+        require_passed(pipeline.name, checks)
+    except DataError as error:
+        error.quarantined, error.parts = tuple(quarantined), parts
+        raise
+    facts["recent"] = [one.to_json() for one in remember(before.recent, tonight)]
     snapshot = write_snapshot(home.snapshots / pipeline.name, frame, rules, facts)
-    rows_new = _count_new(frame, previous)
-    counts = f"{len(frame):,} rows, {rows_new:,} of them new, {len(quarantined):,} quarantined"
+    counts = f"{len(frame):,} rows, {tonight.rows_new:,} of them new, {len(quarantined):,} quarantined"
     log.info(READ, snapshot.id, counts, time.monotonic() - began)
-    return Refreshed(snapshot, tuple(quarantined), rows_new, len(frame), len(usable) - len(rows))
+    return Refreshed(
+        snapshot,
+        tuple(quarantined),
+        tonight.rows_new,
+        len(frame),
+        duplicate,
+        parts,
+        checks,
+        relabelled=_relabelled(frame, before, data.label_names),
+    )
 
 
 def training_rows(snapshot: Snapshot, pipeline: Pipeline, data_until: datetime) -> pd.DataFrame:
@@ -207,16 +262,65 @@ def _facts(frame: pd.DataFrame, pipeline: Pipeline, night: Night, quarantined: i
     }
 
 
-def _count_new(frame: pd.DataFrame, previous: Path | None) -> int:
+@dataclass(frozen=True)
+class _Before:
+    """What the previous snapshot says."""
+
+    labels: Mapping[str, int]
+    """Label name by fingerprint."""
+    recent: tuple[Statistics, ...]
+    rows_quarantined: int
+
+
+def _read_before(previous: Path | None) -> _Before:
     if previous is None:
-        return len(frame)
+        return _Before({}, (), 0)
     try:
         before = open_snapshot(previous, verify=False)
-        known = {mark for split in SPLITS for mark in before.rows(split, ["fingerprint"])["fingerprint"]}
+        frames = [before.rows(split, ["fingerprint", "label"]) for split in SPLITS]
     except SnapshotError as error:
         log.warning("all rows count as new: the previous snapshot cannot be read: %s", error.reason)
-        return len(frame)
-    return sum(mark not in known for mark in frame["fingerprint"])
+        return _Before({}, (), 0)
+    known = pd.concat(frames)
+    names = before.manifest["label_names"]
+    labels = {mark: names[label] for mark, label in zip(known["fingerprint"], known["label"], strict=True)}
+    recent = tuple(Statistics.from_json(one) for one in before.manifest.get("recent", ()))
+    return _Before(labels, recent, before.manifest["rows_quarantined"])
+
+
+def _statistics(
+    frame: pd.DataFrame,
+    usable: Sequence[Row],
+    quarantined: int,
+    before: _Before,
+    pipeline: Pipeline,
+    night: Night,
+) -> Statistics:
+    names = pipeline.data.label_names
+    new = frame[~frame["fingerprint"].isin(before.labels.keys())]
+    unknown = [row for row in usable if row.fingerprint not in before.labels]
+    common = Counter(row.fingerprint for row in unknown).most_common(1)
+    newly_quarantined = max(quarantined - before.rows_quarantined, 0)
+    return Statistics(
+        night=night.date,
+        rows_total=len(frame),
+        rows_new=len(new),
+        rows_read=len(unknown) + newly_quarantined,
+        rows_quarantined=newly_quarantined,
+        labels=dict(Counter(names[index] for index in new["label"])),
+        splits={str(split): int(count) for split, count in frame["split"].value_counts().items()},
+        commonest=common[0][1] if common else 0,
+        commonest_text=next((row.text[:60] for row in unknown if row.fingerprint == common[0][0]), ""),
+        is_first=not before.labels,
+    )
+
+
+def _relabelled(frame: pd.DataFrame, before: _Before, names: Sequence[str]) -> int | None:
+    if not before.labels:
+        return None
+    test = frame[frame["split"] == "test"]
+    pairs = zip(test["fingerprint"], test["label"], strict=True)
+    return sum(1 for mark, label in pairs if before.labels.get(mark, names[label]) != names[label])
 
 
 def _require_usable(rows: Sequence[Row], quarantined: Sequence[Quarantined], unseen: int, pipeline: Pipeline) -> None:

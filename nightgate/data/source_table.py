@@ -27,10 +27,13 @@ class Quarantined:
     origin: str
     row_id: str | None
     reason: str
-    """Short code: empty_text, bad_text, missing_label, unknown_label, missing_time, bad_time, bad_split, bad_row."""
+    """Short code: empty_text, bad_text, missing_label, unknown_label, missing_time, bad_time, bad_split, bad_row,
+    bad_value."""
     detail: str
     excerpt: str
     """At most 200 characters."""
+    part: str = ""
+    """The part of the source that holds it, as in `nightgate.data.refresh_counts.PartCounts`."""
 
 
 @dataclass

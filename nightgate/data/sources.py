@@ -83,7 +83,16 @@ def read_source(data: config.Data, night: Night, *, split_column: str | None = N
 
 def wanted_columns(data: config.Data, split_column: str | None) -> tuple[str, ...]:
     """The columns that the pipeline uses, each once."""
-    named = (data.id, *data.text_columns, data.label, data.time, *data.slices, data.group, split_column)
+    named = (
+        data.id,
+        *data.text_columns,
+        data.label,
+        data.time,
+        *data.slices,
+        data.group,
+        split_column,
+        *data.checks.columns,
+    )
     return tuple(dict.fromkeys(column for column in named if column is not None))
 
 

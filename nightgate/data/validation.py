@@ -8,9 +8,10 @@ does not move a text to another split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -57,8 +58,14 @@ class Row:
     given: str | None
 
 
-def validate(raw: RawRows, pipeline: Pipeline, night: Night) -> tuple[list[Row], list[Quarantined], int]:
-    """Usable rows, quarantined rows, and the number of rows at or after `night.data_until`."""
+def validate(
+    raw: RawRows, pipeline: Pipeline, night: Night, broken: Mapping[int, str] = MappingProxyType({})
+) -> tuple[list[Row], list[Quarantined], int]:
+    """Usable rows, quarantined rows, and the number of rows at or after `night.data_until`.
+
+    Args:
+        broken: why the row at a position breaks a rule of a column.
+    """
     data, frame = pipeline.data, raw.frame
     quarantined = list(raw.rejected)
     usable: list[Row] = []
@@ -72,9 +79,8 @@ def validate(raw: RawRows, pipeline: Pipeline, night: Night) -> tuple[list[Row],
     ]
     until = _microseconds(night.data_until)
     read_time = _time_reader(data.timezone)
-    for origin, parts, sliced, row_id, label, when, group, given in zip(
-        frame[ORIGIN].tolist(), texts, slices, *columns, strict=True
-    ):
+    rows = zip(frame[ORIGIN].tolist(), texts, slices, *columns, strict=True)
+    for position, (origin, parts, sliced, row_id, label, when, group, given) in enumerate(rows):
         try:
             instant = None
             if data.time:
@@ -83,6 +89,8 @@ def validate(raw: RawRows, pipeline: Pipeline, night: Night) -> tuple[list[Row],
                     unseen += 1
                     continue
             text = _text(parts)
+            if position in broken:
+                raise _Unusable("bad_value", broken[position])
             mark = fingerprint(text)
             usable.append(
                 Row(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from nightgate.check_config import NONE_ALLOWED, Allowed
 from nightgate.config import Pipeline
 from nightgate.data.snapshots import Snapshot
 from nightgate.night import ending, scoring, steps, verdict
@@ -49,11 +50,13 @@ def run_steps(run: NightRun, call: Steps) -> RunRow:
     return call.finish(run, scored, judged, version)
 
 
-def run_night(pipeline: Pipeline, night: Night, *, force: bool = False, dry_run: bool = False) -> RunRow:
+def run_night(
+    pipeline: Pipeline, night: Night, *, force: bool = False, dry_run: bool = False, allowed: Allowed = NONE_ALLOWED
+) -> RunRow:
     """Claim and run a night without Prefect.
 
     Raises:
         NightgateError: what broke; the run's row says so too.
     """
-    with open_night(pipeline, night, force=force, dry_run=dry_run) as run:
+    with open_night(pipeline, night, force=force, dry_run=dry_run, allowed=allowed) as run:
         return run.ended or run_steps(run, Steps())

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nightgate import logs
+from nightgate.check_config import NONE_ALLOWED, Allowed
 from nightgate.config import Pipeline
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, InternalError, NightgateError
@@ -46,6 +47,8 @@ class NightRun:
     """The snapshot that an earlier attempt stored; None: make one."""
     ended: RunRow | None
     """How the night had ended before it was opened; None: there is work to do."""
+    allowed: Allowed
+    """Data checks that may fail tonight."""
     db: Database = field(repr=False, compare=False)
     heartbeat: Heartbeat = field(repr=False, compare=False)
     on_stall: Callable[[NightRun, str], object] = field(repr=False, compare=False)
@@ -105,6 +108,7 @@ def open_night(
     *,
     force: bool = False,
     dry_run: bool = False,
+    allowed: Allowed = NONE_ALLOWED,
     prefect_flow_run_id: str | None = None,
     overtaken: str = "",
     still_due: frozenset[datetime] = frozenset(),
@@ -117,6 +121,7 @@ def open_night(
 
     Args:
         force: Open a new run for a night that has ended.
+        allowed: Data checks that may fail tonight, and who let them.
         overtaken: Why the scheduler holds that a run is not worth starting; '' where it is.
         still_due: Instants (aware) of other nights that the scheduler has yet to start, and that are not missed.
         on_stall: Called with the run and a sentence whenever a process of it stalled and is started again.
@@ -153,7 +158,7 @@ def open_night(
             attempt=row.attempt,
             directory=None if row.ended else db.home.runs / row.run_id,
         ):
-            run = _open(db, pipeline, night, row, force, on_stall)
+            run = _open(db, pipeline, night, row, force, allowed, on_stall)
             if run.ended:
                 close_ended(db, pipeline.name, pipeline)
                 yield run
@@ -182,6 +187,7 @@ def _open(
     night: Night,
     row: RunRow,
     force: bool,
+    allowed: Allowed,
     on_stall: Callable[[NightRun, str], object],
 ) -> NightRun:
     return NightRun(
@@ -195,6 +201,7 @@ def _open(
         data_until=row.data_until,
         snapshot_path=db.home.absolute(row.snapshot) if row.snapshot else None,
         ended=row if row.ended else None,
+        allowed=allowed,
         db=db,
         heartbeat=Heartbeat(db, row.run_id, row.attempt),
         on_stall=on_stall,

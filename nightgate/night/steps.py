@@ -59,8 +59,9 @@ def refresh(run: NightRun) -> Snapshot:
             f"{due:%Y-%m-%d %H:%M}",
         )
     previous = records.previous_snapshot(run.db, run.pipeline.name, before=run.data_until)
+    night = replace(run.night, data_until=run.data_until)
     try:
-        refreshed = data.refresh(run.pipeline, replace(run.night, data_until=run.data_until), run.home, previous)
+        refreshed = data.refresh(run.pipeline, night, run.home, previous, allowed=run.allowed.checks)
     except DataError as error:
         records.record_quarantined(run.db, run.run_id, run.attempt, error.quarantined)
         raise

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from nightgate.config import Pipeline
 from nightgate.database.schema import Approval, Attempt, Run
 from nightgate.database.transactions import Database
-from nightgate.errors import DataError, SnapshotError
+from nightgate.errors import DataCheckError, DataError, SnapshotError
 from nightgate.provenance import code_version
 from nightgate.runs.lifecycle import attempt_of, end, fail_dead_runs, lock_pipeline
 from nightgate.runs.liveness import Owner, now
@@ -190,7 +190,7 @@ def _is_resumed(run: Run, pipeline: Pipeline) -> bool:
 
 def _reads_again(run: Run) -> bool:
     """Whether the rows of a run that broke are read again when it is resumed: they may have been corrected."""
-    return run.error_type in {DataError.error_type, SnapshotError.error_type}
+    return run.error_type in {error.error_type for error in (DataError, SnapshotError, DataCheckError)}
 
 
 def _open_new(session: Session, claim: _Claim, refused: str) -> Run:
