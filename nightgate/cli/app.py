@@ -292,14 +292,19 @@ def deploy(
         raise broken
 
 
-def doctor(output: OutputFormat = Format.table) -> None:
+def doctor(
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read the whole database and every champion, also where they are large.")
+    ] = False,
+    output: OutputFormat = Format.table,
+) -> None:
     """Check this machine, database, server and pipelines."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     import pandas as pd
 
     from nightgate.operations.doctor import examine
 
-    findings = [replace(one, found=without_secrets(one.found)) for one in examine(_server_check())]
+    findings = [replace(one, found=without_secrets(one.found)) for one in examine(_server_check(), deep=deep)]
     show(pd.DataFrame([vars(finding) for finding in findings]), output)
     counts = {status: sum(finding.status == status for finding in findings) for status in ("problem", "warning")}
     say(", ".join(f"{count} {status}{'' if count == 1 else 's'}" for status, count in counts.items()), err=True)

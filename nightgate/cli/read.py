@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +17,8 @@ from nightgate.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from nightgate.operations.status import Deployed
 
 # By importance: a table shows those that fit. JSON and CSV have every column of the view.
 NIGHT_COLUMNS = (
@@ -44,17 +49,39 @@ def status(output: OutputFormat = Format.table) -> None:
     from nightgate.home import home_for_reading
 
     home = home_for_reading()
-    from flows.server_checks import deployed
     from nightgate.cli.status_table import as_text
     from nightgate.database.transactions import Database
     from nightgate.operations.status import status
 
     with Database.open(home, any_home=True) as db:
-        frame = status(db, deployed())
+        frame = status(db, _deployed())
     if output is Format.table:
         say(as_text(frame))
     else:
         show(frame, output)
+
+
+def _deployed() -> Mapping[str, Deployed] | None:
+    """Schedules of the Prefect server; Prefect, whose import takes 0.7 s, only where there may be one."""
+    if not may_have_server():
+        return None
+    from flows.server_checks import deployed
+
+    return deployed()
+
+
+def may_have_server() -> bool:
+    """Whether Prefect has settings, in any place where it looks for them, or something listens on its usual port."""
+    files = (Path("~/.prefect/profiles.toml").expanduser(), *map(Path, (".env", "prefect.toml", "pyproject.toml")))
+    if any(name.upper().startswith("PREFECT_") for name in os.environ) or any(file.exists() for file in files):
+        return True
+    try:
+        socket.create_connection(("127.0.0.1", 4200), timeout=1).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def history(

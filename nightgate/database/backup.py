@@ -54,7 +54,7 @@ def back_up(url: str, target: Path) -> None:
         with closing(sqlite3.connect(draft)) as copy:
             damage = damage_of(copy.execute, "integrity_check")
         if damage:
-            raise DatabaseError(f"the database {source} is damaged: {damage}", next_step="nightgate doctor")
+            raise DatabaseError(f"the database {source} is damaged: {damage}", next_step="nightgate doctor --deep")
 
 
 def dump_command(url: str, target: Path) -> str:

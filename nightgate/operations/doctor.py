@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -86,11 +87,12 @@ KNOWN_BAD = {
 """Package: working versions, and the problem with others. `pip check` does not notice the first two."""
 
 
-def examine(server: Callable[[], Seen] | None = None) -> list[Finding]:
+def examine(server: Callable[[], Seen] | None = None, *, deep: bool = False) -> list[Finding]:
     """Findings of all checks, in the order of their dependence. A check that raises is a finding.
 
     Args:
         server: the check of the Prefect server.
+        deep: read all of the database and of every champion, whatever their size.
     """
     settings = _run(Check("settings", _settings)).findings
     if any(finding.status == "problem" for finding in settings):
@@ -98,7 +100,8 @@ def examine(server: Callable[[], Seen] | None = None) -> list[Finding]:
     pending = [_Pending(Check("prefect server", server, clock="the Prefect server"))] if server else []
     pending.append(_Pending(Check("pipelines", pipeline_checks.examine)))
     pending.append(_Pending(Check("database", database_checks.examine, clock="the database")))
-    pending.append(_Pending(Check("integrity", integrity_checks.examine, seconds=READ_SECONDS)))
+    integrity = Check("integrity", partial(integrity_checks.examine, deep=deep), seconds=READ_SECONDS)
+    pending.append(_Pending(integrity))
     local = [Check("python", _python), Check("versions", _versions), Check("home", _home), Check("device", _device)]
     findings = [*settings, *(finding for check in local for finding in _run(check).findings)]
     results = {one.check.name: one.result() for one in pending}

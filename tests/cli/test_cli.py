@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import socket
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from nightgate.cli import read
 from nightgate.cli.app import app
 from tests.support.first_night import FirstNight, copy_first_night
 from tests.support.night import NIGHT, nightgate
@@ -106,6 +109,26 @@ def test_help_is_not_cut_at_80_columns(arguments: tuple[str, ...]) -> None:
     text = found.output.replace("tcp://...", "").replace("]...", "")
     assert "..." not in text
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_status_asks_no_server_where_there_can_be_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise ConnectionRefusedError
+
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "create_connection", refused)
+    assert not read.may_have_server()
+    (tmp_path / "prefect.toml").touch()
+    assert read.may_have_server()
+    (tmp_path / "prefect.toml").unlink()
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    assert read.may_have_server()
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
+    assert read.may_have_server()
 
 
 def test_help_without_a_command_ends_with_exit_2(run: Run) -> None:

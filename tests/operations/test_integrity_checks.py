@@ -70,6 +70,25 @@ def test_a_champion_with_an_altered_file_is_a_problem(lived_in: Home) -> None:
     assert {one.check for one in problems()} == {"champions", "versions"}
 
 
+def test_what_is_large_is_read_to_its_end_only_when_asked_for(
+    lived_in: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = version_folder(lived_in, 1) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    weights.chmod(0o600)
+    weights.write_bytes(content[:-1] + b"x")
+    monkeypatch.setattr(integrity_checks, "READ_AT_ONCE", {"database file": 0, "champions": 0})
+    remedies = {one.check: (one.status, one.remedy) for one in integrity_checks.examine()}
+    unread = ("ok", "nightgate doctor --deep")
+    assert remedies == {"database file": unread, "champions": unread, "versions": ("ok", "")}
+    [database, champions, _] = integrity_checks.examine(deep=True)
+    assert (database.status, champions.status) == ("ok", "problem")
+    # A file of another size is found without reading it.
+    weights.write_bytes(content[:-1])
+    [altered] = problems()
+    assert (altered.check, str(weights) in altered.found) == ("champions", True)
+
+
 def test_a_missing_folder_is_a_problem_unless_retention_removed_it(lived_in: Home) -> None:
     shutil.rmtree(version_folder(lived_in, 3))
     [finding] = problems()

@@ -23,12 +23,13 @@ from tests.support.years import insert_nights
 pytestmark = [pytest.mark.slow, pytest.mark.process, pytest.mark.timeout(900)]
 
 PIPELINES, NIGHTS = 10, 730
-SECONDS = 20.0
-"""Bound of every command at full size: on two busy cores each took 1 s or less, and the check of the SQLite file 9 s
-(2 s alone); `status` took 58 s when it asked for the newest night of each night. Wide, because other work may slow the
-machine down."""
+SECONDS = 2.0
+"""Bound of every command at full size, the best of three: on two busy cores each took 1 s or less; `status` took 58 s
+when it asked for the newest night of each night, and the check of the whole SQLite file takes 2 to 9 s."""
 GROWTH = 30
 """Bound of the time at full size by that at a tenth: 10 where it is linear, 100 where it is quadratic."""
+DEEP = "doctor --deep, integrity"
+"""Reads every byte: only its growth is bounded."""
 UNNOTICED = 0.5
 """Seconds below which the ratio says nothing."""
 
@@ -55,6 +56,7 @@ def commands(database: Database, name: str) -> dict[str, Callable[[], Any]]:
         "the summary of a night": lambda: gather(database.home, run, snapshots=False),
         "doctor, database": database_checks.examine,
         "doctor, integrity": lambda: list(integrity_checks.examine()),
+        DEEP: lambda: list(integrity_checks.examine(deep=True)),
     }
 
 
@@ -89,4 +91,4 @@ def test_every_command_that_reads_is_linear_in_the_nights(database: Database) ->
     print(f"\n{database.dialect}\n{shown}")
     slow = [command for command, seconds in full.items() if seconds > max(UNNOTICED, GROWTH * tenth[command])]
     assert slow == [], shown
-    assert max(full.values()) < SECONDS, shown
+    assert [command for command, seconds in full.items() if seconds > SECONDS and command != DEEP] == [], shown
