@@ -19,6 +19,7 @@ from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.filters import ArtifactFilter
 from prefect.events.schemas.events import Event, RelatedResource, Resource
 
 from nightgate.database.transactions import Database
@@ -50,7 +51,10 @@ def announce_ends(db: Database) -> None:
 
 
 def _show_report(home: Home, end: RunRow) -> None:
-    """Add the report to the page of the end's Prefect run, if that did anything. A cancel has to be quick."""
+    """Add the report to the page of the end's Prefect run, if that did anything and its page does not have it.
+
+    A cancel has to be quick.
+    """
     did_nothing = not (home.runs / end.run_id).is_dir()
     if end.prefect_flow_run_id is None or did_nothing or end.status == "cancelled":
         return
@@ -65,8 +69,13 @@ def _show_report(home: Home, end: RunRow) -> None:
             description=f"Night of {end.night}: {end.status}",
             flow_run_id=UUID(end.prefect_flow_run_id),
         )
+        there = ArtifactFilter.model_validate(
+            {"key": {"any_": [artifact.key]}, "flow_run_id": {"any_": [artifact.flow_run_id]}}
+        )
         with get_client(sync_client=True) as client:
-            client.create_artifact(artifact)
+            # An end whose event is refused comes here at every reconcile.
+            if all(one.data != artifact.data for one in client.read_artifacts(artifact_filter=there)):
+                client.create_artifact(artifact)
     except Exception as error:  # noqa: BLE001 - a missing page must not fail the night
         log.warning("the page of run %s has no report: %s", end.run_id, error)
 

@@ -33,7 +33,7 @@ from prefect.settings import (
 from sqlalchemy.exc import ArgumentError
 
 from nightgate.database.connection import read_url
-from nightgate.durable_files import replacing
+from nightgate.durable_files import write_once
 from nightgate.errors import ConfigurationError, NightgateError, is_misquoted, without_credentials
 from nightgate.home import Home, home_path, open_home
 
@@ -85,9 +85,7 @@ def make_password(home: Home) -> str:
     """`user:password` of the home's server, made at the first call and readable by its owner alone."""
     path = password_file(home.root)
     if not path.exists():
-        with replacing(path) as draft:
-            draft.touch(mode=0o600)
-            draft.write_text(f"nightgate:{secrets.token_urlsafe(24)}\n", encoding="utf-8")
+        write_once(path, f"nightgate:{secrets.token_urlsafe(24)}\n".encode(), mode=0o600)
     return path.read_text(encoding="utf-8").strip()
 
 

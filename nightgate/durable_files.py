@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nightgate.errors import storage_errors
@@ -65,6 +65,21 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     with storage_errors(path), replacing(path) as draft:
         draft.write_bytes(content)
+
+
+def write_once(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a file unless there is one: of several processes at once, the first one's content stays."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:  # noqa: PTH123 - a descriptor
+            file.write(content)
+        sync(draft)
+        # A hard link fails if the name exists.
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

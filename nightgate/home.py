@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nightgate.durable_files import user_path
+from nightgate.durable_files import user_path, write_once
 from nightgate.errors import RegistryError, StorageError, storage_errors
 from nightgate.settings import read_settings
 
@@ -138,15 +138,7 @@ def open_home(root: str | Path | None = None) -> Home:
             raise _in_the_way(path) from error
         marker = path / "home.json"
         if not marker.exists():
-            # A hard link fails if the name exists: two processes that create the home at once read the same id.
-            draft = path / f".home-{uuid.uuid4().hex}.json"
-            draft.write_text(json.dumps({"id": uuid.uuid4().hex}), encoding="utf-8")
-            try:
-                os.link(draft, marker)
-            except FileExistsError:
-                pass
-            finally:
-                draft.unlink()
+            write_once(marker, json.dumps({"id": uuid.uuid4().hex}).encode())
         return _read(path)
 
 

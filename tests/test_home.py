@@ -8,10 +8,12 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from flows.server_connection import make_password
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
 from nightgate.engine.base_model_folder import local_folder
@@ -39,6 +41,18 @@ def modes(home: Path) -> dict[str, int]:
 
 def shell(line: str) -> None:
     subprocess.run(line, shell=True, check=True)
+
+
+def test_several_first_commands_of_a_home_agree_on_its_id_and_password(tmp_path: Path) -> None:
+    for number in range(5):
+        root = tmp_path / str(number)
+        with ThreadPoolExecutor(8) as pool:
+            homes = list(pool.map(lambda _, root=root: open_home(root), range(8)))
+            passwords = list(pool.map(make_password, homes))
+        assert len({home.id for home in homes}) == 1
+        assert set(passwords) == {(root / "server-password").read_text().strip()}
+        assert stat.S_IMODE((root / "server-password").stat().st_mode) == 0o600
+        assert sorted(path.name for path in root.iterdir() if path.is_file()) == ["home.json", "server-password"]
 
 
 @pytest.mark.parametrize(("access", "closed_to"), [("owner", 0o077), ("group", 0o007)])

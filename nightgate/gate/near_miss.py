@@ -123,13 +123,15 @@ def _reached(missed: list[Check]) -> float:
 
 
 def _above(value: float) -> float:
-    """The next number of `DIGITS` decimals above the value."""
-    return round((math.floor(value * SCALE) + 1) / SCALE, DIGITS)
+    """The next number of `DIGITS` decimals above the value; one that has no decimals any more is its own."""
+    scaled = value * SCALE
+    return round((math.floor(scaled) + 1) / SCALE, DIGITS) if math.isfinite(scaled) else value
 
 
 def _below(value: float) -> float:
-    """The next number of `DIGITS` decimals that is not above the value."""
-    return round(math.floor(value * SCALE) / SCALE, DIGITS)
+    """The next number of `DIGITS` decimals that is not above the value; as `_above`."""
+    scaled = value * SCALE
+    return round(math.floor(scaled) / SCALE, DIGITS) if math.isfinite(scaled) else value
 
 
 def _now(case: Case, field: str) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
+from functools import partial
 
 from nightgate.data.golden_rows import golden_set
 from nightgate.data.refresh import meaning_of
 from nightgate.data.snapshots import Snapshot
 from nightgate.database.label_meanings import meaning_of_run, meaning_on
-from nightgate.errors import ModelError, RegistryError
+from nightgate.errors import ModelError, OutOfMemoryError, RegistryError, TrainingError
 from nightgate.label_meaning import LabelMeaning
 from nightgate.models import version_folder
 from nightgate.models.serving_check import serve
@@ -20,7 +23,7 @@ from nightgate.registry import versions
 from nightgate.registry.versions import VersionRow
 from nightgate.training import supervisor
 from nightgate.training.predictions import load_logits
-from nightgate.training.protocol import ScoreJob
+from nightgate.training.protocol import ScoreJob, ScoreResult
 from nightgate.training.supervisor import LIFE
 
 log = logging.getLogger(__name__)
@@ -52,8 +55,42 @@ def score_on_test(run: NightRun, snapshot: Snapshot, trained: Trained) -> Scored
         out=run.directory / f"attempt-{run.attempt}" / "test",
         golden=golden.path,
     )
-    result = supervisor.score_models(job, on_progress=run.while_ours(), on_restart=run.record_restart)
+    score = partial(supervisor.score_models, on_progress=run.while_ours(), on_restart=run.record_restart)
+    result, flaws = score_with_flaws(job, score)
+    models |= {name: replace(models[name], flaw=flaw) for name, flaw in flaws.items()}
     return Scored(champion, anchor, models, golden, result)
+
+
+def score_with_flaws(job: ScoreJob, score: Callable[[ScoreJob], ScoreResult]) -> tuple[ScoreResult, dict[str, str]]:
+    """Scores, and why sides other than the candidate have none: a process that scores such a side alone fails too.
+
+    A champion that no process can score any more, as after a change of the installation, must not fail every night.
+
+    Raises:
+        NightgateError: as `supervisor.score_models`, where it is the candidate that cannot be scored, or a failure
+            that does not happen again; lack of memory is never a model's flaw.
+    """
+    try:
+        return score(job), {}
+    except (TrainingError, ModelError) as error:
+        others = () if isinstance(error, OutOfMemoryError) else [name for name in job.models if name != "candidate"]
+        flaws = {name: flaw for name in others if (flaw := _flaw(score, replace(job, models={name: job.models[name]})))}
+        if not flaws:
+            raise
+    left = {name: folder for name, folder in job.models.items() if name not in flaws}
+    return score(replace(job, models=left)), flaws
+
+
+def _flaw(score: Callable[[ScoreJob], ScoreResult], job: ScoreJob) -> str:
+    """Why the only model of this job cannot be scored; '' if it can."""
+    try:
+        score(job)
+    except OutOfMemoryError:
+        raise
+    except (TrainingError, ModelError) as error:
+        log.warning("the %s cannot be scored: %s", *job.models, error.reason)
+        return f"cannot be scored: {error.reason}"
+    return ""
 
 
 def try_serving(run: NightRun, snapshot: Snapshot, scored: Scored) -> Served:

@@ -14,6 +14,8 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.events import announce_ends, announce_stall, next_step
@@ -155,6 +157,9 @@ def test_an_end_keeps_its_event_id_however_often_it_is_sent(database: Database) 
 def test_an_end_that_is_sent_twice_is_stored_once(prefect_server: str, database: Database) -> None:
     run = night_rows.open_run(database, night_rows.pipeline("sent-twice"), night_rows.night())
     lifecycle.finish_run(database, run.run_id, run.attempt, "held", reason="not better")
+    flow_run_id = uuid4()
+    database.write(lambda session: session.execute(sa.update(Run).values(prefect_flow_run_id=str(flow_run_id))))
+    (database.home.runs / run.run_id).mkdir(parents=True)
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         for _ in range(2):
             announce_ends(database)
@@ -164,3 +169,6 @@ def test_an_end_that_is_sent_twice_is_stored_once(prefect_server: str, database:
         announce_stall("sent-twice", date(2026, 3, 1), run.run_id, "-", None)
     assert events(prefect_server, "nightgate.stalled", "sent-twice")
     assert len(events(prefect_server, "nightgate.held", "sent-twice")) == 1
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+        pages = ArtifactFilter.model_validate({"flow_run_id": {"any_": [flow_run_id]}})
+        assert [one.key for one in client.read_artifacts(artifact_filter=pages)] == ["sent-twice-night"]

@@ -26,7 +26,16 @@ from nightgate.database.connection import database_url
 from nightgate.database.gate_schema import TestPrediction
 from nightgate.database.schema import Promotion
 from nightgate.database.transactions import Database, upgrade
-from nightgate.errors import DataError, ModelError, NonFiniteLossError, OutOfMemoryError, RegistryError
+from nightgate.errors import (
+    CrashedError,
+    DataError,
+    ModelError,
+    NightgateError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+    RegistryError,
+    StalledError,
+)
 from nightgate.gate.decide import decide
 from nightgate.gate.decision import Measured
 from nightgate.gate.evidence import Evidence, Serving
@@ -44,7 +53,7 @@ from nightgate.runs import evidence_store, inputs, lifecycle, records
 from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night, chosen_night, scheduled_night
 from nightgate.training.predictions import read_predictions
-from nightgate.training.protocol import ScoreResult, TrainResult
+from nightgate.training.protocol import ScoreJob, ScoreResult, TrainResult
 from tests.support import night_rows
 from tests.support.after_verdict import Case
 from tests.support.first_night import FirstNight, copy_first_night, first_night
@@ -553,6 +562,64 @@ def test_a_logit_that_is_not_finite_is_no_prediction(tmp_path: Path) -> None:
 
 
 # --- a process that says nothing of the candidate ---
+
+
+class Scoring:
+    """Scores jobs, except those with a model that kills the process."""
+
+    def __init__(self, *kills: str, by: NightgateError | None = None) -> None:
+        self.kills, self.error, self.jobs = kills, by or CrashedError("died of SIGSEGV"), list[list[str]]()
+
+    def __call__(self, job: ScoreJob) -> ScoreResult:
+        self.jobs.append(list(job.models))
+        if set(self.kills) & set(job.models):
+            raise self.error
+        return ScoreResult(dict(job.models), {}, {})
+
+
+SIDES = {name: Path(name) for name in ("candidate", "champion", "anchor")}
+
+
+@pytest.mark.parametrize("kills", [("champion",), ("anchor",), ("champion", "anchor")])
+def test_sides_that_no_process_can_score_are_left_out_with_the_reason(kills: tuple[str, ...]) -> None:
+    for error in (StalledError("made no step"), ModelError("has no config.json")):
+        result, flaws = scoring.score_with_flaws(ScoreJob({}, Path(), SIDES, Path()), Scoring(*kills, by=error))
+        assert set(result.written) == set(SIDES) - set(kills)
+        assert flaws == dict.fromkeys(kills, f"cannot be scored: {error.reason}")
+
+
+def test_a_candidate_that_cannot_be_scored_and_a_lack_of_memory_stay_failures() -> None:
+    job = ScoreJob({}, Path(), SIDES, Path())
+    for kills in (("candidate",), ("candidate", "champion")):
+        with pytest.raises(CrashedError):
+            scoring.score_with_flaws(job, Scoring(*kills))
+    starved = Scoring("champion", by=OutOfMemoryError("was killed (SIGKILL)"))
+    with pytest.raises(OutOfMemoryError):
+        scoring.score_with_flaws(job, starved)
+    assert len(starved.jobs) == 1
+
+
+@pytest.mark.slow
+def test_a_champion_that_kills_every_scoring_process_is_held_and_not_failed(
+    site: Path, environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "def aborts(event, given):\n"
+        "    if event == 'open' and 'v0001' in str(given[0]) and 'config.json' in str(given[0]):\n"
+        "        os.abort()\n"
+        "sys.addaudithook(aborts)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pipeline = load_pipeline(site, {"gate.policy": "non_inferior"})
+    row = run_with(always(RAREST, environment), pipeline, day=7)
+    assert (row.status, row.error_type) == ("held", None)
+    assert "SIGABRT" in row.reason
+    assert "nightgate promote small 2 --reason" in row.next_step
+    champion = evidence_of(row).champion
+    assert champion is not None
+    assert "cannot be scored: the scoring process died of SIGABRT" in champion.flaw
+    assert not champion.relabelled
 
 
 def test_a_serving_process_that_is_killed_fails_the_night_without_a_verdict(

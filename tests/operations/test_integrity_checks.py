@@ -70,9 +70,7 @@ def test_a_champion_with_an_altered_file_is_a_problem(lived_in: Home) -> None:
     assert {one.check for one in problems()} == {"champions", "versions"}
 
 
-def test_what_is_large_is_read_to_its_end_only_when_asked_for(
-    lived_in: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_large_is_read_to_its_end_only_when_asked_for(lived_in: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = version_folder(lived_in, 1) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     weights.chmod(0o600)
