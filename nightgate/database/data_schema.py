@@ -6,7 +6,10 @@ from datetime import datetime
 
 from sqlalchemy.orm import Mapped
 
-from nightgate.database.column_types import Base, Key
+from nightgate.database.column_types import Base, Key, OfAttempt, of, one_of
+
+REFERENCES = ("champion", "last_week")
+"""What drift is measured against."""
 
 
 class Forgotten(Base):
@@ -29,3 +32,30 @@ class Forgotten(Base):
     quarantined_rows: Mapped[int]
     versions: Mapped[str]
     """Numbers of the versions that were trained on it or selected by it, such as `3, 7`."""
+
+
+class DriftRow(OfAttempt, Base):
+    """One statistic of drift of a night's new rows against a reference: see `nightgate.metrics.drift`."""
+
+    __tablename__ = "drift_statistic"
+    __table_args__ = (
+        one_of("reference", REFERENCES),
+        one_of("outcome", ("passed", "warning")),
+        of("run_id attempt", "attempt: run_id attempt"),
+    )
+
+    reference: Mapped[Key]
+    """'champion': its training rows; 'last_week': rows of the seven days before."""
+    statistic: Mapped[Key]
+    slice_name: Mapped[Key]
+    """'' but for shares of a slice."""
+    distance: Mapped[str]
+    value: Mapped[float | None]
+    threshold: Mapped[float | None]
+    tonight_value: Mapped[float | None]
+    """The median length, or the rate; NULL for shares."""
+    reference_value: Mapped[float | None]
+    rows_used: Mapped[int]
+    reference_rows: Mapped[int]
+    outcome: Mapped[str]
+    reason: Mapped[str]

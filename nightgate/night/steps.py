@@ -20,6 +20,7 @@ from nightgate.errors import DataError
 from nightgate.metrics import classification, confusion
 from nightgate.models import version_folder
 from nightgate.night.closing import close_ended
+from nightgate.night.drift import record_drift
 from nightgate.night.run import NightRun
 from nightgate.night.values import Judged, Trained
 from nightgate.provenance import base_model_revision, environment
@@ -51,6 +52,7 @@ def refresh(run: NightRun) -> Snapshot:
     if run.snapshot_path is not None:
         snapshot = open_snapshot(run.snapshot_path)
         log.info("resuming with %s", snapshot)
+        record_drift(run, snapshot)
         return snapshot
     due = run.night.scheduled_for
     if not run.pipeline.data.has_times and due is not None and run.data_until - due > LATE:
@@ -66,6 +68,7 @@ def refresh(run: NightRun) -> Snapshot:
         records.record_quarantined(run.db, run.run_id, run.attempt, error.quarantined)
         raise
     records.record_snapshot(run.db, run.run_id, run.attempt, refreshed)
+    record_drift(run, refreshed.snapshot)
     return refreshed.snapshot
 
 

@@ -68,6 +68,16 @@ class Gap:
     failed: bool = False
 
 
+@dataclass(frozen=True)
+class Distance:
+    """One statistic of drift, against the champion's training rows or those of last week."""
+
+    name: str
+    value: float
+    threshold: float
+    against_champion: bool
+
+
 def curves(
     epochs: Sequence[EpochFacts],
     *,
@@ -238,6 +248,30 @@ def length_curves(edges: Sequence[int], tonight: Sequence[int], before: Sequence
 
     beside = " beside the champion's snapshot" if before is not None else ""
     return draw("lengths", f"Distribution of text lengths tonight{beside}", WIDTH, 2.5, paint)
+
+
+def drift_bars(distances: Sequence[Distance]) -> Picture:
+    """Distances of tonight's new rows as multiples of their thresholds, by statistic and reference."""
+    names = list(dict.fromkeys(one.name for one in distances))
+    height = _height(len(names), 0.42)
+
+    def paint(figure: Figure) -> None:
+        axes = _rows(figure, "Distance of the new rows, as a share of its threshold", names, height=height)
+        for one in distances:
+            colour = CHAMPION if one.against_champion else TRAINING
+            place = names.index(one.name) + (-0.17 if one.against_champion else 0.17)
+            axes.barh(place, max(0.0, one.value) / one.threshold, height=0.31, color=colour, linewidth=0)
+            note(axes, f"{one.value:.3f} of {one.threshold:.3f}", (1, place), colour)
+        axes.axvline(1, color=THRESHOLD, linewidth=1.4, linestyle=DASHES)
+        axes.set_xlim(0, max(1.15, *(1.03 * one.value / one.threshold for one in distances)))
+        _key(axes, "■ champion", CHAMPION)
+        _key(axes, "■ last week", TRAINING, at=70)
+
+    alt = ", ".join(
+        f"{one.name} {one.value:.3f} of {one.threshold:.3f} ({'champion' if one.against_champion else 'last week'})"
+        for one in distances
+    )
+    return draw("drift", f"Distances of the new rows and their thresholds: {alt}", WIDTH, height, paint)
 
 
 def finite(values: Sequence[float | None]) -> list[float]:

@@ -72,6 +72,8 @@ class ReportFacts:
     """Of `approvals`."""
     quarantined: Mapping[str, int] | None = None
     """Quarantined rows by reason."""
+    drift: tuple[Row, ...] = ()
+    """Of `data_drift`, by statistic."""
     champion: Champion | None = None
     """The champion that the night was judged against, or when it began if it was not judged."""
     current_champion: Champion | None = None
@@ -105,6 +107,7 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
         scored = read_history(db, run["pipeline"], run=run_id, slices=True)
         cells = _rows(db, "SELECT * FROM confusion WHERE run_id = :run AND split = 'test'", run_id)
         reasons = "SELECT reason, COUNT(*) AS count FROM quarantined_rows WHERE run_id = :run GROUP BY reason"
+        drift = "SELECT * FROM data_drift WHERE run_id = :run ORDER BY statistic, slice_name, reference"
         quarantined = _rows(db, f"{reasons} ORDER BY COUNT(*) DESC, reason", run_id)
         champion = _champion(home, stored["champion"])
         tonight, before, note = _shares(home, db, run, champion) if snapshots else (None, None, "")
@@ -120,6 +123,7 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
             attempts=stored["attempts"],
             approval=_one(db, "SELECT * FROM approvals WHERE run_id = :run", run_id),
             quarantined={str(row["reason"]): int(row["count"]) for row in quarantined},
+            drift=_rows(db, drift, run_id),
             champion=champion,
             current_champion=_champion(home, stored["current"]),
             tonight=tonight,

@@ -29,6 +29,7 @@ def as_page(facts: ReportFacts) -> Page:
         "Test rows": sections.test_rows(facts),
         "Slices": sections.slices(facts),
         "Data": sections.data(facts),
+        "Drift": sections.drift(facts),
         "How it ran": sections.how_it_ran(facts),
         "Where to look next": sections.links(facts),
     }

@@ -215,6 +215,34 @@ def _lengths(shares: SnapshotShares) -> str:
     return f"median {shares.median_length:,} characters, 95 % have no more than {shares.long_length:,}"
 
 
+def drift(facts: ReportFacts) -> list[Block]:
+    """Tonight's new rows against the champion's training rows and last week's; statistics that warn come first."""
+    if not facts.drift:
+        return []
+    found = sorted(facts.drift, key=lambda row: (row["outcome"] != "warning", row["reference"]))
+    warned = sum(row["outcome"] == "warning" for row in found)
+    new = rows(found[0]["rows_used"])
+    sentence = f"{warned} of {len(found)} statistics warn, on {new} that are new. Drift decides nothing."
+    shown, left_out = first_of(found, TABLE_ROWS, "statistics of drift")
+    table: list[list[Span]] = [
+        [mark(row["outcome"]), _drift_name(row), str(row["reference"]).replace("_", " "), str(row["reason"])]
+        for row in shown
+    ]
+    # In the order in which they were measured, so that a statistic has the same place every night.
+    distances = [
+        charts.Distance(_drift_name(row), row["value"], row["threshold"], row["reference"] == "champion")
+        for row in facts.drift
+        if row["value"] is not None and row["threshold"]
+    ]
+    picture = [charts.drift_bars(distances[: 2 * charts.BARS])] if distances else []
+    header = ("outcome", "statistic", "against", "new rows")
+    return [Text((sentence,)), *picture, Table(header, table), *left_out]
+
+
+def _drift_name(row: Row) -> str:
+    return str(row["slice_name"] or row["statistic"].removesuffix("_shares").replace("_", " "))
+
+
 def how_it_ran(facts: ReportFacts) -> list[Block]:
     run, attempts = facts.run, facts.attempts
     found: list[tuple[str, Spans]] = [

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from nightgate.database.data_schema import DriftRow
 from nightgate.database.gate_schema import JointOutcome
 from nightgate.database.schema import ConfusionCell, Epoch, GateCheck, QuarantinedRow, Run, SliceMetric, Snapshot
 from nightgate.database.transactions import Database
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from nightgate.gate.evidence import Evidence
     from nightgate.metrics.classification import SliceScore
     from nightgate.metrics.confusion import Average, Scores
+    from nightgate.metrics.drift import DriftStatistic
     from nightgate.training.protocol import EpochReport, TrainResult
 
 
@@ -103,6 +105,24 @@ def _add_quarantined(session: Session, run_id: str, attempt: int, quarantined: S
     place = {"run_id": run_id, "attempt": attempt}
     rows = [place | {"position": position} | asdict(row) for position, row in enumerate(quarantined)]
     session.execute(sa.insert(QuarantinedRow), rows)
+
+
+def has_drift(db: Database, run_id: str) -> bool:
+    """Whether the drift of the run's night is recorded."""
+    return bool(db.read(lambda session: session.scalar(_count(DriftRow, run_id=run_id))))
+
+
+def record_drift(db: Database, run_id: str, attempt: int, found: Sequence[tuple[str, DriftStatistic]]) -> None:
+    """Record the drift of tonight's new rows; each statistic with the name of its reference."""
+    place = {"run_id": run_id, "attempt": attempt}
+    rows = [place | {"reference": name, "outcome": one.outcome} | asdict(one) for name, one in found]
+
+    def work(session: Session) -> None:
+        fenced(session, run_id, attempt)
+        if rows:
+            session.execute(sa.insert(DriftRow), rows)
+
+    db.write(work)
 
 
 def previous_snapshot(db: Database, pipeline_name: str, before: datetime | None = None) -> Path | None:
@@ -311,7 +331,7 @@ def _add_details(
         session.execute(sa.insert(ConfusionCell), cells)
 
 
-def _count(table: type[GateCheck | SliceMetric | ConfusionCell], **place: Any) -> sa.Select[Any]:
+def _count(table: type[GateCheck | SliceMetric | ConfusionCell | DriftRow], **place: Any) -> sa.Select[Any]:
     return sa.select(sa.func.count()).select_from(table).filter_by(**place)
 
 

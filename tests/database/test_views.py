@@ -37,6 +37,8 @@ COLUMNS = {
     "forgotten_rows": "pipeline id_hash forgotten_by begun_at finished_at snapshots rows_redacted golden_rows "
     "quarantined_rows versions",
     "quarantined_rows": "pipeline night run_id reason",
+    "data_drift": "pipeline night run_id reference statistic slice_name distance value threshold tonight_value "
+    "reference_value rows_used reference_rows outcome reason",
 }
 COLUMNS["nights"] = COLUMNS["nightly_runs"]
 

@@ -9,6 +9,7 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,28 @@ def test_a_mapping_that_means_something_else_is_held_under_every_policy_until_a_
     with Database.open(open_home()) as db:
         champions.promote_manually(db, db.home, "small", 2, reason="so it is meant", by="a test")
     assert champion_and_anchor() == (2, 2)
+
+
+def test_drift_of_the_new_rows_is_recorded_once_a_run(site: Path) -> None:
+    # Another shop, so that all rows are new, whose stars are counted backwards.
+    turned = {"data.source.seed": 7, "data.labels": {str(star): 6 - star for star in range(1, 6)}}
+    pipeline = load_pipeline(site, turned)
+    with broken_by(DataError, "enough"), open_night(pipeline, night_of(pipeline, 6)) as run:
+        snapshot = steps.refresh(run)
+        steps.refresh(replace(run, snapshot_path=snapshot.path))
+        raise DataError("enough")
+    with Database.open(open_home()) as db:
+        found = db.frame("SELECT * FROM data_drift ORDER BY reference")
+        rows = db.frame("SELECT rows_new, rows_trained FROM nights ORDER BY night")
+    assert set(found["run_id"]) == {run.run_id}, "the first night has nothing to compare with"
+    statistics = ["label_shares", "new_words", "slice_shares", "text_length", "unknown_tokens"]
+    by_reference = {name: sorted(one["statistic"]) for name, one in found.groupby("reference")}
+    assert by_reference == {"champion": statistics, "last_week": statistics}
+    assert set(found[found["outcome"] == "warning"]["statistic"]) == {"label_shares"}
+    assert set(found["rows_used"]) == {rows["rows_new"].iloc[1]}
+    used = found.groupby("reference")["reference_rows"].max()
+    assert used["champion"] == rows["rows_trained"].iloc[0]
+    assert 150 < used["last_week"] < rows["rows_new"].iloc[0]
 
 
 def test_training_cannot_start_from_a_champion_with_other_labels_and_says_so(site: Path) -> None:

@@ -15,6 +15,7 @@ from nightgate import check_config, config
 from nightgate.cli.app import app
 from nightgate.database.transactions import Database
 from nightgate.gate_config import Gate
+from nightgate.metrics.drift import DriftStatistic
 from nightgate.pipeline_files import check_pipeline, pipeline_files
 from nightgate.runs import lifecycle, records
 from tests.support import night_rows
@@ -94,12 +95,15 @@ def test_every_command_and_option_that_is_named_exists(page: str) -> None:
 
 @pytest.fixture
 def nights(database: Database) -> Database:
-    """Two nights with evidence, and a newer one with epochs, slices and quarantined rows."""
+    """Two nights with evidence, and a newer one with epochs, slices, quarantined rows and drift."""
     champion = judged_night(database, 0, Model("first", 0.7))
     judged_night(database, 1, Model("second", 0.65), champion)
     opened = night_rows.opened(database, 2, trigger="backfill")
     run = (database, opened.run_id, opened.attempt)
     records.record_snapshot(*run, night_rows.refreshed(database))
+    labels = {"statistic": "label_shares", "distance": "total_variation", "rows_used": 40, "reference_rows": 300}
+    shift = DriftStatistic(**labels, value=0.4, threshold=0.25, reason="label good: 90.0% of the rows, was 50.0%")
+    records.record_drift(*run, [("champion", shift)])
     details = (night_rows.slices(), night_rows.confusion())
     for epoch in (1, 2):
         records.record_epoch(*run, night_rows.report(epoch), night_rows.scores(), *details)

@@ -16,7 +16,7 @@ from syrupy.assertion import SnapshotAssertion
 
 from nightgate.plain_text import printable
 from nightgate.reports import charts, pictures
-from nightgate.reports.charts import Gap, Level
+from nightgate.reports.charts import Distance, Gap, Level
 from nightgate.reports.confusion_chart import HEAT, PALE_FROM, confusion_matrix, heat_level
 from nightgate.reports.pictures import Picture
 from nightgate.reports.training_diagnosis import EpochFacts
@@ -55,6 +55,7 @@ def all_charts(label: str = "good") -> dict[str, Picture]:
         "shares": charts.share_bars(label, counts, None, order=list(counts)),
         "two shares": charts.share_bars(label, counts, before, order=[*counts, "gone"]),
         "lengths": charts.length_curves((1, 10, 100, 1000, 10_000), (0, 5, 9, 0), (1, 5, 9, 0)),
+        "drift": charts.drift_bars([Distance(label, 0.31, 0.23, True), Distance("new words", -0.01, 0.05, False)]),
         "matrix": confusion_matrix([label, "other"], [[3, 1], [0, 4]]),
         "heat": confusion_matrix([f"{number} {label}" for number in range(20)], matrix(20)),
     }

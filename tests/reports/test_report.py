@@ -133,12 +133,13 @@ def test_both_forms_have_the_same_sections_pictures_and_numbers() -> None:
     html, markdown = Parsed(published_html()), report.as_markdown(page)
     assert titles(page) == [
         *("Verdict", "Checks of classes and slices", "Diagnosis", "Epochs", "Test rows", "Slices", "Data"),
-        *("How it ran", "Where to look next"),
+        *("Drift", "How it ran", "Where to look next"),
     ]
-    # F1 of all sides, differences, curves, matrix, F1 by label and product, shares by label and product, lengths.
+    # F1 of all sides, differences, curves, matrix, F1 by label and product, shares by label and product, lengths,
+    # drift.
     for form in (markdown, published_html()):
         pictures = re.findall(r"data:image/svg\+xml;base64,([^\")]*)", form)
-        assert len(pictures) == 9
+        assert len(pictures) == 10
         assert {ElementTree.fromstring(base64.b64decode(one, validate=True)).tag[-3:] for one in pictures} == {"svg"}
     assert published_table(pd.DataFrame(list(published_rows()))) in markdown.replace("**", "")
     shown = rendered(markdown).words

@@ -105,6 +105,21 @@ def pipeline() -> Pipeline:
     )
 
 
+def drift_row(statistic: str, reference: str, value: float, threshold: float, reason: str) -> dict[str, Any]:
+    """A row of `data_drift`."""
+    row = {"statistic": statistic, "slice_name": "product" if statistic == "slice_shares" else "", "reason": reason}
+    outcome = "warning" if value > threshold else "passed"
+    return row | {"reference": reference, "value": value, "threshold": threshold, "outcome": outcome, "rows_used": 40}
+
+
+DRIFT = (
+    drift_row("label_shares", "champion", 0.412, 0.251, "label 1: 57.5% of the rows, was 16.2%"),
+    drift_row("label_shares", "last_week", 0.204, 0.258, "label 1: 57.5% of the rows, was 37.1%"),
+    drift_row("new_words", "champion", -0.004, 0.05, "1.20% of the words are new, was 1.60%"),
+    drift_row("slice_shares", "champion", 0.081, 0.264, "product kettle: 52.5% of the rows, was 44.4%"),
+)
+
+
 def published_night(
     labels: tuple[str, ...] = ("1", "2", "3", "4", "5"), value: str = "kettle", **changes: Any
 ) -> ReportFacts:
@@ -171,6 +186,7 @@ def published_night(
         ),
         "attempts": (attempt_row(1, status="promoted", precision_reason="bf16 natively", threads=8),),
         "quarantined": {"empty_text": 3},
+        "drift": DRIFT,
         "champion": Champion(1, home / "models/reviews/v0001", "reviews-20260301-ff", "s-1", STARTED),
         "current_champion": Champion(2, home / "models/reviews/v0002", run["run_id"], "s-0", STARTED),
         "tonight": shares("s-0011223344556677", counts, {"product": {value: 30, "toaster": 20}}),

@@ -1,0 +1,137 @@
+"""Measure drift on samples: tonight's new rows against the champion's training rows and against those of last week.
+
+Bounded, so that it costs less than a refresh, and a warning at most: no night fails for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nightgate.config import Pipeline
+from nightgate.data.refresh import training_rows
+from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot
+from nightgate.database.schema import Run
+from nightgate.engine import base_model_folder
+from nightgate.errors import NightgateError
+from nightgate.metrics.drift import Counts, DriftStatistic, measure_drift
+from nightgate.night.run import NightRun
+from nightgate.registry import versions
+from nightgate.registry.versions import VersionRow
+from nightgate.runs import records
+
+log = logging.getLogger(__name__)
+
+SAMPLE = 2_000
+"""The most rows of a side: chance then moves shares and lengths by less than their limits."""
+WEEK = timedelta(days=7)
+_NAMES = {"champion": "the champion's training rows", "last_week": "the rows of last week"}
+
+
+def record_drift(run: NightRun, snapshot: Snapshot) -> None:
+    """Measure the drift of the rows that the previous snapshot lacks, and record it; once a run, in its first attempt
+    that comes to it.
+    """
+    if records.has_drift(run.db, run.run_id):
+        return
+    try:
+        found = _measure(run, snapshot)
+    except (NightgateError, OSError) as error:
+        log.warning("drift was not measured: %s", error)
+        return
+    records.record_drift(run.db, run.run_id, run.attempt, found)
+    for reference, one in found:
+        if one.outcome == "warning":
+            log.warning("drift from %s: %s", _NAMES[reference], one.reason)
+
+
+def _measure(run: NightRun, snapshot: Snapshot) -> list[tuple[str, DriftStatistic]]:
+    folder = records.previous_snapshot(run.db, run.pipeline.name, before=run.data_until)
+    if folder is None:
+        return []
+    before = open_snapshot(folder, verify=False)
+    tonight = _sample(snapshot, _without(_rows(snapshot), before))
+    if tonight.empty:
+        return []
+    references = {"last_week": _last_week(run, before)}
+    champion = versions.champion(run.db, run.pipeline.name)
+    if champion is not None and champion.snapshot_id is not None:
+        references["champion"] = _trained_on(run, champion, champion.snapshot_id)
+    unknown_tokens = _unknown_tokens(_tokenizer(run, champion))
+    return [(name, one) for name, rows in references.items() for one in measure_drift(tonight, rows, unknown_tokens)]
+
+
+def _rows(snapshot: Snapshot) -> pd.DataFrame:
+    """All rows of a snapshot."""
+    return pd.concat([snapshot.rows(split) for split in SPLITS])
+
+
+def _without(rows: pd.DataFrame, known: Snapshot) -> pd.DataFrame:
+    """The rows whose texts the other snapshot lacks."""
+    marks = pd.concat([known.rows(split, ["fingerprint"]) for split in SPLITS])["fingerprint"]
+    return rows[~rows["fingerprint"].isin(marks)]
+
+
+def _sample(snapshot: Snapshot, rows: pd.DataFrame) -> pd.DataFrame:
+    """At most `SAMPLE` rows, with names of labels.
+
+    Those with the smallest fingerprints: a random choice and order, the same on every night and machine.
+    """
+    names = dict(enumerate(snapshot.manifest["label_names"]))
+    chosen = rows.sort_values("fingerprint").head(SAMPLE)
+    return chosen.assign(label=chosen["label"].map(names))
+
+
+def _last_week(run: NightRun, before: Snapshot) -> pd.DataFrame:
+    """Rows of the seven days up to the newest one of before tonight; without times, those that a snapshot lacks that
+    is a week older than tonight.
+    """
+    rows = _rows(before)
+    if "time" in rows:
+        return _sample(before, rows[rows["time"] > rows["time"].max() - WEEK])
+    older = records.previous_snapshot(run.db, run.pipeline.name, before=run.data_until - WEEK)
+    return _sample(before, rows if older is None else _without(rows, open_snapshot(older, verify=False)))
+
+
+def _trained_on(run: NightRun, champion: VersionRow, snapshot_id: str) -> pd.DataFrame:
+    """The rows that the champion was trained on."""
+    config = run.db.read(lambda session: session.get_one(Run, champion.run_id).config)
+    snapshot = open_snapshot(run.home.snapshots / champion.pipeline / snapshot_id, verify=False)
+    return _sample(snapshot, training_rows(snapshot, Pipeline.model_validate(config), champion.data_until))
+
+
+def _tokenizer(run: NightRun, champion: VersionRow | None) -> Path | None:
+    """The file of the base model's tokenizer; of a name on the hub that in the champion's folder."""
+    folder = base_model_folder.local_folder(run.pipeline.training.base_model)
+    if folder is None and champion is not None:
+        folder = run.home.absolute(champion.path)
+    file = None if folder is None else folder / "tokenizer.json"
+    return file if file is not None and file.is_file() else None
+
+
+def _unknown_tokens(file: Path | None) -> Callable[[Sequence[str]], Counts] | None:
+    """A function that counts the unknown tokens and all tokens of each text; None without a tokenizer, or with one that
+    has a token for every byte.
+    """
+    if file is None:
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer, model = Tokenizer.from_file(str(file)), json.loads(file.read_text(encoding="utf-8"))["model"]
+    unknown = tokenizer.token_to_id(model.get("unk_token") or "") if "unk_id" not in model else model["unk_id"]
+    if unknown is None:
+        return None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def count(texts: Sequence[str]) -> Counts:
+        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return np.array([text.count(unknown) for text in ids]), np.array([len(text) for text in ids])
+
+    return count
