@@ -5,57 +5,86 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
+
+import pyarrow as pa
 
 from nightgate import config
 from nightgate.config_types import canonical_label
-from nightgate.data.source_table import GIVEN_SPLIT, Table, check_columns, from_arrow
+from nightgate.data.parquet import batch_of
+from nightgate.data.source import BATCH_ROWS, Part, Plan, RawBatch
+from nightgate.data.source_table import GIVEN_SPLIT, check_columns
 from nightgate.errors import DataError, first_line, without_credentials
 
 log = logging.getLogger(__name__)
 
 
-def read_hub(source: config.HubSource, data: config.Data, columns: Sequence[str]) -> list[Table]:
-    """One table for each split that is used; with the column `GIVEN_SPLIT` where `source.splits` names the splits.
+class Hub:
+    """The splits of a data set, each a part."""
 
-    Raises:
-        DataError: the data set is missing, unreachable or a script, or lacks a split or a column.
-    """
-    # Imported here because it takes half a second.
-    import datasets
+    swept = False
 
-    data_files: Any = source.data_files
-    if isinstance(data_files, Mapping):
-        data_files = {split: list(v) if isinstance(v, tuple) else v for split, v in data_files.items()}
-    elif isinstance(data_files, tuple):
-        data_files = list(data_files)
-    with _data_errors(source):
-        loaded: Any = datasets.load_dataset(
-            source.dataset, source.config, data_files=data_files, revision=source.revision
-        )
-    parts = source.splits or {"train": "train"}
-    missing = [name for name in parts.values() if name not in loaded]
-    if missing:
-        raise DataError(
-            f"data set {source.dataset} has no split {missing[0]!r}; it has {', '.join(map(str, loaded))}",
-            next_step='name them in data.source: splits = { train = "...", validation = "...", test = "..." }',
-        )
-    unused = sorted(set(loaded) - set(parts.values()))
-    if unused:
-        log.info("data set %s: split %s is not read; data.source.splits can name it", source.dataset, ", ".join(unused))
-    tables = []
-    for part, name in parts.items():
-        split = loaded[name]
-        place = f"{source.dataset}/{name}"
-        check_columns(columns, split.column_names, place)
-        with _data_errors(source):
-            arrow = split.select_columns(list(columns)).with_format("arrow")[:]
-        table = from_arrow(arrow, columns, place)
-        _name_classes(table, data, split.features[data.label])
-        if source.splits:
-            table.columns[GIVEN_SPLIT] = [part] * len(table.origins)
-        tables.append(table)
-    return tables
+    def __init__(self, settings: config.HubSource, data: config.Data, columns: Sequence[str]) -> None:
+        self._settings = settings
+        self._data = data
+        self._columns = tuple(columns)
+        self._loaded: Any = None
+
+    def plan(self, before: Mapping[str, Any] | None) -> Plan:
+        source, loaded = self._settings, self._load()
+        used = set(self._splits().values())
+        missing = sorted(used - set(loaded))
+        if missing:
+            raise DataError(
+                f"data set {source.dataset} has no split {missing[0]!r}; it has {', '.join(map(str, loaded))}",
+                next_step='name them in data.source: splits = { train = "...", validation = "...", test = "..." }',
+            )
+        if unused := sorted(set(loaded) - used):
+            hint = "is not read; data.source.splits can name it"
+            log.info("data set %s: split %s %s", source.dataset, ", ".join(unused), hint)
+        return Plan.of((Part(role, "") for role in self._splits()), before)
+
+    def read(self, part: Part) -> Iterator[RawBatch]:
+        name = self._splits()[part.name]
+        place = f"{self._settings.dataset}/{name}"
+        split = self._load()[name]
+        check_columns(self._columns, split.column_names, place)
+        classes, names = _classes(self._data, split.features[self._data.label])
+        with _data_errors(self._settings):
+            rows = split.select_columns(list(self._columns)).with_format("arrow")
+        for first in range(0, len(rows), BATCH_ROWS):
+            with _data_errors(self._settings):
+                table = rows[first : first + BATCH_ROWS]
+            batch = batch_of(table, self._columns, place, first + 1, classes)
+            table = _named(batch.table, self._data.label, names)
+            if self._settings.splits:
+                table = table.append_column(GIVEN_SPLIT, pa.repeat(part.name, table.num_rows))
+            yield replace(batch, table=table)
+
+    def after(self) -> dict[str, Any]:
+        return {}
+
+    def _splits(self) -> Mapping[str, str]:
+        """The split of the data set for each part that is read."""
+        return self._settings.splits or {"train": "train"}  # type: ignore[return-value]
+
+    def _load(self) -> Any:
+        if self._loaded is None:
+            # Imported here because it takes half a second.
+            import datasets
+
+            source = self._settings
+            files: Any = source.data_files
+            if isinstance(files, Mapping):
+                files = {split: list(v) if isinstance(v, tuple) else v for split, v in files.items()}
+            elif isinstance(files, tuple):
+                files = list(files)
+            with _data_errors(source):
+                self._loaded = datasets.load_dataset(
+                    source.dataset, source.config, data_files=files, revision=source.revision
+                )
+        return self._loaded
 
 
 @contextmanager
@@ -88,16 +117,25 @@ def _data_errors(source: config.HubSource) -> Iterator[None]:
         raise DataError(f"data set {name} {problem}: {detail}", next_step=next_step) from error
 
 
-def _name_classes(table: Table, data: config.Data, feature: Any) -> None:
-    """Replace class numbers by class names, unless the pipeline's labels are those numbers."""
+def _classes(data: config.Data, feature: Any) -> tuple[tuple[str, ...], Sequence[str]]:
+    """The names of the class numbers that are the pipeline's labels, or else the names to put in their place."""
     names = getattr(feature, "names", None)
     if not names:
-        return
+        return (), ()
     # Star ratings fit both: class 0 is named "1". Names are used where they cover every label.
     by_name = set(data.label_index) <= {canonical_label(name) for name in names}
     if not by_name and any(str(number) in data.label_index for number in range(len(names))):
-        table.classes = tuple(map(str, names))
-        return
-    table.columns[data.label] = [
-        names[value] if value is not None and 0 <= value < len(names) else value for value in table.columns[data.label]
+        return tuple(map(str, names)), ()
+    return (), names
+
+
+def _named(table: pa.Table, label: str, names: Sequence[str]) -> pa.Table:
+    """The table with names in the place of class numbers; a number without a name stays."""
+    if not names:
+        return table
+    values = [
+        names[value] if value is not None and 0 <= value < len(names) else value
+        for value in table.column(label).to_pylist()
     ]
+    column = pa.array([None if value is None else str(value) for value in values], pa.string())
+    return table.set_column(table.column_names.index(label), label, column)

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import random
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
+
 from nightgate.config import SampleSource
+from nightgate.data.source import BATCH_ROWS, Part, Plan, RawBatch
+from nightgate.data.source_table import check_columns
+from nightgate.schedule import Night
 
 T = TypeVar("T")
 
@@ -39,6 +44,44 @@ _UNUSABLE = 0.005
 @cache
 def _grammar() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("sample_grammar.toml").read_text(encoding="utf-8"))
+
+
+class Sample:
+    """The reviews of the `settings.days` days before the night, oldest day first. A day is a part.
+
+    The rows of a day depend on the seed and the date alone: the next night has the same days and one more.
+    """
+
+    swept = False
+
+    def __init__(self, settings: SampleSource, columns: Sequence[str], night: Night) -> None:
+        check_columns(columns, COLUMNS, "the sample source")
+        self._settings = settings
+        self._columns = tuple(columns)
+        self._until = night.data_until.astimezone(UTC)
+        self._since = self._until - timedelta(days=settings.days)
+
+    def plan(self, before: Mapping[str, Any] | None) -> Plan:
+        days = [self._since.date() + timedelta(days=offset) for offset in range(self._settings.days + 1)]
+        return Plan.of((Part(day.isoformat(), self._version(day)) for day in days), before)
+
+    def _version(self, day: date) -> str:
+        settings = f"{self._settings.seed}-{self._settings.rows_per_day}"
+        # The first and the last day are read in part.
+        ends = [f"{end:%H%M%S%f}" for end in (self._since, self._until) if end.date() == day]
+        return "-".join([settings, *ends])
+
+    def read(self, part: Part) -> Iterator[RawBatch]:
+        rows = [
+            row for row in _day(self._settings, date.fromisoformat(part.name)) if self._since <= row[3] < self._until
+        ]
+        for first in range(0, len(rows), BATCH_ROWS):
+            values = dict(zip(COLUMNS, zip(*rows[first : first + BATCH_ROWS], strict=True), strict=True))
+            table = pa.table({name: pa.array(values[name]) for name in self._columns})
+            yield RawBatch(table, part.name, pa.array(range(first + 1, first + 1 + table.num_rows), pa.int64()))
+
+    def after(self) -> dict[str, Any]:
+        return {}
 
 
 def sample_reviews(source: SampleSource, until: datetime) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""Shared by all source readers: a table of unconverted values, rejected rows, and the check for missing columns."""
+"""Shared by all source readers: names of columns, rejected rows, and the check for missing columns."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import difflib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
 from nightgate.errors import DataError
 
@@ -36,39 +35,16 @@ class Quarantined:
     """The part of the source that holds it, as in `nightgate.data.refresh_counts.PartCounts`."""
 
 
-@dataclass
-class Table:
-    """One file or split: a list of values per wanted column."""
-
-    columns: dict[str, list[Any]]
-    origins: list[str]
-    rejected: list[Quarantined] = field(default_factory=list)
-    classes: tuple[str, ...] = ()
-    """Names of the class numbers that the label column keeps; () if it has names or the source has none."""
-
-
-def from_arrow(table: pa.Table, columns: Sequence[str], name: str) -> Table:
-    values: dict[str, list[Any]] = {}
-    for column in columns:
-        array = table.column(column)
-        if pa.types.is_dictionary(array.type):
-            array = array.cast(array.type.value_type)
-        if pa.types.is_timestamp(array.type):
-            # Nanoseconds would become pandas Timestamps, microseconds become datetimes.
-            array = array.cast(pa.timestamp("us", tz=array.type.tz), safe=False)
-        elif pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-            try:
-                array = array.cast(pa.large_string())
-            except pa.ArrowInvalid as error:
-                raise DataError(
-                    f"{name}: column {column!r} holds bytes that are not UTF-8 text",
-                    next_step="store it as text (a string column)",
-                ) from error
-        values[column] = array.to_pylist()
-    return Table(values, [f"{name}:{number}" for number in range(1, table.num_rows + 1)])
-
-
 def check_columns(wanted: Iterable[str], found: Sequence[str], place: str) -> None:
+    """Check that each wanted column is found once.
+
+    Raises:
+        DataError: it is missing, or there twice.
+    """
+    wanted = tuple(wanted)
+    twice = sorted(name for name in wanted if found.count(name) > 1)
+    if twice:
+        raise DataError(f"{place}: the header names {twice[0]!r} twice", next_step="rename one of the two columns")
     missing = [name for name in wanted if name not in found]
     if not missing:
         return

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nightgate.config import Pipeline, Training
-from nightgate.data.sources import matching_files
+from nightgate.data.files_source import matching_files
 from nightgate.durable_files import sha256_of, write_whole
 from nightgate.engine import base_model_folder
 from nightgate.errors import DataError, ModelError, StorageError
