@@ -66,7 +66,7 @@ class ConfigurationError(NightgateError, ValueError):
 class DataError(NightgateError, ValueError):
     error_type = "data"
     quarantined: Sequence[Any] = ()
-    """The quarantined rows (`nightgate.data.source_table.Quarantined`) of a refresh that fails."""
+    """The quarantined rows (`nightgate.sources.source_table.Quarantined`) of a refresh that fails."""
     parts: Sequence[Any] = ()
     """Its counts (`nightgate.data.refresh_counts.PartCounts`)."""
     checks: Sequence[Any] = ()

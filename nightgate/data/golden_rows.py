@@ -25,13 +25,13 @@ from nightgate import config
 from nightgate.config import FilesSource, Pipeline
 from nightgate.data.refresh import meaning_of
 from nightgate.data.snapshots import Snapshot, open_snapshot, write_snapshot
-from nightgate.data.source_table import quarantine_summary
 from nightgate.data.sources import read_source
 from nightgate.data.validation import as_frame, deduplicate, validate
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home
 from nightgate.label_meaning import LabelMeaning
 from nightgate.schedule import Night
+from nightgate.sources.source_table import quarantine_summary
 
 log = logging.getLogger(__name__)
 

@@ -31,13 +31,13 @@ from nightgate.data.column_rules import check_columns
 from nightgate.data.normalization import NORMALISATION_VERSION, hashed_fraction, side_of
 from nightgate.data.refresh_counts import LabelVotes, PartCounts, Statistics, remember
 from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
-from nightgate.data.source_table import Quarantined, quarantine_summary
 from nightgate.data.sources import read_source
 from nightgate.data.validation import Row, as_frame, deduplicate, validate
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home
 from nightgate.label_meaning import LabelMeaning
 from nightgate.schedule import Night
+from nightgate.sources.source_table import Quarantined, quarantine_summary
 
 log = logging.getLogger(__name__)
 

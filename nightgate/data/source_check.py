@@ -1,6 +1,6 @@
 """Check without reading rows that a source exists and has the columns that a pipeline names.
 
-What cannot be seen in the head of a file is left to `nightgate.data.files_source`, which reads all of it.
+What cannot be seen in the head of a file is left to `nightgate.sources.files`, which reads all of it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import zstandard
 
 from nightgate import config
-from nightgate.data.files_source import format_of, matching_files, read_file
 from nightgate.data.golden_rows import golden_errors, golden_source
-from nightgate.data.sample_source import COLUMNS
-from nightgate.data.source_table import check_columns
-from nightgate.data.sources import wanted_columns
-from nightgate.data.text_stream import codec_of
+from nightgate.sources.files import format_of, matching_files, read_file
+from nightgate.sources.kinds import wanted_columns
+from nightgate.sources.sample import COLUMNS
+from nightgate.sources.source_table import check_columns
+from nightgate.sources.text_stream import codec_of
 
 HEAD = 2**16
 """Characters of JSON lines that are searched for the columns."""

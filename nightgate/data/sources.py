@@ -1,4 +1,4 @@
-"""The source that a pipeline names, and all of its rows as one frame."""
+"""All rows of a source as one frame."""
 
 from __future__ import annotations
 
@@ -9,37 +9,9 @@ import pandas as pd
 import pyarrow as pa
 
 from nightgate import config
-from nightgate.data.files_source import Files
-from nightgate.data.hub_source import Hub
-from nightgate.data.sample_source import Sample
-from nightgate.data.source import Source
-from nightgate.data.source_table import ORIGIN, Quarantined
 from nightgate.schedule import Night
-
-
-def open_source(data: config.Data, night: Night, *, split_column: str | None = None) -> Source:
-    """The source of `data`, which reads the columns that the pipeline uses and `split_column`."""
-    settings, columns = data.source, wanted_columns(data, split_column)
-    if isinstance(settings, config.SampleSource):
-        return Sample(settings, columns, night)
-    if isinstance(settings, config.FilesSource):
-        return Files(settings, columns)
-    return Hub(settings, data, columns)
-
-
-def wanted_columns(data: config.Data, split_column: str | None) -> tuple[str, ...]:
-    """The columns that the pipeline uses, each once."""
-    named = (
-        data.id,
-        *data.text_columns,
-        data.label,
-        data.time,
-        *data.slices,
-        data.group,
-        split_column,
-        *data.checks.columns,
-    )
-    return tuple(dict.fromkeys(column for column in named if column is not None))
+from nightgate.sources.kinds import open_source, wanted_columns
+from nightgate.sources.source_table import ORIGIN, Quarantined
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from nightgate.config import Pipeline, Training
-from nightgate.data.files_source import matching_files
 from nightgate.durable_files import sha256_of, write_whole
 from nightgate.engine import base_model_folder
 from nightgate.errors import DataError, ModelError, StorageError
 from nightgate.home import Home
 from nightgate.provenance import base_model_revision, code_version, library_versions
 from nightgate.settings import read_settings
+from nightgate.sources.files import matching_files
 
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub; without its answer the commit in the local cache counts."""

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nightgate.data.refresh import Refreshed
-    from nightgate.data.source_table import Quarantined
     from nightgate.gate.decision import Decision, Measured
     from nightgate.gate.evidence import Evidence
     from nightgate.metrics.classification import SliceScore
     from nightgate.metrics.confusion import Average, Scores
     from nightgate.metrics.drift import DriftStatistic
+    from nightgate.sources.source_table import Quarantined
     from nightgate.training.protocol import EpochReport, TrainResult
 
 

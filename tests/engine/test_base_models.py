@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nightgate.config import SampleSource
-from nightgate.data.sample_source import sample_reviews
 from nightgate.engine.base_models import load_classifier, save_model
 from nightgate.errors import ModelError
+from nightgate.sources.sample import sample_reviews
 from tests.support import reviews
 from tests.support.seed_model import write_seed_model
 

@@ -16,7 +16,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from nightgate.data.source_table import Quarantined
 from nightgate.database.transactions import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.gate.decision import Decision, Verdict
@@ -25,6 +24,7 @@ from nightgate.registry.promotion import add_version, promote_candidate
 from nightgate.runs import lifecycle, records
 from nightgate.runs.liveness import Owner
 from nightgate.runs.run_row import RunRow
+from nightgate.sources.source_table import Quarantined
 from tests.support import night_rows
 from tests.support.night_rows import one as run_row
 from tests.support.night_rows import opened, promote, promote_itself, roll_back

@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from nightgate.config import Pipeline
 from nightgate.data.refresh import Refreshed
 from nightgate.data.snapshots import Snapshot
-from nightgate.data.source_table import Quarantined
 from nightgate.database.schema import Promotion
 from nightgate.database.transactions import Database
 from nightgate.gate.decision import Check, Decision, Measured, Score, Verdict
@@ -29,6 +28,7 @@ from nightgate.runs import claim, lifecycle, records
 from nightgate.runs.liveness import Owner
 from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night
+from nightgate.sources.source_table import Quarantined
 from nightgate.training.protocol import EpochReport, TrainResult
 
 FIRST_NIGHT = date(2026, 3, 1)

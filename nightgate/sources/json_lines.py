@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from nightgate import config
-from nightgate.data.source import BATCH_ROWS, RawBatch
-from nightgate.data.source_table import check_columns
-from nightgate.data.text_stream import empty_file, open_text
 from nightgate.errors import DataError
+from nightgate.sources.source import BATCH_ROWS, RawBatch
+from nightgate.sources.source_table import check_columns
+from nightgate.sources.text_stream import empty_file, open_text
 
 
 def read_json_lines(

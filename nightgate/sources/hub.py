@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from nightgate import config
 from nightgate.config_types import canonical_label
-from nightgate.data.parquet import batch_of
-from nightgate.data.source import BATCH_ROWS, Part, Plan, RawBatch
-from nightgate.data.source_table import GIVEN_SPLIT, check_columns
 from nightgate.errors import DataError, first_line, without_credentials
+from nightgate.sources.parquet import batch_of
+from nightgate.sources.source import BATCH_ROWS, Part, Plan, RawBatch
+from nightgate.sources.source_table import GIVEN_SPLIT, check_columns
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nightgate import config
-from nightgate.data.source import BATCH_ROWS, RawBatch
-from nightgate.data.source_table import Quarantined, check_columns
-from nightgate.data.text_stream import empty_file, open_text
 from nightgate.errors import DataError
+from nightgate.sources.source import BATCH_ROWS, RawBatch
+from nightgate.sources.source_table import Quarantined, check_columns
+from nightgate.sources.text_stream import empty_file, open_text
 
 _LONGEST_FIELD = 2**26
 

@@ -14,10 +14,10 @@ import pytest
 import zstandard
 
 from nightgate.data.refresh import refresh
-from nightgate.data.source_table import ORIGIN
 from nightgate.data.sources import RawRows, read_source
-from nightgate.data.text_stream import FREE_EXPANSION
 from nightgate.errors import DataError
+from nightgate.sources.source_table import ORIGIN
+from nightgate.sources.text_stream import FREE_EXPANSION
 from tests.support import reviews
 
 

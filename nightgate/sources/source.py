@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from nightgate.data.source_table import Quarantined
+from nightgate.sources.source_table import Quarantined
 
 BATCH_ROWS = 8192
 """Most rows of a batch."""

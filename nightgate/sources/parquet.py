@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nightgate.data.source import BATCH_ROWS, RawBatch
-from nightgate.data.source_table import check_columns
-from nightgate.data.text_stream import empty_file, unpack
 from nightgate.errors import DataError, first_line
+from nightgate.sources.source import BATCH_ROWS, RawBatch
+from nightgate.sources.source_table import check_columns
+from nightgate.sources.text_stream import empty_file, unpack
 
 
 def read_parquet(path: Path, compression: str | None, columns: Sequence[str]) -> Iterator[RawBatch]:

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from nightgate.config import SampleSource
-from nightgate.data.source import BATCH_ROWS, Part, Plan, RawBatch
-from nightgate.data.source_table import check_columns
 from nightgate.schedule import Night
+from nightgate.sources.source import BATCH_ROWS, Part, Plan, RawBatch
+from nightgate.sources.source_table import check_columns
 
 T = TypeVar("T")
 

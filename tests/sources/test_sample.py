@@ -11,8 +11,8 @@ from typing import Any
 
 from nightgate.config import SampleSource
 from nightgate.data.refresh import refresh
-from nightgate.data.sample_source import COLUMNS, sample_reviews
 from nightgate.home import open_home
+from nightgate.sources.sample import COLUMNS, sample_reviews
 from tests.support import reviews
 
 UNTIL = reviews.NIGHT.data_until

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from nightgate import config
-from nightgate.data.delimited import read_delimited
-from nightgate.data.json_lines import read_json_lines
-from nightgate.data.parquet import read_parquet
-from nightgate.data.source import Part, Plan, RawBatch
 from nightgate.durable_files import user_path
 from nightgate.errors import DataError
+from nightgate.sources.delimited import read_delimited
+from nightgate.sources.json_lines import read_json_lines
+from nightgate.sources.parquet import read_parquet
+from nightgate.sources.source import Part, Plan, RawBatch
 
 FORMATS = {
     ".csv": "csv",

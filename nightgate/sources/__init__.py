@@ -1,0 +1,1 @@
+"""Sources: read rows as Arrow batches from files, data sets and a generator."""
