@@ -84,7 +84,7 @@ def test_the_published_recipe_is_written_out_and_agrees_with_the_defaults() -> N
         ({"training.learning_rate": 0}, "training.learning_rate"),
         ({"training.precision": "int8"}, "'auto', 'bf16', 'fp16' or 'fp32'"),
         ({"training.dropout": 1.0}, "training.dropout"),
-        ({"retention.snapshots": 5}, "retention.snapshots"),
+        ({"retention.versions": 5}, "retention.versions"),
         ({"resources.slot": "GPU 1"}, "resources.slot"),
         ({"data.labels": [1]}, "data.labels"),
         ({"data.labels": [1, 1]}, "twice"),

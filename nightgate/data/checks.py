@@ -81,11 +81,11 @@ def require_passed(pipeline: str, results: Sequence[CheckResult]) -> None:
     failed = [one for one in results if one.outcome == "failed"]
     if not failed:
         return
-    options = " ".join(f"--allow-failed-check {one.name}" for one in failed)
+    names = " --allow-failed-check ".join(one.name for one in failed)
     error = DataCheckError(
         f"{'; '.join(one.reason for one in failed)}: nothing was taken in",
         next_step=f"mend the source and run the same command again; if the data are right: "
-        f"nightgate run {pipeline} {options} --reason TEXT",
+        f"nightgate run {pipeline} --allow-failed-check {names} --reason TEXT",
     )
     error.checks = tuple(results)
     raise error
