@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from nightgate import __version__
-from nightgate.cli.data import snapshots
+from nightgate.cli.data import forget, snapshots
 from nightgate.cli.database import database_app
 from nightgate.cli.decide import approve, freeze, promote, reconcile, reject, rollback, unfreeze
 from nightgate.cli.gate import compare, export, gate_app, push
@@ -359,6 +359,7 @@ COMMANDS = (
     unfreeze,
     approve,
     reject,
+    forget,
     push,
     export,
     seeds,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from nightgate.cli.options import OutputFormat, PipelineName, name_of, nothing_yet, show
+from typing import Annotated
+
+import typer
+
+from nightgate.cli.options import OutputFormat, PipelineName, name_of, nothing_yet, person, say, show
 from nightgate.cli.tables_as_text import Format
 
 # By importance: a table shows those that fit. JSON and CSV have every column.
@@ -10,7 +14,7 @@ SNAPSHOT_COLUMNS = ("snapshot_id", "night", "rows", "rows_new", "bytes", "runs",
 
 
 def snapshots(pipeline: PipelineName, output: OutputFormat = Format.table) -> None:
-    """List the snapshots: night, rows, bytes, runs that used them, and why they are kept."""
+    """List snapshots with rows, bytes, runs, and why they are kept."""
     from humanize import naturalsize
 
     from nightgate.database.transactions import Database
@@ -25,3 +29,28 @@ def snapshots(pipeline: PipelineName, output: OutputFormat = Format.table) -> No
     if output is Format.table and len(frame):
         frame["bytes"] = frame["bytes"].map(naturalsize)
     show(frame, output, nothing_yet(f"{name} has no snapshots yet", name), columns=SNAPSHOT_COLUMNS)
+
+
+def forget(
+    pipeline: PipelineName,
+    ids: Annotated[list[str], typer.Option("--id", metavar="ID", help="Value of data.id; repeatable.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
+    output: OutputFormat = Format.table,
+) -> None:
+    """Take a person's rows out of all that is kept."""
+    import pandas as pd
+
+    from nightgate.database.transactions import Database
+    from nightgate.home import existing_home
+    from nightgate.registry import forgetting
+
+    name = name_of(pipeline)
+    with Database.open(existing_home()) as db:
+        found = forgetting.find(db, name, ids) if dry_run else forgetting.forget(db, name, ids, by=person())
+    places = pd.DataFrame([vars(place) for place in found.places], columns=["path", "what", "rows"])
+    show(places.astype({"rows": "Int64"}), output, "nothing is left to forget")
+    for version, how in found.versions.items():
+        say(f"version {version}: {how}", err=True)
+    if found.versions:
+        say("a model keeps what it learnt: train another without the rows, and promote it", err=True)
+    say("nothing was changed" if dry_run else forgetting.NOT_REACHED, err=True)

@@ -23,6 +23,7 @@ import pandas as pd
 
 from nightgate import config
 from nightgate.config import FilesSource, Pipeline
+from nightgate.data.redaction import not_forgotten
 from nightgate.data.refresh import meaning_of
 from nightgate.data.snapshots import Snapshot, open_snapshot, write_snapshot
 from nightgate.data.sources import read_source
@@ -78,7 +79,7 @@ def golden_set(
         StorageError: the rows cannot be written.
     """
     if pipeline.data.golden:
-        return _of_file(pipeline, home.golden / pipeline.name, night)
+        return _of_file(pipeline, home, night)
     return _frozen(pipeline, home.golden / pipeline.name, snapshot, night, meaning_on)
 
 
@@ -171,7 +172,7 @@ def golden_errors() -> Iterator[None]:
         raise DataError(f"data.golden: {error.reason}", next_step=next_step) from error
 
 
-def _of_file(pipeline: Pipeline, folder: Path, night: Night) -> GoldenSet:
+def _of_file(pipeline: Pipeline, home: Home, night: Night) -> GoldenSet:
     data, path = pipeline.data, pipeline.data.golden
     # All golden rows are evaluated, so the file needs no split column.
     split = pipeline.split.model_copy(update={"column": None})
@@ -180,6 +181,7 @@ def _of_file(pipeline: Pipeline, folder: Path, night: Night) -> GoldenSet:
     )
     with golden_errors():
         usable, quarantined, unseen = validate(read_source(reading.data, night), reading, night)
+    usable = not_forgotten(usable, home.snapshots / pipeline.name)
     rows = deduplicate(usable, keep_oldest=data.group is not None)
     late = f"; {unseen:,} later than {night.data_until:%Y-%m-%d %H:%M} UTC" if unseen else ""
     unusable = (late + quarantine_summary(quarantined)).removeprefix("; ")
@@ -191,6 +193,6 @@ def _of_file(pipeline: Pipeline, folder: Path, night: Night) -> GoldenSet:
     chosen = rows[: data.golden_rows]
     facts = {"pipeline": pipeline.name, "label_names": list(data.label_names), "file": path}
     frame = as_frame(chosen, data, [_SIDE] * len(chosen))
-    stored = write_snapshot(folder, frame, {"labels": list(data.label_names)}, facts)
+    stored = write_snapshot(home.golden / pipeline.name, frame, {"labels": list(data.label_names)}, facts)
     note = f"rows of {path} that were left out: {unusable}" if unusable else ""
     return GoldenSet(stored.id, stored.path, note, data.label_names)

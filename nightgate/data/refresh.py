@@ -29,6 +29,7 @@ from nightgate.config_types import duration, labels_by_value
 from nightgate.data.checks import CheckResult, require_passed, run_checks
 from nightgate.data.column_rules import check_columns
 from nightgate.data.normalization import NORMALISATION_VERSION, hashed_fraction, side_of
+from nightgate.data.redaction import not_forgotten
 from nightgate.data.refresh_counts import LabelVotes, PartCounts, Statistics, remember
 from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
 from nightgate.data.sources import read_source
@@ -91,6 +92,9 @@ def refresh(
     usable, quarantined, unseen = validate(raw, pipeline, night, broken.rows)
     if unseen:
         log.info("%s rows at or after %s are ignored tonight", f"{unseen:,}", f"{night.data_until:%Y-%m-%d %H:%M} UTC")
+    num_read = len(usable) + len(quarantined)
+    usable = not_forgotten(usable, home.snapshots / pipeline.name)
+    quarantined = not_forgotten(quarantined, home.snapshots / pipeline.name)
     rows = deduplicate(usable, keep_oldest=data.group is not None)
     try:
         _require_usable(rows, quarantined, unseen, pipeline)
@@ -109,6 +113,7 @@ def refresh(
             rows_seen=len(raw.frame) + len(raw.rejected),
             taken=len(rows),
             merged=duplicate,
+            deleted=num_read - len(usable) - len(quarantined),  # forgotten
             quarantined=len(quarantined),
             future=unseen,
         ),

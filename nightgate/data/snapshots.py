@@ -56,7 +56,8 @@ class Snapshot:
         """
         if split not in SPLITS:
             raise ValueError(f"{split!r} is not a split; it is one of {', '.join(SPLITS)}")
-        path = self.path / ROWS_FILE
+        [name] = self.manifest["files"]  # another than ROWS_FILE once rows were redacted
+        path = self.path / name
         try:
             names = list(columns) if columns is not None else [n for n in pq.read_schema(path).names if n != "split"]
             table = pq.read_table(path, columns=names, filters=[("split", "==", split)])
@@ -123,9 +124,7 @@ def write_snapshot(
                 "created_at": datetime.now(UTC).isoformat(),
                 "files": {ROWS_FILE: {"sha256": sha256_of(stored), "bytes": stored.stat().st_size}},
             }
-            signed = manifest | {"manifest_sha256": hashlib.sha256(_canonical(manifest)).hexdigest()}
-            content = json.dumps(signed, indent=2, ensure_ascii=False) + "\n"
-            (draft / MANIFEST_FILE).write_text(content, encoding="utf-8")
+            (draft / MANIFEST_FILE).write_bytes(signed(manifest))
             for file in draft.iterdir():
                 file.chmod(file.stat().st_mode & 0o444)
                 sync(file)
@@ -142,6 +141,12 @@ def write_snapshot(
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return open_snapshot(final)
+
+
+def signed(manifest: Mapping[str, Any]) -> bytes:
+    """The content of a manifest's file, with a checksum of itself."""
+    whole = {**manifest, "manifest_sha256": hashlib.sha256(_canonical(manifest)).hexdigest()}
+    return (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def snapshot_id(rows: pd.DataFrame, rules: Mapping[str, Any]) -> str:

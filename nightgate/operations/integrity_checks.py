@@ -11,6 +11,7 @@ from humanize import naturalsize
 from sqlalchemy.orm import Session
 
 from nightgate.database.backup import damage_of
+from nightgate.database.data_schema import Forgotten
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.schema import ModelVersion, Promotion, Run, Setting
 from nightgate.database.transactions import Database
@@ -60,6 +61,16 @@ def examine(*, deep: bool = False) -> Iterator[Finding]:
         yield from _champions(home, rows, deep)
         yield from _without_folder(home, rows)
         yield from _without_row(db, home, rows, folders, runs)
+        if names := db.read(_half_forgotten):
+            remedy = "give the same `nightgate forget PIPELINE --id ID` again"
+            yield Finding("problem", "forgotten rows", f"{listed(names, SHOWN)}: removal was interrupted", remedy)
+
+
+def _half_forgotten(session: Session) -> list[str]:
+    """Pipelines with an id whose rows are not gone everywhere, and who asked for it."""
+    query = sa.select(Forgotten).where(Forgotten.finished_at.is_(None)).order_by(Forgotten.begun_at)
+    found = session.scalars(query)
+    return [f"{row.pipeline}, begun {row.begun_at:%Y-%m-%d %H:%M} UTC by {row.forgotten_by}" for row in found]
 
 
 def _home_id(session: Session) -> str | None:

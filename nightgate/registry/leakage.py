@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from nightgate.data.normalization import NORMALISATION_VERSION
-from nightgate.data.snapshots import ROWS_FILE, open_snapshot
+from nightgate.data.snapshots import open_snapshot
 from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.errors import SnapshotError
@@ -77,8 +77,9 @@ def trained_on(line: Line, fingerprints: Sequence[str]) -> tuple[Mask | None, st
     mask = np.zeros(len(fingerprints), bool)
     for folder in line.snapshots:
         try:
-            normalisation = open_snapshot(folder).manifest["rules"]["normalisation"]
-            table = pq.read_table(folder / ROWS_FILE, columns=["split", "fingerprint"])
+            manifest = open_snapshot(folder).manifest
+            normalisation, [file] = manifest["rules"]["normalisation"], manifest["files"]
+            table = pq.read_table(folder / file, columns=["split", "fingerprint"])
         except (SnapshotError, OSError, pa.ArrowException) as error:
             reason = error.reason if isinstance(error, SnapshotError) else str(error)
             return None, f"a snapshot that it was trained on cannot be read: {reason}"

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nightgate.data.snapshots import ROWS_FILE, open_snapshot
+from nightgate.data.snapshots import open_snapshot
 from nightgate.errors import SnapshotError
 
 _BATCH = 65_536
@@ -52,8 +52,9 @@ def read_shares(folder: Path) -> SnapshotShares:
     manifest = snapshot.manifest
     counted: dict[str, Counter[str]] = {}
     lengths = np.zeros(_LONGEST + 1, dtype=np.int64)
+    [rows_file] = manifest["files"]
     try:
-        with pq.ParquetFile(snapshot.path / ROWS_FILE) as file:
+        with pq.ParquetFile(snapshot.path / rows_file) as file:
             columns = {name: f"slice_{name}" for name in manifest.get("slices", [])}
             counted = {name: Counter() for name in columns}
             for batch in file.iter_batches(batch_size=_BATCH, columns=["text", *columns.values()]):
@@ -64,7 +65,7 @@ def read_shares(folder: Path) -> SnapshotShares:
                     values, counts = found.field("values").to_pylist(), found.field("counts").to_pylist()
                     counted[name].update(dict(zip(values, counts, strict=True)))
     except (OSError, pa.ArrowException) as error:
-        raise SnapshotError(f"{snapshot.path / ROWS_FILE} cannot be read: {error}") from error
+        raise SnapshotError(f"{snapshot.path / rows_file} cannot be read: {error}") from error
     label_counts: dict[str, dict[str, int]] = manifest.get("label_counts", {})
     names = manifest.get("label_names", [])
     labels = {str(name): sum(counts.get(name, 0) for counts in label_counts.values()) for name in names}

@@ -1,0 +1,342 @@
+"""Forget a person's rows: take them out of everything in the home and the database that holds their text or id.
+
+    found = find(db, "reviews", ["4711"])               # what `forget` would do
+    found = forget(db, "reviews", ["4711"], by="ada")
+
+Idempotent: what a killed process left is finished by the same call. A model keeps what it learnt, so the versions that
+were trained on the rows are named. What stays are hashes: of texts in test sets, of ids in the split memory, which
+prove what a model has seen, and of the id in the audit row.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+import re
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from nightgate.data.redaction import hash_of, keep_out, redact, rows_of
+from nightgate.data.snapshots import MANIFEST_FILE, open_snapshot
+from nightgate.database.data_schema import Forgotten
+from nightgate.database.gate_schema import SeedStudy
+from nightgate.database.schema import Attempt, ModelVersion, QuarantinedRow, Run, Snapshot
+from nightgate.database.transactions import Database
+from nightgate.durable_files import write_whole
+from nightgate.errors import RegistryError, storage_errors
+from nightgate.home import Home
+from nightgate.registry.leakage import line_of
+from nightgate.registry.versions import require_pipeline
+from nightgate.runs.claim import RESUMABLE
+from nightgate.runs.lifecycle import fail_dead_runs, lock_pipeline
+from nightgate.training.checkpoints import has_checkpoint, remove_checkpoints
+
+log = logging.getLogger(__name__)
+
+GONE = "(forgotten)"
+"""In place of a text."""
+_TEXT_FILES = {".html", ".json", ".jsonl", ".log", ".txt"}
+_SHORTEST = 8
+"""Characters of an id or a text that is looked for in logs: a shorter one is a part of others."""
+_BEGINNING = 40
+"""Characters of a text that are looked for; what follows up to the end of its line, string or element goes too."""
+_SPELLINGS = (
+    str,
+    html.escape,
+    lambda text: json.dumps(text)[1:-1],
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+)
+_LEARNT = {"train", "validation"}
+
+
+SNAPSHOT, GOLDEN = "rows of a snapshot", "golden rows"
+STRAY = "damaged or unfinished, may hold rows: removed whole"
+QUARANTINE, REASON = "quarantined rows: emptied", "reasons that quote a row"
+CHECKPOINTS = "checkpoints of a run that can go on: removed, it starts anew"
+MENTION = "mentions in a log or a report"
+NOT_REACHED = (
+    "out of reach: the source itself, backups, copies and exports outside the home, and the logs of a Prefect server"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Something that holds rows to forget."""
+
+    path: str
+    """Relative to the home, or a table of the database."""
+    what: str
+    rows: int | None = None
+
+
+@dataclass
+class OfId:
+    """What was found of one id."""
+
+    snapshots: int = 0
+    rows: int = 0
+    golden_rows: int = 0
+    quarantined: int = 0
+    versions: dict[int, str] = field(default_factory=dict)
+    """Versions that were trained on its rows, or selected by them: by number, how."""
+
+
+@dataclass(frozen=True)
+class Found:
+    places: tuple[Place, ...]
+    of: dict[str, OfId]
+    """By id."""
+
+    @property
+    def versions(self) -> dict[int, str]:
+        """Of all ids, by number."""
+        return dict(sorted((number, how) for one in self.of.values() for number, how in one.versions.items()))
+
+
+def find(db: Database, pipeline_name: str, ids: Collection[str]) -> Found:
+    """Everything that `forget` would change.
+
+    Raises:
+        RegistryError: the pipeline is unknown.
+        SnapshotError: a snapshot cannot be read.
+    """
+    return _search(db, pipeline_name, ids)[0]
+
+
+def forget(db: Database, pipeline_name: str, ids: Collection[str], *, by: str) -> Found:
+    """Take the rows with these ids out of all that is kept; a later refresh leaves them out.
+
+    Raises:
+        RegistryError: the pipeline is unknown, a run of it is at work, or nothing has one of the ids.
+        SnapshotError: a snapshot is damaged.
+        StorageError: the disk is full, read-only or forbidden.
+    """
+    found, quotes = _search(db, pipeline_name, ids)
+    db.write(lambda session: _begin(session, pipeline_name, found, by))
+    home = db.home
+    keep_out(home.snapshots / pipeline_name, ids)
+    # What shows the rows goes last: a call after a kill finds by it what is left elsewhere.
+    with storage_errors(home.root):
+        for place in found.places:
+            path = home.absolute(place.path)
+            if place.what == MENTION:
+                write_whole(path, quotes.sub(GONE.encode(), path.read_bytes()))
+            elif place.what == CHECKPOINTS:
+                remove_checkpoints(path)
+            elif place.what == STRAY:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        db.write(lambda session: _empty(session, pipeline_name, ids, quotes))
+        for place in found.places:
+            if place.what in {GOLDEN, SNAPSHOT}:
+                redact(home.absolute(place.path), ids)
+    db.write(lambda session: _finish(session, db, pipeline_name, ids))
+    return found
+
+
+def _search(db: Database, pipeline_name: str, ids: Collection[str]) -> tuple[Found, re.Pattern[bytes]]:
+    """What is found, and what finds quotes of the rows."""
+    require_pipeline(db, pipeline_name)
+    of = {one: OfId() for one in ids}
+    sides: dict[str, dict[Path, set[str]]] = {one: {} for one in ids}
+    excerpts = sa.select(QuarantinedRow.excerpt).where(QuarantinedRow.row_id.in_(ids), _of_pipeline(pipeline_name))
+    texts = {excerpt for (excerpt,) in _rows(db, excerpts)}
+    places = []
+    for folder in _row_folders(db.home, pipeline_name):
+        counts, found = rows_of(open_snapshot(folder, verify=False), ids)
+        texts |= found
+        is_golden = folder.is_relative_to(db.home.golden)
+        if counts:
+            places.append(Place(db.home.relative(folder), GOLDEN if is_golden else SNAPSHOT, sum(counts.values())))
+        for (one, split), number in counts.items():
+            if is_golden:
+                of[one].golden_rows += number
+                continue
+            of[one].rows += number
+            sides[one].setdefault(folder, set()).add(split)
+    for one, facts in of.items():
+        facts.snapshots = len(sides[one])
+        facts.versions = _versions_of(db, pipeline_name, sides[one])
+    learnt = {folder for held in sides.values() for folder, splits in held.items() if splits & _LEARNT}
+    quotes = _quotes(ids, texts)
+    in_database, quarantined = db.read(lambda session: _empty(session, pipeline_name, ids, quotes, dry_run=True))
+    for one, facts in of.items():
+        facts.quarantined = quarantined[one]
+    places += [Place(db.home.relative(path), CHECKPOINTS) for path in _checkpoints(db, pipeline_name, learnt)]
+    for file in _text_files(db, pipeline_name):
+        if number := len(quotes.findall(file.read_bytes())):
+            places.append(Place(db.home.relative(file), MENTION, number))
+    places += [Place(db.home.relative(path), STRAY) for path in _strays(db.home, pipeline_name)]
+    return Found((*in_database, *places), of), quotes
+
+
+# --- what holds rows ---
+
+
+def _row_folders(home: Home, pipeline_name: str) -> list[Path]:
+    """Snapshots and golden sets."""
+    places = (home.snapshots / pipeline_name, home.golden / pipeline_name)
+    return [
+        manifest.parent
+        for place in places
+        for manifest in sorted(place.glob(f"[!.]*/{MANIFEST_FILE}"))
+        if ".damaged-" not in manifest.parent.name
+    ]
+
+
+def _strays(home: Home, pipeline_name: str) -> Iterator[Path]:
+    """Folders that were moved aside as damaged, and what killed processes left."""
+    for place in (home.snapshots / pipeline_name, home.golden / pipeline_name):
+        for pattern in (".*.draft", ".removed-*", "*.damaged-*"):
+            yield from place.glob(pattern)
+    for folder in _row_folders(home, pipeline_name):
+        named = {*open_snapshot(folder, verify=False).manifest["files"], MANIFEST_FILE}
+        yield from (path for path in folder.iterdir() if path.name not in named)
+
+
+def _text_files(db: Database, pipeline_name: str) -> Iterator[Path]:
+    """Logs, reports and jobs of the pipeline's runs and seed studies."""
+    runs = [run for (run,) in _rows(db, _runs(pipeline_name))]
+    studies = sa.select(SeedStudy.study_id).where(SeedStudy.pipeline == pipeline_name)
+    runs += [f"seeds-{study}" for (study,) in _rows(db, studies)]
+    for run in runs:
+        for path in (db.home.runs / run).rglob("*"):
+            if path.suffix in _TEXT_FILES and path.is_file():
+                yield path
+
+
+def _checkpoints(db: Database, pipeline_name: str, snapshots: Collection[Path]) -> list[Path]:
+    """Folders with checkpoints of trainings on these snapshots that can go on."""
+    runs = (
+        sa.select(Run.run_id, Snapshot.path)
+        .join(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
+        .where(Run.pipeline == pipeline_name, Run.status.in_(RESUMABLE))
+    )
+    studies = (
+        sa.select(SeedStudy.study_id, Snapshot.path)
+        .join(Snapshot, (Snapshot.pipeline == SeedStudy.pipeline) & (Snapshot.snapshot_id == SeedStudy.snapshot_id))
+        .where(SeedStudy.pipeline == pipeline_name)
+    )
+    found = [db.home.runs / run for run, path in _rows(db, runs) if db.home.absolute(path) in snapshots]
+    for study, path in _rows(db, studies):
+        if db.home.absolute(path) in snapshots:
+            found += (db.home.runs / f"seeds-{study}").glob("seed-*")
+    return [folder for folder in found if has_checkpoint(folder)]
+
+
+def _versions_of(db: Database, pipeline_name: str, sides: dict[Path, set[str]]) -> dict[int, str]:
+    """How each version learnt from rows that snapshots hold on these sides."""
+    found = {}
+    query = sa.select(ModelVersion.version).where(ModelVersion.pipeline == pipeline_name)
+    for (version,) in _rows(db, query.order_by(ModelVersion.version)):
+        own, *before = [sides.get(path, set()) for path in line_of(db, db.home, pipeline_name, version).snapshots]
+        if "train" in own:
+            found[version] = "trained on it"
+        elif any("train" in one for one in before):
+            found[version] = "continued from a version that was trained on it"
+        elif any("validation" in one for one in (own, *before)):
+            found[version] = "selected by it"
+    return found
+
+
+def _empty(
+    session: Session, pipeline_name: str, ids: Collection[str], quotes: re.Pattern[bytes], *, dry_run: bool = False
+) -> tuple[list[Place], Counter[str | None]]:
+    """Empty quarantined rows with one of the ids, or that quote one, and take quotes out of reasons.
+
+    Returns the places, and the number of quarantined rows by id.
+    """
+    quarantined = session.scalars(sa.select(QuarantinedRow).where(_of_pipeline(pipeline_name)))
+    rows = [row for row in quarantined if row.row_id in ids or quotes.search(f"{row.detail}\n{row.excerpt}".encode())]
+    runs = session.scalars(sa.select(Run).where(Run.pipeline == pipeline_name))
+    attempts = session.scalars(sa.select(Attempt).where(Attempt.run_id.in_(_runs(pipeline_name))))
+    reasons = [one for one in (*runs, *attempts) if quotes.search((one.reason or "").encode())]
+    counts = Counter(row.row_id for row in rows)
+    for row in () if dry_run else rows:
+        row.row_id, row.detail, row.excerpt = None, "", GONE
+    for one in () if dry_run else reasons:
+        one.reason = quotes.sub(GONE.encode(), (one.reason or "").encode()).decode()
+    found = ((QuarantinedRow, QUARANTINE, rows), (Run, REASON, reasons))
+    return [Place(f"table {kind.__tablename__}", what, len(some)) for kind, what, some in found if some], counts
+
+
+def _quotes(ids: Collection[str], texts: Collection[str]) -> re.Pattern[bytes]:
+    """What finds long ids as words, and long texts up to the end of their line, string or element."""
+    words = [re.escape(one) for one in ids if len(one) >= _SHORTEST]
+    spelt = {form(text[:_BEGINNING]) for text in texts if len(text) >= _SHORTEST for form in _SPELLINGS}
+    patterns = [rf"(?<!\w){word}(?!\w)" for word in words] + [rf'{re.escape(text)}[^"<\n]*' for text in spelt]
+    return re.compile("|".join(patterns or [r"(?!)"]).encode())
+
+
+# --- the audit row ---
+
+
+def _begin(session: Session, pipeline_name: str, found: Found, by: str) -> None:
+    lock_pipeline(session, pipeline_name)
+    fail_dead_runs(session, pipeline_name, datetime.now(UTC))
+    if busy := session.scalar(sa.select(Run.run_id).where(Run.pipeline == pipeline_name, Run.status == "running")):
+        raise RegistryError(
+            f"run {busy} of {pipeline_name} is at work on the rows", next_step="wait until it has ended, or cancel it"
+        )
+    for one, facts in found.of.items():
+        row = session.get(Forgotten, (pipeline_name, hash_of(one)))
+        if row is None and facts == OfId():
+            raise RegistryError(
+                f"nothing of {pipeline_name} has the id {one!r}",
+                next_step="give the value of the column that data.id names; without data.id a row's id is its "
+                "fingerprint",
+            )
+        if row is not None and row.finished_at is None:
+            continue  # an interrupted call has counted more than what is left
+        if row is None:
+            row = Forgotten(
+                pipeline=pipeline_name,
+                id_hash=hash_of(one),
+                forgotten_by=by,
+                begun_at=datetime.now(UTC),
+                versions="",
+                snapshots=0,
+                rows_redacted=0,
+                golden_rows=0,
+                quarantined_rows=0,
+            )
+            session.add(row)
+        row.finished_at = None
+        row.snapshots += facts.snapshots
+        row.rows_redacted += facts.rows
+        row.golden_rows += facts.golden_rows
+        row.quarantined_rows += facts.quarantined
+        versions = {*filter(None, row.versions.split(", ")), *map(str, facts.versions)}
+        row.versions = ", ".join(sorted(versions, key=int))
+
+
+def _finish(session: Session, db: Database, pipeline_name: str, ids: Collection[str]) -> None:
+    """Let the snapshots' rows say what their manifests do, and the audit rows that it is done."""
+    for row in session.scalars(sa.select(Snapshot).where(Snapshot.pipeline == pipeline_name)):
+        folder = db.home.absolute(row.path)
+        if row.files_removed_at is None and (folder / MANIFEST_FILE).is_file():
+            manifest = open_snapshot(folder, verify=False).manifest
+            if "redacted" in manifest:
+                row.manifest, row.rows_redacted = manifest, manifest["redacted"]["rows"]
+    for one in ids:
+        session.get_one(Forgotten, (pipeline_name, hash_of(one))).finished_at = datetime.now(UTC)
+
+
+def _runs(pipeline_name: str) -> sa.Select[tuple[str]]:
+    return sa.select(Run.run_id).where(Run.pipeline == pipeline_name)
+
+
+def _of_pipeline(pipeline_name: str) -> sa.ColumnElement[bool]:
+    return QuarantinedRow.run_id.in_(_runs(pipeline_name))
+
+
+def _rows(db: Database, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    return db.read(lambda session: session.execute(query).all())
