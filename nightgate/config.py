@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from nightgate.check_config import DataChecks
-from nightgate.config_types import Column, Cron, Duration, Label, Section, Size, Timezone, labels_by_value
+from nightgate.config_types import Column, Cron, Duration, Label, Section, Size, Timezone, label_name, labels_by_value
 from nightgate.cron import instants
 from nightgate.gate_config import Gate
 
@@ -118,7 +118,7 @@ class Data(Section):
     def label_names(self) -> tuple[str, ...]:
         """The labels in order; the model's class k is `label_names[k]`."""
         values = self.labels.values() if isinstance(self.labels, dict) else self.labels
-        return tuple(dict.fromkeys(str(value).strip() for value in values))
+        return tuple(dict.fromkeys(map(label_name, values)))
 
     @cached_property
     def label_index(self) -> dict[str, int]:
@@ -128,7 +128,7 @@ class Data(Section):
     @model_validator(mode="after")
     def _labels_make_sense(self) -> Data:
         if len(self.label_index) != len(self.labels):
-            raise ValueError(f"labels: {[str(label) for label in self.labels]} names a label twice")
+            raise ValueError(f"labels: {[label_name(label) for label in self.labels]} names a label twice")
         if any(not name for name in self.label_names):
             raise ValueError("labels: a label is blank")
         if len(self.label_names) < 2:

@@ -13,6 +13,7 @@ from zoneinfo import available_timezones
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from nightgate.cron import check_nightly
+from nightgate.text_rules import normalise_text
 
 
 class Section(BaseModel):
@@ -45,7 +46,7 @@ Timezone = Annotated[str, AfterValidator(_known_timezone)]
 Cron = Annotated[str, AfterValidator(check_nightly)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
-Label = Annotated[str, Field(max_length=100)] | int
+Label = Annotated[str, Field(max_length=100)] | bool | int | float
 Size = Annotated[str, Field(pattern=r"^([1-9][0-9]{0,5}[MGT]B)?$")]
 _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -61,22 +62,25 @@ def duration(text: str) -> timedelta | None:
 def canonical_label(value: object) -> str | None:
     """A label as the same text from every file format: `5`, `5.0`, `"5"` and `" 5 "` are `"5"`, `True` is `"true"`.
 
-    None for a missing value (None, NaN, blank text).
+    Text is normalised as texts of rows are. None for a missing value (None, NaN, blank text).
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    text = str(value).strip()
-    if not text or text in {"<NA>", "NaT"}:
-        return None
+    text = label_name(value)
     if re.fullmatch(r"-?[0-9]+\.0+", text):
         return text.split(".")[0]
-    return text.lower() if text.lower() in {"true", "false"} else text
+    return text.lower() if text.lower() in {"true", "false"} else text or None
 
 
-def labels_by_value(labels: Mapping[str, str | int] | Iterable[str | int]) -> dict[str, str]:
+def label_name(label: object) -> str:
+    """A label as it is shown: a truth value as in the pipeline file, a text normalised as texts of rows are."""
+    return str(label).lower() if isinstance(label, bool) else normalise_text(str(label))
+
+
+def labels_by_value(labels: Mapping[str, str | float] | Iterable[str | float]) -> dict[str, str]:
     """The label of each canonical source value, from `data.labels` in either form."""
     pairs = labels.items() if isinstance(labels, Mapping) else ((label, label) for label in labels)
-    return {str(canonical_label(value)): str(label).strip() for value, label in pairs}
+    return {str(canonical_label(value)): label_name(label) for value, label in pairs}
 
 
 def num_bytes(text: str) -> int | None:

@@ -142,11 +142,22 @@ def test_a_setting_without_an_equals_sign_is_refused() -> None:
         ("1.5", "1.5"),
         (True, "true"),
         ("TRUE", "true"),
+        (0.5, "0.5"),
+        ("ma\u0308ßig", "m\u00e4ßig"),
+        ("R&amp;B  jazz\u200b", "R&B jazz"),
+        # Words that pandas takes for missing values.
+        *((word, word) for word in ("None", "NA", "nan", "NULL", "<NA>")),
         *((missing, None) for missing in (None, float("nan"), "", "  ")),
     ],
 )
 def test_a_label_is_the_same_text_from_every_format(value: object, text: str | None) -> None:
     assert canonical_label(value) == text
+
+
+def test_labels_may_be_fractions_truth_values_or_decomposed_text() -> None:
+    data = check({"data.labels": [0.5, 1.0, True, "ge\u0301nial"]}).data
+    assert data.label_names == ("0.5", "1.0", "true", "g\u00e9nial")
+    assert data.label_index == {"0.5": 0, "1": 1, "true": 2, "g\u00e9nial": 3}
 
 
 def test_the_configuration_hash_covers_all_but_the_schedule() -> None:

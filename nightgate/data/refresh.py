@@ -28,7 +28,7 @@ from nightgate.config import Pipeline
 from nightgate.config_types import duration, labels_by_value
 from nightgate.data.checks import CheckResult, require_passed, run_checks
 from nightgate.data.column_rules import check_columns
-from nightgate.data.normalization import NORMALISATION_VERSION, hashed_fraction, side_of
+from nightgate.data.normalization import hashed_fraction, side_of
 from nightgate.data.redaction import not_forgotten
 from nightgate.data.refresh_counts import LabelVotes, PartCounts, Statistics, remember
 from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
@@ -39,6 +39,7 @@ from nightgate.home import Home
 from nightgate.label_meaning import LabelMeaning
 from nightgate.schedule import Night
 from nightgate.sources.source_table import Quarantined, quarantine_summary
+from nightgate.text_rules import NORMALISATION_VERSION
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,12 @@ import pandas as pd
 from nightgate import config
 from nightgate.config import Pipeline
 from nightgate.config_types import canonical_label
-from nightgate.data.normalization import fingerprint, join_texts
+from nightgate.data.normalization import fingerprint
 from nightgate.data.snapshots import SPLITS
 from nightgate.data.sources import RawRows
 from nightgate.schedule import Night
 from nightgate.sources.source_table import GIVEN_SPLIT, ORIGIN, Quarantined, is_missing
+from nightgate.text_rules import join_texts
 
 MISSING = "(missing)"
 """Slice value of rows without one."""

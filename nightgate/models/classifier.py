@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate.data.normalization import join_texts
 from nightgate.errors import DataError, ModelError
 from nightgate.models.version_folder import RESTORE, verify_version
+from nightgate.text_rules import join_texts
 
 
 @dataclass(frozen=True)

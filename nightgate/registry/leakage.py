@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from nightgate.data.normalization import NORMALISATION_VERSION
 from nightgate.data.snapshots import open_snapshot
 from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.errors import SnapshotError
 from nightgate.home import Home
+from nightgate.text_rules import NORMALISATION_VERSION
 
 Mask = NDArray[np.bool_]
 

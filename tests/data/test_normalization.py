@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nightgate.data.normalization import fingerprint, join_texts, normalise_text, side_of
+from nightgate.data.normalization import fingerprint, side_of
+from nightgate.text_rules import join_texts, normalise_text
 
 
 @pytest.mark.parametrize(

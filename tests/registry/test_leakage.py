@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nightgate.data.normalization import NORMALISATION_VERSION
 from nightgate.data.snapshots import write_snapshot
 from nightgate.database.transactions import Database
 from nightgate.home import Home
 from nightgate.registry import promotion
 from nightgate.registry.leakage import Line, line_of, trained_on
 from nightgate.runs import records
+from nightgate.text_rules import NORMALISATION_VERSION
 from tests.support import night_rows
 
 LABELS = ("bad", "good")
