@@ -85,6 +85,7 @@ def test_the_published_recipe_is_written_out_and_agrees_with_the_defaults() -> N
         ({"training.precision": "int8"}, "'auto', 'bf16', 'fp16' or 'fp32'"),
         ({"training.dropout": 1.0}, "training.dropout"),
         ({"retention.versions": 5}, "retention.versions"),
+        ({"retention.snapshots": 0}, "retention.snapshots"),
         ({"resources.slot": "GPU 1"}, "resources.slot"),
         ({"data.labels": [1]}, "data.labels"),
         ({"data.labels": [1, 1]}, "twice"),

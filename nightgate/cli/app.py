@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from nightgate import __version__
-from nightgate.cli.data import forget, snapshots
+from nightgate.cli.data import forget, quarantine, snapshots
 from nightgate.cli.database import database_app
 from nightgate.cli.decide import approve, freeze, promote, reconcile, reject, rollback, unfreeze
 from nightgate.cli.gate import compare, export, gate_app, push
@@ -353,6 +353,7 @@ COMMANDS = (
     compare,
     predict,
     snapshots,
+    quarantine,
     promote,
     rollback,
     freeze,

@@ -1,4 +1,4 @@
-"""Commands on data: snapshots and forget."""
+"""Commands on data: snapshots, quarantine and forget."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from nightgate.cli.tables_as_text import Format
 
 # By importance: a table shows those that fit. JSON and CSV have every column.
 SNAPSHOT_COLUMNS = ("snapshot_id", "night", "rows", "rows_new", "bytes", "runs", "kept", "rows_redacted", "data_until")
+QUARANTINE_COLUMNS = ("reason", "origin", "detail", "first_night", "last_night", "row_id", "excerpt", "resolved_night")
 
 
 def snapshots(pipeline: PipelineName, output: OutputFormat = Format.table) -> None:
@@ -29,6 +30,24 @@ def snapshots(pipeline: PipelineName, output: OutputFormat = Format.table) -> No
     if output is Format.table and len(frame):
         frame["bytes"] = frame["bytes"].map(naturalsize)
     show(frame, output, nothing_yet(f"{name} has no snapshots yet", name), columns=SNAPSHOT_COLUMNS)
+
+
+def quarantine(
+    pipeline: PipelineName,
+    reason: Annotated[str, typer.Option(metavar="NAME", help="Only rows with this reason.")] = "",
+    resolved: Annotated[bool, typer.Option("--resolved", help="Resolved rows too.")] = False,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many rows, the newest first.")] = 100,
+    output: OutputFormat = Format.table,
+) -> None:
+    """List source rows that cannot be used, and why."""
+    from nightgate.database import queries
+
+    name = name_of(pipeline)
+    frame, counts = queries.quarantine(name, reason=reason, resolved=resolved, limit=limit)
+    nothing = f"{name} has no quarantined rows{' of that kind' if reason or not resolved else ''}"
+    show(frame, output, nothing, columns=QUARANTINE_COLUMNS)
+    if counts:
+        say(", ".join(f"{count:,} {reason}" for reason, count in counts.items()), err=True)
 
 
 def forget(

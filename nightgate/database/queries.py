@@ -189,6 +189,26 @@ def versions(pipeline: str) -> pd.DataFrame:
         return tidy(db.frame(query, {"pipeline": pipeline}))
 
 
+def quarantine(
+    pipeline: str, *, reason: str = "", resolved: bool = False, limit: int = 100
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Quarantined rows, the newest first, and how many there are by reason.
+
+    Args:
+        resolved: those that are resolved too.
+    """
+    where = "WHERE pipeline = :pipeline"
+    where += "" if resolved else " AND resolved_night IS NULL"
+    where += " AND reason = :reason" if reason else ""
+    parameters = {"pipeline": pipeline, "reason": reason, "limit": limit}
+    order = "ORDER BY first_night DESC, last_night DESC, position LIMIT :limit"
+    with Database.open(home_for_reading(), any_home=True) as db:
+        frame = db.frame(f"SELECT * FROM quarantined_rows {where} {order}", parameters)
+        by_reason = "GROUP BY reason ORDER BY COUNT(*) DESC, reason"
+        counts = db.frame(f"SELECT reason, COUNT(*) FROM quarantined_rows {where} {by_reason}", parameters)
+    return tidy(frame), {str(name): int(count) for name, count in counts.itertuples(index=False)}
+
+
 def pipelines() -> list[str]:
     """Names of the pipelines that have runs."""
     with Database.open(home_for_reading(), any_home=True) as db:
@@ -223,7 +243,8 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
         if isinstance(kind, UtcTime):
             frame[name] = pd.to_datetime(frame[name], utc=True, format="ISO8601")
         elif isinstance(kind, sa.Date):
-            nights = [value if isinstance(value, date) else date.fromisoformat(value) for value in frame[name]]
+            values = frame[name].astype(object).where(frame[name].notna(), None)
+            nights = [date.fromisoformat(value) if isinstance(value, str) else value for value in values]
             frame[name] = pd.Series(nights, index=frame.index, dtype=object)
         elif isinstance(kind, sa.Boolean):
             frame[name] = frame[name].astype(bool)

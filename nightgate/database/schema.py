@@ -12,12 +12,13 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 import nightgate.database.data_schema
-import nightgate.database.gate_schema  # noqa: F401 (they add their tables to METADATA)
+import nightgate.database.gate_schema
+import nightgate.database.refresh_schema  # noqa: F401 (they add their tables to METADATA)
 from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of, one_of, one_open
 
 METADATA = Base.metadata
 """All tables, including those of the other modules."""
-HEAD = "0010"
+HEAD = "0011"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -95,6 +96,8 @@ class Run(Base):
     rows_total: Mapped[int | None]
     rows_trained: Mapped[int | None]
     """Training rows after `train_window` and `max_train_rows`."""
+    label_revision: Mapped[int | None]
+    """Test rows whose label was corrected since the last snapshot."""
     best_epoch: Mapped[int | None]
     test_version: Mapped[str | None]
     test_rows: Mapped[int | None]
@@ -304,18 +307,30 @@ class GateCheck(OfAttempt, Base):
     reason: Mapped[str]
 
 
-class QuarantinedRow(OfAttempt, Base):
-    """A source row that could not be used, and why."""
+class QuarantinedRow(Base):
+    """A source row that cannot be used for one reason: open from its first night until it is resolved."""
 
-    __tablename__ = "quarantined_row"
+    __tablename__ = "quarantine"
     __table_args__ = (of("run_id attempt", "attempt: run_id attempt"),)
 
-    position: Mapped[NumberKey]
+    pipeline: Mapped[Key]
+    row_key: Mapped[Key]
+    """A hash of its id, or else of its place: see `nightgate.runs.refresh_records`."""
+    reason: Mapped[Key]
+    run_id: Mapped[str]
+    """The newest run that read it."""
+    attempt: Mapped[int]
+    position: Mapped[int]
     origin: Mapped[str]
+    part: Mapped[str]
     row_id: Mapped[str | None]
-    reason: Mapped[str]
     detail: Mapped[str]
     excerpt: Mapped[str]
+    first_night: Mapped[date]
+    last_night: Mapped[date]
+    """The newest night that read it; a part that does not change is not read again."""
+    resolved_night: Mapped[date | None]
+    """The first night on which it was corrected, gone, or usable by other rules; NULL: it is open."""
 
 
 class ModelVersion(Base):

@@ -65,9 +65,9 @@ def refresh(run: NightRun) -> Snapshot:
     try:
         refreshed = data.refresh(run.pipeline, night, run.home, previous, allowed=run.allowed.checks)
     except DataError as error:
-        records.record_quarantined(run.db, run.run_id, run.attempt, error.quarantined)
+        records.record_failed_refresh(run.db, run.run_id, run.attempt, error, run.allowed)
         raise
-    records.record_snapshot(run.db, run.run_id, run.attempt, refreshed)
+    records.record_snapshot(run.db, run.run_id, run.attempt, refreshed, run.allowed)
     record_drift(run, refreshed.snapshot)
     return refreshed.snapshot
 

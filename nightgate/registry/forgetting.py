@@ -29,6 +29,7 @@ from nightgate.data.redaction import hash_of, keep_out, redact, rows_of
 from nightgate.data.snapshots import MANIFEST_FILE, open_snapshot
 from nightgate.database.data_schema import Forgotten
 from nightgate.database.gate_schema import SeedStudy
+from nightgate.database.refresh_schema import DataCheck
 from nightgate.database.schema import Attempt, ModelVersion, QuarantinedRow, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.durable_files import write_whole
@@ -258,7 +259,8 @@ def _empty(
     rows = [row for row in quarantined if row.row_id in ids or quotes.search(f"{row.detail}\n{row.excerpt}".encode())]
     runs = session.scalars(sa.select(Run).where(Run.pipeline == pipeline_name))
     attempts = session.scalars(sa.select(Attempt).where(Attempt.run_id.in_(_runs(pipeline_name))))
-    reasons = [one for one in (*runs, *attempts) if quotes.search((one.reason or "").encode())]
+    checks = session.scalars(sa.select(DataCheck).where(DataCheck.run_id.in_(_runs(pipeline_name))))
+    reasons = [one for one in (*runs, *attempts, *checks) if quotes.search((one.reason or "").encode())]
     counts = Counter(row.row_id for row in rows)
     for row in () if dry_run else rows:
         row.row_id, row.detail, row.excerpt = None, "", GONE

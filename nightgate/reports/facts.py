@@ -106,9 +106,14 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
         epochs = _rows(db, "SELECT * FROM epoch_results WHERE run_id = :run ORDER BY epoch", run_id)
         scored = read_history(db, run["pipeline"], run=run_id, slices=True)
         cells = _rows(db, "SELECT * FROM confusion WHERE run_id = :run AND split = 'test'", run_id)
-        reasons = "SELECT reason, COUNT(*) AS count FROM quarantined_rows WHERE run_id = :run GROUP BY reason"
         drift = "SELECT * FROM data_drift WHERE run_id = :run ORDER BY statistic, slice_name, reference"
-        quarantined = _rows(db, f"{reasons} ORDER BY COUNT(*) DESC, reason", run_id)
+        open_then = (
+            "SELECT q.reason, COUNT(*) AS count FROM quarantined_rows AS q JOIN nightly_runs AS r "
+            "ON r.pipeline = q.pipeline AND r.night >= q.first_night "
+            "AND (q.resolved_night IS NULL OR q.resolved_night > r.night) "
+            "WHERE r.run_id = :run GROUP BY q.reason ORDER BY COUNT(*) DESC, q.reason"
+        )
+        quarantined = _rows(db, open_then, run_id)
         champion = _champion(home, stored["champion"])
         tonight, before, note = _shares(home, db, run, champion) if snapshots else (None, None, "")
         return ReportFacts(

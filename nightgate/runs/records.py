@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from nightgate.check_config import NONE_ALLOWED, Allowed
 from nightgate.database.data_schema import DriftRow
 from nightgate.database.gate_schema import JointOutcome
-from nightgate.database.schema import ConfusionCell, Epoch, GateCheck, QuarantinedRow, Run, SliceMetric, Snapshot
+from nightgate.database.schema import ConfusionCell, Epoch, GateCheck, Run, SliceMetric, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.gate.joint_counts import joint_outcomes
 from nightgate.metrics.comparability import metric_key
+from nightgate.runs import refresh_records
 from nightgate.runs.lifecycle import attempt_of, fenced
 
 if TYPE_CHECKING:
@@ -35,17 +37,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nightgate.data.refresh import Refreshed
+    from nightgate.errors import DataError
     from nightgate.gate.decision import Decision, Measured
     from nightgate.gate.evidence import Evidence
     from nightgate.metrics.classification import SliceScore
     from nightgate.metrics.confusion import Average, Scores
     from nightgate.metrics.drift import DriftStatistic
-    from nightgate.sources.source_table import Quarantined
     from nightgate.training.protocol import EpochReport, TrainResult
 
 
-def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshed) -> None:
-    """Record the run's snapshot, its row counts and the quarantined rows."""
+def record_snapshot(
+    db: Database, run_id: str, attempt: int, refreshed: Refreshed, allowed: Allowed = NONE_ALLOWED
+) -> None:
+    """Record the run's snapshot, its row counts, data checks and quarantined rows."""
     snapshot = refreshed.snapshot
     manifest = snapshot.manifest
 
@@ -75,7 +79,7 @@ def record_snapshot(db: Database, run_id: str, attempt: int, refreshed: Refreshe
             session.flush()
         run.snapshot_id = snapshot.id
         run.rows_new, run.rows_total = refreshed.rows_new, refreshed.rows_total
-        _add_quarantined(session, run_id, attempt, refreshed.quarantined)
+        refresh_records.add_refreshed(session, run, refreshed, allowed)
 
     db.write(work)
 
@@ -89,22 +93,16 @@ def record_inputs(db: Database, run_id: str, attempt: int, inputs: dict[str, str
     db.write(work)
 
 
-def record_quarantined(db: Database, run_id: str, attempt: int, quarantined: Sequence[Quarantined]) -> None:
-    """Record the quarantined rows of a refresh that failed."""
+def record_failed_refresh(
+    db: Database, run_id: str, attempt: int, error: DataError, allowed: Allowed = NONE_ALLOWED
+) -> None:
+    """Record the counts, data checks and quarantined rows of a refresh that failed."""
 
     def work(session: Session) -> None:
-        fenced(session, run_id, attempt)
-        _add_quarantined(session, run_id, attempt, quarantined)
+        run = fenced(session, run_id, attempt)
+        refresh_records.add_found(session, run, error.quarantined, error.parts, error.checks, allowed)
 
     db.write(work)
-
-
-def _add_quarantined(session: Session, run_id: str, attempt: int, quarantined: Sequence[Quarantined]) -> None:
-    if not quarantined or session.get(QuarantinedRow, (run_id, attempt, 0)) is not None:
-        return
-    place = {"run_id": run_id, "attempt": attempt}
-    rows = [place | {"position": position} | asdict(row) for position, row in enumerate(quarantined)]
-    session.execute(sa.insert(QuarantinedRow), rows)
 
 
 def has_drift(db: Database, run_id: str) -> bool:

@@ -84,7 +84,7 @@ def commands() -> list[tuple[str, Any]]:
 def test_no_command_is_lost() -> None:
     reading = {"status", "history", "champion", "versions", "predict", "doctor"}
     deciding = {"promote", "rollback", "freeze", "unfreeze", "approve", "reject", "reconcile"}
-    on_data = {"snapshots", "forget"}
+    on_data = {"snapshots", "quarantine", "forget"}
     of_the_gate = {"compare", "push", "export", "seeds", "gate replay", "gate power"}
     assert {name for name, _ in commands()} == reading | deciding | on_data | of_the_gate | {
         "run",

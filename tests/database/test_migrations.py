@@ -27,13 +27,13 @@ from nightgate.cli.app import app
 from nightgate.config import Pipeline
 from nightgate.data.refresh import _rules, split_version
 from nightgate.database import connection as connections
-from nightgate.database import schema
+from nightgate.database import queries, schema
 from nightgate.database import transactions as databases
 from nightgate.database.transactions import Database
 from nightgate.errors import DatabaseError
 from nightgate.home import Home
 from nightgate.metrics.comparability import metric_key
-from nightgate.runs import records
+from nightgate.runs import lifecycle, records
 from tests.support import night_rows
 
 pytestmark = pytest.mark.process
@@ -62,7 +62,7 @@ def test_blank_to_head_makes_every_table_and_view(database_url: str) -> None:
     views = {"metric_history", "epoch_results", "nightly_runs", "nights", "gate_checks", "slice_metrics", "confusion"}
     views |= {"champion_timeline", "model_versions", "promotions", "snapshots", "quarantined_rows", "approvals"}
     views |= {"anchor_timeline", "freezes", "gate_sides", "joint_outcomes", "seed_studies", "seed_runs"}
-    views |= {"forgotten_rows", "data_drift"}
+    views |= {"forgotten_rows", "data_drift", "refresh_counts", "data_checks", "label_votes"}
     assert views_and_tables(database_url) == {*schema.METADATA.tables, *views, "alembic_version"}
 
 
@@ -151,6 +151,35 @@ def test_test_versions_and_keys_of_before_get_the_meaning_of_their_labels(
     execute(migrated_url, "UPDATE run SET metric_key = metric_key || '-predicted'")
     databases.upgrade(migrated_url)
     assert database.frame(query).iloc[0].tolist() == [*now[:2], f"{now[2]}-predicted"]
+
+
+def test_rows_that_every_night_quarantined_become_one_row_each(database: Database, migrated_url: str) -> None:
+    for day in range(3):
+        opened = night_rows.opened(database, day)
+        refreshed = night_rows.refreshed(database, f"s-{day:016x}", bad_rows=0)
+        records.record_snapshot(database, opened.run_id, 1, refreshed)
+        lifecycle.finish_run(database, opened.run_id, 1, "held")
+    runs = list(database.frame("SELECT run_id FROM nightly_runs ORDER BY night")["run_id"])
+    command.downgrade(databases.alembic_config(migrated_url), "0010")
+    # The second row was corrected before the last night; its id, not its line, says that it is one.
+    for run, line, row_id in ((0, 7, "NULL"), (1, 7, "NULL"), (2, 7, "NULL"), (0, 8, "'r8'"), (1, 9, "'r8'")):
+        execute(
+            migrated_url,
+            "INSERT INTO quarantined_row (run_id, attempt, position, origin, row_id, reason, detail, excerpt) VALUES "
+            f"('{runs[run]}', 1, {line}, 'a.csv:{line}', {row_id}, 'bad_row', '', '')",
+        )
+    databases.upgrade(migrated_url)
+    query = "SELECT run_id, origin, first_night, last_night, resolved_night FROM quarantined_rows ORDER BY origin"
+    found = queries.tidy(database.frame(query)).to_numpy().tolist()
+    nights = [night_rows.night(day).date for day in range(3)]
+    assert found == [
+        [runs[2], "a.csv:7", nights[0], nights[2], None],
+        [runs[1], "a.csv:9", nights[0], nights[1], nights[2]],
+    ]
+    command.downgrade(databases.alembic_config(migrated_url), "0010")
+    assert list(database.frame("SELECT origin FROM quarantined_rows ORDER BY origin")["origin"]) == [
+        *("a.csv:7", "a.csv:9"),
+    ]
 
 
 @pytest.mark.database

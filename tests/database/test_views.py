@@ -36,9 +36,13 @@ COLUMNS = {
     "snapshots": "pipeline snapshot_id rows_total files_removed_at rows_redacted",
     "forgotten_rows": "pipeline id_hash forgotten_by begun_at finished_at snapshots rows_redacted golden_rows "
     "quarantined_rows versions",
-    "quarantined_rows": "pipeline night run_id reason",
     "data_drift": "pipeline night run_id reference statistic slice_name distance value threshold tonight_value "
     "reference_value rows_used reference_rows outcome reason",
+    "quarantined_rows": "pipeline night run_id reason first_night last_night resolved_night",
+    "refresh_counts": "pipeline night run_id part rows_seen rows_taken rows_merged rows_replaced rows_deleted "
+    "rows_quarantined rows_conflicting rows_future rows_outside rows_vanished bytes modified unchanged",
+    "data_checks": "pipeline night run_id check_name value threshold outcome reason allowed_by allowed_reason",
+    "label_votes": "pipeline night run_id fingerprint label votes chosen",
 }
 COLUMNS["nights"] = COLUMNS["nightly_runs"]
 
@@ -225,7 +229,7 @@ def test_later_columns_are_at_the_end(database: Database, view: str) -> None:
     later = (
         "nonfinite engine micro_batches slot slot_wait_seconds announced_at window_start test_rows_all test_f1_all "
         "rows_left_out detectable_gain champion_fresh_f1 champion_fresh_rows fresh_ci_low fresh_ci_high "
-        "anchor_version anchor_f1 metric_key labels_corrected rows_trained"
+        "anchor_version anchor_f1 metric_key labels_corrected rows_trained label_revision"
         if view.startswith("night")
         else "support tokens_per_second"
     ).split()

@@ -24,7 +24,6 @@ from nightgate.registry.promotion import add_version, promote_candidate
 from nightgate.runs import lifecycle, records
 from nightgate.runs.liveness import Owner
 from nightgate.runs.run_row import RunRow
-from nightgate.sources.source_table import Quarantined
 from tests.support import night_rows
 from tests.support.night_rows import one as run_row
 from tests.support.night_rows import opened, promote, promote_itself, roll_back
@@ -463,16 +462,6 @@ def test_a_run_that_other_rows_refer_to_cannot_be_deleted(database: Database) ->
     night_rows.held_version(database)
     with pytest.raises(IntegrityError):
         database.write(lambda session: session.execute(sa.text("DELETE FROM run")))
-
-
-def test_quarantined_rows_of_a_failed_refresh_are_recorded(database: Database) -> None:
-    run = opened(database)
-    rows = [Quarantined("reviews.csv:2", "7", "unknown_label", "'6' is not one of the labels", "So so")]
-    records.record_quarantined(database, run.run_id, run.attempt, rows)
-    assert one(database, "SELECT reason, origin FROM quarantined_rows") == {
-        "reason": "unknown_label",
-        "origin": "reviews.csv:2",
-    }
 
 
 def test_a_run_without_a_snapshot_sees_what_its_night_sees_when_it_is_resumed(database: Database) -> None:

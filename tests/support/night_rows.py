@@ -13,7 +13,9 @@ import numpy as np
 import sqlalchemy as sa
 
 from nightgate.config import Pipeline
+from nightgate.data.checks import CheckResult
 from nightgate.data.refresh import Refreshed
+from nightgate.data.refresh_counts import LabelVotes, PartCounts
 from nightgate.data.snapshots import Snapshot
 from nightgate.database.schema import Promotion
 from nightgate.database.transactions import Database
@@ -162,7 +164,20 @@ def refreshed(db: Database, snapshot_id: str = "s-0011223344556677", bad_rows: i
         Quarantined(f"reviews.csv:{line}", None, "empty_text", "the text is blank", "a\0b \ud83d")
         for line in range(1, bad_rows + 1)
     )
-    return Refreshed(Snapshot(snapshot_id, folder, manifest), quarantined, 40, 100, 3)
+    return Refreshed(
+        Snapshot(snapshot_id, folder, manifest),
+        quarantined,
+        rows_new=40,
+        rows_total=100,
+        rows_duplicate=3,
+        parts=(PartCounts("reviews.csv", 103 + bad_rows, taken=100, merged=3, quarantined=bad_rows, bytes=9000),),
+        checks=(
+            CheckResult("rows", "passed", 0.0, 0.1, "100 rows became 100"),
+            CheckResult("labels", "allowed", 0.4, 0.25, "labels of new rows moved by 0.40"),
+        ),
+        votes=(LabelVotes("ab" * 16, {"bad": 1, "good": 2}, "good"),),
+        relabelled=1,
+    )
 
 
 def slices(f1: float = 0.6) -> list[SliceScore]:

@@ -1,0 +1,155 @@
+"""What a refresh leaves in the database beside its snapshot: counts, checks, votes, and the state of the quarantine.
+
+Inside the transaction of `nightgate.runs.records`. Counts and checks belong to the attempt. Votes and quarantine are
+the state of the pipeline after its newest night, which a backfill of an earlier one leaves alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from nightgate.data.refresh_counts import PartCounts
+from nightgate.database.refresh_schema import PLACES, DataCheck, LabelVote, RefreshCount
+from nightgate.database.schema import METADATA, QuarantinedRow, Run
+
+if TYPE_CHECKING:
+    from nightgate.check_config import Allowed
+    from nightgate.data.checks import CheckResult
+    from nightgate.data.refresh import Refreshed
+    from nightgate.data.refresh_counts import LabelVotes
+    from nightgate.sources.source_table import Quarantined
+
+MOST_PARTS = 1000
+"""Parts with a row of their own each night; of the others those that did not change share one."""
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+def add_refreshed(session: Session, run: Run, refreshed: Refreshed, allowed: Allowed) -> None:
+    """Store what a refresh that made a snapshot found."""
+    run.label_revision = refreshed.relabelled
+    add_found(session, run, refreshed.quarantined, refreshed.parts, refreshed.checks, allowed)
+    if _is_newest(session, run):
+        _resolve(session, run, refreshed)
+        _replace_votes(session, run, refreshed.votes)
+
+
+def add_found(
+    session: Session,
+    run: Run,
+    quarantined: Sequence[Quarantined],
+    parts: Sequence[PartCounts],
+    checks: Sequence[CheckResult],
+    allowed: Allowed,
+) -> None:
+    """Store counts, checks and unusable rows, also of a refresh that failed: it resolves nothing."""
+    place = {"run_id": run.run_id, "attempt": run.attempt}
+    if session.get(RefreshCount, (*place.values(), 0)) is None and parts:
+        rows = [place | {"position": at} | _columns(part) for at, part in enumerate(_bounded(parts))]
+        session.execute(sa.insert(RefreshCount), rows)
+    for position, check in enumerate(checks):
+        by, why = (allowed.by, allowed.reason) if check.outcome == "allowed" else (None, None)
+        values = asdict(check)
+        row = DataCheck(check_name=values.pop("name"), position=position, allowed_by=by, allowed_reason=why, **place)
+        for name, value in values.items():
+            setattr(row, name, value)
+        session.merge(row)
+    _add_quarantined(session, run, quarantined)
+
+
+def _columns(part: PartCounts) -> dict[str, Any]:
+    kept = {name: getattr(part, name) for name in ("part", "rows_seen", "bytes", "modified", "unchanged")}
+    return kept | {f"rows_{name}": getattr(part, name) for name in (*PLACES, "vanished")}
+
+
+def _bounded(parts: Sequence[PartCounts]) -> list[PartCounts]:
+    """The parts, changed ones first; unchanged ones beyond `MOST_PARTS` in one sum."""
+    ordered = sorted(parts, key=lambda part: part.unchanged)
+    changed = sum(not part.unchanged for part in parts)
+    kept, others = ordered[: max(MOST_PARTS, changed)], ordered[max(MOST_PARTS, changed) :]
+    if not others:
+        return ordered
+    names = ("rows_seen", *PLACES, "vanished")
+    sums = {name: sum(getattr(part, name) for part in others) for name in names}
+    together = PartCounts(part=f"({len(others):,} more unchanged parts)", unchanged=True, **sums)
+    return [*kept, replace(together, bytes=sum(part.bytes or 0 for part in others))]
+
+
+def _row_key(row: Quarantined) -> str:
+    """The same for a source row every night: a hash of its id, or else of its place."""
+    return hashlib.sha256((row.row_id or f"\n{row.origin}").encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def _add_quarantined(session: Session, run: Run, quarantined: Sequence[Quarantined]) -> None:
+    if not quarantined:
+        return
+    facts = {"pipeline": run.pipeline, "run_id": run.run_id, "attempt": run.attempt}
+    facts |= {"first_night": run.night, "last_night": run.night}
+    rows = {
+        (_row_key(row), row.reason): asdict(row) | facts | {"row_key": _row_key(row), "position": position}
+        for position, row in enumerate(quarantined)
+    }
+    insert = _INSERT[session.get_bind().dialect.name](QuarantinedRow)
+    new, old = insert.excluded, QuarantinedRow
+    latest = new.last_night >= old.last_night
+    statement = insert.on_conflict_do_update(
+        index_elements=["pipeline", "row_key", "reason"],
+        set_={
+            "first_night": sa.case((new.first_night < old.first_night, new.first_night), else_=old.first_night),
+            "last_night": sa.case((latest, new.last_night), else_=old.last_night),
+            # A backfill reopens no row, and does not take one from a later night.
+            "resolved_night": sa.case((latest, sa.null()), else_=old.resolved_night),
+            **{
+                name: sa.case((latest, new[name]), else_=getattr(old, name))
+                for name in ("run_id", "attempt", "position", "origin", "part", "detail", "excerpt")
+            },
+        },
+    )
+    session.execute(statement, list(rows.values()))
+
+
+def _is_newest(session: Session, run: Run) -> bool:
+    """Whether no later night of the pipeline has a snapshot."""
+    later = sa.select(Run.run_id).where(Run.pipeline == run.pipeline, Run.night > run.night)
+    return session.scalar(later.where(Run.snapshot_id.is_not(None)).limit(1)) is None
+
+
+def _resolve(session: Session, run: Run, refreshed: Refreshed) -> None:
+    """Resolve rows that tonight's refresh would have found again: those of other parts stand as they were."""
+    standing = {part.part for part in refreshed.parts if part.unchanged or not part.complete}
+    found_now = sa.and_(QuarantinedRow.run_id == run.run_id, QuarantinedRow.attempt == run.attempt)
+    query = sa.select(QuarantinedRow.row_key, QuarantinedRow.reason, QuarantinedRow.part, QuarantinedRow.row_id).where(
+        QuarantinedRow.pipeline == run.pipeline, QuarantinedRow.resolved_night.is_(None), sa.not_(found_now)
+    )
+    gone = [
+        {"key": key, "of_reason": reason}
+        for key, reason, part, row_id in session.execute(query)
+        if part not in standing or row_id in refreshed.corrected
+    ]
+    if gone:
+        table = METADATA.tables[QuarantinedRow.__tablename__]
+        statement = (
+            sa.update(table)
+            .where(table.c.pipeline == run.pipeline, table.c.row_key == sa.bindparam("key"))
+            .where(table.c.reason == sa.bindparam("of_reason"))
+            .values(resolved_night=run.night)
+        )
+        session.connection().execute(statement, gone)
+
+
+def _replace_votes(session: Session, run: Run, texts: Iterable[LabelVotes]) -> None:
+    session.execute(sa.delete(LabelVote).where(LabelVote.pipeline == run.pipeline))
+    place = {"pipeline": run.pipeline, "run_id": run.run_id}
+    rows = [
+        place | {"fingerprint": text.fingerprint, "label": label, "votes": votes, "chosen": label == text.label}
+        for text in texts
+        for label, votes in text.votes.items()
+    ]
+    if rows:
+        session.execute(sa.insert(LabelVote), rows)
