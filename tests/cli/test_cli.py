@@ -288,6 +288,20 @@ def test_a_pipeline_without_nights_has_no_rows_and_a_hint_on_stderr(run: Run, co
     assert "nightgate run sample" in done.stderr
 
 
+def test_quarantined_rows_are_listed_with_their_number_by_reason(first: FirstNight, run: Run) -> None:
+    counts = dict(rows(first.home, "SELECT reason, COUNT(*) FROM quarantined_rows GROUP BY reason"))
+    done = run("quarantine", "small", "--format", "json")
+    listed = records(done)
+    assert {reason: sum(row["reason"] == reason for row in listed) for reason in counts} == counts
+    assert {row["first_night"] for row in listed} == {NIGHT}
+    assert {row["resolved_night"] for row in listed} == {None}
+    assert all(f"{count:,} {reason}" in done.stderr for reason, count in counts.items())
+    [reason, *_] = counts
+    limited = records(run("quarantine", "small", "--reason", reason, "--limit", "1", "--format", "json"))
+    assert [row["reason"] for row in limited] == [reason]
+    assert run("quarantine", "small", "--reason", "no_such_reason").stdout == ""
+
+
 def test_champion_and_versions_agree_in_every_format(run: Run) -> None:
     [champion] = records(run("champion", "small", "--format", "json"))
     assert (champion["version"], champion["promoted_by"]) == (1, "gate")
