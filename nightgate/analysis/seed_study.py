@@ -232,7 +232,7 @@ def _record(db: Database, study: Study, seed: int, **facts: Any) -> None:
 
 def _snapshot(db: Database, pipeline: Pipeline, night: date | None) -> Snapshot:
     """The snapshot of the night, or the newest one that is on disk."""
-    from nightgate.data.refresh import split_version
+    from nightgate.data.rules import split_version
 
     query = (
         sa.select(Snapshot)

@@ -23,11 +23,8 @@ import pandas as pd
 
 from nightgate import config
 from nightgate.config import FilesSource, Pipeline
-from nightgate.data.redaction import not_forgotten
-from nightgate.data.refresh import meaning_of
-from nightgate.data.snapshots import Snapshot, open_snapshot, write_snapshot
-from nightgate.data.sources import read_source
-from nightgate.data.validation import as_frame, deduplicate, validate
+from nightgate.data.refresh import usable_rows
+from nightgate.data.snapshots import Snapshot, meaning_of, open_snapshot, write_snapshot
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home
 from nightgate.label_meaning import LabelMeaning
@@ -180,19 +177,16 @@ def _of_file(pipeline: Pipeline, home: Home, night: Night) -> GoldenSet:
         update={"data": data.model_copy(update={"source": golden_source(data)}), "split": split}
     )
     with golden_errors():
-        usable, quarantined, unseen = validate(read_source(reading.data, night), reading, night)
-    usable = not_forgotten(usable, home.snapshots / pipeline.name)
-    rows = deduplicate(usable, keep_oldest=data.group is not None)
+        frame, quarantined, unseen = usable_rows(reading, night, home.snapshots / pipeline.name)
     late = f"; {unseen:,} later than {night.data_until:%Y-%m-%d %H:%M} UTC" if unseen else ""
     unusable = (late + quarantine_summary(quarantined)).removeprefix("; ")
-    if not rows:
+    if not len(frame):
         raise DataError(
             f"data.golden: {path} has no usable row" + (f": {unusable}" if unusable else ""),
             next_step="check the file against [data]: it needs the columns and the labels of the source",
         )
-    chosen = rows[: data.golden_rows]
     facts = {"pipeline": pipeline.name, "label_names": list(data.label_names), "file": path}
-    frame = as_frame(chosen, data, [_SIDE] * len(chosen))
-    stored = write_snapshot(home.golden / pipeline.name, frame, {"labels": list(data.label_names)}, facts)
+    chosen = frame.head(data.golden_rows).assign(split=_SIDE)
+    stored = write_snapshot(home.golden / pipeline.name, chosen, {"labels": list(data.label_names)}, facts)
     note = f"rows of {path} that were left out: {unusable}" if unusable else ""
     return GoldenSet(stored.id, stored.path, note, data.label_names)

@@ -8,70 +8,27 @@ and has the checksum of what remains: verification accepts that alone.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
 import uuid
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from nightgate.data.snapshots import MANIFEST_FILE, SPLITS, Snapshot, open_snapshot, signed, snapshot_id
-from nightgate.data.validation import Row
-from nightgate.durable_files import replacing, sha256_of, write_whole
-from nightgate.errors import SnapshotError, storage_errors
-from nightgate.sources.source_table import Quarantined
-
-R = TypeVar("R", Row, Quarantined)
-FORGOTTEN_FILE = "forgotten.json"
-
-
-def keep_out(folder: Path, ids: Collection[str]) -> None:
-    """Let later refreshes leave rows with these ids out.
-
-    Args:
-        folder: of the pipeline's snapshots.
-
-    Raises:
-        StorageError: the disk is full, read-only or forbidden.
-    """
-    known = kept_out(folder)
-    if not known.issuperset(map(hash_of, ids)):
-        content = json.dumps(sorted(known | {*map(hash_of, ids)}), indent=0)
-        write_whole(folder / FORGOTTEN_FILE, content.encode())
-
-
-def kept_out(folder: Path) -> frozenset[str]:
-    """Hashes of the ids that a refresh leaves out.
-
-    Raises:
-        SnapshotError: the file that holds them is damaged.
-    """
-    file = folder / FORGOTTEN_FILE
-    try:
-        return frozenset(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return frozenset()
-    except (OSError, ValueError, TypeError) as error:
-        raise SnapshotError(
-            f"{file}, which keeps forgotten rows out, cannot be read: {error}",
-            next_step="restore it from a backup, or remove it and forget the ids again",
-        ) from error
-
-
-def not_forgotten(rows: Sequence[R], folder: Path) -> list[R]:
-    """The rows of a source, or those that it quarantines, without those that a refresh leaves out."""
-    left_out = kept_out(folder)
-    return [row for row in rows if hash_of(row.row_id or "") not in left_out] if left_out else list(rows)
-
-
-def hash_of(row_id: str) -> str:
-    """What is stored of a forgotten id: SHA-256, 64 hex digits."""
-    return hashlib.sha256(row_id.encode()).hexdigest()
+from nightgate.data.batches import Columns, hashes_of
+from nightgate.data.deltas import REDACTED_FILE, TAKEN, Delta, described, signed, take
+from nightgate.data.rules import SPLITS
+from nightgate.data.snapshots import MANIFEST_FILE, ONE_FILE, Snapshot, id_of_rows, open_snapshot, snapshot_id
+from nightgate.data.tip import read_tip, write_tip
+from nightgate.durable_files import replacing, sha256_of
+from nightgate.errors import storage_errors
 
 
 def rows_of(snapshot: Snapshot, ids: Collection[str]) -> tuple[Counter[tuple[str, str]], set[str]]:
@@ -100,6 +57,9 @@ def redact(path: Path, ids: Collection[str]) -> None:
         StorageError: the disk is full, read-only or forbidden.
     """
     snapshot = open_snapshot(path)
+    if snapshot.manifest["format"] != ONE_FILE:
+        _redact_chain(snapshot, ids)
+        return
     [name] = snapshot.manifest["files"]
     with storage_errors(path):
         table = pq.read_table(path / name)
@@ -109,6 +69,74 @@ def redact(path: Path, ids: Collection[str]) -> None:
         for file in path.iterdir():
             if file.name not in {name, MANIFEST_FILE}:
                 file.unlink()
+
+
+def _redact_chain(snapshot: Snapshot, ids: Collection[str]) -> None:
+    """Take the rows out of the deltas of a snapshot, which others share, and count again in its manifest."""
+    chain, manifest = snapshot.chain(), snapshot.manifest
+    index = chain.index(superseded=True)
+    gone = take(index, _of_ids(index, ids))
+    first, first_text = 0, 0
+    for delta in chain.deltas:
+        here = (gone["place"] >= first) & (gone["place"] < first + delta.facts["index"])
+        texts = gone["text_at"][(gone["text_at"] >= first_text) & (gone["text_at"] < first_text + delta.text_rows)]
+        if here.any() or len(texts):
+            _redact_delta(delta, gone["place"][here] - first, np.unique(texts) - first_text)
+        first, first_text = first + delta.facts["index"], first_text + delta.text_rows
+    index = snapshot.chain().index()
+    taken = take(index, index["state"] == TAKEN)
+    rows = manifest.get("redacted", {}).get("rows", 0) + manifest["rows_total"] - len(taken["label"])
+    if rows != manifest.get("redacted", {}).get("rows", 0):
+        splits = [SPLITS[code] for code in taken["split"]]
+        remaining = pa.table({"split": splits, "label": pa.array(taken["label"])})
+        redacted = {"rows": rows, "remaining": snapshot_id(taken, manifest["rules"])}
+        with storage_errors(snapshot.path), replacing(snapshot.path / MANIFEST_FILE) as draft:
+            draft.write_bytes(signed({**manifest, **_counts(manifest, remaining), "redacted": redacted}))
+            draft.chmod(draft.stat().st_mode & 0o444)
+        # Another row may have the text of a row that is gone: the next refresh reads everything again.
+        folder = snapshot.path.parent
+        write_tip(folder, replace(read_tip(folder), head=None, parts={}, after={}))
+
+
+def _of_ids(index: Columns, ids: Collection[str]) -> NDArray[np.bool_]:
+    """Rows with these ids; of rows without one it is the fingerprint."""
+    marks = [int(row_id[:16], 16) for row_id in ids if re.fullmatch("[0-9a-f]{32}", row_id)]
+    of_text = (index["id_key"] == 0) & np.isin(index["text_key"], np.array(marks, np.uint64))
+    found: NDArray[np.bool_] = np.isin(index["id_key"], hashes_of(sorted(ids))) | of_text
+    return found
+
+
+def _redact_delta(delta: Delta, rows: NDArray[np.int64], texts: NDArray[np.int64]) -> None:
+    """Write a file of texts without these, and a sidecar that names it and the rows of the index that are gone."""
+    known = {*delta.redacted.get("rows", ())}
+    if known.issuperset(rows.tolist()) and delta.redacted:
+        return
+    name = f"texts-{uuid.uuid4().hex[:8]}.parquet"
+    old = delta.texts_file
+    with storage_errors(delta.path):
+        with replacing(delta.path / name) as draft:
+            _write_without(old, draft, texts)
+            draft.chmod(draft.stat().st_mode & 0o444)
+        facts = {"rows": sorted(known | {*rows.tolist()}), "files": described(delta.path, [name])}
+        with replacing(delta.path / REDACTED_FILE) as draft:
+            draft.write_bytes(signed(facts))
+            draft.chmod(draft.stat().st_mode & 0o444)
+        for file in delta.path.glob("texts*.parquet"):
+            if file.name != name:
+                file.unlink()
+
+
+def _write_without(old: Path, new: Path, texts: NDArray[np.int64]) -> None:
+    """Copy a file of texts; rows at these places become empty."""
+    with pq.ParquetFile(old) as file, pq.ParquetWriter(new, file.schema_arrow, compression="zstd") as writer:
+        first = 0
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            here = pa.array(np.isin(first + np.arange(table.num_rows), texts))
+            for place, column in enumerate(table.column_names):
+                table = table.set_column(place, column, pc.if_else(here, "", table[column]))
+            writer.write_table(table)
+            first += table.num_rows
 
 
 def _replace(snapshot: Snapshot, remaining: pa.Table, num_rows: int) -> str:
@@ -124,7 +152,7 @@ def _replace(snapshot: Snapshot, remaining: pa.Table, num_rows: int) -> str:
         **_counts(manifest, remaining),
         "redacted": {
             "rows": earlier + num_rows - remaining.num_rows,
-            "remaining": snapshot_id(remaining.to_pandas(), manifest["rules"]),
+            "remaining": id_of_rows(remaining.to_pandas(), manifest["rules"]),
         },
         "files": {name: {"sha256": sha256_of(path / name), "bytes": (path / name).stat().st_size}},
     }

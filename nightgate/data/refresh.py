@@ -1,50 +1,79 @@
-"""The data refresh of a night: source -> normalise -> quarantine -> deduplicate -> split -> snapshot.
+"""The data refresh of a night: what is new in the source -> normalise -> resolve -> a delta -> a snapshot.
 
     refreshed = refresh(pipeline, night, home, previous=None)
-    rows = training_rows(refreshed.snapshot, pipeline, night.data_until)
 
-Rows at or after `night.data_until` are ignored: neither used nor quarantined. `nightgate.data.validation` defines
-what is quarantined and which of several rows with the same text stays.
+1. `source.plan` says which parts of the source have changed; only these are read.
+2. `batches.work` makes usable rows of each batch. Those that are known already are passed over, the texts of the rest
+   are written to the delta at once, and their numbers are kept.
+3. `resolve.resolve` decides which rows are taken, with which label and split.
+4. The counts must balance and the data checks pass; then memory, delta and manifest are written, and last tip.json.
+
+Rows at or after `night.data_until` are counted as of the future and read again when their time has come.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
+from filelock import FileLock
+from numpy.typing import NDArray
 
-from nightgate import config
 from nightgate.config import Pipeline
-from nightgate.config_types import duration, labels_by_value
+from nightgate.data.batches import Columns
 from nightgate.data.checks import CheckResult, require_passed, run_checks
-from nightgate.data.column_rules import check_columns
-from nightgate.data.normalization import hashed_fraction, side_of
-from nightgate.data.redaction import not_forgotten
-from nightgate.data.refresh_counts import LabelVotes, PartCounts, Statistics, remember
-from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
-from nightgate.data.sources import read_source
-from nightgate.data.validation import Row, as_frame, deduplicate, validate
-from nightgate.errors import DataError, SnapshotError
+from nightgate.data.deltas import INDEX, TAKEN, Chain, joined, new_delta, read_chain, take
+from nightgate.data.normalization import sides_of
+from nightgate.data.reading import NO_ROWS, Base, KnownRows, Read, leaving_rows, read_parts
+from nightgate.data.refresh_counts import (
+    LabelVotes,
+    PartCounts,
+    Statistics,
+    count_new,
+    count_parts,
+    describe,
+    label_votes,
+    part_counts,
+    remember,
+    statistics_of,
+    trainable,
+    vanished_rows,
+)
+from nightgate.data.resolve import NEW, Policy, Resolved, resolve
+from nightgate.data.rules import (
+    hashed_shares,
+    memory_of,
+    reading_rules,
+    rules_of,
+    snapshot_columns,
+    source_of,
+)
+from nightgate.data.snapshots import Snapshot, facts_of, open_snapshot, rows_of, snapshot_id, write_manifest
+from nightgate.data.split_memory import SplitMemory
+from nightgate.data.tip import EMPTY, MEMORY, read_tip, remove_leftovers, with_night, write_tip
+from nightgate.data.tip import Night as TipNight
+from nightgate.data.training_rows import require_splits, require_trainable, require_usable
+from nightgate.errors import DataError, SnapshotError, storage_errors
 from nightgate.home import Home
-from nightgate.label_meaning import LabelMeaning
 from nightgate.schedule import Night
-from nightgate.sources.source_table import Quarantined, quarantine_summary
-from nightgate.text_rules import NORMALISATION_VERSION
+from nightgate.sources.kinds import open_source
+from nightgate.sources.source import Plan, Source
+from nightgate.sources.source_table import Quarantined
 
 log = logging.getLogger(__name__)
 
 READ = "snapshot %s: %s; read in %.2f s"
 """Log line that `benchmarks.orchestration` parses."""
+LARGEST_GROUP = 2.0
+"""Times a split's share of the rows: larger groups of rows that belong together go to train."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +82,7 @@ class Refreshed:
 
     snapshot: Snapshot
     quarantined: tuple[Quarantined, ...]
+    """Of the parts that were read tonight; those of unchanged parts stand."""
     rows_new: int
     """Rows whose text the previous snapshot lacks; all rows without a previous snapshot."""
     rows_total: int
@@ -60,7 +90,7 @@ class Refreshed:
     parts: tuple[PartCounts, ...] = ()
     checks: tuple[CheckResult, ...] = ()
     votes: tuple[LabelVotes, ...] = ()
-    """Of texts with several labels, those with the most rows."""
+    """Of texts with several labels that tonight's rows touched, those with the most rows."""
     relabelled: int | None = None
     """Test rows whose label was corrected since the last snapshot; None: there is none to compare with."""
     corrected: frozenset[str] = frozenset()
@@ -73,316 +103,291 @@ def refresh(
     home: Home,
     previous: Path | None = None,
     *,
+    verify: bool = False,
     allowed: AbstractSet[str] = frozenset(),
 ) -> Refreshed:
-    """Read the source and write tonight's snapshot, or reuse one with the same rows and rules.
+    """Take in what is new in the source and write tonight's snapshot, or reuse one with the same rows and rules.
+
+    A night earlier than the last one gets the rows that the first refresh after it knew; one before the first refresh
+    reads everything as it is now. Neither changes anything for later nights.
 
     Args:
         previous: folder of the pipeline's previous snapshot, to count new rows.
+        verify: compare the checksums of all files, and read everything again where one is damaged.
         allowed: data checks whose failure does not count tonight.
 
     Raises:
-        DataError: the source cannot be read, or has too few rows to train and evaluate a model. Nothing is written.
-        DataCheckError: a data check failed. Nothing is written.
+        DataError: the source cannot be read, or has too few rows to train and evaluate a model. Nothing is taken in.
+        DataCheckError: a data check failed. Nothing is taken in.
         StorageError: the snapshot cannot be written.
     """
     began = time.monotonic()
-    data = pipeline.data
-    raw = read_source(data, night, split_column=pipeline.split.column)
-    broken = check_columns(raw.frame, data.checks.columns)
-    usable, quarantined, unseen = validate(raw, pipeline, night, broken.rows)
-    if unseen:
-        log.info("%s rows at or after %s are ignored tonight", f"{unseen:,}", f"{night.data_until:%Y-%m-%d %H:%M} UTC")
-    num_read = len(usable) + len(quarantined)
-    usable = not_forgotten(usable, home.snapshots / pipeline.name)
-    quarantined = not_forgotten(quarantined, home.snapshots / pipeline.name)
-    rows = deduplicate(usable, keep_oldest=data.group is not None)
-    try:
-        _require_usable(rows, quarantined, unseen, pipeline)
-        frame = _divided(rows, pipeline)
-        _require_splits(frame, pipeline)
-        _require_trainable(_windowed(frame[frame["split"] == "train"], pipeline, night.data_until), pipeline)
-    except DataError as error:
-        error.quarantined = tuple(quarantined)
-        raise
-    rules = _rules(pipeline, raw.classes)
-    facts = _facts(frame, pipeline, night, len(quarantined), len(usable) - len(rows))
-    duplicate = len(usable) - len(rows)
-    parts = (
-        PartCounts(
-            part=data.source.kind,
-            rows_seen=len(raw.frame) + len(raw.rejected),
-            taken=len(rows),
-            merged=duplicate,
-            deleted=num_read - len(usable) - len(quarantined),  # forgotten
-            quarantined=len(quarantined),
-            future=unseen,
-        ),
+    folder = home.snapshots / pipeline.name
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        base = _opened(pipeline, night, folder, verify)
+        refreshed = _refreshed(base, previous, allowed)
+    counts = (
+        f"{refreshed.rows_total:,} rows, {refreshed.rows_new:,} of them new, "
+        f"{sum(part.quarantined for part in refreshed.parts):,} quarantined"
     )
-    before = _read_before(previous)
-    tonight = replace(
-        _statistics(frame, usable, len(quarantined), before, pipeline, night),
-        missing=broken.missing,
-        rows_checked=len(raw.frame),
-    )
-    checks = run_checks(tonight, before.recent, parts, data.checks, _hashed_shares(pipeline), allowed)
-    try:
-        require_passed(pipeline.name, checks)
-    except DataError as error:
-        error.quarantined, error.parts = tuple(quarantined), parts
-        raise
-    facts["recent"] = [one.to_json() for one in remember(before.recent, tonight)]
-    snapshot = write_snapshot(home.snapshots / pipeline.name, frame, rules, facts)
-    counts = f"{len(frame):,} rows, {tonight.rows_new:,} of them new, {len(quarantined):,} quarantined"
-    log.info(READ, snapshot.id, counts, time.monotonic() - began)
-    return Refreshed(
-        snapshot,
-        tuple(quarantined),
-        tonight.rows_new,
-        len(frame),
-        duplicate,
-        parts,
-        checks,
-        relabelled=_relabelled(frame, before, data.label_names),
-    )
+    log.info(READ, refreshed.snapshot.id, counts, time.monotonic() - began)
+    return refreshed
 
 
-def training_rows(snapshot: Snapshot, pipeline: Pipeline, data_until: datetime) -> pd.DataFrame:
-    """The train split after `train_window`, `max_train_rows` and `keep`, sorted by fingerprint.
-
-    `newest` sorts by time, then by a hash of seed and text; `random` sorts by that hash alone, so that the choice is
-    the same on any machine and changes little when rows arrive.
-
-    Raises:
-        DataError: no rows are left, or rows of one class only.
-    """
-    frame = _windowed(snapshot.rows("train"), pipeline, data_until)
-    limit = pipeline.training.max_train_rows
-    if limit and len(frame) > limit:
-        seed = pipeline.training.seed
-        hashes = [hashed_fraction(seed, key) for key in frame["fingerprint"]]
-        order = frame.assign(hash=hashes).sort_values("hash", kind="stable")
-        if pipeline.training.keep == "newest" and "time" in frame:
-            order = order.sort_values("time", ascending=False, kind="stable")
-        frame = frame.loc[order.index[:limit].sort_values()]
-    _require_trainable(frame, pipeline)
-    return frame.reset_index(drop=True)
-
-
-def split_version(pipeline: Pipeline) -> str:
-    """The test version, `t-` and 10 hex digits: it changes with the rules of the split and the meaning of the labels.
-
-    It does not change when rows arrive or their labels are corrected.
-    """
-    return _version(_rules(pipeline))
-
-
-def version_of(snapshot: Snapshot, pipeline: Pipeline) -> str:
-    """The test version of a snapshot of `pipeline`; an earlier release stored one without the labels' meaning."""
-    return _version(meaning_of(snapshot, pipeline).rules | snapshot.manifest["rules"])
-
-
-def meaning_of(snapshot: Snapshot, pipeline: Pipeline) -> LabelMeaning:
-    """What the labels of a snapshot of `pipeline` mean."""
-    return _meaning(pipeline, snapshot.manifest["rules"].get("classes", ()))
-
-
-def _meaning(pipeline: Pipeline, classes: Sequence[str]) -> LabelMeaning:
-    return LabelMeaning(pipeline.data.label, labels_by_value(pipeline.data.labels), tuple(classes))
-
-
-def _version(rules: Mapping[str, Any]) -> str:
-    # Without the source's names of class numbers, which snapshots of earlier releases lack: `changes` of
-    # `nightgate.metrics.comparability` says where they change.
-    counted = {name: rule for name, rule in rules.items() if name != "classes"}
-    return f"t-{hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:10]}"
-
-
-def _rules(pipeline: Pipeline, classes: Sequence[str] = ()) -> dict[str, Any]:
-    """Rules that decide the split and the class index of a row: part of the snapshot id.
+def usable_rows(pipeline: Pipeline, night: Night, folder: Path) -> tuple[pd.DataFrame, tuple[Quarantined, ...], int]:
+    """One row of each text of a small source, with the columns of `Snapshot.rows`; quarantined rows; those of later.
 
     Args:
-        classes: the source's names of the class numbers that are labels.
+        folder: of the pipeline's snapshots, which names what is forgotten.
+
+    Raises:
+        DataError: the source cannot be read.
     """
-    data, split = pipeline.data, pipeline.split
-    shares = _hashed_shares(pipeline)
-    by_hash = {"seed": split.seed, **shares, "by": data.group or "text"}
-    return {
-        "normalisation": NORMALISATION_VERSION,
-        "text": list(data.text_columns),
-        "labels": list(data.label_names),
-        "split": by_hash if any(shares.values()) else "given",
-        **_meaning(pipeline, classes).rules,
-    }
+    base = Base(pipeline, night, folder, EMPTY, Chain())
+    source = open_source(pipeline.data, night, split_column=pipeline.split.column)
+    with TemporaryDirectory() as made, new_delta(Path(made), 1, base.rules.schema) as draft:
+        plan = source.plan(None)
+        read = read_parts(base, source, plan, KnownRows(NO_ROWS, ()), draft)
+        draft.close_texts()
+        chain = Chain((draft.unfinished,))
+        policy = _policy(base, chain, len(read.rows["part"]))
+        nothing = NO_ROWS | {"place": np.empty(0, np.int64)}
+        nothing |= {name: np.empty(0, INDEX[name]) for name in ("label", "split", "state")}
+        rows = resolve(nothing, read.rows, nothing, policy, SplitMemory()).rows
+        frame = rows_of(chain, take(rows, rows["state"] == TAKEN), snapshot_columns(pipeline.data))
+    return frame, read.quarantined, sum(part["future"] for part in read.parts.values())
 
 
-def _given_splits(pipeline: Pipeline) -> Collection[str]:
-    """The splits that the source names; none where all rows are split by hash."""
-    source = pipeline.data.source
-    if pipeline.split.column:
-        return SPLITS
-    return (source.splits or ()) if isinstance(source, config.HubSource) else ()
-
-
-def _hashed_shares(pipeline: Pipeline) -> dict[str, float]:
-    """Shares split off by hash from all rows, or from the training rows for a split that the source lacks."""
-    given = _given_splits(pipeline)
-    return {part: 0.0 if part in given else getattr(pipeline.split, part) for part in ("validation", "test")}
-
-
-def _divided(rows: Sequence[Row], pipeline: Pipeline) -> pd.DataFrame:
-    """The rows as a frame with the columns of a snapshot and `split`."""
-    seed, shares = pipeline.split.seed, _hashed_shares(pipeline)
-    sides = [
-        row.given if row.given in ("validation", "test") else side_of(row.group or row.fingerprint, seed=seed, **shares)
-        for row in rows
-    ]
-    return as_frame(rows, pipeline.data, sides)
-
-
-def _windowed(train: pd.DataFrame, pipeline: Pipeline, data_until: datetime) -> pd.DataFrame:
-    window = duration(pipeline.data.train_window)
-    return train if window is None else train[train["time"] >= pd.Timestamp(data_until - window)]
-
-
-def _facts(frame: pd.DataFrame, pipeline: Pipeline, night: Night, quarantined: int, duplicate: int) -> dict[str, Any]:
-    names = pipeline.data.label_names
-    counts = frame.groupby(["split", "label"]).size()
-    has_time = "time" in frame
-    return {
-        "pipeline": pipeline.name,
-        "label_names": list(names),
-        "slices": list(pipeline.data.slices),
-        "group": pipeline.data.group is not None,
-        "rows": {split: int((frame["split"] == split).sum()) for split in SPLITS},
-        "rows_total": len(frame),
-        "rows_quarantined": quarantined,
-        "rows_duplicate": duplicate,
-        "label_counts": {
-            split: {name: int(counts.get((split, index), 0)) for index, name in enumerate(names)} for split in SPLITS
-        },
-        "test_version": split_version(pipeline),
-        "data_until": night.data_until.astimezone(UTC).isoformat(),
-        "first_time": frame["time"].min().isoformat() if has_time else None,
-        "last_time": frame["time"].max().isoformat() if has_time else None,
-    }
-
-
-@dataclass(frozen=True)
-class _Before:
-    """What the previous snapshot says."""
-
-    labels: Mapping[str, int]
-    """Label name by fingerprint."""
-    recent: tuple[Statistics, ...]
-    rows_quarantined: int
-
-
-def _read_before(previous: Path | None) -> _Before:
-    if previous is None:
-        return _Before({}, (), 0)
+def _opened(pipeline: Pipeline, night: Night, folder: Path, verify: bool) -> Base:
+    tip = read_tip(folder)
+    if tip.rules != reading_rules(pipeline):
+        # What labels were called on earlier nights says nothing about tonight's.
+        recent = [one | {"labels": {}} for one in tip.recent]
+        tip = replace(tip, rules=reading_rules(pipeline), head=None, parts={}, after={}, classes=[], recent=recent)
+    if tip.source != source_of(pipeline):
+        # Another file or table on purpose: how many rows the last one had says nothing.
+        tip = replace(tip, source=source_of(pipeline), recent=[])
     try:
-        before = open_snapshot(previous, verify=False)
-        frames = [before.rows(split, ["fingerprint", "label"]) for split in SPLITS]
+        return Base(pipeline, night, folder, tip, read_chain(folder, tip.head, verify=verify))
     except SnapshotError as error:
-        log.warning("all rows count as new: the previous snapshot cannot be read: %s", error.reason)
-        return _Before({}, (), 0)
-    known = pd.concat(frames)
-    names = before.manifest["label_names"]
-    labels = {mark: names[label] for mark, label in zip(known["fingerprint"], known["label"], strict=True)}
-    recent = tuple(Statistics.from_json(one) for one in before.manifest.get("recent", ()))
-    return _Before(labels, recent, before.manifest["rows_quarantined"])
+        log.warning("%s; everything is read again", error.reason)
+        return Base(pipeline, night, folder, replace(tip, head=None, parts={}, after={}), Chain())
 
 
-def _statistics(
-    frame: pd.DataFrame,
-    usable: Sequence[Row],
-    quarantined: int,
-    before: _Before,
-    pipeline: Pipeline,
-    night: Night,
-) -> Statistics:
-    names = pipeline.data.label_names
-    new = frame[~frame["fingerprint"].isin(before.labels.keys())]
-    unknown = [row for row in usable if row.fingerprint not in before.labels]
-    common = Counter(row.fingerprint for row in unknown).most_common(1)
-    newly_quarantined = max(quarantined - before.rows_quarantined, 0)
-    return Statistics(
-        night=night.date,
-        rows_total=len(frame),
-        rows_new=len(new),
-        rows_read=len(unknown) + newly_quarantined,
-        rows_quarantined=newly_quarantined,
-        labels=dict(Counter(names[index] for index in new["label"])),
-        splits={str(split): int(count) for split, count in frame["split"].value_counts().items()},
-        commonest=common[0][1] if common else 0,
-        commonest_text=next((row.text[:60] for row in unknown if row.fingerprint == common[0][0]), ""),
-        is_first=not before.labels,
+def _refreshed(base: Base, previous: Path | None, allowed: AbstractSet[str]) -> Refreshed:
+    tip = base.tip
+    source = open_source(base.pipeline.data, base.night, split_column=base.pipeline.split.column)
+    if base.until >= tip.data_until:
+        plan, gone = _plan(source, base)
+        if tip.head is not None and not (plan.read or gone or base.pipeline.data.train_window):
+            same = _same_snapshot(base, source, previous)
+            if same:
+                return same
+        return _take_in(base, source, plan, gone, previous, allowed)
+    after = next(night for night in tip.nights if night.data_until >= base.until)
+    if after.data_until > base.until and (not base.pipeline.data.time or after == tip.nights[0]):
+        log.warning(
+            "the night of %s is earlier than the first refresh that is known: its rows are read as they are now, not "
+            "as they were then",
+            base.night.date,
+        )
+        unknown = replace(base, tip=replace(tip, head=None, parts={}, after={}), chain=Chain())
+        return _take_in(unknown, source, source.plan(None), (), previous, allowed, moves_tip=False)
+    then = replace(base, chain=read_chain(base.folder, after.head, verify=False))
+    return _take_in(then, None, Plan((), ()), (), previous, allowed, moves_tip=False)
+
+
+def _plan(source: Source, base: Base) -> tuple[Plan, list[str]]:
+    """What to read, and the names of the parts that are gone."""
+    tip, until = base.tip, base.rules.until
+    waiting = {name: part["next_time"] for name, part in tip.parts.items() if part["next_time"] is not None}
+    before = {
+        "parts": {name: part["version"] for name, part in tip.parts.items()},
+        "after": tip.after,
+        "future": waiting,
+        "data_until": tip.data_until,
+    }
+    plan = source.plan(None if tip.head is None else before)
+    due = [part for part in plan.unchanged if waiting.get(part.name, until) < until]
+    plan = Plan(tuple(part for part in plan.unchanged if part not in due), (*plan.read, *due))
+    found = {part.name for part in (*plan.unchanged, *plan.read)}
+    return plan, [name for name in tip.parts if name not in found]
+
+
+def _same_snapshot(base: Base, source: Source, previous: Path | None) -> Refreshed | None:
+    """The last snapshot, where no part of the source has changed; None: it is gone or damaged."""
+    try:
+        snapshot = open_snapshot(base.folder / base.tip.nights[-1].snapshot, verify=False)
+    except SnapshotError as error:
+        log.warning("%s; it is written again", error.reason)
+        return None
+    night = TipNight(base.until, snapshot.id, dict(base.tip.head or {}))
+    write_tip(base.folder, with_night(replace(base.tip, after=source.after()), night, base.folder))
+    parts = tuple(part_counts(name, part, unchanged=True) for name, part in base.tip.parts.items())
+    manifest = snapshot.manifest
+    rows_new = count_new(snapshot, previous, base.tip, 0)
+    return Refreshed(snapshot, (), rows_new, manifest["rows_total"], manifest["rows_duplicate"], parts, relabelled=0)
+
+
+def _take_in(
+    base: Base,
+    source: Source | None,
+    plan: Plan,
+    gone: Sequence[str],
+    previous: Path | None,
+    allowed: AbstractSet[str],
+    *,
+    moves_tip: bool = True,
+) -> Refreshed:
+    """Read what is to be read and write the snapshot.
+
+    Args:
+        source: None for an earlier night: the rows are those that the chain had from before it.
+        moves_tip: whether later nights go on from here.
+    """
+    pipeline, folder, tip = base.pipeline, base.folder, base.tip
+    remove_leftovers(folder, tip)
+    memory, files = _memory(base)
+    index = base.chain.index()
+    codes = {name: part["code"] for name, part in tip.parts.items()}
+    known = KnownRows(index, {codes[name] for name in (*gone, *(part.name for part in plan.read)) if name in codes})
+    with new_delta(folder, tip.number + 1, base.rules.schema) as draft:
+        read = read_parts(base, source, plan, known, draft) if source else Read.nothing(tip)
+        draft.close_texts()
+        chain = Chain((*base.chain.deltas, draft.unfinished))
+        leaving = leaving_rows(index, known, plan, read) if source else index["time"] >= base.rules.until
+        moved = known.moved(index) & ~leaving
+        policy = _policy(base, chain, len(index["place"]) + len(read.rows["part"]))
+        resolved = _with_moved(
+            resolve(take(index, ~leaving), read.rows, take(index, leaving), policy, memory), take(index, moved)
+        )
+        holds = np.ones(len(index["place"]), bool)
+        holds[np.searchsorted(index["place"], resolved.superseded)] = False
+        before, after = take(index, ~holds), joined([take(index, holds), resolved.rows])
+        taken = take(after, after["state"] == TAKEN)
+        vanished = vanished_rows(take(index, leaving), read.rows) if source else {}
+        parts = count_parts(base, after, read, plan, gone, vanished)
+        recent = [Statistics.from_json(one) for one in tip.recent] if moves_tip else []
+        tonight = statistics_of(base, chain, read, resolved.rows, before, taken, is_first=not len(index["place"]))
+        checks = run_checks(tonight, recent, parts, pipeline.data.checks, hashed_shares(pipeline), allowed)
+        try:
+            require_usable(len(taken["label"]), read.quarantined, sum(part.future for part in parts), pipeline)
+            require_splits(taken, chain, pipeline)
+            require_trainable(trainable(taken, base), pipeline)
+            require_passed(pipeline.name, checks)
+        except DataError as error:
+            error.quarantined, error.parts = read.quarantined, parts
+            raise
+        votes = label_votes(resolved.votes, chain, pipeline.data.label_names)
+        corrected = _ids(read, plan, chain)
+        # Before the delta: what is remembered too many after a crash at worst keeps a split that no snapshot has.
+        name = memory.write(folder / MEMORY / memory_of(pipeline))
+        if len(resolved.rows["state"]) or len(resolved.superseded):
+            draft.finish(base.chain, tip.number + 1, resolved.rows, resolved.superseded)
+    files = [*files, *([name] if name and name not in files else [])]
+    chain = Chain((*base.chain.deltas, draft.delta)) if draft.delta else base.chain
+    rules = rules_of(pipeline, read.classes)
+    facts = describe(base, after, taken) | {"memory": {"of": memory_of(pipeline), "files": files}}
+    facts["bytes"] = sum(file["bytes"] for file in draft.delta.files.values()) if draft.delta else 0
+    snapshot = write_manifest(folder, snapshot_id(taken, rules), chain.head or {}, rules, facts)
+    number, remembered = tip.number + 1, tip.memory | {memory_of(pipeline): files}
+    if moves_tip and source:
+        moved_on = replace(
+            tip,
+            head=chain.head,
+            parts=read.parts,
+            codes=max([tip.codes, *(part["code"] + 1 for part in read.parts.values())]),
+            after=source.after(),
+            classes=list(read.classes),
+            recent=[one.to_json() for one in remember(recent, tonight)],
+        )
+        tip = with_night(moved_on, TipNight(base.until, snapshot.id, chain.head or {}), folder)
+    else:
+        tip = read_tip(folder)
+    write_tip(folder, replace(tip, number=number, memory=remembered))
+    return Refreshed(
+        snapshot,
+        read.quarantined,
+        count_new(snapshot, previous, base.tip, tonight.rows_new),
+        len(taken["label"]),
+        facts["rows_duplicate"],
+        parts,
+        checks,
+        votes,
+        resolved.relabelled if len(index["place"]) else None,
+        corrected,
     )
 
 
-def _relabelled(frame: pd.DataFrame, before: _Before, names: Sequence[str]) -> int | None:
-    if not before.labels:
-        return None
-    test = frame[frame["split"] == "test"]
-    pairs = zip(test["fingerprint"], test["label"], strict=True)
-    return sum(1 for mark, label in pairs if before.labels.get(mark, names[label]) != names[label])
+def _ids(read: Read, plan: Plan, chain: Chain) -> frozenset[str]:
+    """Row ids of usable rows of parts of which only what is behind a mark was read."""
+    behind = [read.parts[part.name]["code"] for part in plan.read if not part.complete]
+    rows = take(read.rows, np.isin(read.rows["part"], behind) & (read.rows["text_at"] >= 0))
+    return frozenset(chain.texts(rows["text_at"], ["row_id"])["row_id"].drop_null().to_pylist())
 
 
-def _require_usable(rows: Sequence[Row], quarantined: Sequence[Quarantined], unseen: int, pipeline: Pipeline) -> None:
-    num_classes = len(pipeline.data.label_names)
-    if len(rows) >= num_classes:
-        return
-    if rows:
-        problem = f"{len(rows)} usable rows with different texts for {num_classes} labels"
-        next_step = "add rows, or name fewer labels in data.labels"
-    elif quarantined:
-        problem = f"none of {len(quarantined):,} rows is usable"
-        next_step = "check text, label, labels, time and split in the pipeline file against the source"
-    elif unseen:
-        problem = f"all {unseen:,} rows are later than the night's data limit"
-        next_step = "run a later night, or check data.time and data.timezone"
-    else:
-        problem = "the source has no rows"
-        next_step = "check data.source: the files may hold nothing but a header"
-    raise DataError(f"pipeline {pipeline.name}: {problem}{quarantine_summary(quarantined)}", next_step=next_step)
+def _with_moved(resolved: Resolved, moved: Columns) -> Resolved:
+    """With rows of which only the part has changed."""
+    more = take(moved, ~np.isin(moved["place"], resolved.superseded))
+    superseded = np.concatenate([resolved.superseded, more["place"]])
+    return replace(resolved, rows=joined([resolved.rows, more]), superseded=superseded)
 
 
-def _require_splits(frame: pd.DataFrame, pipeline: Pipeline) -> None:
-    counts = frame["split"].value_counts()
-    empty = [split for split in SPLITS if split not in counts]
-    if not empty:
-        return
-    found = ", ".join(f"{split} {int(counts.get(split, 0)):,}" for split in SPLITS)
-    message = f"pipeline {pipeline.name}: the {' and the '.join(empty)} split is empty ({found} rows)"
-    if _given_splits(pipeline):
-        next_step = (
-            "add rows of that split to the source, or remove split.column or data.source.splits to split all rows "
-            "by hash"
-        )
-    elif pipeline.data.group:
-        groups = frame["group"].value_counts()
-        message += f"; {len(groups):,} groups, the largest ({groups.index[0]!r}) has {groups.iloc[0]:,} rows"
-        next_step = "group by a column with more and smaller groups, or remove data.group"
-    else:
-        next_step = "add rows (a few hundred are a start), or raise split.validation and split.test"
-    raise DataError(message, next_step=next_step)
+def _policy(base: Base, chain: Chain, num_rows: int) -> Policy:
+    pipeline = base.pipeline
+    shares = hashed_shares(pipeline)
+    seed = pipeline.split.seed
+
+    def hashed(rows: Columns) -> NDArray[np.int8]:
+        if pipeline.data.group:
+            keys = facts_of(chain.texts, rows["text_at"], ["group"])["group"].to_pylist()
+        elif (rows["place"] == NEW).all():
+            keys = [
+                f"{key:016x}{rest:016x}"
+                for key, rest in zip(rows["text_key"].tolist(), rows["text_rest"].tolist(), strict=True)
+            ]
+        else:
+            keys = facts_of(chain.texts, rows["text_at"], ["fingerprint"])["fingerprint"].to_pylist()
+        return sides_of(keys, seed=seed, **shares)
+
+    limits = (np.inf, *(LARGEST_GROUP * share * num_rows for share in shares.values()))
+    return Policy(
+        conflicts=getattr(pipeline.data, "conflicts", "majority"),
+        keep_oldest=pipeline.data.group is not None,
+        texts_of=chain.texts,
+        columns=tuple(base.rules.schema.names),
+        hashed=hashed,
+        most=limits,
+    )
 
 
-def _require_trainable(train: pd.DataFrame, pipeline: Pipeline) -> None:
-    names = pipeline.data.label_names
-    if train.empty:
-        raise DataError(
-            f"pipeline {pipeline.name}: no training rows are left within train_window {pipeline.data.train_window!r}",
-            next_step="widen data.train_window, or check that the source still gets new rows",
-        )
-    counts = train["label"].value_counts()
-    if len(counts) == 1:
-        raise DataError(
-            f"pipeline {pipeline.name}: all {len(train):,} training rows have the label {names[counts.index[0]]!r}",
-            next_step="add rows of the other labels, check data.label and data.labels, or raise max_train_rows or "
-            "train_window, which can also leave one label",
-        )
-    absent = [name for index, name in enumerate(names) if index not in counts.index]
-    if absent:
-        log.warning("labels without a training row: %s", ", ".join(absent))
+def _memory(base: Base) -> tuple[SplitMemory, list[str]]:
+    """The splits that were given so far, and the files that hold them."""
+    of = memory_of(base.pipeline)
+    files = base.tip.memory.get(of)
+    if files is not None:
+        try:
+            return SplitMemory.open(base.folder / MEMORY / of, files), files
+        except SnapshotError as error:
+            log.warning("%s; the splits are taken from the snapshots", error.reason)
+    memory = SplitMemory()
+    for snapshot in _newest_snapshots(base):
+        keys, splits = snapshot.split_keys(with_ids=base.pipeline.data.id is not None)
+        memory.recall(keys, splits)
+        log.info("the splits of %s stay", snapshot)
+    return memory, []
+
+
+def _newest_snapshots(base: Base) -> list[Snapshot]:
+    """Of each format the newest snapshot whose rows were divided by the same rules, newest first."""
+    found: dict[int, Snapshot] = {}
+    for manifest in base.folder.glob("*/manifest.json"):
+        with suppress(SnapshotError):
+            snapshot = open_snapshot(manifest.parent, verify=False)
+            other = found.get(snapshot.manifest["format"])
+            is_newer = other is None or other.manifest["created_at"] < snapshot.manifest["created_at"]
+            if is_newer and memory_of(base.pipeline, snapshot.manifest["rules"]) == memory_of(base.pipeline):
+                found[snapshot.manifest["format"]] = snapshot
+    return sorted(found.values(), key=lambda one: str(one.manifest["created_at"]), reverse=True)

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any
 
-from nightgate.errors import InternalError
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
+from nightgate.data.batches import DELETED_LABEL, QUARANTINED_LABEL, Columns
+from nightgate.data.deltas import MERGED, QUARANTINED, STATES, TAKEN, Chain, take
+from nightgate.data.reading import Base, Read
+from nightgate.data.rules import SPLITS, snapshot_columns, split_version
+from nightgate.data.snapshots import Snapshot, facts_of, open_snapshot
+from nightgate.data.tip import Tip
+from nightgate.data.training_rows import window_start
+from nightgate.errors import InternalError, SnapshotError
+from nightgate.sources.source import Plan
+from nightgate.sources.times import microseconds, moment
+
+log = logging.getLogger(__name__)
+
+MOST_VOTES = 1_000
+"""Texts with several labels whose votes are handed over."""
 NIGHTS_COMPARED = 7
 """A week, so that its quiet days are among them."""
 
@@ -113,3 +132,162 @@ def remember(recent: Sequence[Statistics], tonight: Statistics) -> tuple[Statist
         tonight = replace(tonight, rows_new=rows_new, labels=labels, is_first=last.is_first)
         return (*before, tonight)[-NIGHTS_COMPARED:]
     return (*recent, tonight)[-NIGHTS_COMPARED:]
+
+
+def count_parts(
+    base: Base, after: Columns, read: Read, plan: Plan, gone: Sequence[str], vanished: dict[int, int]
+) -> tuple[PartCounts, ...]:
+    """Where each row of each part is; what is counted is added to `read.parts`."""
+    codes = {part["code"]: name for name, part in read.parts.items()}
+    size = max([int(after["part"].max(initial=-1)), *codes]) + 1
+    counts = np.bincount(after["part"].astype(np.int64) * len(STATES) + after["state"], minlength=size * len(STATES))
+    counts = counts.reshape(-1, len(STATES))
+    outside = np.bincount(after["part"][_is_outside(after, base)], minlength=size)
+    again = {part.name for part in plan.read}
+    parts = []
+    for code, name in codes.items():
+        part = read.parts[name]
+        placed = dict(zip(STATES, counts[code].tolist(), strict=True))
+        placed["taken"] -= int(outside[code])
+        placed["conflicting"] += placed.pop("left_out")
+        placed["outside"] = int(outside[code])
+        if not part["complete"]:
+            # Only what is behind a mark was read: the part has what is known of it.
+            part["seen"] = int(counts[code].sum()) + part["future"]
+        read.parts[name] = part | {"counts": placed}
+        parts.append(part_counts(name, read.parts[name], vanished.get(code, 0), unchanged=name not in again))
+    parts += [
+        PartCounts(part=name, rows_seen=0, vanished=vanished.get(base.tip.parts[name]["code"], 0)) for name in gone
+    ]
+    return tuple(parts)
+
+
+def part_counts(name: str, part: Mapping[str, Any], vanished: int = 0, *, unchanged: bool) -> PartCounts:
+    return PartCounts(
+        part=name,
+        rows_seen=part["seen"],
+        **part["counts"],
+        future=part["future"],
+        vanished=vanished,
+        bytes=part["bytes"],
+        modified=None if part["modified"] is None else datetime.fromisoformat(part["modified"]),
+        unchanged=unchanged,
+        complete=part["complete"],
+    )
+
+
+def vanished_rows(leaving: Columns, new: Columns) -> dict[int, int]:
+    """Rows that left without a newer version, by the number of their part."""
+    left = leaving["part"][~((leaving["id_key"] != 0) & np.isin(leaving["id_key"], new["id_key"]))]
+    codes, counts = np.unique(left, return_counts=True)
+    return dict(zip(codes.tolist(), counts.tolist(), strict=True))
+
+
+def _is_outside(rows: Columns, base: Base) -> NDArray[np.bool_]:
+    """Training rows that are older than `train_window`."""
+    start = window_start(base.pipeline, base.night.data_until)
+    if start is None:
+        return np.zeros(len(rows["time"]), bool)
+    old: NDArray[np.bool_] = rows["time"] < microseconds(start.to_pydatetime())
+    old &= (rows["state"] == TAKEN) & (rows["split"] == 0)
+    return old
+
+
+def trainable(taken: Columns, base: Base) -> dict[int, int]:
+    labels = taken["label"][(taken["split"] == 0) & ~_is_outside(taken, base)]
+    return {label: int(count) for label, count in enumerate(np.bincount(labels))}
+
+
+def describe(base: Base, after: Columns, taken: Columns) -> dict[str, Any]:
+    data = base.pipeline.data
+    names = data.label_names
+    counts = np.bincount(taken["split"].astype(np.int64) * len(names) + taken["label"], minlength=3 * len(names))
+    by_split = dict(zip(SPLITS, counts.reshape(3, -1).tolist(), strict=True))
+    times = taken["time"] if data.time else np.empty(0, np.int64)
+    return {
+        "pipeline": base.pipeline.name,
+        "label_names": list(names),
+        "columns": snapshot_columns(data),
+        "slices": list(data.slices),
+        "group": data.group is not None,
+        "rows": {split: sum(counted) for split, counted in by_split.items()},
+        "rows_total": len(taken["label"]),
+        "rows_quarantined": int((after["state"] == QUARANTINED).sum()),
+        "rows_duplicate": int((after["state"] == MERGED).sum()),
+        "label_counts": {split: dict(zip(names, counted, strict=True)) for split, counted in by_split.items()},
+        "test_version": split_version(base.pipeline),
+        "data_until": base.until,
+        "first_time": moment(int(times.min())).isoformat() if len(times) else None,
+        "last_time": moment(int(times.max())).isoformat() if len(times) else None,
+    }
+
+
+def statistics_of(
+    base: Base, chain: Chain, read: Read, rows: Columns, before: Columns, taken: Columns, *, is_first: bool
+) -> Statistics:
+    """What the data checks compare with other nights.
+
+    Args:
+        chain: with the texts of tonight.
+        rows: rows of the index that are new or have another state than before.
+        before: these, and rows that are gone, as they were.
+    """
+    new = take(rows, rows["state"] == TAKEN)
+    new = take(new, ~np.isin(new["text_key"], before["text_key"][before["state"] == TAKEN]))
+    usable = read.rows["text_at"] >= 0
+    keys, first, counts = np.unique(read.rows["text_key"][usable], return_index=True, return_counts=True)
+    commonest = int(counts.argmax()) if len(keys) else None
+    text = ""
+    if commonest is not None and counts[commonest] > 1:
+        text = chain.texts(read.rows["text_at"][usable][first[[commonest]]], ["text"])["text"][0].as_py()[:60]
+    by_label = np.bincount(new["label"], minlength=len(base.pipeline.data.label_names)).tolist()
+    return Statistics(
+        night=base.night.date,
+        rows_total=len(taken["label"]),
+        rows_new=len(new["label"]),
+        rows_read=int((read.rows["own_label"] != DELETED_LABEL).sum()),
+        rows_quarantined=int((read.rows["own_label"] == QUARANTINED_LABEL).sum()),
+        labels={name: count for name, count in zip(base.pipeline.data.label_names, by_label, strict=True) if count},
+        splits=dict(zip(SPLITS, np.bincount(taken["split"], minlength=len(SPLITS)).tolist(), strict=True)),
+        commonest=0 if commonest is None else int(counts[commonest]),
+        commonest_text=text,
+        missing=read.missing,
+        rows_checked=read.checked,
+        is_first=is_first,
+    )
+
+
+def label_votes(votes: pd.DataFrame, chain: Chain, names: Sequence[str]) -> tuple[LabelVotes, ...]:
+    """The votes on the texts with the most rows, most first."""
+    rows = votes.groupby("text_key")["rows"].sum().sort_values(ascending=False, kind="stable").head(MOST_VOTES)
+    votes = votes.set_index("text_key")
+    places = votes["text_at"].groupby(level=0).first()[rows.index].to_numpy()
+    marks = facts_of(chain.texts, places, ["fingerprint"])["fingerprint"].to_pylist()
+    found = []
+    for key, mark in zip(rows.index, marks, strict=True):
+        of_text = votes.loc[[key]]
+        counted = {names[label]: int(count) for label, count in zip(of_text["label"], of_text["rows"], strict=True)}
+        chosen = of_text["label"][of_text["chosen"]].tolist()
+        found.append(LabelVotes(mark, counted, names[chosen[0]] if chosen else None))
+    return tuple(found)
+
+
+def count_new(snapshot: Snapshot, previous: Path | None, tip: Tip, rows_new: int) -> int:
+    """Rows whose text the previous snapshot lacks.
+
+    Args:
+        tip: of the refresh before.
+        rows_new: rows whose text its snapshot lacks.
+    """
+    if previous is None:
+        return int(snapshot.manifest["rows_total"])
+    if previous.name == snapshot.id:
+        return 0
+    if tip.head is not None and tip.nights[-1].snapshot == previous.name:
+        return rows_new
+    try:
+        before = open_snapshot(previous, verify=False).text_keys()
+    except SnapshotError as error:
+        log.warning("all rows count as new: the previous snapshot cannot be read: %s", error.reason)
+        return int(snapshot.manifest["rows_total"])
+    return int((~np.isin(snapshot.text_keys(), before)).sum())

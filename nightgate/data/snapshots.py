@@ -1,7 +1,8 @@
-"""Immutable snapshots: `home/snapshots/<pipeline>/<id>/` with `rows.parquet` and, written last, `manifest.json`.
+"""Immutable snapshots: `home/snapshots/<pipeline>/<id>/manifest.json`, which names a chain of deltas.
 
-The id is a hash of the canonical rows and the rules that made them, not of Parquet bytes: the same input has the same
-id on any machine. The folder appears by one rename, so a folder under an id is complete.
+Golden rows, and the snapshots of earlier releases, have their rows in a file beside the manifest. The id is a hash of
+the canonical rows and the rules that made them, not of Parquet bytes: the same input has the same id on any machine.
+The folder appears by one rename, so a folder under an id is complete.
 """
 
 from __future__ import annotations
@@ -12,26 +13,49 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from nightgate.durable_files import sha256_of, sync
+from nightgate.config import Pipeline
+from nightgate.data.batches import Columns, hashes_of
+from nightgate.data.deltas import (
+    AGAIN,
+    TAKEN,
+    Chain,
+    TextsOf,
+    canonical,
+    check_files,
+    described,
+    read_chain,
+    read_signed,
+    signed,
+    take,
+)
+from nightgate.data.normalization import fingerprint
+from nightgate.data.rules import SPLITS, label_meaning, version_of_rules
+from nightgate.durable_files import sync
 from nightgate.errors import SnapshotError, first_line, storage_errors
+from nightgate.label_meaning import LabelMeaning
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
 ROWS_FILE = "rows.parquet"
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 1
-_AGAIN = "run again with --force: the refresh moves this folder aside and writes a new one from the source"
+FORMAT_VERSION = 2
+ONE_FILE = 1
+"""Format of snapshots that have their rows in a file of their own: golden rows, and those of earlier releases."""
+_BATCH = 65_536
 _ABANDONED_AFTER = 24 * 3600.0
 """Seconds after which a draft is considered left over from a killed process."""
 
@@ -45,26 +69,149 @@ class Snapshot:
     def __str__(self) -> str:
         return f"snapshot {self.id}"
 
-    def rows(self, split: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def rows(
+        self, split: str, columns: Sequence[str] | None = None, *, at: NDArray[np.intp] | None = None
+    ) -> pd.DataFrame:
         """The rows of one split, sorted by fingerprint, with all columns or the given ones.
 
         Columns: row_id, fingerprint (32 hex digits), text (normalised), label (int64 class index), time
-        (datetime64[us, UTC]) and group where the pipeline has them, slice_<name> for each slice.
+        (datetime64[us, UTC]) and group where the pipeline has them, slice_<name> for each slice. Only on request
+        text_key (uint64), the first half of the fingerprint: with label and time it is read without any text.
+
+        Args:
+            at: places of the wanted rows among those of the split: the texts of no others are read.
 
         Raises:
-            SnapshotError: the file cannot be read.
+            SnapshotError: a file cannot be read.
         """
         if split not in SPLITS:
             raise ValueError(f"{split!r} is not a split; it is one of {', '.join(SPLITS)}")
-        [name] = self.manifest["files"]  # another than ROWS_FILE once rows were redacted
-        path = self.path / name
-        try:
-            names = list(columns) if columns is not None else [n for n in pq.read_schema(path).names if n != "split"]
-            table = pq.read_table(path, columns=names, filters=[("split", "==", split)])
-        except (OSError, pa.ArrowException) as error:
-            raise SnapshotError(f"{path} cannot be read: {first_line(error)}", next_step=_AGAIN) from error
-        frame: pd.DataFrame = table.to_pandas()
+        if self.manifest["format"] == ONE_FILE:
+            return self._rows_of_file(split, columns, at)
+        names = list(columns) if columns is not None else self.columns
+        chain = self.chain()
+        index = chain.index(["state", "split", "text_key", "label", "time", "text_at"])
+        index = take(index, (index["state"] == TAKEN) & (index["split"] == SPLITS.index(split)))
+        return rows_of(chain, index, names, at)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of `rows`."""
+        if self.manifest["format"] == ONE_FILE:
+            return [name for name in self._read(lambda path: pq.read_schema(path).names) if name != "split"]
+        return list(self.manifest["columns"])
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """These columns (text, slice_<name>) of the rows of all splits in turn, in no particular order.
+
+        Raises:
+            SnapshotError: a file cannot be read.
+        """
+        if self.manifest["format"] == ONE_FILE:
+            with self._read(pq.ParquetFile) as file:
+                for batch in file.iter_batches(batch_size=_BATCH, columns=list(columns)):
+                    yield pa.Table.from_batches([batch])
+            return
+        chain = self.chain()
+        index = chain.index(["state", "text_at"])
+        yield from chain.batches(np.sort(index["text_at"][index["state"] == TAKEN]), columns)
+
+    def text_keys(self) -> NDArray[np.uint64]:
+        """The first half of the fingerprint of every row.
+
+        Raises:
+            SnapshotError: a file cannot be read.
+        """
+        if self.manifest["format"] == ONE_FILE:
+            return np.concatenate([self.rows(split, ["text_key"])["text_key"].to_numpy() for split in SPLITS])
+        index = self.chain().index(["state", "text_key"])
+        keys: NDArray[np.uint64] = index["text_key"][index["state"] == TAKEN]
+        return keys
+
+    def split_keys(self, *, with_ids: bool) -> tuple[dict[str, NDArray[np.uint64]], NDArray[np.int8]]:
+        """Hashes of the ids, texts and groups that rows had, as `SplitMemory` takes them, and the split of each row.
+
+        Args:
+            with_ids: whether row ids are the source's.
+
+        Raises:
+            SnapshotError: a file cannot be read.
+        """
+        if self.manifest["format"] != ONE_FILE:
+            index = self.chain().index(["id_key", "text_key", "group_key", "split"], superseded=True)
+            index = take(index, index["split"] >= 0)
+            return {"id": index["id_key"], "text": index["text_key"], "group": index["group_key"]}, index["split"]
+        columns = ["text_key", *(["row_id"] if with_ids else []), *(["group"] if self.manifest["group"] else [])]
+        frames = [self.rows(split, ["fingerprint", *columns]).assign(split=SPLITS.index(split)) for split in SPLITS]
+        frame = pd.concat(frames)
+        keys = {"text": frame["text_key"].to_numpy()}
+        for kind, name in (("id", "row_id"), ("group", "group")):
+            if name in frame:
+                own = (frame[name] == frame["fingerprint"]).to_numpy()
+                keys[kind] = np.where(own, keys["text"] if kind == "group" else 0, hashes_of(frame[name].tolist()))
+        return keys, frame["split"].to_numpy(np.int8)
+
+    def chain(self) -> Chain:
+        """The deltas of a snapshot that has no file of its own.
+
+        Raises:
+            SnapshotError: one is missing.
+        """
+        return read_chain(self.path.parent, self.manifest["head"], verify=False)
+
+    def _rows_of_file(self, split: str, columns: Sequence[str] | None, at: NDArray[np.intp] | None) -> pd.DataFrame:
+        names = list(columns) if columns is not None else self.columns
+        stored = list(dict.fromkeys("fingerprint" if name == "text_key" else name for name in names))
+        table = self._read(lambda path: pq.read_table(path, columns=stored, filters=[("split", "==", split)]))
+        frame: pd.DataFrame = (table if at is None else table.take(pa.array(at))).to_pandas()
+        if "text_key" in names:
+            keys = [int(mark[:16], 16) for mark in frame["fingerprint"]]
+            frame = frame.assign(text_key=np.array(keys, np.uint64))[names]
         return frame
+
+    def _read(self, read: Callable[[Path], T]) -> T:
+        [name] = self.manifest["files"]
+        try:
+            return read(self.path / name)
+        except (OSError, pa.ArrowException) as error:
+            raise SnapshotError(f"{self.path / name} cannot be read: {first_line(error)}", next_step=AGAIN) from error
+
+
+def rows_of(chain: Chain, index: Columns, names: Sequence[str], at: NDArray[np.intp] | None = None) -> pd.DataFrame:
+    """The rows of an index with the columns of `Snapshot.rows`, sorted by fingerprint; `at`: as there."""
+    index = take(index, np.argsort(index["text_key"], kind="stable"))
+    if at is not None:
+        index = take(index, at)
+    found: dict[str, Any] = {
+        "text_key": pa.array(index["text_key"]),
+        "label": pa.array(index["label"]).cast(pa.int64()),
+        "time": pa.array(index["time"]).cast(pa.timestamp("us", tz="UTC")) if "time" in names else None,
+    }
+    found |= facts_of(chain.texts, index["text_at"], [name for name in names if name not in found])
+    frame: pd.DataFrame = pa.table({name: found[name] for name in names}).to_pandas()
+    return frame
+
+
+def facts_of(texts_of: TextsOf, places: NDArray[np.int64], names: Sequence[str]) -> dict[str, pa.Array]:
+    """These columns of the texts at places, with `fingerprint`, which also stands for a missing id or group."""
+    table = texts_of(places, [name for name in names if name != "fingerprint"])
+    found = {name: table[name].combine_chunks() for name in table.column_names}
+    named = [name for name in ("row_id", "group") if name in found]
+    if "fingerprint" in names or any(found[name].null_count for name in named):
+        texts = found["text"] if "text" in found else texts_of(places, ["text"])["text"]
+        found["fingerprint"] = pa.array(map(fingerprint, texts.to_pylist()), pa.string())
+        found |= {name: pc.coalesce(found[name], found["fingerprint"]) for name in named}
+    return found
+
+
+def version_of(snapshot: Snapshot, pipeline: Pipeline) -> str:
+    """The test version of a snapshot of `pipeline`; an earlier release stored one without the labels' meaning."""
+    return version_of_rules(meaning_of(snapshot, pipeline).rules | snapshot.manifest["rules"])
+
+
+def meaning_of(snapshot: Snapshot, pipeline: Pipeline) -> LabelMeaning:
+    """What the labels of a snapshot of `pipeline` mean."""
+    return label_meaning(pipeline, snapshot.manifest["rules"].get("classes", ()))
 
 
 def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
@@ -73,25 +220,19 @@ def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
     Raises:
         SnapshotError: the folder or a file is missing, the manifest is incomplete, or a byte differs.
     """
-    manifest = _read_manifest(path)
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            problem = f"incomplete: {name} is missing"
-        elif (size := file.stat().st_size) != expected["bytes"]:
-            problem = f"damaged: {name} has {size} bytes, its manifest says {expected['bytes']}"
-        elif verify and sha256_of(file) != expected["sha256"]:
-            problem = f"damaged: {name} differs from its manifest (SHA-256)"
-        else:
-            continue
-        raise SnapshotError(f"snapshot {path} is {problem}", next_step=_AGAIN)
+    if not path.is_dir():
+        raise SnapshotError(f"there is no snapshot at {path}", next_step=AGAIN)
+    manifest = read_signed(path / MANIFEST_FILE)
+    check_files(path, manifest["files"], verify=verify)
+    if manifest["format"] != ONE_FILE:
+        read_chain(path.parent, manifest["head"], verify=verify)
     return Snapshot(manifest["id"], path, manifest)
 
 
 def write_snapshot(
     folder: Path, rows: pd.DataFrame, rules: Mapping[str, Any], facts: Mapping[str, Any], *, name: str = ""
 ) -> Snapshot:
-    """Write `rows` under `folder`/<id>, or reuse an intact snapshot there; a damaged one is moved aside.
+    """Write `rows` as one file under `folder`/<id>, or reuse an intact snapshot there; a damaged one is moved aside.
 
     Args:
         folder: the pipeline's folder, home/snapshots/<pipeline>/.
@@ -103,28 +244,56 @@ def write_snapshot(
     Raises:
         StorageError: the disk is full, read-only or forbidden; the draft is removed.
     """
-    identity = snapshot_id(rows, rules)
-    final = folder / (name or identity)
+    identity = id_of_rows(rows, rules)
+    manifest = {"id": identity, "format": ONE_FILE, **facts, "rules": dict(rules)}
+    return _write(folder / (name or identity), manifest, lambda path: _write_rows(rows, path / ROWS_FILE))
+
+
+def write_manifest(
+    folder: Path, identity: str, head: Mapping[str, str], rules: Mapping[str, Any], facts: Mapping[str, Any]
+) -> Snapshot:
+    """Write the manifest of the chain of deltas that ends with `head` under `folder`/<id>, or reuse an intact one.
+
+    Args:
+        folder: the pipeline's folder, home/snapshots/<pipeline>/.
+        rules, facts: as in `write_snapshot`.
+
+    Raises:
+        StorageError: the disk is full, read-only or forbidden; the draft is removed.
+    """
+    manifest = {"id": identity, "format": FORMAT_VERSION, **facts, "rules": dict(rules), "head": dict(head)}
+    return _write(folder / identity, manifest, lambda _: None)
+
+
+def snapshot_id(rows: Columns, rules: Mapping[str, Any]) -> str:
+    """`s-` and 16 hex digits over the rules and every taken row.
+
+    Args:
+        rows: of the index, in any order.
+    """
+    digest = hashlib.sha256(canonical({"format": FORMAT_VERSION, "rules": dict(rules)}))
+    order = np.argsort(rows["text_key"], kind="stable")
+    for name in ("text_key", "facts", "label", "split"):
+        column = rows[name][order]
+        digest.update(column.astype(column.dtype.newbyteorder("<"), copy=False).tobytes())
+    return f"s-{digest.hexdigest()[:16]}"
+
+
+def _write(final: Path, manifest: Mapping[str, Any], fill: Callable[[Path], None]) -> Snapshot:
+    folder = final.parent
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
         kept = _reuse_or_move_aside(final)
         if kept:
             return kept
-        draft = folder / f".{identity}-{uuid.uuid4().hex[:8]}.draft"
+        draft = folder / f".{manifest['id']}-{uuid.uuid4().hex[:8]}.draft"
         draft.mkdir()
         try:
-            stored = draft / ROWS_FILE
-            _write_rows(rows, stored)
-            manifest = {
-                "id": identity,
-                "format": FORMAT_VERSION,
-                **facts,
-                "rules": dict(rules),
-                "created_at": datetime.now(UTC).isoformat(),
-                "files": {ROWS_FILE: {"sha256": sha256_of(stored), "bytes": stored.stat().st_size}},
-            }
-            (draft / MANIFEST_FILE).write_bytes(signed(manifest))
+            fill(draft)
+            files = described(draft, sorted(file.name for file in draft.iterdir()))
+            whole = {**manifest, "created_at": datetime.now(UTC).isoformat(), "files": files}
+            (draft / MANIFEST_FILE).write_bytes(signed(whole))
             for file in draft.iterdir():
                 file.chmod(file.stat().st_mode & 0o444)
                 sync(file)
@@ -140,20 +309,13 @@ def write_snapshot(
             sync(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    return open_snapshot(final)
+    return open_snapshot(final, verify=False)
 
 
-def signed(manifest: Mapping[str, Any]) -> bytes:
-    """The content of a manifest's file, with a checksum of itself."""
-    whole = {**manifest, "manifest_sha256": hashlib.sha256(_canonical(manifest)).hexdigest()}
-    return (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def snapshot_id(rows: pd.DataFrame, rules: Mapping[str, Any]) -> str:
-    """`s-` and 16 hex digits over the rules and every row, in order of the fingerprints."""
-    digest = hashlib.sha256(_canonical({"format": FORMAT_VERSION, "rules": dict(rules)}))
+def id_of_rows(rows: pd.DataFrame, rules: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(canonical({"format": ONE_FILE, "rules": dict(rules)}))
     names = sorted(rows.columns)
-    digest.update(_canonical(names))
+    digest.update(canonical(names))
     columns: list[Iterable[Any]] = []
     for name in names:
         column = rows[name]
@@ -176,28 +338,6 @@ def _write_rows(rows: pd.DataFrame, path: Path) -> None:
     pq.write_table(table.replace_schema_metadata(None), path, compression="zstd")
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST_FILE
-    if not path.is_dir():
-        raise SnapshotError(f"there is no snapshot at {path}", next_step=_AGAIN)
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        stated = manifest.pop("manifest_sha256")
-    except FileNotFoundError as error:
-        raise SnapshotError(
-            f"snapshot {path} is incomplete: {MANIFEST_FILE}, which is written last, is missing", next_step=_AGAIN
-        ) from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise SnapshotError(f"snapshot {path} is damaged: {MANIFEST_FILE} is incomplete", next_step=_AGAIN) from error
-    except OSError as error:
-        raise SnapshotError(
-            f"{file} cannot be read: {error.strerror}", next_step="give this user the right to read it"
-        ) from error
-    if stated != hashlib.sha256(_canonical(manifest)).hexdigest():
-        raise SnapshotError(f"snapshot {path} is damaged: {MANIFEST_FILE} was altered", next_step=_AGAIN)
-    return dict(manifest)
-
-
 def _reuse_or_move_aside(final: Path) -> Snapshot | None:
     if not final.exists():
         return None
@@ -214,7 +354,3 @@ def _remove_abandoned(folder: Path) -> None:
     for draft in folder.glob(".*.draft"):
         if time.time() - draft.stat().st_mtime > _ABANDONED_AFTER:
             shutil.rmtree(draft, ignore_errors=True)
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from nightgate.config import Pipeline
-from nightgate.data.refresh import training_rows
-from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot
+from nightgate.data.rules import SPLITS
+from nightgate.data.snapshots import Snapshot, open_snapshot
+from nightgate.data.training_rows import training_rows
 from nightgate.database.schema import Run
 from nightgate.engine import base_model_folder
 from nightgate.errors import NightgateError

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nightgate.analysis import seed_study
-from nightgate.data.refresh import version_of
-from nightgate.data.snapshots import Snapshot
+from nightgate.data.snapshots import Snapshot, version_of
 from nightgate.gate.evidence import Evidence, Mask, Rows, Side, Slice
 from nightgate.metrics.bootstrap import group_numbers
 from nightgate.metrics.calibration import calibration_error, nonfinite_rows

@@ -10,8 +10,7 @@ from datetime import date
 from functools import partial
 
 from nightgate.data.golden_rows import golden_set
-from nightgate.data.refresh import meaning_of
-from nightgate.data.snapshots import Snapshot
+from nightgate.data.snapshots import Snapshot, meaning_of
 from nightgate.database.label_meanings import meaning_of_run, meaning_on
 from nightgate.errors import ModelError, OutOfMemoryError, RegistryError, TrainingError
 from nightgate.label_meaning import LabelMeaning

@@ -63,7 +63,9 @@ def refresh(run: NightRun) -> Snapshot:
     previous = records.previous_snapshot(run.db, run.pipeline.name, before=run.data_until)
     night = replace(run.night, data_until=run.data_until)
     try:
-        refreshed = data.refresh(run.pipeline, night, run.home, previous, allowed=run.allowed.checks)
+        # A night again may be one whose files were found damaged.
+        verify = run.force or run.attempt > 1
+        refreshed = data.refresh(run.pipeline, night, run.home, previous, verify=verify, allowed=run.allowed.checks)
     except DataError as error:
         records.record_failed_refresh(run.db, run.run_id, run.attempt, error, run.allowed)
         raise

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from nightgate.config import FilesSource, HubSource, Pipeline, SampleSource
-from nightgate.data.source_check import check_files, check_golden, check_sample
 from nightgate.database.transactions import Database
 from nightgate.engine.base_model_folder import local_folder
 from nightgate.errors import ConfigurationError, NightgateError, without_credentials
 from nightgate.operations.findings import Finding
+from nightgate.operations.source_check import check_files, check_golden, check_sample
 from nightgate.registry import versions
 
 NIGHT_SECONDS = 10.0

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.config import Pipeline, Retention
-from nightgate.data.snapshots import FORMAT_VERSION
+from nightgate.data.snapshots import ONE_FILE
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
@@ -92,7 +92,8 @@ def listing(db: Database, name: str, retention: Retention | None = None) -> pd.D
                 "night": users[0].night if users else None,
                 "rows": row.rows_total - row.rows_redacted,
                 "rows_new": users[0].rows_new if users else None,
-                "bytes": sum(file["bytes"] for file in row.manifest.get("files", {}).values()),
+                "bytes": row.manifest.get("bytes")
+                or sum(file["bytes"] for file in row.manifest.get("files", {}).values()),
                 "kept": f"removed {row.files_removed_at:%Y-%m-%d}"
                 if row.files_removed_at
                 else kept.get(row.snapshot_id, "until the next night ends"),
@@ -156,7 +157,7 @@ def _of_versions(session: Session, name: str) -> Iterator[tuple[str, str]]:
         yield row.snapshot_id, f"version {row.version}"
         ancestor = versions.get(row.started_from)
         while ancestor is not None:
-            if ancestor.format in {None, FORMAT_VERSION}:
+            if ancestor.format in {None, ONE_FILE}:
                 yield ancestor.snapshot_id, f"version {row.version}"
             ancestor = versions.get(ancestor.started_from)
 

@@ -25,8 +25,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.data.redaction import hash_of, keep_out, redact, rows_of
+from nightgate.data.batches import hash_of_forgotten
+from nightgate.data.redaction import redact, rows_of
 from nightgate.data.snapshots import MANIFEST_FILE, open_snapshot
+from nightgate.data.tip import keep_out
 from nightgate.database.data_schema import Forgotten
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.refresh_schema import DataCheck
@@ -289,7 +291,7 @@ def _begin(session: Session, pipeline_name: str, found: Found, by: str) -> None:
             f"run {busy} of {pipeline_name} is at work on the rows", next_step="wait until it has ended, or cancel it"
         )
     for one, facts in found.of.items():
-        row = session.get(Forgotten, (pipeline_name, hash_of(one)))
+        row = session.get(Forgotten, (pipeline_name, hash_of_forgotten(one)))
         if row is None and facts == OfId():
             raise RegistryError(
                 f"nothing of {pipeline_name} has the id {one!r}",
@@ -301,7 +303,7 @@ def _begin(session: Session, pipeline_name: str, found: Found, by: str) -> None:
         if row is None:
             row = Forgotten(
                 pipeline=pipeline_name,
-                id_hash=hash_of(one),
+                id_hash=hash_of_forgotten(one),
                 forgotten_by=by,
                 begun_at=datetime.now(UTC),
                 versions="",
@@ -329,7 +331,7 @@ def _finish(session: Session, db: Database, pipeline_name: str, ids: Collection[
             if "redacted" in manifest:
                 row.manifest, row.rows_redacted = manifest, manifest["redacted"]["rows"]
     for one in ids:
-        session.get_one(Forgotten, (pipeline_name, hash_of(one))).finished_at = datetime.now(UTC)
+        session.get_one(Forgotten, (pipeline_name, hash_of_forgotten(one))).finished_at = datetime.now(UTC)
 
 
 def _runs(pipeline_name: str) -> sa.Select[tuple[str]]:

@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
@@ -73,18 +70,16 @@ def trained_on(line: Line, fingerprints: Sequence[str]) -> tuple[Mask | None, st
     """
     if line.unknown:
         return None, line.unknown
-    wanted = pa.array(fingerprints, pa.string())
+    wanted = np.array([int(mark[:16], 16) for mark in fingerprints], np.uint64)
     mask = np.zeros(len(fingerprints), bool)
     for folder in line.snapshots:
         try:
-            manifest = open_snapshot(folder).manifest
-            normalisation, [file] = manifest["rules"]["normalisation"], manifest["files"]
-            table = pq.read_table(folder / file, columns=["split", "fingerprint"])
-        except (SnapshotError, OSError, pa.ArrowException) as error:
-            reason = error.reason if isinstance(error, SnapshotError) else str(error)
-            return None, f"a snapshot that it was trained on cannot be read: {reason}"
+            snapshot = open_snapshot(folder)
+            normalisation = snapshot.manifest["rules"]["normalisation"]
+            seen = [snapshot.rows(split, ["text_key"])["text_key"] for split in ("train", "validation")]
+        except SnapshotError as error:
+            return None, f"a snapshot that it was trained on cannot be read: {error.reason}"
         if normalisation != NORMALISATION_VERSION:
             return None, f"texts of its snapshot {folder.name} were normalised by other rules and cannot be matched"
-        seen = table["fingerprint"].filter(pc.not_equal(table["split"], "test"))
-        mask |= pc.is_in(wanted, value_set=seen.combine_chunks()).to_numpy(zero_copy_only=False)
+        mask |= np.isin(wanted, np.concatenate(seen))
     return mask, ""

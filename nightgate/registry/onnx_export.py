@@ -123,7 +123,8 @@ def texts_for(home: Home, version: VersionRow, limit: int = 64) -> Sequence[str]
     try:
         snapshot = open_snapshot(home.snapshots / version.pipeline / version.snapshot_id, verify=False)
         # Sorted by fingerprint: the first rows are a random sample.
-        return snapshot.rows("test", ["text"])["text"].astype(str).tolist()[:limit] or TEXTS
+        first = np.arange(len(snapshot.rows("test", ["label"])))[:limit]
+        return snapshot.rows("test", ["text"], at=first)["text"].astype(str).tolist() or TEXTS
     except SnapshotError as error:
         log.info("compared on built-in texts: %s", error.reason)
         return TEXTS

@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from nightgate.data.snapshots import open_snapshot
-from nightgate.errors import SnapshotError
 
-_BATCH = 65_536
 _LONGEST = 100_000
 """Characters; longer texts are counted as this long."""
 
@@ -52,20 +48,15 @@ def read_shares(folder: Path) -> SnapshotShares:
     manifest = snapshot.manifest
     counted: dict[str, Counter[str]] = {}
     lengths = np.zeros(_LONGEST + 1, dtype=np.int64)
-    [rows_file] = manifest["files"]
-    try:
-        with pq.ParquetFile(snapshot.path / rows_file) as file:
-            columns = {name: f"slice_{name}" for name in manifest.get("slices", [])}
-            counted = {name: Counter() for name in columns}
-            for batch in file.iter_batches(batch_size=_BATCH, columns=["text", *columns.values()]):
-                characters = pc.utf8_length(batch.column("text")).to_numpy(zero_copy_only=False)
-                lengths += np.bincount(np.minimum(characters, _LONGEST), minlength=_LONGEST + 1)
-                for name, column in columns.items():
-                    found = pc.value_counts(batch.column(column))
-                    values, counts = found.field("values").to_pylist(), found.field("counts").to_pylist()
-                    counted[name].update(dict(zip(values, counts, strict=True)))
-    except (OSError, pa.ArrowException) as error:
-        raise SnapshotError(f"{snapshot.path / rows_file} cannot be read: {error}") from error
+    columns = {name: f"slice_{name}" for name in manifest.get("slices", [])}
+    counted = {name: Counter() for name in columns}
+    for batch in snapshot.batches(["text", *columns.values()]):
+        characters = pc.utf8_length(batch["text"]).to_numpy()
+        lengths += np.bincount(np.minimum(characters, _LONGEST), minlength=_LONGEST + 1)
+        for name, column in columns.items():
+            found = pc.value_counts(batch[column])
+            values, counts = found.field("values").to_pylist(), found.field("counts").to_pylist()
+            counted[name].update(dict(zip(values, counts, strict=True)))
     label_counts: dict[str, dict[str, int]] = manifest.get("label_counts", {})
     names = manifest.get("label_names", [])
     labels = {str(name): sum(counts.get(name, 0) for counts in label_counts.values()) for name in names}

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -33,6 +33,14 @@ class Quarantined:
     """At most 200 characters."""
     part: str = ""
     """The part of the source that holds it, as in `nightgate.data.refresh_counts.PartCounts`."""
+
+
+class Problem(NamedTuple):
+    """Why a value cannot be used."""
+
+    reason: str
+    """As in `Quarantined`."""
+    detail: str
 
 
 def check_columns(wanted: Iterable[str], found: Sequence[str], place: str) -> None:

@@ -47,8 +47,8 @@ def prepare(job: TrainJob, pipeline: Pipeline, report: Report) -> Prepared:
         DataError: there are no training or no validation rows.
         ModelError: the base model cannot be found, loaded or used, or the champion has other labels.
     """
-    from nightgate.data.refresh import training_rows
     from nightgate.data.snapshots import open_snapshot
+    from nightgate.data.training_rows import training_rows
 
     report("load", detail="reading the snapshot")
     snapshot = open_snapshot(job.snapshot)

@@ -30,7 +30,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from nightgate.analysis import seed_runs, seed_study
 from nightgate.analysis.seed_study import SeedScore, Study
 from nightgate.config import Pipeline
-from nightgate.data.refresh import Refreshed, split_version
+from nightgate.data.refresh import Refreshed
+from nightgate.data.rules import split_version
 from nightgate.data.snapshots import Snapshot
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, DataError, StorageError, TrainingError

@@ -273,9 +273,10 @@ def test_a_snapshot_with_a_flipped_byte_is_reported_and_written_again(upgraded: 
     with suppress(KeyboardInterrupt), open_night(wanted, night) as first:
         snapshot = steps.refresh(first)
         raise KeyboardInterrupt
-    flip_a_byte(snapshot.path / "rows.parquet")
+    [texts] = snapshot.path.parent.glob("deltas/*/texts.parquet")
+    flip_a_byte(texts)
     arguments = ("run", first_night().pipeline, "--night", DATE, "--no-prefect")
-    assert_reported(nightgate(*arguments, cwd=tmp_path), "rows.parquet")
+    assert_reported(nightgate(*arguments, cwd=tmp_path), "texts.parquet")
     row = the_row(upgraded.root)
     assert (row["status"], row["error_type"], row["attempts"]) == ("failed", "snapshot", 2)
     with suppress(KeyboardInterrupt), open_night(wanted, night) as again:

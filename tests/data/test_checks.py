@@ -11,9 +11,9 @@ import pytest
 
 from nightgate.check_config import Allowed, ColumnRules, DataChecks
 from nightgate.data.checks import CheckResult, require_passed, run_checks
-from nightgate.data.column_rules import check_columns
 from nightgate.data.refresh_counts import NIGHTS_COMPARED, PartCounts, Statistics, remember
 from nightgate.errors import ConfigurationError, DataCheckError, InternalError
+from nightgate.sources.column_rules import check_columns
 
 FIRST = date(2026, 3, 1)
 SHARES = {"validation": 0.1, "test": 0.1}

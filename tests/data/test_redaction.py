@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from nightgate.data.golden_rows import golden_set
-from nightgate.data.redaction import keep_out, redact
+from nightgate.data.redaction import redact
 from nightgate.data.refresh import refresh
 from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot
+from nightgate.data.tip import keep_out
 from nightgate.errors import SnapshotError
 from nightgate.home import Home
 from tests.support import reviews

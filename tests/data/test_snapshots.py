@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 
 from nightgate.data.refresh import refresh
-from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
+from nightgate.data.rules import SPLITS
+from nightgate.data.snapshots import Snapshot, open_snapshot, write_snapshot
 from nightgate.errors import SnapshotError, StorageError
 from nightgate.home import Home, open_home
 from tests.support import reviews
@@ -138,14 +139,16 @@ def test_a_damaged_snapshot_is_moved_aside_and_written_again(
     pd.DataFrame(reviews.rows()).to_csv(path, index=False)
     pipeline = reviews.pipeline(reviews.files(path))
     first = refresh(pipeline, reviews.NIGHT, home).snapshot
-    flip(first.path / "rows.parquet", 1000)
-    damaged = (first.path / "rows.parquet").read_bytes()
-    second = refresh(pipeline, reviews.NIGHT, home).snapshot
+    [texts] = first.path.parent.glob("deltas/*/texts.parquet")
+    flip(texts, 1000)
+    damaged = texts.read_bytes()
+    refusal(first.path)
+    second = refresh(pipeline, reviews.NIGHT, home, verify=True).snapshot
     assert second.id == first.id
     assert open_snapshot(second.path) == second
-    (aside,) = [path for path in second.path.parent.iterdir() if path != second.path]
+    (aside,) = [path for path in second.path.parent.glob("s-*") if path != second.path]
     assert aside.name.startswith(f"{first.id}.damaged-")
-    assert (aside / "rows.parquet").read_bytes() == damaged
+    assert texts.read_bytes() == damaged
     assert aside.name in caplog.text
 
 
@@ -189,7 +192,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_no_draft(small_disk: Path, tm
     with pytest.raises(StorageError, match="No space left on device") as caught:
         refresh(pipeline, reviews.NIGHT, home)
     assert "free some space" in caught.value.next_step
-    assert list((home.snapshots / "kettles").iterdir()) == []
+    assert [path for path in (home.snapshots / "kettles").rglob("*") if path.suffix] == []
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:100]))
     assert refresh(pipeline, reviews.NIGHT, home).rows_total == 100
 

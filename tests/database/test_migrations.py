@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from nightgate.cli.app import app
 from nightgate.config import Pipeline
-from nightgate.data.refresh import _rules, split_version
+from nightgate.data.rules import rules_of, split_version
 from nightgate.database import connection as connections
 from nightgate.database import queries, schema
 from nightgate.database import transactions as databases
@@ -129,7 +129,7 @@ def test_test_versions_and_keys_of_before_get_the_meaning_of_their_labels(
     record = night_rows.pipeline().record() | {"data": {"source": {"kind": "sample"}, "labels": labels}}
     pipeline = Pipeline.model_validate(record)
     made = night_rows.refreshed(database)
-    rules = _rules(pipeline)
+    rules = rules_of(pipeline)
     manifest = {**made.snapshot.manifest, "rules": rules, "test_version": split_version(pipeline)}
     opened = night_rows.open_run(database, pipeline, night_rows.night())
     refreshed = replace(made, snapshot=replace(made.snapshot, manifest=manifest))

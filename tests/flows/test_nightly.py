@@ -49,7 +49,6 @@ from flows.server_connection import prefect_server as server_for_a_run
 from flows.which_night import wait_for_manual_run
 from nightgate import logs
 from nightgate.config import Pipeline
-from nightgate.data.sources import wanted_columns
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
 from nightgate.errors import DatabaseError, DataError, NightgateError
@@ -58,6 +57,7 @@ from nightgate.night.night import run_night
 from nightgate.night.run import open_night
 from nightgate.pipeline_files import load_pipeline
 from nightgate.schedule import Night, chosen_night
+from nightgate.sources.kinds import wanted_columns
 from nightgate.training import supervisor
 from nightgate.training.protocol import Progress
 from tasks.night import STEPS, step

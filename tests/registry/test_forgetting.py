@@ -14,9 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from nightgate.cli.app import app
-from nightgate.data.redaction import hash_of, kept_out
+from nightgate.data.batches import hash_of_forgotten
 from nightgate.data.refresh import Refreshed
 from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
+from nightgate.data.tip import kept_out
 from nightgate.database.data_schema import Forgotten
 from nightgate.database.schema import ModelVersion
 from nightgate.database.transactions import Database
@@ -172,7 +173,7 @@ def test_the_audit_row_has_numbers_and_versions_but_neither_id_nor_text(nights: 
     found = forget(nights, "reviews", [PERSON], by="ada")
     assert found.versions == {1: "trained on it", 2: "continued from a version that was trained on it"}
     [row] = nights.frame("SELECT * FROM forgotten_rows").to_dict("records")
-    assert row["id_hash"] == hash_of(PERSON)
+    assert row["id_hash"] == hash_of_forgotten(PERSON)
     assert (row["snapshots"], row["rows_redacted"], row["golden_rows"], row["quarantined_rows"]) == (2, 2, 1, 1)
     assert (row["versions"], row["forgotten_by"]) == ("1, 2", "ada")
     assert row["finished_at"] >= row["begun_at"]
@@ -195,7 +196,7 @@ def test_forgetting_again_changes_nothing_and_an_unknown_id_is_an_error(nights: 
     with pytest.raises(RegistryError, match="'customer-9999'") as caught:
         forget(nights, "reviews", ["customer-9999"], by="ada")
     assert "data.id" in caught.value.next_step
-    assert kept_out(nights.home.snapshots / "reviews") == {hash_of(PERSON)}
+    assert kept_out(nights.home.snapshots / "reviews") == {hash_of_forgotten(PERSON)}
 
 
 def test_rows_are_not_forgotten_under_a_run_that_is_at_work(nights: Database) -> None:

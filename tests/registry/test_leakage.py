@@ -24,7 +24,7 @@ LABELS = ("bad", "good")
 
 
 def mark(number: int) -> str:
-    return f"{number:032x}"
+    return f"{number:016x}{number:016x}"
 
 
 def snapshot(

@@ -10,11 +10,11 @@ import pytest
 
 from nightgate.data.refresh import refresh
 from nightgate.data.snapshots import SPLITS
-from nightgate.data.sources import read_source
 from nightgate.errors import ConfigurationError, DataError
 from nightgate.home import Home
 from nightgate.sources.source_table import GIVEN_SPLIT, ORIGIN
 from tests.support import reviews
+from tests.support.raw_rows import read_source
 
 GIVEN = {"train": "train", "validation": "validation", "test": "test"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +22,12 @@ class Broken:
     """Rows without a value, by column."""
 
 
-def check_columns(frame: pd.DataFrame, rules: Mapping[str, ColumnRules]) -> Broken:
-    """Check the columns of `frame` that have rules; a missing value breaks none but counts."""
+def check_columns(columns: Mapping[str, Sequence[Any]], rules: Mapping[str, ColumnRules]) -> Broken:
+    """Check the columns that have rules; a missing value breaks none but counts."""
     broken: dict[int, str] = {}
     missing: dict[str, int] = {}
     for name, column in rules.items():
-        values = pd.Series(map(canonical_label, frame[name].tolist()), dtype=object)
+        values = pd.Series(map(canonical_label, columns[name]), dtype=object)
         given = values.dropna()
         missing[name] = len(values) - len(given)
         for row in _failing(given, column):

@@ -1,4 +1,4 @@
-"""All rows of a source as one frame."""
+"""All rows of a source as one frame, for tests of the readers."""
 
 from __future__ import annotations
 

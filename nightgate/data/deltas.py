@@ -1,0 +1,347 @@
+"""What one refresh adds to a pipeline's data: an immutable folder, named after the ones before it.
+
+    home/snapshots/<pipeline>/deltas/<number>-<hex>/
+        texts.parquet        what was taken from rows that are new, in reading order
+        index.parquet        numbers of each row of the source that is new or whose state changed
+        superseded.parquet   places in the index of earlier deltas of what holds no longer
+        delta.json           written last: the delta before it and a checksum of each file
+        redacted.json        rows that were forgotten since, and the file of texts that takes the place of the other
+
+The state of the data is the index of a chain of deltas, without what later ones superseded. Places in it count from the
+first row of the first delta, and so do those of texts. Everything is append-only: a snapshot names the last delta of
+its chain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nightgate.data.batches import SMALL, Columns
+from nightgate.durable_files import sha256_of, sync
+from nightgate.errors import SnapshotError, first_line, storage_errors
+
+DELTAS = "deltas"
+DELTA_FILE, REDACTED_FILE = "delta.json", "redacted.json"
+TEXTS_FILE, INDEX_FILE, SUPERSEDED_FILE = "texts.parquet", "index.parquet", "superseded.parquet"
+AGAIN = "run again with --force: the refresh moves this folder aside and writes a new one from the source"
+
+TAKEN, MERGED, REPLACED, CONFLICTING, LEFT_OUT, DELETED, QUARANTINED = range(7)
+STATES = ("taken", "merged", "replaced", "conflicting", "left_out", "deleted", "quarantined")
+"""What became of a row, by its code in the column `state`."""
+
+INDEX = {name: kind for name, kind in SMALL.items() if name != "text_rest"} | {
+    "label": np.int16,  # class index of the text, by the votes of all its rows; of a taken row
+    "split": np.int8,  # index in SPLITS; -1: in none
+    "state": np.int8,
+    "part": np.int32,  # number of the part of the source that has the row
+    "text_at": np.int64,  # place of its text among those of all deltas; -1: none
+    "seen": np.int32,  # number of the delta that had the row first
+}
+"""Columns of the index."""
+_PACKED = ("time", "updated", "text_at", "place")
+_FEW = ("own_label", "label", "given", "split", "state", "part", "seen")
+
+
+@dataclass(frozen=True)
+class Delta:
+    path: Path
+    facts: Mapping[str, Any]
+    """Content of delta.json."""
+    redacted: Mapping[str, Any] = field(default_factory=dict)
+    """Content of redacted.json: rows of the index that are gone, and the files that take the place of others."""
+
+    @property
+    def texts_file(self) -> Path:
+        """Where its texts are."""
+        return self.path / next(iter(self.redacted.get("files", ())), TEXTS_FILE)
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """Checksum and size of each of its files."""
+        files = {**self.facts["files"], **self.redacted.get("files", {})}
+        return {name: files[name] for name in files if name != TEXTS_FILE or not self.redacted}
+
+    @property
+    def number(self) -> int:
+        return int(self.facts["number"])
+
+    @property
+    def text_rows(self) -> int:
+        return int(self.facts["texts"])
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Deltas, oldest first, each of which names the one before it."""
+
+    deltas: tuple[Delta, ...] = ()
+
+    @property
+    def head(self) -> dict[str, str] | None:
+        """Name and checksum of the last delta."""
+        if not self.deltas:
+            return None
+        last = self.deltas[-1].path
+        return {"delta": last.name, "sha256": sha256_of(last / DELTA_FILE)}
+
+    @property
+    def text_rows(self) -> int:
+        return sum(delta.text_rows for delta in self.deltas)
+
+    def index(self, columns: Sequence[str] = tuple(INDEX), *, superseded: bool = False) -> Columns:
+        """These columns of every row that holds, and `place`, sorted by place.
+
+        Args:
+            superseded: of the others, too.
+
+        Raises:
+            SnapshotError: a file cannot be read.
+        """
+        tables = [_read(delta.path / INDEX_FILE, columns) for delta in self.deltas]
+        gone = [
+            _read(delta.path / SUPERSEDED_FILE, ["place"])["place"].to_numpy()
+            for delta in self.deltas
+            if SUPERSEDED_FILE in delta.facts["files"] and not superseded
+        ]
+        found: Columns = {
+            name: np.concatenate([np.empty(0, INDEX[name]), *(table[name].to_numpy() for table in tables)])
+            for name in columns
+        }
+        holds = np.ones(sum(table.num_rows for table in tables), bool)
+        holds[np.concatenate([np.empty(0, np.int64), *gone])] = False
+        first = 0
+        for delta, table in zip(self.deltas, tables, strict=True):
+            holds[first + np.array(delta.redacted.get("rows", ()), np.int64)] = False
+            first += table.num_rows
+        found["place"] = np.arange(len(holds))
+        return found if holds.all() else take(found, holds)
+
+    def texts(self, places: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """These columns of the texts at these places, in their order.
+
+        Raises:
+            SnapshotError: a file cannot be read.
+        """
+        order = np.argsort(places, kind="stable")
+        tables = list(self.batches(places[order], columns))
+        if not tables:
+            schema = pa.schema([pa.field(name, pa.string()) for name in columns])
+            return schema.empty_table()
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return pa.concat_tables(tables).take(pa.array(back))
+
+    def batches(self, places: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """As `texts`, of sorted places and piece by piece."""
+        first = 0
+        for delta in self.deltas:
+            low, high = np.searchsorted(places, (first, first + delta.text_rows))
+            if low < high:
+                with _opened(delta.texts_file) as file:
+                    wanted = places[low:high] - first
+                    begin = 0
+                    for group in range(file.num_row_groups):
+                        end = begin + file.metadata.row_group(group).num_rows
+                        here = wanted[slice(*np.searchsorted(wanted, (begin, end)))]
+                        if len(here):
+                            table = file.read_row_group(group, columns=list(columns))
+                            yield table if len(here) == table.num_rows else table.take(pa.array(here - begin))
+                        begin = end
+            first += delta.text_rows
+
+
+def read_chain(folder: Path, head: Mapping[str, str] | None, *, verify: bool) -> Chain:
+    """The chain of deltas under `folder` that ends with `head`; without `verify` only names and sizes are compared.
+
+    Raises:
+        SnapshotError: a delta is missing, incomplete or altered.
+    """
+    deltas = []
+    while head is not None:
+        path = folder / DELTAS / head["delta"]
+        try:
+            if sha256_of(path / DELTA_FILE) != head["sha256"]:
+                raise SnapshotError(f"{path} is damaged: {DELTA_FILE} was altered", next_step=AGAIN)
+            facts = json.loads((path / DELTA_FILE).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SnapshotError(f"{path / DELTA_FILE} cannot be read: {error.strerror}", next_step=AGAIN) from error
+        redacted = path / REDACTED_FILE
+        deltas.append(Delta(path, facts, read_signed(redacted) if redacted.exists() else {}))
+        check_files(path, deltas[-1].files, verify=verify)
+        head = facts["parent"]
+    return Chain(tuple(reversed(deltas)))
+
+
+def signed(manifest: Mapping[str, Any]) -> bytes:
+    """The content of a manifest's file, with a checksum of itself."""
+    whole = {**manifest, "manifest_sha256": hashlib.sha256(canonical(manifest)).hexdigest()}
+    return (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_signed(file: Path) -> dict[str, Any]:
+    """The manifest in a file that `signed` made.
+
+    Raises:
+        SnapshotError: it is incomplete or was altered.
+    """
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        stated = manifest.pop("manifest_sha256")
+    except FileNotFoundError as error:
+        raise SnapshotError(
+            f"snapshot {file.parent} is incomplete: {file.name}, which is written last, is missing", next_step=AGAIN
+        ) from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise SnapshotError(f"snapshot {file.parent} is damaged: {file.name} is incomplete", next_step=AGAIN) from error
+    except OSError as error:
+        raise SnapshotError(
+            f"{file} cannot be read: {error.strerror}", next_step="give this user the right to read it"
+        ) from error
+    if stated != hashlib.sha256(canonical(manifest)).hexdigest():
+        raise SnapshotError(f"snapshot {file.parent} is damaged: {file.name} was altered", next_step=AGAIN)
+    return dict(manifest)
+
+
+def canonical(value: Any) -> bytes:
+    """JSON in one spelling."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def check_files(path: Path, files: Mapping[str, Any], *, verify: bool) -> None:
+    """Compare the files of a folder with their sizes and, with `verify`, their SHA-256.
+
+    Raises:
+        SnapshotError: one is missing or differs.
+    """
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            problem = f"incomplete: {name} is missing"
+        elif (size := file.stat().st_size) != expected["bytes"]:
+            problem = f"damaged: {name} has {size} bytes, its manifest says {expected['bytes']}"
+        elif verify and sha256_of(file) != expected["sha256"]:
+            problem = f"damaged: {name} differs from its manifest (SHA-256)"
+        else:
+            continue
+        raise SnapshotError(f"{path} is {problem}", next_step=AGAIN)
+
+
+def described(path: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Checksum and size of each of these files, as a manifest states them."""
+    return {name: {"sha256": sha256_of(path / name), "bytes": (path / name).stat().st_size} for name in names}
+
+
+class DeltaDraft:
+    """A delta while it is written."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path = path
+        self._writer = pq.ParquetWriter(path / TEXTS_FILE, schema, compression="zstd", write_statistics=False)
+        self.text_rows = 0
+        self.facts: dict[str, Any] | None = None
+        self.delta: Delta | None = None
+
+    def add_texts(self, facts: pa.Table) -> None:
+        if facts.num_rows:
+            with storage_errors(self._path):
+                self._writer.write_table(facts)
+            self.text_rows += facts.num_rows
+
+    def close_texts(self) -> None:
+        self._writer.close()
+
+    @property
+    def unfinished(self) -> Delta:
+        """The delta as far as its texts go, once they are closed."""
+        return Delta(self._path, {"texts": self.text_rows})
+
+    def finish(self, chain: Chain, number: int, index: Columns, superseded: NDArray[np.int64]) -> None:
+        """Write the index and, last, the facts."""
+        tables = {INDEX_FILE: pa.table({name: pa.array(index[name].astype(kind)) for name, kind in INDEX.items()})}
+        if len(superseded):
+            tables[SUPERSEDED_FILE] = pa.table({"place": pa.array(np.sort(superseded))})
+        with storage_errors(self._path):
+            self.close_texts()
+            for name, table in tables.items():
+                pq.write_table(
+                    table,
+                    self._path / name,
+                    compression="zstd",
+                    write_statistics=False,
+                    use_dictionary=[column for column in _FEW if column in table.column_names],
+                    column_encoding={name: "DELTA_BINARY_PACKED" for name in _PACKED if name in table.column_names},
+                )
+            self.facts = {
+                "parent": chain.head,
+                "number": number,
+                "texts": self.text_rows,
+                "index": len(index["state"]),
+                "files": described(self._path, [TEXTS_FILE, *tables]),
+            }
+            (self._path / DELTA_FILE).write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
+            for file in self._path.iterdir():
+                file.chmod(file.stat().st_mode & 0o444)
+
+
+@contextmanager
+def new_delta(folder: Path, number: int, schema: pa.Schema) -> Iterator[DeltaDraft]:
+    """A delta to write, which becomes `folder`/deltas/<its name> where `finish` was called."""
+    final = folder / DELTAS / f"{number:06d}-{uuid.uuid4().hex[:8]}"
+    path = final.with_name(f".{final.name}.tmp")
+    with storage_errors(path):
+        path.mkdir(parents=True)
+        draft = DeltaDraft(path, schema)
+    try:
+        yield draft
+        if draft.facts is not None:
+            with storage_errors(path):
+                for file in (*path.iterdir(), path):
+                    sync(file)
+                path.rename(final)
+                sync(final.parent)
+            draft.delta = Delta(final, draft.facts)
+    finally:
+        draft.close_texts()
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def take(columns: Columns, rows: NDArray[Any]) -> Columns:
+    """The rows at these places, or where a mask is true, of each column."""
+    return {name: column[rows] for name, column in columns.items()}
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """The columns of several parts one after the other; those that all parts have."""
+    names = set.intersection(*(set(part) for part in parts))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name in names}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise SnapshotError(f"{path} cannot be read: {first_line(error)}", next_step=AGAIN) from error
+
+
+def _read(path: Path, columns: Sequence[str]) -> pa.Table:
+    with _opened(path) as file:
+        return file.read(columns=list(columns))
+
+
+TextsOf = Callable[[NDArray[np.int64], Sequence[str]], pa.Table]
+"""Reads columns of the texts at places, as `Chain.texts`."""

@@ -1,0 +1,187 @@
+"""Read the parts of the source that have changed: new rows go to the delta, known ones are passed over.
+
+base = Base(pipeline, night, folder, tip, chain)
+read = read_parts(base, source, plan, known, draft)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from datetime import UTC
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from nightgate.config import Pipeline
+from nightgate.data.batches import SMALL, Columns, Rules, Worked, work
+from nightgate.data.deltas import INDEX, Chain, DeltaDraft, joined, take
+from nightgate.data.tip import Tip, kept_out
+from nightgate.schedule import Night
+from nightgate.sources.source import Plan, Source
+from nightgate.sources.source_table import Quarantined
+
+MOST_QUARANTINED = 100_000
+"""Quarantined rows of a night that are handed over one by one; more are only counted."""
+NO_ROWS: Columns = {
+    name: np.empty(0, kind) for name, kind in (SMALL | INDEX).items() if name not in ("label", "split", "state")
+}
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a refresh starts from."""
+
+    pipeline: Pipeline
+    night: Night
+    folder: Path
+    tip: Tip
+    chain: Chain
+
+    @property
+    def until(self) -> str:
+        return self.night.data_until.astimezone(UTC).isoformat()
+
+    @cached_property
+    def rules(self) -> Rules:
+        return Rules.of(self.pipeline, self.night.data_until, kept_out(self.folder))
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the parts of the source gave tonight."""
+
+    rows: Columns
+    """Rows that are new, with the columns of the index but for label, split and state."""
+    quarantined: tuple[Quarantined, ...]
+    parts: dict[str, dict[str, Any]]
+    """As in `Tip.parts`, of all parts that the source has."""
+    classes: tuple[str, ...]
+    missing: dict[str, int] = field(default_factory=dict)
+    """Rows without a value, by column with rules."""
+    checked: int = 0
+    """Rows that were read."""
+
+    @classmethod
+    def nothing(cls, tip: Tip) -> Read:
+        """Nothing was read: the parts have what is known of them."""
+        parts = {name: part | {"complete": False, "future": 0} for name, part in tip.parts.items()}
+        return cls(NO_ROWS, (), parts, tuple(tip.classes))
+
+
+class KnownRows:
+    """Equal rows are found as often as the index has them, in any of the parts: files may be renamed or merged."""
+
+    def __init__(self, index: Columns, parts: Collection[int]) -> None:
+        """
+        Args:
+            parts: numbers of the parts that are read again, or gone.
+        """
+        rows = np.flatnonzero(np.isin(index["part"], list(parts)))
+        self._rows = rows[np.lexsort((index["part"][rows], index["facts"][rows]))]
+        self._facts = index["facts"][self._rows]
+        self._found_of_run = np.zeros(len(rows) + 1, np.int64)
+        self._found = np.zeros(len(rows), bool)
+        self._part = index["part"][self._rows].copy()
+
+    def find(self, facts: NDArray[np.uint64], part: int) -> Mask:
+        """Which rows of a batch are known."""
+        if not len(self._facts):
+            return np.zeros(len(facts), bool)
+        order = np.argsort(facts, kind="stable")
+        values = facts[order]
+        begin, end = (np.searchsorted(self._facts, values, side=side) for side in ("left", "right"))
+        # The how-manieth of the equal rows of the batch, after those of earlier batches.
+        starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.empty(0, np.intp)
+        nth = np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
+        place = begin + self._found_of_run[begin] + nth
+        known = place < end
+        self._found[place[known]] = True
+        self._part[place[known]] = part
+        np.add.at(self._found_of_run, begin[known], 1)
+        mask = np.empty(len(facts), bool)
+        mask[order] = known
+        return mask
+
+    def missing(self) -> NDArray[np.intp]:
+        """Rows of the index that no batch had, ascending."""
+        return np.sort(self._rows[~self._found])
+
+    def moved(self, index: Columns) -> Mask:
+        """Rows that were in another part than the index says, which it says from now on."""
+        moved = np.zeros(len(index["part"]), bool)
+        moved[self._rows] = index["part"][self._rows] != self._part
+        index["part"][self._rows] = self._part
+        return moved
+
+
+def read_parts(base: Base, source: Source, plan: Plan, known: KnownRows, draft: DeltaDraft) -> Read:
+    """Read the parts of the plan; the texts of new rows are in the draft then.
+
+    Raises:
+        DataError: a part cannot be read.
+        StorageError: the disk is full.
+    """
+    tip, rules = base.tip, base.rules
+    parts = {part.name: tip.parts[part.name] for part in plan.unchanged}
+    found, quarantined, missing = [NO_ROWS], list[Quarantined](), Counter[str]()
+    classes, next_code = tuple(tip.classes), tip.codes
+    for part in plan.read:
+        code = tip.parts[part.name]["code"] if part.name in tip.parts else next_code
+        next_code = max(next_code, code + 1)
+        seen, future, next_times = 0, 0, []
+        for raw in source.read(part):
+            worked = work(raw, rules)
+            classes = raw.classes or classes
+            seen += raw.table.num_rows + len(raw.rejected)
+            future += worked.future
+            next_times += [] if worked.next_time is None else [worked.next_time]
+            room = max(MOST_QUARANTINED - len(quarantined), 0)
+            quarantined += [replace(row, part=part.name) for row in worked.quarantined[:room]]
+            missing.update(worked.missing)
+            is_new = ~known.find(worked.small["facts"], code)
+            text_at = base.chain.text_rows + draft.text_rows
+            found.append(_indexed(worked, is_new, part=code, seen=tip.number + 1, text_at=text_at))
+            with_text = is_new[: worked.facts.num_rows]
+            draft.add_texts(worked.facts if with_text.all() else worked.facts.filter(pa.array(with_text)))
+        parts[part.name] = {
+            "code": code,
+            "version": part.version,
+            "complete": part.complete,
+            "bytes": part.bytes,
+            "modified": None if part.modified is None else part.modified.isoformat(),
+            "seen": seen,
+            "future": future,
+            "next_time": min(next_times, default=None),
+        }
+    checked = sum(parts[part.name]["seen"] for part in plan.read)
+    return Read(joined(found), tuple(quarantined), parts, classes, dict(missing), checked)
+
+
+def _indexed(worked: Worked, is_new: Mask, *, part: int, seen: int, text_at: int) -> Columns:
+    """The new rows of a batch, as the index has them; `text_at`: place of the first text."""
+    rows = take(worked.small, is_new)
+    num_rows, num_texts = len(rows["facts"]), int(is_new[: worked.facts.num_rows].sum())
+    rows["part"], rows["seen"] = (np.full(num_rows, value, np.int32) for value in (part, seen))
+    rows["text_at"] = np.full(num_rows, -1, np.int64)
+    rows["text_at"][:num_texts] = text_at + np.arange(num_texts)
+    return rows
+
+
+def leaving_rows(index: Columns, known: KnownRows, plan: Plan, read: Read) -> Mask:
+    """Rows of the index that the source no longer has: those that were not found again in parts that were read whole
+    or are gone, and earlier versions of rows that were read behind a mark.
+    """
+    leaving = np.zeros(len(index["part"]), bool)
+    leaving[known.missing()] = True
+    for code in (read.parts[part.name]["code"] for part in plan.read if not part.complete):
+        here = index["part"] == code
+        newer = read.rows["id_key"][read.rows["part"] == code]
+        leaving[here] &= np.isin(index["id_key"][here], newer[newer != 0])
+    return leaving

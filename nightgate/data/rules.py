@@ -1,0 +1,94 @@
+"""The rules that make a snapshot of a source: what a label means, which split a row is in, and the test version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from nightgate import config
+from nightgate.config import Pipeline
+from nightgate.config_types import labels_by_value
+from nightgate.label_meaning import LabelMeaning
+from nightgate.text_rules import NORMALISATION_VERSION
+
+SPLITS = ("train", "validation", "test")
+
+
+def split_version(pipeline: Pipeline) -> str:
+    """The test version, `t-` and 10 hex digits: it changes with the rules of the split and the meaning of the labels.
+
+    It does not change when rows arrive or their labels are corrected.
+    """
+    return version_of_rules(rules_of(pipeline))
+
+
+def rules_of(pipeline: Pipeline, classes: Sequence[str] = ()) -> dict[str, Any]:
+    """Rules that decide the split and the class index of a row: part of the snapshot id.
+
+    Args:
+        classes: the source's names of the class numbers that are labels.
+    """
+    data, split = pipeline.data, pipeline.split
+    shares = hashed_shares(pipeline)
+    by_hash = {"seed": split.seed, **shares, "by": data.group or "text"}
+    return {
+        "normalisation": NORMALISATION_VERSION,
+        "text": list(data.text_columns),
+        "labels": list(data.label_names),
+        "split": by_hash if any(shares.values()) else "given",
+        **label_meaning(pipeline, classes).rules,
+    }
+
+
+def reading_rules(pipeline: Pipeline) -> str:
+    """A hash of all that a row of the index follows from besides the row itself: another one means another reading."""
+    data = pipeline.data.model_dump(mode="json", exclude={"source", "train_window", "golden", "golden_rows", "checks"})
+    rules = [1, data, pipeline.split.column, rules_of(pipeline)]
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def snapshot_columns(data: config.Data) -> list[str]:
+    """The columns of a snapshot's rows."""
+    optional = (("time", data.time), ("group", data.group))
+    slices = (f"slice_{name}" for name in data.slices)
+    return ["row_id", "fingerprint", "text", "label", *(name for name, column in optional if column), *slices]
+
+
+def memory_of(pipeline: Pipeline, rules: Mapping[str, Any] | None = None) -> str:
+    """The name of the memory of splits that rows of these rules have: other labels or texts change no split."""
+    rules = rules_of(pipeline) if rules is None else rules
+    return hashlib.sha256(json.dumps(rules["split"], sort_keys=True).encode()).hexdigest()[:10]
+
+
+def source_of(pipeline: Pipeline) -> str:
+    """A hash of where the rows come from."""
+    return hashlib.sha256(pipeline.data.source.model_dump_json().encode()).hexdigest()[:16]
+
+
+def given_splits(pipeline: Pipeline) -> Collection[str]:
+    """The splits that the source names; none where all rows are split by hash."""
+    source = pipeline.data.source
+    if pipeline.split.column:
+        return SPLITS
+    return (source.splits or ()) if isinstance(source, config.HubSource) else ()
+
+
+def hashed_shares(pipeline: Pipeline) -> dict[str, float]:
+    """Shares split off by hash from all rows, or from the training rows for a split that the source lacks."""
+    given = given_splits(pipeline)
+    return {part: 0.0 if part in given else getattr(pipeline.split, part) for part in ("validation", "test")}
+
+
+def label_meaning(pipeline: Pipeline, classes: Sequence[str]) -> LabelMeaning:
+    """What the labels mean; `classes`: the source's names of the class numbers that are labels."""
+    return LabelMeaning(pipeline.data.label, labels_by_value(pipeline.data.labels), tuple(classes))
+
+
+def version_of_rules(rules: Mapping[str, Any]) -> str:
+    """The test version of a snapshot with these rules."""
+    # Without the source's names of class numbers, which snapshots of earlier releases lack: `changes` of
+    # `nightgate.metrics.comparability` says where they change.
+    counted = {name: rule for name, rule in rules.items() if name != "classes"}
+    return f"t-{hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:10]}"

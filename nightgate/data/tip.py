@@ -1,0 +1,156 @@
+"""`tip.json`: up to where a pipeline's source was read, and the chain of deltas that holds what was read.
+
+Its rename is what commits a refresh: whatever a killed one left is removed by the next.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nightgate.data.batches import hash_of_forgotten
+from nightgate.data.deltas import DELTA_FILE, DELTAS
+from nightgate.durable_files import remove_drafts, write_whole
+from nightgate.errors import SnapshotError
+
+log = logging.getLogger(__name__)
+
+TIP_FILE = "tip.json"
+MEMORY = "splits"
+FORGOTTEN_FILE = "forgotten.json"
+
+
+@dataclass(frozen=True)
+class Night:
+    """A refresh that moved the tip."""
+
+    data_until: str
+    """ISO 8601, UTC."""
+    snapshot: str
+    head: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Tip:
+    rules: str
+    """`reading_rules` of the pipeline."""
+    number: int
+    """Of the last delta."""
+    head: dict[str, str] | None
+    """The last delta and its checksum; None: everything is to be read."""
+    parts: dict[str, dict[str, Any]]
+    """By the name of a part: code in the index, version, future rows with the earliest time, counts."""
+    after: dict[str, Any]
+    """What the source's `after()` said."""
+    memory: dict[str, list[str]]
+    """Files of the split memory by test version."""
+    nights: list[Night] = field(default_factory=list)
+    """By data_until; of one with several the last."""
+    recent: list[dict[str, Any]] = field(default_factory=list)
+    """Statistics of nights that the next one is compared with."""
+    source: str = ""
+    """`source_of` the pipeline."""
+    codes: int = 0
+    """Numbers of parts that were given."""
+    classes: list[str] = field(default_factory=list)
+
+    @property
+    def data_until(self) -> str:
+        return self.nights[-1].data_until if self.nights else ""
+
+
+EMPTY = Tip("", 0, None, {}, {}, {})
+
+
+def read_tip(folder: Path) -> Tip:
+    """The tip of a pipeline; EMPTY where there is none, or where it is damaged: everything is read again then."""
+    try:
+        found = json.loads((folder / TIP_FILE).read_text(encoding="utf-8"))
+        return Tip(**found | {"nights": [Night(**night) for night in found["nights"]]})
+    except FileNotFoundError:
+        return EMPTY
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s is damaged (%s): everything is read again", folder / TIP_FILE, error)
+        return EMPTY
+
+
+def write_tip(folder: Path, tip: Tip) -> None:
+    """Commit a refresh.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    write_whole(folder / TIP_FILE, (json.dumps(asdict(tip), indent=0) + "\n").encode())
+
+
+def with_night(tip: Tip, night: Night, folder: Path) -> Tip:
+    """The tip with one more night in the order of their `data_until`; without those whose snapshot was removed."""
+    others = [
+        one
+        for one in tip.nights
+        if one.data_until != night.data_until and (folder / one.snapshot / "manifest.json").is_file()
+    ]
+    return replace(tip, nights=sorted([*others, night], key=lambda one: one.data_until))
+
+
+def remove_leftovers(folder: Path, tip: Tip) -> None:
+    """Remove deltas and memory files that a killed refresh left: those that neither the tip nor a snapshot names."""
+    remove_drafts(folder)
+    remove_drafts(folder / DELTAS)
+    heads = [tip.head]
+    for manifest in folder.glob("*/manifest.json"):
+        heads.append(_json(manifest).get("head"))
+    named: set[str] = set()
+    for head in heads:
+        while head and head["delta"] not in named:
+            named.add(head["delta"])
+            head = _json(folder / DELTAS / head["delta"] / DELTA_FILE).get("parent")
+    for path in (folder / DELTAS).glob("*-*"):
+        if path.name not in named:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def keep_out(folder: Path, ids: Collection[str]) -> None:
+    """Let later refreshes leave rows with these ids out.
+
+    Args:
+        folder: of the pipeline's snapshots.
+
+    Raises:
+        StorageError: the disk is full, read-only or forbidden.
+    """
+    known = kept_out(folder)
+    if not known.issuperset(map(hash_of_forgotten, ids)):
+        content = json.dumps(sorted(known | {*map(hash_of_forgotten, ids)}), indent=0)
+        write_whole(folder / FORGOTTEN_FILE, content.encode())
+
+
+def kept_out(folder: Path) -> frozenset[str]:
+    """Hashes of the ids that a refresh leaves out.
+
+    Raises:
+        SnapshotError: the file that holds them is damaged.
+    """
+    file = folder / FORGOTTEN_FILE
+    try:
+        return frozenset(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError, TypeError) as error:
+        raise SnapshotError(
+            f"{file}, which keeps forgotten rows out, cannot be read: {error}",
+            next_step="restore it from a backup, or remove it and forget the ids again",
+        ) from error
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
