@@ -32,7 +32,7 @@ from prefect.settings import (
 )
 from sqlalchemy.exc import ArgumentError
 
-from nightgate.database.connection import read_url
+from nightgate.database_urls import read_url
 from nightgate.durable_files import write_once
 from nightgate.errors import ConfigurationError, NightgateError, is_misquoted, without_credentials
 from nightgate.home import Home, home_path, open_home

@@ -72,7 +72,32 @@ class HubSource(Section):
     Empty: all rows of `train` are divided by hash."""
 
 
-Source = Annotated[SampleSource | FilesSource | HubSource, Field(discriminator="kind")]
+class SqlSource(Section):
+    """A table or a query of a database that SQLAlchemy reaches, read in a read-only transaction."""
+
+    kind: Literal["sql"]
+    url_env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable with the database's URL, such as postgresql://user:password@host/database."""
+    table: str = ""
+    """Table or view, or `schema.table`."""
+    query_file: str = ""
+    """File with a SELECT, instead of `table`; relative to the working directory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_password(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "url" in given:
+            raise ValueError("a URL holds a password: put it into an environment variable, and its name into `url_env`")
+        return given
+
+    @model_validator(mode="after")
+    def _reads_one_thing(self) -> SqlSource:
+        if bool(self.table) == bool(self.query_file):
+            raise ValueError("name what to read: either `table` or `query_file`")
+        return self
+
+
+Source = Annotated[SampleSource | FilesSource | HubSource | SqlSource, Field(discriminator="kind")]
 
 
 class Data(Section):
@@ -92,6 +117,15 @@ class Data(Section):
     """Column of the row's time: a night reads rows from before its `data_until`."""
     timezone: Timezone = "UTC"
     """Timezone of times without one."""
+    updated: Column | Literal[""] = ""
+    """Column with the time of the row's last change: the newest version of an id holds."""
+    deleted: Column | Literal[""] = ""
+    """Column that marks deleted rows: true, a number but 0, or a time."""
+    lag: Duration = "2d"
+    """How far behind the newest row that was read a night looks again for rows that were written late; `sql` only."""
+    sweep: int = Field(default=1, ge=0, le=10_000)
+    """Every how many nights the whole table is read again, for edits and deletions that no column tells; `sql` only.
+    0: never."""
     slices: tuple[Column, ...] = ()
     """Columns by whose values metrics are broken down."""
     group: Column | None = None
@@ -135,9 +169,23 @@ class Data(Section):
             raise ValueError(f"labels: only one label ({self.label_names[0]!r}); a classifier needs at least two")
         if self.train_window and not self.time:
             raise ValueError("train_window needs `time`: name the column that holds each row's time")
+        if (self.updated or self.deleted) and not self.id:
+            raise ValueError("updated and deleted need `id`: name the column by which a row is found again")
+        self._check_marks()
         if "label" in self.slices:
             raise ValueError("slices: 'label' is taken, classes are reported as slices of that name already")
         return self
+
+    def _check_marks(self) -> None:
+        """Refuse `lag` and `sweep` where they would do nothing."""
+        sql = isinstance(self.source, SqlSource)
+        for name in ("lag", "sweep"):
+            if not sql and getattr(self, name) != Data.model_fields[name].default:
+                raise ValueError(f"{name} is for sources of kind 'sql'; files and data sets are compared as a whole")
+        if self.sweep != 1 and self.updated and self.deleted:
+            raise ValueError("sweep: `updated` and `deleted` tell every change already; remove it")
+        if self.sweep != 1 and not (self.updated or self.time):
+            raise ValueError("sweep needs `updated` or `time`: without them only a whole read shows what is new")
 
 
 class Split(Section):
@@ -290,6 +338,9 @@ class Pipeline(Section):
         record["gate"] = {key: value for key, value in record["gate"].items() if not key.startswith("approval")}
         rules = record["data"].pop("checks")["columns"]
         record["data"] |= {"columns": rules} if rules else {}
+        # How a table is read again, and columns that are not named, as in configurations of before.
+        without = {"lag", "sweep"} | {name for name in ("updated", "deleted") if not record["data"][name]}
+        record["data"] = {name: value for name, value in record["data"].items() if name not in without}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
 
     def next_night(self, after: datetime) -> datetime:

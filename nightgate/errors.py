@@ -4,7 +4,8 @@ NightgateError                 anything that Nightgate reports as a message inst
 ├── ConfigurationError         a pipeline file, an option or a `--set` is wrong (exit 2)
 ├── DataError                  the source cannot be read, or holds nothing to train on
 │   ├── SnapshotError          a stored snapshot is missing, incomplete or altered
-│   └── DataCheckError         a data check failed: the data look broken
+│   ├── DataCheckError         a data check failed: the data look broken
+│   └── SourceUnavailableError the source's server cannot be reached now
 ├── ModelError                 a base model or a stored version is missing, incomplete or altered
 ├── TrainingError              the training, scoring or serving process ended without a result
 │   ├── NonFiniteLossError     NaN or infinity in a loss
@@ -79,6 +80,10 @@ class SnapshotError(DataError):
 
 class DataCheckError(DataError):
     error_type = "data_check_failed"
+
+
+class SourceUnavailableError(DataError):
+    error_type = "source_unavailable"
 
 
 class ModelError(NightgateError):

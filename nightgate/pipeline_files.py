@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from nightgate.config import Pipeline
 from nightgate.config_types import Section
 from nightgate.durable_files import user_path
-from nightgate.errors import ConfigurationError
+from nightgate.errors import ConfigurationError, without_credentials
 from nightgate.settings import read_settings
 
 SECTIONS: dict[str, type[Section]] = {
@@ -28,9 +28,6 @@ SECTIONS: dict[str, type[Section]] = {
     for name, field in Pipeline.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
-
-NOT_YET = {"data.updated", "data.deleted", "data.sweep", "retention.snapshots", "retention.runs"}
-"""Planned keys. They are refused, because this version would ignore them."""
 
 FOREIGN = {
     name: field
@@ -235,8 +232,6 @@ def _unknown_keys(document: Mapping[str, Any]) -> list[str]:
 
 
 def _unknown(key: str) -> str:
-    if key in NOT_YET or key.split(".")[0] in NOT_YET:
-        return f"{key}: not implemented in this version of Nightgate; remove it"
     last = key.rsplit(".", 1)[-1]
     if last in FOREIGN:
         return f"{key}: unknown; Nightgate calls it {FOREIGN[last]}"
@@ -265,5 +260,5 @@ def _problems(error: ValidationError) -> list[str]:
     for where, messages in found.items():
         message, value = " or ".join(messages).replace(" or Input should be", " or"), given[where]
         shown = f", not {value!r}" if isinstance(value, str | int | float) and repr(value) not in message else ""
-        problems.append(f"{where}: {message}{shown}" if where else message + shown)
+        problems.append(without_credentials(f"{where}: {message}{shown}" if where else message + shown))
     return problems

@@ -12,7 +12,7 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 
 from nightgate.data.snapshots import Snapshot
-from nightgate.errors import DatabaseError
+from nightgate.errors import DatabaseError, SourceUnavailableError
 from nightgate.night import ending, scoring, steps, verdict
 from nightgate.night.night import Steps
 from nightgate.night.run import NightRun
@@ -26,11 +26,11 @@ R = TypeVar("R")
 
 def _database_was_away(_task: Any, _run: Any, state: Any) -> bool:
     """Retry what may work in a minute. The same bad data or failed training would only fail again."""
-    return isinstance(state.result(raise_on_failure=False), DatabaseError)
+    return isinstance(state.result(raise_on_failure=False), DatabaseError | SourceUnavailableError)
 
 
 def step(name: str | Callable[..., str]) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """A task that is retried while the database is away.
+    """A task that is retried while the database is away, or that of the source.
 
     Its result is neither cached nor persisted, which would be a pickle: the library finds snapshots and checkpoints
     that can be reused by their content.

@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nightgate import logs
-from nightgate.database.connection import parse_url, safe_url
+from nightgate.database.connection import parse_url
+from nightgate.database_urls import safe_url
 from nightgate.errors import DatabaseError, TrainingError
 from nightgate.settings import read_settings, settings_in_force
 from nightgate.training import supervisor

@@ -16,8 +16,9 @@ database_app = typer.Typer(help="The metrics database.", no_args_is_help=True)
 @database_app.command("upgrade")
 def upgrade_database() -> None:
     """Create the metrics database, or migrate it to this version."""
-    from nightgate.database.connection import database_url, safe_url
+    from nightgate.database.connection import database_url
     from nightgate.database.transactions import upgrade
+    from nightgate.database_urls import safe_url
     from nightgate.home import open_home
 
     url = database_url(open_home())
@@ -37,7 +38,8 @@ def back_up_database(
     from humanize import naturalsize
 
     from nightgate.database.backup import back_up, dump_command
-    from nightgate.database.connection import database_url, safe_url
+    from nightgate.database.connection import database_url
+    from nightgate.database_urls import safe_url
     from nightgate.home import home_for_reading
 
     url, target = database_url(home_for_reading()), user_path(file).absolute()

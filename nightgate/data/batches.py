@@ -92,8 +92,8 @@ class Rules:
             group=data.group,
             slices=data.slices,
             given=pipeline.split.column,
-            updated=getattr(data, "updated", None) or None,
-            deleted=getattr(data, "deleted", None) or None,
+            updated=data.updated or None,
+            deleted=data.deleted or None,
             timezone=data.timezone,
             columns=data.checks.columns,
             forgotten=forgotten,
@@ -114,7 +114,9 @@ class Worked:
     facts: pa.Table
     """text, row_id (null: the fingerprint), group (null: the row is its own group) and slice_<name>."""
     small: Columns
-    """The columns of SMALL: first the rows of `facts`, then deleted and quarantined ones, which have no text."""
+    """The columns of SMALL: first the rows of `facts`, then quarantined and deleted ones, which have no text."""
+    ids: pa.Array
+    """Row ids of the rows of `small`."""
     quarantined: tuple[Quarantined, ...]
     future: int
     """Rows at or after the night's cut-off."""
@@ -200,10 +202,13 @@ def work(raw: RawBatch, rules: Rules) -> Worked:
         )
         for row, why in sorted(bad.items())
     )
-    others = _without_text(quarantined, table, ids, np.flatnonzero(deleted & ~future), times, updated)
+    gone = np.flatnonzero(deleted & ~future)
+    bad_ids, gone_ids = pa.array([row.row_id for row in quarantined], pa.string()), ids.take(pa.array(gone))
+    others = _without_text(quarantined, table, gone_ids, gone, times, updated)
     return Worked(
         pa.table(facts, schema=rules.schema),
         {name: np.concatenate([small[name], others[name]]).astype(kind) for name, kind in SMALL.items()},
+        pa.concat_arrays([facts["row_id"], bad_ids, gone_ids]),
         tuple(quarantined),
         int(future.sum()),
         int(times[future].min()) if future.any() else None,
@@ -219,7 +224,7 @@ def hash_of_forgotten(row_id: str) -> str:
 def _without_text(
     quarantined: Sequence[Quarantined],
     table: pa.Table,
-    ids: pa.Array,
+    deleted_ids: pa.Array,
     deleted: NDArray[np.intp],
     times: NDArray[np.int64],
     updated: NDArray[np.int64],
@@ -236,7 +241,7 @@ def _without_text(
     found["own_label"][bad] = QUARANTINED_LABEL
     values = [repr(row) for row in table.take(pa.array(deleted)).to_pylist()] if len(deleted) else []
     found["facts"][gone] = hashes_of(values)
-    found["id_key"][gone] = hashes_of(ids.take(pa.array(deleted)).to_pylist())
+    found["id_key"][gone] = hashes_of(deleted_ids.to_pylist())
     found["own_label"][gone] = DELETED_LABEL
     found["time"][gone], found["updated"][gone] = times[deleted], updated[deleted]
     return found

@@ -63,6 +63,8 @@ class Read:
     parts: dict[str, dict[str, Any]]
     """As in `Tip.parts`, of all parts that the source has."""
     classes: tuple[str, ...]
+    ids_behind_marks: frozenset[str] = frozenset()
+    """Ids of the rows that are new, in parts of which only what is behind a mark was read."""
     missing: dict[str, int] = field(default_factory=dict)
     """Rows without a value, by column with rules."""
     checked: int = 0
@@ -131,6 +133,7 @@ def read_parts(base: Base, source: Source, plan: Plan, known: KnownRows, draft: 
     tip, rules = base.tip, base.rules
     parts = {part.name: tip.parts[part.name] for part in plan.unchanged}
     found, quarantined, missing = [NO_ROWS], list[Quarantined](), Counter[str]()
+    ids = set[str]()
     classes, next_code = tuple(tip.classes), tip.codes
     for part in plan.read:
         code = tip.parts[part.name]["code"] if part.name in tip.parts else next_code
@@ -148,6 +151,8 @@ def read_parts(base: Base, source: Source, plan: Plan, known: KnownRows, draft: 
             is_new = ~known.find(worked.small["facts"], code)
             text_at = base.chain.text_rows + draft.text_rows
             found.append(_indexed(worked, is_new, part=code, seen=tip.number + 1, text_at=text_at))
+            if not part.complete:
+                ids.update(worked.ids.filter(pa.array(is_new)).drop_null().to_pylist())
             with_text = is_new[: worked.facts.num_rows]
             draft.add_texts(worked.facts if with_text.all() else worked.facts.filter(pa.array(with_text)))
         parts[part.name] = {
@@ -161,7 +166,7 @@ def read_parts(base: Base, source: Source, plan: Plan, known: KnownRows, draft: 
             "next_time": min(next_times, default=None),
         }
     checked = sum(parts[part.name]["seen"] for part in plan.read)
-    return Read(joined(found), tuple(quarantined), parts, classes, dict(missing), checked)
+    return Read(joined(found), tuple(quarantined), parts, classes, frozenset(ids), dict(missing), checked)
 
 
 def _indexed(worked: Worked, is_new: Mask, *, part: int, seen: int, text_at: int) -> Columns:

@@ -94,7 +94,7 @@ class Refreshed:
     relabelled: int | None = None
     """Test rows whose label was corrected since the last snapshot; None: there is none to compare with."""
     corrected: frozenset[str] = frozenset()
-    """Row ids that can be used tonight, of parts of which only the rows behind a mark were read."""
+    """Ids of rows that were read anew tonight, of parts of which only what is behind a mark was read."""
 
 
 def refresh(
@@ -281,7 +281,6 @@ def _take_in(
             error.quarantined, error.parts = read.quarantined, parts
             raise
         votes = label_votes(resolved.votes, chain, pipeline.data.label_names)
-        corrected = _ids(read, plan, chain)
         # Before the delta: what is remembered too many after a crash at worst keeps a split that no snapshot has.
         name = memory.write(folder / MEMORY / memory_of(pipeline))
         if len(resolved.rows["state"]) or len(resolved.superseded):
@@ -317,15 +316,8 @@ def _take_in(
         checks,
         votes,
         resolved.relabelled if len(index["place"]) else None,
-        corrected,
+        read.ids_behind_marks,
     )
-
-
-def _ids(read: Read, plan: Plan, chain: Chain) -> frozenset[str]:
-    """Row ids of usable rows of parts of which only what is behind a mark was read."""
-    behind = [read.parts[part.name]["code"] for part in plan.read if not part.complete]
-    rows = take(read.rows, np.isin(read.rows["part"], behind) & (read.rows["text_at"] >= 0))
-    return frozenset(chain.texts(rows["text_at"], ["row_id"])["row_id"].drop_null().to_pylist())
 
 
 def _with_moved(resolved: Resolved, moved: Columns) -> Resolved:

@@ -44,7 +44,8 @@ def rules_of(pipeline: Pipeline, classes: Sequence[str] = ()) -> dict[str, Any]:
 
 def reading_rules(pipeline: Pipeline) -> str:
     """A hash of all that a row of the index follows from besides the row itself: another one means another reading."""
-    data = pipeline.data.model_dump(mode="json", exclude={"source", "train_window", "golden", "golden_rows", "checks"})
+    how = {"source", "lag", "sweep", "train_window", "golden", "golden_rows", "checks"}
+    data = pipeline.data.model_dump(mode="json", exclude=how)
     rules = [1, data, pipeline.split.column, rules_of(pipeline)]
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 

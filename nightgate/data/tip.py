@@ -99,9 +99,10 @@ def with_night(tip: Tip, night: Night, folder: Path) -> Tip:
 
 
 def remove_leftovers(folder: Path, tip: Tip) -> None:
-    """Remove deltas and memory files that a killed refresh left: those that neither the tip nor a snapshot names."""
+    """Remove what a killed refresh left: drafts, and deltas that neither the tip nor a snapshot names."""
     remove_drafts(folder)
     remove_drafts(folder / DELTAS)
+    remove_drafts(folder / MEMORY, nested=True)
     heads = [tip.head]
     for manifest in folder.glob("*/manifest.json"):
         heads.append(_json(manifest).get("head"))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine
@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from nightgate.database.failures import Failure, postgresql_failure, sqlite_failure
+from nightgate.database_urls import read_url, safe_url, without_secrets
 from nightgate.durable_files import user_path
 from nightgate.errors import DatabaseError
 from nightgate.home import Home
@@ -77,43 +78,6 @@ def parse_url(text: str) -> URL:
             next_step="write sqlite:////path/metrics.db, or unset NIGHTGATE_DATABASE_URL",
         )
     return url
-
-
-def read_url(text: str) -> URL:
-    """SQLAlchemy's reading of a URL.
-
-    Raises:
-        ArgumentError, ValueError: it is none, or an unquoted @ would make a part of the password the host.
-    """
-    url = sa.make_url(text)
-    read = re.match(r"[^:]*://(?:[^:/]*(?::[^@]*)?@)?", text)
-    if url.get_backend_name() != "sqlite" and read and "@" in text[read.end() :]:
-        raise ValueError
-    return url
-
-
-def safe_url(url: str | URL) -> str:
-    """`url` for logs and errors: with user, host and database, without secrets."""
-    if isinstance(url, str):
-        scheme, separator, _ = url.partition("://")
-        try:
-            url = read_url(url)
-        except (ArgumentError, ValueError):
-            return f"{scheme}://***" if separator else "***"
-    if url.get_backend_name() == "sqlite":
-        return url.database or "sqlite"
-    kept = {key: value for key, value in url.query.items() if key in {"host", "port", "dbname", "user", "sslmode"}}
-    return url.set(query=kept, drivername=url.get_backend_name()).render_as_string(hide_password=True)
-
-
-def _scrub(text: str, url: URL) -> str:
-    """`text` without the secrets of `url`, on one line."""
-    secrets = [url.password, *(url.query.get(key) for key in ("password", "sslpassword", "passfile"))]
-    for secret in secrets:
-        for value in (secret,) if isinstance(secret, str) else secret or ():
-            for written in {value, quote(value), quote(value, safe=""), quote_plus(value)} - {""}:
-                text = text.replace(written, "***")
-    return " ".join(text.split())[:500]
 
 
 def make_engine(url: str | URL, *, create: bool = False, foreign_keys: bool = True) -> Engine:
@@ -237,7 +201,7 @@ def _explain(error: BaseException | None, url: URL) -> Failure | None:
     if not isinstance(error, SQLAlchemyError | sqlite3.Error) or isinstance(error, IntegrityError):
         return None
     cause = error.orig if isinstance(error, DBAPIError) else error
-    detail = _scrub(str(cause), url)
+    detail = without_secrets(str(cause), url)
     if isinstance(cause, sqlite3.Error):
         failure = sqlite_failure(cause, detail, sqlite_path(url))
     else:

@@ -25,11 +25,11 @@ from nightgate.database.connection import (
     missing_file,
     parse_url,
     retry,
-    safe_url,
     sqlite_path,
     unchanged,
 )
 from nightgate.database.failures import UPGRADE
+from nightgate.database_urls import safe_url
 from nightgate.errors import DatabaseError, storage_errors
 from nightgate.home import Home
 

@@ -11,9 +11,10 @@ from humanize import naturaldelta
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
-from nightgate.database.connection import database_url, parse_url, safe_url, sqlite_path
+from nightgate.database.connection import database_url, parse_url, sqlite_path
 from nightgate.database.schema import Attempt, Run, Setting
 from nightgate.database.transactions import Database
+from nightgate.database_urls import safe_url
 from nightgate.errors import DatabaseError
 from nightgate.home import Home, find_home, home_path
 from nightgate.operations.findings import Finding, Seen, file_system_of, is_network, mounts

@@ -12,12 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nightgate.config import FilesSource, HubSource, Pipeline, SampleSource
+from nightgate.config import FilesSource, HubSource, Pipeline, SampleSource, SqlSource
 from nightgate.database.transactions import Database
 from nightgate.engine.base_model_folder import local_folder
-from nightgate.errors import ConfigurationError, NightgateError, without_credentials
+from nightgate.errors import ConfigurationError, NightgateError, SourceUnavailableError, without_credentials
 from nightgate.operations.findings import Finding
-from nightgate.operations.source_check import check_files, check_golden, check_sample
+from nightgate.operations.source_check import check_files, check_golden, check_sample, check_sql
 from nightgate.registry import versions
 
 NIGHT_SECONDS = 10.0
@@ -109,6 +109,11 @@ def source(pipeline: Pipeline, hub: Hub) -> Finding:
         if isinstance(data.source, SampleSource):
             check_sample(data, pipeline.split.column)
             return Finding("ok", check, "synthetic reviews")
+        if isinstance(data.source, SqlSource):
+            return Finding("ok", check, check_sql(data.source, data, pipeline.split.column))
+    except SourceUnavailableError as error:
+        # The night is not missed for it: its refresh tries again.
+        return Finding("warning", check, error.reason, error.next_step)
     except NightgateError as error:
         return Finding("problem", check, error.reason, error.next_step)
     return _data_set(check, data.source, hub)

@@ -24,6 +24,7 @@ from nightgate.sources.files import format_of, matching_files, read_file
 from nightgate.sources.kinds import wanted_columns
 from nightgate.sources.sample import COLUMNS
 from nightgate.sources.source_table import check_columns
+from nightgate.sources.sql import look_at
 from nightgate.sources.text_stream import codec_of
 
 HEAD = 2**16
@@ -54,6 +55,16 @@ def check_files(source: config.FilesSource, data: config.Data, split_column: str
     for path in files:
         _check_file(path, source, columns)
     return len(files)
+
+
+def check_sql(source: config.SqlSource, data: config.Data, split_column: str | None) -> str:
+    """What is read from where, in words; the database is asked for the columns.
+
+    Raises:
+        ConfigurationError: the variable with the URL is not set, or holds none.
+        DataError: the database cannot be reached, or has no such table or column.
+    """
+    return look_at(source, wanted_columns(data, split_column))
 
 
 def check_golden(data: config.Data) -> None:

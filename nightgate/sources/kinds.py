@@ -17,19 +17,15 @@ def open_source(data: config.Data, night: Night, *, split_column: str | None = N
         return Sample(settings, columns, night)
     if isinstance(settings, config.FilesSource):
         return Files(settings, columns)
+    if isinstance(settings, config.SqlSource):
+        # SQLAlchemy takes 0.2 s to import, and nights on files do without it.
+        from nightgate.sources.sql import Sql
+
+        return Sql(settings, data, columns, night)
     return Hub(settings, data, columns)
 
 
 def wanted_columns(data: config.Data, split_column: str | None) -> tuple[str, ...]:
     """The columns that the pipeline uses, each once."""
-    named = (
-        data.id,
-        *data.text_columns,
-        data.label,
-        data.time,
-        *data.slices,
-        data.group,
-        split_column,
-        *data.checks.columns,
-    )
-    return tuple(dict.fromkeys(column for column in named if column is not None))
+    named = (data.id, *data.text_columns, data.label, data.time, data.updated, data.deleted, *data.slices, data.group)
+    return tuple(dict.fromkeys(column for column in (*named, split_column, *data.checks.columns) if column))

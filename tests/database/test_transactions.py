@@ -26,6 +26,7 @@ from nightgate.database import connection as connections
 from nightgate.database import schema
 from nightgate.database import transactions as databases
 from nightgate.database.transactions import Database
+from nightgate.database_urls import safe_url
 from nightgate.errors import DatabaseError
 from nightgate.home import Home, open_home
 from nightgate.operations import database_checks
@@ -90,9 +91,9 @@ def test_a_url_that_cannot_be_used_is_refused_without_its_password(
 
 
 def test_a_safe_url_has_no_secret_in_any_place() -> None:
-    assert connections.safe_url(f"postgresql+psycopg://me:{QUOTED}@h:5433/db") == "postgresql://me:***@h:5433/db"
-    assert "pw" not in connections.safe_url("postgresql://me@h/db?password=pw1&sslpassword=pw2&host=/run/x")
-    assert connections.safe_url("sqlite:////a/metrics.db") == "/a/metrics.db"
+    assert safe_url(f"postgresql+psycopg://me:{QUOTED}@h:5433/db") == "postgresql://me:***@h:5433/db"
+    assert "pw" not in safe_url("postgresql://me@h/db?password=pw1&sslpassword=pw2&host=/run/x")
+    assert safe_url("sqlite:////a/metrics.db") == "/a/metrics.db"
 
 
 @pytest.mark.database

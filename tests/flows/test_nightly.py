@@ -51,7 +51,7 @@ from nightgate import logs
 from nightgate.config import Pipeline
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
-from nightgate.errors import DatabaseError, DataError, NightgateError
+from nightgate.errors import DatabaseError, DataError, NightgateError, SourceUnavailableError
 from nightgate.home import Home, open_home
 from nightgate.night.night import run_night
 from nightgate.night.run import open_night
@@ -448,7 +448,9 @@ def test_a_scheduled_run_is_overtaken_by_a_newer_night_that_is_due(due: list[int
     assert newer_is_due(instants, datetime(2026, 1, 5, 3, 15, tzinfo=UTC)) == reason
 
 
-@pytest.mark.parametrize(("error", "tries"), [(DatabaseError("away"), 4), (DataError("bad"), 1)])
+@pytest.mark.parametrize(
+    ("error", "tries"), [(DatabaseError("away"), 4), (SourceUnavailableError("away"), 4), (DataError("bad"), 1)]
+)
 def test_a_step_is_tried_again_when_the_database_was_away_and_not_when_the_data_is_bad(
     error: NightgateError, tries: int, prefect_server: str
 ) -> None:

@@ -30,6 +30,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`[data.checks.columns.NAME]`": check_config.ColumnRules,
     '`source = { kind = "files" }`': config.FilesSource,
     '`source = { kind = "hub" }`': config.HubSource,
+    '`source = { kind = "sql" }`': config.SqlSource,
     '`source = { kind = "sample" }`': config.SampleSource,
     "`[split]`": config.Split,
     "`[training]`": config.Training,
@@ -161,7 +162,7 @@ def _default(cell: str) -> Any:
 
 @pytest.mark.parametrize("page", ["README.md", "own-data.md"])
 def test_the_smallest_pipeline_loads(page: str) -> None:
-    [text] = blocks(page, "toml")
+    text = blocks(page, "toml")[0]
     assert check_pipeline(tomllib.loads(text), page).name == "mine"
 
 

@@ -1,7 +1,8 @@
 """A process that kills itself just before its k-th write: `python -m tests.support.dying K OPERATION PIPELINE [RUN]`.
 
-A write is a statement that changes rows, the commit of a transaction that has one, or a change of a file or a name
-under the home, which Python reports to audit hooks. Exits 0 when there were fewer than k.
+A write is a statement that changes rows, the commit of a transaction that has one, a change of a file or a name
+under the home, which Python reports to audit hooks, or a table that is written to a Parquet file. Exits 0 when there
+were fewer than k. The operation `refresh` takes the path of a pipeline file and a date.
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from nightgate.config import Pipeline, Retention
 from nightgate.database.transactions import Database
 from nightgate.home import Home, open_home
+from nightgate.night import steps
+from nightgate.night.run import NightRun, open_night
+from nightgate.pipeline_files import load_pipeline
 from nightgate.registry import approvals, promotion, retention
+from nightgate.schedule import Night
 from tests.support import night_rows
 
 CHANGES = {"os.rename", "os.symlink", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate"}
@@ -42,6 +49,14 @@ class Death:
         sa.event.listen(Engine, "before_cursor_execute", self.statement)
         sa.event.listen(Engine, "commit", self.commit)
         sys.addaudithook(self.audit)
+        # Arrow opens and writes its files past Python.
+        written = pq.ParquetWriter.write_table
+
+        def write_table(writer: Any, *arguments: Any, **options: Any) -> None:
+            self.write("Parquet")
+            written(writer, *arguments, **options)
+
+        pq.ParquetWriter.write_table = write_table
 
     def write(self, description: str) -> None:
         description = description.replace(self.home, "")
@@ -82,9 +97,20 @@ def keeping_one(pipeline: str) -> Pipeline:
     return night_rows.pipeline(pipeline).model_copy(update={"retention": Retention(models=1, disk="1MB")})
 
 
+def refresh(path: Path, night: date, then: Callable[[NightRun], object]) -> None:
+    """The first two steps of a night that has not ended, and `then`."""
+    instant = datetime.combine(night, time(3, 15), tzinfo=UTC)
+    with open_night(load_pipeline(path), Night(night, "backfill", instant, instant)) as run:
+        steps.take_slot(run)
+        steps.refresh(run)
+        then(run)
+
+
 def operation(database: Database, name: str, pipeline: str, run_id: str) -> Callable[[], Any]:
     own = {"run_id": run_id, "attempt": 1, "expected": 2, "expected_anchor": 2, "moves_anchor": True}
     return {
+        # What follows in a night, or ends it, is killed elsewhere.
+        "refresh": lambda: refresh(Path(pipeline), date.fromisoformat(run_id), lambda _: os._exit(0)),
         "promotion": lambda: promotion.promote_candidate(database, pipeline, 3, reason="because", **own),
         "approval": lambda: approvals.approve(database, run_id, by="ada", reason="checked"),
         "rollback": lambda: promotion.roll_back(database, pipeline, 1, expected=2, by="ada", reason="because"),

@@ -1,0 +1,111 @@
+"""The high-water mark of a SQL table: how far it was read, as an instant and as a value of the column."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from nightgate.config import Data
+from nightgate.errors import DataError
+from nightgate.sources.source_table import is_missing
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCHS = {"epoch_s": 1, "epoch_ms": 1000}
+_ISO = re.compile(r"\d{4}-\d\d-\d\d(?:([T ])\d\d:\d\d(?::\d\d(?:\.\d+)?)?(Z|[+-]00:?00)?)?", re.ASCII)
+"""Times as text that sort by time: ISO 8601 in one zone."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The newest time that was read from a column, never after the night's `data_until`: rows beyond it come again."""
+
+    kind: str
+    """What the column holds: `instant`, `timestamp` (without a zone), `date`, `number`, or `text` with its shape."""
+    at: str
+    """ISO 8601, UTC."""
+
+    def before(self, lag: timedelta | None, data: Data) -> Any:
+        """The time `lag` before the mark, as a value to compare the column with."""
+        return as_value(self.kind, datetime.fromisoformat(self.at) - (lag or timedelta()), data)
+
+
+def newest_mark(values: Collection[Any], earlier: Mark | None, data: Data, until: datetime) -> Mark | None:
+    """The mark once these values were read too; it never goes back.
+
+    Raises:
+        DataError: they do not tell which row is newer.
+    """
+    told = [(kind, value) for value in values if (kind := kind_of(value, data))]
+    kinds = {kind for kind, _ in told} | ({earlier.kind} if earlier else set())
+    if len(kinds) > 1:
+        raise _unordered(f"times as {' and '.join(sorted(kinds))}, which cannot be compared", data)
+    if not told:
+        if not earlier and (strange := [value for value in values if not is_missing(value)]):
+            raise _unordered(f"{str(strange[0])[:40]!r}, which does not tell which row is newer", data)
+        return earlier
+    kind, newest = told[0][0], max(value for _, value in told)
+    # A time in the far future must not make later rows look old.
+    at = until.astimezone(UTC) if newest >= as_value(kind, until, data) else _as_instant(kind, newest, data)
+    return Mark(kind, max(at.isoformat(timespec="microseconds"), earlier.at if earlier else ""))
+
+
+def _format(data: Data) -> str:
+    return getattr(data, "time_format", "")
+
+
+def column_of(data: Data) -> str:
+    """The column whose newest value is the mark: `updated`, else `time`; '' if there is neither."""
+    return data.updated or data.time or ""
+
+
+def kind_of(value: Any, data: Data) -> str:
+    """How a value tells its time; '' for one that tells none: a missing one, or a text that is not ISO 8601."""
+    if isinstance(value, datetime):
+        return "instant" if value.tzinfo else "timestamp"
+    if isinstance(value, date):
+        return "date"
+    if isinstance(value, str) and not _format(data):
+        shape = _ISO.fullmatch(value)
+        return f"text {shape[1] or '-'}{'Z' if shape[2] else ''}" if shape else ""
+    counts = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and value == value
+    return "number" if counts and _format(data) in _EPOCHS else ""
+
+
+def _unordered(found: str, data: Data) -> DataError:
+    return DataError(
+        f"column {column_of(data)!r} holds {found}",
+        next_step="convert it to a timestamp in a query (data.source.query_file), or set data.time_format to 'epoch_s' "
+        "or 'epoch_ms' if it counts from 1970",
+    )
+
+
+def _as_instant(kind: str, value: Any, data: Data) -> datetime:
+    if kind == "number":
+        return EPOCH + timedelta(seconds=float(value) / _EPOCHS[_format(data)])
+    if kind == "date":
+        value = datetime(value.year, value.month, value.day)
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    assert isinstance(moment, datetime)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(data.timezone))).astimezone(UTC)
+
+
+def as_value(kind: str, at: datetime, data: Data) -> Any:
+    """An instant as a value of this kind; None where the kind is unknown."""
+    if not kind:
+        return None
+    if kind == "number":
+        return int(at.timestamp() * _EPOCHS[_format(data)])
+    if kind == "instant":
+        return at.astimezone(UTC)
+    zoned = at.astimezone(UTC if kind.endswith("Z") else ZoneInfo(data.timezone)).replace(tzinfo=None)
+    if kind == "timestamp":
+        return zoned
+    if kind == "date":
+        return zoned.date()
+    # To the minute: a prefix sorts before every text that goes on, with seconds and a zone or without.
+    return zoned.date().isoformat() if kind == "text -" else zoned.isoformat(kind[5], timespec="minutes")
