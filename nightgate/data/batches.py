@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -151,7 +151,8 @@ def work(raw: RawBatch, rules: Rules) -> Worked:
     ids = _plain_values(_array(table, rules.id)) if rules.id else pa.nulls(num_rows, pa.string())
 
     if rules.forgotten:
-        deleted |= [hash_of_forgotten(row_id or "") in rules.forgotten for row_id in ids.to_pylist()]
+        named = zip(ids.to_pylist(), texts, strict=True)
+        deleted |= [hash_of_forgotten(row_id or fingerprint(text)) in rules.forgotten for row_id, text in named]
     future = times >= rules.until
     # The first problem of a row is its reason.
     bad: dict[int, Problem] = {}
@@ -191,7 +192,7 @@ def work(raw: RawBatch, rules: Rules) -> Worked:
     numbers = (small[name] for name in ("text_rest", "id_key", "time", "own_label", "given"))
     small["facts"] = _mixed(exact, *numbers, *names)
 
-    quarantined = [*raw.rejected]
+    quarantined = [row if _may_be_kept(row.row_id, rules) else _emptied(row) for row in raw.rejected]
     quarantined += (
         Quarantined(
             origin=f"{raw.place}:{raw.numbers[row]}",
@@ -219,6 +220,15 @@ def work(raw: RawBatch, rules: Rules) -> Worked:
 def hash_of_forgotten(row_id: str) -> str:
     """What is stored of a forgotten id: SHA-256, 64 hex digits."""
     return hashlib.sha256(row_id.encode()).hexdigest()
+
+
+def _may_be_kept(row_id: str | None, rules: Rules) -> bool:
+    return not rules.forgotten or row_id is None or hash_of_forgotten(row_id) not in rules.forgotten
+
+
+def _emptied(row: Quarantined) -> Quarantined:
+    """A row that cannot be read, without what it holds of a forgotten one."""
+    return replace(row, row_id=None, detail="", excerpt="")
 
 
 def _without_text(

@@ -5,22 +5,22 @@
         index.parquet        numbers of each row of the source that is new or whose state changed
         superseded.parquet   places in the index of earlier deltas of what holds no longer
         delta.json           written last: the delta before it and a checksum of each file
-        redacted.json        rows that were forgotten since, and the file of texts that takes the place of the other
 
 The state of the data is the index of a chain of deltas, without what later ones superseded. Places in it count from the
 first row of the first delta, and so do those of texts. Everything is append-only: a snapshot names the last delta of
-its chain.
+its chain. Only `nightgate.registry.compaction` writes deltas anew: to join them, or without rows that were forgotten.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from nightgate.durable_files import sha256_of, sync
 from nightgate.errors import SnapshotError, first_line, storage_errors
 
 DELTAS = "deltas"
-DELTA_FILE, REDACTED_FILE = "delta.json", "redacted.json"
+DELTA_FILE = "delta.json"
 TEXTS_FILE, INDEX_FILE, SUPERSEDED_FILE = "texts.parquet", "index.parquet", "superseded.parquet"
 AGAIN = "run again with --force: the refresh moves this folder aside and writes a new one from the source"
 
@@ -60,19 +60,6 @@ class Delta:
     path: Path
     facts: Mapping[str, Any]
     """Content of delta.json."""
-    redacted: Mapping[str, Any] = field(default_factory=dict)
-    """Content of redacted.json: rows of the index that are gone, and the files that take the place of others."""
-
-    @property
-    def texts_file(self) -> Path:
-        """Where its texts are."""
-        return self.path / next(iter(self.redacted.get("files", ())), TEXTS_FILE)
-
-    @property
-    def files(self) -> dict[str, Any]:
-        """Checksum and size of each of its files."""
-        files = {**self.facts["files"], **self.redacted.get("files", {})}
-        return {name: files[name] for name in files if name != TEXTS_FILE or not self.redacted}
 
     @property
     def number(self) -> int:
@@ -122,10 +109,6 @@ class Chain:
         }
         holds = np.ones(sum(table.num_rows for table in tables), bool)
         holds[np.concatenate([np.empty(0, np.int64), *gone])] = False
-        first = 0
-        for delta, table in zip(self.deltas, tables, strict=True):
-            holds[first + np.array(delta.redacted.get("rows", ()), np.int64)] = False
-            first += table.num_rows
         found["place"] = np.arange(len(holds))
         return found if holds.all() else take(found, holds)
 
@@ -150,7 +133,7 @@ class Chain:
         for delta in self.deltas:
             low, high = np.searchsorted(places, (first, first + delta.text_rows))
             if low < high:
-                with _opened(delta.texts_file) as file:
+                with _opened(delta.path / TEXTS_FILE) as file:
                     wanted = places[low:high] - first
                     begin = 0
                     for group in range(file.num_row_groups):
@@ -171,18 +154,23 @@ def read_chain(folder: Path, head: Mapping[str, str] | None, *, verify: bool) ->
     """
     deltas = []
     while head is not None:
-        path = folder / DELTAS / head["delta"]
-        try:
-            if sha256_of(path / DELTA_FILE) != head["sha256"]:
-                raise SnapshotError(f"{path} is damaged: {DELTA_FILE} was altered", next_step=AGAIN)
-            facts = json.loads((path / DELTA_FILE).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SnapshotError(f"{path / DELTA_FILE} cannot be read: {error.strerror}", next_step=AGAIN) from error
-        redacted = path / REDACTED_FILE
-        deltas.append(Delta(path, facts, read_signed(redacted) if redacted.exists() else {}))
-        check_files(path, deltas[-1].files, verify=verify)
-        head = facts["parent"]
+        deltas.append(read_delta(folder, head, verify=verify))
+        head = deltas[-1].facts["parent"]
     return Chain(tuple(reversed(deltas)))
+
+
+def read_delta(folder: Path, head: Mapping[str, str], *, verify: bool) -> Delta:
+    """The delta that `head` names; see `read_chain`."""
+    path = folder / DELTAS / head["delta"]
+    try:
+        content = (path / DELTA_FILE).read_bytes()
+    except OSError as error:
+        raise SnapshotError(f"{path / DELTA_FILE} cannot be read: {error.strerror}", next_step=AGAIN) from error
+    if hashlib.sha256(content).hexdigest() != head["sha256"]:
+        raise SnapshotError(f"{path} is damaged: {DELTA_FILE} was altered", next_step=AGAIN)
+    delta = Delta(path, json.loads(content))
+    check_files(path, delta.facts["files"], verify=verify)
+    return delta
 
 
 def signed(manifest: Mapping[str, Any]) -> bytes:
@@ -260,6 +248,18 @@ class DeltaDraft:
                 self._writer.write_table(facts)
             self.text_rows += facts.num_rows
 
+    def link_texts(self, delta: Delta) -> None:
+        """Take the texts of a delta as they are."""
+        self.close_texts()
+        target = self._path / TEXTS_FILE
+        with storage_errors(self._path):
+            target.unlink()
+            try:
+                os.link(delta.path / TEXTS_FILE, target)
+            except OSError:  # a file system without links
+                shutil.copyfile(delta.path / TEXTS_FILE, target)
+        self.text_rows = delta.text_rows
+
     def close_texts(self) -> None:
         self._writer.close()
 
@@ -297,9 +297,13 @@ class DeltaDraft:
 
 
 @contextmanager
-def new_delta(folder: Path, number: int, schema: pa.Schema) -> Iterator[DeltaDraft]:
-    """A delta to write, which becomes `folder`/deltas/<its name> where `finish` was called."""
-    final = folder / DELTAS / f"{number:06d}-{uuid.uuid4().hex[:8]}"
+def new_delta(folder: Path, number: int, schema: pa.Schema, *, mark: str = "") -> Iterator[DeltaDraft]:
+    """A delta to write, which becomes `folder`/deltas/<its name> where `finish` was called.
+
+    Args:
+        mark: what follows its number in the name, instead of hexadecimal digits by chance.
+    """
+    final = folder / DELTAS / f"{number:06d}-{mark or uuid.uuid4().hex[:8]}"
     path = final.with_name(f".{final.name}.tmp")
     with storage_errors(path):
         path.mkdir(parents=True)

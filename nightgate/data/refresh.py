@@ -58,7 +58,7 @@ from nightgate.data.rules import (
 )
 from nightgate.data.snapshots import Snapshot, facts_of, open_snapshot, rows_of, snapshot_id, write_manifest
 from nightgate.data.split_memory import SplitMemory
-from nightgate.data.tip import EMPTY, MEMORY, read_tip, remove_leftovers, with_night, write_tip
+from nightgate.data.tip import EMPTY, LOCK_FILE, MEMORY, read_tip, remove_leftovers, with_night, write_tip
 from nightgate.data.tip import Night as TipNight
 from nightgate.data.training_rows import require_splits, require_trainable, require_usable
 from nightgate.errors import DataError, SnapshotError, storage_errors
@@ -125,7 +125,7 @@ def refresh(
     folder = home.snapshots / pipeline.name
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with FileLock(folder / LOCK_FILE):
         base = _opened(pipeline, night, folder, verify)
         refreshed = _refreshed(base, previous, allowed)
     counts = (
@@ -289,7 +289,7 @@ def _take_in(
     chain = Chain((*base.chain.deltas, draft.delta)) if draft.delta else base.chain
     rules = rules_of(pipeline, read.classes)
     facts = describe(base, after, taken) | {"memory": {"of": memory_of(pipeline), "files": files}}
-    facts["bytes"] = sum(file["bytes"] for file in draft.delta.files.values()) if draft.delta else 0
+    facts["bytes"] = sum(file["bytes"] for file in draft.delta.facts["files"].values()) if draft.delta else 0
     snapshot = write_manifest(folder, snapshot_id(taken, rules), chain.head or {}, rules, facts)
     number, remembered = tip.number + 1, tip.memory | {memory_of(pipeline): files}
     if moves_tip and source:

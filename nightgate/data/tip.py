@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 TIP_FILE = "tip.json"
 MEMORY = "splits"
 FORGOTTEN_FILE = "forgotten.json"
+LOCK_FILE = ".lock"
+"""Held by whoever changes what is in the folder."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from nightgate.data.snapshots import ONE_FILE
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
+from nightgate.registry.compaction import compact
 from nightgate.registry.retention import needed
 from nightgate.runs.claim import RESUMABLE
 from nightgate.runs.lifecycle import lock_pipeline
@@ -40,10 +41,10 @@ def sweep(db: Database, pipeline: Pipeline) -> list[str]:
     """
     name = pipeline.name
 
-    def mark(session: Session) -> tuple[list[str], list[str], list[str]]:
+    def mark(session: Session) -> tuple[list[str], list[str], list[str]] | None:
         lock_pipeline(session, name)
         if session.scalar(sa.select(Run.run_id).where(Run.pipeline == name, Run.status == "running").limit(1)):
-            return [], [], []  # its refresh may be taking up a snapshot that nothing has used for long
+            return None  # it may be reading its rows, or taking up a snapshot that nothing has used for long
         kept = kept_snapshots(session, name, pipeline.retention)
         rows = session.scalars(sa.select(Snapshot).where(Snapshot.pipeline == name).order_by(Snapshot.recorded_at))
         going, removed = [], []
@@ -55,7 +56,10 @@ def sweep(db: Database, pipeline: Pipeline) -> list[str]:
                 removed.append(row.path)
         return going, removed, _old_runs(session, db.home.runs, pipeline)
 
-    going, removed, runs = db.write(mark)
+    marked = db.write(mark)
+    if marked is None:
+        return []
+    going, removed, runs = marked
     folder = db.home.snapshots / name
     for path in map(db.home.absolute, removed):
         if path.parent == folder and path.is_dir():
@@ -63,6 +67,7 @@ def sweep(db: Database, pipeline: Pipeline) -> list[str]:
             path.rename(folder / f".removed-{path.name}-{uuid.uuid4().hex[:8]}")
     for left in [*folder.glob(".removed-*"), *(db.home.runs / run_id for run_id in runs)]:
         shutil.rmtree(left, ignore_errors=True)
+    compact(folder)
     if going or runs:
         log.info("retention removed %d snapshots and the folders of %d runs of %s", len(going), len(runs), name)
     return going

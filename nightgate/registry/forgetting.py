@@ -17,27 +17,32 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.data.batches import hash_of_forgotten
-from nightgate.data.redaction import redact, rows_of
+from nightgate.data.batches import hash_of_forgotten, hashes_of
+from nightgate.data.deltas import DELTAS
 from nightgate.data.snapshots import MANIFEST_FILE, open_snapshot
-from nightgate.data.tip import keep_out
+from nightgate.data.split_memory import SplitMemory
+from nightgate.data.tip import MEMORY, keep_out
 from nightgate.database.data_schema import Forgotten
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.refresh_schema import DataCheck
 from nightgate.database.schema import Attempt, ModelVersion, QuarantinedRow, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.durable_files import write_whole
-from nightgate.errors import RegistryError, storage_errors
+from nightgate.errors import RegistryError, SnapshotError, storage_errors
 from nightgate.home import Home
+from nightgate.registry.compaction import Forest, read_forest
 from nightgate.registry.leakage import line_of
+from nightgate.registry.redaction import has_file, in_deltas, redact_deltas, redact_file, rows_of, texts_of
 from nightgate.registry.versions import require_pipeline
 from nightgate.runs.claim import RESUMABLE
 from nightgate.runs.lifecycle import fail_dead_runs, lock_pipeline
@@ -59,9 +64,12 @@ _SPELLINGS = (
     lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
 )
 _LEARNT = {"train", "validation"}
+REMOVED = "removed"
+"""In place of the split of a row, where a snapshot was removed."""
 
 
 SNAPSHOT, GOLDEN = "rows of a snapshot", "golden rows"
+ENTRIES = "entries, all versions of the rows"
 STRAY = "damaged or unfinished, may hold rows: removed whole"
 QUARANTINE, REASON = "quarantined rows: emptied", "reasons that quote a row"
 CHECKPOINTS = "checkpoints of a run that can go on: removed, it starts anew"
@@ -138,9 +146,11 @@ def forget(db: Database, pipeline_name: str, ids: Collection[str], *, by: str) -
             elif place.what == STRAY:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         db.write(lambda session: _empty(session, pipeline_name, ids, quotes))
+        redact_deltas(home.snapshots / pipeline_name, ids)
         for place in found.places:
-            if place.what in {GOLDEN, SNAPSHOT}:
-                redact(home.absolute(place.path), ids)
+            path = home.absolute(place.path)
+            if place.what in {GOLDEN, SNAPSHOT} and has_file(open_snapshot(path, verify=False)):
+                redact_file(path, ids)
     db.write(lambda session: _finish(session, db, pipeline_name, ids))
     return found
 
@@ -150,14 +160,24 @@ def _search(db: Database, pipeline_name: str, ids: Collection[str]) -> tuple[Fou
     require_pipeline(db, pipeline_name)
     of = {one: OfId() for one in ids}
     sides: dict[str, dict[Path, set[str]]] = {one: {} for one in ids}
-    excerpts = sa.select(QuarantinedRow.excerpt).where(QuarantinedRow.row_id.in_(ids), _of_pipeline(pipeline_name))
+    excerpts = sa.select(QuarantinedRow.excerpt).where(
+        QuarantinedRow.row_id.in_(ids), QuarantinedRow.pipeline == pipeline_name
+    )
     texts = {excerpt for (excerpt,) in _rows(db, excerpts)}
     places = []
+    forest = read_forest(db.home.snapshots / pipeline_name)
+    entries, in_snapshots = in_deltas(forest, ids)
+    texts |= in_snapshots
+    if entries:
+        places.append(Place(db.home.relative(forest.folder / DELTAS), ENTRIES, entries))
     for folder in _row_folders(db.home, pipeline_name):
-        counts, found = rows_of(open_snapshot(folder, verify=False), ids)
-        texts |= found
+        snapshot = open_snapshot(folder, verify=False)
+        if not entries and not has_file(snapshot):
+            continue
+        counts = rows_of(snapshot, ids)
         is_golden = folder.is_relative_to(db.home.golden)
         if counts:
+            texts |= texts_of(snapshot, ids) if has_file(snapshot) else set()
             places.append(Place(db.home.relative(folder), GOLDEN if is_golden else SNAPSHOT, sum(counts.values())))
         for (one, split), number in counts.items():
             if is_golden:
@@ -167,7 +187,7 @@ def _search(db: Database, pipeline_name: str, ids: Collection[str]) -> tuple[Fou
             sides[one].setdefault(folder, set()).add(split)
     for one, facts in of.items():
         facts.snapshots = len(sides[one])
-        facts.versions = _versions_of(db, pipeline_name, sides[one])
+        facts.versions = _versions_of(db, pipeline_name, one, sides[one])
     learnt = {folder for held in sides.values() for folder, splits in held.items() if splits & _LEARNT}
     quotes = _quotes(ids, texts)
     in_database, quarantined = db.read(lambda session: _empty(session, pipeline_name, ids, quotes, dry_run=True))
@@ -177,7 +197,7 @@ def _search(db: Database, pipeline_name: str, ids: Collection[str]) -> tuple[Fou
     for file in _text_files(db, pipeline_name):
         if number := len(quotes.findall(file.read_bytes())):
             places.append(Place(db.home.relative(file), MENTION, number))
-    places += [Place(db.home.relative(path), STRAY) for path in _strays(db.home, pipeline_name)]
+    places += [Place(db.home.relative(path), STRAY) for path in _strays(db.home, pipeline_name, forest)]
     return Found((*in_database, *places), of), quotes
 
 
@@ -195,11 +215,12 @@ def _row_folders(home: Home, pipeline_name: str) -> list[Path]:
     ]
 
 
-def _strays(home: Home, pipeline_name: str) -> Iterator[Path]:
+def _strays(home: Home, pipeline_name: str, forest: Forest) -> Iterator[Path]:
     """Folders that were moved aside as damaged, and what killed processes left."""
     for place in (home.snapshots / pipeline_name, home.golden / pipeline_name):
         for pattern in (".*.draft", ".removed-*", "*.damaged-*"):
             yield from place.glob(pattern)
+    yield from (path for path in (forest.folder / DELTAS).glob("*") if path.name not in forest.chains)
     for folder in _row_folders(home, pipeline_name):
         named = {*open_snapshot(folder, verify=False).manifest["files"], MANIFEST_FILE}
         yield from (path for path in folder.iterdir() if path.name not in named)
@@ -235,19 +256,43 @@ def _checkpoints(db: Database, pipeline_name: str, snapshots: Collection[Path]) 
     return [folder for folder in found if has_checkpoint(folder)]
 
 
-def _versions_of(db: Database, pipeline_name: str, sides: dict[Path, set[str]]) -> dict[int, str]:
-    """How each version learnt from rows that snapshots hold on these sides."""
+def _versions_of(db: Database, pipeline_name: str, row_id: str, sides: dict[Path, set[str]]) -> dict[int, str]:
+    """How each version learnt from rows with this id, which snapshots hold on these sides."""
+    sides = sides | _in_memory(db, pipeline_name, row_id)
     found = {}
     query = sa.select(ModelVersion.version).where(ModelVersion.pipeline == pipeline_name)
     for (version,) in _rows(db, query.order_by(ModelVersion.version)):
-        own, *before = [sides.get(path, set()) for path in line_of(db, db.home, pipeline_name, version).snapshots]
-        if "train" in own:
+        line = [sides.get(path, set()) for path in line_of(db, db.home, pipeline_name, version).snapshots]
+        if any("train" in one for one in line[:1]):
             found[version] = "trained on it"
-        elif any("train" in one for one in before):
+        elif any("train" in one for one in line):
             found[version] = "continued from a version that was trained on it"
-        elif any("validation" in one for one in (own, *before)):
+        elif any("validation" in one for one in line):
             found[version] = "selected by it"
+        elif any(REMOVED in one for one in line):
+            found[version] = "trained on it or selected by it, as far as is known: a snapshot was removed"
     return found
+
+
+def _in_memory(db: Database, pipeline_name: str, row_id: str) -> dict[Path, set[str]]:
+    """Snapshots that retention has removed, and before which the id was known in training or validation."""
+    query = sa.select(Snapshot.path, Snapshot.manifest).where(
+        Snapshot.pipeline == pipeline_name, Snapshot.files_removed_at.is_not(None)
+    )
+    folder, keys = db.home.snapshots / pipeline_name / MEMORY, {"id": hashes_of([row_id])}
+
+    @cache
+    def has_it(of: str, name: str) -> bool:
+        with suppress(SnapshotError):
+            return bool(SplitMemory.open(folder / of, [name]).trained_on(keys, [name]).any())
+        return False
+
+    return {
+        db.home.absolute(path): {REMOVED}
+        for path, manifest in _rows(db, query)
+        for memory in [manifest.get("memory", {"of": "", "files": ()})]
+        if any(has_it(memory["of"], name) for name in memory["files"])
+    }
 
 
 def _empty(
@@ -257,7 +302,7 @@ def _empty(
 
     Returns the places, and the number of quarantined rows by id.
     """
-    quarantined = session.scalars(sa.select(QuarantinedRow).where(_of_pipeline(pipeline_name)))
+    quarantined = session.scalars(sa.select(QuarantinedRow).where(QuarantinedRow.pipeline == pipeline_name))
     rows = [row for row in quarantined if row.row_id in ids or quotes.search(f"{row.detail}\n{row.excerpt}".encode())]
     runs = session.scalars(sa.select(Run).where(Run.pipeline == pipeline_name))
     attempts = session.scalars(sa.select(Attempt).where(Attempt.run_id.in_(_runs(pipeline_name))))
@@ -336,10 +381,6 @@ def _finish(session: Session, db: Database, pipeline_name: str, ids: Collection[
 
 def _runs(pipeline_name: str) -> sa.Select[tuple[str]]:
     return sa.select(Run.run_id).where(Run.pipeline == pipeline_name)
-
-
-def _of_pipeline(pipeline_name: str) -> sa.ColumnElement[bool]:
-    return QuarantinedRow.run_id.in_(_runs(pipeline_name))
 
 
 def _rows(db: Database, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:

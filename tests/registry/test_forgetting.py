@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from typer.testing import CliRunner
 
 from nightgate.cli.app import app
 from nightgate.data.batches import hash_of_forgotten
-from nightgate.data.refresh import Refreshed
+from nightgate.data.refresh import Refreshed, refresh
 from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
 from nightgate.data.tip import kept_out
 from nightgate.database.data_schema import Forgotten
 from nightgate.database.schema import ModelVersion
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError, SnapshotError
+from nightgate.registry import data_retention
 from nightgate.registry.forgetting import (
     CHECKPOINTS,
+    ENTRIES,
     GOLDEN,
     MENTION,
     QUARANTINE,
@@ -35,7 +38,7 @@ from nightgate.registry.forgetting import (
 )
 from nightgate.runs import lifecycle, records
 from nightgate.sources.source_table import Quarantined
-from tests.support import night_rows
+from tests.support import night_rows, reviews
 
 PERSON = "customer-0004"
 TEXT = 'My name is Kim & I said: "call me" about kettle 4, which I bought for my mother in Lund'
@@ -205,6 +208,36 @@ def test_rows_are_not_forgotten_under_a_run_that_is_at_work(nights: Database) ->
         forget(nights, "reviews", [PERSON], by="ada")
     assert nights.read(lambda session: session.query(Forgotten).count()) == 0
     assert find(nights, "reviews", [PERSON]).places
+
+
+def test_rows_leave_deltas_and_the_memory_of_splits_tells_of_snapshots_that_were_removed(
+    database: Database, tmp_path: Path
+) -> None:
+    frame = pd.DataFrame(reviews.rows())
+    for day in range(2):
+        frame[: 100 + 10 * day].to_csv(tmp_path / "r.csv", index=False)
+        opened, _ = night_rows.judged_version(database, day)
+        pipeline = reviews.pipeline(reviews.files(tmp_path / "r.csv"), name="reviews", retention__snapshots=1)
+        refreshed = refresh(pipeline, reviews.NIGHT, database.home)
+        records.record_snapshot(database, opened.run_id, opened.attempt, refreshed)
+        lifecycle.finish_run(database, opened.run_id, 1, "held")
+    first = ids(database)[0]
+    removed = datetime.now(UTC)
+    database.write(lambda session: setattr(session.get_one(ModelVersion, ("reviews", 1)), "files_removed_at", removed))
+    assert data_retention.sweep(database, pipeline) == [first]
+
+    row_id, text = refreshed.snapshot.rows("train").sort_values("row_id")[["row_id", "text"]].iloc[0]
+    found = forget(database, "reviews", [row_id], by="ada")
+    assert {place.what: place.rows for place in found.places} == {ENTRIES: 1, SNAPSHOT: 1}
+    assert sorted(found.versions) == [1, 2]
+    assert "a snapshot was removed" in found.versions[1]
+    assert found.versions[2] == "trained on it"
+    snapshot = open_snapshot(refreshed.snapshot.path, verify=True)
+    assert row_id not in set(snapshot.rows("train")["row_id"])
+    assert not [held for held in content(database.home.root) if text.encode() in held]
+    stored = database.frame("SELECT rows_redacted FROM snapshots WHERE files_removed_at IS NULL")
+    assert list(stored["rows_redacted"]) == [1]
+    assert find(database, "reviews", [row_id]).places == ()
 
 
 class Killed(BaseException):

@@ -1,0 +1,162 @@
+"""Joined deltas hold the same snapshots in fewer files, and a kill while they are joined breaks nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nightgate.data.deltas import TAKEN, take
+from nightgate.data.refresh import refresh
+from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, snapshot_id
+from nightgate.errors import SnapshotError
+from nightgate.home import Home
+from nightgate.registry import compaction
+from nightgate.registry.compaction import compact, read_forest
+from nightgate.schedule import Night
+from tests.support import reviews
+
+NIGHTS = 12
+PIPELINE = "kettles"
+
+
+def night(number: int) -> Night:
+    day = date(2026, 3, 1) + timedelta(days=number)
+    return Night(day, "backfill", datetime(day.year, day.month, day.day, 3, 15, tzinfo=UTC))
+
+
+def write_source(folder: Path, number: int) -> None:
+    """New rows in a file of their own; in the first file some rows are edited, deleted, or copy another's text."""
+    first = pd.DataFrame(reviews.rows(120))
+    first.loc[number, "text"] += f" Edited in night {number}."
+    first.loc[50:53, "text"] = f"Written again in every night, now in {number}."
+    first.drop(index=range(100, 100 + number)).to_csv(folder / "first.csv", index=False)
+    new = pd.DataFrame(reviews.rows(200)).iloc[120 + 5 * number : 125 + 5 * number]
+    new.to_csv(folder / f"night-{number:02d}.csv", index=False)
+
+
+def take_in(home: Home, source: Path, number: int) -> Snapshot:
+    write_source(source, number)
+    pipeline = reviews.pipeline(reviews.files(source / "*.csv"))
+    return refresh(pipeline, night(number), home).snapshot
+
+
+def rows(snapshot: Snapshot) -> pd.DataFrame:
+    return pd.concat([snapshot.rows(split).assign(split=split) for split in SPLITS], ignore_index=True)
+
+
+def identity(snapshot: Snapshot) -> str:
+    index = snapshot.chain().index()
+    return snapshot_id(take(index, index["state"] == TAKEN), snapshot.manifest["rules"])
+
+
+@pytest.fixture
+def nights(home: Home, tmp_path: Path) -> dict[int, Snapshot]:
+    """Snapshots of twelve nights; all but those of three were removed."""
+    (tmp_path / "source").mkdir()
+    found = {number: take_in(home, tmp_path / "source", number) for number in range(NIGHTS)}
+    for number, snapshot in found.items():
+        if number not in {1, 6, NIGHTS - 1}:
+            shutil.rmtree(snapshot.path)
+    return {number: found[number] for number in (1, 6, NIGHTS - 1)}
+
+
+def deltas(home: Home) -> list[Path]:
+    return sorted((home.snapshots / PIPELINE / "deltas").iterdir())
+
+
+def test_joined_deltas_hold_the_same_snapshots(
+    nights: dict[int, Snapshot], home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = home.snapshots / PIPELINE
+    before = {number: rows(snapshot) for number, snapshot in nights.items()}
+    other = Home(tmp_path / "other", home.id)
+    shutil.copytree(home.root, other.root)
+    places = len(nights[11].chain().index(superseded=True)["place"])
+    assert not compact(folder)
+    assert len(deltas(home)) == NIGHTS
+
+    monkeypatch.setattr(compaction, "MOST_UNUSED", 1)
+    monkeypatch.setattr(compaction, "LARGE", 100)
+    assert compact(folder)
+    assert len(deltas(home)) == 3
+    for number, snapshot in nights.items():
+        found = open_snapshot(snapshot.path, verify=True)
+        pd.testing.assert_frame_equal(rows(found), before[number])
+        assert identity(found) == found.id == snapshot.id
+    # What came and went between two snapshots is gone.
+    assert len(open_snapshot(nights[11].path).chain().index(superseded=True)["place"]) < places
+    assert not compact(folder)
+
+    source = tmp_path / "source"
+    joined, apart = (take_in(one, source, NIGHTS) for one in (home, other))
+    assert joined.id == apart.id
+    pd.testing.assert_frame_equal(rows(joined), rows(apart))
+    assert joined.manifest["rows_duplicate"] == apart.manifest["rows_duplicate"]
+
+
+def test_a_large_first_delta_is_not_written_again_for_a_few_small_ones(
+    nights: dict[int, Snapshot], home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "MOST_UNUSED", 1)
+    monkeypatch.setattr(compaction, "LARGE", 1)
+    shutil.rmtree(nights[1].path)
+    first = deltas(home)[0]
+    files = {path.name: path.stat().st_ino for path in first.iterdir()}
+    assert compact(home.snapshots / PIPELINE)
+    assert {path.name: path.stat().st_ino for path in first.iterdir()} == files
+    assert len(deltas(home)) == 3
+    assert identity(open_snapshot(nights[6].path, verify=True)) == nights[6].id
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("stop", range(16))
+def test_a_kill_while_deltas_are_joined_breaks_no_snapshot(
+    nights: dict[int, Snapshot], home: Home, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at each rename and each removal in turn."""
+    monkeypatch.setattr(compaction, "MOST_UNUSED", 1)
+    steps = iter(range(100))
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **options: Any) -> Any:
+            if next(steps) == stop:
+                raise Killed
+            return real(*arguments, **options)
+
+        return step
+
+    folder = home.snapshots / PIPELINE
+    with monkeypatch.context() as patch:
+        for place, name in ((Path, "rename"), (Path, "replace"), (shutil, "rmtree")):
+            patch.setattr(place, name, counted(getattr(place, name)))
+        try:
+            compact(folder)
+        except Killed:
+            pass
+        else:
+            pytest.skip("there is no such step")
+    for snapshot in nights.values():
+        assert identity(open_snapshot(snapshot.path, verify=True)) == snapshot.id
+    compact(folder)
+    for snapshot in nights.values():
+        assert identity(open_snapshot(snapshot.path, verify=True)) == snapshot.id
+    assert {path.name for path in deltas(home)} == set(read_forest(folder).chains)
+
+
+def test_a_missing_delta_is_an_error_and_nothing_is_changed(nights: dict[int, Snapshot], home: Home) -> None:
+    shutil.rmtree(deltas(home)[3])
+    with pytest.raises(SnapshotError):
+        compact(home.snapshots / PIPELINE)
+    assert len(deltas(home)) == NIGHTS - 1
+    assert np.all([snapshot.path.is_dir() for snapshot in nights.values()])
