@@ -23,8 +23,6 @@ FEWEST_COMPARED = 200
 ROWS_PER_LABEL = 20
 """So many rows a label bring the expected distance between samples of one distribution below 0.1."""
 NIGHTS_FOR_USUAL = 3
-NIGHTS_FOR_NONE = 7
-"""A week, since many a feed rests at the weekend."""
 PARTS_NAMED = 5
 
 Outcome = Literal["passed", "failed", "allowed", "not_run"]
@@ -122,19 +120,21 @@ def _rows(tonight: Statistics, recent: Sequence[Statistics], parts: Iterable[Par
 
 def _new_rows(tonight: Statistics, recent: Sequence[Statistics], settings: DataChecks) -> CheckResult:
     low, high = settings.min_new_rows, settings.max_new_rows
+    if not tonight.rows_new:
+        # Many a feed rests at weekends; a night without news is skipped.
+        return _not_run("new_rows", high, "there are no new rows")
     # The first night reads all that there is.
-    usual = [night.rows_new for night in recent if not night.is_first]
-    needed = NIGHTS_FOR_USUAL if tonight.rows_new else NIGHTS_FOR_NONE
-    if tonight.is_first or len(usual) < needed:
-        return _not_run("new_rows", high, f"{len(usual)} earlier nights, {needed} are needed")
+    usual = [night.rows_new for night in recent if night.rows_new and not night.is_first]
+    if tonight.is_first or len(usual) < NIGHTS_FOR_USUAL:
+        return _not_run("new_rows", high, f"{len(usual)} earlier nights with new rows, {NIGHTS_FOR_USUAL} are needed")
     days = (tonight.night - recent[-1].night).days
     if days < 1:
         return _not_run("new_rows", high, f"the night of {recent[-1].night} was refreshed before")
-    middle = median([count for count in usual if count] or [0])
+    middle = median(usual)
     if max(middle, tonight.rows_new) < FEWEST_COMPARED:
         return _not_run("new_rows", high, f"{tonight.rows_new:,} new rows, usually {middle:,.0f}: too few to tell")
     found = f"{tonight.rows_new:,} new rows, where the median of {len(usual)} nights is {middle:,.0f}"
-    ratio = tonight.rows_new / middle if middle else float(tonight.rows_new)
+    ratio = tonight.rows_new / middle
     # A night as quiet or as busy as one of the last week is no surprise, and neither is a backlog of several days.
     if tonight.rows_new < low * middle and tonight.rows_new < min(usual):
         return _result("new_rows", ratio, low, True, f"only {found}")

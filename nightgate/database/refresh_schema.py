@@ -57,7 +57,7 @@ class DataCheck(OfAttempt, Base):
 
 
 class LabelVote(Base):
-    """How many rows with one text have a label, where they have several, in the newest snapshot."""
+    """How many rows with one text have a label, where they have several."""
 
     __tablename__ = "label_vote"
     __table_args__ = (of("run_id", "run: run_id"),)
@@ -68,4 +68,4 @@ class LabelVote(Base):
     votes: Mapped[int]
     chosen: Mapped[bool]
     run_id: Mapped[str]
-    """The run whose snapshot it is."""
+    """The last run that read a row with the text."""

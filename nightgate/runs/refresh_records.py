@@ -7,7 +7,7 @@ the state of the pipeline after its newest night, which a backfill of an earlier
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MOST_PARTS = 1000
 """Parts with a row of their own each night; of the others those that did not change share one."""
+_AT_ONCE = 500
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -143,8 +144,12 @@ def _resolve(session: Session, run: Run, refreshed: Refreshed) -> None:
         session.connection().execute(statement, gone)
 
 
-def _replace_votes(session: Session, run: Run, texts: Iterable[LabelVotes]) -> None:
-    session.execute(sa.delete(LabelVote).where(LabelVote.pipeline == run.pipeline))
+def _replace_votes(session: Session, run: Run, texts: Sequence[LabelVotes]) -> None:
+    """Store the votes on texts that tonight's rows have; those on other texts stand."""
+    marks = [text.fingerprint for text in texts]
+    for start in range(0, len(marks), _AT_ONCE):
+        known = LabelVote.fingerprint.in_(marks[start : start + _AT_ONCE])
+        session.execute(sa.delete(LabelVote).where(LabelVote.pipeline == run.pipeline, known))
     place = {"pipeline": run.pipeline, "run_id": run.run_id}
     rows = [
         place | {"fingerprint": text.fingerprint, "label": label, "votes": votes, "chosen": label == text.label}

@@ -67,7 +67,7 @@ def test_a_first_night_is_checked_for_what_needs_no_other_night() -> None:
         ({"rows_total": 8_999}, {"rows"}),
         ({"rows_new": 100}, set()),
         ({"rows_new": 99}, {"new_rows"}),
-        ({"rows_new": 0}, {"new_rows"}),
+        ({"rows_new": 0}, set()),
         ({"rows_new": 2_500}, set()),
         ({"rows_new": 2_501}, {"new_rows"}),
         ({"rows_quarantined": 25}, set()),
@@ -146,7 +146,7 @@ def test_parts_that_shrank_or_vanished_are_named_with_their_rows() -> None:
 
 
 def test_a_limit_can_be_set_and_switched_off() -> None:
-    tonight = night(8, rows_total=100, rows_new=0, rows_quarantined=500, labels={"good": 500}, commonest=500)
+    tonight = night(8, rows_total=100, rows_new=1, rows_quarantined=500, labels={"good": 500}, commonest=500)
     off = {"max_rows_lost": 1, "min_new_rows": 0, "max_quarantined": 1, "max_label_shift": 1, "max_repeated_text": 1}
     assert failed(tonight) == {"rows", "new_rows", "quarantined", "labels", "repeated_text"}
     assert failed(tonight, settings=DataChecks.model_validate(off)) == set()

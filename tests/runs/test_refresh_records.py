@@ -143,7 +143,7 @@ def test_rows_of_parts_that_were_not_read_again_stay_open(database: Database) ->
 
 
 def test_a_backfill_adds_rows_and_changes_no_later_state(database: Database) -> None:
-    refreshed_night(database, 1, bad(1), bad(3))
+    refreshed_night(database, 1, bad(1), bad(3), votes=(LabelVotes("cd" * 16, {"bad": 1, "good": 2}, "good"),))
     newest = refreshed_night(database, 2, bad(1), votes=(LabelVotes("cd" * 16, {"bad": 2, "good": 2}, "bad"),))
     refreshed_night(database, 0, bad(2), bad(3), votes=())
     assert quarantine(database) == [
