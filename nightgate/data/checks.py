@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
@@ -53,6 +53,9 @@ def run_checks(
         shares: of the splits that are made by hash, as set.
         allowed: names of checks whose failure does not count tonight.
     """
+    if recent and recent[-1].source != tonight.source:
+        tonight = replace(tonight, is_first=True)
+    recent = [night for night in recent if night.source == tonight.source]
     results = (
         _rows(tonight, recent, parts, settings.max_rows_lost),
         _new_rows(tonight, recent, settings),
@@ -99,7 +102,7 @@ def _not_run(name: CheckName, threshold: float, reason: str) -> CheckResult:
 
 def _rows(tonight: Statistics, recent: Sequence[Statistics], parts: Iterable[PartCounts], limit: float) -> CheckResult:
     if not recent:
-        return _not_run("rows", limit, "there is no earlier night")
+        return _not_run("rows", limit, "there is no earlier night of this source")
     before = recent[-1].rows_total
     lost = before - tonight.rows_total
     share = max(lost, 0) / before if before else 0.0
@@ -123,7 +126,7 @@ def _new_rows(tonight: Statistics, recent: Sequence[Statistics], settings: DataC
     if not tonight.rows_new:
         # Many a feed rests at weekends; a night without news is skipped.
         return _not_run("new_rows", high, "there are no new rows")
-    # The first night reads all that there is.
+    # The first night of a source reads all that there is.
     usual = [night.rows_new for night in recent if night.rows_new and not night.is_first]
     if tonight.is_first or len(usual) < NIGHTS_FOR_USUAL:
         return _not_run("new_rows", high, f"{len(usual)} earlier nights with new rows, {NIGHTS_FOR_USUAL} are needed")

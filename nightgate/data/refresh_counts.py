@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -114,6 +115,8 @@ class Statistics:
     """Rows of the parts that were read, known ones too."""
     is_first: bool = False
     """Whether there was nothing to compare with: all rows count as new."""
+    source: str = ""
+    """A hash of `data.source`: nights of another source say nothing about this one."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(replace(self, commonest_text="")) | {"night": self.night.isoformat()}
@@ -254,6 +257,7 @@ def statistics_of(
         missing=read.missing,
         rows_checked=read.checked,
         is_first=is_first,
+        source=hashlib.sha256(base.pipeline.data.source.model_dump_json().encode()).hexdigest()[:12],
     )
 
 

@@ -133,6 +133,15 @@ def test_a_second_refresh_of_a_date_is_no_night_of_its_own() -> None:
     assert Statistics.from_json(kept[-1].to_json()) == kept[-1]
 
 
+def test_nights_of_another_source_are_not_compared() -> None:
+    broken = night(8, rows_total=100, rows_new=50_000, labels={"good": 500}, source="another")
+    found = checked(broken)
+    assert {found[name].outcome for name in ("rows", "new_rows", "labels")} == {"not_run"}
+    after_a_trial = remember(WEEK, broken)
+    assert failed(night(9, rows_total=8_000, rows_new=10_000), after_a_trial) == {"rows"}
+    assert failed(night(10, rows_new=10_000), remember(after_a_trial, night(9))) == {"new_rows"}
+
+
 def test_parts_that_shrank_or_vanished_are_named_with_their_rows() -> None:
     parts = [
         PartCounts("a.csv", 500, taken=500, vanished=500),

@@ -1,0 +1,81 @@
+"""A night whose data look broken, from the source to SQL: it ends before training, and takes nothing in."""
+
+from __future__ import annotations
+
+import csv
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nightgate.check_config import NONE_ALLOWED, Allowed
+from nightgate.config import Pipeline
+from nightgate.data.snapshots import Snapshot
+from nightgate.database.connection import database_url
+from nightgate.database.transactions import Database, upgrade
+from nightgate.errors import DataCheckError
+from nightgate.home import Home
+from nightgate.night import steps
+from nightgate.night.run import open_night
+from nightgate.schedule import chosen_night
+from tests.support.tiny import tiny_pipeline
+
+
+def refreshed_night(pipeline: Pipeline, day: int, allowed: Allowed = NONE_ALLOWED) -> Snapshot:
+    """A night up to its refresh."""
+    with open_night(pipeline, chosen_night(pipeline.schedule, date(2026, 1, day)), allowed=allowed) as run:
+        snapshot = steps.refresh(run)
+        run.finish("held", "it ends here")
+    return snapshot
+
+
+def nights(home: Home, query: str) -> list[dict[str, Any]]:
+    with Database.open(home) as db:
+        frame = db.frame(query)
+        rows: list[dict[str, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        return rows
+
+
+def test_a_night_ends_before_training_takes_nothing_in_and_says_how_to_let_it_pass(home: Home, tmp_path: Path) -> None:
+    upgrade(database_url(home))
+    pipeline = tiny_pipeline(tmp_path, rows=400)
+    first = refreshed_night(pipeline, 5)
+    path = tmp_path / "reviews.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:200]))
+    with pytest.raises(DataCheckError):
+        refreshed_night(pipeline, 6)
+    [before, broken] = nights(home, "SELECT * FROM nightly_runs ORDER BY night")
+    assert (broken["status"], broken["error_type"], broken["snapshot_id"]) == ("failed", "data_check_failed", None)
+    assert broken["reason"].startswith("400 rows became 199")
+    assert "nightgate run tiny --allow-failed-check rows --reason" in broken["next_step"]
+    query = (
+        "SELECT check_name, outcome, value, threshold, allowed_by, allowed_reason FROM data_checks WHERE run_id = '{}'"
+    )
+    checks = {row["check_name"]: row for row in nights(home, query.format(broken["run_id"]))}
+    assert (checks["rows"]["outcome"], checks["rows"]["threshold"]) == ("failed", 0.1)
+    assert checks["rows"]["value"] == pytest.approx(201 / 400)
+    counts = nights(
+        home, "SELECT night, SUM(rows_seen) AS seen, SUM(rows_taken) AS taken FROM refresh_counts GROUP BY 1"
+    )
+    assert [(row["seen"], row["taken"]) for row in counts] == [(400, 400), (199, 199)]
+    # The same command, with the option: the run is resumed.
+    allowed = Allowed(frozenset({"rows"}), "ada", "old reviews were deleted")
+    assert refreshed_night(pipeline, 6, allowed).id != first.id
+    [row] = nights(home, query.format(broken["run_id"]) + " AND outcome = 'allowed'")
+    assert (row["check_name"], row["allowed_by"], row["allowed_reason"]) == ("rows", "ada", "old reviews were deleted")
+    # The next night is compared with this one; corrected labels and repaired rows are counted.
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    for at, row in enumerate(rows):
+        row["stars"] = {"1": "3", "2": "1", "3": "2"}[row["stars"]] if at % 10 == 0 else row["stars"]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    snapshot = refreshed_night(pipeline, 7)
+    corrected = {row["id"] for at, row in enumerate(rows) if at % 10 == 0}
+    [last] = nights(home, "SELECT label_revision, run_id FROM nightly_runs WHERE night = '2026-01-07'")
+    assert last["label_revision"] == len(corrected & set(snapshot.rows("test", ["row_id"])["row_id"])) > 0
+    assert {row["outcome"] for row in nights(home, query.format(last["run_id"]))} <= {"passed", "not_run"}
+    assert before["label_revision"] is None
