@@ -47,6 +47,8 @@ def reading_rules(pipeline: Pipeline) -> str:
     how = {"source", "lag", "sweep", "train_window", "golden", "golden_rows", "checks"}
     data = pipeline.data.model_dump(mode="json", exclude=how)
     rules = [1, data, pipeline.split.column, rules_of(pipeline)]
+    if columns := pipeline.data.checks.columns:
+        rules.append({name: column.model_dump(mode="json") for name, column in columns.items()})
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ Eight nights of a feed of daily files are refreshed once; each test goes on from
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import shutil
@@ -62,7 +63,8 @@ class Feed:
         document = {
             "name": "feed",
             "data": {
-                "source": {"kind": "files", "paths": [str(self.folder / "*")]},
+                # Relative: a copy has the same source.
+                "source": {"kind": "files", "paths": ["feed/*"]},
                 "id": "id",
                 "text": "text",
                 "label": "stars",
@@ -72,7 +74,9 @@ class Feed:
         pipeline = check_pipeline(document, "feed.toml", self.settings)
         chosen = FIRST + timedelta(days=day)
         until = datetime(chosen.year, chosen.month, chosen.day, 3, 15, tzinfo=UTC)
-        found = refresh(pipeline, Night(chosen, "backfill", until), Home(self.home, "home"), self.previous, **options)
+        with contextlib.chdir(self.folder.parent):
+            night = Night(chosen, "backfill", until)
+            found = refresh(pipeline, night, Home(self.home, "home"), self.previous, **options)
         self.previous = found.snapshot.path
         return found
 
