@@ -12,92 +12,24 @@ from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from nightgate.check_config import DataChecks
-from nightgate.config_types import Column, Cron, Duration, Label, Section, Size, Timezone, label_name, labels_by_value
+from nightgate.config_types import (
+    Column,
+    Cron,
+    Duration,
+    Label,
+    Section,
+    Size,
+    TimeFormat,
+    Timezone,
+    label_name,
+    labels_by_value,
+)
 from nightgate.cron import instants
 from nightgate.gate_config import Gate
-
-
-class SampleSource(Section):
-    """Synthetic product reviews from a seeded generator: the embedded default, nothing to download."""
-
-    kind: Literal["sample"]
-    rows_per_day: int = Field(default=100, ge=1, le=100_000)
-    """Reviews that arrive on one day."""
-    days: int = Field(default=30, ge=1, le=3650)
-    """The shop keeps the reviews of this many days before the night."""
-    seed: int = Field(default=42, ge=0, le=2**32 - 1)
-    """Another seed is another shop."""
-
-
-class FilesSource(Section):
-    """Files on disk: CSV, TSV, JSON lines or Parquet, plain or compressed with gzip or zstd."""
-
-    kind: Literal["files"]
-    paths: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
-    """Paths or globs, relative to the working directory."""
-    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = "auto"
-    """`auto` reads the file extension: .csv .tsv .jsonl .ndjson .json .parquet, optionally with .gz or .zst."""
-    encoding: str = "utf-8"
-    """Text encoding of CSV, TSV and JSON lines."""
-
-    @field_validator("encoding")
-    @classmethod
-    def _known_encoding(cls, value: str) -> str:
-        try:
-            "".encode(value)
-        except LookupError as error:
-            raise ValueError(
-                f"{value!r} is not a text encoding that Python knows, such as 'utf-8' or 'cp1252'"
-            ) from error
-        return value
-
-
-class HubSource(Section):
-    """A data set that `datasets.load_dataset` reads: a hub name, a local folder, or data files by format."""
-
-    kind: Literal["hub"]
-    dataset: str = Field(min_length=1)
-    """Name on the hub, path of a local folder, or a format (`json`, `csv`, `parquet`) that reads `data_files`."""
-    config: str | None = None
-    """Configuration (subset) of the data set."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub; pin it for runs that can be repeated."""
-    data_files: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
-    """Files inside the data set, by split if a table."""
-    splits: dict[Literal["train", "validation", "test"], str] | None = None
-    """Which of the source's splits to use as train, validation and test; those not named are cut from `train` by hash.
-    Empty: all rows of `train` are divided by hash."""
-
-
-class SqlSource(Section):
-    """A table or a query of a database that SQLAlchemy reaches, read in a read-only transaction."""
-
-    kind: Literal["sql"]
-    url_env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable with the database's URL, such as postgresql://user:password@host/database."""
-    table: str = ""
-    """Table or view, or `schema.table`."""
-    query_file: str = ""
-    """File with a SELECT, instead of `table`; relative to the working directory."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_no_password(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "url" in given:
-            raise ValueError("a URL holds a password: put it into an environment variable, and its name into `url_env`")
-        return given
-
-    @model_validator(mode="after")
-    def _reads_one_thing(self) -> SqlSource:
-        if bool(self.table) == bool(self.query_file):
-            raise ValueError("name what to read: either `table` or `query_file`")
-        return self
-
-
-Source = Annotated[SampleSource | FilesSource | HubSource | SqlSource, Field(discriminator="kind")]
+from nightgate.source_config import HubSource, SampleSource, Source, SqlSource
 
 
 class Data(Section):
@@ -115,6 +47,9 @@ class Data(Section):
     """Labels in order, or a table from source values to labels. Rows with other values are quarantined."""
     time: Column | None = None
     """Column of the row's time: a night reads rows from before its `data_until`."""
+    time_format: TimeFormat = ""
+    """Format of times as `strptime` has it, such as '%d-%m-%Y %H:%M', or 'epoch_s' or 'epoch_ms' for seconds or
+    milliseconds since 1970. '': ISO 8601."""
     timezone: Timezone = "UTC"
     """Timezone of times without one."""
     updated: Column | Literal[""] = ""
@@ -338,9 +273,11 @@ class Pipeline(Section):
         record["gate"] = {key: value for key, value in record["gate"].items() if not key.startswith("approval")}
         rules = record["data"].pop("checks")["columns"]
         record["data"] |= {"columns": rules} if rules else {}
-        # How a table is read again, and columns that are not named, as in configurations of before.
-        without = {"lag", "sweep"} | {name for name in ("updated", "deleted") if not record["data"][name]}
-        record["data"] = {name: value for name, value in record["data"].items() if name not in without}
+        # How a table is read again never counts; fields that earlier releases did not have only where they are set.
+        later = {"updated": "", "deleted": "", "time_format": "", "delimiter": "", "quoting": "auto"}
+        for table in (record["data"], record["data"]["source"]):
+            for name in [name for name in table if name in ("lag", "sweep") or table[name] == later.get(name, ...)]:
+                del table[name]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
 
     def next_night(self, after: datetime) -> datetime:

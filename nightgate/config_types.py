@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Annotated
 from zoneinfo import available_timezones
@@ -42,11 +42,25 @@ def _duration(text: str) -> str:
     return text
 
 
+def _time_format(text: str) -> str:
+    if text in {"", "epoch_s", "epoch_ms"}:
+        return text
+    sample = datetime(2026, 1, 31, 3, 15, tzinfo=UTC)
+    try:
+        day = datetime.strptime(sample.strftime(text), text).date()
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a format of strptime: {error}") from error
+    if day != sample.date():
+        raise ValueError(f"{text!r} has no year, month and day, as '%d-%m-%Y' has, and is not 'epoch_s' or 'epoch_ms'")
+    return text
+
+
 Timezone = Annotated[str, AfterValidator(_known_timezone)]
 Cron = Annotated[str, AfterValidator(check_nightly)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 Label = Annotated[str, Field(max_length=100)] | bool | int | float
+TimeFormat = Annotated[str, AfterValidator(_time_format)]
 Size = Annotated[str, Field(pattern=r"^([1-9][0-9]{0,5}[MGT]B)?$")]
 _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 

@@ -90,7 +90,7 @@ def test_the_published_recipe_is_written_out_and_agrees_with_the_defaults() -> N
         ({"data.labels": [1]}, "data.labels"),
         ({"data.labels": [1, 1]}, "twice"),
         ({"data.labels": {"1": "good", "2": "good"}}, "'good'"),
-        ({"data.source.kind": "csv"}, "'sample', 'files', 'hub', 'sql'"),
+        ({"data.source.kind": "mongo"}, "'files', 'hub', 'sample', 'sql'"),
         ({"data.train_window": "365d"}, "`time`"),
         ({"data.train_window": "a year"}, "'a year'"),
         ({"data.slices": ["label"]}, "slices"),

@@ -73,6 +73,7 @@ class Rules:
     updated: str | None
     deleted: str | None
     timezone: str
+    time_format: str
     columns: Mapping[str, ColumnRules]
     """What values of columns must be."""
     forgotten: frozenset[str]
@@ -95,6 +96,7 @@ class Rules:
             updated=data.updated or None,
             deleted=data.deleted or None,
             timezone=data.timezone,
+            time_format=data.time_format,
             columns=data.checks.columns,
             forgotten=forgotten,
             until=microseconds(data_until),
@@ -134,10 +136,10 @@ def work(raw: RawBatch, rules: Rules) -> Worked:
     given = np.full(num_rows, -1, np.int8)
     found: list[dict[int, Problem]] = []
     if rules.time:
-        times, problems = read_times(_array(table, rules.time), rules.timezone)
+        times, problems = read_times(_array(table, rules.time), rules.timezone, rules.time_format)
         found.append(problems)
     if rules.updated:
-        updated, _ = read_times(_array(table, rules.updated), rules.timezone)
+        updated, _ = read_times(_array(table, rules.updated), rules.timezone, rules.time_format)
     texts, column, problems = _texts([_array(table, name) for name in rules.text])
     found.append(problems)
     broken = check_columns({name: _values(_array(table, name)) for name in rules.columns}, rules.columns)

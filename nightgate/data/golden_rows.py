@@ -22,13 +22,14 @@ import numpy as np
 import pandas as pd
 
 from nightgate import config
-from nightgate.config import FilesSource, Pipeline
+from nightgate.config import Pipeline
 from nightgate.data.refresh import usable_rows
 from nightgate.data.snapshots import Snapshot, meaning_of, open_snapshot, write_snapshot
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home
 from nightgate.label_meaning import LabelMeaning
 from nightgate.schedule import Night
+from nightgate.source_config import FilesSource
 from nightgate.sources.source_table import quarantine_summary
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from nightgate import config
+from nightgate import config, source_config
 from nightgate.config import Pipeline
 from nightgate.config_types import labels_by_value
 from nightgate.label_meaning import LabelMeaning
@@ -75,7 +75,7 @@ def given_splits(pipeline: Pipeline) -> Collection[str]:
     source = pipeline.data.source
     if pipeline.split.column:
         return SPLITS
-    return (source.splits or ()) if isinstance(source, config.HubSource) else ()
+    return (source.splits or ()) if isinstance(source, source_config.HubSource) else ()
 
 
 def hashed_shares(pipeline: Pipeline) -> dict[str, float]:

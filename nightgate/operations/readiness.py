@@ -12,13 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nightgate.config import FilesSource, HubSource, Pipeline, SampleSource, SqlSource
+from nightgate.config import Pipeline
 from nightgate.database.transactions import Database
 from nightgate.engine.base_model_folder import local_folder
 from nightgate.errors import ConfigurationError, NightgateError, SourceUnavailableError, without_credentials
 from nightgate.operations.findings import Finding
 from nightgate.operations.source_check import check_files, check_golden, check_sample, check_sql
 from nightgate.registry import versions
+from nightgate.schedule import tonight
+from nightgate.source_config import FilesSource, HubSource, OwnSource, SampleSource, SqlSource
+from nightgate.sources.kinds import open_source
 
 NIGHT_SECONDS = 10.0
 """Limit of a request to the hub before a night; its own client waits as long."""
@@ -111,6 +114,9 @@ def source(pipeline: Pipeline, hub: Hub) -> Finding:
             return Finding("ok", check, "synthetic reviews")
         if isinstance(data.source, SqlSource):
             return Finding("ok", check, check_sql(data.source, data, pipeline.split.column))
+        if isinstance(data.source, OwnSource):
+            open_source(data, tonight(pipeline.schedule), split_column=pipeline.split.column)
+            return Finding("ok", check, f"source {data.source.kind!r} of an installed package")
     except SourceUnavailableError as error:
         # The night is not missed for it: its refresh tries again.
         return Finding("warning", check, error.reason, error.next_step)

@@ -23,7 +23,7 @@ from nightgate.errors import DataError, ModelError, StorageError
 from nightgate.home import Home
 from nightgate.provenance import base_model_revision, code_version, library_versions
 from nightgate.settings import read_settings
-from nightgate.sources.files import matching_files
+from nightgate.sources.found_files import matching_files
 
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub; without its answer the commit in the local cache counts."""
@@ -91,7 +91,7 @@ def _golden_file(golden: str) -> str:
     if not golden:
         return ""
     try:
-        return _joined(sha256_of(path) for path in matching_files((golden,)))
+        return _joined(sha256_of(file.path) if file.is_local else file.version for file in matching_files((golden,)))
     except (DataError, OSError):
         return _MISSING
 

@@ -1,20 +1,22 @@
-"""The `files` source: each file is a part, whose version is its size and the times of its last changes."""
+"""The `files` source: each file is a part."""
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from nightgate import config
-from nightgate.durable_files import user_path
+import pyarrow as pa
+
+from nightgate import config, source_config
 from nightgate.errors import DataError
-from nightgate.sources.delimited import read_delimited
+from nightgate.sources.delimited import DelimitedFile
+from nightgate.sources.found_files import COMPRESSIONS, FoundFile, matching_files
 from nightgate.sources.json_lines import read_json_lines
 from nightgate.sources.parquet import read_parquet
 from nightgate.sources.source import Part, Plan, RawBatch
+from nightgate.sources.source_table import check_columns
+from nightgate.sources.text_stream import File
 
 FORMATS = {
     ".csv": "csv",
@@ -22,87 +24,92 @@ FORMATS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
     ".parquet": "parquet",
 }
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class Files:
-    """Files on disk, in the order of their names."""
+    """Files in the order of their names.
+
+    A column that slices or groups rows may be missing in some files, as where it was added later; the others may not.
+    """
 
     swept = False
 
-    def __init__(self, settings: config.FilesSource, columns: Sequence[str]) -> None:
+    def __init__(self, settings: source_config.FilesSource, data: config.Data, columns: Sequence[str]) -> None:
         self._settings = settings
+        self._data = data
         self._columns = tuple(columns)
+        needed = {data.id, *data.text_columns, data.label, data.time}
+        self._optional = {*data.slices, data.group} - needed
+        self._lacking: set[str] = set()
+        self._seen: set[str] = set()
+        self._files: dict[str, FoundFile] = {}
 
     def plan(self, before: Mapping[str, Any] | None) -> Plan:
-        return Plan.of(map(_part, matching_files(self._settings.paths)), before)
+        self._files = {file.name: file for file in matching_files(self._settings.paths)}
+        plan = Plan.of((file.part for file in self._files.values()), before)
+        if plan.unchanged:
+            self._seen.update(self._columns)  # an earlier night has found them
+        return plan
 
     def read(self, part: Part) -> Iterator[RawBatch]:
-        yield from read_file(Path(part.name), self._settings, self._columns)
+        yield from self.read_file(self._files[part.name])
+
+    def read_file(self, file: FoundFile) -> Iterator[RawBatch]:
+        """The rows of one file.
+
+        Raises:
+            DataError: it is empty, damaged, in another encoding or lacks a column.
+        """
+        kind, compression = _format_of(file, self._settings)
+        folder_values = {name: value for name, value in file.folder_values.items() if name in self._columns}
+        required = [name for name in self._columns if name not in self._optional and name not in folder_values]
+        with file.local() as path:
+            here = File(path, file.name, compression)
+            for batch in self._batches(here, kind, required):
+                yield self._completed(batch, folder_values)
 
     def after(self) -> dict[str, Any]:
+        if missing := self._lacking - self._seen:
+            first, *more = self._files
+            check_columns(sorted(missing), sorted(self._seen), f"none of the {len(more) + 1:,} files, such as {first},")
         return {}
 
+    def _batches(self, file: File, kind: str, required: Sequence[str]) -> Iterator[RawBatch]:
+        settings, data, columns = self._settings, self._data, self._columns
+        if kind == "parquet":
+            return read_parquet(file, columns, required, data)
+        if kind == "jsonl":
+            return read_json_lines(file, settings.encoding, columns, required, data.text_columns)
+        delimiter = settings.delimiter or {"csv": ",", "tsv": "\t"}[kind]
+        delimited = DelimitedFile(file, delimiter, settings.encoding, data.label, frozenset(data.label_index))
+        return delimited.read(columns, required, settings.quoting)
 
-def _part(path: Path) -> Part:
-    stat = path.stat()
-    # With the time of the last change of the inode: a copy can keep the time of modification.
-    version = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
-    return Part(str(path), version, bytes=stat.st_size, modified=datetime.fromtimestamp(stat.st_mtime, UTC))
-
-
-def matching_files(patterns: Sequence[str]) -> list[Path]:
-    """The files that match paths and globs, sorted, without duplicates.
-
-    Raises:
-        DataError: a pattern that matches no file.
-    """
-    found: dict[Path, Path] = {}
-    for pattern in patterns:
-        expanded = str(user_path(pattern))
-        # A name with brackets is a glob only if no file has that name.
-        names = [expanded] if Path(expanded).exists() else glob.glob(expanded, recursive=True)  # noqa: PTH207 (Path.glob refuses absolute patterns)
-        files = [Path(name) for name in names if Path(name).is_file()]
-        if not files:
-            folders = [name for name in sorted(names) if Path(name).is_dir()]
-            if folders:
-                example = f'"{folders[0].rstrip("/")}/*.parquet"'
-                raise DataError(f"{pattern} is a folder", next_step=f"name the files in it, such as {example}")
-            raise DataError(
-                f"no file matches {pattern} (searched from {Path.cwd()})",
-                next_step="check data.source.paths; they are relative to the folder in which the command runs",
-            )
-        for path in sorted(files):
-            found.setdefault(path.resolve(), path)
-    return sorted(found.values())
+    def _completed(self, batch: RawBatch, folder_values: Mapping[str, str | None]) -> RawBatch:
+        """With the columns that its folders name, and without values for those that it lacks."""
+        table = batch.table
+        found = {*table.column_names, *folder_values}
+        self._seen |= found
+        for name in self._columns:
+            if name not in table.column_names:
+                value = pa.scalar(folder_values.get(name), pa.string())
+                table = table.append_column(name, pa.repeat(value, table.num_rows))
+        self._lacking |= set(self._columns) - found
+        return replace(batch, table=table.select(self._columns))
 
 
-def format_of(path: Path, source: config.FilesSource) -> tuple[str, str | None]:
+def _format_of(file: FoundFile, source: source_config.FilesSource) -> tuple[str, str | None]:
     """The format of a file, and its compression.
 
     Raises:
         DataError: neither its name nor the source says what it is.
     """
-    compression = _COMPRESSIONS.get(path.suffix.lower())
+    path = file.path
+    compression = COMPRESSIONS.get(path.suffix.lower())
     suffix = (path.with_suffix("") if compression else path).suffix.lower()
     kind = FORMATS.get(suffix, "") if source.format == "auto" else source.format
     if not kind:
         raise DataError(
-            f"{path} has the unknown extension {suffix!r}; known are {', '.join(FORMATS)}, each with .gz or .zst too",
+            f"{file.name} has the unknown extension {suffix!r}; known are {', '.join(FORMATS)}, each with .gz or .zst",
             next_step='name the format: source = { kind = "files", format = "csv", ... }',
         )
     return kind, compression
-
-
-def read_file(path: Path, source: config.FilesSource, columns: Sequence[str]) -> Iterator[RawBatch]:
-    """The rows of one file, with these columns.
-
-    Raises:
-        DataError: it is empty, damaged, in another encoding or lacks a column.
-    """
-    kind, compression = format_of(path, source)
-    if kind == "parquet":
-        return read_parquet(path, compression, columns)
-    if kind == "jsonl":
-        return read_json_lines(path, compression, source, columns)
-    return read_delimited(path, compression, "," if kind == "csv" else "\t", source, columns)

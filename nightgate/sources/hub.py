@@ -10,8 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nightgate import config
-from nightgate.config_types import canonical_label
+from nightgate import config, source_config
 from nightgate.errors import DataError, first_line, without_credentials
 from nightgate.sources.parquet import batch_of
 from nightgate.sources.source import BATCH_ROWS, Part, Plan, RawBatch
@@ -25,7 +24,7 @@ class Hub:
 
     swept = False
 
-    def __init__(self, settings: config.HubSource, data: config.Data, columns: Sequence[str]) -> None:
+    def __init__(self, settings: source_config.HubSource, data: config.Data, columns: Sequence[str]) -> None:
         self._settings = settings
         self._data = data
         self._columns = tuple(columns)
@@ -50,17 +49,17 @@ class Hub:
         place = f"{self._settings.dataset}/{name}"
         split = self._load()[name]
         check_columns(self._columns, split.column_names, place)
-        classes, names = _classes(self._data, split.features[self._data.label])
+        names = getattr(split.features[self._data.label], "names", None) or ()
         with _data_errors(self._settings):
             rows = split.select_columns(list(self._columns)).with_format("arrow")
         for first in range(0, len(rows), BATCH_ROWS):
             with _data_errors(self._settings):
                 table = rows[first : first + BATCH_ROWS]
-            batch = batch_of(table, self._columns, place, first + 1, classes)
-            table = _named(batch.table, self._data.label, names)
+            batch = batch_of(table, place, first + 1, self._data, names)
             if self._settings.splits:
-                table = table.append_column(GIVEN_SPLIT, pa.repeat(part.name, table.num_rows))
-            yield replace(batch, table=table)
+                given = pa.repeat(part.name, table.num_rows)
+                batch = replace(batch, table=batch.table.append_column(GIVEN_SPLIT, given))
+            yield batch
 
     def after(self) -> dict[str, Any]:
         return {}
@@ -88,7 +87,7 @@ class Hub:
 
 
 @contextmanager
-def _data_errors(source: config.HubSource) -> Iterator[None]:
+def _data_errors(source: source_config.HubSource) -> Iterator[None]:
     """Turn any exception of the loader into a DataError with a next step."""
     try:
         yield
@@ -115,27 +114,3 @@ def _data_errors(source: config.HubSource) -> Iterator[None]:
             problem = "cannot be read"
             next_step = "check data.source (config, revision, data_files) and the files themselves"
         raise DataError(f"data set {name} {problem}: {detail}", next_step=next_step) from error
-
-
-def _classes(data: config.Data, feature: Any) -> tuple[tuple[str, ...], Sequence[str]]:
-    """The names of the class numbers that are the pipeline's labels, or else the names to put in their place."""
-    names = getattr(feature, "names", None)
-    if not names:
-        return (), ()
-    # Star ratings fit both: class 0 is named "1". Names are used where they cover every label.
-    by_name = set(data.label_index) <= {canonical_label(name) for name in names}
-    if not by_name and any(str(number) in data.label_index for number in range(len(names))):
-        return tuple(map(str, names)), ()
-    return (), names
-
-
-def _named(table: pa.Table, label: str, names: Sequence[str]) -> pa.Table:
-    """The table with names in the place of class numbers; a number without a name stays."""
-    if not names:
-        return table
-    values = [
-        names[value] if value is not None and 0 <= value < len(names) else value
-        for value in table.column(label).to_pylist()
-    ]
-    column = pa.array([None if value is None else str(value) for value in values], pa.string())
-    return table.set_column(table.column_names.index(label), label, column)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from nightgate import config
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import cast
+
+from nightgate import config, source_config
+from nightgate.errors import ConfigurationError, first_line
 from nightgate.schedule import Night
 from nightgate.sources.files import Files
 from nightgate.sources.hub import Hub
@@ -13,16 +18,34 @@ from nightgate.sources.source import Source
 def open_source(data: config.Data, night: Night, *, split_column: str | None = None) -> Source:
     """The source of `data`, which reads the columns that the pipeline uses and `split_column`."""
     settings, columns = data.source, wanted_columns(data, split_column)
-    if isinstance(settings, config.SampleSource):
+    if isinstance(settings, source_config.SampleSource):
         return Sample(settings, columns, night)
-    if isinstance(settings, config.FilesSource):
-        return Files(settings, columns)
-    if isinstance(settings, config.SqlSource):
+    if isinstance(settings, source_config.FilesSource):
+        return Files(settings, data, columns)
+    if isinstance(settings, source_config.SqlSource):
         # SQLAlchemy takes 0.2 s to import, and nights on files do without it.
         from nightgate.sources.sql import Sql
 
         return Sql(settings, data, columns, night)
-    return Hub(settings, data, columns)
+    if isinstance(settings, source_config.HubSource):
+        return Hub(settings, data, columns)
+    return _own(settings.kind)(settings.fields, data, columns, night)
+
+
+def _own(kind: str) -> Callable[..., Source]:
+    """The class of another package's source.
+
+    Raises:
+        ConfigurationError: it cannot be imported.
+    """
+    entry = next(iter(entry_points(group=source_config.SOURCES, name=kind)))
+    try:
+        return cast("Callable[..., Source]", entry.load())
+    except Exception as error:
+        raise ConfigurationError(
+            f"source {kind!r}: {entry.value} cannot be imported: {first_line(error)}",
+            next_step=f"correct the package that names it as an entry point of {source_config.SOURCES}",
+        ) from error
 
 
 def wanted_columns(data: config.Data, split_column: str | None) -> tuple[str, ...]:

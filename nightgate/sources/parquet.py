@@ -2,76 +2,108 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nightgate import config
+from nightgate.config_types import canonical_label
 from nightgate.errors import DataError, first_line
 from nightgate.sources.source import BATCH_ROWS, RawBatch
 from nightgate.sources.source_table import check_columns
-from nightgate.sources.text_stream import empty_file, unpack
+from nightgate.sources.text_stream import File, empty_file, unpack
 
 
-def read_parquet(path: Path, compression: str | None, columns: Sequence[str]) -> Iterator[RawBatch]:
-    """The rows of a file.
+def read_parquet(file: File, columns: Sequence[str], required: Sequence[str], data: config.Data) -> Iterator[RawBatch]:
+    """The rows of a file, with those of `columns` that it has.
 
     Raises:
-        DataError: it is empty or damaged, or lacks a column.
+        DataError: it is empty or damaged, or lacks a required column.
     """
-    if compression is None:
-        yield from _read(path, path, columns)
+    if file.compression is None:
+        yield from _read(file, columns, required, data)
         return
     # Its columns lie in many places of the file, so it cannot be read as a stream.
-    with tempfile.NamedTemporaryFile() as file:
-        unpack(path, compression, file)
-        file.flush()
-        yield from _read(Path(file.name), path, columns)
+    with tempfile.NamedTemporaryFile(prefix="nightgate-") as unpacked:
+        unpack(file, unpacked)
+        unpacked.flush()
+        yield from _read(replace(file, path=Path(unpacked.name)), columns, required, data)
 
 
-def _read(path: Path, shown: Path, columns: Sequence[str]) -> Iterator[RawBatch]:
+def _read(file: File, columns: Sequence[str], required: Sequence[str], data: config.Data) -> Iterator[RawBatch]:
     try:
-        if is_blank(path):
-            raise empty_file(shown)
+        with file.path.open("rb") as binary:
+            if not binary.read(64).strip():
+                raise empty_file(file)
         number = 1
-        with pq.ParquetFile(path) as file:
-            check_columns(columns, file.schema_arrow.names, str(shown))
-            for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+        with pq.ParquetFile(file.path) as parquet:
+            schema = parquet.schema_arrow
+            present = [name for name in columns if name in schema.names]
+            check_columns([*required, *present], schema.names, file.name)
+            names = class_names((schema.metadata or {}).get(b"huggingface")).get(data.label, ())
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=present):
                 table = pa.Table.from_batches([batch])
-                yield batch_of(table, columns, str(shown), number)
+                yield batch_of(table, file.name, number, data, names)
                 number += table.num_rows
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, PermissionError):
-            raise DataError(
-                f"cannot read {shown}: {error.strerror}", next_step="give this user the right to read it"
-            ) from error
+    except PermissionError as error:
         raise DataError(
-            f"{shown} is not a Parquet file, or is truncated or damaged ({first_line(error)})",
+            f"cannot read {file.name}: {error.strerror}", next_step="give this user the right to read it"
+        ) from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{file.name} is not a Parquet file, or is truncated or damaged ({first_line(error)})",
             next_step="copy or write it again; none of its rows were used",
         ) from error
 
 
-def is_blank(path: Path) -> bool:
-    """Whether a file holds nothing but white space, of which a few bytes are tried."""
-    with path.open("rb") as file:
-        return not file.read(64).strip()
+def batch_of(table: pa.Table, place: str, first: int, data: config.Data, names: Sequence[str] = ()) -> RawBatch:
+    """A batch in plain types, whose rows are numbered from `first`.
+
+    Args:
+        names: the source's names of the class numbers in the label column.
+    """
+    columns = {name: _plain(table.column(name), f"{place}: column {name!r}") for name in table.column_names}
+    classes: tuple[str, ...] = ()
+    if names and pa.types.is_integer(columns[data.label].type):
+        # Star ratings fit both: class 0 is named "1". Names are used where they cover every label.
+        by_name = set(data.label_index) <= {canonical_label(name) for name in names}
+        if not by_name and any(str(number) in data.label_index for number in range(len(names))):
+            classes = tuple(names)
+        else:
+            columns[data.label] = _with_names(columns[data.label], names)
+    numbers = pa.array(range(first, first + table.num_rows), pa.int64())
+    return RawBatch(pa.table(columns), place, numbers, classes=classes)
 
 
-def batch_of(
-    table: pa.Table, columns: Sequence[str], place: str, first: int, classes: tuple[str, ...] = ()
-) -> RawBatch:
-    """A batch of these columns in plain types, whose rows are numbered from `first`."""
-    plain = pa.table({name: plain_column(table.column(name), f"{place}: column {name!r}") for name in columns})
-    return RawBatch(plain, place, pa.array(range(first, first + table.num_rows), pa.int64()), classes=classes)
+def class_names(metadata: bytes | None) -> dict[str, list[str]]:
+    """The names of class numbers by column, from what `datasets` writes into the metadata of an Arrow schema."""
+    try:
+        features = json.loads(metadata or b"{}")["info"]["features"]
+        return {name: list(map(str, kind["names"])) for name, kind in features.items() if "names" in kind}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
-def plain_column(column: Any, place: str) -> Any:
-    """A column without dictionaries and bytes."""
+def _with_names(numbers: Any, names: Sequence[str]) -> pa.Array:
+    """Names in the place of class numbers; a number without a name stays."""
+    known = dict(enumerate(names))
+    values = (None if value is None else known.get(value, str(value)) for value in numbers.to_pylist())
+    return pa.array(list(values), pa.string())
+
+
+def _plain(column: Any, place: str) -> Any:
+    """A column without dictionaries, bytes and short fractions."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_float16(column.type) or pa.types.is_float32(column.type):
+        # 0.1, not 0.10000000149011612.
+        return column.cast(pa.float32()).cast(pa.string()).cast(pa.float64())
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         try:
             return column.cast(pa.large_string())

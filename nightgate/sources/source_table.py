@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -43,6 +44,9 @@ class Problem(NamedTuple):
     detail: str
 
 
+_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
 def check_columns(wanted: Iterable[str], found: Sequence[str], place: str) -> None:
     """Check that each wanted column is found once.
 
@@ -60,11 +64,13 @@ def check_columns(wanted: Iterable[str], found: Sequence[str], place: str) -> No
         name for name in found if name.strip().casefold() == missing[0].strip().casefold()
     ]
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    if len(found) == 1 and len(found[0].split(";")) > 1:
-        hint = "; it looks separated by semicolons: save it with commas"
+    next_step = "name the columns in [data] (id, text, label, time, slices, group) or [split] as the source does"
+    if len(found) == 1 and (signs := [sign for sign in _DELIMITERS if sign in found[0]]):
+        hint = f"; it looks separated by {_DELIMITERS[signs[0]]}"
+        next_step = f"name the delimiter in data.source: delimiter = {json.dumps(signs[0])}"
     raise DataError(
         f"{place} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, found)) or 'none'}{hint}",
-        next_step="name the columns in [data] (id, text, label, time, slices, group) or [split] as the source does",
+        next_step=next_step,
     )
 
 

@@ -8,6 +8,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -19,7 +20,7 @@ MOST_EXPANSION = 200
 """Times its own size to which a compressed file may expand. Text shrinks to a tenth, zeros to a thousandth."""
 FREE_EXPANSION = 64 * 2**20
 """Bytes that any compressed file may expand to."""
-_CHUNK = 2**20
+_CHUNK = 2**18
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 _PIECE = 4096
 """Compressed bytes that are unpacked at a time; zstd makes at most 128 MiB of them."""
@@ -30,47 +31,61 @@ def codec_of(encoding: str) -> str:
     return "utf-8-sig" if encoding.lower().replace("_", "-") in {"utf-8", "utf8"} else encoding
 
 
+@dataclass(frozen=True)
+class File:
+    """A file on this machine, with the name by which its user knows it."""
+
+    path: Path
+    name: str
+    compression: str | None
+    """"gzip", "zstd" or None."""
+
+
 @contextmanager
-def open_text(path: Path, compression: str | None, encoding: str, newline: str) -> Iterator[io.TextIOWrapper]:
+def open_text(file: File, encoding: str, newline: str) -> Iterator[io.TextIOWrapper]:
     """The text of a file, with `newline` as in `open`.
 
     Raises:
         DataError: it cannot be read or unpacked, is in another encoding or holds NUL bytes. Also while it is read.
     """
-    with _errors(path, compression), path.open("rb") as file:
-        parts = _checked(_unpacked(file, compression, path), path, encoding)
+    with _errors(file), file.path.open("rb") as binary:
+        parts = _checked(_unpacked(binary, file), file, encoding)
         with io.TextIOWrapper(io.BufferedReader(_Stream(parts), _CHUNK), codec_of(encoding), newline=newline) as text:
             try:
                 yield text
             except UnicodeDecodeError as error:
-                raise _undecodable(path, compression, encoding) from error
+                raise _undecodable(file, encoding) from error
 
 
-def unpack(path: Path, compression: str, target: IO[bytes]) -> None:
+def unpack(file: File, target: IO[bytes]) -> None:
     """Write the unpacked bytes of a file to `target`.
 
     Raises:
         DataError: it cannot be read or unpacked.
     """
-    with _errors(path, compression), path.open("rb") as file:
-        for part in _unpacked(file, compression, path):
+    with _errors(file), file.path.open("rb") as binary:
+        for part in _unpacked(binary, file):
             target.write(part)
 
 
-def empty_file(path: Path) -> DataError:
-    return DataError(f"{path} is empty", next_step="write it again, or remove it from data.source.paths")
+def empty_file(file: File) -> DataError:
+    return DataError(f"{file.name} is empty", next_step="write it again, or remove it from data.source.paths")
 
 
 @contextmanager
-def _errors(path: Path, compression: str | None) -> Iterator[None]:
+def _errors(file: File) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        what = "ends too early" if isinstance(error, EOFError) else f"is not {compression}, or is damaged ({error})"
-        raise DataError(f"{path} {what}", next_step="copy or write it again; none of its rows were used") from error
+        what = (
+            "ends too early" if isinstance(error, EOFError) else f"is not {file.compression}, or is damaged ({error})"
+        )
+        raise DataError(
+            f"{file.name} {what}", next_step="copy or write it again; none of its rows were used"
+        ) from error
     except OSError as error:
         raise DataError(
-            f"cannot read {path}: {error.strerror}", next_step="give this user the right to read it"
+            f"cannot read {file.name}: {error.strerror}", next_step="give this user the right to read it"
         ) from error
 
 
@@ -96,18 +111,18 @@ class _Stream(io.RawIOBase):
         return size
 
 
-def _unpacked(file: BinaryIO, compression: str | None, path: Path) -> Iterator[bytes]:
-    if compression is None:
-        while part := file.read(_CHUNK):
+def _unpacked(binary: BinaryIO, file: File) -> Iterator[bytes]:
+    if file.compression is None:
+        while part := binary.read(_CHUNK):
             yield part
         return
-    size, total = path.stat().st_size, 0
+    size, total = file.path.stat().st_size, 0
     limit = max(FREE_EXPANSION, MOST_EXPANSION * size)
-    for part in (_gzip_parts if compression == "gzip" else _zstd_parts)(file):
+    for part in (_gzip_parts if file.compression == "gzip" else _zstd_parts)(binary):
         total += len(part)
         if total > limit:
             raise DataError(
-                f"{path} has {size:,} bytes and expands to more than {limit:,}: none of its rows were used",
+                f"{file.name} has {size:,} bytes and expands to more than {limit:,}: none of its rows were used",
                 next_step="if its rows are meant, unpack it and name the unpacked file in data.source.paths",
             )
         yield part
@@ -132,7 +147,7 @@ def _zstd_parts(packed: BinaryIO) -> Iterator[bytes]:
         rest = frame.unused_data + rest
 
 
-def _checked(parts: Iterator[bytes], path: Path, encoding: str) -> Iterator[bytes]:
+def _checked(parts: Iterator[bytes], file: File, encoding: str) -> Iterator[bytes]:
     """The parts of a text; only UTF-16 and UTF-32 have NUL bytes.
 
     Raises:
@@ -142,15 +157,15 @@ def _checked(parts: Iterator[bytes], path: Path, encoding: str) -> Iterator[byte
     lines = 0
     for part in parts:
         if not lines and (ending := next((_MAGIC[magic] for magic in _MAGIC if part.startswith(magic)), "")):
-            raise DataError(f"{path} is compressed", next_step=f"its name must end in {ending}")
+            raise DataError(f"{file.name} is compressed", next_step=f"its name must end in {ending}")
         if not wide and (guess := _wide_encoding(part)):
             raise DataError(
-                f"{path} is not {encoding}: it looks like UTF-16",
+                f"{file.name} is not {encoding}: it looks like UTF-16",
                 next_step=f'name its encoding in data.source: encoding = "{guess}"',
             )
         if not wide and (nul := part.find(b"\0")) >= 0:
             raise DataError(
-                f"{path}, line {1 + lines + part.count(10, 0, nul)}: NUL byte in a text file",
+                f"{file.name}, line {1 + lines + part.count(10, 0, nul)}: NUL byte in a text file",
                 next_step="write the file again; a crash during writing often leaves NUL bytes",
             )
         lines += part.count(10)
@@ -169,12 +184,12 @@ def _wide_encoding(part: bytes) -> str:
     return "utf-16-le" if odd > even else "utf-16-be"
 
 
-def _undecodable(path: Path, compression: str | None, encoding: str) -> DataError:
+def _undecodable(file: File, encoding: str) -> DataError:
     """The error that names the first byte that is not in this encoding: reads the file again."""
     decoder = codecs.getincrementaldecoder(codec_of(encoding))()
     place, lines, wrong = 0, 1, "??"
-    with path.open("rb") as file:
-        for part in _unpacked(file, compression, path):
+    with file.path.open("rb") as binary:
+        for part in _unpacked(binary, file):
             pending = decoder.getstate()[0]
             try:
                 decoder.decode(part)
@@ -187,6 +202,6 @@ def _undecodable(path: Path, compression: str | None, encoding: str) -> DataErro
             place, lines = place + len(part), lines + part.count(10)
     guess = "cp1252" if codec_of(encoding) == "utf-8-sig" else "utf-8"
     return DataError(
-        f"{path} is not {encoding}: byte {place} (line {lines}) is 0x{wrong}",
+        f"{file.name} is not {encoding}: byte {place} (line {lines}) is 0x{wrong}",
         next_step=f'name its encoding in data.source, such as encoding = "{guess}", or save it as UTF-8',
     )

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
-from nightgate import check_config, config
+from nightgate import check_config, config, source_config
 from nightgate.cli.app import app
 from nightgate.database.transactions import Database
 from nightgate.gate_config import Gate
@@ -28,10 +28,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`[data]`": config.Data,
     "`[data.checks]`": check_config.DataChecks,
     "`[data.checks.columns.NAME]`": check_config.ColumnRules,
-    '`source = { kind = "files" }`': config.FilesSource,
-    '`source = { kind = "hub" }`': config.HubSource,
-    '`source = { kind = "sql" }`': config.SqlSource,
-    '`source = { kind = "sample" }`': config.SampleSource,
+    '`source = { kind = "files" }`': source_config.FilesSource,
+    '`source = { kind = "hub" }`': source_config.HubSource,
+    '`source = { kind = "sql" }`': source_config.SqlSource,
+    '`source = { kind = "sample" }`': source_config.SampleSource,
     "`[split]`": config.Split,
     "`[training]`": config.Training,
     "`[gate]`": Gate,

@@ -5,16 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 from nightgate.data.refresh import refresh
 from nightgate.errors import DataError
+from nightgate.sources import delimited
+from nightgate.sources.kinds import open_source
 from nightgate.sources.source_table import ORIGIN
 from nightgate.sources.text_stream import FREE_EXPANSION
 from tests.support import reviews
@@ -22,7 +27,7 @@ from tests.support.raw_rows import RawRows, read_source
 
 
 def read(*paths: Path | str, split_column: str | None = None, **changes: Any) -> RawRows:
-    source = {key: changes.pop(key) for key in ("format", "encoding") if key in changes}
+    source = {key: changes.pop(key) for key in ("format", "encoding", "delimiter", "quoting") if key in changes}
     pipeline = reviews.pipeline(reviews.files(*paths, **source), **changes)
     return read_source(pipeline.data, reviews.NIGHT, split_column=split_column)
 
@@ -193,7 +198,7 @@ def test_an_empty_file_is_refused(name: str, content: bytes, tmp_path: Path) -> 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_an_archive_that_expands_beyond_all_measure_is_refused(tmp_path: Path, suffix: str) -> None:
     path, rows = tmp_path / f"r.csv{suffix}", csv_of(reviews.rows(5))
-    path.write_bytes(packed(rows + b"\n" * FREE_EXPANSION, path.name))
+    path.write_bytes(packed(rows + (b" " * 2**16 + b"\n") * (FREE_EXPANSION // 2**16), path.name))
     assert "unpack it" in refusal(lambda: read(path))
     # A small file may shrink as much as it likes.
     path.write_bytes(packed(rows + b"\n" * 2**20, path.name))
@@ -261,13 +266,176 @@ def test_the_split_column_is_required(tmp_path: Path) -> None:
         ("id;text;stars\n1;a;5\n", "semicolons"),
         ("id,text,stars,text\n1,a,5,b\n", "'text' twice"),
         ("id,text,stars\n1,a,5\n2,b\0,5\n", "line 3"),
-        ('id,text,stars\n1,a,5\n2,"never closed,5\n3,c,5\n', "line 3"),
-        ('id,text,stars\n1,a,5\n2,"closed" too early,5\n3,c,5\n', "line 3"),
+        ('id,text,stars\n1,"a, b",5\n2,"never closed,5\n3,c,5\n', "line 3"),
+        ('id,text,stars\n1,"a, b",5\n2,"closed" too early,5\n3,c,5\n', "line 3"),
+        # A field that swallows rows is no text.
+        ('id,text,stars\n1,"a, b",5\n2,"swallows,5\n3,c,1\n4,two rows",5\n', "line 3"),
+        ('"id";"text";"stars"\n"1";"a";"5"\n', "semicolons"),
     ],
 )
 def test_a_malformed_csv_file_is_refused_with_the_place(content: str, detail: str, tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text(content)
     assert detail in refusal(lambda: read(tmp_path / "r.csv"))
+
+
+UNQUOTED = ['"Great" they said', 'I call it "', '5" screen', 'it\'s "fine"', '"', "plain"]
+
+
+@pytest.mark.parametrize(("name", "mark"), [("r.tsv", "\t"), ("r.csv", ",")])
+def test_in_a_file_that_was_written_without_quoting_a_quote_is_a_letter(name: str, mark: str, tmp_path: Path) -> None:
+    lines = [mark.join((str(row), text, "5" if row % 2 else "1")) for row, text in enumerate(UNQUOTED * 20)]
+    (tmp_path / name).write_text("\n".join([mark.join(("id", "text", "stars")), *lines]) + "\n")
+    raw = read(tmp_path / name)
+    assert raw.frame["text"].tolist() == UNQUOTED * 20
+    assert raw.rejected == ()
+    # Read as quoted, a field that begins with a quote takes in the rows up to the next one.
+    (tmp_path / name).write_text(f'id{mark}text{mark}stars\n1{mark}"a{mark}5\n2{mark}b{mark}1\n3{mark}c"{mark}5\n')
+    assert read(tmp_path / name).frame["text"].tolist() == ['"a', "b", 'c"']
+    assert read(tmp_path / name, quoting="standard").frame["text"].tolist() == [f"a{mark}5\n2{mark}b{mark}1\n3{mark}c"]
+
+
+def test_a_text_of_several_lines_is_not_taken_for_rows(tmp_path: Path) -> None:
+    # Each of its lines has as many commas as a row.
+    (tmp_path / "r.csv").write_text('text,stars\n"Well, yes\nand no",5\n"""quoted"", twice",1\n"one\n\ntwo",5\n')
+    frame = read(tmp_path / "r.csv", data__id=None).frame
+    assert frame["text"].tolist() == ["Well, yes\nand no", '"quoted", twice', "one\n\ntwo"]
+    as_letters = read(tmp_path / "r.csv", data__id=None, quoting="none")
+    assert len(as_letters.rejected) == 2
+
+
+def test_another_delimiter_is_named(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text('"id";"text";"stars"\n"1";"a;b";"5"\n')
+    assert read(tmp_path / "r.csv", delimiter=";").frame["text"].tolist() == ["a;b"]
+
+
+def test_memory_does_not_grow_with_an_expanded_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "BATCH_ROWS", 512)
+    rows = b"".join(b"%07d,%b,5\n" % (row, b"kettle " * 30) for row in range(40_000))
+    path = tmp_path / "r.csv.gz"
+    path.write_bytes(gzip.compress(b"id,text,stars\n" + rows, 1))
+    source = open_source(reviews.pipeline(reviews.files(path)).data, reviews.NIGHT)
+    tracemalloc.start()
+    (part,) = source.plan(None).read
+    assert sum(batch.table.num_rows for batch in source.read(part)) == 40_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(rows) / 2
+
+
+def test_files_are_read_again_only_when_they_have_changed(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_bytes(csv_of(reviews.rows(3)))
+    data = reviews.pipeline(reviews.files(tmp_path / "*.csv")).data
+    first = open_source(data, reviews.NIGHT).plan(None)
+    assert [Path(part.name).name for part in first.read] == ["a.csv", "b.csv"]
+    before = {"parts": {part.name: part.version for part in first.read}, "after": {}}
+    times = (tmp_path / "b.csv").stat()
+    (tmp_path / "b.csv").write_bytes(csv_of(reviews.rows(3)).replace(b"fine", b"loud"))
+    # A copy that keeps size and time of modification has changed nevertheless.
+    os.utime(tmp_path / "b.csv", ns=(times.st_atime_ns, times.st_mtime_ns))
+    second = open_source(data, reviews.NIGHT).plan(before)
+    assert [Path(part.name).name for part in second.unchanged] == ["a.csv"]
+    assert [Path(part.name).name for part in second.read] == ["b.csv"]
+
+
+def test_a_wildcard_passes_over_names_that_begin_with_a_dot_or_an_underscore(tmp_path: Path) -> None:
+    for name in ("a.csv", "_b.csv", "_temporary/c.csv", ".trash/d.csv", "deep/e.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"id,text,stars\n{name},text,5\n")
+    assert read(tmp_path / "**/*.csv").frame["id"].tolist() == ["a.csv", "deep/e.csv"]
+    assert read(tmp_path / "_b.csv", tmp_path / "_temporary/*.csv").frame["id"].tolist() == [
+        "_b.csv",
+        "_temporary/c.csv",
+    ]
+    assert "1 begin with _ or ." in refusal(lambda: read(tmp_path / "*" / "[cd].csv"))
+
+
+def test_folders_name_values_and_a_later_column_is_missing_in_older_files(tmp_path: Path) -> None:
+    rows = reviews.rows(2)
+    for folder in ("language=en", "language=pt%2Dbr", "language=__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "part-0.parquet").write_bytes(parquet_of(rows, tmp_path))
+    lean = [{key: value for key, value in row.items() if key != "shop"} for row in rows]
+    (tmp_path / "language=en" / "part-1.csv").write_bytes(csv_of(lean))
+    frame = read(tmp_path / "*/part-*", data__slices=["language", "shop"]).frame
+    assert frame["language"].tolist() == [None, None, "en", "en", "en", "en", "pt-br", "pt-br"]
+    assert frame["shop"].tolist() == ["south", "north", "south", "north", None, None, "south", "north"]
+    # A column that no file has is a mistake, and so is a file without a label.
+    assert "'country'" in refusal(lambda: read(tmp_path / "*/part-*", data__slices=["country"]))
+    (tmp_path / "language=en" / "part-2.csv").write_text("id,text\n1,a\n")
+    assert "part-2.csv has no column 'stars'" in refusal(lambda: read(tmp_path / "*/part-*"))
+
+
+@pytest.mark.parametrize(("time_format", "written"), [
+    ("%d-%m-%Y %H:%M", "31-01-2026 03:15"),
+    ("%a, %d %b %Y %H:%M:%S %z", "Sat, 31 Jan 2026 05:15:00 +0200"),
+    ("epoch_s", "1769829300"),
+    ("epoch_ms", "1769829300000"),
+    ("", "2026-01-31T03:15Z"),
+])  # fmt: skip
+def test_times_are_read_as_they_are_written(time_format: str, written: str, tmp_path: Path, home: Any) -> None:
+    rows = [{**row, "created_at": written} for row in reviews.rows()]
+    rows[7]["created_at"] = "31 of January"
+    pd.DataFrame(rows).to_csv(tmp_path / "r.csv", index=False)
+    refreshed = refresh(
+        reviews.pipeline(reviews.files(tmp_path / "r.csv"), data__time="created_at", data__time_format=time_format),
+        reviews.NIGHT,
+        home,
+    )
+    assert refreshed.snapshot.manifest["first_time"] == "2026-01-31T03:15:00+00:00"
+    assert refreshed.rows_total == 119
+    assert [row.reason for row in refreshed.quarantined] == ["bad_time"]
+
+
+def test_epoch_times_are_not_taken_for_days_of_the_18th_century(tmp_path: Path, home: Any) -> None:
+    rows = [{**row, "created_at": str(1704101234567 + 86_400_000 * at)} for at, row in enumerate(reviews.rows())]
+    pd.DataFrame(rows).to_csv(tmp_path / "r.csv", index=False)
+    pipeline = reviews.pipeline(reviews.files(tmp_path / "r.csv"), data__time="created_at")
+    assert 'time_format = "epoch_ms"' in refusal(lambda: refresh(pipeline, reviews.NIGHT, home))
+
+
+@pytest.mark.parametrize(("far", "zone"), [(2**63 - 10**12, None), (253402300799 * 10**6, "Asia/Tokyo")])
+def test_a_time_beyond_all_calendars_leaves_the_other_rows(
+    far: int, zone: str | None, tmp_path: Path, home: Any
+) -> None:
+    times = pa.array([1769829300 * 10**6] * 119 + [far], pa.int64()).cast(pa.timestamp("us", zone))
+    table = pa.Table.from_pylist(reviews.rows()).drop_columns(["created_at"]).append_column("created_at", times)
+    pq.write_table(table, tmp_path / "r.parquet")
+    pipeline = reviews.pipeline(reviews.files(tmp_path / "r.parquet"), data__time="created_at")
+    assert refresh(pipeline, reviews.NIGHT, home).rows_total == 119
+
+
+def test_a_column_that_stands_twice_in_parquet_is_refused(tmp_path: Path) -> None:
+    columns = [pa.array(["a"]), pa.array([1]), pa.array(["b"])]
+    pq.write_table(pa.table(columns, names=["text", "stars", "text"]), tmp_path / "r.parquet")
+    assert "'text' twice" in refusal(lambda: read(tmp_path / "r.parquet", data__id=None))
+
+
+def test_fractions_of_parquet_are_those_that_were_written(tmp_path: Path) -> None:
+    table = pa.table({"id": ["1"], "text": ["a"], "stars": pa.array([0.1], pa.float32())})
+    pq.write_table(table, tmp_path / "r.parquet")
+    assert read(tmp_path / "r.parquet", data__labels=[0.1, 0.2]).frame["stars"].tolist() == [0.1]
+
+
+def test_json_over_several_lines_is_refused_with_the_command_that_joins_them(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text("\n".join(json.dumps(row, indent=1) for row in reviews.rows(2)))
+    assert "jq -c . " in refusal(lambda: read(tmp_path / "r.json"))
+
+
+def test_a_json_column_of_several_types_is_read_as_text(tmp_path: Path) -> None:
+    values = [5, "5", 5.0, True, None, 2**70]
+    rows = [{"id": at, "text": f"text {at}", "stars": value} for at, value in enumerate(values)]
+    (tmp_path / "r.jsonl").write_bytes(jsonl_of([*rows, {"id": 9, "text": ["a", "list"], "stars": 5}]))
+    raw = read(tmp_path / "r.jsonl")
+    assert raw.frame["stars"].tolist() == ["5", "5", "5", "true", None, str(2**70)]
+    assert [(row.origin, row.reason) for row in raw.rejected] == [(f"{tmp_path / 'r.jsonl'}:7", "bad_text")]
+
+
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_utf_16_without_its_mark_is_recognised(order: str, tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_bytes("id,text,stars\n1,plain text,5\n".encode(f"utf-16-{order}"))
+    assert f'encoding = "utf-16-{order}"' in refusal(lambda: read(tmp_path / "r.csv"))
+    assert len(read(tmp_path / "r.csv", encoding=f"utf-16-{order}").frame) == 1
 
 
 def test_a_long_text_is_read(tmp_path: Path) -> None:

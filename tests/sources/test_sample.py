@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from nightgate.config import SampleSource
 from nightgate.data.refresh import refresh
 from nightgate.home import open_home
+from nightgate.source_config import SampleSource
 from nightgate.sources.sample import COLUMNS, sample_reviews
 from tests.support import reviews
 

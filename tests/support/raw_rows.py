@@ -46,4 +46,7 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     if pa.types.is_timestamp(column.type):
         # Nanoseconds would become pandas Timestamps, microseconds become datetimes.
         column = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
-    return list(column.to_pylist())
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError):  # times outside of the years 1 to 9999
+        return list(column.cast(pa.string()).to_pylist())
