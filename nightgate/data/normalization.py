@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,12 @@ def side_of(key: str, *, seed: int, validation: float, test: float) -> str:
 def sides_of(keys: Iterable[str], *, seed: int, validation: float, test: float) -> NDArray[np.int8]:
     """`side_of` many keys, as 0 for train, 1 for validation and 2 for test."""
     seeded = hashlib.sha256(f"{seed}\n".encode())
-    parts = []
-    for key in keys:
-        digest = seeded.copy()
-        digest.update(key.encode())
-        parts.append(digest.digest()[:6])
-    places = np.frombuffer(b"".join(parts), np.uint8).reshape(-1, 6) @ 256.0 ** np.arange(5, -1, -1) / 2**48
+
+    def hashed() -> Iterator[int]:
+        for key in keys:
+            digest = seeded.copy()
+            digest.update(key.encode())
+            yield int.from_bytes(digest.digest()[:6], "big")
+
+    places = np.fromiter(hashed(), np.float64) / 2**48
     return np.where(places < test, 2, np.where(places < test + validation, 1, 0)).astype(np.int8)

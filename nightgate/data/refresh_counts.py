@@ -263,17 +263,18 @@ def statistics_of(
 
 def label_votes(votes: pd.DataFrame, chain: Chain, names: Sequence[str]) -> tuple[LabelVotes, ...]:
     """The votes on the texts with the most rows, most first."""
-    rows = votes.groupby("text_key")["rows"].sum().sort_values(ascending=False, kind="stable").head(MOST_VOTES)
-    votes = votes.set_index("text_key")
-    places = votes["text_at"].groupby(level=0).first()[rows.index].to_numpy()
-    marks = facts_of(chain.texts, places, ["fingerprint"])["fingerprint"].to_pylist()
-    found = []
-    for key, mark in zip(rows.index, marks, strict=True):
-        of_text = votes.loc[[key]]
-        counted = {names[label]: int(count) for label, count in zip(of_text["label"], of_text["rows"], strict=True)}
-        chosen = of_text["label"][of_text["chosen"]].tolist()
-        found.append(LabelVotes(mark, counted, names[chosen[0]] if chosen else None))
-    return tuple(found)
+    texts = votes.groupby("text_key").agg(rows=("rows", "sum"), text_at=("text_at", "max"))
+    texts = texts.sort_values("rows", ascending=False, kind="stable").head(MOST_VOTES)
+    marks = facts_of(chain.texts, texts["text_at"].to_numpy(), ["fingerprint"])["fingerprint"].to_pylist()
+    counted: dict[int, dict[str, int]] = {key: {} for key in texts.index}
+    chosen: dict[int, str] = {}
+    shown = votes[votes["text_key"].isin(texts.index)]
+    columns = (shown[name].tolist() for name in ("text_key", "label", "rows", "chosen"))
+    for key, label, count, is_chosen in zip(*columns, strict=True):
+        counted[key][names[label]] = count
+        if is_chosen:
+            chosen[key] = names[label]
+    return tuple(LabelVotes(mark, counted[key], chosen.get(key)) for key, mark in zip(counted, marks, strict=True))
 
 
 def count_new(snapshot: Snapshot, previous: Path | None, tip: Tip, rows_new: int) -> int:

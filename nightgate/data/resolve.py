@@ -214,7 +214,7 @@ def _votes(rows: Columns, first: Rows, order: Rows, starts: Rows, several: Rows,
         time=("time", "max"),
         seen=("seen", "max"),
         best=("best", "max"),
-        text_at=("text_at", "min"),
+        text_at=("text_at", "max"),  # tonight's texts are at hand
     )
     by = ["time", "seen", "best"] if policy.conflicts == "newest" else ["rows", "time", "seen", "best"]
     chosen = votes.sort_values(by, ascending=False, kind="stable").drop_duplicates("text_key").index
@@ -246,9 +246,14 @@ def _nonzero(*columns: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _among(values: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> Mask:
-    """Which values are among the sorted ones."""
-    if not len(wanted):
-        return np.zeros(len(values), bool)
-    places = np.minimum(np.searchsorted(wanted, values), len(wanted) - 1)
-    found: Mask = wanted[places] == values
+    """Which values are among the sorted ones; all are hashes."""
+    # Few of many are: their last 20 bits rule out nearly all others, in a tenth of the time of a search.
+    last = np.uint64((1 << 20) - 1)
+    may_be = np.zeros(1 << 20, bool)
+    may_be[wanted & last] = True
+    found: Mask = may_be[values & last]
+    some = np.flatnonzero(found)
+    if len(some):
+        places = np.minimum(np.searchsorted(wanted, values[some]), len(wanted) - 1)
+        found[some] = wanted[places] == values[some]
     return found
