@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from nightgate.config import Pipeline
 from nightgate.data.rules import SPLITS
 from nightgate.data.snapshots import Snapshot, open_snapshot
-from nightgate.data.training_rows import training_rows
+from nightgate.data.training_rows import training_positions
 from nightgate.database.schema import Run
 from nightgate.engine import base_model_folder
 from nightgate.errors import NightgateError
@@ -33,6 +34,9 @@ SAMPLE = 2_000
 """The most rows of a side: chance then moves shares and lengths by less than their limits."""
 WEEK = timedelta(days=7)
 _NAMES = {"champion": "the champion's training rows", "last_week": "the rows of last week"}
+
+Places = Mapping[str, NDArray[np.intp]]
+"""Rows by split: their places, ascending, as `Snapshot.rows` takes them."""
 
 
 def record_drift(run: NightRun, snapshot: Snapshot) -> None:
@@ -57,10 +61,10 @@ def _measure(run: NightRun, snapshot: Snapshot) -> list[tuple[str, DriftStatisti
     if folder is None:
         return []
     before = open_snapshot(folder, verify=False)
-    tonight = _sample(snapshot, _without(_rows(snapshot), before))
+    tonight = _sample(snapshot, _unknown_to(before, snapshot))
     if tonight.empty:
         return []
-    references = {"last_week": _last_week(run, before)}
+    references = {"last_week": _sample(before, _last_week(run, before))}
     champion = versions.champion(run.db, run.pipeline.name)
     if champion is not None and champion.snapshot_id is not None:
         references["champion"] = _trained_on(run, champion, champion.snapshot_id)
@@ -68,43 +72,47 @@ def _measure(run: NightRun, snapshot: Snapshot) -> list[tuple[str, DriftStatisti
     return [(name, one) for name, rows in references.items() for one in measure_drift(tonight, rows, unknown_tokens)]
 
 
-def _rows(snapshot: Snapshot) -> pd.DataFrame:
-    """All rows of a snapshot."""
-    return pd.concat([snapshot.rows(split) for split in SPLITS])
-
-
-def _without(rows: pd.DataFrame, known: Snapshot) -> pd.DataFrame:
-    """The rows whose texts the other snapshot lacks."""
-    marks = pd.concat([known.rows(split, ["fingerprint"]) for split in SPLITS])["fingerprint"]
-    return rows[~rows["fingerprint"].isin(marks)]
-
-
-def _sample(snapshot: Snapshot, rows: pd.DataFrame) -> pd.DataFrame:
-    """At most `SAMPLE` rows, with names of labels.
+def _sample(snapshot: Snapshot, places: Places) -> pd.DataFrame:
+    """At most `SAMPLE` of the rows, with names of labels.
 
     Those with the smallest fingerprints: a random choice and order, the same on every night and machine.
     """
+    columns = ["text_key", "text", "label", *(name for name in snapshot.columns if name.startswith("slice_"))]
+    # A split is sorted by fingerprint, so that no others can be among the smallest.
+    rows = pd.concat([snapshot.rows(split, columns, at=at[:SAMPLE]) for split, at in places.items()])
     names = dict(enumerate(snapshot.manifest["label_names"]))
-    chosen = rows.sort_values("fingerprint").head(SAMPLE)
-    return chosen.assign(label=chosen["label"].map(names))
+    return rows.sort_values("text_key").head(SAMPLE).assign(label=lambda chosen: chosen["label"].map(names))
 
 
-def _last_week(run: NightRun, before: Snapshot) -> pd.DataFrame:
-    """Rows of the seven days up to the newest one of before tonight; without times, those that a snapshot lacks that
-    is a week older than tonight.
+def _unknown_to(known: Snapshot, snapshot: Snapshot) -> Places:
+    """The rows whose texts the other snapshot lacks."""
+    keys = known.text_keys()
+    return {
+        split: np.flatnonzero(~np.isin(snapshot.rows(split, ["text_key"])["text_key"].to_numpy(), keys))
+        for split in SPLITS
+    }
+
+
+def _last_week(run: NightRun, before: Snapshot) -> Places:
+    """The rows of the seven days up to the newest one of before tonight; without times, those that a snapshot lacks
+    that is a week older than tonight.
     """
-    rows = _rows(before)
-    if "time" in rows:
-        return _sample(before, rows[rows["time"] > rows["time"].max() - WEEK])
+    if "time" in before.columns:
+        times = {split: before.rows(split, ["time"])["time"] for split in SPLITS}
+        since = max(column.max() for column in times.values() if len(column)) - WEEK
+        return {split: np.flatnonzero(column > since) for split, column in times.items()}
     older = records.previous_snapshot(run.db, run.pipeline.name, before=run.data_until - WEEK)
-    return _sample(before, rows if older is None else _without(rows, open_snapshot(older, verify=False)))
+    if older is None:
+        return {split: np.arange(len(before.rows(split, ["text_key"]))) for split in SPLITS}
+    return _unknown_to(open_snapshot(older, verify=False), before)
 
 
 def _trained_on(run: NightRun, champion: VersionRow, snapshot_id: str) -> pd.DataFrame:
     """The rows that the champion was trained on."""
     config = run.db.read(lambda session: session.get_one(Run, champion.run_id).config)
     snapshot = open_snapshot(run.home.snapshots / champion.pipeline / snapshot_id, verify=False)
-    return _sample(snapshot, training_rows(snapshot, Pipeline.model_validate(config), champion.data_until))
+    places = training_positions(snapshot, Pipeline.model_validate(config), champion.data_until)
+    return _sample(snapshot, {"train": places})
 
 
 def _tokenizer(run: NightRun, champion: VersionRow | None) -> Path | None:

@@ -184,7 +184,7 @@ def test_a_mapping_that_means_something_else_is_held_under_every_policy_until_a_
 def test_drift_of_the_new_rows_is_recorded_once_a_run(site: Path) -> None:
     # Another shop, so that all rows are new, whose stars are counted backwards.
     turned = {"data.source.seed": 7, "data.labels": {str(star): 6 - star for star in range(1, 6)}}
-    pipeline = load_pipeline(site, turned)
+    pipeline = load_pipeline(site, {**turned, "data.checks.max_label_shift": 1.0})
     with broken_by(DataError, "enough"), open_night(pipeline, night_of(pipeline, 6)) as run:
         snapshot = steps.refresh(run)
         steps.refresh(replace(run, snapshot_path=snapshot.path))
