@@ -14,8 +14,8 @@ Measured on 99,000 sentences of 68 characters, and 22,600 reviews of 308: 4 and 
 came on a later night (in another case, without punctuation, with a digit, a signature or a misspelt word) 0.973 and 1.0
 are found. The largest clusters have 134 and 6 texts. A text takes 38 bytes on disk.
 
-Not covered, but for equal letters and digits: copies of texts after the first 2 million, and of those in a cluster of
-more than 1,000, such as a template.
+Not covered, but for equal letters and digits: copies of texts after the first 2 million, and of those whose cluster has
+5 % of all texts or 1,000, as that of a template has.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ _MOST_CANDIDATES = 8
 _TOUCHED = 3
 """Further clusters that count for a text which is a near-copy of texts in several."""
 _MOST_TEXTS = 2_000_000
-_MOST_IN_CLUSTER = 1000
-"""A cluster with more texts ties nothing together: a template would put all that use it on one side."""
+_SHARE_OF_TEXTS, _MOST_IN_CLUSTER = 0.05, 1000
+_FEWEST = 20
+"""The most texts of a cluster, as a share of all but in these bounds: one template must not put all on one side."""
+_TEMPLATE = np.uint64(np.iinfo(np.uint64).max - 1)
+"""Cluster of texts that would make theirs too large: it ties nothing together."""
 _SKETCH = f"minhash {RMinHash.ALGORITHM_VERSION}, {NUM_HASHES} hashes of {_SHINGLE} characters, 8 bits"
 """How the signatures of a file were made: others cannot be compared with them."""
 _ON_DISK = pa.schema(
@@ -138,7 +141,7 @@ class NearDuplicates:
             at = np.minimum(np.searchsorted(new, keys), len(new) - 1)
             known = new[at] == keys
             found[known, 1:] = np.column_stack([roots, touched])[at[known]]
-        found[:, 1:][(found[:, 1:] == found[:, :1]) | self._is_full(found[:, 1:])] = 0
+        found[:, 1:][(found[:, 1:] == found[:, :1]) | (found[:, 1:] == _TEMPLATE)] = 0
         return found
 
     def clusters(self, keys: Keys) -> Keys:
@@ -148,7 +151,7 @@ class NearDuplicates:
         known, roots = self._known(keys)
         if len(known):
             at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-            found[:, 1] = np.where((known[at] == keys) & (roots[at] != keys) & ~self._is_full(roots[at]), roots[at], 0)
+            found[:, 1] = np.where((known[at] == keys) & (roots[at] != keys) & (roots[at] != _TEMPLATE), roots[at], 0)
         return found
 
     def write(self, folder: Path) -> str | None:
@@ -179,31 +182,32 @@ class NearDuplicates:
         places = places[np.argsort(self._keys[places])]
         return self._keys[places], self._roots[places]
 
-    def _is_full(self, roots: Keys) -> NDArray[np.bool_]:
-        """Which clusters have too many texts to share a split: of the shape of `roots`."""
-        known, members = np.unique(self._roots[_occurring(self._roots, roots.ravel(), 64)], return_counts=True)
-        return np.isin(roots, known[members > _MOST_IN_CLUSTER])
-
     def _roots_of(self, new: Keys, signatures: Signatures) -> tuple[Keys, Keys]:
         """The clusters of new texts, sorted by key, shape [texts], and others that they touch, shape [texts, 3]."""
         pairs = _joined(_alike(pair, signatures, signatures) for pair in _among(signatures))
         graph = coo_array((np.ones(len(pairs[0]), bool), pairs), shape=(len(new), len(new)))
         component = np.asarray(connected_components(graph, directed=False)[1], np.intp)
+        sizes = np.bincount(component, minlength=len(new))
+        most = np.clip((len(self._keys) + len(new)) * _SHARE_OF_TEXTS, _FEWEST, _MOST_IN_CLUSTER)
+
         copies, originals = _joined(
             _alike(pair, signatures, self._signatures) for pair in _with_known(signatures, self._signatures)
         )
-        roots = self._roots[originals]
+        known, place = np.unique(self._roots[originals], return_inverse=True)
+        counted, counts = np.unique(self._roots[_occurring(self._roots, known, 64)], return_counts=True)
+        members = counts[np.searchsorted(counted, known)]
+        fits = (members[place] + sizes[component[copies]] <= most) & (known[place] != _TEMPLATE)
 
         # A component joins the smallest of the clusters that its texts are copies of, or is one of its own.
         none = np.iinfo(np.uint64).max
-        joined, own = (np.full(len(new), none, np.uint64) for _ in range(2))
-        np.minimum.at(joined, component[copies], roots)
+        roots, own = (np.full(len(new), none, np.uint64) for _ in range(2))
         np.minimum.at(own, component, new)
+        np.minimum.at(roots, component[copies], np.where(fits, known[place], _TEMPLATE))
+        roots = np.where(roots == none, np.where(sizes <= most, own, _TEMPLATE), roots)
         touched = np.zeros((len(new), _TOUCHED), np.uint64)
-        for text, root in np.unique(np.stack([copies.astype(np.uint64), roots]), axis=1).T:
-            free = np.flatnonzero(touched[text] == 0)
-            touched[text, free[:1]] = root
-        return np.where(joined == none, own, joined)[component], touched
+        for text, root in np.unique(np.stack([copies[fits].astype(np.uint64), known[place[fits]]]), axis=1).T:
+            touched[text, np.flatnonzero(touched[text] == 0)[:1]] = root
+        return roots[component], touched
 
     def _add(self, keys: Keys, roots: Keys, signatures: Signatures) -> None:
         self._keys = np.concatenate([self._keys, keys])
