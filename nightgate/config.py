@@ -65,6 +65,8 @@ class Data(Section):
     """Columns by whose values metrics are broken down."""
     group: Column | None = None
     """Column whose equal values stay on one side of the split; intervals resample these groups."""
+    near_duplicates: bool = True
+    """Whether near-copies of a text, in other case or punctuation or with a few words changed, share its split."""
     train_window: Duration = ""
     """Rows older than this before the night are not trained on, such as '365d'; '' for all."""
     golden: str = ""
@@ -124,7 +126,7 @@ class Data(Section):
 
 
 class Split(Section):
-    """How rows are divided: by hash of the text, so duplicates stay together and no row changes sides as data grows."""
+    """How rows are divided: by hash of the text at first; a split once given stays, whatever is edited or arrives."""
 
     validation: float = Field(default=0.1, gt=0, le=0.5)
     """Share of rows on which the best epoch is chosen."""

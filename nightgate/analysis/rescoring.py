@@ -87,7 +87,8 @@ def rescore(
     )
     pipeline, config, label_names, path = db.read(lambda session: session.execute(query).one())
     snapshot = home.absolute(path)
-    if tuple(open_snapshot(snapshot).rows("test", ["fingerprint"])["fingerprint"]) != fingerprints:
+    rows = open_snapshot(snapshot).rows("test", ["row_id", "fingerprint", "text"])
+    if tuple(rows["fingerprint"]) != fingerprints:
         raise SnapshotError(
             f"the test rows of {snapshot} are not those that run {run_id} was decided on",
             next_step="restore that folder from a backup",
@@ -105,10 +106,11 @@ def rescore(
         of_golden = {name: read_predictions(path) for name, path in scored.golden.items()}
     chosen = [] if golden_set is None else _places(golden_set, golden_fingerprints)
     found = {}
+    keys = leakage.keys_of(snapshot.parent, rows)
     for name, version in versions.items():
         line = leakage.line_of(db, home, version.pipeline, version.version)
         golden_labels = of_golden[name][chosen] if golden_fingerprints else None
-        found[name] = Rescored(predictions[name], *leakage.trained_on(line, fingerprints), golden=golden_labels)
+        found[name] = Rescored(predictions[name], *leakage.trained_on(line, keys), golden=golden_labels)
     return found
 
 

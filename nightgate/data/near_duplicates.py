@@ -3,7 +3,7 @@
     keys, signatures = sketch(texts)
     near = NearDuplicates.open(folder, files)
     clusters = near.find(keys, signatures)
-    file = near.write(folder)
+    files += near.write(folder)
 
 Texts with the same letters and digits, case folded, always share one. Texts with at least 16 of them, some 20
 characters, are compared by MinHash too (Broder 1997): 32 hashes of their runs of five, in 8 bands of 4. Two texts with
@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from rensa import RMinHash
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from nightgate.data.deltas import Chain
 from nightgate.data.split_memory import Keys, hash_of
 from nightgate.durable_files import replacing
 from nightgate.errors import SnapshotError, first_line, storage_errors
@@ -58,7 +59,7 @@ _TOUCHED = 3
 """Further clusters that count for a text which is a near-copy of texts in several."""
 _MOST_TEXTS = 2_000_000
 _SHARE_OF_TEXTS, _MOST_IN_CLUSTER = 0.05, 1000
-_FEWEST = 20
+_FEWEST = 5
 """The most texts of a cluster, as a share of all but in these bounds: one template must not put all on one side."""
 _TEMPLATE = np.uint64(np.iinfo(np.uint64).max - 1)
 """Cluster of texts that would make theirs too large: it ties nothing together."""
@@ -80,10 +81,14 @@ def canonical_text(text: str) -> str:
     return text.encode().translate(None, _ASCII_OTHERS).decode() if text.isascii() else text.translate(_KEPT)
 
 
+def canonical_keys(texts: Iterable[str]) -> Keys:
+    """Keys of the canonical texts; 0: no letter or digit."""
+    return _keys_of(map(canonical_text, texts))
+
+
 def sketch(texts: Sequence[str]) -> tuple[Keys, Signatures]:
-    """The keys, shape [texts], and signatures of normalised texts; key 0: no letter or digit."""
+    """`canonical_keys` and signatures of normalised texts."""
     canonical = [canonical_text(text) for text in texts]
-    keys = np.fromiter((hash_of(text) if text else 0 for text in canonical), np.uint64, len(canonical))
     signatures = np.zeros((len(canonical), NUM_HASHES), np.uint8)
     long = [place for place, text in enumerate(canonical) if len(text) >= _SHORTEST]
     for start in range(0, len(long), _BLOCK):
@@ -91,7 +96,7 @@ def sketch(texts: Sequence[str]) -> tuple[Keys, Signatures]:
         hashes, offsets = _shingles([canonical[place] for place in block])
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, NUM_HASHES, 42)
         signatures[block] = np.array(matrix.to_rows(), np.uint32).astype(np.uint8)
-    return keys, signatures
+    return _keys_of(canonical), signatures
 
 
 class NearDuplicates:
@@ -144,6 +149,19 @@ class NearDuplicates:
         found[:, 1:][(found[:, 1:] == found[:, :1]) | (found[:, 1:] == _TEMPLATE)] = 0
         return found
 
+    def find_in(self, chain: Chain, places: NDArray[np.int64]) -> Keys:
+        """`find` the texts at these places of a chain, in their order.
+
+        Raises:
+            SnapshotError: a file of the chain cannot be read.
+        """
+        order = np.argsort(places, kind="stable")
+        sketches = [sketch(table["text"].to_pylist()) for table in chain.batches(places[order], ["text"])]
+        found = np.empty((len(places), 2 + _TOUCHED), np.uint64)
+        if sketches:
+            found[order] = self.find(*(np.concatenate(parts) for parts in zip(*sketches, strict=True)))
+        return found
+
     def clusters(self, keys: Keys) -> Keys:
         """The clusters of known texts, shape [texts, 2]: their own keys, then those of another cluster; 0: none."""
         found = np.zeros((len(keys), 2), np.uint64)
@@ -154,15 +172,15 @@ class NearDuplicates:
             found[:, 1] = np.where((known[at] == keys) & (roots[at] != keys) & (roots[at] != _TEMPLATE), roots[at], 0)
         return found
 
-    def write(self, folder: Path) -> str | None:
-        """Write the texts that were added since `open` to a new file and return its name; None if there are none.
+    def write(self, folder: Path) -> list[str]:
+        """Write the texts that were added since `open` to a new file: its name, or nothing where none were.
 
         Raises:
             StorageError: the disk is full or read-only.
         """
         keys, roots = self._keys[self._written :], self._roots[self._written :]
         if not len(keys):
-            return None
+            return []
         signatures = np.ascontiguousarray(self._signatures[self._written :])
         name = f"{hashlib.sha256(keys.tobytes() + roots.tobytes() + signatures.tobytes()).hexdigest()[:16]}.parquet"
         binary = pa.FixedSizeBinaryArray.from_buffers(
@@ -174,7 +192,7 @@ class NearDuplicates:
             encoding = {"key": "DELTA_BINARY_PACKED", "signature": "PLAIN"}
             pq.write_table(table, draft, compression="zstd", use_dictionary=["root"], column_encoding=encoding)
         self._written = len(self._keys)
-        return name
+        return [name]
 
     def _known(self, keys: Keys) -> tuple[Keys, Keys]:
         """The keys of known texts, sorted, and their clusters: at least those among `keys`."""
@@ -227,6 +245,10 @@ class _Kept(dict[int, int | None]):
 
 
 _KEPT = _Kept()
+
+
+def _keys_of(canonical: Iterable[str]) -> Keys:
+    return np.array([hash_of(text) if text else 0 for text in canonical], np.uint64)
 
 
 def _shingles(texts: Sequence[str]) -> tuple[Keys, NDArray[np.int64]]:

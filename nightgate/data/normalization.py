@@ -21,6 +21,11 @@ def digests(texts: Iterable[str]) -> NDArray[np.uint64]:
     return np.frombuffer(joined, ">u8").astype(np.uint64).reshape(-1, 2)
 
 
+def text_keys(fingerprints: Iterable[str]) -> NDArray[np.uint64]:
+    """The first halves of fingerprints as numbers."""
+    return np.array([int(mark[:16], 16) for mark in fingerprints], np.uint64)
+
+
 def hashed_fraction(seed: int, key: str) -> float:
     """A number in [0, 1) from `seed` and `key` alone, the same on any machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}\n{key}".encode()).digest()[:6], "big") / 2**48

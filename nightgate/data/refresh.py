@@ -17,7 +17,6 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +30,7 @@ from nightgate.config import Pipeline
 from nightgate.data.batches import Columns
 from nightgate.data.checks import CheckResult, require_passed, run_checks
 from nightgate.data.deltas import INDEX, TAKEN, Chain, joined, new_delta, read_chain, take
+from nightgate.data.near_duplicates import NearDuplicates
 from nightgate.data.normalization import sides_of
 from nightgate.data.reading import NO_ROWS, Base, KnownRows, Read, leaving_rows, read_parts
 from nightgate.data.refresh_counts import (
@@ -48,17 +48,18 @@ from nightgate.data.refresh_counts import (
     vanished_rows,
 )
 from nightgate.data.resolve import NEW, Policy, Resolved, resolve
-from nightgate.data.rules import (
-    hashed_shares,
-    memory_of,
-    reading_rules,
-    rules_of,
-    snapshot_columns,
-    source_of,
+from nightgate.data.rules import hashed_shares, memory_of, reading_rules, rules_of, snapshot_columns, source_of
+from nightgate.data.snapshots import (
+    Snapshot,
+    facts_of,
+    newest_snapshots,
+    open_snapshot,
+    rows_of,
+    snapshot_id,
+    write_manifest,
 )
-from nightgate.data.snapshots import Snapshot, facts_of, open_snapshot, rows_of, snapshot_id, write_manifest
 from nightgate.data.split_memory import SplitMemory
-from nightgate.data.tip import EMPTY, LOCK_FILE, MEMORY, read_tip, remove_leftovers, with_night, write_tip
+from nightgate.data.tip import EMPTY, LOCK_FILE, MEMORY, NEAR, read_tip, remove_leftovers, with_night, write_tip
 from nightgate.data.tip import Night as TipNight
 from nightgate.data.training_rows import require_splits, require_trainable, require_usable
 from nightgate.errors import DataError, SnapshotError, storage_errors
@@ -250,6 +251,7 @@ def _take_in(
     pipeline, folder, tip = base.pipeline, base.folder, base.tip
     remove_leftovers(folder, tip)
     memory, files = _memory(base)
+    near, near_files = _near_duplicates(base)
     index = base.chain.index()
     codes = {name: part["code"] for name, part in tip.parts.items()}
     known = KnownRows(index, {codes[name] for name in (*gone, *(part.name for part in plan.read)) if name in codes})
@@ -259,7 +261,7 @@ def _take_in(
         chain = Chain((*base.chain.deltas, draft.unfinished))
         leaving = leaving_rows(index, known, plan, read) if source else index["time"] >= base.rules.until
         moved = known.moved(index) & ~leaving
-        policy = _policy(base, chain, len(index["place"]) + len(read.rows["part"]))
+        policy = _policy(base, chain, len(index["place"]) + len(read.rows["part"]), near)
         resolved = _with_moved(
             resolve(take(index, ~leaving), read.rows, take(index, leaving), policy, memory), take(index, moved)
         )
@@ -282,16 +284,17 @@ def _take_in(
             raise
         votes = label_votes(resolved.votes, chain, pipeline.data.label_names)
         # Before the delta: what is remembered too many after a crash at worst keeps a split that no snapshot has.
-        name = memory.write(folder / MEMORY / memory_of(pipeline))
+        of = memory_of(rules_of(pipeline))
+        files = [*files, *memory.write(folder / MEMORY / of)]
+        near_files = [*near_files, *(near.write(folder / NEAR) if near else [])]
         if len(resolved.rows["state"]) or len(resolved.superseded):
             draft.finish(base.chain, tip.number + 1, resolved.rows, resolved.superseded)
-    files = [*files, *([name] if name and name not in files else [])]
     chain = Chain((*base.chain.deltas, draft.delta)) if draft.delta else base.chain
     rules = rules_of(pipeline, read.classes)
-    facts = describe(base, after, taken) | {"memory": {"of": memory_of(pipeline), "files": files}}
+    facts = describe(base, after, taken) | {"memory": {"of": of, "files": files}}
     facts["bytes"] = sum(file["bytes"] for file in draft.delta.facts["files"].values()) if draft.delta else 0
     snapshot = write_manifest(folder, snapshot_id(taken, rules), chain.head or {}, rules, facts)
-    number, remembered = tip.number + 1, tip.memory | {memory_of(pipeline): files}
+    number, remembered = tip.number + 1, tip.memory | {of: files}
     if moves_tip and source:
         moved_on = replace(
             tip,
@@ -305,7 +308,7 @@ def _take_in(
         tip = with_night(moved_on, TipNight(base.until, snapshot.id, chain.head or {}), folder)
     else:
         tip = read_tip(folder)
-    write_tip(folder, replace(tip, number=number, memory=remembered))
+    write_tip(folder, replace(tip, number=number, memory=remembered, near=near_files))
     return Refreshed(
         snapshot,
         read.quarantined,
@@ -327,7 +330,7 @@ def _with_moved(resolved: Resolved, moved: Columns) -> Resolved:
     return replace(resolved, rows=joined([resolved.rows, more]), superseded=superseded)
 
 
-def _policy(base: Base, chain: Chain, num_rows: int) -> Policy:
+def _policy(base: Base, chain: Chain, num_rows: int, near: NearDuplicates | None = None) -> Policy:
     pipeline = base.pipeline
     shares = hashed_shares(pipeline)
     seed = pipeline.split.seed
@@ -354,34 +357,37 @@ def _policy(base: Base, chain: Chain, num_rows: int) -> Policy:
         columns=tuple(base.rules.schema.names),
         hashed=hashed,
         most=limits,
+        clusters=None if near is None else lambda rows: near.find_in(chain, rows["text_at"]),
     )
 
 
 def _memory(base: Base) -> tuple[SplitMemory, list[str]]:
     """The splits that were given so far, and the files that hold them."""
-    of = memory_of(base.pipeline)
-    files = base.tip.memory.get(of)
-    if files is not None:
-        try:
-            return SplitMemory.open(base.folder / MEMORY / of, files), files
-        except SnapshotError as error:
-            log.warning("%s; the splits are taken from the snapshots", error.reason)
-    memory = SplitMemory()
-    for snapshot in _newest_snapshots(base):
-        keys, splits = snapshot.split_keys(with_ids=base.pipeline.data.id is not None)
-        memory.recall(keys, splits)
+    of = memory_of(rules_of(base.pipeline))
+    files, snapshots = base.tip.memory.get(of), []
+    if files is None:
+        snapshots = newest_snapshots(base.folder, of)
+        files = next((one.manifest["memory"]["files"] for one in snapshots if "memory" in one.manifest), [])
+    try:
+        memory = SplitMemory.open(base.folder / MEMORY / of, files)
+    except SnapshotError as error:
+        log.warning("%s; the splits are taken from the snapshots", error.reason)
+        memory, files, snapshots = SplitMemory(), [], newest_snapshots(base.folder, of)
+    for snapshot in snapshots:
+        memory.recall(*snapshot.split_keys(with_ids=base.pipeline.data.id is not None))
         log.info("the splits of %s stay", snapshot)
-    return memory, []
+    return memory, files
 
 
-def _newest_snapshots(base: Base) -> list[Snapshot]:
-    """Of each format the newest snapshot whose rows were divided by the same rules, newest first."""
-    found: dict[int, Snapshot] = {}
-    for manifest in base.folder.glob("*/manifest.json"):
-        with suppress(SnapshotError):
-            snapshot = open_snapshot(manifest.parent, verify=False)
-            other = found.get(snapshot.manifest["format"])
-            is_newer = other is None or other.manifest["created_at"] < snapshot.manifest["created_at"]
-            if is_newer and memory_of(base.pipeline, snapshot.manifest["rules"]) == memory_of(base.pipeline):
-                found[snapshot.manifest["format"]] = snapshot
-    return sorted(found.values(), key=lambda one: str(one.manifest["created_at"]), reverse=True)
+def _near_duplicates(base: Base) -> tuple[NearDuplicates | None, list[str]]:
+    """The near-duplicates that were found so far, if the pipeline asks for them, and the files that hold them."""
+    files = base.tip.near
+    if not base.pipeline.data.near_duplicates:
+        return None, files
+    try:
+        return NearDuplicates.open(base.folder / NEAR, files), files
+    except SnapshotError as error:
+        log.warning("%s; they are found again", error.reason)
+    near, index = NearDuplicates(), base.chain.index(["state", "text_at"])
+    near.find_in(base.chain, index["text_at"][index["state"] == TAKEN])
+    return near, []

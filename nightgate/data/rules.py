@@ -59,9 +59,8 @@ def snapshot_columns(data: config.Data) -> list[str]:
     return ["row_id", "fingerprint", "text", "label", *(name for name, column in optional if column), *slices]
 
 
-def memory_of(pipeline: Pipeline, rules: Mapping[str, Any] | None = None) -> str:
+def memory_of(rules: Mapping[str, Any]) -> str:
     """The name of the memory of splits that rows of these rules have: other labels or texts change no split."""
-    rules = rules_of(pipeline) if rules is None else rules
     return hashlib.sha256(json.dumps(rules["split"], sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -14,6 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,8 +42,8 @@ from nightgate.data.deltas import (
     signed,
     take,
 )
-from nightgate.data.normalization import fingerprint
-from nightgate.data.rules import SPLITS, label_meaning, version_of_rules
+from nightgate.data.normalization import fingerprint, text_keys
+from nightgate.data.rules import SPLITS, label_meaning, memory_of, version_of_rules
 from nightgate.durable_files import sync
 from nightgate.errors import SnapshotError, first_line, storage_errors
 from nightgate.label_meaning import LabelMeaning
@@ -165,8 +166,7 @@ class Snapshot:
         table = self._read(lambda path: pq.read_table(path, columns=stored, filters=[("split", "==", split)]))
         frame: pd.DataFrame = (table if at is None else table.take(pa.array(at))).to_pandas()
         if "text_key" in names:
-            keys = [int(mark[:16], 16) for mark in frame["fingerprint"]]
-            frame = frame.assign(text_key=np.array(keys, np.uint64))[names]
+            frame = frame.assign(text_key=text_keys(frame["fingerprint"]))[names]
         return frame
 
     def _read(self, read: Callable[[Path], T]) -> T:
@@ -227,6 +227,19 @@ def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
     if manifest["format"] != ONE_FILE:
         read_chain(path.parent, manifest["head"], verify=verify)
     return Snapshot(manifest["id"], path, manifest)
+
+
+def newest_snapshots(folder: Path, of: str) -> list[Snapshot]:
+    """Of each format the newest snapshot whose rows were divided by the rules that `memory_of` names, newest first."""
+    found: dict[int, Snapshot] = {}
+    for path in folder.glob(f"*/{MANIFEST_FILE}"):
+        with suppress(SnapshotError):
+            snapshot = open_snapshot(path.parent, verify=False)
+            other = found.get(snapshot.manifest["format"])
+            is_newer = other is None or other.manifest["created_at"] < snapshot.manifest["created_at"]
+            if is_newer and memory_of(snapshot.manifest["rules"]) == of:
+                found[snapshot.manifest["format"]] = snapshot
+    return sorted(found.values(), key=lambda one: str(one.manifest["created_at"]), reverse=True)
 
 
 def write_snapshot(

@@ -3,7 +3,7 @@
     memory = SplitMemory.open(folder, files)
     assigned = memory.assign({"id": ids, "text": texts}, hashed)
     memory.remember(assigned, taken)
-    file = memory.write(folder)
+    files += memory.write(folder)
 
 A hash alone moves a row when its text is edited or its group corrected. Here the split of a row follows from the keys
 that are known; a row without one is divided by hash, as ever, and its keys are known from then on. Rows that arrive
@@ -201,14 +201,14 @@ class SplitMemory:
             self._learn(unique[fresh & (least == largest)], least[fresh & (least == largest)])
             self._note_trained([unique[(least != TEST) & ~np.isin(self._split_of(unique), (TRAIN, VALIDATION))]])
 
-    def write(self, folder: Path) -> str | None:
-        """Write what was learnt since `open` to a new file and return its name; None if that is nothing.
+    def write(self, folder: Path) -> list[str]:
+        """Write what was learnt since `open` to a new file: its name, or nothing where nothing was.
 
         Raises:
             StorageError: the disk is full or read-only.
         """
         if not self._unwritten:
-            return None
+            return []
         entries = np.sort(np.concatenate([keys | codes.astype(np.uint64) for keys, codes in self._unwritten]))
         name = f"{hashlib.sha256(entries.tobytes()).hexdigest()[:16]}.parquet"
         with storage_errors(folder), replacing(folder / name) as draft:
@@ -217,7 +217,7 @@ class SplitMemory:
             pq.write_table(table, draft, compression="zstd", use_dictionary=False, column_encoding=encoding)
         self._trained[name] = entries[entries & _CODE == _TRAINED] & ~_CODE
         self._unwritten = []
-        return name
+        return [name]
 
     def trained_on(self, keys: Mapping[str, Keys], files: Collection[str] = ()) -> Mask:
         """Which rows have a key that a model was trained on or selected by, shape [rows].
@@ -265,7 +265,7 @@ def _columns(keys: Mapping[str, Keys]) -> Iterator[tuple[str, Keys]]:
     """Each kind and a column of its keys, with the kind mixed in; 0 stays 0."""
     for kind, matrix in keys.items():
         for column in (matrix,) if matrix.ndim == 1 else matrix.T:
-            yield kind, np.where(column == 0, column, (column ^ _KINDS[kind]) >> 16 << 2)
+            yield kind, np.where(column == 0, column, (column ^ _KINDS[kind]) << 16 >> 14)
 
 
 def _differs(given: Codes, splits: Codes) -> Mask:

@@ -21,7 +21,7 @@ from nightgate.errors import SnapshotError
 log = logging.getLogger(__name__)
 
 TIP_FILE = "tip.json"
-MEMORY = "splits"
+MEMORY, NEAR = "splits", "near"
 FORGOTTEN_FILE = "forgotten.json"
 LOCK_FILE = ".lock"
 """Held by whoever changes what is in the folder."""
@@ -50,7 +50,7 @@ class Tip:
     after: dict[str, Any]
     """What the source's `after()` said."""
     memory: dict[str, list[str]]
-    """Files of the split memory by test version."""
+    """Files of the split memory by the rules of the split."""
     nights: list[Night] = field(default_factory=list)
     """By data_until; of one with several the last."""
     recent: list[dict[str, Any]] = field(default_factory=list)
@@ -60,6 +60,8 @@ class Tip:
     codes: int = 0
     """Numbers of parts that were given."""
     classes: list[str] = field(default_factory=list)
+    near: list[str] = field(default_factory=list)
+    """Files of the near-duplicates."""
 
     @property
     def data_until(self) -> str:
@@ -101,13 +103,18 @@ def with_night(tip: Tip, night: Night, folder: Path) -> Tip:
 
 
 def remove_leftovers(folder: Path, tip: Tip) -> None:
-    """Remove what a killed refresh left: drafts, and deltas that neither the tip nor a snapshot names."""
-    remove_drafts(folder)
-    remove_drafts(folder / DELTAS)
-    remove_drafts(folder / MEMORY, nested=True)
+    """Remove what a killed refresh left: drafts, and files that neither the tip nor a snapshot names."""
+    for drafts in (folder, folder / DELTAS, folder / NEAR, *(folder / MEMORY).glob("*")):
+        remove_drafts(drafts)
     heads = [tip.head]
-    for manifest in folder.glob("*/manifest.json"):
-        heads.append(_json(manifest).get("head"))
+    kept = {*tip.near, *(file for files in tip.memory.values() for file in files)}
+    for path in folder.glob("*/manifest.json"):
+        manifest = _json(path)
+        heads.append(manifest.get("head"))
+        kept.update(manifest.get("memory", {}).get("files", ()))
+    for path in (*folder.glob(f"{MEMORY}/*/*.parquet"), *folder.glob(f"{NEAR}/*.parquet")):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
     named: set[str] = set()
     for head in heads:
         while head and head["delta"] not in named:

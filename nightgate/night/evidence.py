@@ -14,7 +14,7 @@ from nightgate.metrics.bootstrap import group_numbers
 from nightgate.metrics.calibration import calibration_error, nonfinite_rows
 from nightgate.night.run import NightRun
 from nightgate.night.values import Model, Scored, Served, Trained
-from nightgate.registry.leakage import line_of, trained_on
+from nightgate.registry.leakage import RowKeys, keys_of, line_of, trained_on
 from nightgate.runs import evidence_store
 from nightgate.training.predictions import load_logits
 
@@ -26,16 +26,16 @@ class _Frames:
     test: pd.DataFrame
     golden: pd.DataFrame | None
 
-    def fingerprints(self) -> list[str]:
-        """Of the test rows, then of the golden rows."""
-        frames = [self.test] if self.golden is None else [self.test, self.golden]
-        return [str(mark) for frame in frames for mark in frame["fingerprint"]]
+    def all(self) -> pd.DataFrame:
+        """The test rows, then the golden rows."""
+        return self.test if self.golden is None else pd.concat([self.test, self.golden], ignore_index=True)
 
 
 def gather_evidence(run: NightRun, snapshot: Snapshot, trained: Trained, scored: Scored, served: Served) -> Evidence:
     """Predictions, and which rows each side was trained on. Golden rows that any side was trained on are left out."""
     frames = _Frames(snapshot.rows("test"), None if scored.golden.path is None else scored.golden.rows())
-    seen = {name: _seen(run, snapshot, trained, model, frames) for name, model in scored.models.items()}
+    keys = keys_of(snapshot.path.parent, frames.all())
+    seen = {name: _seen(run, snapshot, trained, model, keys) for name, model in scored.models.items()}
     untrained = _untrained(frames, [mask for mask, _ in seen.values() if mask is not None])
     sides = {name: _side(run, name, scored, frames, *seen[name], untrained) for name in scored.models}
     candidate, champion = replace(sides["candidate"], serving=served.candidate), sides.get("champion")
@@ -59,15 +59,13 @@ def gather_evidence(run: NightRun, snapshot: Snapshot, trained: Trained, scored:
     )
 
 
-def _seen(
-    run: NightRun, snapshot: Snapshot, trained: Trained, model: Model, frames: _Frames
-) -> tuple[Mask | None, str]:
-    """Which of `frames.fingerprints()` the side was trained on; None, and why, where that is unknown."""
+def _seen(run: NightRun, snapshot: Snapshot, trained: Trained, model: Model, keys: RowKeys) -> tuple[Mask | None, str]:
+    """Which rows the side was trained on; None, and why, where that is unknown."""
     if model.version is None:
-        line = line_of(run.db, run.home, run.pipeline.name, trained.started_from, tonight=snapshot.path)
+        line = line_of(run.db, run.home, run.pipeline.name, trained.started_from, tonight=snapshot)
     else:
         line = line_of(run.db, run.home, run.pipeline.name, model.version.version)
-    return trained_on(line, frames.fingerprints())
+    return trained_on(line, keys)
 
 
 def _side(
@@ -82,7 +80,7 @@ def _side(
     """One side's results.
 
     Args:
-        seen: rows of `frames.fingerprints()` that it was trained on; None where `unknown_line` says why.
+        seen: rows of `frames.all()` that it was trained on; None where `unknown_line` says why.
         untrained: golden rows that count.
     """
     model = scored.models[name]

@@ -16,7 +16,7 @@ from nightgate.runs import evidence_store
 log = logging.getLogger(__name__)
 
 REMEDIES = {
-    "clean_test": "bring back the snapshots that it names, which prove what each side was trained on",
+    "clean_test": "bring back the files that it names, which prove what each side was trained on",
     "serving": "see the end of the night's log, which holds the output of the fresh process",
     "not_older": "run the newest night: this one saw older data than the champion",
 }

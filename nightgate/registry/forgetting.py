@@ -262,7 +262,7 @@ def _versions_of(db: Database, pipeline_name: str, row_id: str, sides: dict[Path
     found = {}
     query = sa.select(ModelVersion.version).where(ModelVersion.pipeline == pipeline_name)
     for (version,) in _rows(db, query.order_by(ModelVersion.version)):
-        line = [sides.get(path, set()) for path in line_of(db, db.home, pipeline_name, version).snapshots]
+        line = [sides.get(one.path, set()) for one in line_of(db, db.home, pipeline_name, version).snapshots]
         if any("train" in one for one in line[:1]):
             found[version] = "trained on it"
         elif any("train" in one for one in line):

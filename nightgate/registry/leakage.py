@@ -1,44 +1,57 @@
-"""Leakage: test rows that a model or any of its ancestors was trained on or selected by, found in the snapshots.
+"""Leakage: test rows that a model or any of its ancestors was trained on or selected by.
 
-    line = line_of(db, home, "reviews", champion.version)
-    mask, why = trained_on(line, fingerprints)
+    keys = keys_of(home.snapshots / "reviews", rows)
+    mask, why = trained_on(line_of(db, home, "reviews", champion.version), keys)
 
-A version that continued from a champion inherits that one's training rows, so the whole line of ancestors counts.
-Validation rows count because they selected the epoch. Train rows that `train_window` or `max_train_rows` left out count
-too: excluding a test row too many is safer than one too few.
+A row counts as seen if its id, its text or a near-copy of it was on the training or validation side: validation rows
+selected the epoch. The memory of the splits that each of these was given shows it also for snapshots that are gone;
+those of before it was kept show it by their rows. A version that continued from a champion inherits that one's training
+rows, so the whole line of ancestors counts. Train rows that `train_window` or `max_train_rows` left out count too:
+excluding a test row too many is safer than one too few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from nightgate.data.snapshots import open_snapshot
-from nightgate.database.schema import ModelVersion, Run, Snapshot
+from nightgate.data.batches import hashes_of
+from nightgate.data.near_duplicates import NearDuplicates, canonical_keys
+from nightgate.data.normalization import text_keys
+from nightgate.data.rules import SPLITS, memory_of
+from nightgate.data.snapshots import Snapshot, open_snapshot
+from nightgate.data.split_memory import Keys, SplitMemory
+from nightgate.data.tip import MEMORY, NEAR, read_tip
+from nightgate.database import schema
+from nightgate.database.schema import ModelVersion, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import SnapshotError
 from nightgate.home import Home
 from nightgate.text_rules import NORMALISATION_VERSION
 
 Mask = NDArray[np.bool_]
+RowKeys = Mapping[str, Keys]
+"""Keys of rows by kind: id, text, and cluster where near-duplicates are found."""
 
 
 @dataclass(frozen=True)
 class Line:
     """The snapshots of a model and of its ancestors, back to the base model."""
 
-    snapshots: tuple[Path, ...]
-    """Folders, newest first."""
+    snapshots: tuple[Snapshot, ...]
+    """Newest first, each with the manifest that the database has; its folder may be gone."""
     unknown: str = ""
     """Why the line cannot be traced back to the base model; '' if it can."""
 
 
-def line_of(db: Database, home: Home, pipeline: str, version: int | None, *, tonight: Path | None = None) -> Line:
+def line_of(db: Database, home: Home, pipeline: str, version: int | None, *, tonight: Snapshot | None = None) -> Line:
     """The line of a version, or of a candidate that has no number yet.
 
     Args:
@@ -46,40 +59,79 @@ def line_of(db: Database, home: Home, pipeline: str, version: int | None, *, ton
         tonight: the snapshot that a candidate was trained on.
     """
     snapshots = [] if tonight is None else [tonight]
+    stored = schema.Snapshot
     query = (
-        sa.select(ModelVersion.version, ModelVersion.started_from, Snapshot.path.label("snapshot"))
+        sa.select(ModelVersion.version, ModelVersion.started_from, stored.snapshot_id, stored.path, stored.manifest)
         .join(Run, Run.run_id == ModelVersion.run_id)
-        .outerjoin(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
+        .outerjoin(stored, (stored.pipeline == Run.pipeline) & (stored.snapshot_id == Run.snapshot_id))
         .where(ModelVersion.pipeline == pipeline)
     )
     rows = db.read(lambda session: {row.version: row for row in session.execute(query)})
     while version is not None:
         row = rows.pop(version, None)
-        if row is None or row.snapshot is None:
+        if row is None or row.path is None:
             lack = "is not in the database" if row is None else "has no recorded snapshot"
             return Line(tuple(snapshots), f"its ancestor version {version} {lack}")
-        snapshots.append(home.absolute(row.snapshot))
+        snapshots.append(Snapshot(row.snapshot_id, home.absolute(row.path), row.manifest))
         version = row.started_from
-    return Line(tuple(dict.fromkeys(snapshots)))
+    return Line(tuple({snapshot.path: snapshot for snapshot in snapshots}.values()))
 
 
-def trained_on(line: Line, fingerprints: Sequence[str]) -> tuple[Mask | None, str]:
-    """Which of `fingerprints` are train or validation rows of a snapshot of the line, shape [fingerprints].
+def keys_of(folder: Path, rows: pd.DataFrame) -> RowKeys:
+    """What may show that a model has seen these rows, with the columns row_id, fingerprint and text of a snapshot.
 
-    None and the reason if the line is incomplete or one of its snapshots is missing or damaged.
+    Args:
+        folder: the pipeline's snapshots.
+
+    Raises:
+        SnapshotError: the clusters of near-duplicates cannot be read.
+    """
+    with_id = (rows["row_id"] != rows["fingerprint"]).to_numpy()
+    keys = {
+        "id": np.where(with_id, hashes_of(rows["row_id"].tolist()), np.uint64(0)),
+        "text": text_keys(rows["fingerprint"]),
+    }
+    near = read_tip(folder).near
+    if near:
+        clusters = NearDuplicates.open(folder / NEAR, near).clusters(canonical_keys(rows["text"].tolist()))
+        keys["cluster"] = clusters
+    return keys
+
+
+def trained_on(line: Line, keys: RowKeys) -> tuple[Mask | None, str]:
+    """Which rows are train or validation rows of a snapshot of the line, shape [rows].
+
+    None and the reason if the line is incomplete, or a snapshot of it and the memory of its splits cannot be read.
     """
     if line.unknown:
         return None, line.unknown
-    wanted = np.array([int(mark[:16], 16) for mark in fingerprints], np.uint64)
-    mask = np.zeros(len(fingerprints), bool)
-    for folder in line.snapshots:
+    mask = np.zeros(len(keys["text"]), bool)
+    memory = cache(SplitMemory.open)
+    for snapshot in line.snapshots:
+        if snapshot.manifest["rules"]["normalisation"] != NORMALISATION_VERSION:
+            return None, f"texts of its snapshot {snapshot.id} were normalised by other rules and cannot be matched"
+        of = memory_of(snapshot.manifest["rules"])
+        named = tuple(snapshot.manifest.get("memory", {}).get("files", ()))
+        files = tuple(read_tip(snapshot.path.parent).memory.get(of, named))
         try:
-            snapshot = open_snapshot(folder)
-            normalisation = snapshot.manifest["rules"]["normalisation"]
-            seen = [snapshot.rows(split, ["text_key"])["text_key"] for split in ("train", "validation")]
+            if named and set(named) <= set(files):
+                mask |= memory(snapshot.path.parent / MEMORY / of, files).trained_on(keys, named)
+                continue
+            mask |= _in_rows(open_snapshot(snapshot.path), keys)
+            if files:
+                # Which of its rows had a near-copy in test was found later.
+                mask |= memory(snapshot.path.parent / MEMORY / of, files).trained_on(keys, named)
         except SnapshotError as error:
             return None, f"a snapshot that it was trained on cannot be read: {error.reason}"
-        if normalisation != NORMALISATION_VERSION:
-            return None, f"texts of its snapshot {folder.name} were normalised by other rules and cannot be matched"
-        mask |= np.isin(wanted, np.concatenate(seen))
     return mask, ""
+
+
+def _in_rows(snapshot: Snapshot, keys: RowKeys) -> Mask:
+    """Which rows are in the train or validation split of a snapshot."""
+    stored, splits = snapshot.split_keys(with_ids=True)
+    seen = {kind: column[splits < SPLITS.index("test")] for kind, column in stored.items()}
+    if "cluster" in keys:
+        texts = [text for split in ("train", "validation") for text in snapshot.rows(split, ["text"])["text"]]
+        seen["cluster"] = canonical_keys(texts)
+    found = [np.isin(column, seen[kind]) & (column != 0) for kind, column in keys.items()]
+    return np.asarray(np.column_stack(found).any(axis=1))

@@ -64,8 +64,7 @@ def night(folder: Path, files: list[str], rows: Sequence[Row], held: frozenset[s
     taken[[place for text, place in first.items() if text not in held]] = True
     merged = np.array([not taken[place] and row.text in {*first, *held} for place, row in enumerate(rows)])
     memory.remember(assigned, taken, merged)
-    file = memory.write(folder)
-    files += [file] if file else []
+    files += memory.write(folder)
     return {rows[place]: int(assigned.splits[place]) for place in np.flatnonzero(taken).tolist()}
 
 
@@ -253,7 +252,7 @@ def test_a_lost_memory_is_filled_from_snapshots(tmp_path: Path) -> None:
     memory = SplitMemory()
     for snapshot in (second, first):  # newest first
         memory.recall(keys_of(list(snapshot)), np.array(list(snapshot.values()), np.int8))
-    refilled = [memory.write(tmp_path) or ""]
+    refilled = memory.write(tmp_path)
     again = [replace(row, text=f"once more {row.text}") for row in rows]
     assert night(tmp_path, refilled, again) == night(tmp_path, files, again)
 
@@ -267,7 +266,7 @@ def test_a_key_that_an_old_snapshot_has_on_two_sides_is_decided_by_its_newest_ro
     assigned = assign(memory, [new])
     assert assigned.splits.tolist() == [TEST]
     memory.remember(assigned, np.ones(1, bool))
-    files = [memory.write(tmp_path) or ""]
+    files = memory.write(tmp_path)
     # Models of before saw the id in train.
     assert SplitMemory.open(tmp_path, files).trained_on(keys_of([new])).tolist() == [True]
     assert SplitMemory.open(tmp_path, files).trained_on(keys_of([new]), files).tolist() == [False]

@@ -23,7 +23,7 @@ def step_after(evidence: Evidence, finding: str = "--set training.epochs=8", pol
     ("evidence", "step"),
     [
         (of_candidate(night(), serving=None), "see the end of the night's log"),
-        (of_candidate(night(), trained_on=None), "bring back the snapshots that it names"),
+        (of_candidate(night(), trained_on=None), "bring back the files that it names"),
         (of_champion(night(), data_until=night().data_until.replace(year=2099)), "run the newest night"),
         (of_champion(night(), flaw="knows other labels"), "to promote it all the same"),
         (of_champion(night(), flaw="was trained on others", relabelled=True), "restore label and labels in [data]"),

@@ -32,7 +32,14 @@ def pipeline(source: dict[str, Any], **changes: Any) -> Pipeline:
     """A pipeline over the columns of `rows`; `changes` are dotted fields, with __ for the dot."""
     document: dict[str, Any] = {
         "name": "kettles",
-        "data": {"source": source, "id": "id", "text": "text", "label": "stars", "labels": [1, 5]},
+        "data": {
+            "source": source,
+            "id": "id",
+            "text": "text",
+            "label": "stars",
+            "labels": [1, 5],
+            "near_duplicates": False,  # which the texts of `rows` are
+        },
         "split": {"validation": 0.2, "test": 0.2},
     }
     return check_pipeline(document, "kettles.toml", {key.replace("__", "."): value for key, value in changes.items()})
