@@ -39,10 +39,11 @@ class Files:
         self._data = data
         self._columns = tuple(columns)
         needed = {data.id, *data.text_columns, data.label, data.time}
-        self._optional = {*data.slices, data.group} - needed
+        self._optional = {*data.slices, data.group, data.updated, data.deleted} - needed
         self._lacking: set[str] = set()
         self._seen: set[str] = set()
         self._files: dict[str, FoundFile] = {}
+        self._names: list[str] = []
 
     def plan(self, before: Mapping[str, Any] | None) -> Plan:
         self._files = {file.name: file for file in matching_files(self._settings.paths)}
@@ -54,30 +55,36 @@ class Files:
     def read(self, part: Part) -> Iterator[RawBatch]:
         yield from self.read_file(self._files[part.name])
 
-    def read_file(self, file: FoundFile) -> Iterator[RawBatch]:
+    def read_file(self, file: FoundFile, class_names: Sequence[str] = ()) -> Iterator[RawBatch]:
         """The rows of one file.
+
+        Args:
+            class_names: of the class numbers in a Parquet file that does not name them itself.
 
         Raises:
             DataError: it is empty, damaged, in another encoding or lacks a column.
         """
         kind, compression = _format_of(file, self._settings)
+        self._names.append(file.name)
         folder_values = {name: value for name, value in file.folder_values.items() if name in self._columns}
         required = [name for name in self._columns if name not in self._optional and name not in folder_values]
         with file.local() as path:
             here = File(path, file.name, compression)
-            for batch in self._batches(here, kind, required):
+            for batch in self._batches(here, kind, required, class_names):
                 yield self._completed(batch, folder_values)
 
     def after(self) -> dict[str, Any]:
         if missing := self._lacking - self._seen:
-            first, *more = self._files
-            check_columns(sorted(missing), sorted(self._seen), f"none of the {len(more) + 1:,} files, such as {first},")
+            place = f"none of the {len(self._names):,} files, such as {self._names[0]},"
+            check_columns(sorted(missing), sorted(self._seen), place)
         return {}
 
-    def _batches(self, file: File, kind: str, required: Sequence[str]) -> Iterator[RawBatch]:
+    def _batches(
+        self, file: File, kind: str, required: Sequence[str], class_names: Sequence[str]
+    ) -> Iterator[RawBatch]:
         settings, data, columns = self._settings, self._data, self._columns
         if kind == "parquet":
-            return read_parquet(file, columns, required, data)
+            return read_parquet(file, columns, required, data, class_names)
         if kind == "jsonl":
             return read_json_lines(file, settings.encoding, columns, required, data.text_columns)
         delimiter = settings.delimiter or {"csv": ",", "tsv": "\t"}[kind]

@@ -6,7 +6,7 @@ import glob
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -36,10 +36,12 @@ class FoundFile:
     """As in `Part`."""
     bytes: int | None = None
     modified: datetime | None = None
+    address: str = ""
+    """Where it is read, if that is not its name."""
 
     @cached_property
     def is_local(self) -> bool:
-        return "://" not in self.name
+        return "://" not in (self.address or self.name)
 
     @property
     def part(self) -> Part:
@@ -60,11 +62,12 @@ class FoundFile:
     def local(self) -> Iterator[Path]:
         """A path on this machine: a file of another one is copied for the time of the block."""
         if self.is_local:
-            yield Path(self.name)
+            yield Path(self.address or self.name)
             return
         with tempfile.NamedTemporaryFile(prefix="nightgate-") as copy:
-            with _reaching(self.name):
-                system, path = _system(self.name)
+            address = self.address or self.name
+            with _reaching(address):
+                system, path = _system(address)
                 system.get_file(path, copy.name)
             yield Path(copy.name)
 
@@ -86,6 +89,33 @@ def matching_files(patterns: Sequence[str]) -> list[FoundFile]:
             for path in sorted(_local(pattern.removeprefix("file://"))):
                 found.setdefault(path.resolve(), _on_disk(path))
     return sorted(found.values(), key=lambda file: file.path.parts if file.is_local else (file.name,))
+
+
+def file_at(address: str, name: str = "") -> FoundFile:
+    """The file of a path or URL that exists; `name` is shown in its place.
+
+    Raises:
+        DataError: it cannot be reached.
+    """
+    if "://" not in address:
+        file = _on_disk(Path(address))
+    else:
+        with _reaching(address):
+            system, path = _system(address)
+            file = _elsewhere(address, system.info(path))
+    return replace(file, name=name or file.name, address=address)
+
+
+def starts_with(address: str, sign: bytes) -> bool:
+    """Whether the text of a file, which may be compressed, begins with a sign, behind white space.
+
+    Raises:
+        DataError: it cannot be reached.
+    """
+    import fsspec
+
+    with _reaching(address), fsspec.open(address, "rb", compression="infer") as file:
+        return bool(file.read(64).lstrip().startswith(sign))
 
 
 def _local(pattern: str) -> list[Path]:

@@ -20,23 +20,30 @@ from nightgate.sources.source_table import check_columns
 from nightgate.sources.text_stream import File, empty_file, unpack
 
 
-def read_parquet(file: File, columns: Sequence[str], required: Sequence[str], data: config.Data) -> Iterator[RawBatch]:
+def read_parquet(
+    file: File, columns: Sequence[str], required: Sequence[str], data: config.Data, names: Sequence[str] = ()
+) -> Iterator[RawBatch]:
     """The rows of a file, with those of `columns` that it has.
+
+    Args:
+        names: of the class numbers in the label column, where the file does not name them itself.
 
     Raises:
         DataError: it is empty or damaged, or lacks a required column.
     """
     if file.compression is None:
-        yield from _read(file, columns, required, data)
+        yield from _read(file, columns, required, data, names)
         return
     # Its columns lie in many places of the file, so it cannot be read as a stream.
     with tempfile.NamedTemporaryFile(prefix="nightgate-") as unpacked:
         unpack(file, unpacked)
         unpacked.flush()
-        yield from _read(replace(file, path=Path(unpacked.name)), columns, required, data)
+        yield from _read(replace(file, path=Path(unpacked.name)), columns, required, data, names)
 
 
-def _read(file: File, columns: Sequence[str], required: Sequence[str], data: config.Data) -> Iterator[RawBatch]:
+def _read(
+    file: File, columns: Sequence[str], required: Sequence[str], data: config.Data, names: Sequence[str]
+) -> Iterator[RawBatch]:
     try:
         with file.path.open("rb") as binary:
             if not binary.read(64).strip():
@@ -46,7 +53,7 @@ def _read(file: File, columns: Sequence[str], required: Sequence[str], data: con
             schema = parquet.schema_arrow
             present = [name for name in columns if name in schema.names]
             check_columns([*required, *present], schema.names, file.name)
-            names = class_names((schema.metadata or {}).get(b"huggingface")).get(data.label, ())
+            names = class_names((schema.metadata or {}).get(b"huggingface")).get(data.label, names)
             for batch in parquet.iter_batches(BATCH_ROWS, columns=present):
                 table = pa.Table.from_batches([batch])
                 yield batch_of(table, file.name, number, data, names)
@@ -70,7 +77,7 @@ def batch_of(table: pa.Table, place: str, first: int, data: config.Data, names: 
     """
     columns = {name: _plain(table.column(name), f"{place}: column {name!r}") for name in table.column_names}
     classes: tuple[str, ...] = ()
-    if names and pa.types.is_integer(columns[data.label].type):
+    if names and data.label in columns and pa.types.is_integer(columns[data.label].type):
         # Star ratings fit both: class 0 is named "1". Names are used where they cover every label.
         by_name = set(data.label_index) <= {canonical_label(name) for name in names}
         if not by_name and any(str(number) in data.label_index for number in range(len(names))):

@@ -12,6 +12,7 @@ from nightgate.data.refresh import refresh
 from nightgate.data.snapshots import SPLITS
 from nightgate.errors import ConfigurationError, DataError
 from nightgate.home import Home
+from nightgate.sources.kinds import open_source
 from nightgate.sources.source_table import GIVEN_SPLIT, ORIGIN
 from tests.support import reviews
 from tests.support.raw_rows import read_source
@@ -94,7 +95,7 @@ def test_data_files_are_read_by_format_and_split(folder: Path) -> None:
     files = {split: str(folder / f"{split}.jsonl") for split in SPLITS}
     frame = read_source(reviews.pipeline(hub("json", data_files=files, splits=GIVEN)).data, reviews.NIGHT).frame
     assert len(frame) == 200
-    assert frame[ORIGIN].iloc[0] == "json/train:1"
+    assert frame[ORIGIN].iloc[0] == f"{folder}/train.jsonl:1"
     both = [files["test"], files["validation"]]
     assert len(read_source(reviews.pipeline(hub("json", data_files=both)).data, reviews.NIGHT).frame) == 80
     one = {"train": [files["test"]]}
@@ -130,6 +131,38 @@ def test_parquet_with_class_labels_is_read_by_number_or_by_name(tmp_path: Path) 
     by_number = read_source(reviews.pipeline(source, data__labels=[0, 1]).data, reviews.NIGHT)
     assert by_number.frame["stars"].tolist() == [0, 1, -1]
     assert by_number.classes == ("bad", "good"), "what the numbers mean"
+
+
+def test_a_class_may_have_a_name_that_pandas_takes_for_missing(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("id,text,stars\n1,a,None\n2,b,NA\n3,c,good\n4,d,\n")
+    pipeline = reviews.pipeline(hub("csv", data_files=str(tmp_path / "r.csv")), data__labels=["None", "NA", "good"])
+    assert read_source(pipeline.data, reviews.NIGHT).frame["stars"].tolist() == ["None", "NA", "good", None]
+
+
+def test_columns_that_are_not_wanted_may_differ_between_files(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("id,text,stars\n1,a,5\n")
+    (tmp_path / "test.csv").write_text("id,text,stars,helpful\n2,b,1,yes\n")
+    source = hub(tmp_path, splits={"train": "train", "test": "test"})
+    frame = read_source(reviews.pipeline(source).data, reviews.NIGHT).frame
+    assert frame[["id", GIVEN_SPLIT]].values.tolist() == [["1", "train"], ["2", "test"]]
+
+
+def test_what_only_datasets_can_read_is_read_by_it(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps(reviews.rows(3)))
+    source = hub("json", data_files=str(tmp_path / "r.json"))
+    frame = read_source(reviews.pipeline(source).data, reviews.NIGHT).frame
+    assert frame[ORIGIN].tolist() == ["json/train:1", "json/train:2", "json/train:3"]
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(folder: Path) -> None:
+    data = reviews.pipeline(hub(folder, splits=GIVEN)).data
+    parts = open_source(data, reviews.NIGHT).plan(None).read
+    with (folder / "test.jsonl").open("a") as file:
+        file.write(json.dumps({**reviews.rows(1)[0], "id": "new"}) + "\n")
+    before = {"parts": {part.name: part.version for part in parts}, "after": {}}
+    later = open_source(data, reviews.NIGHT).plan(before)
+    assert [part.name for part in later.read] == [f"test: {folder}/test.jsonl"]
+    assert len(later.unchanged) == 2
 
 
 def test_rows_added_to_the_folder_are_read_by_the_next_night(folder: Path) -> None:
@@ -176,4 +209,4 @@ def test_a_data_set_that_comes_as_a_script_is_refused_and_not_run(tmp_path: Path
 def test_an_unknown_configuration_and_a_damaged_file_are_refused(folder: Path) -> None:
     assert "'kitchen'" in refusal(hub(folder, config="kitchen"))
     (folder / "train.jsonl").write_text('{"id": "1", "text": "a", "stars": 5}\n{"id": [}\n')
-    assert f"data set {folder}" in refusal(hub(folder))
+    assert "train.jsonl, line 2" in refusal(hub(folder))
