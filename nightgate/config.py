@@ -67,6 +67,9 @@ class Data(Section):
     """Column whose equal values stay on one side of the split; intervals resample these groups."""
     near_duplicates: bool = True
     """Whether near-copies of a text, in other case or punctuation or with a few words changed, share its split."""
+    conflicts: Literal["majority", "newest", "drop"] = "majority"
+    """Which label a text has that rows give several: the one of most rows (of equally many that of the newest row),
+    the one of the newest row, or none, which leaves the text out."""
     train_window: Duration = ""
     """Rows older than this before the night are not trained on, such as '365d'; '' for all."""
     golden: str = ""

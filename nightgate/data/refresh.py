@@ -351,7 +351,7 @@ def _policy(base: Base, chain: Chain, num_rows: int, near: NearDuplicates | None
 
     limits = (np.inf, *(LARGEST_GROUP * share * num_rows for share in shares.values()))
     return Policy(
-        conflicts=getattr(pipeline.data, "conflicts", "majority"),
+        conflicts=pipeline.data.conflicts,
         keep_oldest=pipeline.data.group is not None,
         texts_of=chain.texts,
         columns=tuple(base.rules.schema.names),

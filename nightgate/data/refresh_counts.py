@@ -162,7 +162,7 @@ def count_parts(
     parts += [
         PartCounts(part=name, rows_seen=0, vanished=vanished.get(base.tip.parts[name]["code"], 0)) for name in gone
     ]
-    return tuple(parts)
+    return tuple(sorted(parts, key=lambda part: part.part))
 
 
 def part_counts(name: str, part: Mapping[str, Any], vanished: int = 0, *, unchanged: bool) -> PartCounts:
