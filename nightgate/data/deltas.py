@@ -310,20 +310,22 @@ def new_delta(folder: Path, number: int, schema: pa.Schema, *, mark: str = "") -
     """A delta to write, which becomes `folder`/deltas/<its name> where `finish` was called.
 
     Args:
-        mark: what follows its number in the name, instead of hexadecimal digits by chance.
+        mark: what follows its number in the name, instead of a hash of its content: a refresh that is repeated after
+            it was killed comes to the same delta.
     """
-    final = folder / DELTAS / f"{number:06d}-{mark or uuid.uuid4().hex[:8]}"
-    path = final.with_name(f".{final.name}.tmp")
+    path = folder / DELTAS / f".{number:06d}-{mark or uuid.uuid4().hex[:8]}.tmp"
     with storage_errors(path):
         path.mkdir(parents=True)
         draft = DeltaDraft(path, schema)
     try:
         yield draft
         if draft.facts is not None:
+            final = path.with_name(f"{number:06d}-{mark or sha256_of(path / DELTA_FILE)[:8]}")
             with storage_errors(path):
                 for file in (*path.iterdir(), path):
                     sync(file)
-                path.rename(final)
+                if mark or not final.exists():
+                    path.rename(final)
                 sync(final.parent)
             draft.delta = Delta(final, draft.facts)
     finally:

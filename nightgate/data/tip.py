@@ -106,6 +106,8 @@ def remove_leftovers(folder: Path, tip: Tip) -> None:
     """Remove what a killed refresh left: drafts, and files that neither the tip nor a snapshot names."""
     for drafts in (folder, folder / DELTAS, folder / NEAR, *(folder / MEMORY).glob("*")):
         remove_drafts(drafts)
+    for draft in folder.glob(".*.draft"):
+        shutil.rmtree(draft, ignore_errors=True)
     heads = [tip.head]
     kept = {*tip.near, *(file for files in tip.memory.values() for file in files)}
     for path in folder.glob("*/manifest.json"):
