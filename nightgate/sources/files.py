@@ -86,7 +86,7 @@ class Files:
         if kind == "parquet":
             return read_parquet(file, columns, required, data, class_names)
         if kind == "jsonl":
-            return read_json_lines(file, settings.encoding, columns, required, data.text_columns)
+            return read_json_lines(file, settings.encoding, columns, required, data)
         delimiter = settings.delimiter or {"csv": ",", "tsv": "\t"}[kind]
         delimited = DelimitedFile(file, delimiter, settings.encoding, data.label, frozenset(data.label_index))
         return delimited.read(columns, required, settings.quoting)

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from nightgate.durable_files import user_path
-from nightgate.errors import DataError, first_line, without_credentials
+from nightgate.errors import DataError, SourceUnavailableError, first_line, without_credentials
 from nightgate.sources.source import Part
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -197,7 +197,9 @@ def _reaching(url: str) -> Iterator[None]:
             extra = "nightgate[s3]" if protocol in {"s3", "s3a"} else f"fsspec[{protocol}]"
             problem, next_step = "needs a package that is not installed", f'run pip install "{extra}"'
         elif any("Connect" in kind or "Timeout" in kind for kind in _kinds(error)):
-            problem, next_step = "cannot be reached", "check the address and the network, and run again"
+            raise SourceUnavailableError(
+                f"{shown} cannot be reached: {detail}", next_step="check the address and the network, and run again"
+            ) from error
         elif isinstance(error, FileNotFoundError):
             problem, next_step = "does not exist", "check data.source.paths"
         elif isinstance(error, PermissionError):

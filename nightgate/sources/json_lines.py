@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from nightgate import config
 from nightgate.errors import DataError
 from nightgate.sources.source import BATCH_ROWS, RawBatch
 from nightgate.sources.source_table import Quarantined, check_columns
@@ -17,12 +18,9 @@ from nightgate.sources.text_stream import File, empty_file, open_text
 
 
 def read_json_lines(
-    file: File, encoding: str, columns: Sequence[str], required: Sequence[str], texts: Sequence[str]
+    file: File, encoding: str, columns: Sequence[str], required: Sequence[str], data: config.Data
 ) -> Iterator[RawBatch]:
-    """The rows of a file, with those of `columns` that it has.
-
-    Args:
-        texts: columns of text: a row with a list or an object there is `rejected`.
+    """The rows of a file, with those of `columns` that it has; a list or an object in place of a text is `rejected`.
 
     Raises:
         DataError: it is empty or damaged, a line is not an object, or a required column is in no line.
@@ -43,10 +41,11 @@ def read_json_lines(
                 row = _object(line, number, file)
                 if not row.keys() <= found.keys():
                     found.update(dict.fromkeys(row))
-                odd = next((row[name] for name in texts if isinstance(row.get(name), list | dict)), None)
+                odd = next((row[name] for name in data.text_columns if isinstance(row.get(name), list | dict)), None)
                 if odd is not None:
                     detail, excerpt = f"holds a {type(odd).__name__}, not text", line.strip()[:200]
-                    rejected.append(Quarantined(f"{file.name}:{number}", None, "bad_text", detail, excerpt))
+                    row_id = _as_text(row.get(data.id)) if data.id else None
+                    rejected.append(Quarantined(f"{file.name}:{number}", row_id, "bad_text", detail, excerpt))
                     continue
                 rows.append(row)
                 numbers.append(number)

@@ -166,7 +166,7 @@ class Sql:
     def _meaning(self) -> str:
         data = self._data
         read = self._settings.table or _query(self._settings)
-        facts = [read, *self._columns, column_of(data), getattr(data, "time_format", ""), data.timezone]
+        facts = [read, *self._columns, column_of(data), data.time_format, data.timezone]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -54,10 +54,6 @@ def newest_mark(values: Collection[Any], earlier: Mark | None, data: Data, until
     return Mark(kind, max(at.isoformat(timespec="microseconds"), earlier.at if earlier else ""))
 
 
-def _format(data: Data) -> str:
-    return getattr(data, "time_format", "")
-
-
 def column_of(data: Data) -> str:
     """The column whose newest value is the mark: `updated`, else `time`; '' if there is neither."""
     return data.updated or data.time or ""
@@ -69,11 +65,11 @@ def kind_of(value: Any, data: Data) -> str:
         return "instant" if value.tzinfo else "timestamp"
     if isinstance(value, date):
         return "date"
-    if isinstance(value, str) and not _format(data):
+    if isinstance(value, str) and not data.time_format:
         shape = _ISO.fullmatch(value)
         return f"text {shape[1] or '-'}{'Z' if shape[2] else ''}" if shape else ""
     counts = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and value == value
-    return "number" if counts and _format(data) in _EPOCHS else ""
+    return "number" if counts and data.time_format in _EPOCHS else ""
 
 
 def _unordered(found: str, data: Data) -> DataError:
@@ -86,7 +82,7 @@ def _unordered(found: str, data: Data) -> DataError:
 
 def _as_instant(kind: str, value: Any, data: Data) -> datetime:
     if kind == "number":
-        return EPOCH + timedelta(seconds=float(value) / _EPOCHS[_format(data)])
+        return EPOCH + timedelta(seconds=float(value) / _EPOCHS[data.time_format])
     if kind == "date":
         value = datetime(value.year, value.month, value.day)
     moment = datetime.fromisoformat(value) if isinstance(value, str) else value
@@ -99,7 +95,7 @@ def as_value(kind: str, at: datetime, data: Data) -> Any:
     if not kind:
         return None
     if kind == "number":
-        return int(at.timestamp() * _EPOCHS[_format(data)])
+        return int(at.timestamp() * _EPOCHS[data.time_format])
     if kind == "instant":
         return at.astimezone(UTC)
     zoned = at.astimezone(UTC if kind.endswith("Z") else ZoneInfo(data.timezone)).replace(tzinfo=None)

@@ -84,6 +84,7 @@ def test_the_manifest_describes_the_rows(refreshed_from: Any) -> None:
     [
         ({"text": None}, "empty_text", ""),
         ({"text": " &nbsp; <br/>\u200b"}, "empty_text", ""),
+        ({"text": ["a", "list"]}, "bad_text", "list"),
         ({"stars": None}, "missing_label", "'stars'"),
         ({"stars": " "}, "missing_label", "'stars'"),
         ({"stars": 3}, "unknown_label", "1, 5"),

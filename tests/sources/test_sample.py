@@ -11,7 +11,9 @@ from typing import Any
 
 from nightgate.data.refresh import refresh
 from nightgate.home import open_home
+from nightgate.schedule import Night
 from nightgate.source_config import SampleSource
+from nightgate.sources.kinds import open_source
 from nightgate.sources.sample import COLUMNS, sample_reviews
 from tests.support import reviews
 
@@ -38,6 +40,24 @@ def test_the_next_night_has_the_old_rows_and_one_more_day() -> None:
     assert all(first[key] == second[key] for key in shared)
     assert 25 <= len(second.keys() - first.keys()) <= 75
     assert all(second[key][3] >= UNTIL for key in second.keys() - first.keys())
+
+
+def test_the_next_night_generates_the_days_alone_that_it_lacks() -> None:
+    data = reviews.pipeline({"kind": "sample", "days": 10}, data__id="review_id").data
+    first = open_source(data, reviews.NIGHT)
+    parts = first.plan(None).read
+    assert len(parts) == 11
+    assert sum(batch.table.num_rows for part in parts for batch in first.read(part)) == len(
+        sample_reviews(SampleSource(kind="sample", days=10), UNTIL)["text"]
+    )
+    before = {"parts": {part.name: part.version for part in parts}, "after": {}}
+    later = Night(reviews.NIGHT.date + timedelta(days=1), "backfill", UNTIL + timedelta(days=1))
+    # The first and the last day are read up to the hour of the night, and so they change.
+    assert [part.name for part in open_source(data, later).plan(before).read] == [
+        "2026-02-20",
+        "2026-03-01",
+        "2026-03-02",
+    ]
 
 
 def test_rows_lie_in_the_days_before_the_night() -> None:
