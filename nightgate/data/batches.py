@@ -24,6 +24,7 @@ from nightgate.config import Pipeline
 from nightgate.config_types import canonical_label
 from nightgate.data.normalization import digests, fingerprint
 from nightgate.data.rules import SPLITS
+from nightgate.data.split_memory import hashes_of
 from nightgate.sources.column_rules import check_columns
 from nightgate.sources.source import RawBatch
 from nightgate.sources.source_table import GIVEN_SPLIT, Problem, Quarantined, is_missing
@@ -151,7 +152,6 @@ def work(raw: RawBatch, rules: Rules) -> Worked:
         given, problems = _mapped(_array(table, given_column), _given, np.int8)
         found.append(problems)
     ids = _plain_values(_array(table, rules.id)) if rules.id else pa.nulls(num_rows, pa.string())
-
     if rules.forgotten:
         named = zip(ids.to_pylist(), texts, strict=True)
         deleted |= [hash_of_forgotten(row_id or fingerprint(text)) in rules.forgotten for row_id, text in named]
@@ -303,15 +303,6 @@ def _with_changes(column: pa.Array, values: Sequence[str | None], now: Sequence[
 def _plain_values(column: pa.Array) -> pa.Array:
     values = _values(column)
     return _with_changes(column, values, [_plain(value) for value in values])
-
-
-def hashes_of(values: Sequence[str | None]) -> NDArray[np.uint64]:
-    """`split_memory.hash_of` each value; 0 for None."""
-    blake2b, none = hashlib.blake2b, bytes(8)
-    joined = [none if value is None else blake2b(value.encode(), digest_size=8).digest() for value in values]
-    found = np.frombuffer(b"".join(joined), "<u8").astype(np.uint64)
-    found[[row for row in np.flatnonzero(found == 0).tolist() if values[row] is not None]] = 1
-    return found
 
 
 def _mixed(*columns: NDArray[Any]) -> NDArray[np.uint64]:

@@ -129,10 +129,9 @@ def refresh(
     with FileLock(folder / LOCK_FILE):
         base = _opened(pipeline, night, folder, verify)
         refreshed = _refreshed(base, previous, allowed)
-    counts = (
-        f"{refreshed.rows_total:,} rows, {refreshed.rows_new:,} of them new, "
-        f"{sum(part.quarantined for part in refreshed.parts):,} quarantined"
-    )
+    quarantined, future = (sum(getattr(part, name) for part in refreshed.parts) for name in ("quarantined", "future"))
+    late = f", {future:,} later than the night" if future else ""
+    counts = f"{refreshed.rows_total:,} rows, {refreshed.rows_new:,} of them new, {quarantined:,} quarantined{late}"
     log.info(READ, refreshed.snapshot.id, counts, time.monotonic() - began)
     return refreshed
 
@@ -187,17 +186,28 @@ def _refreshed(base: Base, previous: Path | None, allowed: AbstractSet[str]) -> 
             if same:
                 return same
         return _take_in(base, source, plan, gone, previous, allowed)
-    after = next(night for night in tip.nights if night.data_until >= base.until)
-    if after.data_until > base.until and (not base.pipeline.data.time or after == tip.nights[0]):
-        log.warning(
-            "the night of %s is earlier than the first refresh that is known: its rows are read as they are now, not "
-            "as they were then",
-            base.night.date,
-        )
+    chain = _chain_then(base)
+    if chain is None:
+        log.warning("the rows of %s are read as they are now: how they were then is not known", base.night.date)
         unknown = replace(base, tip=replace(tip, head=None, parts={}, after={}), chain=Chain())
         return _take_in(unknown, source, source.plan(None), (), previous, allowed, moves_tip=False)
-    then = replace(base, chain=read_chain(base.folder, after.head, verify=False))
-    return _take_in(then, None, Plan((), ()), (), previous, allowed, moves_tip=False)
+    return _take_in(replace(base, chain=chain), None, Plan((), ()), (), previous, allowed, moves_tip=False)
+
+
+def _chain_then(base: Base) -> Chain | None:
+    """The rows as the first refresh at or after an earlier night found them; None: there was none before it, too, so
+    that nobody knows what has changed between.
+    """
+    nights = base.tip.nights
+    after = next(night for night in nights if night.data_until >= base.until)
+    is_between = base.pipeline.data.time is not None and after != nights[0]
+    if after.rules != base.tip.rules or not (is_between or after.data_until == base.until):
+        return None
+    try:
+        return read_chain(base.folder, after.head, verify=False)
+    except SnapshotError as error:
+        log.warning("%s", error.reason)
+        return None
 
 
 def _plan(source: Source, base: Base) -> tuple[Plan, list[str]]:
@@ -224,12 +234,11 @@ def _same_snapshot(base: Base, source: Source, previous: Path | None) -> Refresh
     except SnapshotError as error:
         log.warning("%s; it is written again", error.reason)
         return None
-    night = TipNight(base.until, snapshot.id, dict(base.tip.head or {}))
+    night = TipNight(base.until, snapshot.id, dict(base.tip.head or {}), base.tip.rules)
     write_tip(base.folder, with_night(replace(base.tip, after=source.after()), night, base.folder))
     parts = tuple(part_counts(name, part, unchanged=True) for name, part in base.tip.parts.items())
-    manifest = snapshot.manifest
-    rows_new = count_new(snapshot, previous, base.tip, 0)
-    return Refreshed(snapshot, (), rows_new, manifest["rows_total"], manifest["rows_duplicate"], parts, relabelled=0)
+    rows_new, facts = count_new(snapshot, previous, base.tip, 0), snapshot.manifest
+    return Refreshed(snapshot, (), rows_new, facts["rows_total"], facts["rows_duplicate"], parts, relabelled=0)
 
 
 def _take_in(
@@ -262,9 +271,8 @@ def _take_in(
         leaving = leaving_rows(index, known, plan, read) if source else index["time"] >= base.rules.until
         moved = known.moved(index) & ~leaving
         policy = _policy(base, chain, len(index["place"]) + len(read.rows["part"]), near)
-        resolved = _with_moved(
-            resolve(take(index, ~leaving), read.rows, take(index, leaving), policy, memory), take(index, moved)
-        )
+        resolved = resolve(take(index, ~leaving), read.rows, take(index, leaving), policy, memory)
+        resolved = _with_moved(resolved, take(index, moved))
         holds = np.ones(len(index["place"]), bool)
         holds[np.searchsorted(index["place"], resolved.superseded)] = False
         before, after = take(index, ~holds), joined([take(index, holds), resolved.rows])
@@ -305,7 +313,7 @@ def _take_in(
             classes=list(read.classes),
             recent=[one.to_json() for one in remember(recent, tonight)],
         )
-        tip = with_night(moved_on, TipNight(base.until, snapshot.id, chain.head or {}), folder)
+        tip = with_night(moved_on, TipNight(base.until, snapshot.id, chain.head or {}, tip.rules), folder)
     else:
         tip = read_tip(folder)
     write_tip(folder, replace(tip, number=number, memory=remembered, near=near_files))
@@ -333,7 +341,6 @@ def _with_moved(resolved: Resolved, moved: Columns) -> Resolved:
 def _policy(base: Base, chain: Chain, num_rows: int, near: NearDuplicates | None = None) -> Policy:
     pipeline = base.pipeline
     shares = hashed_shares(pipeline)
-    seed = pipeline.split.seed
 
     def hashed(rows: Columns) -> NDArray[np.int8]:
         keys: Iterable[str]
@@ -347,7 +354,7 @@ def _policy(base: Base, chain: Chain, num_rows: int, near: NearDuplicates | None
             )
         else:
             keys = facts_of(chain.texts, rows["text_at"], ["fingerprint"])["fingerprint"].to_pylist()
-        return sides_of(keys, seed=seed, **shares)
+        return sides_of(keys, seed=pipeline.split.seed, **shares)
 
     limits = (np.inf, *(LARGEST_GROUP * share * num_rows for share in shares.values()))
     return Policy(

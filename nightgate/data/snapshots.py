@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nightgate.config import Pipeline
-from nightgate.data.batches import Columns, hashes_of
+from nightgate.data.batches import Columns
 from nightgate.data.deltas import (
     AGAIN,
     TAKEN,
@@ -44,6 +44,7 @@ from nightgate.data.deltas import (
 )
 from nightgate.data.normalization import fingerprint, text_keys
 from nightgate.data.rules import SPLITS, label_meaning, memory_of, version_of_rules
+from nightgate.data.split_memory import hashes_of
 from nightgate.durable_files import sync
 from nightgate.errors import SnapshotError, first_line, storage_errors
 from nightgate.label_meaning import LabelMeaning

@@ -261,6 +261,15 @@ def hash_of(value: str) -> int:
     return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little") or 1
 
 
+def hashes_of(values: Sequence[str | None]) -> NDArray[np.uint64]:
+    """`hash_of` each value; 0 for None."""
+    blake2b, none = hashlib.blake2b, bytes(8)
+    joined = [none if value is None else blake2b(value.encode(), digest_size=8).digest() for value in values]
+    found = np.frombuffer(b"".join(joined), "<u8").astype(np.uint64)
+    found[[row for row in np.flatnonzero(found == 0).tolist() if values[row] is not None]] = 1
+    return found
+
+
 def _columns(keys: Mapping[str, Keys]) -> Iterator[tuple[str, Keys]]:
     """Each kind and a column of its keys, with the kind mixed in; 0 stays 0."""
     for kind, matrix in keys.items():

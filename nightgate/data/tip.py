@@ -35,6 +35,8 @@ class Night:
     """ISO 8601, UTC."""
     snapshot: str
     head: dict[str, str]
+    rules: str = ""
+    """`reading_rules` of the pipeline then."""
 
 
 @dataclass(frozen=True)

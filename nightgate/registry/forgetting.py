@@ -27,10 +27,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.data.batches import hash_of_forgotten, hashes_of
+from nightgate.data.batches import hash_of_forgotten
 from nightgate.data.deltas import DELTAS
 from nightgate.data.snapshots import MANIFEST_FILE, open_snapshot
-from nightgate.data.split_memory import SplitMemory
+from nightgate.data.split_memory import SplitMemory, hashes_of
 from nightgate.data.tip import MEMORY, keep_out
 from nightgate.database.data_schema import Forgotten
 from nightgate.database.gate_schema import SeedStudy
