@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -337,6 +338,26 @@ def test_a_lost_or_damaged_state_is_read_again_and_keeps_the_splits(lost: str, s
     after = rows_of(kettles.night(2, first).snapshot)
     assert len(after) == 300
     assert (after["split"] == before).all()
+
+
+def test_chosen_rows_are_read_without_the_others(shop: Callable[..., Shop], tmp_path: Path) -> None:
+    kettles = shop(data__id=None, data__group="product")
+    kettles.write(
+        "a", [{**row, "product": row["product"] if at % 2 else None} for at, row in enumerate(reviews.rows())]
+    )
+    made = kettles.night(1).snapshot
+    whole = made.rows("train")
+    assert (whole["row_id"] == whole["fingerprint"]).all()
+    assert (whole["group"] == whole["fingerprint"]).sum() > 20
+    old = write_snapshot(tmp_path / "old", whole.assign(split="train"), made.manifest["rules"], {"group": True})
+    for snapshot in (made, old):
+        few = snapshot.rows("train", ["group", "text_key", "time", "label"], at=np.array([3, 0]))
+        pd.testing.assert_frame_equal(
+            few.drop(columns="text_key"), whole[["group", "time", "label"]].iloc[[3, 0]].reset_index(drop=True)
+        )
+        assert [f"{key:016x}" for key in few["text_key"]] == [mark[:16] for mark in whole["fingerprint"].iloc[[3, 0]]]
+        texts = pd.concat([batch.to_pandas() for batch in snapshot.batches(["text"])])["text"]
+        assert set(texts) >= set(whole["text"])
 
 
 DYING = """
