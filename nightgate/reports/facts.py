@@ -62,6 +62,8 @@ class ReportFacts:
     """Of `epoch_results`, by epoch."""
     checks: tuple[Row, ...] = ()
     """Of `gate_checks`, in their order."""
+    broken_data: tuple[Row, ...] = ()
+    """Of `data_checks`, those that failed, allowed ones too."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Test rows by true and predicted label, in the order of `label_names`; empty where nothing was scored on test."""
     slices: tuple[Row, ...] = ()
@@ -107,6 +109,7 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
         scored = read_history(db, run["pipeline"], run=run_id, slices=True)
         cells = _rows(db, "SELECT * FROM confusion WHERE run_id = :run AND split = 'test'", run_id)
         drift = "SELECT * FROM data_drift WHERE run_id = :run ORDER BY statistic, slice_name, reference"
+        broken = "SELECT * FROM data_checks WHERE run_id = :run AND outcome IN ('failed', 'allowed') ORDER BY position"
         open_then = (
             "SELECT q.reason, COUNT(*) AS count FROM quarantined_rows AS q JOIN nightly_runs AS r "
             "ON r.pipeline = q.pipeline AND r.night >= q.first_night "
@@ -123,6 +126,7 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
             report_path=home.runs / run_id / REPORT_FILE,
             epochs=epochs,
             checks=_rows(db, "SELECT * FROM gate_checks WHERE run_id = :run ORDER BY position", run_id),
+            broken_data=_rows(db, broken, run_id),
             confusion=_matrix(stored["label_names"], cells),
             slices=_records(scored[scored["split"] == "test"]),
             attempts=stored["attempts"],

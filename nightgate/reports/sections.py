@@ -182,6 +182,10 @@ def data(facts: ReportFacts) -> list[Block]:
         counts.append(
             ("Quarantined", [", ".join(f"{count:,} {reason}" for reason, count in facts.quarantined.items())])
         )
+    for check in facts.broken_data:
+        why = f": {check['allowed_reason']}" if check["allowed_reason"] else ""
+        allowed = f" (allowed by {check['allowed_by']}{why})" if check["outcome"] == "allowed" else ""
+        counts.append((f"Data check {check['check_name']}", [f"{check['outcome']}: {check['reason']}{allowed}"]))
     if tonight:
         counts.append(("Length of texts", [_lengths(tonight)]))
     if before:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flows.nightly import nightly
 from flows.run_form import FREE_TEXT, GateForm, PipelineName, TrainingForm, chosen_settings
+from nightgate.check_config import CheckName
 from nightgate.config import Training
 from nightgate.errors import ConfigurationError
 from nightgate.gate_config import Blockable, Gate
@@ -61,6 +62,7 @@ def test_every_parameter_and_every_field_is_described(schema: dict[str, Any]) ->
         *("pipeline", "night", "force", "dry_run", "training", "gate", "allow_failed_checks", "reason"),
     }
     assert [name for name, field in described.items() if len(field.get("description", "")) < 10] == []
+    assert schema["properties"]["allow_failed_checks"]["items"]["enum"] == list(get_args(CheckName))
 
 
 def test_no_parameter_is_required_because_quick_run_would_then_ask_for_all(schema: dict[str, Any]) -> None:

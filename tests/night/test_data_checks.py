@@ -18,8 +18,12 @@ from nightgate.errors import DataCheckError
 from nightgate.home import Home
 from nightgate.night import steps
 from nightgate.night.run import open_night
+from nightgate.reports import sections
+from nightgate.reports.facts import gather
 from nightgate.schedule import chosen_night
 from tests.support.tiny import tiny_pipeline
+
+pytestmark = pytest.mark.process
 
 
 def refreshed_night(pipeline: Pipeline, day: int, allowed: Allowed = NONE_ALLOWED) -> Snapshot:
@@ -65,6 +69,9 @@ def test_a_night_ends_before_training_takes_nothing_in_and_says_how_to_let_it_pa
     assert refreshed_night(pipeline, 6, allowed).id != first.id
     [row] = nights(home, query.format(broken["run_id"]) + " AND outcome = 'allowed'")
     assert (row["check_name"], row["allowed_by"], row["allowed_reason"]) == ("rows", "ada", "old reviews were deleted")
+    facts = gather(home, broken["run_id"], snapshots=False)
+    assert [check["check_name"] for check in facts.broken_data] == ["rows"]
+    assert "old reviews were deleted" in str(sections.data(facts))
     # The next night is compared with this one; corrected labels and repaired rows are counted.
     rows = list(csv.DictReader(path.read_text().splitlines()))
     for at, row in enumerate(rows):
