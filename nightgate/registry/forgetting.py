@@ -187,7 +187,7 @@ def _search(db: Database, pipeline_name: str, ids: Collection[str]) -> tuple[Fou
             sides[one].setdefault(folder, set()).add(split)
     for one, facts in of.items():
         facts.snapshots = len(sides[one])
-        facts.versions = _versions_of(db, pipeline_name, one, sides[one])
+        facts.versions = _known_before(db, pipeline_name, one) | _versions_of(db, pipeline_name, one, sides[one])
     learnt = {folder for held in sides.values() for folder, splits in held.items() if splits & _LEARNT}
     quotes = _quotes(ids, texts)
     in_database, quarantined = db.read(lambda session: _empty(session, pipeline_name, ids, quotes, dry_run=True))
@@ -272,6 +272,13 @@ def _versions_of(db: Database, pipeline_name: str, row_id: str, sides: dict[Path
         elif any(REMOVED in one for one in line):
             found[version] = "trained on it or selected by it, as far as is known: a snapshot was removed"
     return found
+
+
+def _known_before(db: Database, pipeline_name: str, row_id: str) -> dict[int, str]:
+    """Versions that an earlier call named."""
+    before = db.read(lambda session: session.get(Forgotten, (pipeline_name, hash_of_forgotten(row_id))))
+    numbers = before.versions.split(", ") if before is not None and before.versions else ()
+    return {int(number): "learnt from it before it was forgotten" for number in numbers}
 
 
 def _in_memory(db: Database, pipeline_name: str, row_id: str) -> dict[Path, set[str]]:

@@ -115,6 +115,35 @@ def test_a_large_first_delta_is_not_written_again_for_a_few_small_ones(
     assert identity(open_snapshot(nights[6].path, verify=True)) == nights[6].id
 
 
+@pytest.mark.slow
+def test_after_many_nights_there_are_few_deltas_and_the_rows_of_a_single_refresh(home: Home, tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", home.snapshots / PIPELINE
+    source.mkdir()
+    rows_of_all = pd.DataFrame(reviews.rows(2500))
+    kept: list[Path] = []
+    for number in range(150):
+        rows_of_all.loc[number * 10, "text"] += f" Edited in night {number}."
+        rows_of_all[:1000].to_csv(source / "first.csv", index=False)
+        rows_of_all[1000 + 10 * number : 1010 + 10 * number].to_csv(source / f"night-{number:03d}.csv", index=False)
+        last = refresh(reviews.pipeline(reviews.files(source / "*.csv")), night(number), home).snapshot
+        kept.append(last.path)
+        if len(kept) > 30:
+            shutil.rmtree(kept.pop(0))
+        compact(folder)
+        assert len(deltas(home)) <= 30 + compaction.MOST_UNUSED + 2
+    for path in kept:
+        found = open_snapshot(path, verify=True)
+        assert identity(found) == found.id
+    index = open_snapshot(kept[-1]).chain().index(superseded=True)
+    # Of 150 edits those that no kept snapshot has are gone; so are those that are not joined yet.
+    assert len(index["place"]) <= 2500 + 30 + compaction.MOST_UNUSED + 2 + 30
+    anew = Home(tmp_path / "anew", home.id)
+    (anew.snapshots / PIPELINE).mkdir(parents=True)
+    shutil.copytree(folder / "splits", anew.snapshots / PIPELINE / "splits")
+    fresh = refresh(reviews.pipeline(reviews.files(source / "*.csv")), night(149), anew).snapshot
+    assert set(rows(fresh)["text"]) == set(rows(open_snapshot(kept[-1]))["text"])
+
+
 class Killed(BaseException):
     pass
 
