@@ -87,12 +87,12 @@ def test_with_a_missing_or_damaged_snapshot_leakage_is_unknown(tmp_path: Path) -
         assert named in why
 
 
-def test_five_thousand_rows_are_looked_up_in_twenty_large_snapshots_within_seconds(tmp_path: Path) -> None:
+def test_five_thousand_rows_are_looked_up_in_five_large_snapshots_within_seconds(tmp_path: Path) -> None:
     large = snapshot(tmp_path, train=range(36_000), test=range(36_000, 40_000))
     began = time.process_time()
-    assert len(found_in(Line((large,) * 20), range(33_500, 38_500))) == 2500
-    # 2 s on a core of 2024.
-    assert time.process_time() - began < 8
+    assert len(found_in(Line((large,) * 5), range(33_500, 38_500))) == 2500
+    # 0.5 s on a core of 2024.
+    assert time.process_time() - began < 4
 
 
 # --- the memory of splits, which outlives them ---
