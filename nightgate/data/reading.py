@@ -6,6 +6,8 @@ read = read_parts(base, source, plan, known, draft)
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,10 @@ from nightgate.schedule import Night
 from nightgate.sources.source import Plan, Source
 from nightgate.sources.source_table import Quarantined
 
+log = logging.getLogger(__name__)
+
+REPORTED_EVERY = 15.0
+"""Seconds after which the log says how far the reading is."""
 MOST_QUARANTINED = 100_000
 """Quarantined rows of a night that are handed over one by one; more are only counted."""
 NO_ROWS: Columns = {
@@ -135,6 +141,7 @@ def read_parts(base: Base, source: Source, plan: Plan, known: KnownRows, draft: 
     found, quarantined, missing = [NO_ROWS], list[Quarantined](), Counter[str]()
     ids = set[str]()
     classes, next_code = tuple(tip.classes), tip.codes
+    reported = time.monotonic()
     for part in plan.read:
         code = tip.parts[part.name]["code"] if part.name in tip.parts else next_code
         next_code = max(next_code, code + 1)
@@ -144,6 +151,9 @@ def read_parts(base: Base, source: Source, plan: Plan, known: KnownRows, draft: 
             classes = raw.classes or classes
             seen += raw.table.num_rows + len(raw.rejected)
             future += worked.future
+            if time.monotonic() > reported + REPORTED_EVERY:
+                reported = time.monotonic()
+                log.info("%s: %s rows read", part.name, f"{seen:,}")
             next_times += [] if worked.next_time is None else [worked.next_time]
             room = max(MOST_QUARANTINED - len(quarantined), 0)
             quarantined += [replace(row, part=part.name) for row in worked.quarantined[:room]]
