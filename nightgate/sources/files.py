@@ -44,6 +44,7 @@ class Files:
         self._seen: set[str] = set()
         self._files: dict[str, FoundFile] = {}
         self._names: list[str] = []
+        self._classes: tuple[str, ...] = ()
 
     def plan(self, before: Mapping[str, Any] | None) -> Plan:
         self._files = {file.name: file for file in matching_files(self._settings.paths)}
@@ -93,6 +94,12 @@ class Files:
 
     def _completed(self, batch: RawBatch, folder_values: Mapping[str, str | None]) -> RawBatch:
         """With the columns that its folders name, and without values for those that it lacks."""
+        if batch.classes and self._classes not in ((), batch.classes):
+            raise DataError(
+                f"{batch.place} names its classes {', '.join(batch.classes)}, other files {', '.join(self._classes)}",
+                next_step="write them with the same names, or name the labels in data.labels instead of numbers",
+            )
+        self._classes = batch.classes or self._classes
         table = batch.table
         found = {*table.column_names, *folder_values}
         self._seen |= found

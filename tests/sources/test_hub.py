@@ -165,6 +165,20 @@ def test_a_file_that_has_not_changed_is_not_read_again(folder: Path) -> None:
     assert len(later.unchanged) == 2
 
 
+def test_files_whose_class_numbers_have_other_names_are_not_mixed(tmp_path: Path) -> None:
+    for names in (["bad", "good"], ["good", "bad"]):
+        folder = labelled(tmp_path / names[0], names, [0, 1])
+    source = reviews.files(tmp_path / "*" / "labelled" / "*.parquet")
+    with pytest.raises(DataError, match="names its classes good, bad, other files bad, good"):
+        read_source(reviews.pipeline(source, data__labels=[0, 1]).data, reviews.NIGHT)
+    by_name = read_source(reviews.pipeline(source, data__labels=["bad", "good"]).data, reviews.NIGHT).frame
+    assert by_name["stars"].tolist() == ["bad", "good", "good", "bad"]
+    assert read_source(reviews.pipeline(hub(folder), data__labels=[0, 1]).data, reviews.NIGHT).classes == (
+        "good",
+        "bad",
+    )
+
+
 def test_rows_added_to_the_folder_are_read_by_the_next_night(folder: Path) -> None:
     data = reviews.pipeline(hub(folder)).data
     assert len(read_source(data, reviews.NIGHT).frame) == 120
