@@ -155,9 +155,10 @@ def _still_means(earlier: Path, meaning: LabelMeaning, meaning_on: Callable[[dat
 
 
 def golden_source(data: config.Data) -> FilesSource:
-    """The file that `data.golden` names, in the encoding of the source."""
-    encoding = data.source.encoding if isinstance(data.source, FilesSource) else "utf-8"
-    return FilesSource(kind="files", paths=(data.golden,), encoding=encoding)
+    """The file that `data.golden` names, written as the files of the source are."""
+    if isinstance(data.source, FilesSource):
+        return data.source.model_copy(update={"paths": (data.golden,), "format": "auto"})
+    return FilesSource(kind="files", paths=(data.golden,))
 
 
 @contextmanager

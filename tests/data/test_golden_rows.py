@@ -191,6 +191,16 @@ def test_a_file_is_read_like_the_source_and_its_rows_are_stored_by_content(
     assert len(list((home.golden / "kettles").iterdir())) == 2
 
 
+def test_a_golden_file_is_written_as_the_source_is(tmp_path: Path, home: Home) -> None:
+    rows = pd.DataFrame(reviews.rows())
+    for name in ("rows.csv", "golden.csv"):
+        rows.to_csv(tmp_path / name, sep=";", index=False, encoding="utf-16")
+    source = reviews.files(tmp_path / "rows.csv", delimiter=";", encoding="utf-16")
+    configured = reviews.pipeline(source, data__golden=str(tmp_path / "golden.csv"))
+    snapshot = refresh(configured, reviews.NIGHT, home).snapshot
+    assert len(golden_set(configured, home, snapshot, reviews.NIGHT, lambda _: None).rows()) == 120
+
+
 def test_rows_of_the_file_that_cannot_be_used_are_counted(tonight: Tonight, tmp_path: Path) -> None:
     rows = reviews.rows(100)
     rows[3]["stars"], rows[4]["stars"], rows[5]["text"] = 9, 9, " "
