@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 LABELS = ("1", "2", "3", "4", "5")
 WORDS, PHRASES, PHRASES_OF_A_TEXT = 20_000, 40_000, 7
@@ -25,7 +25,9 @@ BATCH = 8_192
 def rows(first: int, count: int, since: datetime, until: datetime) -> pa.Table:
     """Rows number `first` and following; the same numbers and times give the same rows."""
     rng = np.random.default_rng(first)
-    picks = _PhrasePicker().pick(rng, count)
+    phrases = _phrases()
+    parts: list[Any] = [phrases.take(pa.array(rng.integers(0, PHRASES, count))) for _ in range(PHRASES_OF_A_TEXT)]
+    picks = pc.binary_join_element_wise(*parts, ". ")
     copied = rng.random(count)
     source = pa.array(np.where(copied < DUPLICATES + NEAR, rng.permutation(count), np.arange(count)))
     texts = picks.take(source)
@@ -42,24 +44,15 @@ def rows(first: int, count: int, since: datetime, until: datetime) -> pa.Table:
     return pa.table(columns)
 
 
-class _PhrasePicker:
-    """Texts of random phrases, whose words are as unevenly frequent as in a language."""
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(0)
-        letters = np.array(list("aaabcdeeeefghiiklmnnoooprrssttuuvwy"))
-        words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(WORDS)])
-        frequency = np.arange(1, WORDS + 1) ** -0.7
-        chosen = rng.choice(words, (PHRASES, 5), p=frequency / frequency.sum())
-        self._phrases = pa.array([" ".join(phrase) for phrase in chosen])
-
-    def pick(self, rng: np.random.Generator, count: int) -> pa.StringArray:
-        parts: list[Any] = [self._phrases.take(pa.array(_picked(rng, count))) for _ in range(PHRASES_OF_A_TEXT)]
-        return pc.binary_join_element_wise(*parts, ". ")
-
-
-def _picked(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
-    return rng.integers(0, PHRASES, count)
+@cache
+def _phrases() -> pa.StringArray:
+    """Phrases of five words, which are as unevenly frequent as in a language."""
+    rng = np.random.default_rng(0)
+    letters = np.array(list("aaabcdeeeefghiiklmnnoooprrssttuuvwy"))
+    words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(WORDS)])
+    frequency = np.arange(1, WORDS + 1) ** -0.7
+    chosen = rng.choice(words, (PHRASES, 5), p=frequency / frequency.sum())
+    return pa.array([" ".join(phrase) for phrase in chosen])
 
 
 def write(table: pa.Table, path: Path) -> None:

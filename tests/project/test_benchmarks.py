@@ -109,6 +109,23 @@ def test_a_limit_does_not_pass_with_nan() -> None:
     assert (exit_code(results[:1]), exit_code(results)) == (0, 1)
 
 
+# --- the refresh ---
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_refresh_measures_every_night() -> None:
+    ran = run("benchmarks.refresh")
+    assert ran.returncode == 0, ran.stderr
+    cells = [line.strip("| ").split(" | ") for line in ran.stdout.splitlines() if line.startswith("| ")]
+    found = {name: figures for name, *figures in cells}
+    # Nothing new costs the plan and the tip, whatever the rows.
+    assert float(found["nothing new"][0]) < 0.1 * float(found["first refresh"][0]) + 0.05
+    assert float(found["bytes that it adds, times those of its rows"][0]) < 10
+    assert {"+1 % behind a mark", "first refresh, with near-duplicates", "10 nights of +0.1 %"} <= set(found)
+    # Limits are for a million rows.
+    assert "ok" not in {figures[-1] for figures in found.values()}
+
+
 # --- the gate ---
 
 
