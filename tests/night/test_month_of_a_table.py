@@ -59,7 +59,7 @@ def test_every_row_of_a_month_is_accounted_for(url: str, tmp_path: Path, told: b
     (tmp_path / "model" / "config.json").write_text("{}")
     columns = {"updated": "updated_at", "deleted": "deleted_at"} if told else {}
     data = {"source": {"kind": "sql", "url_env": "SHOP", "table": "shop.reviews"}, "id": "id", "text": "body"}
-    data |= {"label": "stars", "labels": [1, 5], "time": "created_at"} | columns
+    data |= {"label": "stars", "labels": [1, 5], "time": "created_at", "near_duplicates": False} | columns
     pipeline: dict[str, Any] = {"name": "month", "data": data, "training": {"base_model": str(tmp_path / "model")}}
     splits: dict[str, str] = {}
     with closing(Shop(url, marks_deletions=told)) as shop:
