@@ -117,8 +117,9 @@ class NearDuplicates:
                 with a new index.
         """
         near = cls()
-        for name in files:
-            near._add(*_read(folder / name))
+        found = [_read(folder / name) for name in files]
+        if found:
+            near._add(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
         near._written = len(near._keys)
         return near
 
@@ -321,7 +322,8 @@ def _joined(pairs: Iterator[Pairs]) -> Pairs:
 
 def _read(path: Path) -> tuple[Keys, Keys, Signatures]:
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            table = file.read()
     except (OSError, pa.ArrowException) as error:
         problem = first_line(error)
     else:

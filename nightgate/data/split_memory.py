@@ -326,11 +326,12 @@ def _largest(column: Keys, values: Codes) -> Codes:
 
 def _read(path: Path) -> tuple[Keys, Codes]:
     try:
-        table = pq.read_table(path, schema=_ON_DISK)
-    except (OSError, pa.ArrowException) as error:
+        # A year has a file a night: read_table takes four times as long for a small one.
+        with pq.ParquetFile(path) as file:
+            entries = file.read(["entry"])["entry"].to_numpy()
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise SnapshotError(
             f"the splits in {path} cannot be read: {first_line(error)}",
             next_step="restore the file from a backup, or let the next refresh fill it again from the snapshots",
         ) from error
-    entries = table["entry"].to_numpy()
     return entries & ~_CODE, (entries & _CODE).astype(np.int8)
