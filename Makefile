@@ -5,19 +5,44 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo quick test test-browser test-slow test-faults check clean
+.PHONY: demo ui quick test test-browser test-slow test-faults check clean
+
+# One query over the nights of the demo.
+define ASK
+from nightgate.database.transactions import Database
+from nightgate.home import open_home
+query = """
+SELECT n.night, n.status, SUM(c.rows_seen) AS rows_seen, n.rows_total, n.test_f1, n.champion_f1,
+       SUBSTR(n.reason, 1, 72) AS reason
+FROM nights AS n LEFT JOIN refresh_counts AS c ON c.run_id = n.run_id
+WHERE n.pipeline = 'sample'
+GROUP BY n.night, n.status, n.rows_total, n.test_f1, n.champion_f1, n.reason ORDER BY n.night;
+"""
+with Database.open(open_home()) as db:
+    print(query, db.frame(query).to_string(index=False, na_rep=""), sep="\n")
+endef
+export ASK
 
 demo: $(VENV)/.demo
 	$(BIN)/nightgate db upgrade
-	$(BIN)/nightgate run sample --night 2026-01-05 --night 2026-01-06
+	@echo "--- 1 of 3: the first night"
+	$(BIN)/nightgate run sample --night 2026-01-05
+	@echo "--- 2 of 3: half of the rows are gone and stars count from 0; the night must be stopped"
+	! $(BIN)/nightgate run sample --night 2026-01-06
+	@echo "--- 3 of 3: the export is mended, with twice as many reviews and checked stars"
+	$(BIN)/nightgate run sample --night 2026-01-07
 	@echo
-	$(BIN)/nightgate history sample
+	@$(BIN)/python -c "$$ASK"
 	@echo
 	@echo "Where to look next:"
 	@echo "  the report:          $$(ls -t $${NIGHTGATE_HOME:-.nightgate}/runs/*/report.html | head -n 1)"
 	@echo "  epochs and slices:   $(BIN)/nightgate history sample --epochs, or --slices"
-	@echo "  the UI:              $(BIN)/nightgate serve sample"
+	@echo "  the UI:              make ui"
 	@echo "  data of your own:    docs/own-data.md"
+
+# Prefect's UI with the nights of the demo, and the pipeline `sample` every night from now on. Until Ctrl-C.
+ui: $(VENV)/.demo
+	$(BIN)/nightgate serve sample
 
 # For every change, under a minute: lint, types, and the tests that train nothing and start no process.
 quick: $(VENV)/.dev check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,10 @@ class SampleSource(Section):
     """The shop keeps the reviews of this many days before the night."""
     seed: int = Field(default=42, ge=0, le=2**32 - 1)
     """Another seed is another shop."""
+    broken_on: tuple[date, ...] = ()
+    """Dates (UTC) on which the shop's export is broken: every second day is missing, and stars count from 0."""
+    checked_from: date | None = None
+    """From this date on, twice as many reviews of every day are delivered, with the stars that their writers meant."""
 
 
 class FilesSource(Section):

@@ -186,7 +186,7 @@ def test_a_file_that_is_not_a_pipeline_is_refused(tmp_path: Path, content: bytes
 
 def test_names_are_looked_up_first_in_nightgate_pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = tmp_path / "sample.toml"
-    mine.write_text(pipeline_files()["sample"].read_text().replace("rows_per_day = 60", "rows_per_day = 7"))
+    mine.write_text(pipeline_files()["sample"].read_text().replace("rows_per_day = 160", "rows_per_day = 7"))
     monkeypatch.setenv("NIGHTGATE_PIPELINES", str(mine))
     source = load_pipeline("sample").data.source
     assert source.kind == "sample"

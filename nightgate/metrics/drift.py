@@ -1,6 +1,6 @@
 """Drift: how far one sample of rows lies from another, beside the distance that chance alone gives.
 
-    found = measure_drift(tonight, reference, unknown_tokens)
+    found = measure_drift(tonight, {"champion": rows}, unknown_tokens)
 
 Samples are data frames with label, text and a slice_<name> for each slice, in random order. The threshold of a
 statistic is its constant in `LIMITS`, or what two samples of these sizes from the same rows exceed once in 1,000 times
@@ -10,7 +10,7 @@ if that is more: few rows need a large distance.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LIMITS = {"label_shares": 0.1, "slice_shares": 0.15, "text_length": 0.1, "unknown_tokens": 0.01, "new_words": 0.05}
 """Distances below which a statistic never warns, however many rows there are."""
 CHANCE = 0.001
-_DRAWS = 5_000
+_DRAWS = 2_000
 _VALUES = 50
 """Values of a slice that are told apart; the rarer ones count as one."""
 _WORD = re.compile(r"[^\W\d_]+")
@@ -57,25 +57,32 @@ class DriftStatistic:
 
 def measure_drift(
     tonight: pd.DataFrame,
-    reference: pd.DataFrame,
+    references: Mapping[str, pd.DataFrame],
     unknown_tokens: Callable[[Sequence[str]], Counts] | None = None,
-) -> list[DriftStatistic]:
-    """The statistics of tonight's rows against the reference's; none where either has fewer than two rows.
+) -> list[tuple[str, DriftStatistic]]:
+    """The statistics of tonight's rows against each reference of at least two rows, with its name.
 
     Args:
         unknown_tokens: counts the unknown tokens and all tokens of each text; None: not measured.
     """
-    if min(len(tonight), len(reference)) < 2:
+    if len(tonight) < 2:
         return []
-    sides = [tonight, reference]
-    texts = [side["text"].tolist() for side in sides]
-    found = [_shares("label_shares", "", *(side["label"] for side in sides)), _lengths(*texts)]
-    for column in tonight.columns.intersection(reference.columns):
-        if column.startswith("slice_"):
-            found.append(_shares("slice_shares", column.removeprefix("slice_"), *(side[column] for side in sides)))
-    if unknown_tokens is not None:
-        found.append(_rise("unknown_tokens", "of the tokens are unknown", *map(unknown_tokens, texts)))
-    return [*found, *_new_words(*texts)]
+    texts = tonight["text"].tolist()
+    words, tokens = _words(texts), unknown_tokens(texts) if unknown_tokens else None
+    found: list[tuple[str, DriftStatistic]] = []
+    for name, reference in references.items():
+        if len(reference) < 2:
+            continue
+        others = reference["text"].tolist()
+        statistics = [_shares("label_shares", "", tonight["label"], reference["label"]), _lengths(texts, others)]
+        for column in tonight.columns.intersection(reference.columns):
+            if column.startswith("slice_"):
+                slice_name = column.removeprefix("slice_")
+                statistics.append(_shares("slice_shares", slice_name, tonight[column], reference[column]))
+        if unknown_tokens is not None and tokens is not None:
+            statistics.append(_rise("unknown_tokens", "of the tokens are unknown", tokens, unknown_tokens(others)))
+        found += [(name, one) for one in (*statistics, *_new_words(words, _words(others)))]
+    return found
 
 
 def _shares(statistic: str, name: str, tonight: pd.Series, reference: pd.Series) -> DriftStatistic:
@@ -127,21 +134,24 @@ def _lengths(tonight: Sequence[str], reference: Sequence[str]) -> DriftStatistic
     )
 
 
-def _new_words(tonight: Sequence[str], reference: Sequence[str]) -> Iterator[DriftStatistic]:
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    return [_WORD.findall(text.casefold()) for text in texts]
+
+
+def _new_words(tonight: Sequence[Sequence[str]], reference: Sequence[Sequence[str]]) -> Iterator[DriftStatistic]:
     """How much more often words are new tonight than in a quarter of the reference; its other rows make them known.
 
     Any text has words that are new to a sample: what that quarter has is what the absence of drift looks like.
     """
-    words = [[_WORD.findall(text.casefold()) for text in texts] for texts in (tonight, reference)]
     rest = len(reference) // 4
-    known = {word for text in words[1][rest:] for word in text}
+    known = {word for text in reference[rest:] for word in text}
 
     def counts(texts: Sequence[Sequence[str]]) -> Counts:
         new = np.array([sum(word not in known for word in text) for text in texts])
         return new, np.array([len(text) for text in texts])
 
     if rest >= 2:
-        found = _rise("new_words", "of the words are new", counts(words[0]), counts(words[1][:rest]))
+        found = _rise("new_words", "of the words are new", counts(tonight), counts(reference[:rest]))
         yield replace(found, reference_rows=len(reference))
 
 

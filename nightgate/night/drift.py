@@ -30,8 +30,8 @@ from nightgate.runs import records
 
 log = logging.getLogger(__name__)
 
-SAMPLE = 2_000
-"""The most rows of a side: chance then moves shares and lengths by less than their limits."""
+SAMPLE = 1_000
+"""The most rows of a side: chance then moves shares and lengths by no more than their limits."""
 WEEK = timedelta(days=7)
 _NAMES = {"champion": "the champion's training rows", "last_week": "the rows of last week"}
 
@@ -68,8 +68,7 @@ def _measure(run: NightRun, snapshot: Snapshot) -> list[tuple[str, DriftStatisti
     champion = versions.champion(run.db, run.pipeline.name)
     if champion is not None and champion.snapshot_id is not None:
         references["champion"] = _trained_on(run, champion, champion.snapshot_id)
-    unknown_tokens = _unknown_tokens(_tokenizer(run, champion))
-    return [(name, one) for name, rows in references.items() for one in measure_drift(tonight, rows, unknown_tokens)]
+    return measure_drift(tonight, references, _unknown_tokens(_tokenizer(run, champion)))
 
 
 def _sample(snapshot: Snapshot, places: Places) -> pd.DataFrame:

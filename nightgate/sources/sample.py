@@ -49,7 +49,8 @@ def _grammar() -> dict[str, Any]:
 class Sample:
     """The reviews of the `settings.days` days before the night, oldest day first. A day is a part.
 
-    The rows of a day depend on the seed and the date alone: the next night has the same days and one more.
+    The rows of a day depend on the seed and the date alone, so that the next night has the same days and one more. On a
+    night on which the export is broken days are missing, and stars differ; so they do once they are checked.
     """
 
     swept = False
@@ -60,21 +61,27 @@ class Sample:
         self._columns = tuple(columns)
         self._until = night.data_until.astimezone(UTC)
         self._since = self._until - timedelta(days=settings.days)
+        today = self._until.date()
+        self._broken = today in settings.broken_on
+        self._checked = settings.checked_from is not None and settings.checked_from <= today
 
     def plan(self, before: Mapping[str, Any] | None) -> Plan:
         days = [self._since.date() + timedelta(days=offset) for offset in range(self._settings.days + 1)]
+        if self._broken:
+            days = [day for day in days if day.toordinal() % 2]
         return Plan.of((Part(day.isoformat(), self._version(day)) for day in days), before)
 
     def _version(self, day: date) -> str:
-        settings = f"{self._settings.seed}-{self._settings.rows_per_day}"
+        settings = f"{self._settings.seed}-{self._settings.rows_per_day}-{self._broken}-{self._checked}"
         # The first and the last day are read in part.
         ends = [f"{end:%H%M%S%f}" for end in (self._since, self._until) if end.date() == day]
         return "-".join([settings, *ends])
 
     def read(self, part: Part) -> Iterator[RawBatch]:
-        rows = [
-            row for row in _day(self._settings, date.fromisoformat(part.name)) if self._since <= row[3] < self._until
-        ]
+        day = _day(self._settings, date.fromisoformat(part.name), checked=self._checked)
+        rows = [row for row in day if self._since <= row[3] < self._until]
+        if self._broken:
+            rows = [(row[0], row[1], row[2] - 1, *row[3:]) for row in rows]
         for first in range(0, len(rows), BATCH_ROWS):
             values = dict(zip(COLUMNS, zip(*rows[first : first + BATCH_ROWS], strict=True), strict=True))
             table = pa.table({name: pa.array(values[name]) for name in self._columns})
@@ -101,17 +108,18 @@ def sample_reviews(source: SampleSource, until: datetime) -> dict[str, list[Any]
     return columns
 
 
-def _day(source: SampleSource, day: date) -> list[tuple[str, str, int, datetime, str]]:
+def _day(source: SampleSource, day: date, *, checked: bool = False) -> list[tuple[str, str, int, datetime, str]]:
     # Only random() is used: Python guarantees its sequence for a seed in all versions, but not that of choice().
     rng = random.Random(f"nightgate sample {source.seed} {day.isoformat()}")
     midnight = datetime.combine(day, time(), tzinfo=UTC)
     rows: list[tuple[str, str, int, datetime, str]] = []
-    for number in range(source.rows_per_day):
+    for number in range(2 * source.rows_per_day if checked else source.rows_per_day):
         review_id = f"r{day:%Y%m%d}-{number:05d}"
         created_at = midnight + timedelta(seconds=int(rng.random() * 86_400))
         product = _pick(rng, tuple(_grammar()["products"]))
         meant = _weighted(rng, _STARS)
-        text, stars = _review(rng, product, meant), _clicked(rng, meant) + 1
+        text, clicked = _review(rng, product, meant), _clicked(rng, meant)
+        stars = 1 + (meant if checked else clicked)
         place = rng.random()
         if place < _REPEATED and rows:
             _, text, stars, _, product = _pick(rng, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from nightgate.home import open_home
 from nightgate.schedule import Night
 from nightgate.source_config import SampleSource
 from nightgate.sources.kinds import open_source
-from nightgate.sources.sample import COLUMNS, sample_reviews
+from nightgate.sources.sample import COLUMNS, Sample, sample_reviews
+from nightgate.sources.source import Plan
 from tests.support import reviews
 
 UNTIL = reviews.NIGHT.data_until
@@ -81,6 +83,50 @@ def test_texts_are_many_and_stars_spread() -> None:
     assert all(stars[star] > 300 for star in range(1, 6))
     assert len(set(columns["product"])) == 6
     assert not any("{" in text for text in columns["text"])
+
+
+def read(settings: dict[str, Any], until: datetime = UNTIL) -> tuple[set[str], dict[str, tuple[Any, ...]]]:
+    """The days that the source has, and its rows by id."""
+    night = replace(reviews.NIGHT, data_until=until)
+    source = Sample(SampleSource(kind="sample", rows_per_day=40, days=6, **settings), COLUMNS, night)
+    plan = source.plan(None)
+    batches = [batch for part in plan.read for batch in source.read(part)]
+    rows = [tuple(row.values()) for batch in batches for row in batch.table.to_pylist()]
+    return {part.name for part in plan.read}, {row[0]: row for row in rows}
+
+
+def test_a_broken_export_lacks_every_second_day_and_counts_from_0_on_its_date_alone() -> None:
+    days, rows = read({})
+    some, broken = read({"broken_on": [UNTIL.date()]})
+    assert len(some) == len(days) // 2
+    assert {row_id for row_id in rows if f"{row_id[1:5]}-{row_id[5:7]}-{row_id[7:9]}" in some} == set(broken)
+    assert all(row == (*rows[row_id][:2], rows[row_id][2] - 1, *rows[row_id][3:]) for row_id, row in broken.items())
+    assert read({"broken_on": [UNTIL.date() - timedelta(days=1)]}) == (days, rows)
+
+
+def test_checked_reviews_are_twice_as_many_with_the_same_texts_and_other_stars() -> None:
+    days, rows = read({})
+    assert read({"checked_from": UNTIL.date() + timedelta(days=1)}) == (days, rows)
+    for since in (UNTIL.date(), UNTIL.date() - timedelta(days=3)):
+        now, checked = read({"checked_from": since})
+        assert now == days
+        assert 1.9 < len(checked) / len(rows) < 2.1
+        changed = [row_id for row_id, row in rows.items() if checked[row_id][1:] != row[1:]]
+        assert 0.04 < len(changed) / len(rows) < 0.2
+        assert all(rows[row_id][2] != checked[row_id][2] for row_id in changed)
+
+
+def test_days_are_read_again_when_the_export_breaks_and_is_mended() -> None:
+    def plan(day: int, before: Plan | None) -> Plan:
+        settings = SampleSource(kind="sample", days=6, broken_on=(UNTIL.date() + timedelta(days=1),))
+        night = replace(reviews.NIGHT, data_until=UNTIL + timedelta(days=day))
+        parts = (*before.read, *before.unchanged) if before else ()
+        return Sample(settings, COLUMNS, night).plan({"parts": {part.name: part.version for part in parts}})
+
+    first = plan(0, None)
+    assert plan(1, first).unchanged == ()
+    # The days that both nights have in whole.
+    assert len(plan(2, first).unchanged) == 3
 
 
 def test_some_rows_are_unusable_or_repeated(tmp_path: Path) -> None:
