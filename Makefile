@@ -19,7 +19,7 @@ WHERE n.pipeline = 'sample'
 GROUP BY n.night, n.status, n.rows_total, n.test_f1, n.champion_f1, n.reason ORDER BY n.night;
 """
 with Database.open(open_home()) as db:
-    print(query, db.frame(query).convert_dtypes().to_string(index=False, na_rep=""), sep="\n")
+    print(query, db.frame(query).convert_dtypes().astype(object).fillna("").to_string(index=False), sep="\n")
 endef
 export ASK
 
