@@ -185,7 +185,7 @@ def test_rows_that_are_meant_to_vanish_are_let_through_for_one_night(feed: Feed)
         (30, {"text": "No comment."}, {"repeated_text"}),
         (100, {"text": "No comment."}, {"repeated_text", "new_rows"}),
     ],
-    ids=str,
+    ids=["labels", "most labels", "texts", "one label", "labels moved", "one text", "only one text"],
 )
 def test_new_rows_that_look_broken_stop_the_night(feed: Feed, percent: int, broken: Row, expected: set[str]) -> None:
     rows = [row | broken if at % 100 < percent else row for at, row in enumerate(new_rows(NIGHTS))]
