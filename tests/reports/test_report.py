@@ -508,8 +508,7 @@ def made_snapshot(folder: Path, texts: list[str], shop: list[str]) -> Snapshot:
     return write_snapshot(folder, frame, {}, facts)
 
 
-def test_a_snapshot_is_counted_by_label_slice_and_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shares, "_BATCH", 3)
+def test_a_snapshot_is_counted_by_label_slice_and_length(tmp_path: Path) -> None:
     made = made_snapshot(tmp_path, ["a", "ü" * 9, "x" * 100, "y" * 200_000], ["north", "south", "north", "north"])
     found = shares.read_shares(made.path)
     assert found.rows == 4
