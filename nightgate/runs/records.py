@@ -77,9 +77,9 @@ def record_snapshot(
                 )
             )
             session.flush()
+        refresh_records.add_refreshed(session, run, refreshed, allowed)
         run.snapshot_id = snapshot.id
         run.rows_new, run.rows_total = refreshed.rows_new, refreshed.rows_total
-        refresh_records.add_refreshed(session, run, refreshed, allowed)
 
     db.write(work)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -122,16 +123,23 @@ def _is_newest(session: Session, run: Run) -> bool:
 
 
 def _resolve(session: Session, run: Run, refreshed: Refreshed) -> None:
-    """Resolve rows that tonight's refresh would have found again: those of other parts stand as they were."""
-    standing = {part.part for part in refreshed.parts if part.unchanged or not part.complete}
+    """Resolve rows that tonight's refresh would have found again: those of other parts stand as they were.
+
+    A part that was put back after a refresh that failed counts as unchanged. What only the failed refresh found in it
+    is resolved: the part has no such rows, or no refresh has taken anything in since they were found first.
+    """
+    parts = refreshed.parts
+    standing = {part.part for part in parts if (part.unchanged and part.quarantined) or not part.complete}
+    taken_in = _last_taken_in(session, run)
     found_now = sa.and_(QuarantinedRow.run_id == run.run_id, QuarantinedRow.attempt == run.attempt)
-    query = sa.select(QuarantinedRow.row_key, QuarantinedRow.reason, QuarantinedRow.part, QuarantinedRow.row_id).where(
-        QuarantinedRow.pipeline == run.pipeline, QuarantinedRow.resolved_night.is_(None), sa.not_(found_now)
+    old = QuarantinedRow
+    query = sa.select(old.row_key, old.reason, old.part, old.row_id, old.first_night).where(
+        old.pipeline == run.pipeline, old.resolved_night.is_(None), sa.not_(found_now)
     )
     gone = [
         {"key": key, "of_reason": reason}
-        for key, reason, part, row_id in session.execute(query)
-        if part not in standing or row_id in refreshed.corrected
+        for key, reason, part, row_id, first_night in session.execute(query)
+        if part not in standing or row_id in refreshed.corrected or (taken_in is not None and first_night > taken_in)
     ]
     if gone:
         table = METADATA.tables[QuarantinedRow.__tablename__]
@@ -142,6 +150,12 @@ def _resolve(session: Session, run: Run, refreshed: Refreshed) -> None:
             .values(resolved_night=run.night)
         )
         session.connection().execute(statement, gone)
+
+
+def _last_taken_in(session: Session, run: Run) -> date | None:
+    """The last night whose refresh made a snapshot, before tonight's is recorded."""
+    newest = sa.select(sa.func.max(Run.night)).where(Run.pipeline == run.pipeline, Run.snapshot_id.is_not(None))
+    return session.scalar(newest)
 
 
 def _replace_votes(session: Session, run: Run, texts: Sequence[LabelVotes]) -> None:

@@ -142,6 +142,29 @@ def test_rows_of_parts_that_were_not_read_again_stay_open(database: Database) ->
     assert quarantine(database)[-1] == ("table:7", "bad_time", 1, 1, 3)
 
 
+def test_rows_that_only_a_failed_refresh_found_are_resolved_when_the_part_is_put_back(database: Database) -> None:
+    clean = PartCounts("clean.csv", 5, taken=5)
+    mixed = PartCounts("mixed.csv", 5, taken=4, quarantined=1)
+    refreshed_night(database, 0, bad(1, part="mixed.csv"), parts=(clean, mixed))
+    error = DataCheckError("40 % of the rows cannot be used")
+    error.quarantined = [bad(3, part="clean.csv"), bad(1, part="mixed.csv"), bad(4, part="mixed.csv")]
+    run = night_rows.opened(database, 1)
+    records.record_failed_refresh(database, run.run_id, run.attempt, error)
+    lifecycle.finish_run(database, run.run_id, run.attempt, "failed")
+    as_before = tuple(replace(part, unchanged=True) for part in (clean, mixed))
+    refreshed_night(database, 2, parts=as_before)
+    expected = [
+        ("clean.csv:3", "empty_text", 2, 2, 3),
+        ("mixed.csv:1", "empty_text", 1, 2, None),
+        ("mixed.csv:4", "empty_text", 2, 2, 3),
+    ]
+    assert quarantine(database) == expected
+    # What a refresh took in stands, also where the same night reads it again.
+    refreshed_night(database, 3, bad(5, part="mixed.csv"), parts=(clean, replace(mixed, taken=3, quarantined=2)))
+    refreshed_night(database, 4, parts=tuple(replace(part, unchanged=True) for part in (clean, mixed)))
+    assert quarantine(database)[-1] == ("mixed.csv:5", "empty_text", 4, 4, None)
+
+
 def test_a_backfill_adds_rows_and_changes_no_later_state(database: Database) -> None:
     refreshed_night(database, 1, bad(1), bad(3), votes=(LabelVotes("cd" * 16, {"bad": 1, "good": 2}, "good"),))
     newest = refreshed_night(database, 2, bad(1), votes=(LabelVotes("cd" * 16, {"bad": 2, "good": 2}, "bad"),))
