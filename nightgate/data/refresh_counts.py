@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 MOST_VOTES = 1_000
 """Texts with several labels whose votes are handed over."""
+GONE_SINCE = "(parts that are gone)"
+"""Name of the counts of rows whose parts the source has lost since the night of a backfill."""
 NIGHTS_COMPARED = 7
 """A week, so that its quiet days are among them."""
 
@@ -162,6 +164,13 @@ def count_parts(
     parts += [
         PartCounts(part=name, rows_seen=0, vanished=vanished.get(base.tip.parts[name]["code"], 0)) for name in gone
     ]
+    others = np.setdiff1d(after["part"], [*codes])
+    if len(others):
+        # Only in a backfill; the names of the parts are gone, too.
+        placed = dict(zip(STATES, counts[others].sum(axis=0).tolist(), strict=True))
+        lost, past = placed.pop("left_out"), int(outside[others].sum())
+        placed |= {"taken": placed["taken"] - past, "conflicting": lost, "outside": past}
+        parts.append(PartCounts(part=GONE_SINCE, rows_seen=sum(placed.values()), **placed, unchanged=True))
     return tuple(sorted(parts, key=lambda part: part.part))
 
 

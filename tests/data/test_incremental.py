@@ -260,6 +260,17 @@ def test_a_night_of_before_sees_what_was_known_then(shop: Callable[..., Shop]) -
     assert (
         json.loads(tip)["parts"] == json.loads((kettles.home.snapshots / "kettles" / "tip.json").read_text())["parts"]
     )
+    # Rows of a file that is gone by now are counted, though not under its name.
+    (kettles.folder / "a.jsonl").unlink()
+    kettles.write("c", reviews.rows(280)[140:])
+    kettles.night(7, sixth)
+    again = kettles.night(3, first)
+    assert again.snapshot.id == fifth.snapshot.id
+    assert [(part.part.rpartition("/")[2], part.taken) for part in again.parts] == [
+        ("(parts that are gone)", 120),
+        ("b.jsonl", 20),
+        ("c.jsonl", 0),
+    ]
 
 
 def test_a_night_before_all_others_is_read_as_the_source_is_now_and_says_so(
