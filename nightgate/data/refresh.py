@@ -258,7 +258,8 @@ def _take_in(
         moves_tip: whether later nights go on from here.
     """
     pipeline, folder, tip = base.pipeline, base.folder, base.tip
-    remove_leftovers(folder, tip)
+    # What the last commit names stays until the next one, also where other rules read everything again.
+    remove_leftovers(folder, read_tip(folder))
     memory, files = _memory(base)
     near, near_files = _near_duplicates(base)
     index = base.chain.index()

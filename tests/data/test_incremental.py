@@ -20,7 +20,7 @@ import pytest
 from nightgate.data.refresh import Refreshed, refresh
 from nightgate.data.rules import SPLITS
 from nightgate.data.snapshots import Snapshot, open_snapshot, write_snapshot
-from nightgate.errors import DataCheckError
+from nightgate.errors import DataCheckError, DataError
 from nightgate.home import Home
 from nightgate.schedule import Night
 from tests.support import reviews
@@ -298,6 +298,20 @@ def test_what_fails_a_check_is_not_consumed(shop: Callable[..., Shop]) -> None:
     [lost, _] = caught.value.parts
     assert (lost.vanished, lost.rows_seen) == (380, 20)
     assert kettles.night(2, first, allowed=frozenset({"rows"})).rows_total == 120
+
+
+def test_other_rules_that_fail_leave_what_was_known(shop: Callable[..., Shop]) -> None:
+    kettles = shop()
+    kettles.write("a", reviews.rows(300))
+    first = kettles.night(1)
+    # The same rows again: a delta that no snapshot names.
+    kettles.write("b", reviews.rows(5))
+    second = kettles.night(2, first)
+    assert second.snapshot == first.snapshot
+    with pytest.raises(DataError):
+        shop(data__labels=["good", "bad"]).night(3)
+    third = kettles.night(3, second)
+    assert (third.snapshot, [part.unchanged for part in third.parts]) == (first.snapshot, [True, True])
 
 
 def test_other_rules_are_a_new_chain_with_the_splits_of_before(shop: Callable[..., Shop]) -> None:
