@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -96,6 +96,8 @@ class Refreshed:
     """Test rows whose label was corrected since the last snapshot; None: there is none to compare with."""
     corrected: frozenset[str] = frozenset()
     """Ids of rows that were read anew tonight, of parts of which only what is behind a mark was read."""
+    counted: NDArray[np.uint64] | None = field(default_factory=lambda: np.empty(0, np.uint64), compare=False)
+    """The first 64 bits of the fingerprints of texts whose earlier votes no longer hold; None: of all texts."""
 
 
 def refresh(
@@ -329,6 +331,7 @@ def _take_in(
         votes,
         resolved.relabelled if len(index["place"]) else None,
         read.ids_behind_marks,
+        resolved.texts if len(index["place"]) else None,
     )
 
 

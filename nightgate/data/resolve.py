@@ -76,6 +76,8 @@ class Resolved:
     """text_key, label, rows, chosen and text_at of one of the rows, for each of several labels of a text."""
     relabelled: int
     """Test rows whose label is another than before."""
+    texts: NDArray[np.uint64]
+    """Keys of the texts whose rows were looked at."""
 
 
 def resolve(known: Columns, new: Columns, removed: Columns, policy: Policy, memory: SplitMemory) -> Resolved:
@@ -103,7 +105,7 @@ def resolve(known: Columns, new: Columns, removed: Columns, policy: Policy, memo
     superseded = [removed["place"], rows["place"][changed & (rows["place"] != NEW)]]
     relabelled = _relabelled([before, removed], rows | {"state": state, "label": label, "split": split})
     rows |= {"state": state, "label": label, "split": split}
-    return Resolved(take(rows, changed), np.concatenate(superseded), votes, relabelled)
+    return Resolved(take(rows, changed), np.concatenate(superseded), votes, relabelled, texts)
 
 
 def _newest_versions(rows: Columns, ids: NDArray[np.uint64]) -> NDArray[np.int8]:

@@ -12,7 +12,9 @@ from dataclasses import asdict, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -39,7 +41,7 @@ def add_refreshed(session: Session, run: Run, refreshed: Refreshed, allowed: All
     add_found(session, run, refreshed.quarantined, refreshed.parts, refreshed.checks, allowed)
     if _is_newest(session, run):
         _resolve(session, run, refreshed)
-        _replace_votes(session, run, refreshed.votes)
+        _replace_votes(session, run, refreshed.votes, refreshed.counted)
 
 
 def add_found(
@@ -158,9 +160,17 @@ def _last_taken_in(session: Session, run: Run) -> date | None:
     return session.scalar(newest)
 
 
-def _replace_votes(session: Session, run: Run, texts: Sequence[LabelVotes]) -> None:
-    """Store the votes on texts that tonight's rows have; those on other texts stand."""
-    marks = [text.fingerprint for text in texts]
+def _replace_votes(session: Session, run: Run, texts: Sequence[LabelVotes], counted: NDArray[np.uint64] | None) -> None:
+    """Store the votes on texts that tonight's rows have; those on other texts stand.
+
+    Args:
+        counted: as in `Refreshed`.
+    """
+    query = sa.select(LabelVote.fingerprint).where(LabelVote.pipeline == run.pipeline).distinct()
+    stored = session.scalars(query).all()
+    keys = np.array([int(mark[:16], 16) for mark in stored], np.uint64)
+    ends = np.ones(len(stored), bool) if counted is None else np.isin(keys, counted)
+    marks = [*(text.fingerprint for text in texts), *(stored[at] for at in np.flatnonzero(ends).tolist())]
     for start in range(0, len(marks), _AT_ONCE):
         known = LabelVote.fingerprint.in_(marks[start : start + _AT_ONCE])
         session.execute(sa.delete(LabelVote).where(LabelVote.pipeline == run.pipeline, known))

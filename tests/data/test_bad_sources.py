@@ -310,6 +310,12 @@ def test_one_text_with_several_labels_has_that_of_most_rows_and_its_votes_are_kn
     assert balances(refreshed)
     [votes] = refreshed.votes
     assert (dict(votes.votes), votes.label) == ({"5": 2, "1": 1}, "5")
+    key = int(votes.fingerprint[:16], 16)
+    feed.write("several", [same | {"id": f"s{at}", "stars": 5} for at in range(3)])
+    agreed = feed.night(NIGHTS + 1, allowed={"new_rows"})
+    assert not agreed.votes
+    assert agreed.counted is not None
+    assert key in agreed.counted.tolist()
 
 
 def test_the_same_bad_rows_are_found_once(feed: Feed) -> None:

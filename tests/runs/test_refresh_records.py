@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -163,6 +164,18 @@ def test_rows_that_only_a_failed_refresh_found_are_resolved_when_the_part_is_put
     refreshed_night(database, 3, bad(5, part="mixed.csv"), parts=(clean, replace(mixed, taken=3, quarantined=2)))
     refreshed_night(database, 4, parts=tuple(replace(part, unchanged=True) for part in (clean, mixed)))
     assert quarantine(database)[-1] == ("mixed.csv:5", "empty_text", 4, 4, None)
+
+
+def test_votes_end_when_the_rows_of_a_text_agree_or_are_gone(database: Database) -> None:
+    marks = ["cd" * 16, "ef" * 16]
+    refreshed_night(database, 0, votes=tuple(LabelVotes(mark, {"bad": 1, "good": 2}, "good") for mark in marks))
+    left = "SELECT DISTINCT fingerprint FROM label_votes"
+    refreshed_night(database, 1, votes=(), counted=np.array([1, int("cd" * 8, 16)], np.uint64))
+    assert list(database.frame(left)["fingerprint"]) == ["ef" * 16]
+    refreshed_night(database, 2, votes=(), counted=np.empty(0, np.uint64))
+    assert len(database.frame(left)) == 1
+    refreshed_night(database, 3, votes=(), counted=None)
+    assert database.frame(left).empty
 
 
 def test_a_backfill_adds_rows_and_changes_no_later_state(database: Database) -> None:
