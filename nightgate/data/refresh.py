@@ -217,7 +217,8 @@ def _plan(source: Source, base: Base) -> tuple[Plan, list[str]]:
     tip, until = base.tip, base.rules.until
     waiting = {name: part["next_time"] for name, part in tip.parts.items() if part["next_time"] is not None}
     before = {
-        "parts": {name: part["version"] for name, part in tip.parts.items()},
+        # Parts without a version are to be read whole: rows of theirs were taken out.
+        "parts": {name: part["version"] for name, part in tip.parts.items() if part["version"] is not None},
         "after": tip.after,
         "future": waiting,
         "data_until": tip.data_until,

@@ -114,7 +114,7 @@ def redact_deltas(folder: Path, ids: Collection[str]) -> None:
             copies, parts = _copies(forest.chains[tip.head["delta"]], ids)
             for name, mask in copies.items():
                 dropped[name] = mask | dropped[name] if name in dropped else mask
-            unread = {name: part | {"version": ""} for name, part in tip.parts.items() if part["code"] in parts}
+            unread = {name: part | {"version": None} for name, part in tip.parts.items() if part["code"] in parts}
             forest = replace(forest, tip=replace(tip, parts=tip.parts | unread))
         rewrite(forest, dropped, change=_counted_again)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,25 @@ def test_no_version_of_the_rows_stays_and_a_copy_by_another_takes_their_place(
     again = take_in(source, home, 3)
     assert again.snapshot.id == after.snapshot.id
     assert all(part.unchanged for part in again.parts)
+
+
+def test_a_copy_takes_their_place_though_only_what_is_new_in_a_table_is_read(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = pd.DataFrame(reviews.rows()).assign(gone=0)
+    rows.loc[[7, 60], "text"] = f"I am {WORDS}: it broke."
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        rows.to_sql("reviews", connection, index=False)
+    monkeypatch.setenv("SHOP", f"sqlite:///{tmp_path / 'shop.db'}")
+    table = {"kind": "sql", "url_env": "SHOP", "table": "reviews"}
+    found = reviews.pipeline(table, data__time="created_at", data__updated="created_at", data__deleted="gone")
+    snapshot = refresh(found, reviews.NIGHT, home).snapshot
+    [taken] = {PERSON, "00060"} & set(rows_in(snapshot).index)
+    [other] = {PERSON, "00060"} - {taken}
+    keep_out(snapshot.path.parent, {taken})
+    redact_deltas(snapshot.path.parent, {taken})
+    after = rows_in(refresh(found, reviews.NIGHT, home).snapshot)
+    assert set(after.index) == set(rows_in(open_snapshot(snapshot.path)).index) | {other}
 
 
 def test_without_ids_of_its_own_a_row_is_forgotten_by_its_fingerprint(source: Path, home: Home) -> None:
