@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from statistics import median
 from typing import Literal
 
@@ -23,6 +24,8 @@ FEWEST_COMPARED = 200
 ROWS_PER_LABEL = 20
 """So many rows a label bring the expected distance between samples of one distribution below 0.1."""
 NIGHTS_FOR_USUAL = 3
+WHOLE_DAY = timedelta(hours=18)
+"""Fewer hours since the last refresh, as after a manual run, bring fewer rows than a usual night."""
 PARTS_NAMED = 5
 
 Outcome = Literal["passed", "failed", "allowed", "not_run"]
@@ -139,7 +142,13 @@ def _new_rows(tonight: Statistics, recent: Sequence[Statistics], settings: DataC
     found = f"{tonight.rows_new:,} new rows, where the median of {len(usual)} nights is {middle:,.0f}"
     ratio = tonight.rows_new / middle
     # A night as quiet or as busy as one of the last week is no surprise, and neither is a backlog of several days.
-    if tonight.rows_new < low * middle and tonight.rows_new < min(usual):
+    is_few = tonight.rows_new < low * middle and tonight.rows_new < min(usual)
+    if is_few and tonight.until and recent[-1].until:
+        since = datetime.fromisoformat(tonight.until) - datetime.fromisoformat(recent[-1].until)
+        if since < WHOLE_DAY:
+            hours = since / timedelta(hours=1)
+            return _not_run("new_rows", low, f"{found}; only {hours:.0f} hours since the last refresh: too few to tell")
+    if is_few:
         return _result("new_rows", ratio, low, True, f"only {found}")
     too_many = tonight.rows_new > high * max(middle, FEWEST_COMPARED) * days and tonight.rows_new > max(usual)
     return _result("new_rows", ratio, high, too_many, found)

@@ -119,6 +119,8 @@ class Statistics:
     """Whether there was nothing to compare with: all rows count as new."""
     source: str = ""
     """A hash of `data.source`: nights of another source say nothing about this one."""
+    until: str = ""
+    """The night's `data_until`, ISO 8601 in UTC; '': unknown."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(replace(self, commonest_text="")) | {"night": self.night.isoformat()}
@@ -267,6 +269,7 @@ def statistics_of(
         rows_checked=read.checked,
         is_first=is_first,
         source=hashlib.sha256(base.pipeline.data.source.model_dump_json().encode()).hexdigest()[:12],
+        until=base.until,
     )
 
 

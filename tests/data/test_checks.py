@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pandas as pd
@@ -131,6 +131,16 @@ def test_a_second_refresh_of_a_date_is_no_night_of_its_own() -> None:
     assert [one.night.day for one in kept] == [2, 3, 4, 5, 6, 7, 8]
     assert kept[-1].rows_new == 500
     assert Statistics.from_json(kept[-1].to_json()) == kept[-1]
+
+
+def test_a_night_that_follows_a_manual_run_within_hours_may_bring_few_rows() -> None:
+    def since(hours: int) -> set[str]:
+        last = replace(WEEK[-1], until="2026-03-08T23:15:00+00:00")
+        until = datetime(2026, 3, 8, 23, 15, tzinfo=UTC) + timedelta(hours=hours)
+        return failed(night(8, rows_new=60, until=until.isoformat()), (*WEEK[:-1], last))
+
+    assert since(4) == set()
+    assert since(24) == {"new_rows"}
 
 
 def test_nights_of_another_source_are_not_compared() -> None:
