@@ -49,6 +49,8 @@ class Base:
     folder: Path
     tip: Tip
     chain: Chain
+    repeats: bool = False
+    """Whether the last refresh is done again, from what it started from."""
 
     @property
     def until(self) -> str:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -59,7 +60,18 @@ from nightgate.data.snapshots import (
     write_manifest,
 )
 from nightgate.data.split_memory import SplitMemory
-from nightgate.data.tip import EMPTY, LOCK_FILE, MEMORY, NEAR, read_tip, remove_leftovers, with_night, write_tip
+from nightgate.data.tip import (
+    BEFORE_FILE,
+    EMPTY,
+    LOCK_FILE,
+    MEMORY,
+    NEAR,
+    keep_tip,
+    read_tip,
+    remove_leftovers,
+    with_night,
+    write_tip,
+)
 from nightgate.data.tip import Night as TipNight
 from nightgate.data.training_rows import require_splits, require_trainable, require_usable
 from nightgate.errors import DataError, SnapshotError, storage_errors
@@ -108,6 +120,7 @@ def refresh(
     *,
     verify: bool = False,
     allowed: AbstractSet[str] = frozenset(),
+    recorded: Callable[[datetime], bool] = lambda _: True,
 ) -> Refreshed:
     """Take in what is new in the source and write tonight's snapshot, or reuse one with the same rows and rules.
 
@@ -118,6 +131,8 @@ def refresh(
         previous: folder of the pipeline's previous snapshot, to count new rows.
         verify: compare the checksums of all files, and read everything again where one is damaged.
         allowed: data checks whose failure does not count tonight.
+        recorded: whether the caller has stored what the refresh up to an instant returned. One that was killed before
+            that, or whose database was away, is done again: else nobody would hear of its quarantined rows.
 
     Raises:
         DataError: the source cannot be read, or has too few rows to train and evaluate a model. Nothing is taken in.
@@ -129,7 +144,7 @@ def refresh(
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK_FILE):
-        base = _opened(pipeline, night, folder, verify)
+        base = _opened(pipeline, night, folder, verify, recorded)
         refreshed = _refreshed(base, previous, allowed)
     quarantined, future = (sum(getattr(part, name) for part in refreshed.parts) for name in ("quarantined", "future"))
     late = f", {future:,} later than the night" if future else ""
@@ -162,8 +177,17 @@ def usable_rows(pipeline: Pipeline, night: Night, folder: Path) -> tuple[pd.Data
     return frame, read.quarantined, sum(part["future"] for part in read.parts.values())
 
 
-def _opened(pipeline: Pipeline, night: Night, folder: Path, verify: bool) -> Base:
+def _opened(pipeline: Pipeline, night: Night, folder: Path, verify: bool, recorded: Callable[[datetime], bool]) -> Base:
     tip = read_tip(folder)
+    is_lost = (
+        bool(tip.nights)
+        and night.data_until >= datetime.fromisoformat(tip.data_until)
+        and not recorded(datetime.fromisoformat(tip.data_until))
+    )
+    if is_lost:
+        log.warning("what the refresh up to %s found was not recorded: it is done again", tip.data_until)
+        # The splits that it gave stay.
+        tip = replace(read_tip(folder, BEFORE_FILE), memory=tip.memory, near=tip.near)
     if tip.rules != reading_rules(pipeline):
         # What labels were called on earlier nights says nothing about tonight's.
         recent = [one | {"labels": {}} for one in tip.recent]
@@ -172,10 +196,10 @@ def _opened(pipeline: Pipeline, night: Night, folder: Path, verify: bool) -> Bas
         # Another file or table on purpose: how many rows the last one had says nothing.
         tip = replace(tip, source=source_of(pipeline), recent=[])
     try:
-        return Base(pipeline, night, folder, tip, read_chain(folder, tip.head, verify=verify))
+        return Base(pipeline, night, folder, tip, read_chain(folder, tip.head, verify=verify), is_lost)
     except SnapshotError as error:
         log.warning("%s; everything is read again", error.reason)
-        return Base(pipeline, night, folder, replace(tip, head=None, parts={}, after={}), Chain())
+        return Base(pipeline, night, folder, replace(tip, head=None, parts={}, after={}), Chain(), is_lost)
 
 
 def _refreshed(base: Base, previous: Path | None, allowed: AbstractSet[str]) -> Refreshed:
@@ -238,6 +262,8 @@ def _same_snapshot(base: Base, source: Source, previous: Path | None) -> Refresh
         log.warning("%s; it is written again", error.reason)
         return None
     night = TipNight(base.until, snapshot.id, dict(base.tip.head or {}), base.tip.rules)
+    if not base.repeats:
+        keep_tip(base.folder)
     write_tip(base.folder, with_night(replace(base.tip, after=source.after()), night, base.folder))
     parts = tuple(part_counts(name, part, unchanged=True) for name, part in base.tip.parts.items())
     rows_new, facts = count_new(snapshot, previous, base.tip, 0), snapshot.manifest
@@ -318,6 +344,8 @@ def _take_in(
             recent=[one.to_json() for one in remember(recent, tonight)],
         )
         tip = with_night(moved_on, TipNight(base.until, snapshot.id, chain.head or {}, tip.rules), folder)
+        if not base.repeats:
+            keep_tip(folder)
     else:
         tip = read_tip(folder)
     write_tip(folder, replace(tip, number=number, memory=remembered, near=near_files))

@@ -21,6 +21,8 @@ from nightgate.errors import SnapshotError
 log = logging.getLogger(__name__)
 
 TIP_FILE = "tip.json"
+BEFORE_FILE = "tip.before.json"
+"""The tip before the last refresh that moved it: where what that one found was not recorded, it is done again."""
 MEMORY, NEAR = "splits", "near"
 FORGOTTEN_FILE = "forgotten.json"
 LOCK_FILE = ".lock"
@@ -73,15 +75,15 @@ class Tip:
 EMPTY = Tip("", 0, None, {}, {}, {})
 
 
-def read_tip(folder: Path) -> Tip:
+def read_tip(folder: Path, name: str = TIP_FILE) -> Tip:
     """The tip of a pipeline; EMPTY where there is none, or where it is damaged: everything is read again then."""
     try:
-        found = json.loads((folder / TIP_FILE).read_text(encoding="utf-8"))
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
         return Tip(**found | {"nights": [Night(**night) for night in found["nights"]]})
     except FileNotFoundError:
         return EMPTY
     except (OSError, ValueError, TypeError, KeyError) as error:
-        log.warning("%s is damaged (%s): everything is read again", folder / TIP_FILE, error)
+        log.warning("%s is damaged (%s): everything is read again", folder / name, error)
         return EMPTY
 
 
@@ -92,6 +94,16 @@ def write_tip(folder: Path, tip: Tip) -> None:
         StorageError: the disk is full or read-only.
     """
     write_whole(folder / TIP_FILE, (json.dumps(asdict(tip), indent=0) + "\n").encode())
+
+
+def keep_tip(folder: Path) -> None:
+    """Keep the tip as it is, as the one before the next.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    if (folder / TIP_FILE).is_file():
+        write_whole(folder / BEFORE_FILE, (folder / TIP_FILE).read_bytes())
 
 
 def with_night(tip: Tip, night: Night, folder: Path) -> Tip:

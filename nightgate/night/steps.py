@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 
@@ -65,7 +66,15 @@ def refresh(run: NightRun) -> Snapshot:
     try:
         # A night again may be one whose files were found damaged.
         verify = run.force or run.attempt > 1
-        refreshed = data.refresh(run.pipeline, night, run.home, previous, verify=verify, allowed=run.allowed.checks)
+        refreshed = data.refresh(
+            run.pipeline,
+            night,
+            run.home,
+            previous,
+            verify=verify,
+            allowed=run.allowed.checks,
+            recorded=partial(records.has_refresh, run.db, run.pipeline.name),
+        )
     except DataError as error:
         records.record_failed_refresh(run.db, run.run_id, run.attempt, error, run.allowed)
         raise

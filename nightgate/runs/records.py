@@ -144,6 +144,12 @@ def previous_snapshot(db: Database, pipeline_name: str, before: datetime | None 
     return next((folder for folder in folders if (folder / "manifest.json").is_file()), None)
 
 
+def has_refresh(db: Database, pipeline_name: str, until: datetime) -> bool:
+    """Whether a run of the pipeline with this `data_until` has recorded its snapshot."""
+    query = sa.select(Run.run_id).where(Run.pipeline == pipeline_name, Run.data_until == until)
+    return db.read(lambda session: session.scalar(query.where(Run.snapshot_id.is_not(None)).limit(1))) is not None
+
+
 def record_epoch(
     db: Database,
     run_id: str,

@@ -14,12 +14,13 @@ from nightgate.config import Pipeline
 from nightgate.data.snapshots import Snapshot
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
-from nightgate.errors import DataCheckError
+from nightgate.errors import DatabaseError, DataCheckError
 from nightgate.home import Home
 from nightgate.night import steps
 from nightgate.night.run import open_night
 from nightgate.reports import sections
 from nightgate.reports.facts import gather
+from nightgate.runs import records
 from nightgate.schedule import chosen_night
 from tests.support.tiny import tiny_pipeline
 
@@ -86,3 +87,34 @@ def test_a_night_ends_before_training_takes_nothing_in_and_says_how_to_let_it_pa
     assert last["label_revision"] == len(corrected & set(snapshot.rows("test", ["row_id"])["row_id"])) > 0
     assert {row["outcome"] for row in nights(home, query.format(last["run_id"]))} <= {"passed", "not_run"}
     assert before["label_revision"] is None
+
+
+def test_what_a_refresh_found_is_recorded_by_the_next_where_the_database_was_away(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade(database_url(home))
+    pipeline = tiny_pipeline(tmp_path, rows=400)
+    refreshed_night(pipeline, 5)
+    path = tmp_path / "reviews.csv"
+    label = path.read_text().splitlines()[1].rpartition(",")[2]
+    with path.open("a") as file:
+        file.write(f"new,One that has no known label,?\nnewer,One that has one,{label}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "record_snapshot", raises)
+        with pytest.raises(DatabaseError):
+            refreshed_night(pipeline, 6)
+    refreshed_night(pipeline, 7)
+    assert [row["reason"] for row in nights(home, "SELECT reason FROM quarantined_rows")] == ["unknown_label"]
+    found = nights(home, "SELECT rows_new, rows_total, label_revision FROM nightly_runs WHERE night = '2026-01-07'")
+    assert found == [{"rows_new": 1, "rows_total": 401, "label_revision": 0}]
+    checks = nights(home, "SELECT outcome FROM data_checks WHERE night = '2026-01-07'")
+    assert len(checks) == 7
+    assert len(list((home.snapshots / "tiny" / "deltas").iterdir())) == 2
+
+    refreshed_night(pipeline, 8)
+    [count] = nights(home, "SELECT unchanged FROM refresh_counts WHERE night = '2026-01-08'")
+    assert count["unchanged"]
+
+
+def raises(*_: object) -> None:
+    raise DatabaseError("the database is away", next_step="wait")
