@@ -11,20 +11,16 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from datetime import UTC
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nightgate.config import Pipeline
-from nightgate.data.batches import SMALL, Columns, Rules, Worked, work
-from nightgate.data.deltas import INDEX, Chain, DeltaDraft, joined, take
-from nightgate.data.tip import Tip, kept_out
-from nightgate.schedule import Night
+from nightgate.data.base import Base
+from nightgate.data.batches import SMALL, Columns, Worked, work
+from nightgate.data.deltas import INDEX, DeltaDraft, joined, take
+from nightgate.data.tip import Tip
 from nightgate.sources.source import Plan, Source
 from nightgate.sources.source_table import Quarantined
 
@@ -38,27 +34,6 @@ NO_ROWS: Columns = {
     name: np.empty(0, kind) for name, kind in (SMALL | INDEX).items() if name not in ("label", "split", "state")
 }
 Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Base:
-    """What a refresh starts from."""
-
-    pipeline: Pipeline
-    night: Night
-    folder: Path
-    tip: Tip
-    chain: Chain
-    repeats: bool = False
-    """Whether the last refresh is done again, from what it started from."""
-
-    @property
-    def until(self) -> str:
-        return self.night.data_until.astimezone(UTC).isoformat()
-
-    @cached_property
-    def rules(self) -> Rules:
-        return Rules.of(self.pipeline, self.night.data_until, kept_out(self.folder))
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from nightgate.config import Pipeline
+from nightgate.data.base import Base, open_base, open_memory, open_near_duplicates
 from nightgate.data.batches import Columns
 from nightgate.data.checks import CheckResult, require_passed, run_checks
 from nightgate.data.deltas import INDEX, TAKEN, Chain, joined, new_delta, read_chain, take
 from nightgate.data.near_duplicates import NearDuplicates
 from nightgate.data.normalization import sides_of
-from nightgate.data.reading import NO_ROWS, Base, KnownRows, Read, leaving_rows, read_parts
+from nightgate.data.reading import NO_ROWS, KnownRows, Read, leaving_rows, read_parts
 from nightgate.data.refresh_counts import (
     LabelVotes,
     PartCounts,
@@ -49,11 +50,10 @@ from nightgate.data.refresh_counts import (
     vanished_rows,
 )
 from nightgate.data.resolve import NEW, Policy, Resolved, resolve
-from nightgate.data.rules import hashed_shares, memory_of, reading_rules, rules_of, snapshot_columns, source_of
+from nightgate.data.rules import hashed_shares, memory_of, rules_of, snapshot_columns
 from nightgate.data.snapshots import (
     Snapshot,
     facts_of,
-    newest_snapshots,
     open_snapshot,
     rows_of,
     snapshot_id,
@@ -61,7 +61,6 @@ from nightgate.data.snapshots import (
 )
 from nightgate.data.split_memory import SplitMemory
 from nightgate.data.tip import (
-    BEFORE_FILE,
     EMPTY,
     LOCK_FILE,
     MEMORY,
@@ -144,7 +143,7 @@ def refresh(
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK_FILE):
-        base = _opened(pipeline, night, folder, verify, recorded)
+        base = open_base(pipeline, night, folder, verify=verify, recorded=recorded)
         refreshed = _refreshed(base, previous, allowed)
     quarantined, future = (sum(getattr(part, name) for part in refreshed.parts) for name in ("quarantined", "future"))
     late = f", {future:,} later than the night" if future else ""
@@ -175,31 +174,6 @@ def usable_rows(pipeline: Pipeline, night: Night, folder: Path) -> tuple[pd.Data
         rows = resolve(nothing, read.rows, nothing, policy, SplitMemory()).rows
         frame = rows_of(chain, take(rows, rows["state"] == TAKEN), snapshot_columns(pipeline.data))
     return frame, read.quarantined, sum(part["future"] for part in read.parts.values())
-
-
-def _opened(pipeline: Pipeline, night: Night, folder: Path, verify: bool, recorded: Callable[[datetime], bool]) -> Base:
-    tip = read_tip(folder)
-    is_lost = (
-        bool(tip.nights)
-        and night.data_until >= datetime.fromisoformat(tip.data_until)
-        and not recorded(datetime.fromisoformat(tip.data_until))
-    )
-    if is_lost:
-        log.warning("what the refresh up to %s found was not recorded: it is done again", tip.data_until)
-        # The splits that it gave stay.
-        tip = replace(read_tip(folder, BEFORE_FILE), memory=tip.memory, near=tip.near)
-    if tip.rules != reading_rules(pipeline):
-        # What labels were called on earlier nights says nothing about tonight's.
-        recent = [one | {"labels": {}} for one in tip.recent]
-        tip = replace(tip, rules=reading_rules(pipeline), head=None, parts={}, after={}, classes=[], recent=recent)
-    if tip.source != source_of(pipeline):
-        # Another file or table on purpose: how many rows the last one had says nothing.
-        tip = replace(tip, source=source_of(pipeline), recent=[])
-    try:
-        return Base(pipeline, night, folder, tip, read_chain(folder, tip.head, verify=verify), is_lost)
-    except SnapshotError as error:
-        log.warning("%s; everything is read again", error.reason)
-        return Base(pipeline, night, folder, replace(tip, head=None, parts={}, after={}), Chain(), is_lost)
 
 
 def _refreshed(base: Base, previous: Path | None, allowed: AbstractSet[str]) -> Refreshed:
@@ -289,8 +263,8 @@ def _take_in(
     pipeline, folder, tip = base.pipeline, base.folder, base.tip
     # What the last commit names stays until the next one, also where other rules read everything again.
     remove_leftovers(folder, read_tip(folder))
-    memory, files = _memory(base)
-    near, near_files = _near_duplicates(base)
+    memory, files = open_memory(base)
+    near, near_files = open_near_duplicates(base)
     index = base.chain.index()
     codes = {name: part["code"] for name, part in tip.parts.items()}
     known = KnownRows(index, {codes[name] for name in (*gone, *(part.name for part in plan.read)) if name in codes})
@@ -399,35 +373,3 @@ def _policy(base: Base, chain: Chain, num_rows: int, near: NearDuplicates | None
         most=limits,
         clusters=None if near is None else lambda rows: near.find_in(chain, rows["text_at"]),
     )
-
-
-def _memory(base: Base) -> tuple[SplitMemory, list[str]]:
-    """The splits that were given so far, and the files that hold them."""
-    of = memory_of(rules_of(base.pipeline))
-    files, snapshots = base.tip.memory.get(of), []
-    if files is None:
-        snapshots = newest_snapshots(base.folder, of)
-        files = next((one.manifest["memory"]["files"] for one in snapshots if "memory" in one.manifest), [])
-    try:
-        memory = SplitMemory.open(base.folder / MEMORY / of, files)
-    except SnapshotError as error:
-        log.warning("%s; the splits are taken from the snapshots", error.reason)
-        memory, files, snapshots = SplitMemory(), [], newest_snapshots(base.folder, of)
-    for snapshot in snapshots:
-        memory.recall(*snapshot.split_keys(with_ids=base.pipeline.data.id is not None))
-        log.info("the splits of %s stay", snapshot)
-    return memory, files
-
-
-def _near_duplicates(base: Base) -> tuple[NearDuplicates | None, list[str]]:
-    """The near-duplicates that were found so far, if the pipeline asks for them, and the files that hold them."""
-    files = base.tip.near
-    if not base.pipeline.data.near_duplicates:
-        return None, files
-    try:
-        return NearDuplicates.open(base.folder / NEAR, files), files
-    except SnapshotError as error:
-        log.warning("%s; they are found again", error.reason)
-    near, index = NearDuplicates(), base.chain.index(["state", "text_at"])
-    near.find_in(base.chain, index["text_at"][index["state"] == TAKEN])
-    return near, []

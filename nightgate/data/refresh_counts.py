@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from nightgate.data.base import Base
 from nightgate.data.batches import DELETED_LABEL, QUARANTINED_LABEL, Columns
 from nightgate.data.deltas import MERGED, QUARANTINED, STATES, TAKEN, Chain, take
-from nightgate.data.reading import Base, Read
+from nightgate.data.reading import Read
 from nightgate.data.rules import SPLITS, snapshot_columns, split_version
 from nightgate.data.snapshots import Snapshot, facts_of, open_snapshot
 from nightgate.data.tip import Tip

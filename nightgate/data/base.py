@@ -1,0 +1,108 @@
+"""What a refresh starts from: the tip and the chain of deltas, the splits and the near-duplicates found so far."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from nightgate.config import Pipeline
+from nightgate.data.batches import Rules
+from nightgate.data.deltas import TAKEN, Chain, read_chain
+from nightgate.data.near_duplicates import NearDuplicates
+from nightgate.data.rules import memory_of, reading_rules, rules_of, source_of
+from nightgate.data.snapshots import newest_snapshots
+from nightgate.data.split_memory import SplitMemory
+from nightgate.data.tip import BEFORE_FILE, MEMORY, NEAR, Tip, kept_out, read_tip
+from nightgate.errors import SnapshotError
+from nightgate.schedule import Night
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a refresh starts from."""
+
+    pipeline: Pipeline
+    night: Night
+    folder: Path
+    tip: Tip
+    chain: Chain
+    repeats: bool = False
+    """Whether the last refresh is done again, from what it started from."""
+
+    @property
+    def until(self) -> str:
+        return self.night.data_until.astimezone(UTC).isoformat()
+
+    @cached_property
+    def rules(self) -> Rules:
+        return Rules.of(self.pipeline, self.night.data_until, kept_out(self.folder))
+
+
+def open_base(
+    pipeline: Pipeline, night: Night, folder: Path, *, verify: bool, recorded: Callable[[datetime], bool]
+) -> Base:
+    """The state that a night goes on from; an empty chain where it cannot be read or was read by other rules.
+
+    Args:
+        verify, recorded: as in `nightgate.data.refresh.refresh`.
+    """
+    tip = read_tip(folder)
+    is_lost = (
+        bool(tip.nights)
+        and night.data_until >= datetime.fromisoformat(tip.data_until)
+        and not recorded(datetime.fromisoformat(tip.data_until))
+    )
+    if is_lost:
+        log.warning("what the refresh up to %s found was not recorded: it is done again", tip.data_until)
+        # The splits that it gave stay.
+        tip = replace(read_tip(folder, BEFORE_FILE), memory=tip.memory, near=tip.near)
+    if tip.rules != reading_rules(pipeline):
+        # What labels were called on earlier nights says nothing about tonight's.
+        recent = [one | {"labels": {}} for one in tip.recent]
+        tip = replace(tip, rules=reading_rules(pipeline), head=None, parts={}, after={}, classes=[], recent=recent)
+    if tip.source != source_of(pipeline):
+        # Another file or table on purpose: how many rows the last one had says nothing.
+        tip = replace(tip, source=source_of(pipeline), recent=[])
+    try:
+        return Base(pipeline, night, folder, tip, read_chain(folder, tip.head, verify=verify), is_lost)
+    except SnapshotError as error:
+        log.warning("%s; everything is read again", error.reason)
+        return Base(pipeline, night, folder, replace(tip, head=None, parts={}, after={}), Chain(), is_lost)
+
+
+def open_memory(base: Base) -> tuple[SplitMemory, list[str]]:
+    """The splits that were given so far, and the files that hold them."""
+    of = memory_of(rules_of(base.pipeline))
+    files, snapshots = base.tip.memory.get(of), []
+    if files is None:
+        snapshots = newest_snapshots(base.folder, of)
+        files = next((one.manifest["memory"]["files"] for one in snapshots if "memory" in one.manifest), [])
+    try:
+        memory = SplitMemory.open(base.folder / MEMORY / of, files)
+    except SnapshotError as error:
+        log.warning("%s; the splits are taken from the snapshots", error.reason)
+        memory, files, snapshots = SplitMemory(), [], newest_snapshots(base.folder, of)
+    for snapshot in snapshots:
+        memory.recall(*snapshot.split_keys(with_ids=base.pipeline.data.id is not None))
+        log.info("the splits of %s stay", snapshot)
+    return memory, files
+
+
+def open_near_duplicates(base: Base) -> tuple[NearDuplicates | None, list[str]]:
+    """The near-duplicates that were found so far, if the pipeline asks for them, and the files that hold them."""
+    files = base.tip.near
+    if not base.pipeline.data.near_duplicates:
+        return None, files
+    try:
+        return NearDuplicates.open(base.folder / NEAR, files), files
+    except SnapshotError as error:
+        log.warning("%s; they are found again", error.reason)
+    near, index = NearDuplicates(), base.chain.index(["state", "text_at"])
+    near.find_in(base.chain, index["text_at"][index["state"] == TAKEN])
+    return near, []
