@@ -450,6 +450,7 @@ def task_runs(api_url: str, state: State[Any]) -> dict[str, str]:
 
 
 @pytest.mark.flow
+@pytest.mark.slow
 def test_seeds_on_dask_are_parallel_tasks_and_a_failed_one_stops_no_other(
     site: Database, pipeline: Pipeline, prefect_server: str
 ) -> None:

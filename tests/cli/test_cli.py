@@ -220,6 +220,7 @@ def test_set_changes_one_run(first: FirstNight, forced: subprocess.CompletedProc
     assert "0.9900" in forced.stdout
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_two_nights_does_everything_but_promote(
     first: FirstNight, tmp_path: Path, environment: Path
 ) -> None:

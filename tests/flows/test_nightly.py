@@ -420,6 +420,7 @@ def test_a_scheduled_night_begins_when_the_rehearsal_that_is_at_work_has_ended(
     assert [rehearsal.run_id in one.message for one in caplog.records if one.name == "nightgate.flows"] == [True]
 
 
+@pytest.mark.slow
 def test_a_training_that_stalls_is_announced_while_the_night_goes_on(
     prefect_server: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
