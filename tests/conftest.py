@@ -135,7 +135,15 @@ def postgres(session_root: Path) -> Iterator[PostgresServer]:
     server.close()
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.database) for name in ("sqlite", "postgresql")])
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of a database, those of one engine too: `make quick` leaves them out."""
+    for item in items:
+        if "dialect" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.database)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
 def dialect(request: pytest.FixtureRequest) -> str:
     """A test that asks for this, `database_url` or `database` runs once on each engine."""
     return str(request.param)
