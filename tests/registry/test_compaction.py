@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -20,6 +18,7 @@ from nightgate.registry import compaction
 from nightgate.registry.compaction import compact, read_forest
 from nightgate.schedule import Night
 from tests.support import reviews
+from tests.support.stopping import Killed, killed_at
 
 NIGHTS = 12
 PIPELINE = "kettles"
@@ -147,8 +146,15 @@ def test_after_many_nights_there_are_few_deltas_and_the_rows_of_a_single_refresh
     assert set(rows(fresh)["text"]) == set(rows(open_snapshot(kept[-1]))["text"])
 
 
-class Killed(BaseException):
-    pass
+def test_a_last_snapshot_that_was_removed_from_outside_is_written_again(
+    nights: dict[int, Snapshot], home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "MOST_UNUSED", 1)
+    for snapshot in nights.values():
+        shutil.rmtree(snapshot.path)
+    assert compact(home.snapshots / PIPELINE)
+    pipeline = reviews.pipeline(reviews.files(tmp_path / "source" / "*.csv"))
+    assert refresh(pipeline, night(NIGHTS), home).snapshot.id == nights[NIGHTS - 1].id
 
 
 @pytest.mark.faults
@@ -158,20 +164,8 @@ def test_a_kill_while_deltas_are_joined_breaks_no_snapshot(
 ) -> None:
     """Stopped at each rename and each removal in turn."""
     monkeypatch.setattr(compaction, "MOST_UNUSED", 1)
-    steps = iter(range(100))
-
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any, **options: Any) -> Any:
-            if next(steps) == stop:
-                raise Killed
-            return real(*arguments, **options)
-
-        return step
-
     folder = home.snapshots / PIPELINE
-    with monkeypatch.context() as patch:
-        for place, name in ((Path, "rename"), (Path, "replace"), (shutil, "rmtree")):
-            patch.setattr(place, name, counted(getattr(place, name)))
+    with killed_at(stop, (Path, "rename"), (Path, "replace"), (shutil, "rmtree")):
         try:
             compact(folder)
         except Killed:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -39,6 +38,7 @@ from nightgate.registry.forgetting import (
 from nightgate.runs import lifecycle, records
 from nightgate.sources.source_table import Quarantined
 from tests.support import night_rows, reviews
+from tests.support.stopping import Killed, killed_at
 
 PERSON = "customer-0004"
 TEXT = 'My name is Kim & I said: "call me" about kettle 4, which I bought for my mother in Lund'
@@ -241,31 +241,13 @@ def test_rows_leave_deltas_and_the_memory_of_splits_tells_of_snapshots_that_were
     assert find(database, "reviews", [row_id]).places == ()
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.faults
 @pytest.mark.parametrize("stop", range(14))
-def test_a_killed_call_is_finished_by_the_same_call(
-    nights: Database, stop: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_call_is_finished_by_the_same_call(nights: Database, stop: int) -> None:
     """Stopped at each change to the disk or the database in turn."""
-    steps = iter(range(100))
-
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any, **options: Any) -> Any:
-            if next(steps) == stop:
-                raise Killed
-            return real(*arguments, **options)
-
-        return step
-
-    with monkeypatch.context() as patch:
-        for place, name in ((Path, "unlink"), (Path, "replace"), (Database, "write"), (shutil, "rmtree")):
-            patch.setattr(place, name, counted(getattr(place, name)))
-        with pytest.raises(Killed):
-            forget(nights, "reviews", [PERSON], by="ada")
+    changes = ((Path, "unlink"), (Path, "replace"), (Database, "write"), (shutil, "rmtree"))
+    with killed_at(stop, *changes), pytest.raises(Killed):
+        forget(nights, "reviews", [PERSON], by="ada")
     forget(nights, "reviews", [PERSON], by="ada")
     assert not [held for held in content(nights.home.root) if b"Lund" in held]
     assert find(nights, "reviews", [PERSON]).places == ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from nightgate.registry.compaction import read_forest
 from nightgate.registry.redaction import in_deltas, redact_deltas, rows_of
 from nightgate.schedule import Night
 from tests.support import reviews
+from tests.support.stopping import Killed, killed_at
 
 PERSON = "00007"
 WORDS = "Kim from Lund"
@@ -152,31 +153,15 @@ def test_forgotten_rows_are_in_no_golden_set_and_no_quarantine(source: Path, hom
     assert len(golden.rows()) == 39
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.faults
 @pytest.mark.parametrize("stop", range(10))
 def test_a_kill_while_deltas_are_redacted_is_made_good_by_the_same_call(
-    nights: list[Snapshot], source: Path, home: Home, stop: int, monkeypatch: pytest.MonkeyPatch
+    nights: list[Snapshot], source: Path, home: Home, stop: int
 ) -> None:
     """Stopped at each rename and each removal in turn."""
-    steps = iter(range(100))
-
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any, **options: Any) -> Any:
-            if next(steps) == stop:
-                raise Killed
-            return real(*arguments, **options)
-
-        return step
-
     folder = home.snapshots / "kettles"
     keep_out(folder, {PERSON})
-    with monkeypatch.context() as patch:
-        for place, name in ((Path, "rename"), (Path, "replace"), (shutil, "rmtree")):
-            patch.setattr(place, name, counted(getattr(place, name)))
+    with killed_at(stop, (Path, "rename"), (Path, "replace"), (shutil, "rmtree")):
         try:
             redact_deltas(folder, {PERSON})
         except Killed:
