@@ -151,11 +151,13 @@ def rewrite(
                 draft.chmod(draft.stat().st_mode & 0o444)
     tip = forest.tip
     if tip.head is not None:
-        # A night whose snapshot was removed has nothing that later nights could not tell.
+        # A night whose snapshot was removed has nothing that later nights could not tell. The last one stays: it says
+        # up to when the source was read.
         nights = [
             replace(night, head=_head(written[night.head["delta"]]))
             for night in tip.nights
-            if night.head["delta"] in written and (forest.folder / night.snapshot / MANIFEST_FILE).is_file()
+            if night.head["delta"] in written
+            and (night == tip.nights[-1] or (forest.folder / night.snapshot / MANIFEST_FILE).is_file())
         ]
         write_tip(forest.folder, replace(tip, head=_head(written[tip.head["delta"]]), nights=nights))
     remove_leftovers(forest.folder, read_tip(forest.folder))
