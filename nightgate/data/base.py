@@ -13,7 +13,7 @@ from nightgate.config import Pipeline
 from nightgate.data.batches import Rules
 from nightgate.data.deltas import TAKEN, Chain, read_chain
 from nightgate.data.near_duplicates import NearDuplicates
-from nightgate.data.rules import memory_of, reading_rules, rules_of, source_of
+from nightgate.data.rules import memory_of, reading_rules, rules_of
 from nightgate.data.snapshots import newest_snapshots
 from nightgate.data.split_memory import SplitMemory
 from nightgate.data.tip import BEFORE_FILE, MEMORY, NEAR, Tip, kept_out, read_tip
@@ -66,9 +66,6 @@ def open_base(
         # What labels were called on earlier nights says nothing about tonight's.
         recent = [one | {"labels": {}} for one in tip.recent]
         tip = replace(tip, rules=reading_rules(pipeline), head=None, parts={}, after={}, classes=[], recent=recent)
-    if tip.source != source_of(pipeline):
-        # Another file or table on purpose: how many rows the last one had says nothing.
-        tip = replace(tip, source=source_of(pipeline), recent=[])
     try:
         return Base(pipeline, night, folder, tip, read_chain(folder, tip.head, verify=verify), is_lost)
     except SnapshotError as error:

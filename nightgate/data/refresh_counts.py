@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +17,7 @@ from nightgate.data.base import Base
 from nightgate.data.batches import DELETED_LABEL, QUARANTINED_LABEL, Columns
 from nightgate.data.deltas import MERGED, QUARANTINED, STATES, TAKEN, Chain, take
 from nightgate.data.reading import Read
-from nightgate.data.rules import SPLITS, snapshot_columns, split_version
+from nightgate.data.rules import SPLITS, snapshot_columns, source_of, split_version
 from nightgate.data.snapshots import Snapshot, facts_of, open_snapshot
 from nightgate.data.tip import Tip
 from nightgate.data.training_rows import window_start
@@ -119,7 +118,7 @@ class Statistics:
     is_first: bool = False
     """Whether there was nothing to compare with: all rows count as new."""
     source: str = ""
-    """A hash of `data.source`: nights of another source say nothing about this one."""
+    """`source_of` the pipeline: nights of another source say nothing about this one."""
     until: str = ""
     """The night's `data_until`, ISO 8601 in UTC; '': unknown."""
 
@@ -155,10 +154,7 @@ def count_parts(
     parts = []
     for code, name in codes.items():
         part = read.parts[name]
-        placed = dict(zip(STATES, counts[code].tolist(), strict=True))
-        placed["taken"] -= int(outside[code])
-        placed["conflicting"] += placed.pop("left_out")
-        placed["outside"] = int(outside[code])
+        placed = _placed(counts[code], outside[code])
         if not part["complete"]:
             # Only what is behind a mark was read: the part has what is known of it.
             part["seen"] = int(counts[code].sum()) + part["future"]
@@ -170,11 +166,17 @@ def count_parts(
     others = np.setdiff1d(after["part"], [*codes])
     if len(others):
         # Only in a backfill; the names of the parts are gone, too.
-        placed = dict(zip(STATES, counts[others].sum(axis=0).tolist(), strict=True))
-        lost, past = placed.pop("left_out"), int(outside[others].sum())
-        placed |= {"taken": placed["taken"] - past, "conflicting": lost, "outside": past}
+        placed = _placed(counts[others].sum(axis=0), outside[others].sum())
         parts.append(PartCounts(part=GONE_SINCE, rows_seen=sum(placed.values()), **placed, unchanged=True))
     return tuple(sorted(parts, key=lambda part: part.part))
+
+
+def _placed(by_state: NDArray[np.int64], outside: np.int64) -> dict[str, int]:
+    """Rows by what became of them, under the names of `PartCounts`."""
+    placed = dict(zip(STATES, by_state.tolist(), strict=True))
+    placed["taken"] -= int(outside)
+    placed["conflicting"] += placed.pop("left_out")
+    return placed | {"outside": int(outside)}
 
 
 def part_counts(name: str, part: Mapping[str, Any], vanished: int = 0, *, unchanged: bool) -> PartCounts:
@@ -269,7 +271,7 @@ def statistics_of(
         missing=read.missing,
         rows_checked=read.checked,
         is_first=is_first,
-        source=hashlib.sha256(base.pipeline.data.source.model_dump_json().encode()).hexdigest()[:12],
+        source=source_of(base.pipeline),
         until=base.until,
     )
 

@@ -26,7 +26,7 @@ BEFORE_FILE = "tip.before.json"
 MEMORY, NEAR = "splits", "near"
 FORGOTTEN_FILE = "forgotten.json"
 LOCK_FILE = ".lock"
-"""Held by whoever changes what is in the folder."""
+"""Held while what is in the folder is changed."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ class Tip:
     """By data_until; of one with several the last."""
     recent: list[dict[str, Any]] = field(default_factory=list)
     """Statistics of nights that the next one is compared with."""
-    source: str = ""
-    """`source_of` the pipeline."""
     codes: int = 0
     """Numbers of parts that were given."""
     classes: list[str] = field(default_factory=list)
