@@ -131,7 +131,7 @@ def refresh(
         verify: compare the checksums of all files, and read everything again where one is damaged.
         allowed: data checks whose failure does not count tonight.
         recorded: whether the caller has stored what the refresh up to an instant returned. One that was killed before
-            that, or whose database was away, is done again: else nobody would hear of its quarantined rows.
+            that, or whose database was away, is done again: else its quarantined rows would be in no table.
 
     Raises:
         DataError: the source cannot be read, or has too few rows to train and evaluate a model. Nothing is taken in.
@@ -196,7 +196,7 @@ def _refreshed(base: Base, previous: Path | None, allowed: AbstractSet[str]) -> 
 
 def _chain_then(base: Base) -> Chain | None:
     """The rows as the first refresh at or after an earlier night found them; None: there was none before it, too, so
-    that nobody knows what has changed between.
+    that what has changed between is not known.
     """
     nights = base.tip.nights
     after = next(night for night in nights if night.data_until >= base.until)

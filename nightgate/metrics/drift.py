@@ -25,7 +25,7 @@ LIMITS = {"label_shares": 0.1, "slice_shares": 0.15, "text_length": 0.1, "unknow
 CHANCE = 0.001
 _DRAWS = 2_000
 _VALUES = 50
-"""Values of a slice that are told apart; the rarer ones count as one."""
+"""Values of a slice that are counted one by one; the rarer ones count as one."""
 _WORD = re.compile(r"[^\W\d_]+")
 
 Counts = tuple[NDArray[np.int64], NDArray[np.int64]]

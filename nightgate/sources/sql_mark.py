@@ -40,15 +40,15 @@ def newest_mark(values: Collection[Any], earlier: Mark | None, data: Data, until
     Raises:
         DataError: they do not tell which row is newer.
     """
-    told = [(kind, value) for value in values if (kind := kind_of(value, data))]
-    kinds = {kind for kind, _ in told} | ({earlier.kind} if earlier else set())
+    marks = [(kind, value) for value in values if (kind := kind_of(value, data))]
+    kinds = {kind for kind, _ in marks} | ({earlier.kind} if earlier else set())
     if len(kinds) > 1:
         raise _unordered(f"times as {' and '.join(sorted(kinds))}, which cannot be compared", data)
-    if not told:
+    if not marks:
         if not earlier and (strange := [value for value in values if not is_missing(value)]):
             raise _unordered(f"{str(strange[0])[:40]!r}, which does not tell which row is newer", data)
         return earlier
-    kind, newest = told[0][0], max(value for _, value in told)
+    kind, newest = marks[0][0], max(value for _, value in marks)
     # A time in the far future must not make later rows look old.
     at = until.astimezone(UTC) if newest >= as_value(kind, until, data) else _as_instant(kind, newest, data)
     return Mark(kind, max(at.isoformat(timespec="microseconds"), earlier.at if earlier else ""))
