@@ -171,7 +171,7 @@ def count_parts(
     return tuple(sorted(parts, key=lambda part: part.part))
 
 
-def _placed(by_state: NDArray[np.int64], outside: np.int64) -> dict[str, int]:
+def _placed(by_state: NDArray[np.int64], outside: np.int64) -> dict[str, Any]:
     """Rows by what became of them, under the names of `PartCounts`."""
     placed = dict(zip(STATES, by_state.tolist(), strict=True))
     placed["taken"] -= int(outside)

@@ -105,13 +105,13 @@ def trained_on(line: Line, keys: RowKeys) -> tuple[Mask | None, str]:
     if line.unknown:
         return None, line.unknown
     mask = np.zeros(len(keys["text"]), bool)
-    memory = cache(SplitMemory.open)
+    memory, tip_of = cache(SplitMemory.open), cache(read_tip)
     for snapshot in line.snapshots:
         if snapshot.manifest["rules"]["normalisation"] != NORMALISATION_VERSION:
             return None, f"texts of its snapshot {snapshot.id} were normalised by other rules and cannot be matched"
         of = memory_of(snapshot.manifest["rules"])
         named = tuple(snapshot.manifest.get("memory", {}).get("files", ()))
-        files = tuple(read_tip(snapshot.path.parent).memory.get(of, named))
+        files = tuple(tip_of(snapshot.path.parent).memory.get(of, named))
         try:
             if named and set(named) <= set(files):
                 mask |= memory(snapshot.path.parent / MEMORY / of, files).trained_on(keys, named)

@@ -59,9 +59,12 @@ class Plan:
     def of(cls, parts: Iterable[Part], before: Mapping[str, Any] | None) -> Plan:
         """Read the parts whose version is unknown, or not that of `before`."""
         known = before["parts"] if before else {}
-        parts = tuple(parts)
-        unchanged = tuple(part for part in parts if part.version and known.get(part.name) == part.version)
-        return cls(unchanged, tuple(part for part in parts if part not in unchanged))
+        unchanged: list[Part] = []
+        read: list[Part] = []
+        for part in parts:
+            is_known = part.version and known.get(part.name) == part.version
+            (unchanged if is_known else read).append(part)
+        return cls(tuple(unchanged), tuple(read))
 
 
 @dataclass(frozen=True)
