@@ -24,7 +24,7 @@ import pandas as pd
 from nightgate import config
 from nightgate.config import Pipeline
 from nightgate.data.refresh import usable_rows
-from nightgate.data.snapshots import Snapshot, meaning_of, open_snapshot, write_snapshot
+from nightgate.data.snapshots import MANIFEST_FILE, Snapshot, meaning_of, open_snapshot, write_snapshot
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home
 from nightgate.label_meaning import LabelMeaning
@@ -99,7 +99,7 @@ def golden_rows(path: Path, label_names: Sequence[str], columns: Sequence[str] |
 
 def stored_with(home: Home, pipeline: str, label_names: Sequence[str], fingerprints: Collection[str]) -> Path | None:
     """The folder of an intact golden set of `pipeline` with these labels and at least these rows, or None."""
-    for manifest in sorted((home.golden / pipeline).glob("*/manifest.json")):
+    for manifest in sorted((home.golden / pipeline).glob(f"*/{MANIFEST_FILE}")):
         with suppress(SnapshotError):
             stored = open_snapshot(manifest.parent)
             if sorted(stored.manifest["label_names"]) == sorted(label_names) and set(fingerprints) <= set(

@@ -15,6 +15,7 @@ from typing import Any
 
 from nightgate.data.batches import hash_of_forgotten
 from nightgate.data.deltas import DELTA_FILE, DELTAS
+from nightgate.data.snapshots import MANIFEST_FILE
 from nightgate.durable_files import remove_drafts, write_whole
 from nightgate.errors import SnapshotError
 
@@ -109,7 +110,7 @@ def with_night(tip: Tip, night: Night, folder: Path) -> Tip:
     others = [
         one
         for one in tip.nights
-        if one.data_until != night.data_until and (folder / one.snapshot / "manifest.json").is_file()
+        if one.data_until != night.data_until and (folder / one.snapshot / MANIFEST_FILE).is_file()
     ]
     return replace(tip, nights=sorted([*others, night], key=lambda one: one.data_until))
 
@@ -122,7 +123,7 @@ def remove_leftovers(folder: Path, tip: Tip) -> None:
         shutil.rmtree(draft, ignore_errors=True)
     heads = [tip.head]
     kept = {*tip.near, *(file for files in tip.memory.values() for file in files)}
-    for path in folder.glob("*/manifest.json"):
+    for path in folder.glob(f"*/{MANIFEST_FILE}"):
         manifest = _json(path)
         heads.append(manifest.get("head"))
         kept.update(manifest.get("memory", {}).get("files", ()))

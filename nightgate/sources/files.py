@@ -32,8 +32,6 @@ class Files:
     A column that slices or groups rows may be missing in some files, as where it was added later; the others may not.
     """
 
-    swept = False
-
     def __init__(self, settings: source_config.FilesSource, data: config.Data, columns: Sequence[str]) -> None:
         self._settings = settings
         self._data = data

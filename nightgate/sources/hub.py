@@ -35,8 +35,6 @@ _FORMATS: dict[str, Literal["csv", "jsonl", "parquet"]] = {"csv": "csv", "json":
 class Hub:
     """The splits of a data set. A part is a file of a split, or a split that is read by `datasets`."""
 
-    swept = False
-
     def __init__(self, settings: source_config.HubSource, data: config.Data, columns: Sequence[str]) -> None:
         self._settings = settings
         self._data = data

@@ -53,8 +53,6 @@ class Sample:
     night on which the export is broken days are missing, and stars differ; so they do once they are checked.
     """
 
-    swept = False
-
     def __init__(self, settings: SampleSource, columns: Sequence[str], night: Night) -> None:
         check_columns(columns, COLUMNS, "the sample source")
         self._settings = settings

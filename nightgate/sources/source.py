@@ -27,8 +27,6 @@ from nightgate.sources.source_table import Quarantined
 
 BATCH_ROWS = 8192
 """Most rows of a batch."""
-DELETED = "__deleted"
-"""Column of truth values in a batch: whether the source has marked the row as deleted."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class RawBatch:
 
     table: pa.Table
     """The pipeline's columns in types of the source, all of them strings in CSV; `GIVEN_SPLIT` where the source names
-    splits; `DELETED` where it marks deletions."""
+    splits."""
     place: str
     """File, or data set and split."""
     numbers: pa.Array
@@ -86,9 +84,6 @@ class RawBatch:
 
 class Source(Protocol):
     """Where rows come from; opened anew for each night, and used in this order: `plan`, `read` per part, `after`."""
-
-    swept: bool
-    """Whether edited and deleted rows are only found by reading everything again and comparing ids and row hashes."""
 
     def plan(self, before: Mapping[str, Any] | None) -> Plan:
         """The parts as they are now. Reads no rows.

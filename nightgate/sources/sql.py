@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from datetime import date, timedelta
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ from nightgate.errors import ConfigurationError, DataError, SourceUnavailableErr
 from nightgate.schedule import Night
 from nightgate.sources.source import BATCH_ROWS, Part, Plan, RawBatch
 from nightgate.sources.source_table import check_columns
-from nightgate.sources.sql_mark import EPOCH, Mark, as_value, column_of, kind_of, newest_mark
+from nightgate.sources.sql_mark import Mark, as_value, column_of, kind_of, newest_mark
+from nightgate.sources.times import moment
 
 _READ_ONLY = {
     "postgresql": "SET TRANSACTION READ ONLY",
@@ -61,8 +62,6 @@ _EXAMPLE = "postgresql://user:password@host/database"
 
 class Sql:
     """A table or a query, as one part."""
-
-    swept = True
 
     def __init__(
         self, settings: source_config.SqlSource, data: config.Data, columns: Sequence[str], night: Night
@@ -135,7 +134,7 @@ class Sql:
         bounds = {column_of(data): mark.before(duration(data.lag), data)}
         if future is not None and data.time and data.time != column_of(data):
             kinds[data.time] = after["time_kind"]
-            bounds[data.time] = as_value(after["time_kind"], EPOCH + timedelta(microseconds=future), data)
+            bounds[data.time] = as_value(after["time_kind"], moment(future), data)
         newest = sa.select(*(sa.func.max(sa.column(name)) for name in bounds)).select_from(_rows(self._settings))
         with _connected(self._settings) as connection:
             found = dict(zip(bounds, connection.execute(newest).one(), strict=True))

@@ -25,8 +25,6 @@ from nightgate.runs import records
 from nightgate.text_rules import NORMALISATION_VERSION
 from tests.support import night_rows
 
-LABELS = ("bad", "good")
-
 
 def mark(number: int) -> str:
     return f"{number + 1:016x}" * 2

@@ -17,8 +17,6 @@ import pyarrow as pa
 from nightgate.sources.source import Part, Plan, RawBatch
 
 class Tickets:
-    swept = False
-
     def __init__(self, fields, data, columns, night):
         self.queue, self.columns = fields["queue"], columns
 
