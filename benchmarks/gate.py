@@ -21,7 +21,7 @@ from itertools import groupby
 from benchmarks.gate_worlds import BASE, MATTERS, WORLDS
 from benchmarks.gate_years import POLICIES, Summary, average_candidate, simulate
 from benchmarks.results import Result, exit_code, log, parser, results_table, table
-from nightgate.gate_config import Gate
+from nightgate.config.gate import Gate
 
 BY_NAME = {world.name: world for world in WORLDS}
 DRIFTING = ("drift", "staleness")

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gate_worlds import BASE, CONTESTED, EASY, MATTERS, NIGHTS, SEED_SPREAD, WORLDS, World
+from nightgate.config.gate import Gate
 from nightgate.gate import statistics
-from nightgate.gate_config import Gate
 from nightgate.metrics.bootstrap import Interval
 
 Floats = NDArray[np.float64]

@@ -37,7 +37,7 @@ from benchmarks.nights import nightgate
 from benchmarks.process import VARIANTS, Spec, Worker, now
 from benchmarks.results import Result, at_most, log, missing, parser, results_table
 from benchmarks.workload import BATCH, MAX_LENGTH, SHAPES, Workload
-from nightgate.config import Training
+from nightgate.config.training import Training
 from nightgate.cpu_threads import openmp_settings
 from nightgate.engine import base_models, devices
 from nightgate.engine.devices import Picked

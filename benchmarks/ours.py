@@ -11,7 +11,7 @@ from benchmarks import workload as work
 from benchmarks.process import Spec, Variant, now, peak_memory
 from benchmarks.workload import BATCH, EPOCHS, MAX_LENGTH, STEPS_PER_EPOCH
 from nightgate import cpu_threads
-from nightgate.config import Training
+from nightgate.config.training import Training
 from nightgate.engine import devices
 from nightgate.engine.step import Engine, Wins
 

@@ -25,7 +25,7 @@ from benchmarks.process import Spec
 from benchmarks.results import Result, at_most
 from benchmarks.workload import BATCH, MAX_LENGTH
 from nightgate import cpu_threads
-from nightgate.config import Training
+from nightgate.config.training import Training
 from nightgate.engine import base_models, devices
 from nightgate.engine.base_models import LoadedModel
 from nightgate.engine.step import Engine

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.generated_rows import LABELS, copy, rows, write
 from benchmarks.results import Result, exit_code, facts_list, log, machine_facts, parser, results_table, table
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.refresh import refresh
 from nightgate.home import open_home
 from nightgate.schedule import Night

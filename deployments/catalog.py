@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped]  # it comes with Prefect, its types do not
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.pipeline_files import load_by_name, pipeline_files
 from nightgate.settings import read_settings
 

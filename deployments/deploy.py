@@ -38,7 +38,7 @@ from deployments.catalog import (
 from flows.homes import PLACE, deployments_of, described, home_in, is_foreign, pipeline_of, tag_of
 from flows.server_checks import worker_command
 from flows.server_connection import running_server
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.durable_files import user_path
 from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.home import Home, find_home, home_path

@@ -42,7 +42,7 @@ from flows.server_connection import (
     server_problem,
     started_server,
 )
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.errors import ConfigurationError, NightgateError, without_credentials
 from nightgate.home import Home, open_home
 

@@ -32,8 +32,8 @@ from flows.run_form import (
     chosen_settings,
 )
 from flows.which_night import night_of_this_run, nights_due
-from nightgate.check_config import NONE_ALLOWED, Allowed
-from nightgate.config import Pipeline
+from nightgate.config.checks import NONE_ALLOWED, Allowed
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
 from nightgate.home import open_home

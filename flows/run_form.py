@@ -29,12 +29,12 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from nightgate.check_config import CheckName
-from nightgate.config import Training
-from nightgate.config_types import Section
+from nightgate.config.checks import CheckName
+from nightgate.config.gate import Gate
+from nightgate.config.training import Training
+from nightgate.config.values import Section
 from nightgate.durable_files import user_path
 from nightgate.errors import ConfigurationError
-from nightgate.gate_config import Gate
 from nightgate.settings import read_settings
 
 # Slashes and dots only singly between other characters: no `..`, `//`, address, backslash or terminal escape. The UI

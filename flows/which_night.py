@@ -10,7 +10,7 @@ from uuid import UUID
 from prefect import runtime
 
 from flows.reconcile import due_nights
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.transactions import Database, prepare
 from nightgate.home import open_home
 from nightgate.runs import claim

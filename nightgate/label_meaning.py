@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nightgate.config_types import labels_by_value
+from nightgate.config.values import labels_by_value
 
 SHOWN = 5
 """Changed values that are named; the others are counted."""

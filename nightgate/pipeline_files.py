@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nightgate.config import Pipeline
-from nightgate.config_types import Section
+from nightgate.config.pipeline import Pipeline
+from nightgate.config.values import Section
 from nightgate.durable_files import user_path
 from nightgate.errors import ConfigurationError, without_credentials
 from nightgate.settings import read_settings

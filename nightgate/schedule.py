@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from nightgate.config import Schedule
+from nightgate.config.schedule import Schedule
 from nightgate.cron import instants
 from nightgate.errors import ConfigurationError
 

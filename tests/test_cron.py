@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prefect.server.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
-from nightgate.config import Schedule
+from nightgate.config.schedule import Schedule
 from nightgate.cron import instants
 
 SINCE = datetime(2027, 9, 1, 12, tzinfo=UTC)

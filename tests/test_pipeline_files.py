@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 import pytest
 
-from nightgate.config import Pipeline
-from nightgate.config_types import canonical_label
+from nightgate.config.gate import Blockable, Gate
+from nightgate.config.pipeline import Pipeline
+from nightgate.config.values import canonical_label
 from nightgate.errors import ConfigurationError
-from nightgate.gate_config import Blockable, Gate
 from nightgate.pipeline_files import check_pipeline, find_by_name, load_pipeline, parse_settings, pipeline_files
 
 SMALL: dict[str, Any] = {

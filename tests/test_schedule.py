@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from nightgate.config import Schedule
+from nightgate.config.schedule import Schedule
 from nightgate.errors import ConfigurationError
 from nightgate.schedule import chosen_night, scheduled_night, tonight
 

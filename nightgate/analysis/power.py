@@ -13,13 +13,13 @@ from datetime import date
 from typing import Any
 
 from nightgate.analysis.replay import NO_CONFIG, judged_runs, policy_of
+from nightgate.config.gate import Gate
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.gate.evidence import Evidence
 from nightgate.gate.measurements import Case
 from nightgate.gate.statistics import detectable_gain
 from nightgate.gate.wording import points
-from nightgate.gate_config import Gate
 from nightgate.runs.evidence_store import load_evidence
 
 SIZES = (250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)

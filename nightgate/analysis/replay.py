@@ -19,6 +19,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from nightgate.analysis.rescoring import Rescored
+from nightgate.config.gate import Gate
 from nightgate.database.label_meanings import label_meanings
 from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
@@ -27,7 +28,6 @@ from nightgate.gate.decide import decide
 from nightgate.gate.decision import Decision, Verdict
 from nightgate.gate.evidence import Evidence, Mask, Serving, Side
 from nightgate.gate.test_window import test_window
-from nightgate.gate_config import Gate
 from nightgate.label_meaning import LabelMeaning
 from nightgate.metrics.comparability import ScoredNight, averages_predicted_classes, breaks, metric_key
 from nightgate.pipeline_files import check_pipeline

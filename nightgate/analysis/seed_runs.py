@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from nightgate.analysis.seed_study import SeedScore, Study, finish_study, record_failure, record_score
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.cpu_threads import pick_threads
 from nightgate.data.snapshots import Snapshot, open_snapshot
 from nightgate.database.transactions import Database

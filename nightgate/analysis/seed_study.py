@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.config import Pipeline
+from nightgate.config.gate import Gate
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.gate_schema import SeedRun, SeedStudy
 from nightgate.database.schema import ModelVersion, Promotion, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, DataError
-from nightgate.gate_config import Gate
 from nightgate.logs import without_secrets
 from nightgate.provenance import code_version
 from nightgate.runs.lifecycle import lock_pipeline

@@ -32,7 +32,7 @@ from nightgate.errors import NightgateError
 from nightgate.logs import without_secrets
 
 if TYPE_CHECKING:
-    from nightgate.config import Pipeline
+    from nightgate.config.pipeline import Pipeline
     from nightgate.operations.findings import Seen
     from nightgate.schedule import Night
 
@@ -92,7 +92,7 @@ def run(
     no_prefect: Annotated[bool, typer.Option("--no-prefect", help="The same steps without Prefect.")] = False,
 ) -> None:
     """Run a night now: refresh, fine-tune, evaluate, promote or hold."""
-    from nightgate.check_config import Allowed
+    from nightgate.config.checks import Allowed
     from nightgate.database.transactions import prepare
     from nightgate.home import find_home, open_home
     from nightgate.operations import readiness

@@ -14,9 +14,9 @@ from nightgate.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from nightgate.analysis.seed_study import Study
+    from nightgate.config.gate import Gate
     from nightgate.database.gate_schema import SeedStudy
     from nightgate.database.transactions import Database
-    from nightgate.gate_config import Gate
 
 COLUMNS = ("seed", "best_epoch", "validation_f1", "test_f1", "test_accuracy", "duration_seconds", "error")
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.batches import Rules
 from nightgate.data.deltas import TAKEN, Chain, read_chain
 from nightgate.data.near_duplicates import NearDuplicates

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nightgate.check_config import ColumnRules
-from nightgate.config import Pipeline
-from nightgate.config_types import canonical_label
+from nightgate.config.checks import ColumnRules
+from nightgate.config.pipeline import Pipeline
+from nightgate.config.values import canonical_label
 from nightgate.data.normalization import digests, fingerprint
 from nightgate.data.rules import SPLITS
 from nightgate.data.split_memory import hashes_of

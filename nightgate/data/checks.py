@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from statistics import median
 from typing import Literal
 
-from nightgate.check_config import CheckName, DataChecks
+from nightgate.config.checks import CheckName, DataChecks
 from nightgate.data.refresh_counts import PartCounts, Statistics
 from nightgate.errors import DataCheckError
 

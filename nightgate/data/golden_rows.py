@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nightgate import config
-from nightgate.config import Pipeline
+from nightgate.config.data import Data
+from nightgate.config.pipeline import Pipeline
+from nightgate.config.sources import FilesSource
 from nightgate.data.refresh import usable_rows
 from nightgate.data.snapshots import MANIFEST_FILE, Snapshot, meaning_of, open_snapshot, write_snapshot
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home
 from nightgate.label_meaning import LabelMeaning
 from nightgate.schedule import Night
-from nightgate.source_config import FilesSource
 from nightgate.sources.source_table import quarantine_summary
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def _still_means(earlier: Path, meaning: LabelMeaning, meaning_on: Callable[[dat
     return then is None or not then.change(meaning)
 
 
-def golden_source(data: config.Data) -> FilesSource:
+def golden_source(data: Data) -> FilesSource:
     """The file that `data.golden` names, written as the files of the source are."""
     if isinstance(data.source, FilesSource):
         return data.source.model_copy(update={"paths": (data.golden,), "format": "auto"})

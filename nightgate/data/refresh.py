@@ -27,7 +27,7 @@ import pandas as pd
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.base import Base, open_base, open_memory, open_near_duplicates
 from nightgate.data.batches import Columns
 from nightgate.data.checks import CheckResult, require_passed, run_checks

@@ -7,9 +7,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from nightgate import config, source_config
-from nightgate.config import Pipeline
-from nightgate.config_types import labels_by_value
+from nightgate.config.data import Data
+from nightgate.config.pipeline import Pipeline
+from nightgate.config.sources import HubSource
+from nightgate.config.values import labels_by_value
 from nightgate.label_meaning import LabelMeaning
 from nightgate.text_rules import NORMALISATION_VERSION
 
@@ -52,7 +53,7 @@ def reading_rules(pipeline: Pipeline) -> str:
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def snapshot_columns(data: config.Data) -> list[str]:
+def snapshot_columns(data: Data) -> list[str]:
     """The columns of a snapshot's rows."""
     optional = (("time", data.time), ("group", data.group))
     slices = (f"slice_{name}" for name in data.slices)
@@ -74,7 +75,7 @@ def given_splits(pipeline: Pipeline) -> Collection[str]:
     source = pipeline.data.source
     if pipeline.split.column:
         return SPLITS
-    return (source.splits or ()) if isinstance(source, source_config.HubSource) else ()
+    return (source.splits or ()) if isinstance(source, HubSource) else ()
 
 
 def hashed_shares(pipeline: Pipeline) -> dict[str, float]:

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nightgate.config import Pipeline
-from nightgate.config_types import duration
+from nightgate.config.pipeline import Pipeline
+from nightgate.config.values import duration
 from nightgate.data.batches import Columns
 from nightgate.data.deltas import Chain
 from nightgate.data.rules import SPLITS, given_splits

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nightgate.config import Training
+from nightgate.config.training import Training
 
 
 def make_optimizer(model: nn.Module, recipe: Training) -> torch.optim.AdamW:

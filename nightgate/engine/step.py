@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nightgate.config import Training
+from nightgate.config.training import Training
 from nightgate.engine import base_models, forward, vocabulary
 from nightgate.engine.base_models import LoadedModel
 from nightgate.engine.cuda_graphs import StepGraphs

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from nightgate.config.gate import Gate
 from nightgate.gate.decision import Check, Decision, Measured, Score
 from nightgate.gate.evidence import Evidence
 from nightgate.gate.f1_checks import anchor, beats_champion, min_f1, moves_anchor, not_older
@@ -20,7 +21,6 @@ from nightgate.gate.slice_checks import slices
 from nightgate.gate.statistics import Rule
 from nightgate.gate.test_window import microseconds
 from nightgate.gate.wording import signed, stored
-from nightgate.gate_config import Gate
 
 
 def decide(evidence: Evidence, policy: Gate) -> Decision:

@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nightgate.config.gate import Gate
 from nightgate.gate.decision import Score
 from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Side
 from nightgate.gate.statistics import detectable_gain, unseen_gain
 from nightgate.gate.test_window import test_window
-from nightgate.gate_config import Gate
 from nightgate.metrics.bootstrap import Estimate, Statistic, f1_difference, f1_estimate
 
 Role = Literal["candidate", "champion", "anchor"]

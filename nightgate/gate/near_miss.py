@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from nightgate.config.gate import LIMITS, Blockable, Gate
 from nightgate.gate import statistics
 from nightgate.gate.decide import decide, holding
 from nightgate.gate.decision import Check, Decision
 from nightgate.gate.evidence import Evidence
 from nightgate.gate.measurements import Case
-from nightgate.gate_config import LIMITS, Blockable, Gate
 from nightgate.metrics.bootstrap import Interval
 
 DIGITS = 4

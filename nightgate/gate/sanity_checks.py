@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nightgate.config.gate import LIMITS, Blockable, Gate
 from nightgate.gate.decision import Check, Outcome
 from nightgate.gate.evidence import Serving
 from nightgate.gate.measurements import Case
 from nightgate.gate.wording import stored
-from nightgate.gate_config import LIMITS, Blockable, Gate
 
 SERVING_TOLERANCE = 1e-3
 """Largest difference between the night's logits and those of a fresh process without this package's code."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr
 
-from nightgate.gate_config import Gate
+from nightgate.config.gate import Gate
 from nightgate.metrics.bootstrap import Interval
 
 Rule = Literal["superior", "refresh", "non_inferior", "threshold_only"]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate.config_types import Duration, duration
+from nightgate.config.values import Duration, duration
 from nightgate.gate.evidence import Mask
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from nightgate.config_types import canonical_label
+from nightgate.config.values import canonical_label
 from nightgate.metrics.confusion import Average
 
 Statistic = Average | int

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from nightgate.config_types import duration
+from nightgate.config.values import duration
 from nightgate.label_meaning import LabelMeaning
 
 METRIC_DEFINITION = 1

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
+from nightgate.config.sources import HubSource
 from nightgate.gate.decision import Decision
 from nightgate.metrics.bootstrap import Interval
 from nightgate.rendering import render
-from nightgate.source_config import HubSource
 
 _NAMES = {"accuracy": "Accuracy", "f1": "F1", "precision": "Precision", "recall": "Recall"}
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.durable_files import remove_drafts

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.rules import SPLITS
 from nightgate.data.snapshots import Snapshot, open_snapshot
 from nightgate.data.training_rows import training_positions

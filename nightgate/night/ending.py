@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nightgate.config_types import duration
+from nightgate.config.values import duration
 from nightgate.errors import PromotionLostError
 from nightgate.night.run import NightRun
 from nightgate.night.values import Judged, Scored

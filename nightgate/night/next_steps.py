@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from nightgate.config.gate import Gate
 from nightgate.gate.decision import Decision
 from nightgate.gate.evidence import Evidence
 from nightgate.gate.near_miss import near_miss
-from nightgate.gate_config import Gate
 from nightgate.night.run import NightRun
 from nightgate.reports.facts import gather
 from nightgate.runs import evidence_store

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from nightgate.check_config import NONE_ALLOWED, Allowed
-from nightgate.config import Pipeline
+from nightgate.config.checks import NONE_ALLOWED, Allowed
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.snapshots import Snapshot
 from nightgate.night import ending, scoring, steps, verdict
 from nightgate.night.run import NightRun, open_night

@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 
 from nightgate import logs
-from nightgate.check_config import NONE_ALLOWED, Allowed
-from nightgate.config import Pipeline
+from nightgate.config.checks import NONE_ALLOWED, Allowed
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, InternalError, NightgateError
 from nightgate.home import Home, open_home

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from zoneinfo import ZoneInfo, available_timezones
 
-from nightgate.config import Pipeline, Schedule
+from nightgate.config.pipeline import Pipeline
+from nightgate.config.schedule import Schedule
 from nightgate.cron import started_at, wall_times
 from nightgate.errors import NightgateError
 from nightgate.operations import readiness

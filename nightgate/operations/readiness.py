@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
+from nightgate.config.sources import FilesSource, HubSource, OwnSource, SampleSource, SqlSource
 from nightgate.database.transactions import Database
 from nightgate.engine.base_model_folder import local_folder
 from nightgate.errors import ConfigurationError, NightgateError, SourceUnavailableError, without_credentials
@@ -20,7 +21,6 @@ from nightgate.operations.findings import Finding
 from nightgate.operations.source_check import check_files, check_golden, check_sample, check_sql
 from nightgate.registry import versions
 from nightgate.schedule import tonight
-from nightgate.source_config import FilesSource, HubSource, OwnSource, SampleSource, SqlSource
 from nightgate.sources.kinds import open_source
 
 NIGHT_SECONDS = 10.0

@@ -12,7 +12,7 @@ from functools import partial
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.schema import Attempt, Run, Setting
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError, RegistryError

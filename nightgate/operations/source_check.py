@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nightgate import config, source_config
+from nightgate.config.data import Data
+from nightgate.config.sources import FilesSource, SqlSource
 from nightgate.data.golden_rows import golden_errors, golden_source
 from nightgate.sources.files import Files
 from nightgate.sources.kinds import wanted_columns
@@ -20,7 +21,7 @@ SMALL = 2**24
 """Bytes up to which all of a file is read where its first rows lack a column, or that are fetched from a server."""
 
 
-def check_sample(data: config.Data, split_column: str | None) -> None:
+def check_sample(data: Data, split_column: str | None) -> None:
     """Check the columns against those of the sample source.
 
     Raises:
@@ -29,7 +30,7 @@ def check_sample(data: config.Data, split_column: str | None) -> None:
     check_columns(wanted_columns(data, split_column), COLUMNS, "the sample source")
 
 
-def check_files(source: source_config.FilesSource, data: config.Data, split_column: str | None) -> int:
+def check_files(source: FilesSource, data: Data, split_column: str | None) -> int:
     """The number of files, each of which has the columns as far as its head shows them.
 
     Raises:
@@ -45,7 +46,7 @@ def check_files(source: source_config.FilesSource, data: config.Data, split_colu
     return len(parts)
 
 
-def check_sql(source: source_config.SqlSource, data: config.Data, split_column: str | None) -> str:
+def check_sql(source: SqlSource, data: Data, split_column: str | None) -> str:
     """What is read from where, in words; the database is asked for the columns.
 
     Raises:
@@ -55,7 +56,7 @@ def check_sql(source: source_config.SqlSource, data: config.Data, split_column: 
     return look_at(source, wanted_columns(data, split_column))
 
 
-def check_golden(data: config.Data) -> None:
+def check_golden(data: Data) -> None:
     """Check the file that `data.golden` names, if it names one.
 
     Raises:

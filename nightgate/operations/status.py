@@ -16,7 +16,7 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.cron import instants
 from nightgate.database.queries import later_failures, tidy
 from nightgate.database.schema import Attempt, Epoch, Run

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.config import Pipeline, Retention
+from nightgate.config.pipeline import Pipeline, Retention
 from nightgate.data.snapshots import ONE_FILE
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.schema import ModelVersion, Run, Snapshot

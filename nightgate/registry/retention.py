@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from humanize import naturalsize
 from sqlalchemy.orm import Session
 
-from nightgate.config import Pipeline, Retention
-from nightgate.config_types import num_bytes
+from nightgate.config.pipeline import Pipeline, Retention
+from nightgate.config.values import num_bytes
 from nightgate.database.gate_schema import Anchor
 from nightgate.database.schema import ModelVersion, Promotion, Run
 from nightgate.database.transactions import Database

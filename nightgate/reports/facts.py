@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.analysis.seed_study import newest_study
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.queries import read_history, tidy
 from nightgate.database.schema import Attempt, ModelVersion, Promotion, Run

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from nightgate.config import Training
+from nightgate.config.training import Training
 from nightgate.database.queries import published_rows
 from nightgate.reports import charts
 from nightgate.reports.confusion_chart import confusion_matrix

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeGuard
 
-from nightgate.config import Training
+from nightgate.config.training import Training
 
 NOISE = 5e-3
 """Relative change of a loss that is noise: on some hundred rows it varies as much. The first rise of the published run,

@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.schema import Approval, Attempt, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import DataCheckError, DataError, SnapshotError

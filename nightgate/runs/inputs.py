@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nightgate.config import Pipeline, Training
+from nightgate.config.pipeline import Pipeline
+from nightgate.config.training import Training
 from nightgate.durable_files import sha256_of, write_whole
 from nightgate.engine import base_model_folder
 from nightgate.errors import DataError, ModelError, StorageError

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.check_config import NONE_ALLOWED, Allowed
+from nightgate.config.checks import NONE_ALLOWED, Allowed
 from nightgate.database.data_schema import DriftRow
 from nightgate.database.gate_schema import JointOutcome
 from nightgate.database.schema import ConfusionCell, Epoch, GateCheck, Run, SliceMetric, Snapshot

@@ -23,7 +23,7 @@ from nightgate.database.refresh_schema import PLACES, DataCheck, LabelVote, Refr
 from nightgate.database.schema import METADATA, QuarantinedRow, Run
 
 if TYPE_CHECKING:
-    from nightgate.check_config import Allowed
+    from nightgate.config.checks import Allowed
     from nightgate.data.checks import CheckResult
     from nightgate.data.refresh import Refreshed
     from nightgate.data.refresh_counts import LabelVotes

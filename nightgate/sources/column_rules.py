@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from nightgate.check_config import ColumnRules
-from nightgate.config_types import canonical_label
+from nightgate.config.checks import ColumnRules
+from nightgate.config.values import canonical_label
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nightgate.config_types import canonical_label
+from nightgate.config.values import canonical_label
 from nightgate.errors import DataError
 from nightgate.sources.source import BATCH_ROWS, RawBatch
 from nightgate.sources.source_table import Quarantined, check_columns

@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from nightgate import config, source_config
+from nightgate.config.data import Data
+from nightgate.config.sources import FilesSource
 from nightgate.errors import DataError
 from nightgate.sources.delimited import DelimitedFile
 from nightgate.sources.found_files import COMPRESSIONS, FoundFile, matching_files
@@ -32,7 +33,7 @@ class Files:
     A column that slices or groups rows may be missing in some files, as where it was added later; the others may not.
     """
 
-    def __init__(self, settings: source_config.FilesSource, data: config.Data, columns: Sequence[str]) -> None:
+    def __init__(self, settings: FilesSource, data: Data, columns: Sequence[str]) -> None:
         self._settings = settings
         self._data = data
         self._columns = tuple(columns)
@@ -109,7 +110,7 @@ class Files:
         return replace(batch, table=table.select(self._columns))
 
 
-def _format_of(file: FoundFile, source: source_config.FilesSource) -> tuple[str, str | None]:
+def _format_of(file: FoundFile, source: FilesSource) -> tuple[str, str | None]:
     """The format of a file, and its compression.
 
     Raises:

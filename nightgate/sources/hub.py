@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from nightgate import config, source_config
+from nightgate.config.data import Data
+from nightgate.config.sources import FilesSource, HubSource
 from nightgate.errors import DataError, first_line, without_credentials
-from nightgate.source_config import FilesSource
 from nightgate.sources.files import Files
 from nightgate.sources.found_files import FoundFile, file_at, starts_with
 from nightgate.sources.parquet import batch_of
@@ -35,7 +35,7 @@ _FORMATS: dict[str, Literal["csv", "jsonl", "parquet"]] = {"csv": "csv", "json":
 class Hub:
     """The splits of a data set. A part is a file of a split, or a split that is read by `datasets`."""
 
-    def __init__(self, settings: source_config.HubSource, data: config.Data, columns: Sequence[str]) -> None:
+    def __init__(self, settings: HubSource, data: Data, columns: Sequence[str]) -> None:
         self._settings = settings
         self._data = data
         self._columns = tuple(columns)
@@ -120,7 +120,7 @@ class Hub:
         return getattr(datasets, function)(source.dataset, source.config, data_files=files, revision=source.revision)
 
 
-def _reader(builder: Any, data: config.Data, columns: Sequence[str], class_names: Sequence[str]) -> Files | None:
+def _reader(builder: Any, data: Data, columns: Sequence[str], class_names: Sequence[str]) -> Files | None:
     """What reads the files of a data set as the source `files` does; None where only `datasets` can read them."""
     kind = _FORMATS.get(type(builder).__module__.rsplit(".", 1)[-1])
     addresses = [address for files in (builder.config.data_files or {}).values() for address in files]
@@ -141,7 +141,7 @@ def _reader(builder: Any, data: config.Data, columns: Sequence[str], class_names
 
 
 @contextmanager
-def _data_errors(source: source_config.HubSource) -> Iterator[None]:
+def _data_errors(source: HubSource) -> Iterator[None]:
     """Turn any exception of the loader into a DataError with a next step."""
     try:
         yield

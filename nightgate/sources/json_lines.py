@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nightgate import config
+from nightgate.config.data import Data
 from nightgate.errors import DataError
 from nightgate.sources.source import BATCH_ROWS, RawBatch
 from nightgate.sources.source_table import Quarantined, check_columns
@@ -18,7 +18,7 @@ from nightgate.sources.text_stream import File, empty_file, open_text
 
 
 def read_json_lines(
-    file: File, encoding: str, columns: Sequence[str], required: Sequence[str], data: config.Data
+    file: File, encoding: str, columns: Sequence[str], required: Sequence[str], data: Data
 ) -> Iterator[RawBatch]:
     """The rows of a file, with those of `columns` that it has; a list or an object in place of a text is `rejected`.
 

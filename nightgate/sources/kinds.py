@@ -6,7 +6,8 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import cast
 
-from nightgate import config, source_config
+from nightgate.config.data import Data
+from nightgate.config.sources import SOURCES, FilesSource, HubSource, SampleSource, SqlSource
 from nightgate.errors import ConfigurationError, first_line
 from nightgate.schedule import Night
 from nightgate.sources.files import Files
@@ -15,19 +16,19 @@ from nightgate.sources.sample import Sample
 from nightgate.sources.source import Source
 
 
-def open_source(data: config.Data, night: Night, *, split_column: str | None = None) -> Source:
+def open_source(data: Data, night: Night, *, split_column: str | None = None) -> Source:
     """The source of `data`, which reads the columns that the pipeline uses and `split_column`."""
     settings, columns = data.source, wanted_columns(data, split_column)
-    if isinstance(settings, source_config.SampleSource):
+    if isinstance(settings, SampleSource):
         return Sample(settings, columns, night)
-    if isinstance(settings, source_config.FilesSource):
+    if isinstance(settings, FilesSource):
         return Files(settings, data, columns)
-    if isinstance(settings, source_config.SqlSource):
+    if isinstance(settings, SqlSource):
         # SQLAlchemy takes 0.2 s to import, and nights on files do without it.
         from nightgate.sources.sql import Sql
 
         return Sql(settings, data, columns, night)
-    if isinstance(settings, source_config.HubSource):
+    if isinstance(settings, HubSource):
         return Hub(settings, data, columns)
     return _own(settings.kind)(settings.fields, data, columns, night)
 
@@ -38,17 +39,17 @@ def _own(kind: str) -> Callable[..., Source]:
     Raises:
         ConfigurationError: it cannot be imported.
     """
-    entry = next(iter(entry_points(group=source_config.SOURCES, name=kind)))
+    entry = next(iter(entry_points(group=SOURCES, name=kind)))
     try:
         return cast("Callable[..., Source]", entry.load())
     except Exception as error:
         raise ConfigurationError(
             f"source {kind!r}: {entry.value} cannot be imported: {first_line(error)}",
-            next_step=f"correct the package that names it as an entry point of {source_config.SOURCES}",
+            next_step=f"correct the package that names it as an entry point of {SOURCES}",
         ) from error
 
 
-def wanted_columns(data: config.Data, split_column: str | None) -> tuple[str, ...]:
+def wanted_columns(data: Data, split_column: str | None) -> tuple[str, ...]:
     """The columns that the pipeline uses, each once."""
     named = (data.id, *data.text_columns, data.label, data.time, data.updated, data.deleted, *data.slices, data.group)
     return tuple(dict.fromkeys(column for column in (*named, split_column, *data.checks.columns) if column))

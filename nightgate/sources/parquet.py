@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nightgate import config
-from nightgate.config_types import canonical_label
+from nightgate.config.data import Data
+from nightgate.config.values import canonical_label
 from nightgate.errors import DataError, first_line
 from nightgate.sources.source import BATCH_ROWS, RawBatch
 from nightgate.sources.source_table import check_columns
@@ -21,7 +21,7 @@ from nightgate.sources.text_stream import File, empty_file, unpack
 
 
 def read_parquet(
-    file: File, columns: Sequence[str], required: Sequence[str], data: config.Data, names: Sequence[str] = ()
+    file: File, columns: Sequence[str], required: Sequence[str], data: Data, names: Sequence[str] = ()
 ) -> Iterator[RawBatch]:
     """The rows of a file, with those of `columns` that it has.
 
@@ -42,7 +42,7 @@ def read_parquet(
 
 
 def _read(
-    file: File, columns: Sequence[str], required: Sequence[str], data: config.Data, names: Sequence[str]
+    file: File, columns: Sequence[str], required: Sequence[str], data: Data, names: Sequence[str]
 ) -> Iterator[RawBatch]:
     try:
         with file.path.open("rb") as binary:
@@ -69,7 +69,7 @@ def _read(
         ) from error
 
 
-def batch_of(table: pa.Table, place: str, first: int, data: config.Data, names: Sequence[str] = ()) -> RawBatch:
+def batch_of(table: pa.Table, place: str, first: int, data: Data, names: Sequence[str] = ()) -> RawBatch:
     """A batch in plain types, whose rows are numbered from `first`.
 
     Args:

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from nightgate.config.sources import SampleSource
 from nightgate.schedule import Night
-from nightgate.source_config import SampleSource
 from nightgate.sources.source import BATCH_ROWS, Part, Plan, RawBatch
 from nightgate.sources.source_table import check_columns
 

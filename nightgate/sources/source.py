@@ -9,7 +9,7 @@ A pipeline file then has `source = { kind = "tickets", queue = "billing" }`, and
 
     Tickets({"queue": "billing"}, data, columns, night)
 
-with the other fields of that table, the section `[data]` (`nightgate.config.Data`), the columns that the pipeline
+with the other fields of that table, the section `[data]` (`nightgate.config.data.Data`), the columns that the pipeline
 uses, and the night (`nightgate.schedule.Night`). Problems that a user can correct are raised as
 `nightgate.errors.DataError` with a next step.
 """

@@ -36,8 +36,9 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import DataError as BadValueError
 from sqlalchemy.pool import NullPool
 
-from nightgate import config, source_config
-from nightgate.config_types import duration
+from nightgate.config.data import Data
+from nightgate.config.sources import SqlSource
+from nightgate.config.values import duration
 from nightgate.database_urls import read_url, safe_url, without_secrets
 from nightgate.durable_files import user_path
 from nightgate.errors import ConfigurationError, DataError, SourceUnavailableError
@@ -63,9 +64,7 @@ _EXAMPLE = "postgresql://user:password@host/database"
 class Sql:
     """A table or a query, as one part."""
 
-    def __init__(
-        self, settings: source_config.SqlSource, data: config.Data, columns: Sequence[str], night: Night
-    ) -> None:
+    def __init__(self, settings: SqlSource, data: Data, columns: Sequence[str], night: Night) -> None:
         self._settings, self._data, self._columns, self._night = settings, data, columns, night
         self._name = _name(settings)
         self._bounds: dict[str, Any] = {}
@@ -169,7 +168,7 @@ class Sql:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def look_at(settings: source_config.SqlSource, columns: Sequence[str]) -> str:
+def look_at(settings: SqlSource, columns: Sequence[str]) -> str:
     """Connect and look for the columns; what is read from where, in words.
 
     Raises:
@@ -182,11 +181,11 @@ def look_at(settings: source_config.SqlSource, columns: Sequence[str]) -> str:
     return f"{_name(settings)} of {safe_url(_url(settings))}"
 
 
-def _name(settings: source_config.SqlSource) -> str:
+def _name(settings: SqlSource) -> str:
     return settings.table or Path(settings.query_file).name
 
 
-def _rows(settings: source_config.SqlSource) -> sa.FromClause:
+def _rows(settings: SqlSource) -> sa.FromClause:
     if settings.table:
         schema, _, table = settings.table.rpartition(".")
         return sa.table(table, schema=schema or None)
@@ -194,7 +193,7 @@ def _rows(settings: source_config.SqlSource) -> sa.FromClause:
     return sa.text(_query(settings).replace(":", r"\:") + "\n").columns().subquery("source")
 
 
-def _query(settings: source_config.SqlSource) -> str:
+def _query(settings: SqlSource) -> str:
     path = user_path(settings.query_file)
     try:
         query = path.read_text(encoding="utf-8").strip().rstrip(";").rstrip()
@@ -209,7 +208,7 @@ def _query(settings: source_config.SqlSource) -> str:
     return query
 
 
-def _url(settings: source_config.SqlSource) -> URL:
+def _url(settings: SqlSource) -> URL:
     name, given = settings.url_env, os.environ.get(settings.url_env, "")
     if not given:
         raise ConfigurationError(
@@ -241,7 +240,7 @@ def _target(url: URL) -> URL:
 
 
 @contextmanager
-def _connected(settings: source_config.SqlSource) -> Iterator[Connection]:
+def _connected(settings: SqlSource) -> Iterator[Connection]:
     """A connection in a read-only transaction. Errors of the driver become DataErrors without credentials."""
     url, variable = _url(settings), settings.url_env
     try:
@@ -261,7 +260,7 @@ def _connected(settings: source_config.SqlSource) -> Iterator[Connection]:
         raise _explained(error, url, settings) from None
 
 
-def _explained(error: SQLAlchemyError, url: URL, settings: source_config.SqlSource) -> DataError:
+def _explained(error: SQLAlchemyError, url: URL, settings: SqlSource) -> DataError:
     what = f"data.source.table {settings.table}" if settings.table else settings.query_file
     detail = without_secrets(str(error.orig if isinstance(error, DBAPIError) else error), url)
     message = f"{what} of {safe_url(url)} cannot be read: {detail}"

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from nightgate.config import Data
+from nightgate.config.data import Data
 from nightgate.errors import DataError
 from nightgate.sources.source_table import is_missing
 

@@ -17,7 +17,7 @@ def read_moment(value: Any, time_format: str = "") -> datetime:
     """A value that is not missing as a time, which is naive where the value names no timezone.
 
     Args:
-        time_format: as in `nightgate.config.Data`; times of a database or of Parquet need none.
+        time_format: as in `nightgate.config.data.Data`; times of a database or of Parquet need none.
 
     Raises:
         ValueError, OverflowError: it is no time of that format, or outside of the years 1 to 9999.

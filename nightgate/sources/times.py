@@ -39,7 +39,7 @@ def read_times(column: pa.Array, timezone: str, time_format: str = "") -> tuple[
 
     Args:
         timezone: of times without one.
-        time_format: as in `nightgate.config.Data`.
+        time_format: as in `nightgate.config.data.Data`.
     """
     fast = _converted(column, timezone, time_format)
     if fast is None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.engine import base_model_folder, base_models
 from nightgate.engine.base_models import LoadedModel
 from nightgate.engine.encoding import Encoded, encode

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.cpu_threads import pick_threads
 from nightgate.engine import cuda_graphs, devices
 from nightgate.engine.distributed import World

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.cpu_threads import pick_threads
 from nightgate.durable_files import write_whole
 from nightgate.engine import devices, forward

@@ -17,7 +17,7 @@ import nightgate
 from nightgate.analysis import comparison
 from nightgate.analysis.comparison import Comparison, Section
 from nightgate.cli.app import app
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.database import schema
 from nightgate.database.transactions import Database
 from nightgate.errors import ModelError

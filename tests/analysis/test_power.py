@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from nightgate.analysis.power import newest_power, power_of
 from nightgate.cli.app import app
+from nightgate.config.gate import Gate
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.gate.decide import decide
-from nightgate.gate_config import Gate
 from nightgate.reports.gate_charts import ChampionAt, champions, power_curve
 from tests.support import evidence as made_up
 from tests.support import night_rows

@@ -16,10 +16,10 @@ from nightgate.analysis import rescoring as rescoring_module
 from nightgate.analysis.replay import ReplayedNight, Rescorer, breaks_before, policy_of, replay, summary
 from nightgate.analysis.rescoring import Rescored, newest_judged, rescore
 from nightgate.cli.app import app
-from nightgate.config import Pipeline
+from nightgate.config.gate import Gate
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, SnapshotError
-from nightgate.gate_config import Gate
 from nightgate.home import existing_home
 from nightgate.registry.versions import VersionRow, versions
 from nightgate.runs.evidence_store import load_evidence

@@ -29,13 +29,13 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from nightgate.analysis import seed_runs, seed_study
 from nightgate.analysis.seed_study import SeedScore, Study
-from nightgate.config import Pipeline
+from nightgate.config.gate import Gate
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.refresh import Refreshed
 from nightgate.data.rules import split_version
 from nightgate.data.snapshots import Snapshot
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, DataError, StorageError, TrainingError
-from nightgate.gate_config import Gate
 from nightgate.home import Home, open_home
 from nightgate.pipeline_files import load_pipeline
 from nightgate.runs import lifecycle, records

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from alembic import command as alembic_command
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.transactions import Database, alembic_config, upgrade
 from nightgate.errors import ConfigurationError, DataError, ModelError
 from nightgate.home import Home

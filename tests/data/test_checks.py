@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from nightgate.check_config import Allowed, ColumnRules, DataChecks
+from nightgate.config.checks import Allowed, ColumnRules, DataChecks
 from nightgate.data.checks import CheckResult, require_passed, run_checks
 from nightgate.data.refresh_counts import NIGHTS_COMPARED, PartCounts, Statistics, remember
 from nightgate.errors import ConfigurationError, DataCheckError, InternalError

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.golden_rows import GoldenSet, golden_rows, golden_set
 from nightgate.data.refresh import refresh
 from nightgate.data.snapshots import open_snapshot, write_snapshot

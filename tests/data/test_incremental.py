@@ -391,7 +391,7 @@ from tests.data.test_incremental import night
 from tests.support import dying
 from nightgate.data.refresh import refresh
 from nightgate.home import open_home
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 home = open_home(sys.argv[1])
 death = dying.Death(int(sys.argv[3]), home)
 death.begin()

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import pandas as pd
 import pytest
 
-from nightgate.check_config import CheckName
+from nightgate.config.checks import CheckName
 from nightgate.data.near_duplicates import canonical_text
 from nightgate.data.normalization import fingerprint, side_of
 from nightgate.data.refresh import refresh

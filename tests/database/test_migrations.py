@@ -24,7 +24,7 @@ from alembic.script import ScriptDirectory
 from typer.testing import CliRunner
 
 from nightgate.cli.app import app
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.rules import rules_of, split_version
 from nightgate.database import connection as connections
 from nightgate.database import queries, schema

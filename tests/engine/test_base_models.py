@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nightgate.config.sources import SampleSource
 from nightgate.engine.base_models import load_classifier, save_model
 from nightgate.errors import ModelError
-from nightgate.source_config import SampleSource
 from nightgate.sources.sample import sample_reviews
 from tests.support import reviews
 from tests.support.seed_model import write_seed_model

@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from nightgate.config import Training
+from nightgate.config.sources import SampleSource
+from nightgate.config.training import Training
 from nightgate.engine import forward
 from nightgate.engine.base_models import LoadedModel, load_classifier, load_trained
 from nightgate.engine.devices import Picked
 from nightgate.engine.encoding import Encoded, encode
 from nightgate.engine.step import Engine
-from nightgate.source_config import SampleSource
 from nightgate.sources.sample import sample_reviews
 from tests.support import reviews
 from tests.support.seed_model import MODEL_PAD, SPARE_ROWS, TOKENIZER_PAD, TOKENS, write_seed_model

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nightgate.config import Training
+from nightgate.config.training import Training
 from nightgate.engine import cuda_graphs
 from nightgate.engine.base_models import LoadedModel, load_classifier
 from nightgate.engine.devices import Picked

@@ -48,7 +48,7 @@ from flows.server_connection import answers, stranger
 from flows.server_connection import prefect_server as server_for_a_run
 from flows.which_night import wait_for_manual_run
 from nightgate import logs
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
 from nightgate.errors import DatabaseError, DataError, NightgateError, SourceUnavailableError

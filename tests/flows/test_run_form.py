@@ -12,10 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from flows.nightly import nightly
 from flows.run_form import FREE_TEXT, GateForm, PipelineName, TrainingForm, chosen_settings
-from nightgate.check_config import CheckName
-from nightgate.config import Training
+from nightgate.config.checks import CheckName
+from nightgate.config.gate import Blockable, Gate
+from nightgate.config.training import Training
 from nightgate.errors import ConfigurationError
-from nightgate.gate_config import Blockable, Gate
 from nightgate.pipeline_files import check_pipeline
 from tests.support.tiny import tiny_pipeline
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 from syrupy.assertion import SnapshotAssertion
 
+from nightgate.config.gate import Gate
 from nightgate.gate.decide import decide
 from nightgate.gate.decision import Score
 from nightgate.gate.evidence import Evidence, Side, Slice
 from nightgate.gate.wording import distinct
-from nightgate.gate_config import Gate
 from tests.support.gate_night import (
     TONIGHT,
     YESTERDAY,

@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nightgate.config import Pipeline
+from nightgate.config.gate import Blockable, Gate
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.gate_schema import SIDES
 from nightgate.database.transactions import Database
 from nightgate.gate.decide import decide
 from nightgate.gate.decision import Decision
 from nightgate.gate.evidence import Evidence, Rows, Serving, Side, Slice
 from nightgate.gate.near_miss import near_miss
-from nightgate.gate_config import Blockable, Gate
 from nightgate.runs.evidence_store import load_evidence, record_evidence
 from tests.support import night_rows
 from tests.support.gate_night import DAY, SERVED, TONIGHT, UNTIL, check, outcomes

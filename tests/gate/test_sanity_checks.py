@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
+from nightgate.config.gate import Gate
 from nightgate.gate.decide import decide
 from nightgate.gate.evidence import Evidence, Rows
 from nightgate.gate.sanity_checks import SERVING_TOLERANCE
-from nightgate.gate_config import Gate
 from tests.support.gate_night import SERVED, check, first_night, labels, night, of_candidate, of_champion, rows, side
 
 POLICY = Gate(min_f1=0.54)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
+from nightgate.config.gate import Gate
 from nightgate.gate.decide import decide
 from nightgate.gate.decision import Decision
 from nightgate.gate.evidence import Evidence, Slice
-from nightgate.gate_config import Gate
 from tests.support.evidence import guesses
 from tests.support.gate_night import DAY, check, first_night, labels, night, of_candidate, of_champion, rows, side
 

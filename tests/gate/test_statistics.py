@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
+from nightgate.config.gate import Gate
 from nightgate.gate.statistics import (
     Rule,
     beats,
@@ -18,7 +19,6 @@ from nightgate.gate.statistics import (
     mcnemar,
     unseen_gain,
 )
-from nightgate.gate_config import Gate
 from nightgate.metrics.bootstrap import Interval
 
 BETTER, UNCLEAR, WORSE = Interval(0.001, 0.03), Interval(-0.009, 0.02), Interval(-0.03, 0.02)

@@ -16,11 +16,11 @@ from sklearn.metrics import f1_score
 
 from benchmarks.gate_worlds import BASE, CONTESTED, EASY, SEED_SPREAD
 from benchmarks.gate_years import paired_interval
+from nightgate.config.gate import Gate
 from nightgate.gate import statistics
 from nightgate.gate.evidence import Evidence, Rows, Side, Slice
 from nightgate.gate.measurements import DECIDING, Case
 from nightgate.gate.slice_checks import slices
-from nightgate.gate_config import Gate
 from nightgate.metrics.bootstrap import Interval, f1_difference, f1_estimate
 from nightgate.metrics.confusion import Average
 

@@ -17,7 +17,7 @@ from syrupy.assertion import SnapshotAssertion
 import nightgate
 from nightgate.analysis.replay import as_frame, breaks_before, replay, summary
 from nightgate.cli.tables_as_text import Format, formatted
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.database import schema
 from nightgate.database.transactions import Database, alembic_config, upgrade
 from nightgate.gate.evidence import Rows, Side

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nightgate.check_config import NONE_ALLOWED, Allowed
-from nightgate.config import Pipeline
+from nightgate.config.checks import NONE_ALLOWED, Allowed
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.snapshots import Snapshot
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade

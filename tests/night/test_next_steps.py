@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from nightgate.config.gate import Gate
 from nightgate.gate.decide import decide
 from nightgate.gate.evidence import Evidence
-from nightgate.gate_config import Gate
 from nightgate.night.next_steps import remedy
 from tests.support.gate_night import SERVED, first_night, labels, night, of_candidate, of_champion
 

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 import torch
 from safetensors.torch import load_file, save_file
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.golden_rows import GoldenSet
 from nightgate.database import queries
 from nightgate.database.connection import database_url

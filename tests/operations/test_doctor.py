@@ -14,7 +14,7 @@ import pytest
 from alembic import command
 from syrupy.assertion import SnapshotAssertion
 
-from nightgate.config import Schedule
+from nightgate.config.schedule import Schedule
 from nightgate.database.connection import database_url, make_engine
 from nightgate.database.schema import Attempt, SlotRequest
 from nightgate.database.transactions import Database, alembic_config, upgrade

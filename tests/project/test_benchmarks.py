@@ -27,7 +27,7 @@ from benchmarks.workload import (
     padded_tokens,
     rounds,
 )
-from nightgate.gate_config import Gate
+from nightgate.config.gate import Gate
 
 pytestmark = pytest.mark.process
 

@@ -11,10 +11,15 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
-from nightgate import check_config, config, source_config
 from nightgate.cli.app import app
+from nightgate.config.checks import ColumnRules, DataChecks
+from nightgate.config.data import Data, Split
+from nightgate.config.gate import Gate
+from nightgate.config.pipeline import Resources, Retention
+from nightgate.config.schedule import Schedule
+from nightgate.config.sources import FilesSource, HubSource, SampleSource, SqlSource
+from nightgate.config.training import Training
 from nightgate.database.transactions import Database
-from nightgate.gate_config import Gate
 from nightgate.metrics.drift import DriftStatistic
 from nightgate.pipeline_files import check_pipeline, pipeline_files
 from nightgate.runs import lifecycle, records
@@ -25,19 +30,19 @@ ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 SECTIONS: dict[str, type[BaseModel]] = {
-    "`[data]`": config.Data,
-    "`[data.checks]`": check_config.DataChecks,
-    "`[data.checks.columns.NAME]`": check_config.ColumnRules,
-    '`source = { kind = "files" }`': source_config.FilesSource,
-    '`source = { kind = "hub" }`': source_config.HubSource,
-    '`source = { kind = "sql" }`': source_config.SqlSource,
-    '`source = { kind = "sample" }`': source_config.SampleSource,
-    "`[split]`": config.Split,
-    "`[training]`": config.Training,
+    "`[data]`": Data,
+    "`[data.checks]`": DataChecks,
+    "`[data.checks.columns.NAME]`": ColumnRules,
+    '`source = { kind = "files" }`': FilesSource,
+    '`source = { kind = "hub" }`': HubSource,
+    '`source = { kind = "sql" }`': SqlSource,
+    '`source = { kind = "sample" }`': SampleSource,
+    "`[split]`": Split,
+    "`[training]`": Training,
     "`[gate]`": Gate,
-    "`[schedule]`": config.Schedule,
-    "`[resources]`": config.Resources,
-    "`[retention]`": config.Retention,
+    "`[schedule]`": Schedule,
+    "`[resources]`": Resources,
+    "`[retention]`": Retention,
 }
 
 

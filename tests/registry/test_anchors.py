@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.gate_schema import Anchor
 from nightgate.database.schema import ModelVersion
 from nightgate.database.transactions import Database

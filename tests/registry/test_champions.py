@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.snapshots import Snapshot
 from nightgate.database.schema import ModelVersion
 from nightgate.database.transactions import Database

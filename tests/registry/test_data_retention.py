@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session
 
-from nightgate.config import Pipeline, Retention
+from nightgate.config.pipeline import Pipeline, Retention
 from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.operations import reconciliation

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.deltas import TAKEN, take
 from nightgate.data.golden_rows import golden_set
 from nightgate.data.refresh import Refreshed, refresh

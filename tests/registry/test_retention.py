@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from nightgate.config import Pipeline, Retention
+from nightgate.config.pipeline import Pipeline, Retention
 from nightgate.database.schema import ModelVersion
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError

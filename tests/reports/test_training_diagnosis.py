@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
-from nightgate.config import Training
+from nightgate.config.training import Training
 from nightgate.pipeline_files import check_pipeline, parse_settings
 from nightgate.reports.training_diagnosis import EarlierNight, EpochFacts, Finding, MachineFacts, diagnose
 from tests.support import night_rows

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.analysis import replay
+from nightgate.config.gate import Gate
 from nightgate.database.gate_schema import GateSide
 from nightgate.database.schema import GateCheck
 from nightgate.database.transactions import Database
@@ -19,7 +20,6 @@ from nightgate.errors import RegistryError
 from nightgate.gate.decide import decide
 from nightgate.gate.evidence import Evidence, Rows
 from nightgate.gate.joint_counts import joint_outcomes
-from nightgate.gate_config import Gate
 from nightgate.home import Home
 from nightgate.reports import report
 from nightgate.runs import evidence_store, lifecycle, records

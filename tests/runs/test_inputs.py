@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from nightgate import provenance
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.home import Home
 from nightgate.pipeline_files import check_pipeline
 from nightgate.runs import inputs as module

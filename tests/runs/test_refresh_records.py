@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from nightgate.check_config import NONE_ALLOWED, Allowed
+from nightgate.config.checks import NONE_ALLOWED, Allowed
 from nightgate.data.checks import CheckResult
 from nightgate.data.refresh_counts import LabelVotes, PartCounts
 from nightgate.database import queries

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from nightgate.config.sources import SampleSource
 from nightgate.data.refresh import refresh
 from nightgate.home import open_home
 from nightgate.schedule import Night
-from nightgate.source_config import SampleSource
 from nightgate.sources.kinds import open_source
 from nightgate.sources.sample import COLUMNS, Sample, sample_reviews
 from nightgate.sources.source import Plan

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from nightgate.config import Pipeline, Retention
+from nightgate.config.pipeline import Pipeline, Retention
 from nightgate.database.transactions import Database
 from nightgate.home import Home, open_home
 from nightgate.night import steps

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.transactions import Database
 from nightgate.gate.decide import decide
 from nightgate.gate.evidence import Evidence, Rows, Serving, Side

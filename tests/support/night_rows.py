@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.checks import CheckResult
 from nightgate.data.refresh import Refreshed
 from nightgate.data.refresh_counts import LabelVotes, PartCounts

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from nightgate import config
+from nightgate.config.data import Data
 from nightgate.schedule import Night
 from nightgate.sources.kinds import open_source, wanted_columns
 from nightgate.sources.source_table import ORIGIN, Quarantined
@@ -24,7 +24,7 @@ class RawRows:
     """As in `RawBatch`."""
 
 
-def read_source(data: config.Data, night: Night, *, split_column: str | None = None) -> RawRows:
+def read_source(data: Data, night: Night, *, split_column: str | None = None) -> RawRows:
     """All rows of the source of `data`, with the columns that the pipeline uses and `split_column`.
 
     Raises:

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from nightgate.config import Pipeline
+from nightgate.config.pipeline import Pipeline
 from nightgate.reports.facts import Champion, ReportFacts, epoch_facts
 from nightgate.reports.shares import SnapshotShares, length_edges
 from nightgate.reports.training_diagnosis import MachineFacts, diagnose

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nightgate.config import Pipeline
+    from nightgate.config.pipeline import Pipeline
     from nightgate.training.protocol import TrainJob
 
 _WORDS = """

@@ -16,7 +16,7 @@ from syrupy.assertion import SnapshotAssertion
 from torch import nn
 
 from nightgate import cpu_threads
-from nightgate.config import Training
+from nightgate.config.training import Training
 from nightgate.engine import base_model_folder, base_models, devices
 from nightgate.engine.encoding import CHUNK, encode
 from nightgate.engine.optimizer import learning_rates, make_optimizer
@@ -217,7 +217,7 @@ def test_the_weights_of_the_best_epoch_are_kept_and_not_those_of_the_last(tmp_pa
 
 
 def _pipeline(job: TrainJob) -> Any:
-    from nightgate.config import Pipeline
+    from nightgate.config.pipeline import Pipeline
 
     return Pipeline.model_validate(job.pipeline)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from nightgate.config_types import Section
+from nightgate.config.values import Section
 from nightgate.errors import ConfigurationError
 
 CheckName = Literal["rows", "new_rows", "quarantined", "labels", "splits", "repeated_text", "missing"]

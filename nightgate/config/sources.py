@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from nightgate.config_types import Section
+from nightgate.config.values import Section
 from nightgate.errors import without_credentials
 
 

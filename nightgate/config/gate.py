@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from nightgate.config_types import Duration, Section
+from nightgate.config.values import Duration, Section
 
 Blockable = Literal["slices", "golden", "shares", "calibration", "latency", "size"]
 """Checks that warn, or hold a candidate where `Gate.blocks` them."""

@@ -1,0 +1,1 @@
+"""The pipeline file as frozen pydantic models: one module for each table, `pipeline` for the whole."""

@@ -1,0 +1,64 @@
+"""`[training]`: how the model is fine-tuned."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from nightgate.config.values import Section
+
+
+class Training(Section):
+    """How the model is fine-tuned. The defaults are the published recipe."""
+
+    base_model: str = Field(default="microsoft/Multilingual-MiniLM-L12-H384", min_length=1)
+    """Hub name, folder, or `package:NAME/FOLDER` inside an installed Python package."""
+    base_model_revision: str = ""
+    """Branch, tag or commit of the base model on the hub."""
+    epochs: int = Field(default=5, ge=1, le=1000)
+    """Passes over the training rows."""
+    learning_rate: float = Field(default=5e-5, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    batch_size: int = Field(default=16, ge=1, le=65_536)
+    """Examples in one optimiser step, on any hardware."""
+    eval_batch_size: int = Field(default=16, ge=1, le=65_536)
+    """Examples in one evaluation batch."""
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    """AdamW's decay, on all weights but biases and layer norms."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's first moment decay."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """AdamW's second moment decay."""
+    adam_epsilon: float = Field(default=1e-8, gt=0, le=1)
+    """AdamW's denominator floor."""
+    max_grad_norm: float = Field(default=1.0, ge=0, le=1e6)
+    """Gradients are clipped to this norm; 0: not clipped."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the learning rate after the warm-up."""
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from 0."""
+    max_length: int = Field(default=128, ge=2, le=8192)
+    """Texts are cut at this many tokens, special ones included."""
+    dropout: Literal["model"] | Annotated[float, Field(ge=0, lt=1)] = "model"
+    """Dropout of the hidden layers, the attention and the head; 'model' keeps the base model's own."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes."""
+    early_stopping_patience: int = Field(default=0, ge=0, le=1000)
+    """Epochs without a better validation F1 before training stops; 0: never."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """'auto': bf16 or fp16 with loss scaling on a GPU, fp32 on a CPU; the reason is logged."""
+    seed: int = Field(default=42, ge=0, le=2**32 - 1)
+    """Seed of the new head, the order of rows and dropout."""
+    start_from: Literal["base", "champion"] = "base"
+    """Start from the base model, or continue from the champion."""
+    max_train_rows: int = Field(default=0, ge=0)
+    """At most this many training rows; 0: all."""
+    keep: Literal["newest", "random"] = "newest"
+    """Which rows stay when `max_train_rows` cuts."""
+
+    @model_validator(mode="after")
+    def _revision_has_a_hub(self) -> Training:
+        if self.base_model_revision and self.base_model.startswith(("package:", ".", "/", "~")):
+            raise ValueError(f"base_model_revision is for models of the hub, not for {self.base_model!r}")
+        return self
