@@ -66,18 +66,20 @@ def forbid(home: Path) -> None:
     subprocess.run(["chmod", "-R", "a-w", str(home)], check=True)
 
 
+def without_rights() -> list[str]:
+    """The begin of a command that gives it no right to write to what is read-only, as root has it."""
+    if os.geteuid() != 0:
+        return []
+    prefix = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    if not shutil.which("setpriv") or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("root may write every file, and setpriv cannot take that right away here")
+    return prefix
+
+
 def as_reader(folder: Path, *commands: list[str], **environment: str) -> list[Done]:
     """Run commands in one process that has no right to write to what is read-only."""
-    without_rights: list[str] = []
-    if os.geteuid() == 0:
-        without_rights = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-        if (
-            not shutil.which("setpriv")
-            or subprocess.run([*without_rights, "true"], capture_output=True, check=False).returncode
-        ):
-            pytest.skip("root may write every file, and setpriv cannot take that right away here")
     done = subprocess.run(
-        [*without_rights, sys.executable, "-c", RUN_EACH, json.dumps(commands)],
+        [*without_rights(), sys.executable, "-c", RUN_EACH, json.dumps(commands)],
         cwd=folder,
         env=os.environ
         | {"PYTHONPATH": str(Path(__file__).parents[2]), "NIGHTGATE_HOME": str(folder / "home")}
