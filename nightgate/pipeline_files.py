@@ -1,7 +1,8 @@
 """Find, read and check pipeline files: `load_pipeline("sample")`, `load_pipeline("path/to/file.toml")`.
 
 A name is looked up in the files and folders of `NIGHTGATE_PIPELINES`, in `deployments/pipelines/` of the working
-directory, and among the pipelines that come with the package. All problems of a file are reported together.
+directory, and among the pipelines that come with the package. A file without a name is only there for others to extend.
+All problems of a file are reported together.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -58,26 +59,34 @@ FOREIGN = {
 
 
 _PACKAGED = Path(str(files("deployments") / "pipelines"))
-_TEMPLATE = _PACKAGED / "template.toml"
+TEMPLATE = _PACKAGED / "template.toml"
+_WHOLE = {"source", "labels", "output"}
+"""Tables that are one value: a file that extends another replaces them as a whole."""
 
 
 def pipeline_files() -> dict[str, Path]:
     """File of every pipeline that can be run by name; the first place with a name wins."""
-    places = [*read_settings().pipelines, Path("deployments/pipelines"), _PACKAGED]
     found: dict[str, Path] = {}
-    for place in places:
+    for name, path in _files():
+        if name:
+            found.setdefault(name, path)
+    return found
+
+
+def _files() -> Iterator[tuple[str, Path]]:
+    """Every file that is looked at, with the name that finds it; '' for one that names no pipeline."""
+    for place in [*read_settings().pipelines, Path("deployments/pipelines"), _PACKAGED]:
         if place.is_file():
             # A file that is listed itself is known by the name that it contains.
-            found.setdefault(_own_name(place), place)
+            yield _own_name(place), place
         for path in sorted(place.glob("*.toml")):
-            found.setdefault(path.stem, path)
-    return found
+            yield (path.stem if _own_name(path) else ""), path
 
 
 def _own_name(path: Path) -> str:
     try:
-        return str(tomllib.loads(path.read_text(encoding="utf-8"))["name"])
-    except (OSError, ValueError, KeyError):
+        return str(tomllib.loads(path.read_text(encoding="utf-8")).get("name", ""))
+    except (OSError, ValueError):
         return path.stem
 
 
@@ -95,7 +104,7 @@ def find_pipeline(reference: str | Path) -> Path:
         return path
     raise ConfigurationError(
         f"there is no pipeline file {text} (looked in {Path.cwd()})",
-        next_step=f"check the path, or copy {_TEMPLATE} there",
+        next_step=f"check the path, or copy {TEMPLATE} there",
     )
 
 
@@ -109,6 +118,12 @@ def find_by_name(name: str) -> Path:
     known = pipeline_files()
     if name in known:
         return known[name]
+    for named, path in _files():
+        if not named and path.stem == name:
+            raise ConfigurationError(
+                f"{path} has no name: other files can extend it, but it is no pipeline",
+                next_step=f'write name = "{name}" in it, or name a pipeline that extends it',
+            )
     raise unknown_pipeline(name, known)
 
 
@@ -138,8 +153,63 @@ def load_pipeline(reference: str | Path, overrides: Mapping[str, Any] | None = N
 
 
 def _read(path: Path, overrides: Mapping[str, Any] | None) -> Pipeline:
+    document, inherited = _resolved(path)
+    return check_pipeline(document, str(path), overrides, inherited)
+
+
+def _resolved(path: Path, *extending: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The values of a file and of those that it extends; and by dotted key the file of each that is another's.
+
+    Args:
+        extending: the files that led to this one.
+    """
+    document = _parsed(path)
+    extends = document.pop("extends", "")
+    if not isinstance(extends, str):
+        raise ConfigurationError(f"{path}: extends is {extends!r}", next_step='name one file: extends = "base.toml"')
+    if not extends:
+        return document, {}
+    base = path.parent / user_path(extends)
+    chain = (*extending, path)
+    if base.resolve() in [one.resolve() for one in chain]:
+        raise ConfigurationError(
+            f"pipeline files extend each other in a circle: {' -> '.join(map(str, (*chain, base)))}",
+            next_step="remove `extends` from one of them",
+        )
+    if not base.is_file():
+        raise ConfigurationError(
+            f"{path}: extends names {extends!r}, and there is no file {base}",
+            next_step="correct it: the path is relative to the file that names it",
+        )
+    inherited, origins = _resolved(base, *chain)
+    inherited.pop("name", None)
+    origins = dict.fromkeys(_keys(inherited), base) | origins
+    return _merged(inherited, document), {key: file for key, file in origins.items() if key not in _keys(document)}
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables field by field; lists and other values are replaced."""
+    merged = dict(base)
+    for key, value in own.items():
+        before = merged.get(key)
+        if isinstance(before, dict) and isinstance(value, dict) and key not in _WHOLE:
+            value = _merged(before, value)
+        merged[key] = value
+    return merged
+
+
+def _keys(document: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """The dotted keys of all tables and values."""
+    found = {f"{prefix}{key}" for key in document}
+    for key, value in document.items():
+        if isinstance(value, dict) and key not in _WHOLE:
+            found |= _keys(value, f"{prefix}{key}.")
+    return found
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not UTF-8 text: {error}", next_step="save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
@@ -150,7 +220,6 @@ def _read(path: Path, overrides: Mapping[str, Any] | None) -> Pipeline:
         raise ConfigurationError(
             f"cannot read {path}: {error.strerror}", next_step="give this user the right to read it"
         ) from error
-    return check_pipeline(document, str(path), overrides)
 
 
 def load_by_name(name: str, overrides: Mapping[str, Any] | None = None) -> Pipeline:
@@ -169,8 +238,18 @@ def load_by_name(name: str, overrides: Mapping[str, Any] | None = None) -> Pipel
     return pipeline
 
 
-def check_pipeline(document: dict[str, Any], origin: str, overrides: Mapping[str, Any] | None = None) -> Pipeline:
-    """Validate a parsed document with overrides applied; `origin` names it in errors."""
+def check_pipeline(
+    document: dict[str, Any],
+    origin: str,
+    overrides: Mapping[str, Any] | None = None,
+    inherited: Mapping[str, Path] | None = None,
+) -> Pipeline:
+    """Validate a parsed document with overrides applied.
+
+    Args:
+        origin: names the document in errors.
+        inherited: by dotted key the file of each value that another file has, which errors name too.
+    """
     problems: list[str] = []
     for key, value in (overrides or {}).items():
         if not _set(document, key.split("."), value):
@@ -184,11 +263,26 @@ def check_pipeline(document: dict[str, Any], origin: str, overrides: Mapping[str
     else:
         if not problems:
             return pipeline
+    others = {key: file for key, file in (inherited or {}).items() if not _sets(overrides or (), key)}
+    problems = [_with_file(problem, others) for problem in problems]
     raise ConfigurationError(
         f"{origin} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:",
         problems,
-        next_step=f"correct them; {_TEMPLATE} explains every field",
+        next_step=f"correct them; {TEMPLATE} explains every field",
     )
+
+
+def _sets(overrides: Iterable[str], key: str) -> bool:
+    return any(one == key or one.startswith(f"{key}.") for one in overrides)
+
+
+def _with_file(problem: str, inherited: Mapping[str, Path]) -> str:
+    """A problem such as `data.labels: ...`, or `data: labels: ...`, with the file that has the value."""
+    where, _, rest = problem.partition(": ")
+    parts = f"{where}.{rest.split()[0].rstrip(':')}".split(".")
+    keys = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    file = next((inherited[key] for key in keys if key in inherited), None)
+    return problem if file is None else f"{problem} ({file})"
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:

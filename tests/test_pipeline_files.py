@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -217,3 +218,73 @@ def test_a_listed_file_is_found_by_its_name_field(tmp_path: Path, monkeypatch: p
     path.write_text(pipeline_files()["sample"].read_text().replace('name = "sample"', 'name = "shop"'))
     monkeypatch.setenv("NIGHTGATE_PIPELINES", str(path))
     assert load_pipeline("shop").name == "shop"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where pipelines are found by name: `shop` and `kiosk` extend `base`, which is none."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "deployments" / "pipelines"
+    folder.mkdir(parents=True)
+    (folder / "base.toml").write_text(
+        'extends = "../common/all.toml"\n[data]\nsource = { kind = "sample", days = 9 }\nlabels = [1, 2, 3]\n'
+        "[data.checks]\nmax_rows_lost = 0.5\n[training]\nepochs = 2\n"
+    )
+    (folder.parent / "common").mkdir()
+    (folder.parent / "common" / "all.toml").write_text('name = "all"\n[training]\nepochs = 9\nseed = 7\n')
+    for name, more in (("shop", "[training]\nbatch_size = 8\n"), ("kiosk", '[data]\nsource = { kind = "sample" }\n')):
+        (folder / f"{name}.toml").write_text(f'name = "{name}"\nextends = "base.toml"\n{more}')
+    return folder
+
+
+def test_values_of_a_file_hold_where_those_that_extend_it_say_nothing(folder: Path) -> None:
+    shop, kiosk = load_pipeline("shop", {"training.epochs": 3}), load_pipeline("kiosk")
+    assert (shop.name, shop.training.epochs, shop.training.batch_size, shop.training.seed) == ("shop", 3, 8, 7)
+    assert (kiosk.name, kiosk.training.epochs, kiosk.data.checks.max_rows_lost) == ("kiosk", 2, 0.5)
+    # A source is one value: nothing of the other file's is mixed in.
+    assert [one.data.source.model_dump()["days"] for one in (shop, kiosk)] == [9, 30]
+    whole = folder / "whole.toml"
+    whole.write_text('name = "shop"\n[data]\nlabels = [1, 2, 3]\nsource = { kind = "sample", days = 9 }\n')
+    settings = {"data.checks.max_rows_lost": 0.5, "training.seed": 7, "training.batch_size": 8, "training.epochs": 3}
+    assert load_pipeline(whole, settings).config_hash == shop.config_hash
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_file_without_a_name_is_no_pipeline() -> None:
+    assert {"shop", "kiosk"} < pipeline_files().keys()
+    assert "base" not in pipeline_files()
+    with pytest.raises(ConfigurationError, match=r"base\.toml has no name") as caught:
+        find_by_name("base")
+    assert 'name = "base"' in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "problem"),
+    [
+        ("base.toml", "epochs = 2", "epochs = 0", r"training\.epochs: .*base\.toml\)"),
+        ("base.toml", "[training]", "[trainig]", r"trainig: .*base\.toml\)"),
+        ("base.toml", "[1, 2, 3]", "[1, 1]", r"data: labels: .*base\.toml\)"),
+        ("../common/all.toml", "seed", "num_train_epochs", r"num_train_epochs: .*all\.toml\)"),
+        ("shop.toml", "batch_size = 8", "batch_size = 0", r"training\.batch_size: [^(]*$"),
+        ("base.toml", 'extends = "../common', 'extends = "../nothing', r"base\.toml: extends .*nothing"),
+        ("base.toml", "../common/all.toml", "shop.toml", r"circle: .*shop\.toml -> .*base\.toml -> .*shop\.toml"),
+        ("base.toml", '"../common/all.toml"', "[]", r"base\.toml: extends is \[\]"),
+        ("../common/all.toml", "seed = 7", "seed = ", r"all\.toml is not TOML"),
+    ],
+)
+def test_a_problem_names_the_file_in_which_it_stands(
+    folder: Path, file: str, before: str, after: str, problem: str
+) -> None:
+    path = folder / file
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(ConfigurationError) as caught:
+        load_pipeline("shop")
+    assert re.search(problem, caught.value.reason, re.MULTILINE)
+    assert caught.value.next_step
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_wrong_setting_names_no_file_that_it_overrides() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_pipeline("shop", {"training.epochs": 0})
+    assert not any("base.toml" in problem for problem in caught.value.problems)
