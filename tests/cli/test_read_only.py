@@ -41,6 +41,7 @@ READING = [
     ["compare", "small", "1", "3"],
     ["gate", "power", "small"],
     ["gate", "replay", "small"],
+    ["check", "sample"],
 ]
 
 

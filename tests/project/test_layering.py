@@ -30,7 +30,7 @@ ROOMS = [
     {"runs"},
     {"registry"},
     {"analysis"},
-    {"operations", "reports"},
+    {"operations", "reports", "setup"},
     {"night"},
     {"cli"},
 ]
@@ -54,6 +54,7 @@ LIGHT = {
     # Thirty nights may wait for their slot at once: what needs torch runs in processes of its own.
     "nightgate.night": {"torch", "transformers", "evaluate", "prefect"},
     "nightgate.reports": {"torch", "transformers", "evaluate", "prefect"},
+    "nightgate.setup": {"torch", "transformers", "evaluate", "prefect"},
 }
 """What importing a module, or each module of a folder, must not load."""
 
