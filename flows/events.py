@@ -154,7 +154,7 @@ def send(event: Event) -> None:
 _WITHOUT_A_PROBLEM = {
     "promoted": "nothing to do; `nightgate rollback {pipeline} --reason TEXT` undoes it",
     "held": "nothing to do: the champion stays",
-    "skipped": "nothing to do: the next night with new data runs",
+    "skipped": "nothing to do: the next night that has a reason trains",
     "superseded": "nothing to do: the newer run counts",
 }
 _LOOK = "look at it: nightgate history {pipeline} --run {run_id}"

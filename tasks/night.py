@@ -63,7 +63,7 @@ def _epoch_name(parameters: dict[str, Any]) -> str:
 STEPS = Steps(
     take_slot=step("wait for slot {run.pipeline.resources.slot}")(steps.take_slot),
     refresh=step("refresh")(steps.refresh),
-    skip_without_news=step("look for news")(steps.skip_without_news),
+    decide=step("decide whether to train")(steps.decide),
     fine_tune=fine_tune,
     record_epoch=step(_epoch_name)(steps.record_epoch),
     score_on_test=step("score on test: {trained}")(scoring.score_on_test),

@@ -1,19 +1,27 @@
-"""`[schedule]`: when nights start."""
+"""`[schedule]`: when nights start, and what lets them train."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
-from nightgate.config.values import Cron, Section, Timezone
+from nightgate.config.values import Cron, Duration, Section, Timezone
 
 
 class Schedule(Section):
-    """When nights start: at most once per date."""
+    """When nights start, at most once per date, and for which reasons they train."""
 
     cron: Cron = "15 3 * * *"
     """Five fields: minute, hour, day of month, month, day of week. Where both days are given, either is enough."""
     timezone: Timezone = "UTC"
     """Timezone of the cron; a night is a date in it."""
+    min_new_rows: int = Field(default=1, ge=1, le=1_000_000_000)
+    """Rows that are new, corrected or removed since the last training, and let a scheduled night train."""
+    max_champion_age: Duration = ""
+    """Age of the champion, from its night to this one, that lets a scheduled night train; '' for none."""
+    train_on: tuple[Literal["drift", "champion_dropped"], ...] = ()
+    """Alarms of the champion's evaluation that let a scheduled night train, and that start a night."""
     max_skips: int = Field(default=6, ge=0, le=1000)
     """Scheduled nights in a row that are skipped while nothing is new: data, configuration, code, models; the next one
-    runs anyway. 0: none is skipped."""
+    trains anyway. 0: none is skipped."""

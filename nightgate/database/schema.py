@@ -18,7 +18,7 @@ from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of,
 
 METADATA = Base.metadata
 """All tables, including those of the other modules."""
-HEAD = "0011"
+HEAD = "0012"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -141,6 +141,8 @@ class Run(Base):
     code_version: Mapped[str]
     inputs: Mapped[dict[str, Any] | None]
     """What its result depends on, by name: see `nightgate.runs.inputs`."""
+    reasons: Mapped[str | None]
+    """Why it trained or did not; NULL before that was decided."""
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
     prefect_flow_run_id: Mapped[str | None]

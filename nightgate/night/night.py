@@ -26,7 +26,7 @@ class Steps:
 
     take_slot: Callable[[NightRun], None] = steps.take_slot
     refresh: Callable[[NightRun], Snapshot] = steps.refresh
-    skip_without_news: Callable[[NightRun, Snapshot], RunRow | None] = steps.skip_without_news
+    decide: Callable[[NightRun, Snapshot], RunRow | None] = steps.decide
     fine_tune: Callable[[NightRun, Snapshot, Callable[[EpochReport], object]], Trained] = steps.fine_tune
     record_epoch: Callable[[NightRun, Snapshot, EpochReport], None] = steps.record_epoch
     score_on_test: Callable[[NightRun, Snapshot, Trained], Scored] = scoring.score_on_test
@@ -40,8 +40,8 @@ def run_steps(run: NightRun, call: Steps) -> RunRow:
     """Run all steps of an open night; returns its row as it ended, or as it waits for an approval."""
     call.take_slot(run)
     snapshot = call.refresh(run)
-    if skipped := call.skip_without_news(run, snapshot):
-        return skipped
+    if ended := call.decide(run, snapshot):
+        return ended
     trained = call.fine_tune(run, snapshot, partial(call.record_epoch, run, snapshot))
     scored = call.score_on_test(run, snapshot, trained)
     served = call.try_serving(run, snapshot, scored)

@@ -41,6 +41,8 @@ class NightRun:
     attempt: int
     dry_run: bool
     force: bool
+    alarm: str
+    """The alarm that started the run; '' for none."""
     data_until: datetime
     """Aware, of the first attempt: a resumed run sees the same rows."""
     snapshot_path: Path | None
@@ -108,6 +110,7 @@ def open_night(
     *,
     force: bool = False,
     dry_run: bool = False,
+    alarm: str = "",
     allowed: Allowed = NONE_ALLOWED,
     prefect_flow_run_id: str | None = None,
     overtaken: str = "",
@@ -121,6 +124,7 @@ def open_night(
 
     Args:
         force: Open a new run for a night that has ended.
+        alarm: The alarm that starts the run; it too opens a new run for a night that has ended.
         allowed: Data checks that may fail tonight, and who let them.
         overtaken: Why the scheduler holds that a run is not worth starting; '' where it is.
         still_due: Instants (aware) of other nights that the scheduler has yet to start, and that are not missed.
@@ -140,7 +144,7 @@ def open_night(
                 db,
                 pipeline,
                 night,
-                force=force,
+                force=force or bool(alarm),
                 dry_run=dry_run,
                 prefect_flow_run_id=prefect_flow_run_id,
                 overtaken=overtaken,
@@ -158,7 +162,7 @@ def open_night(
             attempt=row.attempt,
             directory=None if row.ended else db.home.runs / row.run_id,
         ):
-            run = _open(db, pipeline, night, row, force, allowed, on_stall)
+            run = _open(db, pipeline, night, row, force, alarm, allowed, on_stall)
             if run.ended:
                 close_ended(db, pipeline.name, pipeline)
                 yield run
@@ -187,6 +191,7 @@ def _open(
     night: Night,
     row: RunRow,
     force: bool,
+    alarm: str,
     allowed: Allowed,
     on_stall: Callable[[NightRun, str], object],
 ) -> NightRun:
@@ -198,6 +203,7 @@ def _open(
         attempt=row.attempt,
         dry_run=row.dry_run,
         force=force,
+        alarm=alarm,
         data_until=row.data_until,
         snapshot_path=db.home.absolute(row.snapshot) if row.snapshot else None,
         ended=row if row.ended else None,

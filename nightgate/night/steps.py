@@ -20,6 +20,7 @@ from nightgate.data.snapshots import Snapshot, open_snapshot
 from nightgate.errors import DataError
 from nightgate.metrics import classification, confusion
 from nightgate.models import version_folder
+from nightgate.night import reasons
 from nightgate.night.closing import close_ended
 from nightgate.night.drift import record_drift
 from nightgate.night.run import NightRun
@@ -30,7 +31,6 @@ from nightgate.registry.register import Candidate
 from nightgate.registry.versions import VersionRow
 from nightgate.runs import inputs, lifecycle, records, slot_queue
 from nightgate.runs.run_row import RunRow
-from nightgate.runs.skip import may_skip
 from nightgate.training import supervisor
 from nightgate.training.predictions import read_predictions
 from nightgate.training.protocol import EpochReport, Progress, TrainJob, TrainResult
@@ -83,20 +83,20 @@ def refresh(run: NightRun) -> Snapshot:
     return refreshed.snapshot
 
 
-def skip_without_news(run: NightRun, snapshot: Snapshot) -> RunRow | None:
-    """End a scheduled night as skipped if it would only repeat the last one; None: the run goes on.
+def decide(run: NightRun, snapshot: Snapshot) -> RunRow | None:
+    """End the night if it has no reason to train; None: the run goes on.
 
     A run that goes on supersedes candidates of earlier nights that still wait for an approval.
     """
     in_spreads = run.pipeline.gate.margin_unit == "seed_spread"
     spread = seed_study.newest_spread(run.db, run.pipeline) if in_spreads else None
     found = inputs.inputs(run.pipeline, run.home, snapshot.id, spread)
-    records.record_inputs(run.db, run.run_id, run.attempt, found)
-    if run.night.trigger == "schedule" and not (run.force or run.dry_run or run.attempt > 1):
-        skipped, reason = may_skip(run.db, run.run_id, run.pipeline.schedule.max_skips)
-        log.info("%s: %s", "skipped" if skipped else "not skipped", reason)
-        if skipped:
-            return run.finish("skipped", reason)
+    decision = reasons.decide(reasons.gather(run, snapshot, found), run.pipeline.schedule)
+    records.record_reasons(run.db, run.run_id, run.attempt, found, str(decision))
+    log.info("%s: %s", "trains" if decision.train else "skipped", decision)
+    if not decision.train:
+        # Of a night that has a result already, which the row of another alarm must not hide.
+        return run.finish("superseded" if run.alarm else "skipped", str(decision))
     if not run.dry_run and approvals.supersede_before(run.db, run.run_id, run.attempt):
         close_ended(run.db, run.pipeline.name, run.pipeline)
     return None

@@ -2,7 +2,7 @@
 
     inputs(pipeline, db.home, snapshot_id)          # {"snapshot": "s-...", "torch": "2.10.0", "base model": "...", ...}
 
-A scheduled night with the inputs of the last one is skipped (`nightgate.runs.skip`). No model is loaded.
+A scheduled night trains where one of them has changed (`nightgate.night.reasons`). No model is loaded.
 """
 
 from __future__ import annotations

@@ -84,11 +84,12 @@ def record_snapshot(
     db.write(work)
 
 
-def record_inputs(db: Database, run_id: str, attempt: int, inputs: dict[str, str]) -> None:
-    """Record what the run's result depends on."""
+def record_reasons(db: Database, run_id: str, attempt: int, inputs: dict[str, str], reasons: str) -> None:
+    """Record what the run's result depends on, and for which reasons it trains or does not."""
 
     def work(session: Session) -> None:
-        fenced(session, run_id, attempt).inputs = inputs
+        run = fenced(session, run_id, attempt)
+        run.inputs, run.reasons = inputs, reasons
 
     db.write(work)
 

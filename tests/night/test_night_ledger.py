@@ -1,4 +1,4 @@
-"""Which night is worked on: duplicates, late runs, nights without news, missed ones."""
+"""Which night is worked on: duplicates, late runs, missed ones."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
-from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.operations import reconciliation
-from nightgate.registry import freezes, promotion
-from nightgate.runs import claim, heartbeat, lifecycle, records, skip
+from nightgate.runs import claim, heartbeat, lifecycle
 from nightgate.runs.liveness import Owner
-from nightgate.runs.run_row import RunRow
 from tests.support import night_rows
 from tests.support.night_rows import one, opened
 
@@ -137,73 +133,6 @@ def test_a_scheduled_night_does_not_wait_for_a_process_that_is_dead(database: Da
     dead = opened(database, trigger="backfill")
     assert manual_run(database, "2026-03-03") == ""
     assert one(database, dead.run_id)["status"] == "failed"
-
-
-# --- nights without news ---
-
-
-def with_snapshot(database: Database, day: int, rows: int = 1, torch: str = "2.9") -> RunRow:
-    run = opened(database, day=day)
-    records.record_snapshot(database, run.run_id, run.attempt, night_rows.refreshed(database, f"s-{rows}"))
-    records.record_inputs(database, run.run_id, run.attempt, {"snapshot": f"s-{rows}", "torch": torch})
-    return run
-
-
-def ended_night(database: Database, day: int, status: str) -> None:
-    run = with_snapshot(database, day)
-    lifecycle.finish_run(database, run.run_id, run.attempt, status)
-
-
-def may_skip(database: Database, day: int, max_skips: int = 6, **news: Any) -> tuple[bool, str]:
-    return skip.may_skip(database, with_snapshot(database, day, **news).run_id, max_skips)
-
-
-@pytest.mark.parametrize(
-    ("before", "news", "max_skips", "skipped", "reason"),
-    [
-        ([], {}, 6, False, "it is the first night"),
-        (["held"], {}, 6, True, "nothing is new since the night of 2026-03-01"),
-        (["held"], {"rows": 2}, 6, False, ": snapshot was s-1 and is s-2"),
-        (["held"], {"torch": "2.10"}, 6, False, ": torch was 2.9 and is 2.10"),
-        (["failed"], {}, 6, False, "did not complete"),
-        (["cancelled"], {}, 6, False, "did not complete"),
-        (["held", "skipped", "skipped"], {}, 3, True, "nothing is new since the night of 2026-03-03"),
-        (["held", "skipped", "skipped"], {}, 2, False, "max_skips is 2"),
-        (["held"], {}, 0, False, "max_skips is 0"),
-    ],
-)
-def test_a_night_is_skipped_only_if_it_would_repeat_the_last_one_and_not_too_often(
-    database: Database, before: list[str], news: Any, max_skips: int, skipped: bool, reason: str
-) -> None:
-    for day, status in enumerate(before):
-        ended_night(database, day, status)
-    found, why = may_skip(database, len(before), max_skips, **news)
-    assert (found, reason in why) == (skipped, True)
-
-
-def test_a_night_after_one_of_an_earlier_release_is_run(database: Database) -> None:
-    ended_night(database, 0, "held")
-    database.write(lambda session: session.execute(sa.update(Run).values(inputs=sa.null())))
-    assert not may_skip(database, 1)[0]
-
-
-def test_a_champion_that_was_moved_by_hand_since_is_news(database: Database) -> None:
-    night_rows.held_version(database, 0)
-    ended_night(database, 1, "held")
-    promotion.promote(database, "reviews", 1, expected=None, by="anna", reason="it is better")
-    skipped, reason = may_skip(database, 2)
-    assert not skipped
-    assert reason.endswith(": the champion was changed, the anchor was moved")
-
-
-def test_a_freeze_that_has_ended_is_news(database: Database) -> None:
-    ended_night(database, 0, "held")
-    freezes.freeze(database, "reviews", by="anna", reason="a bad import")
-    ended_night(database, 1, "skipped")
-    freezes.unfreeze(database, "reviews", by="anna", reason="it was corrected")
-    skipped, reason = may_skip(database, 2)
-    assert not skipped
-    assert reason.endswith(": a freeze has ended")
 
 
 # --- missed nights ---

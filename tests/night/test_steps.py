@@ -426,7 +426,7 @@ def test_a_scheduled_night_without_news_is_skipped_and_a_manual_one_is_run(home:
     def is_skipped(night: Night, **options: bool) -> bool:
         with open_night(pipeline, night, **options) as run:
             # Else as a night that trained and was not better.
-            row = steps.skip_without_news(run, steps.refresh(run)) or run.finish("held", "not better")
+            row = steps.decide(run, steps.refresh(run)) or run.finish("held", "not better")
         assert the_row(run)["status"] == row.status
         return row.status == "skipped"
 
@@ -467,8 +467,8 @@ def test_other_weights_another_library_and_another_golden_file_are_news(
     write_tiny_reviews(golden, rows=20, seed=2)
     assert status(9) in {"promoted", "held"}
     assert status(10) == "skipped"
-    news = [line.rpartition(": ")[2] for line in caplog.messages if line.startswith("not skipped: since")]
-    assert [line.split(" was ")[0] for line in news] == ["base model", "torch", "golden file"]
+    news = [line.split(" was ")[0] for line in caplog.messages if line.startswith("trains: ") and " was " in line]
+    assert news == ["trains: base model", "trains: torch", "trains: golden file"]
 
 
 @pytest.mark.parametrize("thrown", [DataError("no rows", next_step="bring rows"), ZeroDivisionError("a fault")])
