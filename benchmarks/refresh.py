@@ -2,7 +2,7 @@
 
     python -m benchmarks.refresh [--rows N] [--nights N] [--only NAME ...] [--quick]
 
-Rows are generated (`benchmarks.generated_rows`). Each refresh runs in a process of its own after two small ones that
+Rows are generated (`benchmarks.generated_rows`). Each refresh runs in a process of its own after three small ones that
 load its libraries. CPU seconds and memory are those of all its processes. docs/refresh.md has the figures of one run.
 """
 
@@ -16,17 +16,15 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -153,16 +151,13 @@ def in_own_process(work: Callable[..., Any], *arguments: Any) -> Spent:
 
 def _measured(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Spent:
     _warm_up()
-    with _watched() as peaks:
-        cpu, wall = _cpu_seconds(), time.monotonic()
-        value = work(*arguments)
-        cpu, wall = _cpu_seconds() - cpu, time.monotonic() - wall
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Spent(cpu, wall, max(own, *peaks), value)
+    cpu, wall = _cpu_seconds(), time.monotonic()
+    value = work(*arguments)
+    return Spent(_cpu_seconds() - cpu, time.monotonic() - wall, _peak_memory(), value)
 
 
 def _warm_up() -> None:
-    """Two small refreshes: what the first one imports is no cost of a row."""
+    """Three small refreshes, one of a table: what the first ones import is no cost of a row."""
     with tempfile.TemporaryDirectory(prefix="nightgate-bench-") as folder:
         part = rows(0, WARM_ROWS, BEGIN - timedelta(days=1), BEGIN)
         write(part, Path(folder) / "rows.parquet")
@@ -182,24 +177,13 @@ def _cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-@contextmanager
-def _watched() -> Iterator[list[int]]:
-    """The memory of this process and its children, all 10 ms."""
-    peaks, ended = [0], threading.Event()
-    own = psutil.Process()
-
-    def watch() -> None:
-        while not ended.wait(0.01):
-            with suppress(psutil.NoSuchProcess):
-                peaks[0] = max(peaks[0], sum(one.memory_info().rss for one in (own, *own.children(recursive=True))))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peaks
-    finally:
-        ended.set()
-        watcher.join()
+def _peak_memory() -> int:
+    """The most that this process had, and the largest of its children, in bytes."""
+    children = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with suppress(OSError), Path("/proc/self/status").open(encoding="utf-8") as status:
+        # `ru_maxrss` is at least what the parent had when it started this process: the generated rows.
+        return children + 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return children + 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 # --- what is measured ---
