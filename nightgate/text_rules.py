@@ -5,6 +5,7 @@ A text must pass through `normalise_text` before prediction as it did before tra
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 import unicodedata
@@ -43,6 +44,11 @@ def normalise_text(text: str) -> str:
     if text.isprintable() and "  " not in text and text[:1] != " " and text[-1:] != " ":
         return text
     return " ".join(text.split())
+
+
+def fingerprint(text: str) -> str:
+    """32 hex digits of the SHA-256 of a normalised, case-folded text: 'GREAT' and 'great' are equal."""
+    return hashlib.sha256(text.casefold().encode()).hexdigest()[:32]
 
 
 def join_texts(parts: Iterable[str]) -> str:

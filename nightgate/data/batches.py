@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from nightgate.config.checks import ColumnRules
 from nightgate.config.pipeline import Pipeline
 from nightgate.config.values import canonical_label
-from nightgate.data.normalization import digests, fingerprint
+from nightgate.data.columns import Columns
 from nightgate.data.rules import SPLITS
 from nightgate.data.split_memory import hashes_of
 from nightgate.sources.column_rules import check_columns
 from nightgate.sources.source import RawBatch
 from nightgate.sources.source_table import GIVEN_SPLIT, Problem, Quarantined, is_missing
 from nightgate.sources.times import NO_TIME, microseconds, read_times
-from nightgate.text_rules import join_texts, normalise_text
+from nightgate.text_rules import fingerprint, join_texts, normalise_text
 
 GIVEN_NAMES = {split: split for split in SPLITS}
 GIVEN_NAMES |= {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
@@ -41,9 +41,6 @@ SLICE_LENGTH = 200
 QUARANTINED_LABEL, DELETED_LABEL = -1, -2
 """In place of a label."""
 _NOT_DELETED = {"", "0", "false", "f", "no", "n", "off"}
-
-Columns = dict[str, NDArray[Any]]
-"""Equally long columns of numbers, by name."""
 
 SMALL = {
     "text_key": np.uint64,  # the first 64 bits of the fingerprint, which sort as it does; 0: no text
@@ -168,7 +165,7 @@ def work(raw: RawBatch, rules: Rules) -> Worked:
 
     if len(rows) < num_rows:
         texts, column = [texts[row] for row in rows.tolist()], column.take(pa.array(rows))
-    marks = digests(texts)
+    marks = _digests(texts)
     facts = {"text": column, "row_id": ids.take(pa.array(rows))}
     small: Columns = {
         "text_key": marks[:, 0],
@@ -286,6 +283,13 @@ def _texts(columns: Sequence[pa.Array]) -> tuple[list[str], pa.Array, dict[int, 
         if not text:
             problems.setdefault(row, Problem("empty_text", "no text besides white space and invisible characters"))
     return texts, _with_changes(columns[0], values, texts), problems
+
+
+def _digests(texts: Iterable[str]) -> NDArray[np.uint64]:
+    """The 128 bits of each text's fingerprint as two numbers in the order of its hex digits, shape [texts, 2]."""
+    sha256 = hashlib.sha256
+    joined = b"".join([sha256(text.casefold().encode()).digest()[:16] for text in texts])
+    return np.frombuffer(joined, ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def _with_changes(column: pa.Array, values: Sequence[str | None], now: Sequence[str | None]) -> pa.Array:

@@ -29,7 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nightgate.data.batches import SMALL, Columns
+from nightgate.data.batches import SMALL
+from nightgate.data.columns import Columns, take
 from nightgate.durable_files import sha256_of, sync
 from nightgate.errors import SnapshotError, first_line, storage_errors
 
@@ -51,6 +52,7 @@ INDEX = {name: kind for name, kind in SMALL.items() if name != "text_rest"} | {
     "seen": np.int32,  # number of the delta that had the row first
 }
 """Columns of the index."""
+_NO_ROWS = pa.table({name: np.empty(0, kind) for name, kind in INDEX.items()})
 _PACKED = ("time", "updated", "text_at", "place")
 _FEW = ("own_label", "label", "given", "split", "state", "part", "seen")
 
@@ -97,20 +99,17 @@ class Chain:
         Raises:
             SnapshotError: a file cannot be read.
         """
-        tables = [_read(delta.path / INDEX_FILE, columns) for delta in self.deltas]
+        tables = [_read(delta.path / INDEX_FILE, columns) for delta in self.deltas] or [_NO_ROWS.select(columns)]
         gone = [
             _read(delta.path / SUPERSEDED_FILE, ["place"])["place"].to_numpy()
             for delta in self.deltas
             if SUPERSEDED_FILE in delta.facts["files"] and not superseded
         ]
-        found: Columns = {
-            name: np.concatenate([np.empty(0, INDEX[name]), *(table[name].to_numpy() for table in tables)])
-            for name in columns
-        }
-        holds = np.ones(sum(table.num_rows for table in tables), bool)
+        table = pa.concat_tables(tables)
+        holds = np.ones(table.num_rows, bool)
         holds[np.concatenate([np.empty(0, np.int64), *gone])] = False
-        found["place"] = np.arange(len(holds))
-        return found if holds.all() else take(found, holds)
+        found: Columns = {name: table[name].to_numpy() for name in columns} | {"place": np.arange(len(holds))}
+        return take(found, holds)
 
     def texts(self, places: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """These columns of the texts at these places, in their order.
@@ -279,9 +278,9 @@ class DeltaDraft:
 
     def finish(self, chain: Chain, number: int, index: Columns, superseded: NDArray[np.int64]) -> None:
         """Write the index and, last, the facts."""
-        tables = {INDEX_FILE: pa.table({name: pa.array(index[name].astype(kind)) for name, kind in INDEX.items()})}
+        tables = {INDEX_FILE: pa.table({name: index[name].astype(kind, copy=False) for name, kind in INDEX.items()})}
         if len(superseded):
-            tables[SUPERSEDED_FILE] = pa.table({"place": pa.array(np.sort(superseded))})
+            tables[SUPERSEDED_FILE] = pa.table({"place": np.sort(superseded)})
         with storage_errors(self._path):
             self.close_texts()
             for name, table in tables.items():
@@ -331,23 +330,6 @@ def new_delta(folder: Path, number: int, schema: pa.Schema, *, mark: str = "") -
     finally:
         draft.close_texts()
         shutil.rmtree(path, ignore_errors=True)
-
-
-def take(columns: Columns, rows: NDArray[Any]) -> Columns:
-    """The rows at these places, or where a mask is true, of each column."""
-    if rows.dtype == bool and rows.all():
-        return dict(columns)
-    return {name: column[rows] for name, column in columns.items()}
-
-
-def joined(parts: Sequence[Columns]) -> Columns:
-    """The columns of several parts one after the other; those that all parts have."""
-    names = [name for name in parts[0] if all(name in part for part in parts)]
-    filled = [part for part in parts if len(part[names[0]])]
-    if len(filled) == 1:
-        # A copy of a million rows takes 90 MB.
-        return {name: filled[0][name] for name in names}
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 @contextmanager

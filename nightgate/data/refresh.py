@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -29,11 +29,10 @@ from numpy.typing import NDArray
 
 from nightgate.config.pipeline import Pipeline
 from nightgate.data.base import Base, open_base, open_memory, open_near_duplicates
-from nightgate.data.batches import Columns
 from nightgate.data.checks import CheckResult, require_passed, run_checks
-from nightgate.data.deltas import INDEX, TAKEN, Chain, joined, new_delta, read_chain, take
+from nightgate.data.columns import Columns, joined, take
+from nightgate.data.deltas import INDEX, TAKEN, Chain, new_delta, read_chain
 from nightgate.data.near_duplicates import NearDuplicates
-from nightgate.data.normalization import sides_of
 from nightgate.data.reading import NO_ROWS, KnownRows, Read, leaving_rows, read_parts
 from nightgate.data.refresh_counts import (
     LabelVotes,
@@ -49,8 +48,8 @@ from nightgate.data.refresh_counts import (
     trainable,
     vanished_rows,
 )
-from nightgate.data.resolve import NEW, Policy, Resolved, resolve
-from nightgate.data.rules import hashed_shares, memory_of, rules_of, snapshot_columns
+from nightgate.data.resolve import Policy, Resolved, resolve
+from nightgate.data.rules import hashed_shares, memory_of, rules_of, sides_of, snapshot_columns
 from nightgate.data.snapshots import (
     Snapshot,
     facts_of,
@@ -84,6 +83,8 @@ log = logging.getLogger(__name__)
 
 READ = "snapshot %s: %s; read in %.2f s"
 """Log line that `benchmarks.orchestration` parses."""
+_COUNTED = ("text_key", "group_key", "facts", "time", "label", "split", "state", "part", "text_at")
+"""Columns of the index that counts and the snapshot's id need of all rows."""
 LARGEST_GROUP = 2.0
 """Times a split's share of the rows: larger groups of rows that belong together go to train."""
 
@@ -171,7 +172,7 @@ def usable_rows(pipeline: Pipeline, night: Night, folder: Path) -> tuple[pd.Data
         policy = _policy(base, chain, len(read.rows["part"]))
         nothing = NO_ROWS | {"place": np.empty(0, np.int64)}
         nothing |= {name: np.empty(0, INDEX[name]) for name in ("label", "split", "state")}
-        rows = resolve(nothing, read.rows, nothing, policy, SplitMemory()).rows
+        rows = resolve(nothing, np.zeros(0, bool), read.rows, policy, SplitMemory()).rows
         frame = rows_of(chain, take(rows, rows["state"] == TAKEN), snapshot_columns(pipeline.data))
     return frame, read.quarantined, sum(part["future"] for part in read.parts.values())
 
@@ -275,11 +276,12 @@ def _take_in(
         leaving = leaving_rows(index, known, plan, read) if source else index["time"] >= base.rules.until
         moved = known.moved(index) & ~leaving
         policy = _policy(base, chain, len(index["place"]) + len(read.rows["part"]), near)
-        resolved = resolve(take(index, ~leaving), read.rows, take(index, leaving), policy, memory)
+        resolved = resolve(index, leaving, read.rows, policy, memory)
         resolved = _with_moved(resolved, take(index, moved))
         holds = np.ones(len(index["place"]), bool)
         holds[np.searchsorted(index["place"], resolved.superseded)] = False
-        before, after = take(index, ~holds), joined([take(index, holds), resolved.rows])
+        before = take(index, ~holds)
+        after = joined([take({name: index[name] for name in _COUNTED}, holds), resolved.rows])
         taken = take(after, after["state"] == TAKEN)
         vanished = vanished_rows(take(index, leaving), read.rows) if source else {}
         parts = count_parts(base, after, read, plan, gone, vanished)
@@ -349,19 +351,9 @@ def _policy(base: Base, chain: Chain, num_rows: int, near: NearDuplicates | None
     pipeline = base.pipeline
     shares = hashed_shares(pipeline)
 
-    def hashed(rows: Columns) -> NDArray[np.int8]:
-        keys: Iterable[str]
-        if pipeline.data.group:
-            keys = facts_of(chain.texts, rows["text_at"], ["group"])["group"].to_pylist()
-        elif (rows["place"] == NEW).all():
-            # One at a time: a million texts of 32 digits are 80 MB.
-            keys = (
-                f"{int(key):016x}{int(rest):016x}"
-                for key, rest in zip(rows["text_key"], rows["text_rest"], strict=True)
-            )
-        else:
-            keys = facts_of(chain.texts, rows["text_at"], ["fingerprint"])["fingerprint"].to_pylist()
-        return sides_of(keys, seed=pipeline.split.seed, **shares)
+    def hashed(places: NDArray[np.int64]) -> NDArray[np.int8]:
+        by = "group" if pipeline.data.group else "fingerprint"
+        return sides_of(facts_of(chain.texts, places, [by])[by].to_pylist(), seed=pipeline.split.seed, **shares)
 
     limits = (np.inf, *(LARGEST_GROUP * share * num_rows for share in shares.values()))
     return Policy(
@@ -371,5 +363,5 @@ def _policy(base: Base, chain: Chain, num_rows: int, near: NearDuplicates | None
         columns=tuple(base.rules.schema.names),
         hashed=hashed,
         most=limits,
-        clusters=None if near is None else lambda rows: near.find_in(chain, rows["text_at"]),
+        clusters=None if near is None else lambda places: near.find_in(chain, places),
     )

@@ -14,8 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nightgate.data.base import Base
-from nightgate.data.batches import DELETED_LABEL, QUARANTINED_LABEL, Columns
-from nightgate.data.deltas import MERGED, QUARANTINED, STATES, TAKEN, Chain, take
+from nightgate.data.batches import DELETED_LABEL, QUARANTINED_LABEL
+from nightgate.data.columns import Columns, among, distinct, repeated
+from nightgate.data.deltas import MERGED, QUARANTINED, STATES, TAKEN, Chain
 from nightgate.data.reading import Read
 from nightgate.data.rules import SPLITS, snapshot_columns, source_of, split_version
 from nightgate.data.snapshots import Snapshot, facts_of, open_snapshot
@@ -195,7 +196,7 @@ def part_counts(name: str, part: Mapping[str, Any], vanished: int = 0, *, unchan
 
 def vanished_rows(leaving: Columns, new: Columns) -> dict[int, int]:
     """Rows that left without a newer version, by the number of their part."""
-    left = leaving["part"][~((leaving["id_key"] != 0) & np.isin(leaving["id_key"], new["id_key"]))]
+    left = leaving["part"][~among(leaving["id_key"], distinct(new["id_key"]))]
     codes, counts = np.unique(left, return_counts=True)
     return dict(zip(codes.tolist(), counts.tolist(), strict=True))
 
@@ -249,24 +250,24 @@ def statistics_of(
         rows: rows of the index that are new or have another state than before.
         before: these, and rows that are gone, as they were.
     """
-    new = take(rows, rows["state"] == TAKEN)
-    new = take(new, ~np.isin(new["text_key"], before["text_key"][before["state"] == TAKEN]))
-    usable = read.rows["text_at"] >= 0
-    keys, first, counts = np.unique(read.rows["text_key"][usable], return_index=True, return_counts=True)
-    commonest = int(counts.argmax()) if len(keys) else None
-    text = ""
-    if commonest is not None and counts[commonest] > 1:
-        text = chain.texts(read.rows["text_at"][usable][first[[commonest]]], ["text"])["text"][0].as_py()[:60]
-    by_label = np.bincount(new["label"], minlength=len(base.pipeline.data.label_names)).tolist()
+    known = distinct(before["text_key"][before["state"] == TAKEN])
+    new_labels = rows["label"][(rows["state"] == TAKEN) & ~among(rows["text_key"], known)]
+    texts = read.rows["text_key"]
+    keys, counts = np.unique(texts[among(texts, repeated(texts))], return_counts=True)
+    commonest, text = int(counts.max(initial=(read.rows["text_at"] >= 0).any())), ""
+    if len(keys):
+        place = np.flatnonzero(texts == keys[counts.argmax()])[:1]
+        text = chain.texts(read.rows["text_at"][place], ["text"])["text"][0].as_py()[:60]
+    by_label = np.bincount(new_labels, minlength=len(base.pipeline.data.label_names)).tolist()
     return Statistics(
         night=base.night.date,
         rows_total=len(taken["label"]),
-        rows_new=len(new["label"]),
+        rows_new=len(new_labels),
         rows_read=int((read.rows["own_label"] != DELETED_LABEL).sum()),
         rows_quarantined=int((read.rows["own_label"] == QUARANTINED_LABEL).sum()),
         labels={name: count for name, count in zip(base.pipeline.data.label_names, by_label, strict=True) if count},
         splits=dict(zip(SPLITS, np.bincount(taken["split"], minlength=len(SPLITS)).tolist(), strict=True)),
-        commonest=0 if commonest is None else int(counts[commonest]),
+        commonest=commonest,
         commonest_text=text,
         missing=read.missing,
         rows_checked=read.checked,

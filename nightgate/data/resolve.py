@@ -1,6 +1,6 @@
 """Which rows a snapshot takes: of one id the newest, of one text one, with the label that most rows give it.
 
-    resolved = resolve(known, new, removed, policy, memory, texts_of)
+    resolved = resolve(index, leaving, new, policy, memory)
 
 Pure, over columns of numbers. Only rows that share an id or a text with a row that is new or gone are looked at, so the
 cost is that of what changed.
@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nightgate.data.batches import DELETED_LABEL, QUARANTINED_LABEL, Columns
+from nightgate.data.batches import DELETED_LABEL, QUARANTINED_LABEL
+from nightgate.data.columns import Columns, Hashes, Mask, among, distinct, joined, repeated, take
 from nightgate.data.deltas import (
     CONFLICTING,
     DELETED,
@@ -31,22 +32,21 @@ from nightgate.data.deltas import (
     REPLACED,
     TAKEN,
     TextsOf,
-    joined,
-    take,
 )
-from nightgate.data.normalization import fingerprint
 from nightgate.data.rules import SPLITS
 from nightgate.data.split_memory import LEFT_OUT as NO_SPLIT
-from nightgate.data.split_memory import Assigned, SplitMemory
+from nightgate.data.split_memory import SplitMemory
 from nightgate.sources.times import NO_TIME
+from nightgate.text_rules import fingerprint
 
-Mask = NDArray[np.bool_]
 Rows = NDArray[np.intp]
 NEW = np.iinfo(np.int64).max
 """Place in the index of a row that has none yet."""
 _TEST = SPLITS.index("test")
 _OPEN = -1
 """State of rows that may be taken."""
+_CHOSEN_BY = ("text_key", "id_key", "group_key", "time", "own_label", "given", "text_at", "seen", "hashed")
+"""Columns that decide which of these are taken."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Policy:
     """Reads columns of texts by `text_at`."""
     columns: tuple[str, ...]
     """Columns of the texts."""
-    hashed: Callable[[Columns], NDArray[np.int8]]
-    """Splits of rows by hash."""
+    hashed: Callable[[NDArray[np.int64]], NDArray[np.int8]]
+    """Splits by hash, by `text_at`."""
     most: tuple[float, ...] | None = None
     """See `SplitMemory.assign`."""
-    clusters: Callable[[Columns], NDArray[np.uint64]] | None = None
-    """Keys of the near-copies of rows, shape [rows] or [rows, keys]."""
+    clusters: Callable[[NDArray[np.int64]], NDArray[np.uint64]] | None = None
+    """Keys of the near-copies of texts by `text_at`, shape [texts] or [texts, keys]."""
 
 
 @dataclass(frozen=True)
@@ -76,31 +76,36 @@ class Resolved:
     """text_key, label, rows, chosen and text_at of one of the rows, for each of several labels of a text."""
     relabelled: int
     """Test rows whose label is another than before."""
-    texts: NDArray[np.uint64]
+    texts: Hashes
     """Keys of the texts whose rows were looked at."""
 
 
-def resolve(known: Columns, new: Columns, removed: Columns, policy: Policy, memory: SplitMemory) -> Resolved:
+def resolve(index: Columns, leaving: Mask, new: Columns, policy: Policy, memory: SplitMemory) -> Resolved:
     """What becomes of the rows that are new, and of those that share an id or a text with these or with removed ones.
 
     Args:
-        known: rows of the index that hold, without the removed ones.
-        new: rows of tonight, with the columns of the index but for label, split and state.
+        index: rows that held until tonight.
+        leaving: which of them are removed.
+        new: rows of tonight, with the columns of the index but for label, split and state; `hashed` is their split by
+            hash.
         memory: learns the splits of the rows that are taken.
     """
-    ids = _nonzero(new["id_key"], removed["id_key"])
-    touched = _among(known["id_key"], ids)
-    texts = _nonzero(new["text_key"], removed["text_key"], known["text_key"][touched])
-    before = take(known, touched | _among(known["text_key"], texts))
+    removed = take(index, leaving)
+    ids = distinct(new["id_key"], removed["id_key"])
+    touched = among(index["id_key"], ids)
+    texts = distinct(new["text_key"], removed["text_key"], index["text_key"][touched & ~leaving])
+    before = take(index, (touched | among(index["text_key"], texts)) & ~leaving)
     num_new = len(new["facts"])
     undecided = {"place": np.full(num_new, NEW), "label": np.full(num_new, -1, np.int16)}
     undecided |= {name: np.full(num_new, -1, np.int8) for name in ("split", "state")}
-    before["text_rest"] = np.zeros(len(before["facts"]), np.uint64)
+    before["hashed"] = np.full(len(before["facts"]), -1, np.int8)
     rows = joined([before, new | undecided])
 
     state = _newest_versions(rows, ids)
     label, split = np.full(len(state), -1, np.int16), np.full(len(state), -1, np.int8)
-    votes = _choose(rows, state, label, split, policy, memory)
+    may_be = np.flatnonzero(state == _OPEN)
+    chosen, votes = _choose({name: rows[name][may_be] for name in _CHOSEN_BY}, policy, memory)
+    state[may_be], label[may_be], split[may_be] = (chosen[name] for name in ("state", "label", "split"))
     changed = (rows["place"] == NEW) | (state != rows["state"]) | (label != rows["label"]) | (split != rows["split"])
     superseded = [removed["place"], rows["place"][changed & (rows["place"] != NEW)]]
     relabelled = _relabelled([before, removed], rows | {"state": state, "label": label, "split": split})
@@ -108,76 +113,79 @@ def resolve(known: Columns, new: Columns, removed: Columns, policy: Policy, memo
     return Resolved(take(rows, changed), np.concatenate(superseded), votes, relabelled, texts)
 
 
-def _newest_versions(rows: Columns, ids: NDArray[np.uint64]) -> NDArray[np.int8]:
+def _newest_versions(rows: Columns, ids: Hashes) -> NDArray[np.int8]:
     """The state of each row as far as ids decide it, _OPEN for the rest.
 
     The newest version of an id is that with the latest `updated` or else `time`; of several with one time that which
     was seen first in the latest refresh. A version that is quarantined replaces none.
     """
-    own, here = rows["own_label"], _among(rows["id_key"], ids)
-    state = np.where((rows["state"] == REPLACED) & ~here, REPLACED, _OPEN).astype(np.int8)
+    own, state = rows["own_label"], np.full(len(rows["state"]), _OPEN, np.int8)
+    replaced = np.flatnonzero(rows["state"] == REPLACED)
+    state[replaced[~among(rows["id_key"][replaced], ids)]] = REPLACED
     state[(own == DELETED_LABEL) & (state == _OPEN)] = DELETED
     state[own == QUARANTINED_LABEL] = QUARANTINED
-    versions = np.flatnonzero(here & (own != QUARANTINED_LABEL))
+    several = repeated(rows["id_key"])
+    versions = np.flatnonzero(among(rows["id_key"], several[among(several, ids)]) & (own != QUARANTINED_LABEL))
+    rows = take(rows, versions)
     when = np.where(rows["updated"] == NO_TIME, rows["time"], rows["updated"])
-    order = versions[np.lexsort([column[versions] for column in (rows["facts"], rows["seen"], when, rows["id_key"])])]
-    same = rows["id_key"][order]
-    earlier = order[:-1][same[:-1] == same[1:]]
-    state[earlier[own[earlier] != DELETED_LABEL]] = REPLACED
+    order = np.lexsort([rows["facts"], rows["seen"], when, rows["id_key"]])
+    earlier = order[:-1][rows["id_key"][order[:-1]] == rows["id_key"][order[1:]]]
+    state[versions[earlier[rows["own_label"][earlier] != DELETED_LABEL]]] = REPLACED
     return state
 
 
-def _choose(
-    rows: Columns,
-    state: NDArray[np.int8],
-    label: NDArray[np.int16],
-    split: NDArray[np.int8],
-    policy: Policy,
-    memory: SplitMemory,
-) -> pd.DataFrame:
-    """Take one row of each text: fills in the states that are open, labels and splits, and returns the votes."""
-    at = np.flatnonzero(state == _OPEN)
-    few = take(rows, at)
-    keys = {"id": few["id_key"], "text": few["text_key"]}
-    if few["group_key"].any():
-        keys["group"] = few["group_key"]
+def _choose(rows: Columns, policy: Policy, memory: SplitMemory) -> tuple[Columns, pd.DataFrame]:
+    """Take one row of each text: state, label and split of the rows, and the votes."""
+    keys = {"id": rows["id_key"], "text": rows["text_key"]}
+    if rows["group_key"].any():
+        keys["group"] = rows["group_key"]
     if policy.clusters is not None:
-        keys["cluster"] = policy.clusters(few)
-    given = few["given"] if (few["given"] >= 0).any() else None
-    assigned = memory.assign(keys, lambda some: policy.hashed(take(few, some)), given=given, most=policy.most)
-    first, order, starts = _best(few, assigned, policy)
+        keys["cluster"] = policy.clusters(rows["text_at"])
 
+    def hashed(some: Rows) -> NDArray[np.int8]:
+        splits: NDArray[np.int8] = rows["hashed"][some]
+        if (earlier := splits < 0).any():
+            splits[earlier] = policy.hashed(rows["text_at"][some[earlier]])
+        return splits
+
+    given = rows["given"] if (rows["given"] >= 0).any() else None
+    assigned = memory.assign(keys, hashed, given=given, most=policy.most)
+    has_split = assigned.splits != NO_SPLIT
+    state, label = np.where(has_split, TAKEN, LEFT_OUT).astype(np.int8), rows["own_label"].copy()
+
+    # Most texts have one row.
+    at = np.flatnonzero(among(rows["text_key"], repeated(rows["text_key"])))
+    few = take(rows, at)
+    first, order, starts = _best(few, has_split[at], policy)
     own = few["own_label"][order]
-    several = np.empty(0, np.intp)
-    if len(own):
-        several = np.flatnonzero(np.minimum.reduceat(own, starts) != np.maximum.reduceat(own, starts))
-    label[at[first]] = few["own_label"][first]
+    several = np.flatnonzero(np.minimum.reduceat(own, starts) != np.maximum.reduceat(own, starts))
     votes = _votes(few, first, order, starts, several, policy)
     chosen = votes[votes["chosen"]]
     label[at[chosen["row"]]] = chosen["label"]
 
     run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(order))))
-    kept = assigned.splits[first] != NO_SPLIT
+    kept = has_split[at[first]]
     fate = np.where(kept, MERGED, LEFT_OUT)
     if policy.conflicts == "drop":
         fate[several], kept[several] = CONFLICTING, False
     state[at[order]] = fate[run]
     state[at[first[kept]]] = TAKEN
-    split[at[first[kept]]] = assigned.splits[first[kept]]
-    label[at[first[~kept]]] = -1
-    memory.remember(assigned, state[at] == TAKEN, state[at] == MERGED)
-    return votes.drop(columns="row")
+    memory.remember(assigned, state == TAKEN, state == MERGED)
+    found = {"state": state, "label": label, "split": assigned.splits.copy()}
+    for name in ("label", "split"):
+        found[name][state != TAKEN] = -1
+    return found, votes.drop(columns="row")
 
 
-def _best(rows: Columns, assigned: Assigned, policy: Policy) -> tuple[Rows, Rows, Rows]:
+def _best(rows: Columns, has_split: Mask, policy: Policy) -> tuple[Rows, Rows, Rows]:
     """The best row of each text, all rows sorted by text, and where each text begins among these."""
     # By `given` + 1, of the rows that the source gives no split first, then as SPLITS: train comes last.
     preference = np.array([0, 2, 1, 0], np.int8)[rows["given"] + 1]
     when = np.where(rows["time"] == NO_TIME, 0, rows["time"])
-    rank = (assigned.splits == NO_SPLIT, preference, when if policy.keep_oldest else -when)
+    rank = (~has_split, preference, when if policy.keep_oldest else -when)
     order = np.lexsort([*reversed(rank), rows["text_key"]])
     text = rows["text_key"][order]
-    starts = np.flatnonzero(np.append(True, text[1:] != text[:-1])) if len(text) else np.empty(0, np.intp)
+    starts = np.flatnonzero(np.append(True, text[1:] != text[:-1]))[: len(text)]
     first = order[starts].copy()
     run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(order))))
     tied = np.ones(len(order), bool)
@@ -238,25 +246,3 @@ def _relabelled(before: list[Columns], after: Columns) -> int:
     )
     both = old.index.intersection(new.index)
     return int((old[both] != new[both]).sum())
-
-
-def _nonzero(*columns: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The values of the columns but for 0, sorted, each once."""
-    # np.unique takes ten times as long: numpy 2.3 and newer build a table of hashes first.
-    values = np.sort(np.concatenate(columns))
-    found: NDArray[np.uint64] = values[np.diff(values, prepend=np.uint64(0)) != 0]
-    return found
-
-
-def _among(values: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> Mask:
-    """Which values are among the sorted ones; all are hashes."""
-    # Few of many are: their last 20 bits rule out nearly all others, in a tenth of the time of a search.
-    last = np.uint64((1 << 20) - 1)
-    may_be = np.zeros(1 << 20, bool)
-    may_be[wanted & last] = True
-    found: Mask = may_be[values & last]
-    some = np.flatnonzero(found)
-    if len(some):
-        places = np.minimum(np.searchsorted(wanted, values[some]), len(wanted) - 1)
-        found[some] = wanted[places] == values[some]
-    return found

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nightgate.config.data import Data
 from nightgate.config.pipeline import Pipeline
@@ -82,6 +85,23 @@ def hashed_shares(pipeline: Pipeline) -> dict[str, float]:
     """Shares split off by hash from all rows, or from the training rows for a split that the source lacks."""
     given = given_splits(pipeline)
     return {part: 0.0 if part in given else getattr(pipeline.split, part) for part in ("validation", "test")}
+
+
+def sides_of(keys: Iterable[str], *, seed: int, validation: float, test: float) -> NDArray[np.int8]:
+    """The splits of fingerprints or groups by their hash alone: 0 train, 1 validation, 2 test.
+
+    Test comes first, so that another `validation` share moves no row in or out of it.
+    """
+    seeded = hashlib.sha256(f"{seed}\n".encode())
+
+    def hashed() -> Iterator[int]:
+        for key in keys:
+            digest = seeded.copy()
+            digest.update(key.encode())
+            yield int.from_bytes(digest.digest()[:6], "big")
+
+    places = np.fromiter(hashed(), np.float64) / 2**48
+    return np.where(places < test, 2, np.where(places < test + validation, 1, 0)).astype(np.int8)
 
 
 def label_meaning(pipeline: Pipeline, classes: Sequence[str]) -> LabelMeaning:

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nightgate.config.pipeline import Pipeline
-from nightgate.data.batches import Columns
+from nightgate.data.columns import Columns, take
 from nightgate.data.deltas import (
     AGAIN,
     TAKEN,
@@ -40,14 +40,13 @@ from nightgate.data.deltas import (
     read_chain,
     read_signed,
     signed,
-    take,
 )
-from nightgate.data.normalization import fingerprint, text_keys
 from nightgate.data.rules import SPLITS, label_meaning, memory_of, version_of_rules
 from nightgate.data.split_memory import hashes_of
 from nightgate.durable_files import sync
 from nightgate.errors import SnapshotError, first_line, storage_errors
 from nightgate.label_meaning import LabelMeaning
+from nightgate.text_rules import fingerprint
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -203,6 +202,11 @@ def facts_of(texts_of: TextsOf, places: NDArray[np.int64], names: Sequence[str])
         found["fingerprint"] = pa.array(map(fingerprint, texts.to_pylist()), pa.string())
         found |= {name: pc.coalesce(found[name], found["fingerprint"]) for name in named}
     return found
+
+
+def text_keys(fingerprints: Iterable[str]) -> NDArray[np.uint64]:
+    """The first halves of fingerprints as numbers."""
+    return np.array([int(mark[:16], 16) for mark in fingerprints], np.uint64)
 
 
 def version_of(snapshot: Snapshot, pipeline: Pipeline) -> str:

@@ -17,7 +17,7 @@ bytes of disk: of 10 million rows that come to as many, three are taken for know
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +28,14 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from nightgate.data.columns import among, repeated
 from nightgate.durable_files import replacing
 from nightgate.errors import SnapshotError, first_line, storage_errors
 
 Keys = NDArray[np.uint64]
 """Hashes of one kind, shape [rows] or [rows, keys of a row]; 0: the row has none."""
+Entries = NDArray[np.uint64]
+"""Keys whose last two bits hold their split, sorted."""
 Codes = NDArray[np.int8]
 Mask = NDArray[np.bool_]
 
@@ -58,7 +61,7 @@ _TRAINED = 3
 """Code of a key whose split is test, but of which a row was trained on before that: by a model of another snapshot."""
 _NO_KEYS = np.empty(0, np.uint64)
 _CODE = np.uint64(3)
-"""The bits of an entry that hold its split; the others are its key."""
+"""The bits of an entry that hold its split; those of a key are 0."""
 _ON_DISK = pa.schema([pa.field("entry", pa.uint64(), nullable=False)])
 
 
@@ -80,12 +83,11 @@ class SplitMemory:
     """Keys and their splits."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[Keys, Codes]] = []
-        """Sorted keys and their splits: those of the files, then those that were learnt since."""
-        self._trained: dict[str, Keys] = {}
-        """Keys with the code _TRAINED, by file."""
+        self._files: dict[str, Entries] = {}
+        self._known: list[Entries] = []
+        """Those of the files, then those that were learnt since."""
         self._undecided = _NO_KEYS
-        self._unwritten: list[tuple[Keys, Codes]] = []
+        self._unwritten: list[Entries] = []
 
     @classmethod
     def open(cls, folder: Path, files: Sequence[str]) -> SplitMemory:
@@ -95,13 +97,10 @@ class SplitMemory:
             SnapshotError: a file is missing or damaged: fill a new memory with `recall`.
         """
         memory = cls()
-        found = [(name, *_read(folder / name)) for name in files]
-        for name, keys, codes in found:
-            memory._trained[name] = keys[codes == _TRAINED]
-        for files_of_run in (found[:1], found[1:]):
-            if files_of_run:
-                keys, codes = (np.concatenate([parts[place] for parts in files_of_run]) for place in (1, 2))
-                memory._known.append(_sorted(keys[codes != _TRAINED], codes[codes != _TRAINED]))
+        memory._files = {name: _read(folder / name) for name in files}
+        # The first file has the most by far, and is sorted.
+        first, others = list(memory._files.values())[:1], list(memory._files.values())[1:]
+        memory._known = [*first, np.sort(np.concatenate([_NO_KEYS, *others]))]
         return memory
 
     def assign(
@@ -125,35 +124,40 @@ class SplitMemory:
         """
         num_rows = len(next(iter(keys.values())))
         least, known = np.full(num_rows, TEST + 1, np.int8), np.full(num_rows, _UNKNOWN, np.int8)
-        unknown: dict[str, list[Keys]] = {}
-        for kind, column in _columns(keys):
-            splits = self._split_of(column)
-            least = np.where(splits == _UNKNOWN, least, np.minimum(least, splits))
-            known = np.maximum(known, splits)
-            unknown.setdefault(kind, []).append(np.where(splits == _UNKNOWN, column, np.uint64(0)))
+        unknown: dict[str, Keys] = {}
+        for kind, columns in _columns(keys):
+            for column in columns:
+                splits = self._split_of(column)
+                least = np.where(splits == _UNKNOWN, least, np.minimum(least, splits))
+                known = np.maximum(known, splits)
+                column[splits != _UNKNOWN] = 0
+            unknown[kind] = columns
         reasons = np.where((known != _UNKNOWN) & (least != known), 1, 0).astype(np.int8)
         anchors = known.copy()
         if given is not None:
             reasons[(reasons == 0) & (known != _UNKNOWN) & (given != _UNKNOWN) & _differs(given, known)] = 3
             anchors = np.where((known == _UNKNOWN) & (given > TRAIN), given, anchors).astype(np.int8)
 
-        # Rows that are left out tie nothing together.
-        linking = ["group"] if "group" in keys else list(unknown)
-        links = [np.where(reasons == 0, column, np.uint64(0)) for kind in linking for column in unknown[kind]]
-        component = _components(links, num_rows)
-        of_component = np.full(num_rows, _UNKNOWN, np.int8)
-        anchored = np.flatnonzero((reasons == 0) & (anchors != _UNKNOWN))
+        for columns in unknown.values():
+            columns[:, reasons != 0] = 0  # rows that are left out tie nothing together
+        tied, component = _components([unknown["group"]] if "group" in keys else [*unknown.values()])
+        of_component = np.full(component.max(initial=-1) + 1, _UNKNOWN, np.int8)
         # Of several known splits test wins, then validation: the training copies leave.
-        np.maximum.at(of_component, component[anchored], anchors[anchored])
-        first = _representatives(component, keys["text"] if "text" in keys else component.astype(np.uint64))
-        first = first[of_component[component[first]] == _UNKNOWN]
-        drawn = hashed(first)
+        np.maximum.at(of_component, component, anchors[tied])
+        # Others get that of the row with the smallest text, by hash.
+        order = np.lexsort([keys["text"][tied] if "text" in keys else tied, component])
+        first = tied[order[np.unique(component[order], return_index=True)[1]]]
+        alone = (anchors == _UNKNOWN) & (reasons == 0)
+        alone[tied] = False
+        is_open = of_component == _UNKNOWN
+        drawn = hashed(np.concatenate([np.flatnonzero(alone), first[is_open]]))
         if most is not None:
-            sizes = np.bincount(component, minlength=num_rows)[component[first]]
+            sizes = np.ones(len(drawn), np.int32)
+            sizes[len(drawn) - is_open.sum() :] = np.bincount(component)[is_open]
             drawn = np.where(sizes > np.asarray(most)[drawn], TRAIN, drawn)
-        of_component[component[first]] = drawn
-
-        splits = of_component[component]
+        splits = anchors.copy()
+        splits[alone], of_component[is_open] = np.split(drawn, [alone.sum()])
+        splits[tied] = of_component[component]
         reasons[(reasons == 0) & (anchors != _UNKNOWN) & (splits != anchors)] = 2
         if "group" in keys:
             for column in unknown.get("cluster", ()):
@@ -171,23 +175,23 @@ class SplitMemory:
             merged: rows whose text a taken row has: their ids follow it, shape [rows].
         """
         assert (assigned.splits[taken] != LEFT_OUT).all()
-        columns = list(_columns(assigned.keys))
         # A training row that leaves for a test row of its cluster: earlier models were trained on it.
         leaving = (assigned.reasons == 2) & (assigned.known != _UNKNOWN) & (assigned.known != TEST)
-        self._note_trained(column[leaving] for kind, column in columns if kind == "cluster")
-        self._learn(
-            np.concatenate([column[taken] for _, column in columns]), np.tile(assigned.splits[taken], len(columns))
-        )
+        for kind, columns in _columns(assigned.keys, leaving):
+            if kind == "cluster":
+                self._note_trained(columns.ravel())
+        for _, columns in _columns(assigned.keys, taken):
+            self._learn(columns.ravel(), np.tile(assigned.splits[taken], len(columns)))
         if merged is not None and "id" in assigned.keys:
-            of_kind = dict(columns)
-            self._learn(of_kind["id"][merged], self._split_of(of_kind["text"][merged]))
+            of_kind = dict(_columns(assigned.keys, merged))
+            self._learn(of_kind["id"].ravel(), self._split_of(of_kind["text"].ravel()))
 
     def recall(self, keys: Mapping[str, Keys], splits: Codes) -> None:
         """Keep the splits of the rows of an earlier snapshot, newest snapshot first: after an upgrade or a loss.
 
         A key that the snapshot has on two sides stays open until `assign`; that it was trained on is remembered.
         """
-        for _, column in _columns(keys):
+        for _, [column] in _columns(keys):
             used = column != 0
             order = np.argsort(column[used], kind="stable")
             unique, start = np.unique(column[used][order], return_index=True)
@@ -199,7 +203,7 @@ class SplitMemory:
             fresh = (split == _UNKNOWN) & ~np.isin(unique, self._undecided)
             self._undecided = np.union1d(self._undecided, unique[fresh & (least != largest)])
             self._learn(unique[fresh & (least == largest)], least[fresh & (least == largest)])
-            self._note_trained([unique[(least != TEST) & ~np.isin(self._split_of(unique), (TRAIN, VALIDATION))]])
+            self._note_trained(unique[(least != TEST) & ~np.isin(self._split_of(unique), (TRAIN, VALIDATION))])
 
     def write(self, folder: Path) -> list[str]:
         """Write what was learnt since `open` to a new file: its name, or nothing where nothing was.
@@ -209,14 +213,13 @@ class SplitMemory:
         """
         if not self._unwritten:
             return []
-        entries = np.sort(np.concatenate([keys | codes.astype(np.uint64) for keys, codes in self._unwritten]))
-        name = f"{hashlib.sha256(entries.tobytes()).hexdigest()[:16]}.parquet"
+        entries = np.sort(np.concatenate(self._unwritten))
+        name = f"{hashlib.sha256(entries.data).hexdigest()[:16]}.parquet"
         with storage_errors(folder), replacing(folder / name) as draft:
             table = pa.table([pa.array(entries)], schema=_ON_DISK)
             encoding = {"entry": "DELTA_BINARY_PACKED"}
             pq.write_table(table, draft, compression="zstd", use_dictionary=False, column_encoding=encoding)
-        self._trained[name] = entries[entries & _CODE == _TRAINED] & ~_CODE
-        self._unwritten = []
+        self._files[name], self._unwritten = entries, []
         return [name]
 
     def trained_on(self, keys: Mapping[str, Keys], files: Collection[str] = ()) -> Mask:
@@ -225,35 +228,34 @@ class SplitMemory:
         Args:
             files: those that the model's own snapshot names; () for a snapshot from before there were any.
         """
-        columns = [column for _, column in _columns(keys)]
-        found = np.zeros(len(columns[0]), bool)
-        earlier = [trained for name, trained in self._trained.items() if name not in files]
-        before = np.concatenate([*earlier, _NO_KEYS])
-        for column in columns:
-            found |= np.isin(self._split_of(column), (TRAIN, VALIDATION)) | np.isin(column, before)
-        return found
+        earlier = np.concatenate([_NO_KEYS, *(found for name, found in self._files.items() if name not in files)])
+        before = earlier[earlier & _CODE == _TRAINED] & ~_CODE
+        found = [
+            (np.isin(self._split_of(column), (TRAIN, VALIDATION)) | np.isin(column, before))
+            for _, columns in _columns(keys)
+            for column in columns
+        ]
+        return np.asarray(np.any(found, axis=0))
 
     def _split_of(self, keys: Keys) -> Codes:
         splits = np.full(len(keys), _UNKNOWN, np.int8)
-        for known, known_splits in self._known:
-            if not len(known):
-                continue
-            places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-            splits = np.where((splits == _UNKNOWN) & (known[places] == keys), known_splits[places], splits)
+        for known in self._known:
+            if len(known):
+                # An entry differs from its key by the code alone.
+                code = known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] ^ keys
+                splits = np.where((splits == _UNKNOWN) & (code < _TRAINED), code.astype(np.int8), splits)
         return splits
 
     def _learn(self, keys: Keys, splits: Codes) -> None:
         """Add the keys that are not known yet."""
         fresh = (keys != 0) & (splits != _UNKNOWN) & (self._split_of(keys) == _UNKNOWN)
         if fresh.any():
-            self._known.append(_sorted(keys[fresh], splits[fresh]))
+            self._known.append(_entries(keys[fresh], splits[fresh]))
             self._unwritten.append(self._known[-1])
 
-    def _note_trained(self, keys: Iterable[Keys]) -> None:
-        found = np.unique(np.concatenate([*keys, _NO_KEYS]))
-        found = found[found != 0]
-        if len(found):
-            self._unwritten.append((found, np.full(len(found), _TRAINED, np.int8)))
+    def _note_trained(self, keys: Keys) -> None:
+        if keys.any():
+            self._unwritten.append(_entries(keys[keys != 0], np.int8(_TRAINED)))
 
 
 def hash_of(value: str) -> int:
@@ -270,11 +272,11 @@ def hashes_of(values: Sequence[str | None]) -> NDArray[np.uint64]:
     return found
 
 
-def _columns(keys: Mapping[str, Keys]) -> Iterator[tuple[str, Keys]]:
-    """Each kind and a column of its keys, with the kind mixed in; 0 stays 0."""
+def _columns(keys: Mapping[str, Keys], rows: Mask | slice = slice(None)) -> Iterator[tuple[str, Keys]]:
+    """Each kind and its keys with the kind mixed in, shape [keys of a row, rows]; 0 stays 0."""
     for kind, matrix in keys.items():
-        for column in (matrix,) if matrix.ndim == 1 else matrix.T:
-            yield kind, np.where(column == 0, column, (column ^ _KINDS[kind]) << 16 >> 14)
+        columns = np.ascontiguousarray(np.atleast_2d(matrix[rows].T))
+        yield kind, np.where(columns == 0, columns, (columns ^ _KINDS[kind]) << 16 >> 14)
 
 
 def _differs(given: Codes, splits: Codes) -> Mask:
@@ -282,38 +284,28 @@ def _differs(given: Codes, splits: Codes) -> Mask:
     return np.asarray(np.where(given == TRAIN, splits == TEST, splits != given))
 
 
-def _components(columns: Sequence[Keys], num_rows: int) -> NDArray[np.intp]:
-    """Number of each row's component: rows that share a key in a column are in one, shape [rows]."""
-    keys = np.concatenate([*columns, _NO_KEYS])
-    # Most keys occur once: sorting values alone takes a fifth of sorting places.
-    inorder = np.sort(keys)
-    repeated = np.unique(inorder[1:][(inorder[1:] == inorder[:-1]) & (inorder[1:] != 0)])
-    if not len(repeated):
-        return np.arange(num_rows)
-    places = np.flatnonzero(repeated[np.minimum(np.searchsorted(repeated, keys), len(repeated) - 1)] == keys)
-    places = places[np.argsort(keys[places], kind="stable")]
-    same = keys[places][1:] == keys[places][:-1]
-    pairs = (places[:-1][same] % num_rows, places[1:][same] % num_rows)
-    graph = coo_array((np.ones(len(pairs[0]), bool), pairs), shape=(num_rows, num_rows))
-    return np.asarray(connected_components(graph, directed=False)[1], np.intp)
+def _components(kinds: Sequence[Keys]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows that share a key with another one, ascending, and for each the number of its component."""
+    ones, others = [np.empty(0, np.intp)], [np.empty(0, np.intp)]
+    for columns in kinds:
+        keys = columns.ravel()
+        places = np.flatnonzero(among(keys, repeated(keys)))
+        places = places[np.argsort(keys[places], kind="stable")]
+        same = keys[places][1:] == keys[places][:-1]
+        ones.append(places[:-1][same] % columns.shape[1])
+        others.append(places[1:][same] % columns.shape[1])
+    rows, ends = np.unique(np.concatenate([*ones, *others]), return_inverse=True)
+    pairs = np.split(ends, 2)
+    graph = coo_array((np.ones(len(pairs[0]), bool), (pairs[0], pairs[1])), shape=(len(rows), len(rows)))
+    return rows, np.asarray(connected_components(graph, directed=False)[1], np.intp)
 
 
-def _sorted(keys: Keys, splits: Codes) -> tuple[Keys, Codes]:
-    """The keys, sorted, each once, and their splits."""
+def _entries(keys: Keys, codes: Codes | np.int8) -> Entries:
+    """The keys with their splits, sorted, each once."""
     # np.unique takes ten times as long: numpy 2.3 and newer build a table of hashes first.
-    entries = np.sort(keys | splits.astype(np.uint64))
-    keys = entries & ~_CODE
-    first = np.append(True, keys[1:] != keys[:-1])
-    return keys[first], (entries[first] & _CODE).astype(np.int8)
-
-
-def _representatives(component: NDArray[np.intp], by: Keys) -> NDArray[np.intp]:
-    """The row with the smallest key of each component."""
-    alone = np.bincount(component)[component] == 1
-    several = np.flatnonzero(~alone)
-    several = several[np.lexsort((by[several], component[several]))]
-    first = np.unique(component[several], return_index=True)[1]
-    return np.concatenate([np.flatnonzero(alone), several[first]])
+    entries = np.sort(keys | codes.astype(np.uint64))
+    found: Entries = entries[np.diff(entries & ~_CODE, prepend=np.uint64(0)) != 0]
+    return found
 
 
 def _largest(column: Keys, values: Codes) -> Codes:
@@ -324,14 +316,14 @@ def _largest(column: Keys, values: Codes) -> Codes:
     return np.where(column == 0, LEFT_OUT, largest[inverse]).astype(np.int8)
 
 
-def _read(path: Path) -> tuple[Keys, Codes]:
+def _read(path: Path) -> Entries:
     try:
         # A year has a file a night: read_table takes four times as long for a small one.
         with pq.ParquetFile(path) as file:
-            entries = file.read(["entry"])["entry"].to_numpy()
+            entries: Entries = file.read(["entry"])["entry"].to_numpy()
     except (OSError, KeyError, pa.ArrowException) as error:
         raise SnapshotError(
             f"the splits in {path} cannot be read: {first_line(error)}",
             next_step="restore the file from a backup, or let the next refresh fill it again from the snapshots",
         ) from error
-    return entries & ~_CODE, (entries & _CODE).astype(np.int8)
+    return entries

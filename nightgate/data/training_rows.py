@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nightgate.config.pipeline import Pipeline
 from nightgate.config.values import duration
-from nightgate.data.batches import Columns
+from nightgate.data.columns import Columns
 from nightgate.data.deltas import Chain
 from nightgate.data.rules import SPLITS, given_splits
 from nightgate.data.snapshots import Snapshot, facts_of

@@ -22,7 +22,8 @@ from sqlalchemy.orm import Session
 
 from nightgate.config.schedule import Schedule
 from nightgate.config.values import duration
-from nightgate.data.deltas import TAKEN, take
+from nightgate.data.columns import take
+from nightgate.data.deltas import TAKEN
 from nightgate.data.snapshots import ONE_FILE, Snapshot, open_snapshot
 from nightgate.database.gate_schema import Anchor, Freeze
 from nightgate.database.schema import Promotion, Run

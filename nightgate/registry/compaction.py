@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from nightgate.data.columns import take
 from nightgate.data.deltas import (
     DELTA_FILE,
     DELTAS,
@@ -35,7 +36,6 @@ from nightgate.data.deltas import (
     read_delta,
     read_signed,
     signed,
-    take,
 )
 from nightgate.data.snapshots import MANIFEST_FILE
 from nightgate.data.tip import LOCK_FILE, Tip, read_tip, remove_leftovers, write_tip

@@ -23,9 +23,8 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from nightgate.data.near_duplicates import NearDuplicates, canonical_keys
-from nightgate.data.normalization import text_keys
 from nightgate.data.rules import SPLITS, memory_of
-from nightgate.data.snapshots import Snapshot, open_snapshot
+from nightgate.data.snapshots import Snapshot, open_snapshot, text_keys
 from nightgate.data.split_memory import Keys, SplitMemory, hashes_of
 from nightgate.data.tip import MEMORY, NEAR, read_tip
 from nightgate.database import schema

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from nightgate.data.batches import Columns
-from nightgate.data.deltas import MERGED, TAKEN, Chain, described, signed, take
+from nightgate.data.columns import Columns, take
+from nightgate.data.deltas import MERGED, TAKEN, Chain, described, signed
 from nightgate.data.rules import SPLITS
 from nightgate.data.snapshots import MANIFEST_FILE, Snapshot, id_of_rows, open_snapshot, snapshot_id
 from nightgate.data.split_memory import hashes_of

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightgate.data.normalization import fingerprint, side_of
+from nightgate.data.rules import sides_of
 from nightgate.data.split_memory import LEFT_OUT, TEST, TRAIN, VALIDATION, Assigned, Keys, SplitMemory, hash_of
 from nightgate.errors import SnapshotError
+from nightgate.text_rules import fingerprint
 
 SPLITS = ("train", "validation", "test")
 
@@ -29,7 +31,7 @@ class Row:
 
     def side(self) -> int:
         """By hash alone."""
-        return SPLITS.index(side_of(self.group or fingerprint(self.text), seed=42, validation=0.2, test=0.3))
+        return int(sides_of([self.group or fingerprint(self.text)], seed=42, validation=0.2, test=0.3)[0])
 
 
 def keys_of(rows: Sequence[Row]) -> dict[str, Keys]:
@@ -232,7 +234,7 @@ def test_files_are_only_added_and_hold_each_key_once(tmp_path: Path) -> None:
     assert len(files) == 2
     assert {file: (tmp_path / file).read_bytes() for file in files[:1]} == content
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
-    assert sum(len(known) for known, _ in SplitMemory.open(tmp_path, files)._known) == 102
+    assert sum(pq.read_metadata(tmp_path / file).num_rows for file in files) == 102
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"PAR1")])

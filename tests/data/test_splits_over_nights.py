@@ -11,17 +11,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from nightgate.config.checks import CheckName
 from nightgate.data.near_duplicates import canonical_text
-from nightgate.data.normalization import fingerprint, side_of
 from nightgate.data.refresh import refresh
-from nightgate.data.rules import SPLITS, rules_of
+from nightgate.data.rules import SPLITS, rules_of, sides_of
 from nightgate.data.snapshots import Snapshot, write_snapshot
 from nightgate.home import Home
 from nightgate.registry.leakage import Line, keys_of, trained_on
+from nightgate.text_rules import fingerprint
 from tests.support import reviews
 from tests.support.near_copies import near_copy, review
 
@@ -108,8 +109,7 @@ def test_after_an_upgrade_every_row_keeps_its_split_and_of_near_copies_the_train
     old = pd.DataFrame(rows).rename(columns={"id": "row_id"})
     old["fingerprint"] = old["text"].map(fingerprint)
     old = old.drop_duplicates("fingerprint").sort_values("fingerprint", ignore_index=True)
-    shares = {"seed": 42, "validation": 0.2, "test": 0.2}
-    old["split"] = [side_of(mark, **shares) for mark in old["fingerprint"]]
+    old["split"] = np.take(SPLITS, sides_of(old["fingerprint"], seed=42, validation=0.2, test=0.2))
     old = old.assign(label=(old["stars"] == 5).astype(int)).drop(columns="stars")
     facts = {"group": False, "rows_total": len(old)}
     before = write_snapshot(home.snapshots / "kettles", old, rules_of(nights.pipeline), facts)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nightgate.data.deltas import TAKEN, take
+from nightgate.data.columns import take
+from nightgate.data.deltas import TAKEN
 from nightgate.data.refresh import refresh
 from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, snapshot_id
 from nightgate.errors import SnapshotError

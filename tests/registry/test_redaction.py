@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from nightgate.config.pipeline import Pipeline
-from nightgate.data.deltas import TAKEN, take
+from nightgate.data.columns import take
+from nightgate.data.deltas import TAKEN
 from nightgate.data.golden_rows import golden_set
 from nightgate.data.refresh import Refreshed, refresh
 from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, snapshot_id
