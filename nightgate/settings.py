@@ -80,6 +80,10 @@ class Settings(BaseSettings):
         default=SecretStr(""), description="Where the automations of the server report how nights end."
     )
 
+    def slot_limit(self, slot: str) -> int:
+        """How many runs may hold the slot at once."""
+        return self.slot_limits.get(slot, 1)
+
 
 def variable(field: str) -> str:
     """The environment variable of a field of `Settings`."""

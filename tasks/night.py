@@ -61,7 +61,6 @@ def _epoch_name(parameters: dict[str, Any]) -> str:
 
 
 STEPS = Steps(
-    take_slot=step("wait for slot {run.pipeline.resources.slot}")(steps.take_slot),
     refresh=step("refresh")(steps.refresh),
     decide=step("decide whether to train")(steps.decide),
     fine_tune=fine_tune,

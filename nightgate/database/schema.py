@@ -18,7 +18,7 @@ from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of,
 
 METADATA = Base.metadata
 """All tables, including those of the other modules."""
-HEAD = "0012"
+HEAD = "0013"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -187,27 +187,14 @@ class Attempt(Base):
     """Parts that a batch was split into, for lack of memory."""
     restarts: Mapped[int] = mapped_column(default=0, server_default="0")
     """Restarts of its training process after it made no progress."""
+    slot: Mapped[str | None]
+    """The slot that it held or waited for; NULL: none."""
+    slot_wait_seconds: Mapped[float | None]
+    """Until it held the slot; NULL: it never did. What Prefect's queue held back has waited before its start."""
     code_version: Mapped[str]
     prefect_flow_run_id: Mapped[str | None]
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
-
-
-class SlotRequest(OfAttempt, Base):
-    """An attempt's place in the queue for a slot: waiting, then holding it, then done."""
-
-    __tablename__ = "slot_request"
-    __table_args__ = (
-        of("run_id attempt", "attempt: run_id attempt"),
-        sa.Index(None, "slot", "released_at"),
-    )
-
-    slot: Mapped[str]
-    priority: Mapped[int]
-    requested_at: Mapped[datetime]
-    granted_at: Mapped[datetime | None]
-    released_at: Mapped[datetime | None]
-    """Also set when a waiting request is abandoned."""
 
 
 class Approval(Base):

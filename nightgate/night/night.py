@@ -24,7 +24,6 @@ from nightgate.training.protocol import EpochReport
 class Steps:
     """The functions that a night calls: the library's own, or wrappers of them."""
 
-    take_slot: Callable[[NightRun], None] = steps.take_slot
     refresh: Callable[[NightRun], Snapshot] = steps.refresh
     decide: Callable[[NightRun, Snapshot], RunRow | None] = steps.decide
     fine_tune: Callable[[NightRun, Snapshot, Callable[[EpochReport], object]], Trained] = steps.fine_tune
@@ -38,16 +37,16 @@ class Steps:
 
 def run_steps(run: NightRun, call: Steps) -> RunRow:
     """Run all steps of an open night; returns its row as it ended, or as it waits for an approval."""
-    call.take_slot(run)
-    snapshot = call.refresh(run)
-    if ended := call.decide(run, snapshot):
-        return ended
-    trained = call.fine_tune(run, snapshot, partial(call.record_epoch, run, snapshot))
-    scored = call.score_on_test(run, snapshot, trained)
-    served = call.try_serving(run, snapshot, scored)
-    judged = call.judge(run, snapshot, trained, scored, served)
-    version = call.register(run, snapshot, trained, judged)
-    return call.finish(run, scored, judged, version)
+    with steps.slot(run):
+        snapshot = call.refresh(run)
+        if ended := call.decide(run, snapshot):
+            return ended
+        trained = call.fine_tune(run, snapshot, partial(call.record_epoch, run, snapshot))
+        scored = call.score_on_test(run, snapshot, trained)
+        served = call.try_serving(run, snapshot, scored)
+        judged = call.judge(run, snapshot, trained, scored, served)
+        version = call.register(run, snapshot, trained, judged)
+        return call.finish(run, scored, judged, version)
 
 
 def run_night(

@@ -6,14 +6,16 @@ Each takes the run and what earlier steps returned: frozen values of ids, number
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
-from contextlib import closing
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
 import numpy as np
 
+from nightgate import locks
 from nightgate.analysis import seed_study
 from nightgate.data import refresh as data
 from nightgate.data.snapshots import Snapshot, open_snapshot
@@ -29,8 +31,9 @@ from nightgate.provenance import base_model_revision, environment
 from nightgate.registry import approvals, register, versions
 from nightgate.registry.register import Candidate
 from nightgate.registry.versions import VersionRow
-from nightgate.runs import inputs, lifecycle, records, slot_queue
+from nightgate.runs import inputs, lifecycle, records
 from nightgate.runs.run_row import RunRow
+from nightgate.settings import read_settings
 from nightgate.training import supervisor
 from nightgate.training.predictions import read_predictions
 from nightgate.training.protocol import EpochReport, Progress, TrainJob, TrainResult
@@ -41,11 +44,27 @@ LATE = timedelta(hours=1)
 """After its instant, a night over rows without times warns that it sees later ones."""
 
 
-def take_slot(run: NightRun) -> None:
-    """Wait until the pipeline's slot is free; the end of the run releases it."""
+@contextmanager
+def slot(run: NightRun) -> Iterator[None]:
+    """Hold the pipeline's slot. Under the work queue of the slot, which has the same limit, it is free at once."""
     resources = run.pipeline.resources
-    if resources.slot:
-        slot_queue.acquire(run.db, run.run_id, run.attempt, resources.slot, resources.priority, on_wait=log.info)
+    if not resources.slot:
+        yield
+        return
+    lifecycle.record_attempt(run.db, run.run_id, run.attempt, slot=resources.slot)
+    began = time.monotonic()
+    with locks.hold(
+        run.home,
+        locks.SLOT + resources.slot,
+        holder=str(run),
+        limit=read_settings().slot_limit(resources.slot),
+        priority=resources.priority,
+        on_wait=log.info,
+        check=run.heartbeat.check,
+    ):
+        waited = round(time.monotonic() - began, 3)
+        lifecycle.record_attempt(run.db, run.run_id, run.attempt, slot_wait_seconds=waited)
+        yield
 
 
 def refresh(run: NightRun) -> Snapshot:

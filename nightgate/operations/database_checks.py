@@ -11,6 +11,7 @@ from humanize import naturaldelta
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
+from nightgate import locks
 from nightgate.database.connection import database_url, parse_url, sqlite_path
 from nightgate.database.schema import Attempt, Run, Setting
 from nightgate.database.transactions import Database
@@ -22,7 +23,6 @@ from nightgate.operations.status import used_pipelines
 from nightgate.registry import champion_link, freezes
 from nightgate.registry.approvals import command, open_approvals
 from nightgate.runs.liveness import cause_of_death, now
-from nightgate.runs.slot_queue import SlotRow, queue
 from nightgate.settings import read_settings
 
 SECONDS = 3
@@ -44,7 +44,7 @@ def examine() -> Seen:
         return Seen(tuple(_blank(home)))
     with db:
         findings = [_writable(db), *place_findings(db.home.root, sqlite_path(_url(home)), mounts())]
-        findings += [*_shared_home(db, db.home), *_workers(db), *_runs(db), *_slots(db), *_approvals(db)]
+        findings += [*_shared_home(db, db.home), *_workers(db), *_runs(db), *_slots(db.home), *_approvals(db)]
         findings += [*_champion_links(db, db.home), *_freezes(db)]
         return Seen(findings, frozenset(used_pipelines(db)), _ahead(db))
 
@@ -170,21 +170,22 @@ def _runs(db: Database) -> Iterator[Finding]:
         yield Finding("ok", "runs", f"{len(found)} running, none of them dead")
 
 
-def _slots(db: Database) -> Iterator[Finding]:
-    limits, places = read_settings().slot_limits, queue(db)
-    if not places:
+def _slots(home: Home) -> Iterator[Finding]:
+    files = (home.root / "locks").glob(f"{locks.SLOT}*.*")
+    slots = sorted({path.name.removeprefix(locks.SLOT).partition(".")[0] for path in files})
+    found = [(slot, places) for slot in slots if (places := locks.queue(home, locks.SLOT + slot))]
+    for slot, places in found:
+        yield Finding("ok", "slots", f"{slot}: {_queue_text(places, read_settings().slot_limit(slot))}")
+    if not found:
         yield Finding("ok", "slots", "none is held or waited for")
-    for slot in dict.fromkeys(place.slot for place in places):
-        queued = [place for place in places if place.slot == slot]
-        yield Finding("ok", "slots", f"{slot}: {_queue_text(queued, limits.get(slot, 1))}")
 
 
-def _queue_text(places: list[SlotRow], limit: int) -> str:
-    holders = [place.pipeline for place in places if place.granted_at is not None]
-    waiting = [place for place in places if place.granted_at is None]
+def _queue_text(places: list[locks.Place], limit: int) -> str:
+    holders = [place.holder for place in places if not place.waits]
+    waiting = [place for place in places if place.waits]
     text = f"{len(holders)} of {limit} held" + (f" by {', '.join(holders)}" if holders else "")
     if waiting:
-        longest = datetime.now(UTC) - min(one.requested_at for one in waiting)
+        longest = datetime.now(UTC) - datetime.fromisoformat(min(one.since for one in waiting))
         text += f", {len(waiting)} waiting, the longest for {naturaldelta(longest)}"
     return text
 

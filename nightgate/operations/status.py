@@ -16,6 +16,7 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from nightgate import locks
 from nightgate.config.pipeline import Pipeline
 from nightgate.cron import instants
 from nightgate.database.queries import later_failures, tidy
@@ -26,7 +27,6 @@ from nightgate.pipeline_files import load_pipeline, pipeline_files
 from nightgate.registry.approvals import command, open_approvals
 from nightgate.registry.freezes import frozen
 from nightgate.runs.liveness import cause_of_death, now
-from nightgate.runs.slot_queue import queue
 from nightgate.training.progress import Recorded, read_progress
 
 COLUMNS = (
@@ -134,11 +134,14 @@ def _running(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
         present = now(session)
         return [(run, attempt, epoch, cause_of_death(attempt, present)) for run, attempt, epoch in found]
 
-    places = queue(db)
-    requests = {(place.run_id, place.attempt): place for place in places}
+    runs = db.read(read)
+    queues = {
+        slot: locks.queue(db.home, locks.SLOT + slot) for slot in {attempt.slot for _, attempt, *_ in runs} if slot
+    }
     waiting = []
-    for run, attempt, epochs_done, death in db.read(read):
-        place = requests.get((run.run_id, attempt.attempt))
+    for run, attempt, epochs_done, death in runs:
+        places = queues.get(attempt.slot or "", [])
+        ahead = [place.holder for place in places if place.waits]
         row: dict[str, Any] = {
             "section": "running",
             "pipeline": run.pipeline,
@@ -151,15 +154,14 @@ def _running(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
             "reason": death,
             "next_step": RECONCILE if death else "",
         }
-        if place is not None and place.granted_at is None and not death:
-            holders = [one.pipeline for one in places if one.slot == place.slot and one.granted_at]
+        if run.run_id in ahead and not death:
+            holders = ", ".join(place.holder for place in places if not place.waits)
             row |= {
                 "section": "waiting",
                 "status": "waiting",
-                "waits_for": f"slot {place.slot}",
-                "position": place.position,
-                "since": place.requested_at,
-                "reason": f"held by {', '.join(holders)}" if holders else "",
+                "waits_for": f"slot {attempt.slot}",
+                "position": ahead.index(run.run_id) + 1,
+                "reason": f"held by {holders}" if holders else "",
             }
             waiting.append(row)
         else:

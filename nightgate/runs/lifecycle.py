@@ -13,7 +13,7 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.database.schema import STATUSES, Approval, Attempt, Run, SlotRequest
+from nightgate.database.schema import STATUSES, Approval, Attempt, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import CrashedError, RegistryError
 from nightgate.runs.liveness import cause_of_death, now
@@ -21,7 +21,7 @@ from nightgate.runs.liveness import cause_of_death, now
 log = logging.getLogger(__name__)
 
 
-def record_attempt(db: Database, run_id: str, attempt: int, **facts: str | int) -> None:
+def record_attempt(db: Database, run_id: str, attempt: int, **facts: str | float) -> None:
     """Store what is known of an attempt, by column of the table `attempt`."""
 
     def work(session: Session) -> None:
@@ -119,15 +119,13 @@ def end(
     error_type: str | None = None,
     next_step: str | None = None,
 ) -> None:
-    """End a run with its attempt, or let it wait, and release its slot. `reason` None leaves the gate's."""
+    """End a run with its attempt, or let it wait. `reason` None leaves the gate's."""
     run.next_step = next_step or None
     run.announced_at = run.closed_at = None
     for row in (run, attempt_of(session, run)):
         row.status, row.error_type = status, error_type
         row.finished_at = None if status == "waiting" else moment
         row.reason = reason if reason is not None else row.reason
-    held = sa.update(SlotRequest).where(SlotRequest.run_id == run.run_id, SlotRequest.released_at.is_(None))
-    session.execute(held.values(released_at=now(session)).execution_options(synchronize_session=False))
 
 
 def record_decided(

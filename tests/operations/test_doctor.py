@@ -16,7 +16,7 @@ from syrupy.assertion import SnapshotAssertion
 
 from nightgate.config.schedule import Schedule
 from nightgate.database.connection import database_url, make_engine
-from nightgate.database.schema import Attempt, SlotRequest
+from nightgate.database.schema import Attempt
 from nightgate.database.transactions import Database, alembic_config, upgrade
 from nightgate.home import Home
 from nightgate.operations import database_checks, doctor
@@ -25,11 +25,10 @@ from nightgate.operations.doctor import clock_finding, disk_finding, examine
 from nightgate.operations.findings import Finding, Seen, file_system_of, is_network
 from nightgate.operations.pipeline_checks import daylight_findings
 from nightgate.registry import approvals
-from nightgate.runs import claim
-from nightgate.runs.liveness import Owner
 from tests.support import night_rows
 from tests.support.night import nightgate
 from tests.support.night_rows import judged_version, night, pipeline
+from tests.support.slots import slot_places
 
 pytestmark = pytest.mark.process
 
@@ -349,15 +348,11 @@ def test_dead_runs_and_overdue_approvals_are_warnings_with_their_command(databas
 @SQLITE
 def test_slots_are_shown_with_their_queue(database: Database) -> None:
     assert [one.status for one in findings_of("slots")] == ["ok"]
-    asked = datetime.now(UTC) - timedelta(minutes=5)
-    for name, granted in (("first", asked), ("second", None)):
-        opened = claim.open_run(database, pipeline(name), night(), owner=Owner.here())
-        row = SlotRequest(run_id=opened.run_id, attempt=1, slot="gpu1", priority=0, requested_at=asked)
-        row.granted_at = granted
-        database.write(lambda session, row=row: session.add(row))
-    [finding] = findings_of("slots")
-    for part in ("gpu1", "1 of 1", "first", "1 waiting", "5 minutes"):
+    with slot_places(database.home, "gpu1", "first", "second"):
+        [finding] = findings_of("slots")
+    for part in ("gpu1", "1 of 1", "first", "1 waiting"):
         assert part in finding.found
+    assert [one.status for one in findings_of("slots")] == ["ok"]
 
 
 # --- pipelines ---

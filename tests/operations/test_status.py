@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from nightgate.cli.app import app
 from nightgate.cli.status_table import as_text
 from nightgate.database import queries
-from nightgate.database.schema import Attempt, SlotRequest
+from nightgate.database.schema import Attempt
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.operations.status import COLUMNS, Deployed, last_due, status
@@ -28,6 +28,7 @@ from nightgate.training.protocol import Progress
 from tests.conftest import free_port
 from tests.support import night_rows
 from tests.support.night_rows import judged_version, night, pipeline, refreshed
+from tests.support.slots import slot_places
 
 TRAINING = Progress("train", 2, 5, 40, 100, loss=0.9172, examples_per_second=53.0, eta_seconds=3700.0)
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
@@ -151,20 +152,17 @@ def test_a_run_elsewhere_with_an_old_heartbeat_is_dead(database: Database) -> No
 
 
 def test_a_run_that_waits_for_a_slot_has_its_position_and_the_holder(database: Database) -> None:
-    asked = datetime.now(UTC)
-    for place, name in enumerate(("first", "second", "third")):
-        opened = running(database, name)
-        row = SlotRequest(run_id=opened.run_id, attempt=1, slot="gpu1", priority=0)
-        row.requested_at = asked + timedelta(seconds=place)
-        row.granted_at = asked if place == 0 else None
-        database.write(lambda session, row=row: session.add(row))
-    assert [row["pipeline"] for row in rows(database, "running")] == ["first"]
-    waiting = rows(database, "waiting")
+    opened = [running(database, name) for name in ("first", "second", "third")]
+    for run in opened:
+        lifecycle.record_attempt(database, run.run_id, 1, slot="gpu1")
+    with slot_places(database.home, "gpu1", *(run.run_id for run in opened)):
+        assert [row["pipeline"] for row in rows(database, "running")] == ["first"]
+        waiting = rows(database, "waiting")
     assert [(row["pipeline"], row["waits_for"], row["position"]) for row in waiting] == [
         ("second", "slot gpu1", 1),
         ("third", "slot gpu1", 2),
     ]
-    assert all("first" in row["reason"] for row in waiting)
+    assert all(opened[0].run_id in row["reason"] for row in waiting)
 
 
 def test_a_run_that_waits_for_approval_has_the_evidence_and_the_command(database: Database) -> None:

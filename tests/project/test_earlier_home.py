@@ -71,6 +71,7 @@ def test_its_nights_versions_and_champion_are_read(site: Site) -> None:
     versions = {row["version"]: row["status"] for row in site.rows("versions", "small.toml")}
     assert versions == {1: "champion", 2: "quarantined", 3: "held", 4: "held", 5: "held"}
     assert site.query("SELECT count(*) FROM epoch_results") == [(10,)]
+    assert site.query("SELECT DISTINCT slot, slot_wait_seconds FROM nights") == [("default", 0.0)]
     assert len(site.rows("gate", "replay", "small.toml")) == 4
 
 

@@ -100,8 +100,8 @@ def keeping_one(pipeline: str) -> Pipeline:
 def refresh(path: Path, night: date, then: Callable[[NightRun], object]) -> None:
     """The first two steps of a night that has not ended, and `then`."""
     instant = datetime.combine(night, time(3, 15), tzinfo=UTC)
-    with open_night(load_pipeline(path), Night(night, "backfill", instant, instant)) as run:
-        steps.take_slot(run)
+    night_run = open_night(load_pipeline(path), Night(night, "backfill", instant, instant))
+    with night_run as run, steps.slot(run):
         steps.refresh(run)
         then(run)
 

@@ -36,6 +36,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from flows.server_connection import SERVER_ENVIRONMENT
+from nightgate import locks
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
 from nightgate.home import Home, open_home
@@ -253,13 +254,10 @@ class Production:
         return int(found[0]["model_version"]) if found else None
 
     def held(self, name: str) -> list[str]:
-        """Slots that a pipeline holds or waits for: of the database, and of its deployment."""
-        query = (
-            "SELECT s.slot FROM slot_request AS s JOIN run AS r ON r.run_id = s.run_id "
-            "WHERE r.pipeline = :name AND s.released_at IS NULL"
-        )
-        places = [f"slot {row['slot']}" for row in self.rows(query, name=name)]
-        return places + ["deployment"] * self._at_work(name)
+        """Slots that a pipeline holds or waits for: in the home, and of its deployment."""
+        places = locks.queue(self.home, locks.SLOT + "default")
+        found = [place.holder for place in places if place.holder.startswith(f"{name}-2")]
+        return found + ["deployment"] * self._at_work(name)
 
     def _at_work(self, name: str) -> int:
         with self.client() as client:
