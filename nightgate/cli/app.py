@@ -27,7 +27,7 @@ from nightgate.cli.gate import compare, export, gate_app, push
 from nightgate.cli.options import OutputFormat, PipelineName, TakeOver, date_of, person, say, show
 from nightgate.cli.read import champion, history, predict, status, versions
 from nightgate.cli.seeds import seeds
-from nightgate.cli.setup import check
+from nightgate.cli.setup import check, init
 from nightgate.cli.tables_as_text import Format
 from nightgate.errors import NightgateError
 from nightgate.logs import without_secrets
@@ -346,6 +346,7 @@ def _top(
 
 
 COMMANDS = (
+    init,
     check,
     run,
     status,

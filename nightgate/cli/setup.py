@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nightgate.cli.options import OutputFormat, PipelineName, say, show
 from nightgate.cli.tables_as_text import Format
+from nightgate.errors import NightgateError, RegistryError
 
 if TYPE_CHECKING:
     from nightgate.config.pipeline import Pipeline
+
+
+def init(
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="CSV, TSV, JSON lines or Parquet; or a folder.")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Of the pipeline. Default: that of the file.")] = "",
+    output: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Default: deployments/pipelines/NAME.toml, found by its name.")
+    ] = None,
+    text: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the text. Default: guessed.")] = "",
+    label: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the label. Default: guessed.")] = "",
+) -> None:
+    """Write a pipeline file from a data file, say what was guessed from what, and check it."""
+    from nightgate.pipeline_files import load_pipeline, pipeline_files
+    from nightgate.setup.draft import draft, write
+
+    drafted = draft(files, name=name, text=text, label=label)
+    path = output or Path("deployments", "pipelines", f"{drafted.name}.toml")
+    write(drafted, path)
+    for note in drafted.notes:
+        say(note)
+    say(f"written: {path}\n")
+    known = pipeline_files().get(drafted.name)
+    reference = drafted.name if known and known.resolve() == path.resolve() else str(path)
+    try:
+        _show_check(load_pipeline(path), Format.table)
+    except (NightgateError, typer.Exit):
+        say(f"correct {path}, then: nightgate check {reference}", err=True)
+        raise
+    say(f"\n  next: read {path}, then: nightgate run {reference}")
 
 
 def check(pipeline: PipelineName, output: OutputFormat = Format.table) -> None:
@@ -28,9 +59,10 @@ def _show_check(configuration: Pipeline, output: Format) -> None:
     import pandas as pd
 
     from nightgate.database.transactions import Database
-    from nightgate.errors import RegistryError
     from nightgate.home import existing_home
-    from nightgate.setup.check import FAILS, check
+    from nightgate.operations import readiness
+    from nightgate.operations.pipeline_checks import SECONDS
+    from nightgate.setup.check import FAILS, Fact, check
 
     try:
         home = existing_home(only_read=True)
@@ -39,16 +71,19 @@ def _show_check(configuration: Pipeline, output: Format) -> None:
     else:
         with Database.open(home) as db:
             facts = check(configuration, db)
-    frame = pd.DataFrame([vars(fact) for fact in facts])
+    model = readiness.base_model(configuration, readiness.Hub(SECONDS))
+    frame = pd.DataFrame([vars(fact) for fact in (*facts, Fact("model", "base_model", model.status, model.found))])
     if output is Format.table:
         frame["value"] = [f"{value:,}" if isinstance(value, int) else value for value in frame["value"]]
     show(frame, output)
+    if model.status == "problem":
+        say(f"a night cannot start: {model.found}\n  next: {model.remedy}", err=True)
     if failing := [fact.name for fact in facts if fact.value == FAILS]:
-        allowed = " ".join(f"--allow-failed-check {name}" for name in failing)
-        say(f"a night would end before it trains: {', '.join(failing)}", err=True)
+        names = " --allow-failed-check ".join(failing)
         say(
-            f"  next: mend the source, or set its limits in [data.checks]; if the data are right: "
-            f"nightgate run {configuration.name} {allowed} --reason TEXT",
+            f"a night would end before it trains: {', '.join(failing)}\n  next: mend the source, or set the limits in "
+            f"[data.checks]; if the data are right: nightgate run {configuration.name} --allow-failed-check {names} "
+            "--reason TEXT",
             err=True,
         )
         raise typer.Exit(1)

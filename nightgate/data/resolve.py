@@ -201,7 +201,8 @@ def _first_by_text(rows: Columns, tied: Rows, policy: Policy) -> Rows:
     """Of rows that are sorted by text, the first of each by row id, then by all else that it holds."""
     facts = policy.texts_of(rows["text_at"][tied], policy.columns).to_pandas()
     facts["row_id"] = [
-        fingerprint(text) if row_id is None else row_id
+        # pandas 3 reads a missing text as NaN, earlier ones as None.
+        row_id if isinstance(row_id, str) else fingerprint(text)
         for row_id, text in zip(facts["row_id"], facts["text"], strict=True)
     ]
     facts = facts.fillna("").assign(key=rows["text_key"][tied], label=rows["own_label"][tied], row=tied)

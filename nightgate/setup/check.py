@@ -43,7 +43,7 @@ class Fact:
     """One line of what is known."""
 
     about: str
-    """column, rows, label, split, quarantine, time, data check, F1 or gate."""
+    """column, rows, label, split, quarantine, time, data check, F1, gate or model."""
     name: str
     value: str | int | float | None
     note: str = ""

@@ -45,7 +45,7 @@ class DelimitedFile:
             DataError: the file is empty or damaged, lacks a required column, has a quoted field that is not closed or
                 that swallows whole rows.
         """
-        found = self._recognised() if quoting == "auto" else quoting
+        found = self.recognised() if quoting == "auto" else quoting
         place, start = self.file.name, 1
         with self._rows(found) as reader:
             try:
@@ -87,7 +87,16 @@ class DelimitedFile:
                     next_step=f'correct that line: a quote inside a quoted field is written twice (""); {_UNQUOTED}',
                 ) from error
 
-    def _recognised(self) -> str:
+    def columns(self) -> list[str]:
+        """The names in the header.
+
+        Raises:
+            DataError: the file is empty or damaged.
+        """
+        with self._rows("standard") as reader:
+            return self._header(reader)
+
+    def recognised(self) -> str:
         """How the fields are quoted.
 
         "none" if reading with quoting fails, or gives fewer rows, where without it each line is a row.

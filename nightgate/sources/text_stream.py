@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -55,6 +56,24 @@ def open_text(file: File, encoding: str, newline: str) -> Iterator[io.TextIOWrap
                 yield text
             except UnicodeDecodeError as error:
                 raise _undecodable(file, encoding) from error
+
+
+def guess_encoding(file: File) -> str:
+    """UTF-8; else UTF-16 or, as of Windows, cp1252; by the first 64 MiB of a text.
+
+    Raises:
+        DataError: it cannot be read or unpacked.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with _errors(file), file.path.open("rb") as binary:
+        for number, part in enumerate(islice(_unpacked(binary, file), 2**26 // _CHUNK)):
+            if number == 0 and (wide := _wide_encoding(part)):
+                return wide
+            try:
+                decoder.decode(part)
+            except UnicodeDecodeError:
+                return "cp1252"
+    return "utf-8"
 
 
 def unpack(file: File, target: IO[bytes]) -> None:
