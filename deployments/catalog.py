@@ -2,8 +2,9 @@
 
     python -m deployments.catalog > deployments/prefect.yaml    # after a pipeline file or a flow has changed
 
-Each pipeline file has a deployment of its name; the operations for all pipelines are deployed once, as `nightgate`.
-With `NIGHTGATE_NAME=shop` these are `PIPELINE.shop` and `shop`, beside those of other homes.
+Each part of a night, and the night, is deployed once, as `nightgate`, with the pipeline as a choice, and once more for
+each pipeline whose file has a cron for it, by its name. The operations are deployed as `nightgate`. With
+`NIGHTGATE_NAME=shop` these names are `shop` and `PIPELINE.shop`, beside those of other homes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Literal
 import yaml  # type: ignore[import-untyped]  # it comes with Prefect, its types do not
 
 from nightgate.config.pipeline import Pipeline
+from nightgate.config.schedule import Schedule
 from nightgate.pipeline_files import load_by_name, pipeline_files
 from nightgate.settings import read_settings
 
@@ -41,10 +43,12 @@ class Deployment:
     entrypoint: str
     """A module and not a path, which would put flows/ on sys.path, where its modules could hide libraries."""
     description: str
-    collision: Literal["ENQUEUE", "CANCEL_NEW"]
-    """What happens to a second run of this deployment; one runs at a time."""
+    collision: Literal["ENQUEUE", "CANCEL_NEW"] | None = "ENQUEUE"
+    """What happens to a second run of this deployment, where one runs at a time; None: they run beside each other."""
     tags: tuple[str, ...] = (TAG,)
     parameters: dict[str, Any] = field(default_factory=dict)
+    pipelines: tuple[str, ...] = ()
+    """The choices of its parameter `pipeline`, where it has one."""
     cron: str = ""
     timezone: str = "UTC"
 
@@ -53,31 +57,68 @@ class Deployment:
         return f"{self.flow}/{self.name}"
 
 
-def night_of(pipeline: Pipeline) -> Deployment:
-    """The deployment of a pipeline: its cron in its timezone, one run at a time."""
-    return Deployment(
-        flow=NIGHTLY,
-        name=night_name(pipeline.name),
-        entrypoint="flows.nightly.nightly",
-        description=f"Nightly retraining of {pipeline.name}. Custom run shows what can be changed for one run.",
+@dataclass(frozen=True)
+class Part:
+    """What can be started for any pipeline: a night, or a part of one."""
+
+    flow: str
+    entrypoint: str
+    about: str
+    """Description, with `{}` for the pipeline."""
+    collision: Literal["ENQUEUE", "CANCEL_NEW"] = "CANCEL_NEW"
+    """Of a pipeline's own deployment. After an outage several are due at once, and one does the work of all."""
+
+    def cron(self, schedule: Schedule) -> str:
+        return schedule.cron if self.flow == NIGHTLY else str(getattr(schedule, self.flow).cron)
+
+    def own(self, pipeline: Pipeline) -> Deployment:
+        """The deployment of one pipeline: its cron in its timezone, one run at a time."""
+        return Deployment(
+            flow=self.flow,
+            name=own_name(pipeline.name),
+            entrypoint=self.entrypoint,
+            description=self.about.format(pipeline.name),
+            collision=self.collision,
+            # A pipeline may be called nightgate: each tag once.
+            tags=tuple(dict.fromkeys((TAG, pipeline.name))),
+            parameters={"pipeline": pipeline.name},
+            pipelines=(pipeline.name,),
+            cron=self.cron(pipeline.schedule),
+            timezone=pipeline.schedule.timezone,
+        )
+
+    def shared(self, pipelines: Iterable[str]) -> Deployment:
+        """The deployment in which the pipeline is chosen. Locks keep runs of one pipeline apart, and only those."""
+        return Deployment(
+            flow=self.flow,
+            name=read_settings().name,
+            entrypoint=self.entrypoint,
+            description=self.about.format("the pipeline that is chosen"),
+            collision=None,
+            pipelines=tuple(pipelines),
+        )
+
+
+PARTS = (
+    Part(
+        NIGHTLY,
+        "flows.nightly.nightly",
+        "Nightly retraining of {}. Custom run shows what can be changed for one run.",
         # A second run waits, and the database then decides what it does; a cancelled one would leave no reason.
-        collision="ENQUEUE",
-        # A pipeline may be called nightgate: each tag once.
-        tags=tuple(dict.fromkeys((TAG, pipeline.name))),
-        parameters={"pipeline": pipeline.name},
-        cron=pipeline.schedule.cron,
-        timezone=pipeline.schedule.timezone,
-    )
+        "ENQUEUE",
+    ),
+    Part("refresh", "flows.refresh.refresh", "Takes in what is new in the source of {}, without training."),
+)
 
 
-def night_name(pipeline: str) -> str:
-    """The name of a pipeline's deployment. No pipeline has a dot in its name."""
+def own_name(pipeline: str) -> str:
+    """The name of a pipeline's own deployments. No pipeline has a dot in its name."""
     name = read_settings().name
-    return pipeline if name == TAG else f"{pipeline}.{name}"
+    return pipeline if name == TAG != pipeline else f"{pipeline}.{name}"
 
 
 def operations() -> tuple[Deployment, ...]:
-    """Deployments for all pipelines: reconciliation, and manual decisions from the UI."""
+    """Deployments without a choice of pipelines: reconciliation, and manual decisions from the UI."""
     name = read_settings().name
     return (
         Deployment(
@@ -94,35 +135,38 @@ def operations() -> tuple[Deployment, ...]:
             name=name,
             entrypoint="flows.manual_promotion.promote",
             description="Makes a version the champion of its pipeline, whatever the gate decided; it is audited.",
-            collision="ENQUEUE",
         ),
         Deployment(
             flow="rollback",
             name=name,
             entrypoint="flows.manual_promotion.rollback",
             description="Restores the previous champion and freezes the pipeline; it is audited.",
-            collision="ENQUEUE",
         ),
         Deployment(
             flow="freeze",
             name=name,
             entrypoint="flows.manual_promotion.freeze",
             description="Stops automatic promotion of a pipeline: its nights are held; it is audited.",
-            collision="ENQUEUE",
         ),
         Deployment(
             flow="unfreeze",
             name=name,
             entrypoint="flows.manual_promotion.unfreeze",
             description="Resumes automatic promotion of a pipeline; it is audited.",
-            collision="ENQUEUE",
         ),
     )
 
 
 def catalog(pipelines: Iterable[Pipeline]) -> list[Deployment]:
-    """All deployments of these pipelines: a night for each, then the operations."""
-    return [*(night_of(pipeline) for pipeline in pipelines), *operations()]
+    """All deployments of these pipelines: those with a cron of their own, the parts for all, and the operations."""
+    pipelines = list(pipelines)
+    scheduled = [part.own(one) for one in pipelines for part in PARTS if part.cron(one.schedule)]
+    return [*scheduled, *(part.shared(one.name for one in pipelines) for part in PARTS), *operations()]
+
+
+def without_cron(pipelines: Iterable[Pipeline]) -> list[str]:
+    """Full names that own deployments of these pipelines would have, had their files a cron for them."""
+    return [f"{part.flow}/{own_name(one.name)}" for one in pipelines for part in PARTS if not part.cron(one.schedule)]
 
 
 def deployable() -> list[str]:
@@ -156,6 +200,7 @@ _HEADER = """\
 
 def _entry(one: Deployment) -> dict[str, Any]:
     schedules = [{"slug": SLUG, "cron": one.cron, "timezone": one.timezone}] if one.cron else []
+    limit = {"limit": 1, "collision_strategy": one.collision, "grace_period_seconds": GRACE_SECONDS}
     return {
         "name": one.name,
         "description": one.description,
@@ -164,11 +209,7 @@ def _entry(one: Deployment) -> dict[str, Any]:
         "parameters": dict(one.parameters),
         "enforce_parameter_schema": True,
         "schedules": schedules,
-        "concurrency_limit": {
-            "limit": 1,
-            "collision_strategy": one.collision,
-            "grace_period_seconds": GRACE_SECONDS,
-        },
+        **({"concurrency_limit": limit} if one.collision else {}),
         "work_pool": {"name": read_settings().name},
     }
 

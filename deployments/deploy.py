@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -27,13 +27,14 @@ from prefect.types.entrypoint import EntrypointType
 from deployments.catalog import (
     GRACE_SECONDS,
     NIGHTLY,
+    PARTS,
     SLUG,
     TAG,
     Deployment,
     catalog,
     deployable,
-    night_name,
-    operations,
+    own_name,
+    without_cron,
 )
 from flows.homes import PLACE, deployments_of, described, home_in, is_foreign, pipeline_of, tag_of
 from flows.server_checks import worker_command
@@ -80,7 +81,7 @@ def deploy(
     take_over: bool = False,
     say: Callable[[str], object] = log.info,
 ) -> list[Outcome]:
-    """Register the nights of these pipelines, by default of all, and the operations.
+    """Register the nights and parts of these pipelines, by default of all, and the operations.
 
     Args:
         names: Pipelines by name, as workers will look them up.
@@ -118,6 +119,9 @@ def deploy(
                 registered.storage = LocalStorage(str(folder.resolve()))
             registered.apply()
             outcomes.append(_outcome(one, before))
+        outcomes += [
+            Outcome(name, "removed", note="its file has no cron for it") for name in unschedule(client, pipelines, home)
+        ]
         outcomes += _left_over(client, home, prune)
         for line in _executors(client, work_pool, [before for _, before in found if before]):
             say(line)
@@ -156,6 +160,15 @@ def check_homes(
         )
 
 
+def unschedule(client: SyncPrefectClient, pipelines: Iterable[Pipeline], home: Home | None) -> list[str]:
+    """Remove this home's deployments of these pipelines for which their files have a cron no longer; the names."""
+    found = [(name, existing(client, name)) for name in without_cron(pipelines)]
+    gone = {name: one.id for name, one in found if one and not is_foreign(one.tags, tag_of(home) if home else "")}
+    for one in gone.values():
+        client.delete_deployment(one)
+    return list(gone)
+
+
 def prefect_deployment(
     one: Deployment, before: DeploymentResponse | None = None, home: Home | None = None
 ) -> RunnerDeployment:
@@ -165,7 +178,7 @@ def prefect_deployment(
     active = not schedules or any(schedule.active for schedule in schedules)
     # Not Prefect's load_flow_from_entrypoint, which imports from the working folder first.
     module, _, flow = one.entrypoint.rpartition(".")
-    return RunnerDeployment.from_flow(
+    deployment = RunnerDeployment.from_flow(
         getattr(import_module(module), flow),
         name=one.name,
         description=one.description + place,
@@ -177,9 +190,21 @@ def prefect_deployment(
             limit=1,
             collision_strategy=ConcurrencyLimitStrategy(one.collision),
             grace_period_seconds=GRACE_SECONDS,
-        ),
+        )
+        if one.collision
+        else None,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    if one.pipelines:
+        known = before.parameter_openapi_schema if before else None
+        choices = {*one.pipelines, *(_choices(known or {}) if not one.parameters else ())}
+        deployment._parameter_openapi_schema.properties["pipeline"]["enum"] = sorted(choices)
+    return deployment
+
+
+def _choices(schema: dict[str, Any]) -> set[str]:
+    """The pipelines that can be chosen now, of those whose files are still there: others were deployed before."""
+    return {*schema.get("properties", {}).get("pipeline", {}).get("enum", ())} & {*pipeline_files()}
 
 
 def existing(client: SyncPrefectClient, full_name: str) -> DeploymentResponse | None:
@@ -225,13 +250,14 @@ def _outcome(one: Deployment, before: DeploymentResponse | None) -> Outcome:
 
 def _left_over(client: SyncPrefectClient, home: Home | None, prune: bool) -> Iterable[Outcome]:
     """This home's deployments whose pipeline file is gone, or which have its earlier name."""
-    known = {f"{NIGHTLY}/{night_name(name)}" for name in pipeline_files()} | {one.full_name for one in operations()}
+    known = {f"{part.flow}/{own_name(name)}" for name in pipeline_files() for part in PARTS}
+    known |= {one.full_name for one in catalog(())}
     ours = tag_of(home) if home else ""
     for flow in dict.fromkeys(name.partition("/")[0] for name in [f"{NIGHTLY}/", *sorted(known)]):
         for one in deployments_of(client, flow):
             full_name = f"{flow}/{one.name}"
             # Without a home's tag, as of an earlier version, it is ours by the form of its name.
-            is_named_as_ours = flow == NIGHTLY and night_name(pipeline_of(one)) == one.name
+            is_named_as_ours = flow in {part.flow for part in PARTS} and own_name(pipeline_of(one)) == one.name
             is_ours = home_in(one.tags) == ours if home_in(one.tags) else is_named_as_ours
             if TAG not in one.tags or not is_ours or full_name in known:
                 continue

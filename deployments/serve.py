@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Self
 
@@ -28,8 +28,8 @@ from prefect.settings import (
 )
 
 from deployments import automations
-from deployments.catalog import Deployment, catalog, night_name
-from deployments.deploy import FLOW_ENVIRONMENT, check_homes, existing, prefect_deployment
+from deployments.catalog import NIGHTLY, Deployment, catalog
+from deployments.deploy import FLOW_ENVIRONMENT, check_homes, existing, prefect_deployment, unschedule
 from flows.homes import is_foreign, own_tag
 from flows.server_connection import (
     answers,
@@ -45,6 +45,7 @@ from flows.server_connection import (
 from nightgate.config.pipeline import Pipeline
 from nightgate.errors import ConfigurationError, NightgateError, without_credentials
 from nightgate.home import Home, open_home
+from nightgate.settings import read_settings
 
 log = logging.getLogger("nightgate.deployments")
 
@@ -108,11 +109,13 @@ def _announcement(
         yield f"it asks for a password once: the line in {kept}"
     if not is_configured and PREFECT_SERVER_API_PORT.value() != PREFECT_SERVER_API_PORT.default():
         yield f"other commands find it with PREFECT_SERVER_API_PORT={PREFECT_SERVER_API_PORT.value()}"
-    yield f"serving {', '.join(f'{one.name} ({one.schedule.cron} {one.schedule.timezone})' for one in pipelines)}"
-    yield f"Start a night: Deployments > {night_name(pipelines[0].name)} > Run > Custom run. Ctrl-C ends."
+    crons = [f"{one.schedule.cron} {one.schedule.timezone}" if one.schedule.cron else "no cron" for one in pipelines]
+    yield f"serving {', '.join(f'{one.name} ({cron})' for one, cron in zip(pipelines, crons, strict=True))}"
+    shared = f"{NIGHTLY}/{read_settings().name}"
+    yield f"Start a night or a part of one: Deployments > {shared} > Run > Custom run. Ctrl-C ends."
 
 
-def deployments_of(pipelines: Iterable[Pipeline], home: Home, *, take_over: bool = False) -> list[RunnerDeployment]:
+def deployments_of(pipelines: Sequence[Pipeline], home: Home, *, take_over: bool = False) -> list[RunnerDeployment]:
     """The deployments for these pipelines; a paused schedule stays paused.
 
     Raises:
@@ -121,6 +124,7 @@ def deployments_of(pipelines: Iterable[Pipeline], home: Home, *, take_over: bool
     with get_client(sync_client=True) as client:
         found = [(one, existing(client, one.full_name)) for one in catalog(pipelines)]
         check_homes(found, home, take_over=take_over)
+        unschedule(client, pipelines, home)
         return [_served(one, before, home) for one, before in found]
 
 

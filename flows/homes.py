@@ -71,6 +71,11 @@ def deployments_of(client: SyncPrefectClient, flow: str) -> list[DeploymentRespo
     return found
 
 
+def nights_of(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    """The deployments of single pipelines' nights, of every home."""
+    return [one for one in deployments_of(client, "nightly") if (one.parameters or {}).get("pipeline")]
+
+
 def own(found: Iterable[DeploymentResponse], ours: str) -> list[DeploymentResponse]:
     """The deployments that are not another home's, those with this home's tag first."""
     return sorted(
@@ -79,7 +84,7 @@ def own(found: Iterable[DeploymentResponse], ours: str) -> list[DeploymentRespon
 
 
 def pipeline_of(deployment: DeploymentResponse) -> str:
-    """The pipeline of a deployment of `nightly`, whose own name may have a suffix."""
+    """The pipeline of a deployment of one, whose own name may have a suffix."""
     return str((deployment.parameters or {}).get("pipeline") or deployment.name)
 
 

@@ -108,13 +108,13 @@ def nightly_from_file(
 def _run(
     pipeline: Pipeline, night: Night, force: bool, dry_run: bool, allowed: Allowed, due: frozenset[datetime]
 ) -> State[Any]:
-    rename_run(f"{pipeline.name} {night.date}")
+    rename_run(f"{pipeline.name} {night.date}", pipeline.name)
     try:
         survive_closed_console()
         with readable_logs():
             return completed(run_night(pipeline, night, force=force, dry_run=dry_run, allowed=allowed, due=due))
     except Exception as error:  # noqa: BLE001 - Prefect would show a traceback, and secrets in errors of other packages
-        rename_run(f"{pipeline.name} {night.date}: failed")
+        rename_run(f"{pipeline.name} {night.date}: failed", pipeline.name)
         return broken(error)
 
 
@@ -154,7 +154,8 @@ def run_night(
         raise
     except TerminationSignal:
         row_now = _read(run) if run else None  # it may have ended just before the signal
-        rename_run(f"{pipeline.name} {night.date}: {row_now.status if row_now and row_now.ended else 'cancelled'}")
+        status = row_now.status if row_now and row_now.ended else "cancelled"
+        rename_run(f"{pipeline.name} {night.date}: {status}", pipeline.name)
         raise
     finally:
         announce_own_ends()

@@ -30,7 +30,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows.events import announce_ends, send_heartbeats
-from flows.homes import check_home_of_run, deployments_of, own, own_tag, pipeline_of
+from flows.homes import check_home_of_run, nights_of, own, own_tag, pipeline_of
 from flows.server_connection import problem_of
 from nightgate.database.transactions import Database
 from nightgate.errors import InternalError, NightgateError
@@ -123,7 +123,7 @@ def _end_by_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
     """Record nights that were missed and runs that were cancelled, both of which the server knows."""
     with done.part("missed nights"):
         # The first of each pipeline is that with this home's tag.
-        nights = {pipeline_of(one): one for one in reversed(own(deployments_of(client, "nightly"), own_tag()))}
+        nights = {pipeline_of(one): one for one in reversed(own(nights_of(client), own_tag()))}
         for pipeline in _pipelines():
             with done.part(f"missed nights of {pipeline.name}"):
                 # A night is missed only where an active schedule should have started it, which the server knows.

@@ -19,11 +19,12 @@ from tasks.logs import failed, readable_logs
 log = logging.getLogger("nightgate.flows")
 
 
-def rename_run(name: str) -> None:
-    """Give this flow run a name; a server that is away costs the name only."""
+def rename_run(name: str, pipeline: str) -> None:
+    """Give this flow run a name and its pipeline's tag; a server that is away costs these only."""
     try:
         with get_client(sync_client=True) as client:
-            client.update_flow_run(UUID(runtime.flow_run.id), name=name)
+            tags = {*(runtime.flow_run.tags or ()), pipeline}
+            client.update_flow_run(UUID(runtime.flow_run.id), name=name, tags=sorted(tags))
     except Exception as error:  # noqa: BLE001 - a name must not fail a night
         log.warning("the run could not be named %r: %s", name, error)
 
@@ -31,7 +32,7 @@ def rename_run(name: str) -> None:
 def name_by_status(row: RunRow) -> None:
     """Name this flow run by pipeline, night, status and F1."""
     f1 = f", F1 {row.test_f1:.4f}" if row.test_f1 is not None and row.status in {"promoted", "held", "waiting"} else ""
-    rename_run(f"{row.pipeline} {row.night}: {row.status}{f1}")
+    rename_run(f"{row.pipeline} {row.night}: {row.status}{f1}", row.pipeline)
 
 
 def completed(row: RunRow) -> State[Any]:

@@ -28,7 +28,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.events import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
-from flows.homes import deployments_of, described, is_foreign, own, own_tag, pipeline_of
+from flows.homes import deployments_of, described, is_foreign, nights_of, own, own_tag, pipeline_of
 from flows.server_access import access, access_findings, listeners, other_users
 from flows.server_connection import SECONDS, client_settings, configured_server, silence, usual_api
 from nightgate.errors import NightgateError, without_credentials
@@ -97,11 +97,13 @@ def examine() -> Seen:
         findings = [version_finding(shown, version, prefect.__version__)]
         findings += access_findings(access(url), other_users())
         findings += settings_findings(client.request("GET", "/admin/settings").json(), _open_database(url), nights)
+        # Where no pipeline has a cron, nights can be started all the same.
+        deployed = nights or [_Nightly(one) for one in own(deployments_of(client, "nightly"), own_tag())]
         findings += [
             *_other_homes(nights, others),
-            *_workers(client, nights),
+            *_workers(client, deployed),
             *(_schedule(one) for one in nights),
-            *_reconciler(client, nights),
+            *_reconciler(client, deployed),
         ]
         if any(one.deployment.work_pool_name for one in nights):
             findings.append(automations_finding((one.name, one.enabled) for one in client.read_automations()))
@@ -190,7 +192,7 @@ def _open_database(url: str) -> str:
 
 def _nights(client: SyncPrefectClient) -> tuple[list[_Nightly], list[DeploymentResponse]]:
     """The deployments of this home's pipelines by name, each with its scheduled runs, and those of other homes."""
-    nightly, ours = deployments_of(client, "nightly"), own_tag()
+    nightly, ours = nights_of(client), own_tag()
     others = [one for one in nightly if ours and is_foreign(one.tags, ours)]
     found: dict[Any, _Nightly] = {one.id: _Nightly(one) for one in own(nightly, ours)}
     if not found:

@@ -18,21 +18,16 @@ _EXAMPLE = "'15 3 * * *' is 03:15 every night"
 
 
 def check_nightly(cron: str) -> str:
-    """`cron` itself, if Prefect accepts it and it fires at most once on a date.
+    """`cron` itself, if Prefect accepts it and it fires at most once on a date; '' for none.
 
     Raises:
         ValueError: what is wrong with it.
     """
-    if len(cron.split()) != 5:
-        raise ValueError(f"{cron!r} is not a cron of five fields; {_EXAMPLE}")
-    if re.search(r"\b[rh]\b", cron, re.IGNORECASE):
-        raise ValueError(f"{cron!r} fires at random times (R and H), which nights must not; {_EXAMPLE}")
-    try:
-        minutes, hours, *_ = croniter.expand(cron)[0]
-        first = next(wall_times(cron, datetime(2027, 1, 1)))
-    except CroniterError as error:
-        raise ValueError(f"{cron!r} is not a cron that Prefect's scheduler reads: {error}; {_EXAMPLE}") from error
+    if not check_cron(cron):
+        return cron
+    minutes, hours, *_ = croniter.expand(cron)[0]
     if len(minutes) > 1 or len(hours) > 1 or "*" in (*minutes, *hours):
+        first = next(wall_times(cron, datetime(2027, 1, 1)))
         raise ValueError(
             f"{cron!r} fires more than once on {first.date()}: there is one scheduled night per date; "
             "use one minute and one hour, such as '15 3 * * *'"
@@ -40,8 +35,30 @@ def check_nightly(cron: str) -> str:
     return cron
 
 
+def check_cron(cron: str) -> str:
+    """`cron` itself, if Prefect accepts it; '' for none.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    if cron and len(cron.split()) != 5:
+        raise ValueError(f"{cron!r} is not a cron of five fields; {_EXAMPLE}, and '' none")
+    if re.search(r"\b[rh]\b", cron, re.IGNORECASE):
+        raise ValueError(f"{cron!r} fires at random times (R and H), which nights must not; {_EXAMPLE}")
+    try:
+        next(wall_times(cron, datetime(2027, 1, 1)), None)
+    except CroniterError as error:
+        raise ValueError(f"{cron!r} is not a cron that Prefect's scheduler reads: {error}; {_EXAMPLE}") from error
+    return cron
+
+
 def wall_times(cron: str, after: datetime) -> Iterator[datetime]:
-    """Times of the clock on the wall (naive) at which `cron` fires, also those that a change of the clocks skips."""
+    """Times of the clock on the wall (naive) at which `cron` fires, also those that a change of the clocks skips.
+
+    None for ''.
+    """
+    if not cron:
+        return
     # Both days given: either of them is enough, which is Prefect's default too.
     firings = croniter(cron, after.replace(microsecond=0), day_or=True)
     while True:

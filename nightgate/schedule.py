@@ -45,15 +45,18 @@ def tonight(schedule: Schedule, now: datetime | None = None) -> Night:
 
 
 def chosen_night(schedule: Schedule, chosen: date, now: datetime | None = None) -> Night:
-    """The night of `--night DATE`, with data up to the instant at which the cron fires on that date.
+    """The night of `--night DATE`, with data up to the instant at which the cron fires on that date; without a cron
+    up to the end of the date.
 
     Raises:
         ConfigurationError: the cron does not fire on that date, or has not yet.
     """
     zone = ZoneInfo(schedule.timezone)
     midnight = datetime.combine(chosen, time(), tzinfo=zone)
-    instant = next(instants(schedule.cron, schedule.timezone, midnight.astimezone(UTC) - timedelta(seconds=1)))
-    found = instant.astimezone(zone).date()
+    found, instant = chosen, (midnight + timedelta(days=1)).astimezone(UTC)
+    if schedule.cron:
+        instant = next(instants(schedule.cron, schedule.timezone, midnight.astimezone(UTC) - timedelta(seconds=1)))
+        found = instant.astimezone(zone).date()
     if found != chosen:
         raise ConfigurationError(
             f"the schedule {schedule.cron!r} ({schedule.timezone}) has no night on {chosen}",

@@ -86,7 +86,7 @@ def test_after_every_night_comes_the_next_one(cron: str, zone: str) -> None:
     "cron",
     [
         *("0 3 * * 5L", "0 3 15W * *", "61 3 * * *", "0 24 * * *", "0 3 32 * *", "0 3 * 13 *", "*/0 3 * * *"),
-        *("0 3 -1 * *", "0 3 * * mon#6", "a b c d e", "H 3 * * *", "R 3 * * *", "0 H(1-3) * * *", ""),
+        *("0 3 -1 * *", "0 3 * * mon#6", "a b c d e", "H 3 * * *", "R 3 * * *", "0 H(1-3) * * *", " "),
     ],
 )
 def test_what_prefect_refuses_is_refused_when_the_file_is_read(cron: str) -> None:

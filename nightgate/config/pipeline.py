@@ -99,6 +99,6 @@ class Pipeline(Section):
                 del table[name]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
 
-    def next_night(self, after: datetime) -> datetime:
-        """The scheduled instant (aware, UTC) that follows `after` (aware)."""
-        return next(instants(self.schedule.cron, self.schedule.timezone, after))
+    def next_night(self, after: datetime) -> datetime | None:
+        """The scheduled instant (aware, UTC) that follows `after` (aware); None without a cron."""
+        return next(instants(self.schedule.cron, self.schedule.timezone, after), None)

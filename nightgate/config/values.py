@@ -12,7 +12,7 @@ from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from nightgate.cron import check_nightly
+from nightgate.cron import check_cron, check_nightly
 from nightgate.text_rules import normalise_text
 
 
@@ -56,7 +56,8 @@ def _time_format(text: str) -> str:
 
 
 Timezone = Annotated[str, AfterValidator(_known_timezone)]
-Cron = Annotated[str, AfterValidator(check_nightly)]
+NightlyCron = Annotated[str, AfterValidator(check_nightly)]
+Cron = Annotated[str, AfterValidator(check_cron)]
 Duration = Annotated[str, AfterValidator(_duration)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 Label = Annotated[str, Field(max_length=100)] | bool | int | float

@@ -89,7 +89,8 @@ def require_passed(pipeline: str, results: Sequence[CheckResult]) -> None:
     error = DataCheckError(
         f"{'; '.join(one.reason for one in failed)}: nothing was taken in",
         next_step=f"mend the source and run the same command again; if the data are right: "
-        f"nightgate run {pipeline} --allow-failed-check {names} --reason TEXT",
+        f"nightgate run {pipeline} --allow-failed-check {names} --reason TEXT, or allow_failed_checks and reason in "
+        "the form of Prefect's UI",
     )
     error.checks = tuple(results)
     raise error

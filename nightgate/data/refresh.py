@@ -24,7 +24,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from nightgate.config.pipeline import Pipeline
@@ -61,7 +60,6 @@ from nightgate.data.snapshots import (
 from nightgate.data.split_memory import SplitMemory
 from nightgate.data.tip import (
     EMPTY,
-    LOCK_FILE,
     MEMORY,
     NEAR,
     keep_tip,
@@ -127,6 +125,8 @@ def refresh(
     A night earlier than the last one gets the rows that the first refresh after it knew; one before the first refresh
     reads everything as it is now. Neither changes anything for later nights.
 
+    The caller holds the pipeline's snapshots (`nightgate.data.tip.hold_data`).
+
     Args:
         previous: folder of the pipeline's previous snapshot, to count new rows.
         verify: compare the checksums of all files, and read everything again where one is damaged.
@@ -143,9 +143,8 @@ def refresh(
     folder = home.snapshots / pipeline.name
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / LOCK_FILE):
-        base = open_base(pipeline, night, folder, verify=verify, recorded=recorded)
-        refreshed = _refreshed(base, previous, allowed)
+    base = open_base(pipeline, night, folder, verify=verify, recorded=recorded)
+    refreshed = _refreshed(base, previous, allowed)
     quarantined, future = (sum(getattr(part, name) for part in refreshed.parts) for name in ("quarantined", "future"))
     late = f", {future:,} later than the night" if future else ""
     counts = f"{refreshed.rows_total:,} rows, {refreshed.rows_new:,} of them new, {quarantined:,} quarantined{late}"

@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nightgate import locks
 from nightgate.data.batches import hash_of_forgotten
 from nightgate.data.deltas import DELTA_FILE, DELTAS
 from nightgate.data.snapshots import MANIFEST_FILE
 from nightgate.durable_files import remove_drafts, write_whole
 from nightgate.errors import SnapshotError
+from nightgate.home import Home
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +29,6 @@ BEFORE_FILE = "tip.before.json"
 """The tip before the last refresh that moved it: where what that one found was not recorded, it is done again."""
 MEMORY, NEAR = "splits", "near"
 FORGOTTEN_FILE = "forgotten.json"
-LOCK_FILE = ".lock"
-"""Held while what is in the folder is changed."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,19 @@ class Tip:
 
 
 EMPTY = Tip("", 0, None, {}, {}, {})
+
+
+def hold_data(
+    home: Home, pipeline_name: str, holder: str, check: Callable[[], None] | None = None
+) -> AbstractContextManager[None]:
+    """Hold a pipeline's snapshots for a block that changes them, or that reads their rows outside of a run.
+
+    A run at work needs it for its refresh alone: nothing removes rows meanwhile.
+
+    Args:
+        holder, check: as in `nightgate.locks.hold`.
+    """
+    return locks.hold(home, f"data-{pipeline_name}", holder=holder, on_wait=log.info, check=check)
 
 
 def read_tip(folder: Path, name: str = TIP_FILE) -> Tip:

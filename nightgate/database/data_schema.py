@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Mapped
 
-from nightgate.database.column_types import Base, Key, OfAttempt, of, one_of
+from nightgate.database.column_types import Base, Key, OfAttempt, one_of
 
 REFERENCES = ("champion", "last_week")
 """What drift is measured against."""
@@ -35,13 +35,14 @@ class Forgotten(Base):
 
 
 class DriftRow(OfAttempt, Base):
-    """One statistic of drift of a night's new rows against a reference: see `nightgate.metrics.drift`."""
+    """One statistic of drift of the new rows of a night, or of a refresh on its own, against a reference: see
+    `nightgate.metrics.drift`.
+    """
 
     __tablename__ = "drift_statistic"
     __table_args__ = (
         one_of("reference", REFERENCES),
         one_of("outcome", ("passed", "warning")),
-        of("run_id attempt", "attempt: run_id attempt"),
     )
 
     reference: Mapped[Key]

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from nightgate.database.column_types import UtcTime, as_text
 from nightgate.database.label_meanings import label_meanings
+from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import METADATA, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
@@ -212,7 +213,11 @@ def quarantine(
 def pipelines() -> list[str]:
     """Names of the pipelines that have runs."""
     with Database.open(home_for_reading(), any_home=True) as db:
-        return list(db.read(lambda session: session.scalars(sa.select(Run.pipeline).distinct()).all()))
+        return list(
+            db.read(
+                lambda session: session.scalars(sa.union(sa.select(Run.pipeline), sa.select(Refresh.pipeline))).all()
+            )
+        )
 
 
 def published_rows(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

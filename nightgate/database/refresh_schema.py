@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
@@ -14,13 +14,44 @@ PLACES = ("taken", "merged", "replaced", "deleted", "quarantined", "conflicting"
 """Where a row that was seen went: columns `rows_<place>` of `refresh_count`, whose sum is `rows_seen`."""
 
 
+class Refresh(Base):
+    """A refresh on its own, which belongs to no night. What it finds, such as counts and checks, has its id in place of
+    a run's.
+    """
+
+    __tablename__ = "refresh"
+    __table_args__ = (
+        one_of("status", ("completed", "failed")),
+        of("pipeline snapshot_id", "snapshot: pipeline snapshot_id"),
+        sa.Index(None, "pipeline", "started_at"),
+    )
+
+    refresh_id: Mapped[Key]
+    pipeline: Mapped[str]
+    night: Mapped[date]
+    """Its date in the timezone of the schedule."""
+    status: Mapped[str]
+    reason: Mapped[str | None]
+    error_type: Mapped[str | None]
+    next_step: Mapped[str | None]
+    data_until: Mapped[datetime]
+    snapshot_id: Mapped[str | None]
+    rows_new: Mapped[int | None]
+    """Rows whose text the refresh before lacks."""
+    rows_total: Mapped[int | None]
+    label_revision: Mapped[int | None]
+    """Test rows whose label was corrected since the refresh before."""
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime]
+    prefect_flow_run_id: Mapped[str | None]
+
+
 class RefreshCount(OfAttempt, Base):
     """Where the rows of a part of the source went, as `nightgate.data.refresh_counts.PartCounts`."""
 
     __tablename__ = "refresh_count"
     __table_args__ = (
         sa.CheckConstraint(f"rows_seen = {' + '.join(f'rows_{place}' for place in PLACES)}", name="balance"),
-        of("run_id attempt", "attempt: run_id attempt"),
     )
 
     position: Mapped[NumberKey]
@@ -44,7 +75,7 @@ class DataCheck(OfAttempt, Base):
     """One check of the data, with its numbers, and who let it fail."""
 
     __tablename__ = "data_check"
-    __table_args__ = (one_of("outcome", CHECK_OUTCOMES), of("run_id attempt", "attempt: run_id attempt"))
+    __table_args__ = (one_of("outcome", CHECK_OUTCOMES),)
 
     check_name: Mapped[Key]
     position: Mapped[int]
@@ -60,7 +91,6 @@ class LabelVote(Base):
     """How many rows with one text have a label, where they have several."""
 
     __tablename__ = "label_vote"
-    __table_args__ = (of("run_id", "run: run_id"),)
 
     pipeline: Mapped[Key]
     fingerprint: Mapped[Key]
@@ -68,4 +98,4 @@ class LabelVote(Base):
     votes: Mapped[int]
     chosen: Mapped[bool]
     run_id: Mapped[str]
-    """The last run that read a row with the text."""
+    """The last run or refresh that read a row with the text."""

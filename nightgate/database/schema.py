@@ -18,7 +18,7 @@ from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of,
 
 METADATA = Base.metadata
 """All tables, including those of the other modules."""
-HEAD = "0013"
+HEAD = "0014"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -300,14 +300,13 @@ class QuarantinedRow(Base):
     """A source row that cannot be used for one reason: open from its first night until it is resolved."""
 
     __tablename__ = "quarantine"
-    __table_args__ = (of("run_id attempt", "attempt: run_id attempt"),)
 
     pipeline: Mapped[Key]
     row_key: Mapped[Key]
     """A hash of its id, or else of its place: see `nightgate.runs.refresh_records`."""
     reason: Mapped[Key]
     run_id: Mapped[str]
-    """The newest run that read it."""
+    """The newest run or refresh that read it."""
     attempt: Mapped[int]
     position: Mapped[int]
     origin: Mapped[str]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from nightgate.data.rules import SPLITS
 from nightgate.data.snapshots import Snapshot, open_snapshot
 from nightgate.data.training_rows import training_positions
 from nightgate.database.schema import Run
+from nightgate.database.transactions import Database
 from nightgate.engine import base_model_folder
 from nightgate.errors import NightgateError
+from nightgate.home import Home
 from nightgate.metrics.drift import Counts, DriftStatistic, measure_drift
 from nightgate.night.run import NightRun
 from nightgate.registry import versions
@@ -43,32 +46,42 @@ def record_drift(run: NightRun, snapshot: Snapshot) -> None:
     """Measure the drift of the rows that the previous snapshot lacks, and record it; once a run, in its first attempt
     that comes to it.
     """
-    if records.has_drift(run.db, run.run_id):
-        return
+    if not records.has_drift(run.db, run.run_id):
+        found = drift_of(run.db, run.pipeline, snapshot, run.data_until)
+        records.record_drift(run.db, run.run_id, run.attempt, found)
+
+
+def drift_of(
+    db: Database, pipeline: Pipeline, snapshot: Snapshot, data_until: datetime
+) -> list[tuple[str, DriftStatistic]]:
+    """The drift of the rows that the last night before `data_until` lacks; each statistic with its reference's name."""
     try:
-        found = _measure(run, snapshot)
+        found = _measure(db, pipeline, snapshot, data_until)
     except (NightgateError, OSError) as error:
         log.warning("drift was not measured: %s", error)
-        return
-    records.record_drift(run.db, run.run_id, run.attempt, found)
+        return []
     for reference, one in found:
         if one.outcome == "warning":
             log.warning("drift from %s: %s", _NAMES[reference], one.reason)
+    return found
 
 
-def _measure(run: NightRun, snapshot: Snapshot) -> list[tuple[str, DriftStatistic]]:
-    folder = records.previous_snapshot(run.db, run.pipeline.name, before=run.data_until)
+def _measure(
+    db: Database, pipeline: Pipeline, snapshot: Snapshot, data_until: datetime
+) -> list[tuple[str, DriftStatistic]]:
+    folder = records.previous_snapshot(db, pipeline.name, before=data_until)
     if folder is None:
         return []
     before = open_snapshot(folder, verify=False)
     tonight = _sample(snapshot, _unknown_to(before, snapshot))
     if tonight.empty:
         return []
-    references = {"last_week": _sample(before, _last_week(run, before))}
-    champion = versions.champion(run.db, run.pipeline.name)
+    older = partial(records.previous_snapshot, db, pipeline.name, before=data_until - WEEK)
+    references = {"last_week": _sample(before, _last_week(before, older))}
+    champion = versions.champion(db, pipeline.name)
     if champion is not None and champion.snapshot_id is not None:
-        references["champion"] = _trained_on(run, champion, champion.snapshot_id)
-    return measure_drift(tonight, references, _unknown_tokens(_tokenizer(run, champion)))
+        references["champion"] = _trained_on(db, champion, champion.snapshot_id)
+    return measure_drift(tonight, references, _unknown_tokens(_tokenizer(db.home, pipeline, champion)))
 
 
 def _sample(snapshot: Snapshot, places: Places) -> pd.DataFrame:
@@ -92,33 +105,36 @@ def _unknown_to(known: Snapshot, snapshot: Snapshot) -> Places:
     }
 
 
-def _last_week(run: NightRun, before: Snapshot) -> Places:
+def _last_week(before: Snapshot, older: Callable[[], Path | None]) -> Places:
     """The rows of the seven days up to the newest one of before tonight; without times, those that a snapshot lacks
     that is a week older than tonight.
+
+    Args:
+        older: finds that snapshot.
     """
     if "time" in before.columns:
         times = {split: before.rows(split, ["time"])["time"] for split in SPLITS}
         since = max(column.max() for column in times.values() if len(column)) - WEEK
         return {split: np.flatnonzero(column > since) for split, column in times.items()}
-    older = records.previous_snapshot(run.db, run.pipeline.name, before=run.data_until - WEEK)
-    if older is None:
+    folder = older()
+    if folder is None:
         return {split: np.arange(len(before.rows(split, ["text_key"]))) for split in SPLITS}
-    return _unknown_to(open_snapshot(older, verify=False), before)
+    return _unknown_to(open_snapshot(folder, verify=False), before)
 
 
-def _trained_on(run: NightRun, champion: VersionRow, snapshot_id: str) -> pd.DataFrame:
+def _trained_on(db: Database, champion: VersionRow, snapshot_id: str) -> pd.DataFrame:
     """The rows that the champion was trained on."""
-    config = run.db.read(lambda session: session.get_one(Run, champion.run_id).config)
-    snapshot = open_snapshot(run.home.snapshots / champion.pipeline / snapshot_id, verify=False)
+    config = db.read(lambda session: session.get_one(Run, champion.run_id).config)
+    snapshot = open_snapshot(db.home.snapshots / champion.pipeline / snapshot_id, verify=False)
     places = training_positions(snapshot, Pipeline.model_validate(config), champion.data_until)
     return _sample(snapshot, {"train": places})
 
 
-def _tokenizer(run: NightRun, champion: VersionRow | None) -> Path | None:
+def _tokenizer(home: Home, pipeline: Pipeline, champion: VersionRow | None) -> Path | None:
     """The file of the base model's tokenizer; of a name on the hub that in the champion's folder."""
-    folder = base_model_folder.local_folder(run.pipeline.training.base_model)
+    folder = base_model_folder.local_folder(pipeline.training.base_model)
     if folder is None and champion is not None:
-        folder = run.home.absolute(champion.path)
+        folder = home.absolute(champion.path)
     file = None if folder is None else folder / "tokenizer.json"
     return file if file is not None and file.is_file() else None
 

@@ -19,6 +19,7 @@ from nightgate import locks
 from nightgate.analysis import seed_study
 from nightgate.data import refresh as data
 from nightgate.data.snapshots import Snapshot, open_snapshot
+from nightgate.data.tip import hold_data
 from nightgate.errors import DataError
 from nightgate.metrics import classification, confusion
 from nightgate.models import version_folder
@@ -80,24 +81,25 @@ def refresh(run: NightRun) -> Snapshot:
             "this night sees the rows as they are now, not as they were at %s UTC: data.time names no column",
             f"{due:%Y-%m-%d %H:%M}",
         )
-    previous = records.previous_snapshot(run.db, run.pipeline.name, before=run.data_until)
     night = replace(run.night, data_until=run.data_until)
-    try:
-        # A night again may be one whose files were found damaged.
-        verify = run.force or run.attempt > 1
-        refreshed = data.refresh(
-            run.pipeline,
-            night,
-            run.home,
-            previous,
-            verify=verify,
-            allowed=run.allowed.checks,
-            recorded=partial(records.has_refresh, run.db, run.pipeline.name),
-        )
-    except DataError as error:
-        records.record_failed_refresh(run.db, run.run_id, run.attempt, error, run.allowed)
-        raise
-    records.record_snapshot(run.db, run.run_id, run.attempt, refreshed, run.allowed)
+    with hold_data(run.home, run.pipeline.name, run.run_id, run.heartbeat.check):
+        previous = records.previous_snapshot(run.db, run.pipeline.name, before=run.data_until)
+        try:
+            # A night again may be one whose files were found damaged.
+            verify = run.force or run.attempt > 1
+            refreshed = data.refresh(
+                run.pipeline,
+                night,
+                run.home,
+                previous,
+                verify=verify,
+                allowed=run.allowed.checks,
+                recorded=partial(records.has_refresh, run.db, run.pipeline.name),
+            )
+        except DataError as error:
+            records.record_failed_refresh(run.db, run.run_id, run.attempt, error, run.allowed)
+            raise
+        records.record_snapshot(run.db, run.run_id, run.attempt, refreshed, run.allowed)
     record_drift(run, refreshed.snapshot)
     return refreshed.snapshot
 

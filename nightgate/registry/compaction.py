@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from nightgate.data.columns import take
@@ -38,7 +37,7 @@ from nightgate.data.deltas import (
     signed,
 )
 from nightgate.data.snapshots import MANIFEST_FILE
-from nightgate.data.tip import LOCK_FILE, Tip, read_tip, remove_leftovers, write_tip
+from nightgate.data.tip import Tip, read_tip, remove_leftovers, write_tip
 from nightgate.durable_files import replacing
 from nightgate.errors import storage_errors
 
@@ -105,13 +104,15 @@ def read_forest(folder: Path) -> Forest:
 def compact(folder: Path) -> bool:
     """Join deltas where more than MOST_UNUSED can be, or where half of their rows are superseded; whether it did.
 
+    The caller holds the pipeline's snapshots.
+
     Raises:
         SnapshotError: a manifest or a delta is missing or altered.
         StorageError: the disk is full or read-only.
     """
     if not (folder / DELTAS).is_dir():
         return False
-    with storage_errors(folder), FileLock(folder / LOCK_FILE):
+    with storage_errors(folder):
         forest = read_forest(folder)
         runs = [run for run in forest.runs() if len(run) > 1]
         rows = sum(delta.facts["index"] for run in runs for delta in run)

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from nightgate.config.pipeline import Pipeline, Retention
 from nightgate.data.snapshots import ONE_FILE
+from nightgate.data.tip import hold_data
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
@@ -39,6 +40,11 @@ def sweep(db: Database, pipeline: Pipeline) -> list[str]:
     Raises:
         DatabaseError: the database cannot be used.
     """
+    with hold_data(db.home, pipeline.name, "retention"):
+        return _sweep(db, pipeline)
+
+
+def _sweep(db: Database, pipeline: Pipeline) -> list[str]:
     name = pipeline.name
 
     def mark(session: Session) -> tuple[list[str], list[str], list[str]] | None:
@@ -128,9 +134,17 @@ def kept_snapshots(session: Session, name: str, retention: Retention) -> dict[st
         .order_by(sa.func.coalesce(sa.func.max(Run.data_until), Snapshot.recorded_at).desc())
         .limit(retention.snapshots)
     )
+    last = (
+        sa.select(Run.snapshot_id)
+        .where(Run.pipeline == name, Run.snapshot_id.is_not(None))
+        .order_by(Run.data_until.desc())
+        .limit(1)
+    )
     studies = sa.select(SeedStudy).where(SeedStudy.pipeline == name, SeedStudy.finished_at.is_(None))
     return {
         **dict.fromkeys(session.scalars(newest), "newest"),
+        # However many refreshes come after it: the new rows of the next night are counted from it.
+        **dict.fromkeys(session.scalars(last), "the last night"),
         **{study.snapshot_id: f"seed study {study.study_id}" for study in session.scalars(studies)},
         **{snapshot: f"run {run_id} can go on" for run_id, snapshot in _unfinished(session, name) if snapshot},
         **dict(_of_versions(session, name)),

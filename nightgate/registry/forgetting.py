@@ -31,10 +31,10 @@ from nightgate.data.batches import hash_of_forgotten
 from nightgate.data.deltas import DELTAS
 from nightgate.data.snapshots import MANIFEST_FILE, open_snapshot
 from nightgate.data.split_memory import SplitMemory, hashes_of
-from nightgate.data.tip import MEMORY, keep_out
+from nightgate.data.tip import MEMORY, hold_data, keep_out
 from nightgate.database.data_schema import Forgotten
 from nightgate.database.gate_schema import SeedStudy
-from nightgate.database.refresh_schema import DataCheck
+from nightgate.database.refresh_schema import DataCheck, Refresh
 from nightgate.database.schema import Attempt, ModelVersion, QuarantinedRow, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.durable_files import write_whole
@@ -131,6 +131,12 @@ def forget(db: Database, pipeline_name: str, ids: Collection[str], *, by: str) -
         SnapshotError: a snapshot is damaged.
         StorageError: the disk is full, read-only or forbidden.
     """
+    require_pipeline(db, pipeline_name)
+    with hold_data(db.home, pipeline_name, f"forget by {by}"):
+        return _forget(db, pipeline_name, ids, by=by)
+
+
+def _forget(db: Database, pipeline_name: str, ids: Collection[str], *, by: str) -> Found:
     found, quotes = _search(db, pipeline_name, ids)
     db.write(lambda session: _begin(session, pipeline_name, found, by))
     home = db.home
@@ -313,8 +319,10 @@ def _empty(
     rows = [row for row in quarantined if row.row_id in ids or quotes.search(f"{row.detail}\n{row.excerpt}".encode())]
     runs = session.scalars(sa.select(Run).where(Run.pipeline == pipeline_name))
     attempts = session.scalars(sa.select(Attempt).where(Attempt.run_id.in_(_runs(pipeline_name))))
-    checks = session.scalars(sa.select(DataCheck).where(DataCheck.run_id.in_(_runs(pipeline_name))))
-    reasons = [one for one in (*runs, *attempts, *checks) if quotes.search((one.reason or "").encode())]
+    refreshes = session.scalars(sa.select(Refresh).where(Refresh.pipeline == pipeline_name)).all()
+    of_refreshes = DataCheck.run_id.in_([one.refresh_id for one in refreshes])
+    checks = session.scalars(sa.select(DataCheck).where(DataCheck.run_id.in_(_runs(pipeline_name)) | of_refreshes))
+    reasons = [one for one in (*runs, *refreshes, *attempts, *checks) if quotes.search((one.reason or "").encode())]
     counts = Counter(row.row_id for row in rows)
     for row in () if dry_run else rows:
         row.row_id, row.detail, row.excerpt = None, "", GONE

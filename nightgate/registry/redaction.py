@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from nightgate.data.columns import Columns, take
@@ -29,7 +28,6 @@ from nightgate.data.deltas import MERGED, TAKEN, Chain, described, signed
 from nightgate.data.rules import SPLITS
 from nightgate.data.snapshots import MANIFEST_FILE, Snapshot, id_of_rows, open_snapshot, snapshot_id
 from nightgate.data.split_memory import hashes_of
-from nightgate.data.tip import LOCK_FILE
 from nightgate.durable_files import replacing
 from nightgate.errors import storage_errors
 from nightgate.registry.compaction import Forest, read_forest, rewrite
@@ -99,13 +97,13 @@ def redact_file(path: Path, ids: Collection[str]) -> None:
 def redact_deltas(folder: Path, ids: Collection[str]) -> None:
     """Take the rows with these ids out of all deltas of a pipeline, and let the next refresh read their parts again.
 
-    Idempotent, also after a kill.
+    Idempotent, also after a kill. The caller holds the pipeline's snapshots.
 
     Raises:
         SnapshotError: a delta or a manifest is damaged.
         StorageError: the disk is full, read-only or forbidden.
     """
-    with storage_errors(folder), FileLock(folder / LOCK_FILE):
+    with storage_errors(folder):
         forest = read_forest(folder)
         dropped = {name: _in_last(chain, ids)[1] for name, chain in forest.chains.items()}
         dropped = {name: mask for name, mask in dropped.items() if mask.any()}

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import GateCheck, ModelVersion, Promotion, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
@@ -146,7 +147,9 @@ def require_pipeline(db: Database, pipeline_name: str) -> None:
     Raises:
         RegistryError: the pipeline never had a run; the known ones are listed.
     """
-    known = db.read(lambda session: session.scalars(sa.select(Run.pipeline).distinct()).all())
+    known = db.read(
+        lambda session: session.scalars(sa.union(sa.select(Run.pipeline), sa.select(Refresh.pipeline))).all()
+    )
     if pipeline_name in known:
         return
     near = difflib.get_close_matches(pipeline_name, known, n=1)

@@ -25,19 +25,21 @@ from sqlalchemy.orm import Session
 from nightgate.config.checks import NONE_ALLOWED, Allowed
 from nightgate.database.data_schema import DriftRow
 from nightgate.database.gate_schema import JointOutcome
+from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import ConfusionCell, Epoch, GateCheck, Run, SliceMetric, Snapshot
 from nightgate.database.transactions import Database
+from nightgate.errors import DataError
 from nightgate.gate.joint_counts import joint_outcomes
 from nightgate.metrics.comparability import metric_key
 from nightgate.runs import refresh_records
 from nightgate.runs.lifecycle import attempt_of, fenced
+from nightgate.runs.refresh_records import Finder
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from nightgate.data.refresh import Refreshed
-    from nightgate.errors import DataError
     from nightgate.gate.decision import Decision, Measured
     from nightgate.gate.evidence import Evidence
     from nightgate.metrics.classification import SliceScore
@@ -50,38 +52,72 @@ def record_snapshot(
     db: Database, run_id: str, attempt: int, refreshed: Refreshed, allowed: Allowed = NONE_ALLOWED
 ) -> None:
     """Record the run's snapshot, its row counts, data checks and quarantined rows."""
-    snapshot = refreshed.snapshot
-    manifest = snapshot.manifest
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
-        known = session.get(Snapshot, (run.pipeline, snapshot.id))
-        if known is not None:
-            known.files_removed_at = None  # retention had removed it, and tonight's rows are the same
-        else:
-            session.add(
-                Snapshot(
-                    pipeline=run.pipeline,
-                    snapshot_id=snapshot.id,
-                    path=db.home.relative(snapshot.path),
-                    test_version=manifest["test_version"],
-                    rows_total=manifest["rows_total"],
-                    **{f"rows_{split}": count for split, count in manifest["rows"].items()},
-                    rows_duplicate=manifest["rows_duplicate"],
-                    rows_quarantined=manifest["rows_quarantined"],
-                    data_until=_time(manifest.get("data_until")),
-                    first_time=_time(manifest.get("first_time")),
-                    last_time=_time(manifest.get("last_time")),
-                    manifest=manifest,
-                    recorded_at=datetime.now(UTC),
-                )
-            )
-            session.flush()
-        refresh_records.add_refreshed(session, run, refreshed, allowed)
-        run.snapshot_id = snapshot.id
-        run.rows_new, run.rows_total = refreshed.rows_new, refreshed.rows_total
+        _add_snapshot(db, session, run.pipeline, refreshed)
+        refresh_records.add_refreshed(session, Finder.of(run), refreshed, allowed)
+        _take_counts(run, refreshed)
 
     db.write(work)
+
+
+def record_refresh(
+    db: Database,
+    refresh: Refresh,
+    found: Refreshed | DataError,
+    allowed: Allowed,
+    drift: Sequence[tuple[str, DriftStatistic]] = (),
+) -> None:
+    """Record a refresh on its own, as it ended, and all that it found."""
+    finder = Finder(refresh.refresh_id, 1, refresh.pipeline, refresh.night)
+
+    def work(session: Session) -> None:
+        if session.get(Refresh, refresh.refresh_id) is not None:
+            return  # an earlier try was committed, and its answer was lost
+        if isinstance(found, DataError):
+            refresh_records.add_found(session, finder, found.quarantined, found.parts, found.checks, allowed)
+        else:
+            _add_snapshot(db, session, refresh.pipeline, found)
+            refresh_records.add_refreshed(session, finder, found, allowed)
+            _take_counts(refresh, found)
+            _add_drift(session, finder, drift)
+        refresh.finished_at = datetime.now(UTC)
+        session.merge(refresh)
+
+    db.write(work)
+
+
+def _take_counts(row: Run | Refresh, refreshed: Refreshed) -> None:
+    row.snapshot_id, row.label_revision = refreshed.snapshot.id, refreshed.relabelled
+    row.rows_new, row.rows_total = refreshed.rows_new, refreshed.rows_total
+
+
+def _add_snapshot(db: Database, session: Session, pipeline_name: str, refreshed: Refreshed) -> None:
+    snapshot = refreshed.snapshot
+    manifest = snapshot.manifest
+    known = session.get(Snapshot, (pipeline_name, snapshot.id))
+    if known is not None:
+        known.files_removed_at = None  # retention had removed it, and tonight's rows are the same
+        return
+    session.add(
+        Snapshot(
+            pipeline=pipeline_name,
+            snapshot_id=snapshot.id,
+            path=db.home.relative(snapshot.path),
+            test_version=manifest["test_version"],
+            rows_total=manifest["rows_total"],
+            **{f"rows_{split}": count for split, count in manifest["rows"].items()},
+            rows_duplicate=manifest["rows_duplicate"],
+            rows_quarantined=manifest["rows_quarantined"],
+            data_until=_time(manifest.get("data_until")),
+            first_time=_time(manifest.get("first_time")),
+            last_time=_time(manifest.get("last_time")),
+            manifest=manifest,
+            recorded_at=datetime.now(UTC),
+        )
+    )
+    session.flush()
 
 
 def record_reasons(db: Database, run_id: str, attempt: int, inputs: dict[str, str], reasons: str) -> None:
@@ -101,7 +137,7 @@ def record_failed_refresh(
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
-        refresh_records.add_found(session, run, error.quarantined, error.parts, error.checks, allowed)
+        refresh_records.add_found(session, Finder.of(run), error.quarantined, error.parts, error.checks, allowed)
 
     db.write(work)
 
@@ -113,42 +149,51 @@ def has_drift(db: Database, run_id: str) -> bool:
 
 def record_drift(db: Database, run_id: str, attempt: int, found: Sequence[tuple[str, DriftStatistic]]) -> None:
     """Record the drift of tonight's new rows; each statistic with the name of its reference."""
-    place = {"run_id": run_id, "attempt": attempt}
+    db.write(lambda session: _add_drift(session, Finder.of(fenced(session, run_id, attempt)), found))
+
+
+def _add_drift(session: Session, finder: Finder, found: Sequence[tuple[str, DriftStatistic]]) -> None:
+    place = {"run_id": finder.run_id, "attempt": finder.attempt}
     rows = [place | {"reference": name, "outcome": one.outcome} | asdict(one) for name, one in found]
-
-    def work(session: Session) -> None:
-        fenced(session, run_id, attempt)
-        if rows:
-            session.execute(sa.insert(DriftRow), rows)
-
-    db.write(work)
+    if rows:
+        session.execute(sa.insert(DriftRow), rows)
 
 
-def previous_snapshot(db: Database, pipeline_name: str, before: datetime | None = None) -> Path | None:
-    """The folder of the newest snapshot of the pipeline that still exists.
+def previous_snapshot(
+    db: Database, pipeline_name: str, before: datetime | None = None, *, of_refreshes: bool = False
+) -> Path | None:
+    """The folder of the newest snapshot of a night of the pipeline that still exists.
 
     Args:
         before: aware; only snapshots of runs with an earlier `data_until`, so that a backfill is not compared with a
             later night.
+        of_refreshes: those of refreshes on their own too.
     """
 
     def work(session: Session) -> list[str]:
-        query = (
-            sa.select(Snapshot.path)
-            .join(Run, (Run.pipeline == Snapshot.pipeline) & (Run.snapshot_id == Snapshot.snapshot_id))
-            .where(Run.pipeline == pipeline_name)
-            .order_by(Run.data_until.desc(), Run.started_at.desc())
-        )
-        return list(session.scalars(query if before is None else query.where(Run.data_until < before)))
+        found: list[tuple[datetime, datetime, str]] = []
+        for of in (Run, Refresh) if of_refreshes else (Run,):
+            query = (
+                sa.select(of.data_until, of.started_at, Snapshot.path)
+                .join(Snapshot, (of.pipeline == Snapshot.pipeline) & (of.snapshot_id == Snapshot.snapshot_id))
+                .where(of.pipeline == pipeline_name)
+            )
+            found += session.execute(query if before is None else query.where(of.data_until < before)).tuples()
+        return [path for *_, path in sorted(found, reverse=True)]
 
     folders = (db.home.absolute(path) for path in dict.fromkeys(db.read(work)))
     return next((folder for folder in folders if (folder / "manifest.json").is_file()), None)
 
 
 def has_refresh(db: Database, pipeline_name: str, until: datetime) -> bool:
-    """Whether a run of the pipeline with this `data_until` has recorded its snapshot."""
-    query = sa.select(Run.run_id).where(Run.pipeline == pipeline_name, Run.data_until == until)
-    return db.read(lambda session: session.scalar(query.where(Run.snapshot_id.is_not(None)).limit(1))) is not None
+    """Whether a run or refresh of the pipeline with this `data_until` has recorded its snapshot."""
+    queries = [
+        sa.select(of.snapshot_id).where(
+            of.pipeline == pipeline_name, of.data_until == until, of.snapshot_id.is_not(None)
+        )
+        for of in (Run, Refresh)
+    ]
+    return db.read(lambda session: any(session.scalar(query.limit(1)) is not None for query in queries))
 
 
 def record_epoch(

@@ -1,7 +1,8 @@
 """What a refresh leaves in the database beside its snapshot: counts, checks, votes, and the state of the quarantine.
 
-Inside the transaction of `nightgate.runs.records`. Counts and checks belong to the attempt. Votes and quarantine are
-the state of the pipeline after its newest night, which a backfill of an earlier one leaves alone.
+Inside the transaction of `nightgate.runs.records`. Counts and checks belong to the attempt of a night or to a refresh
+on its own. Votes and quarantine are the state of the pipeline after its newest night, which a backfill of an earlier
+one leaves alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
@@ -19,7 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from nightgate.data.refresh_counts import PartCounts
-from nightgate.database.refresh_schema import PLACES, DataCheck, LabelVote, RefreshCount
+from nightgate.database.refresh_schema import PLACES, DataCheck, LabelVote, Refresh, RefreshCount
 from nightgate.database.schema import METADATA, QuarantinedRow, Run
 
 if TYPE_CHECKING:
@@ -35,9 +36,21 @@ _AT_ONCE = 500
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
-def add_refreshed(session: Session, run: Run, refreshed: Refreshed, allowed: Allowed) -> None:
+class Finder(NamedTuple):
+    """Whose refresh it is: the attempt of a night, or a refresh on its own, whose only attempt is 1."""
+
+    run_id: str
+    attempt: int
+    pipeline: str
+    night: date
+
+    @staticmethod
+    def of(run: Run) -> Finder:
+        return Finder(run.run_id, run.attempt, run.pipeline, run.night)
+
+
+def add_refreshed(session: Session, run: Finder, refreshed: Refreshed, allowed: Allowed) -> None:
     """Store what a refresh that made a snapshot found."""
-    run.label_revision = refreshed.relabelled
     add_found(session, run, refreshed.quarantined, refreshed.parts, refreshed.checks, allowed)
     if _is_newest(session, run):
         _resolve(session, run, refreshed)
@@ -46,7 +59,7 @@ def add_refreshed(session: Session, run: Run, refreshed: Refreshed, allowed: All
 
 def add_found(
     session: Session,
-    run: Run,
+    run: Finder,
     quarantined: Sequence[Quarantined],
     parts: Sequence[PartCounts],
     checks: Sequence[CheckResult],
@@ -90,7 +103,7 @@ def _row_key(row: Quarantined) -> str:
     return hashlib.sha256((row.row_id or f"\n{row.origin}").encode("utf-8", "replace")).hexdigest()[:32]
 
 
-def _add_quarantined(session: Session, run: Run, quarantined: Sequence[Quarantined]) -> None:
+def _add_quarantined(session: Session, run: Finder, quarantined: Sequence[Quarantined]) -> None:
     if not quarantined:
         return
     facts = {"pipeline": run.pipeline, "run_id": run.run_id, "attempt": run.attempt}
@@ -118,13 +131,13 @@ def _add_quarantined(session: Session, run: Run, quarantined: Sequence[Quarantin
     session.execute(statement, list(rows.values()))
 
 
-def _is_newest(session: Session, run: Run) -> bool:
-    """Whether no later night of the pipeline has a snapshot."""
-    later = sa.select(Run.run_id).where(Run.pipeline == run.pipeline, Run.night > run.night)
-    return session.scalar(later.where(Run.snapshot_id.is_not(None)).limit(1)) is None
+def _is_newest(session: Session, run: Finder) -> bool:
+    """Whether no refresh of a later date has made a snapshot."""
+    newest = _last_taken_in(session, run)
+    return newest is None or newest <= run.night
 
 
-def _resolve(session: Session, run: Run, refreshed: Refreshed) -> None:
+def _resolve(session: Session, run: Finder, refreshed: Refreshed) -> None:
     """Resolve rows that tonight's refresh would have found again: those of other parts stand as they were.
 
     A part that was put back after a refresh that failed counts as unchanged. What only the failed refresh found in it
@@ -154,13 +167,18 @@ def _resolve(session: Session, run: Run, refreshed: Refreshed) -> None:
         session.connection().execute(statement, gone)
 
 
-def _last_taken_in(session: Session, run: Run) -> date | None:
-    """The last night whose refresh made a snapshot, before tonight's is recorded."""
-    newest = sa.select(sa.func.max(Run.night)).where(Run.pipeline == run.pipeline, Run.snapshot_id.is_not(None))
-    return session.scalar(newest)
+def _last_taken_in(session: Session, run: Finder) -> date | None:
+    """The date of the last refresh that made a snapshot, before tonight's is recorded."""
+    newest = (
+        session.scalar(sa.select(sa.func.max(of.night)).where(of.pipeline == run.pipeline, of.snapshot_id.is_not(None)))
+        for of in (Run, Refresh)
+    )
+    return max(filter(None, newest), default=None)
 
 
-def _replace_votes(session: Session, run: Run, texts: Sequence[LabelVotes], counted: NDArray[np.uint64] | None) -> None:
+def _replace_votes(
+    session: Session, run: Finder, texts: Sequence[LabelVotes], counted: NDArray[np.uint64] | None
+) -> None:
     """Store the votes on texts that tonight's rows have; those on other texts stand.
 
     Args:

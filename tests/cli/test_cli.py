@@ -88,6 +88,7 @@ def test_no_command_is_lost() -> None:
     of_the_gate = {"compare", "push", "export", "seeds", "gate replay", "gate power"}
     assert {name for name, _ in commands()} == reading | deciding | on_data | of_the_gate | {
         "run",
+        "refresh",
         "serve",
         "deploy",
         "db upgrade",
@@ -263,7 +264,7 @@ def test_history_breaks_a_run_down_by_slices_and_classes(run: Run) -> None:
 
 
 WITHOUT_PIPELINE = {"status", "reconcile", "doctor", "db upgrade", "db backup"}
-BY_FILE = {"run", "serve", "deploy", "seeds"}
+BY_FILE = {"run", "refresh", "serve", "deploy", "seeds"}
 
 
 @pytest.mark.parametrize("name", [name for name, _ in commands() if name not in WITHOUT_PIPELINE])

@@ -27,7 +27,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 
-from deployments.catalog import as_yaml, catalog, deployable, night_of, packaged_pipelines
+from deployments.catalog import PARTS, as_yaml, catalog, deployable, packaged_pipelines
 from deployments.deploy import Outcome, deploy, problems
 from deployments.serve import make_runner
 from deployments.worker import PatientWorker
@@ -78,7 +78,7 @@ def test_prefect_yaml_says_what_the_catalog_says() -> None:
 
 def test_a_pipeline_gives_its_cron_timezone_tags_and_name_and_runs_once_at_a_time(tmp_path: Path) -> None:
     folder = site(tmp_path, "clothing")
-    one = night_of(load_pipeline(folder / "deployments/pipelines/clothing.toml"))
+    one = PARTS[0].own(load_pipeline(folder / "deployments/pipelines/clothing.toml"))
     assert (one.full_name, one.cron, one.timezone) == ("nightly/clothing", "45 4 * * *", "Europe/Berlin")
     assert (one.tags, one.parameters) == (("nightgate", "clothing"), {"pipeline": "clothing"})
     [entry] = yaml.safe_load(as_yaml([one]))["deployments"]
@@ -88,7 +88,27 @@ def test_a_pipeline_gives_its_cron_timezone_tags_and_name_and_runs_once_at_a_tim
 
 def test_a_pipeline_that_bears_the_tags_name_has_it_once(tmp_path: Path) -> None:
     path = write_pipeline(tmp_path, "nightgate")
-    assert night_of(load_pipeline(path)).tags == ("nightgate",)
+    found = catalog([load_pipeline(path)])
+    assert found[0].tags == ("nightgate",)
+    assert len({one.full_name for one in found}) == len(found)
+
+
+def test_a_pipeline_has_deployments_of_its_own_where_it_has_a_cron_and_is_a_choice_of_the_others(
+    tmp_path: Path,
+) -> None:
+    file = '\n[schedule]\ncron = ""\nrefresh = { cron = "*/20 * * * *" }\n'
+    path = write_pipeline(tmp_path, "hourly")
+    path.write_text(path.read_text() + file, encoding="utf-8")
+    pipelines = [load_pipeline(path), load_pipeline("sample")]
+    found = {one.full_name: one for one in catalog(pipelines)}
+    assert set(found) == {
+        *("refresh/hourly", "nightly/sample"),
+        *(f"{part.flow}/nightgate" for part in PARTS),
+        *OPERATIONS,
+    }
+    assert (found["refresh/hourly"].cron, found["refresh/hourly"].collision) == ("*/20 * * * *", "CANCEL_NEW")
+    shared = found["refresh/nightgate"]
+    assert (shared.pipelines, shared.cron, shared.collision) == (("hourly", "sample"), "", None)
 
 
 @pytest.mark.parametrize("one", catalog(packaged_pipelines()), ids=lambda one: str(one.full_name))

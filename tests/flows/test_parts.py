@@ -1,0 +1,41 @@
+"""The parts of a night as flows of their own: names, tags and states in the list of runs, and the event of a failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.refresh import refresh
+from nightgate.database.connection import database_url
+from nightgate.database.transactions import Database, upgrade
+from nightgate.home import Home
+from tests.support.night import write_pipeline
+from tests.support.prefect_api import client, events
+
+pytestmark = [pytest.mark.flow, pytest.mark.process]
+
+
+def test_a_refresh_has_name_tags_and_rows_and_fails_visibly(
+    home: Home, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade(database_url(home))
+    path = write_pipeline(tmp_path, "parts")
+    monkeypatch.setenv("NIGHTGATE_PIPELINES", str(path))
+    with temporary_settings({PREFECT_API_URL: prefect_server}), client(prefect_server) as prefect:
+        done = refresh("parts", return_state=True)
+        assert done.is_completed(), done.message
+        run = prefect.read_flow_run(done.state_details.flow_run_id)
+        path.write_text(path.read_text().replace('text = "text"', 'text = "words"'))
+        failed = refresh("parts", return_state=True)
+        broken = prefect.read_flow_run(failed.state_details.flow_run_id)
+    with Database.open(home) as db:
+        rows = db.frame("SELECT status, rows_new, prefect_flow_run_id FROM refreshes ORDER BY started_at")
+    assert rows["status"].tolist() == ["completed", "failed"]
+    assert rows["prefect_flow_run_id"].tolist() == [str(run.id), str(broken.id)]
+    assert run.name == f"parts refresh: {rows['rows_new'][0]} new rows"
+    assert "parts" in run.tags
+    assert (failed.is_failed(), broken.name) == (True, "parts refresh: failed")
+    [event] = events(prefect_server, "nightgate.failed", "parts")
+    assert event["payload"]["error_type"] == "data"
