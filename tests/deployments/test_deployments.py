@@ -48,8 +48,8 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 SCHEDULE = '\n[schedule]\ncron = "45 4 * * *"\ntimezone = "Europe/Berlin"\n'
 NIGHTGATE = [sys.executable, "-m", "nightgate.cli.app"]
-FLOWS = ("reconcile", "promote", "rollback", "freeze", "unfreeze")
-OPERATIONS = [f"{flow}/nightgate" for flow in FLOWS]
+FLOWS = (*(part.flow for part in PARTS), "reconcile", "promote", "rollback", "freeze", "unfreeze")
+SHARED = [f"{flow}/nightgate" for flow in FLOWS]
 
 
 def site(folder: Path, *names: str) -> Path:
@@ -103,8 +103,7 @@ def test_a_pipeline_has_deployments_of_its_own_where_it_has_a_cron_and_is_a_choi
     found = {one.full_name: one for one in catalog(pipelines)}
     assert set(found) == {
         *("refresh/hourly", "nightly/sample"),
-        *(f"{part.flow}/nightgate" for part in PARTS),
-        *OPERATIONS,
+        *SHARED,
     }
     assert (found["refresh/hourly"].cron, found["refresh/hourly"].collision) == ("*/20 * * * *", "CANCEL_NEW")
     shared = found["refresh/nightgate"]
@@ -202,7 +201,7 @@ def outcomes(folder: Path, home: str = "home", **options: Any) -> dict[str, Outc
 @pytest.mark.flow
 def test_deploy_registers_every_pipeline_and_the_operations(deployed: Site, prefect_server: str) -> None:
     ours = ["nightly/first", "nightly/second", "nightly/third"]
-    assert list(deployed.made) == [*ours, *OPERATIONS]
+    assert list(deployed.made) == [*ours, *SHARED]
     assert {deployed.made[name].outcome for name in ours} == {"created"}
     first = deployment(prefect_server, "nightly/second")
     [schedule] = first.schedules
@@ -249,7 +248,7 @@ def test_deploying_again_follows_the_files_and_leaves_paused_broken_and_gone_dep
     assert {name: one.outcome for name, one in again.items()} == {
         "nightly/second": "problem",
         "nightly/first": "updated",
-        **dict.fromkeys(OPERATIONS, "updated"),
+        **dict.fromkeys(SHARED, "updated"),
         "nightly/third": "left over",
     }
     assert [name for name, one in again.items() if "paused" in one.note] == ["nightly/first", "reconcile/nightgate"]
@@ -268,6 +267,12 @@ def test_deploying_again_follows_the_files_and_leaves_paused_broken_and_gone_dep
         deployment(prefect_server, "nightly/third")
     with pytest.raises(ConfigurationError, match="'first'"):
         outcomes(deployed.folder, names=["frist"])
+    # Those that were deployed before can be chosen while they have a file; one without a cron has no schedule any more.
+    deployed.rewrite("second", "epochs = 0", "epochs = 2")
+    deployed.rewrite("second", "45 4 * * *", "")
+    assert outcomes(deployed.folder, names=["second"])["nightly/second"].outcome == "removed"
+    choices = deployment(prefect_server, "nightly/nightgate").parameter_openapi_schema or {}
+    assert choices["properties"]["pipeline"]["enum"] == ["first", "second"]
 
 
 # --- several homes on one server ---
@@ -280,7 +285,7 @@ def test_another_home_is_refused_and_has_names_of_its_own_or_takes_over(
     theirs, ours = tag_of(open_home(deployed.home)), tag_of(open_home(deployed.folder / "other"))
     with pytest.raises(ConfigurationError) as refused:
         outcomes(deployed.folder, "other", names=["first"], take_over=False)
-    assert [line.split(":")[0] for line in refused.value.problems] == ["nightly/first", *OPERATIONS]
+    assert [line.split(":")[0] for line in refused.value.problems] == ["nightly/first", *SHARED]
     assert all(theirs in line and str(deployed.home) in line for line in refused.value.problems)
     assert "NIGHTGATE_NAME" in refused.value.next_step
     assert home_in(deployment(prefect_server, "nightly/first").tags) == theirs
@@ -494,7 +499,7 @@ def test_prefects_own_command_registers_what_prefect_yaml_says(authenticated: di
             [(one.cron, "nightgate")] if one.cron else []
         )
         assert found["work_pool_name"] == "nightgate"
-        assert found["concurrency_options"]["collision_strategy"] == one.collision
+        assert (found["concurrency_options"] or {}).get("collision_strategy") == one.collision
         [step] = found["pull_steps"]
         assert step == {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
 

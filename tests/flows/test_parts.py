@@ -34,7 +34,7 @@ def test_a_refresh_has_name_tags_and_rows_and_fails_visibly(
         rows = db.frame("SELECT status, rows_new, prefect_flow_run_id FROM refreshes ORDER BY started_at")
     assert rows["status"].tolist() == ["completed", "failed"]
     assert rows["prefect_flow_run_id"].tolist() == [str(run.id), str(broken.id)]
-    assert run.name == f"parts refresh: {rows['rows_new'][0]} new rows"
+    assert run.name == f"parts refresh: {rows['rows_new'][0]:.0f} new rows"
     assert "parts" in run.tags
     assert (failed.is_failed(), broken.name) == (True, "parts refresh: failed")
     [event] = events(prefect_server, "nightgate.failed", "parts")
