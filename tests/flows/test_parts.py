@@ -1,4 +1,4 @@
-"""The parts of a night as flows of their own: names, tags and states in the list of runs, and the event of a failure."""
+"""Parts of a night as flows of their own: names, tags and states in the list of runs, and the event of a failure."""
 
 from __future__ import annotations
 
