@@ -20,7 +20,7 @@ from nightgate.config.checks import CheckName
 from nightgate.config.pipeline import Pipeline
 from nightgate.data.refresh import Refreshed, refresh
 from nightgate.data.snapshots import Snapshot
-from nightgate.data.tip import LOCK_FILE, read_tip
+from nightgate.data.tip import read_tip
 from nightgate.data.training_rows import training_positions
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
@@ -78,7 +78,7 @@ def _mirror(folder: Path, copy: Path) -> None:
         target = copy / path.relative_to(folder)
         if path.is_dir():
             target.mkdir()
-        elif path.name != LOCK_FILE:
+        else:
             target.symlink_to(path)
 
 
