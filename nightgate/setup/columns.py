@@ -1,10 +1,10 @@
-"""What a column of unknown data looks like: its values counted and measured, its times and its labels recognised."""
+"""What a column of unknown data looks like: its values counted and measured, its times recognised."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -27,20 +27,6 @@ TIME_FORMATS = (
 )
 """ISO 8601, and formats of strptime; of a day and a month that cannot be told apart, the day comes first."""
 _FIRST_YEAR = 1990
-_SCALE = {
-    word: rank
-    for rank, words in enumerate(
-        (
-            ("very negative", "strongly negative", "very bad", "terrible", "awful", "very low"),
-            ("negative", "neg", "bad", "poor", "low", "no", "false", "dislike", "ham"),
-            ("neutral", "mixed", "ok", "okay", "average", "medium", "fair", "maybe"),
-            ("positive", "pos", "good", "high", "yes", "true", "like", "spam"),
-            ("very positive", "strongly positive", "very good", "excellent", "great", "very high"),
-        )
-    )
-    for word in words
-}
-"""Ranks of words that stand for an order."""
 
 
 @dataclass(frozen=True)
@@ -135,27 +121,3 @@ def _is_time(value: Any, time_format: str) -> bool:
     except (ValueError, OverflowError):
         return False
     return _FIRST_YEAR <= year <= datetime.now(UTC).year + 1
-
-
-def in_order(labels: Sequence[str]) -> list[str]:
-    """By number, by a number in them, by an order that words stand for, or else by name."""
-    numbers = [_number(label) for label in labels]
-    if len({number for number in numbers if number is not None}) == len(labels):
-        return [label for _, label in sorted(zip(numbers, labels, strict=True))]
-    ranks = [_SCALE.get(re.sub(r"[_-]", " ", label.casefold())) for label in labels]
-    if len({rank for rank in ranks if rank is not None}) == len(labels):
-        return [label for _, label in sorted(zip(ranks, labels, strict=True))]
-    return sorted(labels, key=lambda label: (label.casefold(), label))
-
-
-def _number(label: str) -> float | None:
-    found = re.findall(r"-?\d+(?:\.\d+)?", label)
-    return float(found[0]) if len(found) == 1 else None
-
-
-def spellings(labels: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Each label with the spelling that most rows of it have: `Good` and `good` are one."""
-    best: dict[str, str] = {}
-    for label, _ in labels.most_common():
-        best.setdefault(label.casefold(), label)
-    return ((label, best[label.casefold()]) for label in labels)

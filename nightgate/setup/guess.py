@@ -7,22 +7,19 @@ guess.lines                                  # of the table [data] of a pipeline
 from __future__ import annotations
 
 import difflib
-import json
-import re
-from collections import Counter
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nightgate.data.batches import GIVEN_NAMES
 from nightgate.data.rules import SPLITS
 from nightgate.errors import DataError
-from nightgate.setup.columns import Column, in_order, spellings
+from nightgate.setup.columns import Column
+from nightgate.setup.labels import labels_of, quoted
 from nightgate.setup.peek import Peek
 
 MOST_LABELS = 200
 """Labels of a classifier; more are ids, names or numbers."""
-RARE_ROWS, RARE_SHARE = 5, 0.001
-"""A value of fewer rows, and of a smaller share of them, is left out of the labels."""
 SLICE_VALUES, SLICE_ROWS, MOST_SLICES = 30, 50, 2
 """A slice has at most so many values, with so many rows on average; and at most so many are named."""
 
@@ -68,7 +65,8 @@ class Guess:
         """A field; comments hold alternatives."""
         comment = "; ".join(filter(None, comments))
         self.lines.append(f"{name} = {value}" + (f"  # {comment}" if comment else ""))
-        self.notes.append(f"{name} = {value}: {why}")
+        shown = " ".join(value.split())
+        self.notes.append(f"{name} = {shown if len(shown) <= 100 else f'{shown[:100]}...'}: {why}")
 
 
 def guess_data(peek: Peek, *, text: str = "", label: str = "") -> Guess:
@@ -118,8 +116,12 @@ def _is_hinted(column: Column, hints: Sequence[str]) -> bool:
     return _rank(column, hints) < 2 * len(hints)
 
 
-def _quoted(names: Iterable[str]) -> str:
-    return " or ".join(json.dumps(name, ensure_ascii=False) for name in names)
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(map(quoted, names))
+
+
+def _array(names: Iterable[str]) -> str:
+    return f"[{', '.join(map(quoted, names))}]"
 
 
 # --- text ---
@@ -130,7 +132,7 @@ def _guess_text(guess: Guess, columns: Sequence[Column], known: Column | None, l
     prose = prose or [one for one in columns if one.is_of_text and _is_hinted(one, TEXT) and one.distinct > 0.05]
     if known is None and not prose:
         raise DataError(
-            f"no column holds texts of several words; there are {', '.join(one.name for one in columns) or 'none'}",
+            f"of {len(columns)} columns with different values none holds texts of several words",
             next_step="name the column: nightgate init FILE --text COLUMN",
         )
     body = known or max(prose, key=lambda one: one.length * one.distinct * (2 if _is_hinted(one, TEXT) else 1))
@@ -138,18 +140,18 @@ def _guess_text(guess: Guess, columns: Sequence[Column], known: Column | None, l
     titles = [one for one in columns if one is not body and one.is_of_text and _is_hinted(one, TITLE)]
     titles = [one for one in titles if known is None and one.distinct > 0.05 and one.name != label][:1]
     others = [one for one in prose if one not in (body, *titles) and one.length > body.length / 4]
-    alternative = f"or more columns, which are joined: {_quoted(one.name for one in others)}" if others else ""
+    alternative = f"or more columns, which are joined: {_either(one.name for one in others)}" if others else ""
     if titles:
         names = [titles[0].name, body.name]
-        alternative = "; ".join(filter(None, (f"or {_quoted([body.name])} alone", alternative)))
+        alternative = "; ".join(filter(None, (f"or {quoted(body.name)} alone", alternative)))
         guess.add(
             "text",
-            json.dumps(names, ensure_ascii=False),
+            _array(names),
             f"{body.name!r} has {why}; {names[0]!r} is its title",
             alternative,
         )
         return [*titles, body]
-    guess.add("text", _quoted([body.name]), why, alternative)
+    guess.add("text", quoted(body.name), why, alternative)
     return [body]
 
 
@@ -166,7 +168,9 @@ def _guess_label(guess: Guess, peek: Peek, columns: Sequence[Column], known: Col
     hinted = sorted((one for one in columns if _is_hinted(one, LABEL)), key=order)
     fitting = [one for one in columns if one.may_be_label and len(one.labels) <= MOST_LABELS]
     candidates = sorted((one for one in fitting if not (one.is_prose or _is_hinted(one, ID))), key=order)
-    best = known or next((one for one in (*hinted[:1], *candidates)), None)
+    # A column that is called exactly so is meant, even where it cannot be used.
+    exact = [one for one in hinted[:1] if one.name.lower() in LABEL]
+    best = known or next(iter((*exact, *candidates, *hinted)), None)
     if best is None:
         raise DataError(
             "no column holds labels: values that come again, such as stars or categories",
@@ -181,54 +185,18 @@ def _guess_label(guess: Guess, peek: Peek, columns: Sequence[Column], known: Col
             next_step=f"name another column: nightgate init FILE --label {others[0] if others else 'COLUMN'}; "
             "or group its values in the data",
         )
-    others = [f"{_quoted([one.name])} ({len(one.labels)} values)" for one in candidates if one is not best]
-    values = len(best.labels)
-    why = f"{values} values in {len(best.given):,} rows"
-    guess.add("label", _quoted([best.name]), why, f"or {', '.join(others[:4])}" if others else "")
-    _guess_labels(guess, peek.class_names.get(best.name, []), best)
-    if share := best.missing:
+    likely = [one for one in candidates if one is not best and (_is_hinted(one, LABEL) or len(one.labels) <= 20)]
+    others = [f"{quoted(one.name)} ({len(one.labels)} values)" for one in likely[:4]]
+    why = f"{len(best.labels)} values in {len(best.given):,} rows"
+    guess.add("label", quoted(best.name), why, f"or {', '.join(others)}" if others else "")
+    labels = labels_of(best, peek.class_names.get(best.name, []))
+    guess.add("labels", labels.value, labels.why, labels.comment)
+    if share := labels.unlabelled:
         guess.notes.append(f"{share:.1%} of the rows have no label, and are quarantined")
     if share > 0.03:
-        limit = min(1.0, round(share + 0.1, 1))
+        limit = min(1.0, math.ceil(10 * share + 0.5) / 10)
         guess.tables.append(f"[data.checks]\nmax_quarantined = {limit}  # {share:.0%} of the rows have no label")
     return best
-
-
-def _guess_labels(guess: Guess, class_names: Sequence[str], column: Column) -> None:
-    counts = column.labels
-    if class_names:
-        guess.add(
-            "labels", json.dumps(list(class_names), ensure_ascii=False), "the names that the file gives its numbers"
-        )
-        return
-    rare = {name: count for name, count in counts.items() if count < RARE_ROWS and count < RARE_SHARE * counts.total()}
-    if len(counts) - len(rare) >= 2:
-        counts = Counter({name: count for name, count in counts.items() if name not in rare})
-    else:
-        rare = {}
-    as_one = dict(spellings(counts))
-    names = in_order(list(dict.fromkeys(as_one.values())))
-    if len(names) < 2:
-        as_one, names = {name: name for name in counts}, in_order(list(counts))
-    left_out = f"left out: {', '.join(f'{name!r} ({count} rows)' for name, count in rare.items())}" if rare else ""
-    shares = ", ".join(
-        f"{name} {sum(counts[one] for one in as_one if as_one[one] == name) / counts.total():.0%}" for name in names[:8]
-    )
-    is_number = all(map(_is_number, names))
-    if len(names) < len(as_one):
-        pairs = [(one, name) for name in names for one in as_one if as_one[one] == name]
-        value = "{ " + ", ".join(f"{_quoted([one])} = {_quoted([name])}" for one, name in pairs) + " }"
-    else:
-        value = (
-            "[" + ", ".join(name if is_number or name in ("true", "false") else _quoted([name]) for name in names) + "]"
-        )
-    rename = 'or with names: { "0" = "...", "1" = "...", ... }' if is_number and names[0] == "0" else ""
-    guess.add("labels", value, f"in order; {shares}" + (", ..." if len(names) > 8 else ""), left_out, rename)
-
-
-def _is_number(name: str) -> bool:
-    """Whether a label can be written as a number of TOML."""
-    return bool(re.fullmatch(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?", name))
 
 
 # --- time, id, split, slices ---
@@ -245,13 +213,14 @@ def _guess_time(guess: Guess, columns: Sequence[Column]) -> None:
         return
     best = min(columns, key=lambda one: (_is_hinted(one, UPDATED), one.missing > 0.05, _rank(one, TIME)))
     name, others = best.time_formats[0], [one.name for one in columns if one is not best]
-    first, last = min(best.counts), max(best.counts)
-    why = f"all are times, such as {first!r} and {last!r}" + (f"; {best.missing:.1%} are empty" if best.missing else "")
-    guess.add("time", _quoted([best.name]), why, f"or {_quoted(others)}" if others else "")
+    why = f"all are times, such as {str(best.given[0])!r} and {str(best.given[-1])!r}" + (
+        f"; {best.missing:.1%} are empty" if best.missing else ""
+    )
+    guess.add("time", quoted(best.name), why, f"or {_either(others)}" if others else "")
     if name:
         swapped = next((one for one in best.time_formats[1:] if sorted(one) == sorted(name)), "")
-        also = f"or {_quoted([swapped])}, in which they can be read too" if swapped else ""
-        guess.add("time_format", json.dumps(name), f"as in {best.given[0]!r}", also)
+        also = f"or {quoted(swapped)}, in which they can be read too" if swapped else ""
+        guess.add("time_format", quoted(name), f"as in {best.given[0]!r}", also)
     if not best.names_a_zone(name):
         guess.add("timezone", '"UTC"', "assumed, because the times name none", "of times that name none")
 
@@ -262,10 +231,10 @@ def _guess_id(guess: Guess, columns: Sequence[Column]) -> Column | None:
     best = min(unique, key=lambda one: _rank(one, ID), default=None)
     if best:
         others = [one.name for one in unique if one is not best]
-        guess.add("id", _quoted([best.name]), "different in every row", f"or {_quoted(others)}" if others else "")
+        guess.add("id", quoted(best.name), "different in every row", f"or {_either(others)}" if others else "")
     repeated = [one.name for one in ids if one not in unique and not one.is_constant and one.distinct > 0.001]
     if repeated:
-        guess.lines.append(f"# group = {_quoted(repeated)}  # would keep all rows of one on one side of the split")
+        guess.lines.append(f"# group = {_either(repeated)}  # would keep all rows of one on one side of the split")
     return best
 
 
@@ -273,8 +242,8 @@ def _guess_split(guess: Guess, columns: Sequence[Column]) -> Column | None:
     for column in columns:
         names = {GIVEN_NAMES.get(value.casefold()) for value in column.counts} if len(column.counts) <= 6 else set()
         if names == set(SPLITS):
-            guess.tables.append(f"[split]\ncolumn = {_quoted([column.name])}")
-            guess.notes.append(f"split.column = {_quoted([column.name])}: it holds {', '.join(column.counts)}")
+            guess.tables.append(f"[split]\ncolumn = {quoted(column.name)}")
+            guess.notes.append(f"split.column = {quoted(column.name)}: it holds {', '.join(column.counts)}")
             return column
     return None
 
@@ -282,15 +251,15 @@ def _guess_split(guess: Guess, columns: Sequence[Column]) -> Column | None:
 def _guess_slices(guess: Guess, columns: Sequence[Column]) -> None:
     def may_be(column: Column) -> bool:
         few = 2 <= len(column.counts) <= SLICE_VALUES and len(column.given) >= SLICE_ROWS * len(column.counts)
-        return few and column.is_of_text and column.name != "label"
+        return few and column.is_of_text and column.name != "label" and not all(map(str.isdigit, column.counts))
 
     found = sorted(filter(may_be, columns), key=lambda one: _rank(one, SLICE))
     best = [one for one in found if _is_hinted(one, SLICE)][:MOST_SLICES]
     others = [one.name for one in found if one not in best]
-    value = json.dumps([one.name for one in best], ensure_ascii=False)
-    also = f"or {_quoted(others[:4])}" if others else ""
+    value = _array(one.name for one in best)
+    also = f"or {_either(others[:4])}" if others else ""
     if best:
         counts = ", ".join(f"{one.name} has {len(one.counts)} values" for one in best)
         guess.add("slices", value, f"metrics are broken down by them; {counts}", also)
     elif others:
-        guess.lines.append(f"# slices = [{_quoted(others[:1])}]  # would break metrics down by it")
+        guess.lines.append(f"# slices = {_array(others[:1])}  # would break metrics down by it")

@@ -93,6 +93,8 @@ def csv(path: Path, rows: pd.DataFrame, **options: Any) -> Draft:
             None,
             ("negative", "neutral", "positive"),
         ),
+        ("Priority", lambda row: ("High", "Critical", "Low")[row % 3], None, ("Low", "High", "Critical")),
+        ("intent", lambda row: f"ask {row % 30}", None, tuple(f"ask {number}" for number in range(30))),
         ("target", lambda row: row % 2, (0, 1), None),
         ("spam", lambda row: row % 3 == 0, (False, True), ("false", "true")),
         ("topic", lambda row: ("news", "Sport", "art")[row % 3], None, ("art", "news", "Sport")),
@@ -249,6 +251,11 @@ def test_labels_in_two_spellings_are_one_and_typing_errors_are_none(tmp_path: Pa
     drafted = csv(tmp_path, rows)
     assert data_of(drafted).label_index == {"bad": 0, "good": 1, "Good": 1}
     assert "'god' (1 rows)" in drafted.content
+    rows = frame(label=lambda row: "n/a" if row % 4 == 0 else row % 2, label_confidence=lambda row: row / 7)
+    drafted = csv(tmp_path, rows)
+    assert (data_of(drafted).labels, data_of(drafted).checks.max_quarantined) == ((0, 1), 0.3)
+    renamed = csv(tmp_path, rows.rename(columns={"label": "the_label"}))
+    assert data_of(renamed).label == "the_label"
 
 
 def test_rows_without_labels_do_not_end_the_night(tmp_path: Path) -> None:
@@ -283,7 +290,8 @@ def test_what_cannot_be_a_label_is_refused_in_words(
 
 def test_other_input_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
     wrong = {"a.csv": b"", "b.csv": b"text,label\n", "c.json": b'[{"text": "a b"}]', "d.xlsx": b"PK\x03\x04 ..."}
-    for name, content in (*wrong.items(), ("e.parquet", b"PAR1"), ("f.csv", b"n,m\n1,2\n3,4\n")):
+    wrong |= {"e.parquet": b"PAR1", "f.csv": b"n,m\n1,2\n3,4\n", "g.csv": b"text,label\nonly one row,1\n"}
+    for name, content in wrong.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError) as caught:
             draft([str(tmp_path / name)])
