@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,15 @@ Hashes = NDArray[np.uint64]
 """Sorted, each once, without 0, which stands for none."""
 Mask = NDArray[np.bool_]
 _LAST = np.uint64((1 << 20) - 1)
+_BLOCK = 1 << 16
 
 
 def take(columns: Columns, rows: NDArray[Any]) -> Columns:
     """The rows at these places, or where a mask is true, of each column."""
-    if rows.dtype == bool and rows.all():
-        return dict(columns)
+    if rows.dtype == bool:
+        if rows.all():
+            return dict(columns)
+        rows = np.flatnonzero(rows)
     return {name: column[rows] for name, column in columns.items()}
 
 
@@ -31,6 +34,13 @@ def joined(parts: Sequence[Columns]) -> Columns:
         # A copy of a million rows takes 90 MB.
         return {name: filled[0][name] for name in names}
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def blocks(*parts: Columns) -> Iterator[Columns]:
+    """The rows of several parts in pieces that fit the processor's cache."""
+    for columns in parts:
+        for start in range(0, len(next(iter(columns.values()))), _BLOCK):
+            yield {name: column[start : start + _BLOCK] for name, column in columns.items()}
 
 
 def distinct(*columns: NDArray[np.uint64]) -> Hashes:

@@ -42,6 +42,8 @@ AGAIN = "run again with --force: the refresh moves this folder aside and writes 
 TAKEN, MERGED, REPLACED, CONFLICTING, LEFT_OUT, DELETED, QUARANTINED = range(7)
 STATES = ("taken", "merged", "replaced", "conflicting", "left_out", "deleted", "quarantined")
 """What became of a row, by its code in the column `state`."""
+GONE = -1
+"""In place of a state: superseded by another row."""
 
 INDEX = {name: kind for name, kind in SMALL.items() if name != "text_rest"} | {
     "label": np.int16,  # class index of the text, by the votes of all its rows; of a taken row

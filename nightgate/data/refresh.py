@@ -30,13 +30,14 @@ from nightgate.config.pipeline import Pipeline
 from nightgate.data.base import Base, open_base, open_memory, open_near_duplicates
 from nightgate.data.checks import CheckResult, require_passed, run_checks
 from nightgate.data.columns import Columns, joined, take
-from nightgate.data.deltas import INDEX, TAKEN, Chain, new_delta, read_chain
+from nightgate.data.deltas import GONE, INDEX, TAKEN, Chain, new_delta, read_chain
 from nightgate.data.near_duplicates import NearDuplicates
 from nightgate.data.reading import NO_ROWS, KnownRows, Read, leaving_rows, read_parts
 from nightgate.data.refresh_counts import (
     LabelVotes,
     PartCounts,
     Statistics,
+    Totals,
     count_new,
     count_parts,
     describe,
@@ -44,7 +45,6 @@ from nightgate.data.refresh_counts import (
     part_counts,
     remember,
     statistics_of,
-    trainable,
     vanished_rows,
 )
 from nightgate.data.resolve import Policy, Resolved, resolve
@@ -69,7 +69,7 @@ from nightgate.data.tip import (
     write_tip,
 )
 from nightgate.data.tip import Night as TipNight
-from nightgate.data.training_rows import require_splits, require_trainable, require_usable
+from nightgate.data.training_rows import empty_split, require_trainable, require_usable
 from nightgate.errors import DataError, SnapshotError, storage_errors
 from nightgate.home import Home
 from nightgate.schedule import Night
@@ -81,8 +81,6 @@ log = logging.getLogger(__name__)
 
 READ = "snapshot %s: %s; read in %.2f s"
 """Log line that `benchmarks.orchestration` parses."""
-_COUNTED = ("text_key", "group_key", "facts", "time", "label", "split", "state", "part", "text_at")
-"""Columns of the index that counts and the snapshot's id need of all rows."""
 LARGEST_GROUP = 2.0
 """Times a split's share of the rows: larger groups of rows that belong together go to train."""
 
@@ -277,20 +275,22 @@ def _take_in(
         policy = _policy(base, chain, len(index["place"]) + len(read.rows["part"]), near)
         resolved = resolve(index, leaving, read.rows, policy, memory)
         resolved = _with_moved(resolved, take(index, moved))
-        holds = np.ones(len(index["place"]), bool)
-        holds[np.searchsorted(index["place"], resolved.superseded)] = False
-        before = take(index, ~holds)
-        after = joined([take({name: index[name] for name in _COUNTED}, holds), resolved.rows])
-        taken = take(after, after["state"] == TAKEN)
+        superseded = np.searchsorted(index["place"], resolved.superseded)
+        before, state = take(index, superseded), index["state"].copy()
+        state[superseded] = GONE
+        num_parts = max([tip.codes, *(part["code"] + 1 for part in read.parts.values())])
+        totals = Totals.of(base, num_parts, index | {"state": state}, resolved.rows)
         vanished = vanished_rows(take(index, leaving), read.rows) if source else {}
-        parts = count_parts(base, after, read, plan, gone, vanished)
+        parts = count_parts(base, totals, read, plan, gone, vanished)
         recent = [Statistics.from_json(one) for one in tip.recent] if moves_tip else []
-        tonight = statistics_of(base, chain, read, resolved.rows, before, taken, is_first=not len(index["place"]))
+        tonight = statistics_of(base, chain, read, resolved.rows, before, totals, is_first=not len(index["place"]))
         checks = run_checks(tonight, recent, parts, pipeline.data.checks, hashed_shares(pipeline), allowed)
         try:
-            require_usable(len(taken["label"]), read.quarantined, sum(part.future for part in parts), pipeline)
-            require_splits(taken, chain, pipeline)
-            require_trainable(trainable(taken, base), pipeline)
+            require_usable(totals.rows, read.quarantined, sum(part.future for part in parts), pipeline)
+            if not totals.labels.any(axis=1).all():
+                holds = take(index, state != GONE)
+                raise empty_split(totals.labels.sum(axis=1), joined([holds, resolved.rows]), chain, pipeline)
+            require_trainable(dict(enumerate(totals.trainable.tolist())), pipeline)
             require_passed(pipeline.name, checks)
         except DataError as error:
             error.quarantined, error.parts = read.quarantined, parts
@@ -304,16 +304,16 @@ def _take_in(
             draft.finish(base.chain, tip.number + 1, resolved.rows, resolved.superseded)
     chain = Chain((*base.chain.deltas, draft.delta)) if draft.delta else base.chain
     rules = rules_of(pipeline, read.classes)
-    facts = describe(base, after, taken) | {"memory": {"of": of, "files": files}}
+    facts = describe(base, totals) | {"memory": {"of": of, "files": files}}
     facts["bytes"] = sum(file["bytes"] for file in draft.delta.facts["files"].values()) if draft.delta else 0
-    snapshot = write_manifest(folder, snapshot_id(taken, rules), chain.head or {}, rules, facts)
+    snapshot = write_manifest(folder, snapshot_id(totals.sums, rules), chain.head or {}, rules, facts)
     number, remembered = tip.number + 1, tip.memory | {of: files}
     if moves_tip and source:
         moved_on = replace(
             tip,
             head=chain.head,
             parts=read.parts,
-            codes=max([tip.codes, *(part["code"] + 1 for part in read.parts.values())]),
+            codes=num_parts,
             after=source.after(),
             classes=list(read.classes),
             recent=[one.to_json() for one in remember(recent, tonight)],
@@ -328,7 +328,7 @@ def _take_in(
         snapshot,
         read.quarantined,
         count_new(snapshot, previous, base.tip, tonight.rows_new),
-        len(taken["label"]),
+        totals.rows,
         facts["rows_duplicate"],
         parts,
         checks,

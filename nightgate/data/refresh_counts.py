@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from nightgate.data.base import Base
 from nightgate.data.batches import DELETED_LABEL, QUARANTINED_LABEL
-from nightgate.data.columns import Columns, among, distinct, repeated
-from nightgate.data.deltas import MERGED, QUARANTINED, STATES, TAKEN, Chain
+from nightgate.data.columns import Columns, among, blocks, distinct, repeated, take
+from nightgate.data.deltas import GONE, MERGED, QUARANTINED, STATES, TAKEN, Chain
 from nightgate.data.reading import Read
 from nightgate.data.rules import SPLITS, snapshot_columns, source_of, split_version
-from nightgate.data.snapshots import Snapshot, facts_of, open_snapshot
+from nightgate.data.snapshots import Snapshot, facts_of, open_snapshot, row_sums
 from nightgate.data.tip import Tip
 from nightgate.data.training_rows import window_start
 from nightgate.errors import InternalError, SnapshotError
 from nightgate.sources.source import Plan
-from nightgate.sources.times import microseconds, moment
+from nightgate.sources.times import NO_TIME, microseconds, moment
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ MOST_VOTES = 1_000
 """Texts with several labels whose votes are handed over."""
 GONE_SINCE = "(parts that are gone)"
 """Name of the counts of rows whose parts the source has lost since the night of a backfill."""
+_COUNTED = ("text_key", "facts", "time", "label", "split", "part")
 NIGHTS_COMPARED = 7
 """A week, so that its quiet days are among them."""
 
@@ -142,15 +143,61 @@ def remember(recent: Sequence[Statistics], tonight: Statistics) -> tuple[Statist
     return (*recent, tonight)[-NIGHTS_COMPARED:]
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What is counted of all rows that hold."""
+
+    states: NDArray[np.int64]
+    """Rows by the number of their part and what became of them, as in STATES."""
+    outside: NDArray[np.int64]
+    """Training rows that are older than `train_window`, by part."""
+    labels: NDArray[np.int64]
+    """Rows of the snapshot by split and label."""
+    trainable: NDArray[np.int64]
+    """Training rows by label, without those outside."""
+    times: tuple[int, int]
+    """The first and last time of a row of the snapshot."""
+    sums: NDArray[np.uint64]
+    """`row_sums` of the rows of the snapshot."""
+
+    @classmethod
+    def of(cls, base: Base, num_parts: int, *parts: Columns) -> Totals:
+        """Count the rows of the index in `parts`, piece by piece; those with the state GONE are passed over."""
+        data = base.pipeline.data
+        start = window_start(base.pipeline, base.night.data_until)
+        first = NO_TIME if start is None else microseconds(start.to_pydatetime())
+        shape = (num_parts, len(STATES) + 1)
+        states, outside, sums = np.zeros(shape, np.int64), np.zeros(num_parts, np.int64), np.zeros(2, np.uint64)
+        labels, old_labels = (np.zeros((number, len(data.label_names)), np.int64) for number in (len(SPLITS), 1))
+        earliest, latest = np.iinfo(np.int64).max, NO_TIME
+        for rows in blocks(*parts):
+            states += _counted(states, rows["part"], rows["state"] - GONE)
+            taken = take({name: rows[name] for name in _COUNTED}, rows["state"] == TAKEN)
+            old = take(taken, (taken["split"] == 0) & (taken["time"] < first))
+            labels += _counted(labels, taken["split"], taken["label"])
+            old_labels += _counted(old_labels, np.zeros(len(old["label"])), old["label"])
+            outside += np.bincount(old["part"], minlength=num_parts)
+            earliest, latest = taken["time"].min(initial=earliest), taken["time"].max(initial=latest)
+            sums += row_sums(taken)
+        return cls(states[:, 1:], outside, labels, labels[0] - old_labels[0], (int(earliest), int(latest)), sums)
+
+    @property
+    def rows(self) -> int:
+        """Of the snapshot."""
+        return int(self.labels.sum())
+
+
+def _counted(table: NDArray[np.int64], rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[np.int64]:
+    """How many there are of each pair of a row and a column of a table."""
+    return np.bincount(rows.astype(np.int64) * table.shape[1] + columns, minlength=table.size).reshape(table.shape)
+
+
 def count_parts(
-    base: Base, after: Columns, read: Read, plan: Plan, gone: Sequence[str], vanished: dict[int, int]
+    base: Base, totals: Totals, read: Read, plan: Plan, gone: Sequence[str], vanished: dict[int, int]
 ) -> tuple[PartCounts, ...]:
     """Where each row of each part is; what is counted is added to `read.parts`."""
     codes = {part["code"]: name for name, part in read.parts.items()}
-    size = max([int(after["part"].max(initial=-1)), *codes]) + 1
-    counts = np.bincount(after["part"].astype(np.int64) * len(STATES) + after["state"], minlength=size * len(STATES))
-    counts = counts.reshape(-1, len(STATES))
-    outside = np.bincount(after["part"][_is_outside(after, base)], minlength=size)
+    counts, outside = totals.states, totals.outside
     again = {part.name for part in plan.read}
     parts = []
     for code, name in codes.items():
@@ -164,7 +211,7 @@ def count_parts(
     parts += [
         PartCounts(part=name, rows_seen=0, vanished=vanished.get(base.tip.parts[name]["code"], 0)) for name in gone
     ]
-    others = np.setdiff1d(after["part"], [*codes])
+    others = np.setdiff1d(np.flatnonzero(counts.any(axis=1)), [*codes])
     if len(others):
         # Only in a backfill; the names of the parts are gone, too.
         placed = _placed(counts[others].sum(axis=0), outside[others].sum())
@@ -201,27 +248,11 @@ def vanished_rows(leaving: Columns, new: Columns) -> dict[int, int]:
     return dict(zip(codes.tolist(), counts.tolist(), strict=True))
 
 
-def _is_outside(rows: Columns, base: Base) -> NDArray[np.bool_]:
-    """Training rows that are older than `train_window`."""
-    start = window_start(base.pipeline, base.night.data_until)
-    if start is None:
-        return np.zeros(len(rows["time"]), bool)
-    old: NDArray[np.bool_] = rows["time"] < microseconds(start.to_pydatetime())
-    old &= (rows["state"] == TAKEN) & (rows["split"] == 0)
-    return old
-
-
-def trainable(taken: Columns, base: Base) -> dict[int, int]:
-    labels = taken["label"][(taken["split"] == 0) & ~_is_outside(taken, base)]
-    return {label: int(count) for label, count in enumerate(np.bincount(labels))}
-
-
-def describe(base: Base, after: Columns, taken: Columns) -> dict[str, Any]:
+def describe(base: Base, totals: Totals) -> dict[str, Any]:
     data = base.pipeline.data
     names = data.label_names
-    counts = np.bincount(taken["split"].astype(np.int64) * len(names) + taken["label"], minlength=3 * len(names))
-    by_split = dict(zip(SPLITS, counts.reshape(3, -1).tolist(), strict=True))
-    times = taken["time"] if data.time else np.empty(0, np.int64)
+    by_split = dict(zip(SPLITS, totals.labels.tolist(), strict=True))
+    times = [moment(time).isoformat() for time in totals.times] if data.time and totals.rows else [None, None]
     return {
         "pipeline": base.pipeline.name,
         "label_names": list(names),
@@ -229,19 +260,19 @@ def describe(base: Base, after: Columns, taken: Columns) -> dict[str, Any]:
         "slices": list(data.slices),
         "group": data.group is not None,
         "rows": {split: sum(counted) for split, counted in by_split.items()},
-        "rows_total": len(taken["label"]),
-        "rows_quarantined": int((after["state"] == QUARANTINED).sum()),
-        "rows_duplicate": int((after["state"] == MERGED).sum()),
+        "rows_total": totals.rows,
+        "rows_quarantined": int(totals.states[:, QUARANTINED].sum()),
+        "rows_duplicate": int(totals.states[:, MERGED].sum()),
         "label_counts": {split: dict(zip(names, counted, strict=True)) for split, counted in by_split.items()},
         "test_version": split_version(base.pipeline),
         "data_until": base.until,
-        "first_time": moment(int(times.min())).isoformat() if len(times) else None,
-        "last_time": moment(int(times.max())).isoformat() if len(times) else None,
+        "first_time": times[0],
+        "last_time": times[1],
     }
 
 
 def statistics_of(
-    base: Base, chain: Chain, read: Read, rows: Columns, before: Columns, taken: Columns, *, is_first: bool
+    base: Base, chain: Chain, read: Read, rows: Columns, before: Columns, totals: Totals, *, is_first: bool
 ) -> Statistics:
     """What the data checks compare with other nights.
 
@@ -261,12 +292,12 @@ def statistics_of(
     by_label = np.bincount(new_labels, minlength=len(base.pipeline.data.label_names)).tolist()
     return Statistics(
         night=base.night.date,
-        rows_total=len(taken["label"]),
+        rows_total=totals.rows,
         rows_new=len(new_labels),
         rows_read=int((read.rows["own_label"] != DELETED_LABEL).sum()),
         rows_quarantined=int((read.rows["own_label"] == QUARANTINED_LABEL).sum()),
         labels={name: count for name, count in zip(base.pipeline.data.label_names, by_label, strict=True) if count},
-        splits=dict(zip(SPLITS, np.bincount(taken["split"], minlength=len(SPLITS)).tolist(), strict=True)),
+        splits=dict(zip(SPLITS, totals.labels.sum(axis=1).tolist(), strict=True)),
         commonest=commonest,
         commonest_text=text,
         missing=read.missing,

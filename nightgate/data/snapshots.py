@@ -283,20 +283,22 @@ def write_manifest(
     return _write(folder / identity, manifest, lambda _: None)
 
 
-def snapshot_id(rows: Columns, rules: Mapping[str, Any]) -> str:
-    """`s-` and 16 hex digits over the rules and every taken row.
-
-    Args:
-        rows: of the index, in any order.
-    """
-    digest = hashlib.sha256(canonical({"format": FORMAT_VERSION, "rules": dict(rules)}))
-    # Two sums of a number for each row: no order to sort by.
+def row_sums(rows: Columns) -> NDArray[np.uint64]:
+    """Two sums of a number for each taken row of the index, which no order changes; those of several pieces add up."""
+    sums = []
     for odd in (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)):
         mixed = (rows["text_key"] ^ rows["facts"] * odd) + rows["label"].astype(np.uint64) * np.uint64(3)
         mixed += rows["split"].astype(np.uint64)
         for shift in (32, 29, 32):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * odd
-        digest.update(int(mixed.sum(dtype=np.uint64)).to_bytes(8, "little"))
+        sums.append(mixed.sum(dtype=np.uint64))
+    return np.array(sums)
+
+
+def snapshot_id(sums: NDArray[np.uint64], rules: Mapping[str, Any]) -> str:
+    """`s-` and 16 hex digits over the rules and every taken row, by their `row_sums`."""
+    digest = hashlib.sha256(canonical({"format": FORMAT_VERSION, "rules": dict(rules)}))
+    digest.update(sums.astype("<u8").tobytes())
     return f"s-{digest.hexdigest()[:16]}"
 
 

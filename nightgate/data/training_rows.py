@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from nightgate.config.pipeline import Pipeline
 from nightgate.config.values import duration
-from nightgate.data.columns import Columns
-from nightgate.data.deltas import Chain
+from nightgate.data.columns import Columns, take
+from nightgate.data.deltas import TAKEN, Chain
 from nightgate.data.rules import SPLITS, given_splits
 from nightgate.data.snapshots import Snapshot, facts_of
 from nightgate.errors import DataError
@@ -118,19 +118,15 @@ def require_usable(taken: int, quarantined: Sequence[Quarantined], future: int, 
     raise DataError(f"pipeline {pipeline.name}: {problem}{quarantine_summary(quarantined)}", next_step=next_step)
 
 
-def require_splits(taken: Columns, chain: Chain, pipeline: Pipeline) -> None:
-    """Refuse an empty split.
+def empty_split(by_split: NDArray[np.int64], rows: Columns, chain: Chain, pipeline: Pipeline) -> DataError:
+    """The error for a split without rows.
 
     Args:
-        taken: rows of the snapshot, as the index has them; `chain` has their texts.
-
-    Raises:
-        DataError: a split is empty.
+        by_split: rows of each split.
+        rows: rows of the index that hold; `chain` has their texts.
     """
-    counts = dict(zip(SPLITS, np.bincount(taken["split"], minlength=3).tolist(), strict=True))
+    counts = dict(zip(SPLITS, by_split.tolist(), strict=True))
     empty = [split for split, count in counts.items() if not count]
-    if not empty:
-        return
     found = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     message = f"pipeline {pipeline.name}: the {' and the '.join(empty)} split is empty ({found} rows)"
     if given_splits(pipeline):
@@ -139,6 +135,7 @@ def require_splits(taken: Columns, chain: Chain, pipeline: Pipeline) -> None:
             "by hash"
         )
     elif pipeline.data.group:
+        taken = take(rows, rows["state"] == TAKEN)
         _, first, sizes = np.unique(taken["group_key"], return_index=True, return_counts=True)
         largest = int(sizes.argmax())
         name = facts_of(chain.texts, taken["text_at"][first[[largest]]], ["group"])["group"][0].as_py()
@@ -146,7 +143,7 @@ def require_splits(taken: Columns, chain: Chain, pipeline: Pipeline) -> None:
         next_step = "group by a column with more and smaller groups, or remove data.group"
     else:
         next_step = "add rows (a few hundred are a start), or raise split.validation and split.test"
-    raise DataError(message, next_step=next_step)
+    return DataError(message, next_step=next_step)
 
 
 def _hashed(keys: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:

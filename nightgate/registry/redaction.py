@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from nightgate.data.columns import Columns, take
 from nightgate.data.deltas import MERGED, TAKEN, Chain, described, signed
 from nightgate.data.rules import SPLITS
-from nightgate.data.snapshots import MANIFEST_FILE, Snapshot, id_of_rows, open_snapshot, snapshot_id
+from nightgate.data.snapshots import MANIFEST_FILE, Snapshot, id_of_rows, open_snapshot, row_sums, snapshot_id
 from nightgate.data.split_memory import hashes_of
 from nightgate.durable_files import replacing
 from nightgate.errors import storage_errors
@@ -171,7 +171,7 @@ def _counted_again(manifest: dict[str, Any], chain: Chain) -> dict[str, Any]:
     taken = take(index, index["state"] == TAKEN)
     if len(taken["label"]) == manifest["rows_total"]:
         return manifest
-    rest = snapshot_id(taken, manifest["rules"])
+    rest = snapshot_id(row_sums(taken), manifest["rules"])
     return _redacted(manifest, taken["split"], taken["label"], manifest["rows_total"], rest)
 
 

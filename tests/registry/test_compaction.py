@@ -12,7 +12,7 @@ import pytest
 from nightgate.data.columns import take
 from nightgate.data.deltas import TAKEN
 from nightgate.data.refresh import refresh
-from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, snapshot_id
+from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, row_sums, snapshot_id
 from nightgate.errors import SnapshotError
 from nightgate.home import Home
 from nightgate.registry import compaction
@@ -52,7 +52,7 @@ def rows(snapshot: Snapshot) -> pd.DataFrame:
 
 def identity(snapshot: Snapshot) -> str:
     index = snapshot.chain().index()
-    return snapshot_id(take(index, index["state"] == TAKEN), snapshot.manifest["rules"])
+    return snapshot_id(row_sums(take(index, index["state"] == TAKEN)), snapshot.manifest["rules"])
 
 
 @pytest.fixture
