@@ -58,6 +58,9 @@ _READ_ONLY = {
 """The first statement of a transaction. Elsewhere nothing but a SELECT is sent, and rolled back."""
 _PACKAGES = {"psycopg": "nightgate[postgres]", "MySQLdb": "mysqlclient"}
 """What to install for a driver, where the package has another name."""
+_FETCHED = 512
+"""Rows at a time: of a thousand and more the garbage collector looks through all objects of the process, again and
+again, which took a third of the time."""
 _EXAMPLE = "postgresql://user:password@host/database"
 
 
@@ -105,15 +108,15 @@ class Sql:
             _connected(self._settings) as connection,
             connection.execution_options(yield_per=BATCH_ROWS).execute(query) as result,
         ):
-            for rows in result.partitions():
-                columns = dict(zip(self._columns, zip(*rows, strict=True), strict=True))
+            for columns in _batches(result, self._columns):
                 self._advance(columns)
-                ids = columns[self._data.id] if self._data.id else [None] * len(rows)
+                num_rows = len(columns[self._columns[0]])
+                ids = columns[self._data.id] if self._data.id else [None] * num_rows
                 # An id finds a row again, its number does not.
                 numbers = [str(place if name is None else name) for place, name in enumerate(ids, number + 1)]
                 table = pa.table({name: _array(values) for name, values in columns.items()})
                 yield RawBatch(table, part.name, pa.array(numbers))
-                number += len(rows)
+                number += num_rows
 
     def after(self) -> dict[str, Any]:
         """The mark (None where every night reads all), what it belongs to, and the night of the last whole read."""
@@ -166,6 +169,19 @@ class Sql:
         read = self._settings.table or _query(self._settings)
         facts = [read, *self._columns, column_of(data), data.time_format, data.timezone]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _batches(result: sa.CursorResult[Any], names: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+    """The values of `BATCH_ROWS` rows by column."""
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for rows in result.partitions(_FETCHED):
+        for values, more in zip(columns.values(), zip(*rows, strict=True), strict=True):
+            values += more
+        if len(columns[names[0]]) >= BATCH_ROWS:
+            yield columns
+            columns = {name: [] for name in names}
+    if columns[names[0]]:
+        yield columns
 
 
 def look_at(settings: SqlSource, columns: Sequence[str]) -> str:
