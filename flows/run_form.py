@@ -31,7 +31,7 @@ from pydantic_core import CoreSchema
 
 from nightgate.config.checks import CheckName
 from nightgate.config.gate import Gate
-from nightgate.config.training import Training
+from nightgate.config.training import ShippedMetric, Training
 from nightgate.config.values import Section
 from nightgate.durable_files import user_path
 from nightgate.errors import ConfigurationError
@@ -50,8 +50,9 @@ FREE_TEXT = {
 """Pattern, and maximum length if the pattern sets none, of the fields that are neither choice nor number."""
 
 _DESCRIPTIONS = {
+    "metrics": "Further metrics, which decide nothing.",
     "base_model": "Name on the hub, `package:NAME/FOLDER` inside an installed Python package, or `/path` of a folder "
-    "under NIGHTGATE_MODEL_ROOTS."
+    "under NIGHTGATE_MODEL_ROOTS.",
 }
 """Descriptions that differ from the file's."""
 
@@ -93,7 +94,9 @@ def _all_optional(section: type[BaseModel], name: str) -> Any:
     fields: dict[str, Any] = {}
     for key, field in section.model_fields.items():
         kind: Any = field.rebuild_annotation()
-        if key in FREE_TEXT:
+        if key == "metrics":
+            kind = tuple[ShippedMetric, ...]  # others are code
+        elif key in FREE_TEXT:
             pattern, longest = FREE_TEXT[key]
             # Enter leaves a line break at the end of the UI's input.
             kind = Annotated[str, StringConstraints(strip_whitespace=True, pattern=pattern, max_length=longest)]

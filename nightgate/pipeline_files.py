@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from nightgate.config.pipeline import Pipeline
+from nightgate.config.training import is_metric_file
 from nightgate.config.values import Section
 from nightgate.durable_files import user_path
 from nightgate.errors import ConfigurationError, without_credentials
@@ -209,7 +210,7 @@ def _keys(document: Mapping[str, Any], prefix: str = "") -> set[str]:
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not UTF-8 text: {error}", next_step="save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
@@ -220,6 +221,18 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"cannot read {path}: {error.strerror}", next_step="give this user the right to read it"
         ) from error
+    _resolve_metrics(document, path.resolve().parent)
+    return document
+
+
+def _resolve_metrics(document: dict[str, Any], folder: Path) -> None:
+    """Make the files of `training.metrics` absolute: they lie beside the pipeline file that names them."""
+    training = document.get("training")
+    if isinstance(training, dict) and isinstance(names := training.get("metrics"), list):
+        training["metrics"] = [
+            str((folder / user_path(name)).resolve()) if isinstance(name, str) and is_metric_file(name) else name
+            for name in names
+        ]
 
 
 def load_by_name(name: str, overrides: Mapping[str, Any] | None = None) -> Pipeline:

@@ -167,6 +167,23 @@ def test_the_configuration_hash_covers_all_but_the_schedule() -> None:
     assert check().config_hash != check({"training.seed": 1}).config_hash
 
 
+def test_metrics_lie_beside_the_file_and_count_by_name_where_they_are_set(tmp_path: Path) -> None:
+    def load(folder: str, metrics: list[str]) -> Pipeline:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        file = tmp_path / folder / "one.toml"
+        text = pipeline_files()["template"].read_text().replace("\nmetrics = []", f"\nmetrics = {metrics}")
+        file.write_text(text.replace('name = "template"', 'name = "one"'))
+        return load_pipeline(file)
+
+    one = load("a", ["mae", "own.py", "../shared/other.py", "owner/name"])
+    assert one.training.metrics == ("mae", f"{tmp_path}/a/own.py", f"{tmp_path}/shared/other.py", "owner/name")
+    assert load("b", ["mae", "own.py"]).config_hash == load("c", ["mae", "own.py"]).config_hash
+    assert load("b", ["mae"]).config_hash != load("b", ["mse"]).config_hash
+    assert check().config_hash == "2e5165eeb936", "as before there were metrics"
+    with pytest.raises(ConfigurationError, match="own more than once"):
+        load("a", ["own.py", "owner/own"])
+
+
 def test_an_unknown_name_is_reported_with_the_nearest_one() -> None:
     with pytest.raises(ConfigurationError, match="'sample'"):
         load_pipeline("sampel")

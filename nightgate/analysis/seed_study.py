@@ -86,9 +86,9 @@ class SeedScore:
 
 
 def config_hash(pipeline: Pipeline) -> str:
-    """The pipeline's hash without the seed and the gate's policy, which no score depends on."""
+    """The pipeline's hash without seed, own metrics and the gate's policy, which no score depends on."""
     record = pipeline.record()
-    record["training"]["seed"] = 0
+    record["training"] |= {"seed": 0, "metrics": []}
     record["gate"] = Gate(average=pipeline.gate.average).model_dump(mode="json")
     return Pipeline.model_validate(record).config_hash
 

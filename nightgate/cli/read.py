@@ -99,6 +99,8 @@ def history(
     frame = queries.history(name, run=run_id, epochs=epochs, slices=slices, since=date_of(since) if since else None)
     if epochs and not slices and output is Format.table and not frame.empty:
         say(queries.published_table(frame))
+        for own in queries.own_tables(frame["run_id"].unique()):
+            say(f"\n{own}")
     else:
         nothing = nothing_yet(f"the database has nothing like that of {name}", name)
         if epochs or slices or run_id:

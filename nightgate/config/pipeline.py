@@ -17,7 +17,7 @@ from nightgate.config.data import Data, Split
 from nightgate.config.gate import Gate
 from nightgate.config.schedule import Schedule
 from nightgate.config.sources import HubSource
-from nightgate.config.training import Training
+from nightgate.config.training import Training, metric_name
 from nightgate.config.values import Section, Size
 from nightgate.cron import instants
 
@@ -90,6 +90,9 @@ class Pipeline(Section):
         outside = {"schedule", "resources", "retention"}
         record = {key: value for key, value in self.record().items() if key not in outside}
         record["gate"] = {key: value for key, value in record["gate"].items() if not key.startswith("approval")}
+        # Not their folder, which differs between machines.
+        metrics = [metric_name(one) for one in record["training"].pop("metrics")]
+        record["training"] |= {"metrics": metrics} if metrics else {}
         rules = record["data"].pop("checks")["columns"]
         record["data"] |= {"columns": rules} if rules else {}
         # How a table is read again never counts; fields that earlier releases did not have only where they are set.

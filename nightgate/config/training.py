@@ -8,6 +8,11 @@ from pydantic import Field, model_validator
 
 from nightgate.config.values import Section
 
+ShippedMetric = Literal[
+    "accuracy", "balanced_accuracy", "cohen_kappa", "f1", "mae", "matthews_correlation", "mse", "precision", "recall"
+]
+"""Metrics that come with the package."""
+
 
 class Training(Section):
     """How the model is fine-tuned. The defaults are the published recipe."""
@@ -56,9 +61,28 @@ class Training(Section):
     """At most this many training rows; 0: all."""
     keep: Literal["newest", "random"] = "newest"
     """Which rows stay when `max_train_rows` cuts."""
+    metrics: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Further metrics by name or file, which are stored and decide nothing."""
 
     @model_validator(mode="after")
     def _revision_has_a_hub(self) -> Training:
         if self.base_model_revision and self.base_model.startswith(("package:", ".", "/", "~")):
             raise ValueError(f"base_model_revision is for models of the hub, not for {self.base_model!r}")
         return self
+
+    @model_validator(mode="after")
+    def _metrics_have_names_of_their_own(self) -> Training:
+        names = [metric_name(reference) for reference in self.metrics]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"metrics has {', '.join(twice)} more than once")
+        return self
+
+
+def is_metric_file(reference: str) -> bool:
+    """Whether one of `training.metrics` is a file, not a name."""
+    return reference.endswith(".py") or reference.startswith((".", "/", "~"))
+
+
+def metric_name(reference: str) -> str:
+    """The name under which one of `training.metrics` is stored: without folder, owner and `.py`."""
+    return reference.rstrip("/").rsplit("/", 1)[-1].removesuffix(".py")

@@ -9,7 +9,7 @@ Each query is a plain SELECT on the views, which any SQL client can query withou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -233,7 +233,39 @@ def published_rows(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 def published_table(rows: pd.DataFrame) -> str:
     """The table of `published_rows` in Markdown."""
-    header, cells = published_rows(rows)
+    return markdown_table(*published_rows(rows))
+
+
+def own_metrics(db: Database, run_id: str) -> dict[str, dict[str, float | None]]:
+    """Values of `training.metrics`: by epoch ('1') on validation, then by 'test', which has the best epoch alone."""
+    query = (
+        "SELECT m.epoch, m.split, m.metric, m.value FROM epoch_metrics AS m "
+        "JOIN epoch_results AS e ON e.run_id = m.run_id AND e.epoch = m.epoch "
+        "WHERE m.run_id = :run AND (m.split = 'test' OR m.attempt = e.attempt) "
+        "ORDER BY m.split DESC, m.epoch, m.attempt, m.metric"
+    )
+    found: dict[str, dict[str, float | None]] = {}
+    for epoch, split, metric, value in db.frame(query, {"run": run_id}).itertuples(index=False):
+        place = "test" if split == "test" else str(epoch)
+        found.setdefault(place, {})[metric] = None if pd.isna(value) else float(value)
+    return found
+
+
+def own_rows(values: Mapping[str, Mapping[str, float | None]]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of `own_metrics`."""
+    names = list(dict.fromkeys(name for row in values.values() for name in row))
+    cells = [[place, *(_cell("", row.get(name)) for name in names)] for place, row in values.items()]
+    return ["epoch", *names], cells
+
+
+def own_tables(run_ids: Iterable[str]) -> list[str]:
+    """The table of `own_rows` in Markdown, of each run that has own metrics."""
+    with Database.open(home_for_reading(), any_home=True) as db:
+        found = [own_metrics(db, run_id) for run_id in run_ids]
+    return [markdown_table(*own_rows(values)) for values in found if values]
+
+
+def markdown_table(header: list[str], cells: list[list[str]]) -> str:
     lines = [f"| {' | '.join(header)} |", f"|{'|'.join(':-:' for _ in header)}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
 

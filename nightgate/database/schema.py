@@ -13,12 +13,13 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 import nightgate.database.data_schema
 import nightgate.database.gate_schema
+import nightgate.database.metric_schema
 import nightgate.database.refresh_schema  # noqa: F401 (they add their tables to METADATA)
 from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of, one_of, one_open
 
 METADATA = Base.metadata
 """All tables, including those of the other modules."""
-HEAD = "0014"
+HEAD = "0015"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -237,42 +238,6 @@ class Epoch(OfAttempt, Base):
     tokens_per_second: Mapped[float | None]
     nonfinite: Mapped[str]
     recorded_at: Mapped[datetime]
-
-
-class SliceMetric(OfAttempt, Base):
-    """Metrics of the rows with one value of a slice, averaged as in the run. Classes are the slice `label`."""
-
-    __tablename__ = "slice_metric"
-    __table_args__ = (
-        one_of("split", ("validation", "test")),
-        of("run_id attempt", "attempt: run_id attempt"),
-    )
-
-    epoch: Mapped[NumberKey]
-    split: Mapped[Key]
-    slice_name: Mapped[Key]
-    slice_value: Mapped[Key]
-    support: Mapped[int]
-    accuracy: Mapped[float | None]
-    f1: Mapped[float | None]
-    precision: Mapped[float | None]
-    recall: Mapped[float | None]
-
-
-class ConfusionCell(OfAttempt, Base):
-    """Number of rows with a true and a predicted label: one cell of a confusion matrix."""
-
-    __tablename__ = "confusion_cell"
-    __table_args__ = (
-        one_of("split", ("validation", "test")),
-        of("run_id attempt", "attempt: run_id attempt"),
-    )
-
-    epoch: Mapped[NumberKey]
-    split: Mapped[Key]
-    true_label: Mapped[Key]
-    predicted_label: Mapped[Key]
-    count: Mapped[int]
 
 
 class GateCheck(OfAttempt, Base):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nightgate.config.pipeline import Pipeline
@@ -43,6 +43,10 @@ class CardFacts:
     libraries: Mapping[str, str]
     rows_trained: int | None = None
     """Training rows after `train_window` and `max_train_rows`; None: unknown."""
+    own_table: str = ""
+    """`training.metrics` as a Markdown table; '' without any."""
+    own_test: Mapping[str, float | None] = field(default_factory=dict)
+    """`training.metrics` on all test rows."""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -75,6 +79,11 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
         {"type": metric, "name": names[metric], "value": round(value, 4)}
         for metric, value in facts.test.items()
         if value is not None
+    ]
+    measured += [
+        {"type": metric.partition(".")[0], "name": metric, "value": round(value, 4)}
+        for metric, value in facts.own_test.items()
+        if value is not None and metric not in facts.test
     ]
     if measured:
         result = {

@@ -40,6 +40,7 @@ def judge(run: NightRun, snapshot: Snapshot, trained: Trained, scored: Scored, s
         trained.result.best_epoch,
         classification.slice_scores(frame, references, predictions, len(names), names),
         confusion.confusion_counts(references, predictions, len(names)),
+        scored.result.metrics,
     )
     records.record_decision(run.db, run.run_id, run.attempt, decision, evidence, test)
     log.info("verdict: %s: %s", decision.verdict, decision.reason)

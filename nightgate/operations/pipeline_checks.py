@@ -1,4 +1,4 @@
-"""The checks of `nightgate doctor` on pipeline files: content, base models and rows (`readiness`), daylight saving."""
+"""The checks of `nightgate doctor` on pipeline files: content, what a night needs (`readiness`), daylight saving."""
 
 from __future__ import annotations
 
@@ -37,12 +37,20 @@ def examine() -> list[Finding]:
             loaded.append(pipeline)
     hub = readiness.Hub(SECONDS)
     with ThreadPoolExecutor(8, thread_name_prefix="doctor-hub") as pool:
-        for found in pool.map(lambda one: [readiness.base_model(one, hub), readiness.source(one, hub)], loaded):
+        for found in pool.map(lambda one: _ready(one, hub), loaded):
             findings += found
     findings.append(_timezones())
     for pipeline in loaded:
         findings += daylight_findings(pipeline.name, pipeline.schedule, datetime.now(UTC))
     return findings
+
+
+def _ready(pipeline: Pipeline, hub: readiness.Hub) -> list[Finding]:
+    return [
+        readiness.base_model(pipeline, hub),
+        readiness.source(pipeline, hub),
+        *readiness.own_metrics(pipeline, hub),
+    ]
 
 
 # --- schedules ---

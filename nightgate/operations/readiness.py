@@ -1,4 +1,4 @@
-"""Whether a pipeline's base model and source can be found, as far as that costs nothing: no row and no weight is read.
+"""Whether a pipeline's base model and source can be found, and its own metrics work: no row and no weight is read.
 
 A night is checked before it is claimed, so that a mistyped setting leaves no failed night; `nightgate doctor` checks
 all pipelines.
@@ -6,25 +6,34 @@ all pipelines.
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from nightgate.config.pipeline import Pipeline
 from nightgate.config.sources import FilesSource, HubSource, OwnSource, SampleSource, SqlSource
+from nightgate.config.training import is_metric_file
 from nightgate.database.transactions import Database
 from nightgate.engine.base_model_folder import local_folder
 from nightgate.errors import ConfigurationError, NightgateError, SourceUnavailableError, without_credentials
+from nightgate.metrics.from_counts import SHIPPED
 from nightgate.operations.findings import Finding
 from nightgate.operations.source_check import check_files, check_golden, check_sample, check_sql
 from nightgate.registry import versions
 from nightgate.schedule import tonight
 from nightgate.sources.kinds import open_source
+from nightgate.training import launch
 
 NIGHT_SECONDS = 10.0
 """Limit of a request to the hub before a night; its own client waits as long."""
+TRIAL_SECONDS = 300.0
+"""Limit of the trial of the own metrics, of which some seconds are the imports of `evaluate`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Readiness:
             has_snapshot: the night goes on with rows that were read already; their source need not exist any more.
 
         Raises:
-            ConfigurationError: the source or the base model is missing.
+            ConfigurationError: the source or the base model is missing, or one of its own metrics cannot be used.
         """
         problems = [one for one in self.findings if one.status == "problem" and not (has_snapshot and _is_of_rows(one))]
         if problems:
@@ -74,7 +83,7 @@ def examine(pipeline: Pipeline, db: Database | None) -> Readiness:
         and versions.champion(db, pipeline.name) is not None
     )
     model = () if starts_from_champion else (base_model(pipeline, hub),)
-    return Readiness((source(pipeline, hub), *model))
+    return Readiness((source(pipeline, hub), *model, *own_metrics(pipeline, hub)))
 
 
 def _is_of_rows(finding: Finding) -> bool:
@@ -123,6 +132,37 @@ def source(pipeline: Pipeline, hub: Hub) -> Finding:
     except NightgateError as error:
         return Finding("problem", check, error.reason, error.next_step)
     return _data_set(check, data.source, hub)
+
+
+def own_metrics(pipeline: Pipeline, hub: Hub) -> tuple[Finding, ...]:
+    """Those of `training.metrics` that do not ship with us, tried on a few rows in a process of their own."""
+    metrics = tuple(name for name in pipeline.training.metrics if name not in SHIPPED)
+    if not metrics:
+        return ()
+    check = f"metrics {pipeline.name}"
+    files = [Path(name) for name in metrics if is_metric_file(name)]
+    written = tuple(path.stat().st_mtime_ns for path in files if path.is_file())
+    problem = _tried(len(pipeline.data.label_names), metrics, written)
+    if not problem:
+        return (Finding("ok", check, ", ".join(metrics)),)
+    away = f"; {hub.problem}" if len(files) < len(metrics) and hub.problem else ""
+    return (Finding("problem", check, problem["reason"] + away, problem["next_step"]),)
+
+
+@lru_cache
+def _tried(num_labels: int, metrics: tuple[str, ...], written: tuple[int, ...]) -> dict[str, str]:  # noqa: ARG001
+    """Why these metrics cannot be used; {} where they can. `written` is when their files were, for the cache."""
+    command = [sys.executable, "-P", "-m", "nightgate.training.epoch_metrics", str(num_labels), *metrics]
+    try:
+        done = subprocess.run(
+            command, env=launch.environment(1), capture_output=True, text=True, check=True, timeout=TRIAL_SECONDS
+        )
+        problem: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, ValueError, IndexError) as error:
+        last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
+        found = f"training.metrics: they could not be tried: {type(error).__name__}: {''.join(map(str, last))}"
+        return {"reason": found, "next_step": f"see what `{shlex.join(command)}` says"}
+    return problem
 
 
 def _data_set(check: str, source: HubSource, hub: Hub) -> Finding:

@@ -120,6 +120,7 @@ class _RunFacts:
     epochs: list[dict[str, Any]]
     """Columns of the published table, by epoch."""
     results_table: str
+    own_metrics: dict[str, dict[str, float | None]]
 
 
 _EPOCHS = (
@@ -143,6 +144,7 @@ def _run_facts(db: Database, run_id: str) -> _RunFacts:
         rows_trained=None if pd.isna(run["rows_trained"]) else int(run["rows_trained"]),
         epochs=[{str(name): _plain(value) for name, value in row.items()} for row in epochs.to_dict("records")],
         results_table=queries.published_table(epochs),
+        own_metrics=queries.own_metrics(db, run_id),
     )
 
 
@@ -165,6 +167,8 @@ def _card(candidate: Candidate, run: _RunFacts, version: int) -> str:
             night=run.night,
             best_epoch=candidate.best_epoch,
             results_table=run.results_table,
+            own_table=queries.markdown_table(*queries.own_rows(run.own_metrics)) if run.own_metrics else "",
+            own_test=run.own_metrics.get("test", {}),
             test=_test_figures(candidate),
             test_rows=candidate.test.support,
             test_interval=candidate.test_interval,

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from nightgate.analysis.seed_study import newest_study
 from nightgate.config.pipeline import Pipeline
 from nightgate.database.gate_schema import SeedStudy
-from nightgate.database.queries import read_history, tidy
+from nightgate.database.queries import own_metrics, read_history, tidy
 from nightgate.database.schema import Attempt, ModelVersion, Promotion, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import SnapshotError
@@ -60,6 +60,8 @@ class ReportFacts:
     """Where the HTML file is or will be."""
     epochs: tuple[Row, ...] = ()
     """Of `epoch_results`, by epoch."""
+    own_metrics: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """As `nightgate.database.queries.own_metrics`."""
     checks: tuple[Row, ...] = ()
     """Of `gate_checks`, in their order."""
     broken_data: tuple[Row, ...] = ()
@@ -125,6 +127,7 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
             label_names=stored["label_names"],
             report_path=home.runs / run_id / REPORT_FILE,
             epochs=epochs,
+            own_metrics=own_metrics(db, run_id),
             checks=_rows(db, "SELECT * FROM gate_checks WHERE run_id = :run ORDER BY position", run_id),
             broken_data=_rows(db, broken, run_id),
             confusion=_matrix(stored["label_names"], cells),

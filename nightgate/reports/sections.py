@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from nightgate.config.training import Training
-from nightgate.database.queries import published_rows
+from nightgate.database.queries import own_rows, published_rows
 from nightgate.reports import charts
 from nightgate.reports.confusion_chart import confusion_matrix
 from nightgate.reports.facts import ReportFacts, Row, epoch_facts
@@ -104,7 +104,12 @@ def epochs(facts: ReportFacts) -> list[Block]:
     curves = charts.curves(
         epoch_facts(facts.epochs), best_epoch=run["best_epoch"], min_f1=run["min_f1"], champion_f1=run["champion_f1"]
     )
-    return [curves, Table(header, table, "centre", _brief(table, best)), Text((f"{note}.",), "small")]
+    blocks: list[Block] = [curves, Table(header, table, "centre", _brief(table, best)), Text((f"{note}.",), "small")]
+    if facts.own_metrics:
+        names, own = own_rows(facts.own_metrics)
+        blocks.append(Text((Strong("Metrics of the pipeline file"), ", on the validation rows and on all test rows")))
+        blocks.append(Table(names, own, "centre", _brief([*own], None)))
+    return blocks
 
 
 def _brief(table: list[Sequence[Span]], best: int | None) -> list[Sequence[Span]] | None:
@@ -315,7 +320,7 @@ def _settings(training: Training) -> Spans:
     changed = {
         name: value
         for name, value in training.model_dump().items()
-        if name != "base_model" and value != getattr(Training(), name)
+        if name not in ("base_model", "metrics") and value != getattr(Training(), name)
     }
     spans = [span for name, value in changed.items() for span in (", ", Code(f"{name}={value}"))]
     return [*spans[1:], "; the rest as in the published recipe"] if spans else ["the published recipe"]

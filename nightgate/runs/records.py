@@ -23,10 +23,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.config.checks import NONE_ALLOWED, Allowed
+from nightgate.database.column_types import OfAttempt
 from nightgate.database.data_schema import DriftRow
 from nightgate.database.gate_schema import JointOutcome
+from nightgate.database.metric_schema import ConfusionCell, EpochMetric, SliceMetric
 from nightgate.database.refresh_schema import Refresh
-from nightgate.database.schema import ConfusionCell, Epoch, GateCheck, Run, SliceMetric, Snapshot
+from nightgate.database.schema import Epoch, GateCheck, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.errors import DataError
 from nightgate.gate.joint_counts import joint_outcomes
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from nightgate.metrics.classification import SliceScore
     from nightgate.metrics.confusion import Average, Scores
     from nightgate.metrics.drift import DriftStatistic
-    from nightgate.training.protocol import EpochReport, TrainResult
+    from nightgate.training.protocol import EpochReport, MetricValue, TrainResult
 
 
 def record_snapshot(
@@ -237,7 +239,7 @@ def record_epoch(
                 recorded_at=datetime.now(UTC),
             )
         )
-        _add_details(session, run, key | {"split": "validation"}, slices, confusion)
+        _add_details(session, run, key | {"split": "validation"}, slices, confusion, report.metrics)
 
     db.write(work)
 
@@ -263,14 +265,19 @@ def record_test(
     best_epoch: int,
     slices: Sequence[SliceScore] = (),
     confusion: NDArray[np.int64] | None = None,
+    metrics: Sequence[MetricValue] = (),
 ) -> None:
-    """Record the best epoch on the test rows, by class and slice; `record_decision` records the totals."""
+    """Record the best epoch on the test rows, by class and slice; `record_decision` records the totals.
+
+    Args:
+        metrics: the pipeline's own, which are of all test rows.
+    """
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
         run.best_epoch = best_epoch
         place = {"run_id": run_id, "attempt": attempt, "epoch": best_epoch, "split": "test"}
-        _add_details(session, run, place, slices, confusion)
+        _add_details(session, run, place, slices, confusion, metrics)
 
     db.write(work)
 
@@ -352,8 +359,9 @@ def _add_details(
     place: dict[str, Any],
     slices: Sequence[SliceScore],
     confusion: NDArray[np.int64] | None,
+    metrics: Sequence[MetricValue],
 ) -> None:
-    """Insert slices and confusion counts of one epoch and split, unless they are recorded already."""
+    """Insert slices, confusion counts and own metrics of one epoch and split, unless they are recorded already."""
     average = cast("Average", run.average)
     if slices and not session.scalar(_count(SliceMetric, **place)):
         rows = [
@@ -379,9 +387,11 @@ def _add_details(
             for column, predicted in enumerate(names)
         ]
         session.execute(sa.insert(ConfusionCell), cells)
+    if metrics and not session.scalar(_count(EpochMetric, **place)):
+        session.execute(sa.insert(EpochMetric), [place | one.to_json() for one in metrics])
 
 
-def _count(table: type[GateCheck | SliceMetric | ConfusionCell | DriftRow], **place: Any) -> sa.Select[Any]:
+def _count(table: type[OfAttempt], **place: Any) -> sa.Select[Any]:
     return sa.select(sa.func.count()).select_from(table).filter_by(**place)
 
 

@@ -30,7 +30,7 @@ from nightgate.engine.step import Engine, Wins
 from nightgate.errors import NonFiniteLossError
 from nightgate.training import checkpoints
 from nightgate.training.checkpoints import Checkpoint, RunState
-from nightgate.training.evaluate_metric import evaluated_scores
+from nightgate.training.epoch_metrics import EpochMetrics
 from nightgate.training.inputs import prepare, seed_epoch
 from nightgate.training.protocol import EpochReport, Phase, Progress, TrainJob, TrainResult
 from nightgate.training.scoring import mean_cross_entropy, write_predictions
@@ -152,6 +152,8 @@ class _Run:
         self.job, self.pipeline, self.recipe = job, pipeline, pipeline.training
         self.picked, self.listener, self.world = picked, listener, world
         self.attempt_dir = job.attempt_dir
+        own_metrics = () if world.rank else self.recipe.metrics
+        self.metrics = EpochMetrics(len(pipeline.data.label_names), job.attempt_dir / "evaluate", own_metrics)
         self.evaluation_seconds = 0.0
         self.step_seconds: deque[float] = deque(maxlen=STEPS_IN_MEDIAN)
         self.total_steps = 0
@@ -278,13 +280,14 @@ class _Run:
             examples_per_second=losses.examples / max(seconds, 1e-9),
             tokens_per_second=len(self.rows.train.ids) / max(seconds, 1e-9),
             predictions=predictions,
-            scores=evaluated_scores(labels, predicted, len(self.pipeline.data.label_names)),
+            scores=self.metrics.scores(labels, predicted),
             precision=self.picked.precision,
             device=devices.describe(self.picked.device),
             engine=self.engine.kind,
             engine_reason=self.engine_reason,
             is_best=False,
             stopped_early=False,
+            metrics=self.metrics.own(labels, predicted),
         )
         # Strictly better: of equal epochs the first one stays.
         if self._f1(report) > self.state.best_f1:

@@ -68,6 +68,17 @@ class ScoreJob(_Message):
 
 
 @dataclass(frozen=True)
+class MetricValue(_Message):
+    """A number of one of the pipeline's own metrics."""
+
+    metric: str
+    """Its name, or `name.key` of a metric with several numbers."""
+    value: float | None
+    reason: str = ""
+    """Why there is no value: 'nan', 'inf', '-inf', or the error of the metric."""
+
+
+@dataclass(frozen=True)
 class EpochReport(_Message):
     """One epoch, trained and scored on validation."""
 
@@ -101,6 +112,8 @@ class EpochReport(_Message):
     """Better validation F1 than every epoch before."""
     stopped_early: bool
     """Early stopping ended the run here."""
+    metrics: tuple[MetricValue, ...] = ()
+    """Of `training.metrics`, on the validation rows."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,8 @@ class ScoreResult(_Message):
     """npz of the golden rows, in their order; empty without golden rows."""
     max_length: dict[str, int]
     """Tokens at which texts were cut."""
+    metrics: tuple[MetricValue, ...] = ()
+    """Of `training.metrics`, of the candidate on all rows of the split."""
 
 
 @dataclass(frozen=True)

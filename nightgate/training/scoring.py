@@ -21,7 +21,8 @@ from nightgate.engine.base_models import labels_of, load_trained
 from nightgate.engine.encoding import Encoded, encode
 from nightgate.errors import ModelError
 from nightgate.models.serving_check import columns_by_name
-from nightgate.training.protocol import Progress, ScoreJob, ScoreResult
+from nightgate.training.epoch_metrics import EpochMetrics
+from nightgate.training.protocol import MetricValue, Progress, ScoreJob, ScoreResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,12 +101,16 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
     index = {text: row for row, text in enumerate(unique)}
     written: dict[str, dict[str, Path]] = {kind: {} for kind in ("", ".golden")}
     max_length: dict[str, int] = {}
+    metrics: tuple[MetricValue, ...] = ()
     for name, folder in job.models.items():
         logits, max_length[name] = _score(pipeline, name, folder, unique, device, on_progress)
         for kind, (texts, labels) in sets.items():
             of_rows = logits[[index[text] for text in texts]]
             written[kind][name] = write_predictions(job.out / f"{name}{kind}.npz", of_rows, labels)
-    return ScoreResult(written=written[""], golden=written[".golden"], max_length=max_length)
+            if name == "candidate" and not kind and pipeline.training.metrics:
+                own = EpochMetrics(len(pipeline.data.label_names), job.out / "evaluate", pipeline.training.metrics)
+                metrics = own.own(labels, of_rows.argmax(axis=1).astype(np.int64))
+    return ScoreResult(written=written[""], golden=written[".golden"], max_length=max_length, metrics=metrics)
 
 
 def _score(

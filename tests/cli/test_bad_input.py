@@ -165,6 +165,16 @@ def test_all_that_is_missing_is_reported_together(tmp_path: Path) -> None:
     assert "./no-such-model" in model
 
 
+def test_a_metric_that_fails_is_named_before_the_night_is_claimed(tmp_path: Path, upgraded: Home) -> None:
+    (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
+    metrics = [str(tmp_path / "broken.py"), "mae"]
+    wanted = pipeline(files(_table(lambda row: row)(tmp_path)), training__metrics=metrics, **a_model(tmp_path))
+    with pytest.raises(ConfigurationError, match="nowhere_to_be_found") as raised:
+        run_night(wanted, NIGHT)
+    assert "broken.py" in raised.value.reason
+    assert num_runs(upgraded.root) == 0
+
+
 def test_a_scheduled_night_that_cannot_begin_is_recorded_as_missed_and_runs_when_it_can(
     upgraded: Home, tmp_path: Path
 ) -> None:

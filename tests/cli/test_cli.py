@@ -250,7 +250,19 @@ def test_history_shows_the_epochs_of_a_run_in_the_published_shape(first: FirstNi
     run_id = rows(first.home, "SELECT run_id FROM nightly_runs ORDER BY started_at LIMIT 1")[0][0]
     lines = run("history", "small", "--run", run_id, "--epochs").stdout.splitlines()
     assert lines[0] == HEADER
-    assert len(lines) == 4
+    values = rows(first.home, "SELECT split, metric, value FROM epoch_metrics ORDER BY split DESC, epoch, metric")
+    assert [split for split, *_ in values] == ["validation"] * 6 + ["test"] * 3
+    shown = [f"{value:.4f}" for *_, value in values]
+    places = ("1", "2", "test")
+    assert lines[4:] == [
+        *("", "| epoch | f1.macro | f1.weighted | matthews_correlation |", "|:-:|:-:|:-:|:-:|"),
+        *(f"| {place} | {' | '.join(shown[3 * at : 3 * at + 3])} |" for at, place in enumerate(places)),
+    ]
+    [card] = (first.home / "models").rglob("README.md")
+    [page] = (first.home / "runs").rglob("report.html")
+    assert f"| test | {' | '.join(shown[6:])} |" in card.read_text()
+    assert "matthews_correlation" in card.read_text()
+    assert all(value in page.read_text() for value in shown)
     epochs = records(run("history", "small", "--run", run_id, "--format", "json"))
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
     assert f"| {epochs[0]['training_loss']:.4f} | 1.0 | {epochs[0]['step']} |" in lines[2]

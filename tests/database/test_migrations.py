@@ -63,6 +63,7 @@ def test_blank_to_head_makes_every_table_and_view(database_url: str) -> None:
     views |= {"champion_timeline", "model_versions", "promotions", "snapshots", "quarantined_rows", "approvals"}
     views |= {"anchor_timeline", "freezes", "gate_sides", "joint_outcomes", "seed_studies", "seed_runs"}
     views |= {"forgotten_rows", "data_drift", "refresh_counts", "data_checks", "label_votes", "refreshes"}
+    views |= {"epoch_metrics"}
     assert views_and_tables(database_url) == {*schema.METADATA.tables, *views, "alembic_version"}
 
 

@@ -29,6 +29,7 @@ COLUMNS = {
     "threshold ci_low ci_high rows_used outcome reason",
     "slice_metrics": "pipeline night run_id attempt epoch split slice_name slice_value support accuracy f1 precision "
     "recall",
+    "epoch_metrics": "pipeline night run_id attempt epoch split metric value reason",
     "confusion": "run_id epoch split true_label predicted_label count",
     "champion_timeline": "pipeline model_version run_id valid_from valid_to promoted_by reason",
     "model_versions": "pipeline version run_id path",

@@ -10,11 +10,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    confusion_matrix,
+    matthews_corrcoef,
+    mean_absolute_error,
+    mean_squared_error,
+    precision_recall_fscore_support,
+)
 
+from nightgate.errors import ConfigurationError
 from nightgate.metrics.classification import score, slice_scores
 from nightgate.metrics.confusion import Scores, confusion_counts
-from nightgate.training.evaluate_metric import ClassificationScores, evaluated_scores
+from nightgate.metrics.from_counts import SHIPPED
+from nightgate.training.epoch_metrics import EpochMetrics
+from nightgate.training.protocol import MetricValue
 
 pytestmark = pytest.mark.process
 
@@ -30,11 +42,36 @@ def _random_case(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
     return true.astype(np.int64), predicted.astype(np.int64), num_labels
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:`y1`", "ignore:A single label")
 @pytest.mark.parametrize("seed", range(60))
-def test_scores_agree_with_scikit_learn(seed: int) -> None:
+def test_scores_and_shipped_metrics_agree_with_scikit_learn(seed: int, folder: Path) -> None:
     true, predicted, num_labels = _random_case(seed)
+    metrics = EpochMetrics(num_labels, folder, tuple(SHIPPED))
     ours = score(true, predicted, num_labels)
-    assert evaluated_scores(true, predicted, num_labels) == ours
+    assert metrics.scores(true, predicted) == ours
+    own = {one.metric: one.value for one in metrics.own(true, predicted)}
+    kappa = float(cohen_kappa_score(true, predicted))
+    assert own == pytest.approx(
+        {
+            "accuracy": ours.accuracy,
+            "balanced_accuracy": balanced_accuracy_score(true, predicted),
+            "cohen_kappa": None if np.isnan(kappa) else kappa,
+            "mae": mean_absolute_error(true, predicted),
+            "matthews_correlation": matthews_corrcoef(true, predicted),
+            "mse": mean_squared_error(true, predicted),
+        }
+        | {
+            f"{name}.{average}": getattr(ours, f"{name}_{average}")
+            for name in ("f1", "precision", "recall")
+            for average in ("weighted", "macro")
+        },
+        abs=1e-12,
+    )
     assert ours.support == len(true)
     assert ours.accuracy == pytest.approx(accuracy_score(true, predicted), abs=1e-12)
     for average in ("weighted", "macro"):
@@ -76,25 +113,81 @@ def test_different_lengths_are_refused() -> None:
         score(np.array([0, 1]), np.array([0]), 2)
 
 
-def test_the_metric_accepts_batches_like_other_metrics_of_evaluate(tmp_path: Path) -> None:
-    metric = ClassificationScores(keep_in_memory=True, cache_dir=str(tmp_path))
-    metric.add_batch(predictions=[0, 1], references=[0, 1])
-    metric.add_batch(predictions=[1], references=[0])
-    result = metric.compute(num_labels=2)
-    assert result["support"] == 3
-    assert result["accuracy"] == pytest.approx(2 / 3)
+METRIC = """
+import datasets
+import evaluate
+
+class Own(evaluate.Metric):
+    def _info(self):
+        whole = datasets.Value("int64")
+        features = datasets.Features({{"predictions": whole, "references": whole}})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        {body}
+"""
 
 
-def test_the_metric_needs_no_network_and_leaves_nothing_on_disk(tmp_path: Path) -> None:
+def metric_file(folder: Path, name: str, body: str) -> str:
+    """A module with a metric whose `_compute` has this body."""
+    file = folder / f"{name}.py"
+    file.write_text(METRIC.format(body=body), encoding="utf-8")
+    return str(file)
+
+
+def test_a_file_gives_a_row_for_each_number_and_a_reason_where_there_is_none(tmp_path: Path) -> None:
+    bodies = {
+        "one": "return {'share': sum(predictions) / len(references)}",
+        "several": "return {'a': 1, 'each': [0.5, float('inf')], 'nan': float('nan')}",
+        "late": "return {'value': 1 / (len(predictions) - 2)}",
+        "leaves": "raise SystemExit('done')",
+    }
+    files = [metric_file(tmp_path, *one) for one in bodies.items()]
+    metrics = EpochMetrics(3, tmp_path / "evaluate", files)
+    two, three = (np.arange(rows, dtype=np.int64) for rows in (2, 3))
+    for _ in range(2):
+        assert metrics.own(two, two) == (
+            MetricValue("one", 0.5),
+            MetricValue("several.a", 1.0),
+            MetricValue("several.each.0", 0.5),
+            MetricValue("several.each.1", None, "inf"),
+            MetricValue("several.nan", None, "nan"),
+            MetricValue("late", None, "ZeroDivisionError: division by zero"),
+            MetricValue("leaves", None, "SystemExit: done"),
+        )
+    assert metrics.own(three, three)[-2] == MetricValue("late", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("return predictions[99]", "IndexError"),
+        ("return 0.5", "0.5"),
+        ("return {'report': 'good'}", "report"),
+        ("return {'matrix': [[1, 2], [3, 4]]}", "matrix"),
+        ("return {}", "{}"),
+    ],
+)
+def test_a_metric_that_gives_no_numbers_is_refused_when_it_is_tried(body: str, why: str, tmp_path: Path) -> None:
+    metrics = EpochMetrics(5, tmp_path / "evaluate", [metric_file(tmp_path, "own", body)])
+    with pytest.raises(ConfigurationError, match=r"own\.py") as refused:
+        metrics.try_own()
+    assert why in refused.value.reason
+
+
+def test_the_metric_needs_no_network_and_writes_into_its_folder_alone(tmp_path: Path) -> None:
     code = (
-        "import numpy as np; from nightgate.training.evaluate_metric import evaluated_scores;"
-        "print(evaluated_scores(np.array([0, 1]), np.array([0, 1]), 2).f1_macro)"
+        "import sys, pathlib, numpy as np; from nightgate.training.epoch_metrics import EpochMetrics;"
+        "metrics = EpochMetrics(2, pathlib.Path(sys.argv[1]), ['matthews_correlation', sys.argv[2]]);"
+        "metrics.try_own();"
+        "print(metrics.scores(np.array([0, 1]), np.array([0, 1])).f1_macro)"
     )
     folder = tmp_path / "tmp"
     folder.mkdir()
+    own = metric_file(tmp_path, "own", "return {'one': 1}")
     hidden = {"HF_HOME": str(tmp_path / "hf"), "HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, tmp_path / "evaluate", own],
         env={**os.environ, **hidden, "TMPDIR": str(folder), "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
@@ -102,7 +195,7 @@ def test_the_metric_needs_no_network_and_leaves_nothing_on_disk(tmp_path: Path) 
     )
     assert done.stdout.split() == ["1.0"]
     assert list(folder.iterdir()) == []
-    assert not (tmp_path / "hf" / "metrics").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluate", "own.py", "tmp"]
 
 
 @pytest.mark.parametrize("seed", range(10))

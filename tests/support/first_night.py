@@ -17,7 +17,7 @@ from tests.support.night import NIGHT, nightgate, write_pipeline
 
 @dataclass(frozen=True)
 class FirstNight:
-    """A pipeline `small` whose night of `NIGHT` promoted version 1."""
+    """A pipeline `small` with two metrics of its own, whose night of `NIGHT` promoted version 1."""
 
     pipeline: Path
     home: Path
@@ -31,7 +31,10 @@ def first_night() -> FirstNight:
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "done.pickle").exists():
             folder.mkdir()
-            arguments = ("run", write_pipeline(folder), "--night", NIGHT, "--no-prefect")
+            pipeline = write_pipeline(folder)
+            recipe = 'epochs = 2\nmetrics = ["matthews_correlation", "f1"]'
+            pipeline.write_text(pipeline.read_text().replace("epochs = 2", recipe), encoding="utf-8")
+            arguments = ("run", pipeline, "--night", NIGHT, "--no-prefect")
             done = nightgate(*arguments, cwd=folder, env={"NIGHTGATE_HOME": str(folder / "home")}, umask=0o022)
             assert done.returncode == 0, done.stderr
             (folder / "done.pickle").write_bytes(pickle.dumps(done))
