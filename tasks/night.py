@@ -62,7 +62,8 @@ def _epoch_name(parameters: dict[str, Any]) -> str:
 
 STEPS = Steps(
     refresh=step("refresh")(steps.refresh),
-    decide=step("decide whether to train")(steps.decide),
+    evaluate=step("evaluate the champion")(steps.evaluate),
+    decide=step("decide whether to train: {evaluated}")(steps.decide),
     fine_tune=fine_tune,
     record_epoch=step(_epoch_name)(steps.record_epoch),
     score_on_test=step("score on test: {trained}")(scoring.score_on_test),

@@ -25,7 +25,7 @@ from nightgate.cli.database import database_app
 from nightgate.cli.decide import approve, freeze, promote, reconcile, reject, rollback, unfreeze
 from nightgate.cli.gate import compare, export, gate_app, push
 from nightgate.cli.options import OutputFormat, PipelineName, TakeOver, date_of, person, say, show
-from nightgate.cli.parts import refresh
+from nightgate.cli.parts import evaluate, refresh
 from nightgate.cli.read import champion, history, predict, status, versions
 from nightgate.cli.seeds import seeds
 from nightgate.cli.setup import check, init
@@ -356,6 +356,7 @@ COMMANDS = (
     champion,
     versions,
     compare,
+    evaluate,
     predict,
     snapshots,
     quarantine,

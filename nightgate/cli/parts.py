@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from nightgate.cli.options import PipelineName, person, say
+from nightgate.cli.options import OutputFormat, PipelineName, person, say, show
+from nightgate.cli.tables_as_text import Format
+
+# By importance: a table shows those that fit. JSON and CSV have every column.
+EVALUATION_COLUMNS = (
+    *("model_version", "role", "rows", "f1", "alarm", "reason", "f1_ci_low", "f1_ci_high"),
+    *("promotion_f1", "min_f1", "accuracy", "rows_from", "rows_to"),
+)
 
 
 def refresh(
@@ -35,3 +42,27 @@ def refresh(
         f"{configuration.name}: {found.rows_new:,} new rows, {found.rows_total:,} in all, {quarantined:,} quarantined; "
         f"snapshot {found.snapshot.id}"
     )
+
+
+def evaluate(pipeline: PipelineName, output: OutputFormat = Format.table) -> None:
+    """Evaluate the champion on labelled rows that came since it was chosen.
+
+    On the newest snapshot: `nightgate refresh` takes in rows.
+    """
+    from nightgate import logs
+    from nightgate.database import queries
+    from nightgate.database.transactions import Database
+    from nightgate.home import existing_home
+    from nightgate.night.champion_evaluation import evaluate_champion, newest_snapshot
+    from nightgate.pipeline_files import load_pipeline
+
+    configuration = load_pipeline(pipeline)
+    name = configuration.name
+    logs.to_stderr()
+    with Database.open(existing_home()) as db:
+        snapshot = newest_snapshot(db.home, name)
+        found = evaluate_champion(db, configuration, snapshot)
+    frame = queries.evaluations(name, snapshot.id)
+    frame = frame[frame["model_version"].isin([one.model_version for one in found])]
+    nothing = f"{name} has no champion yet\n  next: nightgate run {name}"
+    show(frame, output, nothing, columns=EVALUATION_COLUMNS)

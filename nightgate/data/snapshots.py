@@ -77,7 +77,8 @@ class Snapshot:
 
         Columns: row_id, fingerprint (32 hex digits), text (normalised), label (int64 class index), time
         (datetime64[us, UTC]) and group where the pipeline has them, slice_<name> for each slice. Only on request
-        text_key (uint64), the first half of the fingerprint: with label and time it is read without any text.
+        text_key (uint64), the first half of the fingerprint, and seen, the ascending number of the refresh that the row
+        came with (0 in snapshots of earlier releases): with label and time they are read without any text.
 
         Args:
             at: places of the wanted rows among those of the split: the texts of no others are read.
@@ -91,7 +92,7 @@ class Snapshot:
             return self._rows_of_file(split, columns, at)
         names = list(columns) if columns is not None else self.columns
         chain = self.chain()
-        index = chain.index(["state", "split", "text_key", "label", "time", "text_at"])
+        index = chain.index(["state", "split", "text_key", "label", "time", "text_at", "seen"])
         index = take(index, (index["state"] == TAKEN) & (index["split"] == SPLITS.index(split)))
         return rows_of(chain, index, names, at)
 
@@ -162,11 +163,12 @@ class Snapshot:
 
     def _rows_of_file(self, split: str, columns: Sequence[str] | None, at: NDArray[np.intp] | None) -> pd.DataFrame:
         names = list(columns) if columns is not None else self.columns
-        stored = list(dict.fromkeys("fingerprint" if name == "text_key" else name for name in names))
+        made = {"text_key", "seen"}
+        stored = list(dict.fromkeys("fingerprint" if name in made else name for name in names))
         table = self._read(lambda path: pq.read_table(path, columns=stored, filters=[("split", "==", split)]))
         frame: pd.DataFrame = (table if at is None else table.take(pa.array(at))).to_pandas()
-        if "text_key" in names:
-            frame = frame.assign(text_key=text_keys(frame["fingerprint"]))[names]
+        if made.intersection(names):
+            frame = frame.assign(text_key=text_keys(frame["fingerprint"]), seen=0)[names]
         return frame
 
     def _read(self, read: Callable[[Path], T]) -> T:
@@ -186,6 +188,7 @@ def rows_of(chain: Chain, index: Columns, names: Sequence[str], at: NDArray[np.i
         "text_key": pa.array(index["text_key"]),
         "label": pa.array(index["label"]).cast(pa.int64()),
         "time": pa.array(index["time"]).cast(pa.timestamp("us", tz="UTC")) if "time" in names else None,
+        "seen": index.get("seen"),
     }
     found |= facts_of(chain.texts, index["text_at"], [name for name in names if name not in found])
     frame: pd.DataFrame = pa.table({name: found[name] for name in names}).to_pandas()

@@ -222,20 +222,20 @@ class SplitMemory:
         self._files[name], self._unwritten = entries, []
         return [name]
 
-    def trained_on(self, keys: Mapping[str, Keys], files: Collection[str] = ()) -> Mask:
-        """Which rows have a key that a model was trained on or selected by, shape [rows].
+    def has(self, keys: Mapping[str, Keys], splits: Sequence[int] = (TRAIN, VALIDATION)) -> Mask:
+        """Which rows have a key with one of these splits, shape [rows]."""
+        found = [np.isin(self._split_of(column), splits) for _, columns in _columns(keys) for column in columns]
+        return np.asarray(np.any(found, axis=0))
+
+    def trained_on_before(self, keys: Mapping[str, Keys], files: Collection[str]) -> Mask:
+        """Which rows have a key of test of which a row was trained on before that, as other files than these say.
 
         Args:
             files: those that the model's own snapshot names; () for a snapshot from before there were any.
         """
-        earlier = np.concatenate([_NO_KEYS, *(found for name, found in self._files.items() if name not in files)])
-        before = earlier[earlier & _CODE == _TRAINED] & ~_CODE
-        found = [
-            (np.isin(self._split_of(column), (TRAIN, VALIDATION)) | np.isin(column, before))
-            for _, columns in _columns(keys)
-            for column in columns
-        ]
-        return np.asarray(np.any(found, axis=0))
+        later = np.concatenate([_NO_KEYS, *(entries for name, entries in self._files.items() if name not in files)])
+        before = later[later & _CODE == _TRAINED] & ~_CODE
+        return np.asarray(np.any([np.isin(columns, before).any(axis=0) for _, columns in _columns(keys)], axis=0))
 
     def _split_of(self, keys: Keys) -> Codes:
         splits = np.full(len(keys), _UNKNOWN, np.int8)

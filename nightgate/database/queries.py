@@ -190,6 +190,14 @@ def versions(pipeline: str) -> pd.DataFrame:
         return tidy(db.frame(query, {"pipeline": pipeline}))
 
 
+def evaluations(pipeline: str, snapshot_id: str) -> pd.DataFrame:
+    """How champion and anchor did on the rows of a snapshot that came since they were chosen; the champion first."""
+    with Database.open(home_for_reading(), any_home=True) as db:
+        where = "pipeline = :pipeline AND snapshot_id = :snapshot_id ORDER BY role DESC, model_version"
+        query = f"SELECT * FROM champion_evaluations WHERE {where}"
+        return tidy(db.frame(query, {"pipeline": pipeline, "snapshot_id": snapshot_id}))
+
+
 def quarantine(
     pipeline: str, *, reason: str = "", resolved: bool = False, limit: int = 100
 ) -> tuple[pd.DataFrame, dict[str, int]]:

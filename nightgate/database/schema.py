@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 import nightgate.database.data_schema
+import nightgate.database.evaluation_schema
 import nightgate.database.gate_schema
 import nightgate.database.metric_schema
 import nightgate.database.refresh_schema  # noqa: F401 (they add their tables to METADATA)
@@ -19,7 +20,7 @@ from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of,
 
 METADATA = Base.metadata
 """All tables, including those of the other modules."""
-HEAD = "0015"
+HEAD = "0016"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")

@@ -14,7 +14,7 @@ from nightgate.config.pipeline import Pipeline
 from nightgate.data.snapshots import Snapshot
 from nightgate.night import ending, scoring, steps, verdict
 from nightgate.night.run import NightRun, open_night
-from nightgate.night.values import Judged, Scored, Served, Trained
+from nightgate.night.values import Evaluated, Judged, Scored, Served, Trained
 from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night
 from nightgate.training.protocol import EpochReport
@@ -25,7 +25,8 @@ class Steps:
     """The functions that a night calls: the library's own, or wrappers of them."""
 
     refresh: Callable[[NightRun], Snapshot] = steps.refresh
-    decide: Callable[[NightRun, Snapshot], RunRow | None] = steps.decide
+    evaluate: Callable[[NightRun, Snapshot], Evaluated] = steps.evaluate
+    decide: Callable[[NightRun, Snapshot, Evaluated], RunRow | None] = steps.decide
     fine_tune: Callable[[NightRun, Snapshot, Callable[[EpochReport], object]], Trained] = steps.fine_tune
     record_epoch: Callable[[NightRun, Snapshot, EpochReport], None] = steps.record_epoch
     score_on_test: Callable[[NightRun, Snapshot, Trained], Scored] = scoring.score_on_test
@@ -39,7 +40,8 @@ def run_steps(run: NightRun, call: Steps) -> RunRow:
     """Run all steps of an open night; returns its row as it ended, or as it waits for an approval."""
     with steps.slot(run):
         snapshot = call.refresh(run)
-        if ended := call.decide(run, snapshot):
+        evaluated = call.evaluate(run, snapshot)
+        if ended := call.decide(run, snapshot, evaluated):
             return ended
         trained = call.fine_tune(run, snapshot, partial(call.record_epoch, run, snapshot))
         scored = call.score_on_test(run, snapshot, trained)

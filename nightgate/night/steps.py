@@ -20,14 +20,15 @@ from nightgate.analysis import seed_study
 from nightgate.data import refresh as data
 from nightgate.data.snapshots import Snapshot, open_snapshot
 from nightgate.data.tip import hold_data
-from nightgate.errors import DataError
+from nightgate.errors import DataError, ModelError, RegistryError, SnapshotError, TrainingError
 from nightgate.metrics import classification, confusion
 from nightgate.models import version_folder
 from nightgate.night import reasons
+from nightgate.night.champion_evaluation import evaluate_champion
 from nightgate.night.closing import close_ended
 from nightgate.night.drift import record_drift
 from nightgate.night.run import NightRun
-from nightgate.night.values import Judged, Trained
+from nightgate.night.values import Evaluated, Judged, Trained
 from nightgate.provenance import base_model_revision, environment
 from nightgate.registry import approvals, register, versions
 from nightgate.registry.register import Candidate
@@ -104,7 +105,25 @@ def refresh(run: NightRun) -> Snapshot:
     return refreshed.snapshot
 
 
-def decide(run: NightRun, snapshot: Snapshot) -> RunRow | None:
+def evaluate(run: NightRun, snapshot: Snapshot) -> Evaluated:
+    """Evaluate champion and anchor on rows that came since they were chosen. A failure does not end the night."""
+    try:
+        return Evaluated(
+            evaluate_champion(
+                run.db,
+                run.pipeline,
+                snapshot,
+                run_id=run.run_id,
+                on_progress=run.while_ours(),
+                on_restart=run.record_restart,
+            )
+        )
+    except (ModelError, RegistryError, SnapshotError, TrainingError) as error:
+        log.warning("the champion was not evaluated: %s", error.reason)
+        return Evaluated(None)
+
+
+def decide(run: NightRun, snapshot: Snapshot, evaluated: Evaluated) -> RunRow | None:
     """End the night if it has no reason to train; None: the run goes on.
 
     A run that goes on supersedes candidates of earlier nights that still wait for an approval.
@@ -112,7 +131,7 @@ def decide(run: NightRun, snapshot: Snapshot) -> RunRow | None:
     in_spreads = run.pipeline.gate.margin_unit == "seed_spread"
     spread = seed_study.newest_spread(run.db, run.pipeline) if in_spreads else None
     found = inputs.inputs(run.pipeline, run.home, snapshot.id, spread)
-    decision = reasons.decide(reasons.gather(run, snapshot, found), run.pipeline.schedule)
+    decision = reasons.decide(reasons.gather(run, snapshot, found, evaluated.alarms), run.pipeline.schedule)
     records.record_reasons(run.db, run.run_id, run.attempt, found, str(decision))
     log.info("%s: %s", "trains" if decision.train else "skipped", decision)
     if not decision.train:

@@ -14,7 +14,26 @@ from nightgate.gate.decision import Decision
 from nightgate.gate.evidence import Serving
 from nightgate.metrics.confusion import Scores
 from nightgate.registry.versions import VersionRow
+from nightgate.runs.evaluations import Evaluation
 from nightgate.training.protocol import ScoreResult, TrainResult
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The champion and the anchor on rows that came since they were chosen."""
+
+    found: tuple[Evaluation, ...] | None
+    """Empty without a champion; None: they could not be evaluated."""
+
+    @property
+    def alarms(self) -> frozenset[str] | None:
+        """Of the champion; None: it could not be evaluated."""
+        if self.found is None or not all(one.is_whole for one in self.found if one.role == "champion"):
+            return None
+        return frozenset(name for one in self.found for name in one.alarms)
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.found or ())) or ("no champion" if self.found is not None else "not evaluated")
 
 
 @dataclass(frozen=True)

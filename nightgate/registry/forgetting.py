@@ -297,7 +297,7 @@ def _in_memory(db: Database, pipeline_name: str, row_id: str) -> dict[Path, set[
     @cache
     def has_it(of: str, name: str) -> bool:
         with suppress(SnapshotError):
-            return bool(SplitMemory.open(folder / of, [name]).trained_on(keys, [name]).any())
+            return bool(SplitMemory.open(folder / of, [name]).has(keys).any())
         return False
 
     return {

@@ -1,4 +1,4 @@
-"""Leakage: test rows that a model or any of its ancestors was trained on or selected by.
+"""Leakage: rows that a model or any of its ancestors was trained on or selected by.
 
     keys = keys_of(home.snapshots / "reviews", rows)
     mask, why = trained_on(line_of(db, home, "reviews", champion.version), keys)
@@ -7,12 +7,12 @@ A row counts as seen if its id, its text or a near-copy of it was on the trainin
 selected the epoch. The memory of the splits that each of these was given shows it also for snapshots that are gone;
 those of before it was kept show it by their rows. A version that continued from a champion inherits that one's training
 rows, so the whole line of ancestors counts. Train rows that `train_window` or `max_train_rows` left out count too:
-excluding a test row too many is safer than one too few.
+excluding a row too many is safer than one too few. Rows that came to these sides after a model's own snapshot don't.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from nightgate.data.near_duplicates import NearDuplicates, canonical_keys
 from nightgate.data.rules import SPLITS, memory_of
 from nightgate.data.snapshots import Snapshot, open_snapshot, text_keys
 from nightgate.data.split_memory import Keys, SplitMemory, hashes_of
-from nightgate.data.tip import MEMORY, NEAR, read_tip
+from nightgate.data.tip import MEMORY, NEAR, Tip, read_tip
 from nightgate.database import schema
 from nightgate.database.schema import ModelVersion, Run
 from nightgate.database.transactions import Database
@@ -104,30 +104,54 @@ def trained_on(line: Line, keys: RowKeys) -> tuple[Mask | None, str]:
     if line.unknown:
         return None, line.unknown
     mask = np.zeros(len(keys["text"]), bool)
-    memory, tip_of = cache(SplitMemory.open), cache(read_tip)
+    memory, tip_of, looked_up = cache(SplitMemory.open), cache(read_tip), set[str]()
     for snapshot in line.snapshots:
         if snapshot.manifest["rules"]["normalisation"] != NORMALISATION_VERSION:
             return None, f"texts of its snapshot {snapshot.id} were normalised by other rules and cannot be matched"
-        of = memory_of(snapshot.manifest["rules"])
-        named = tuple(snapshot.manifest.get("memory", {}).get("files", ()))
-        files = tuple(tip_of(snapshot.path.parent).memory.get(of, named))
+        folder, named, files = _memory(snapshot, tip_of(snapshot.path.parent))
         try:
-            if named and set(named) <= set(files):
-                mask |= memory(snapshot.path.parent / MEMORY / of, files).trained_on(keys, named)
-                continue
-            mask |= _in_rows(open_snapshot(snapshot.path), keys)
+            if not _is_whole(named, files):
+                mask |= _in_rows(open_snapshot(snapshot.path), keys, SPLITS.index("test"))
+            elif not looked_up.issuperset(named):  # a later snapshot names these files, too
+                mask |= memory(folder, named).has(keys)
+                looked_up.update(named)
             if files:
                 # Which of its rows had a near-copy in test was found later.
-                mask |= memory(snapshot.path.parent / MEMORY / of, files).trained_on(keys, named)
+                mask |= memory(folder, files).trained_on_before(keys, named)
         except SnapshotError as error:
             return None, f"a snapshot that it was trained on cannot be read: {error.reason}"
     return mask, ""
 
 
-def _in_rows(snapshot: Snapshot, keys: RowKeys) -> Mask:
-    """Which rows are in the train or validation split of a snapshot."""
+def known_to(snapshot: Snapshot, keys: RowKeys) -> Mask:
+    """Which rows have an id or a text of a row that a snapshot, or one before it, had in any split; shape [rows].
+
+    Raises:
+        SnapshotError: neither the memory of its splits nor the snapshot can be read.
+    """
+    own = {kind: column for kind, column in keys.items() if kind != "cluster"}
+    folder, named, files = _memory(snapshot, read_tip(snapshot.path.parent))
+    if _is_whole(named, files):
+        return SplitMemory.open(folder, named).has(own, range(len(SPLITS)))
+    return _in_rows(open_snapshot(snapshot.path), own, len(SPLITS))
+
+
+def _memory(snapshot: Snapshot, tip: Tip) -> tuple[Path, tuple[str, ...], tuple[str, ...]]:
+    """The folder of the memory of a snapshot's splits, the files that it names, and those of now."""
+    of = memory_of(snapshot.manifest["rules"])
+    named = tuple(snapshot.manifest.get("memory", {}).get("files", ()))
+    return snapshot.path.parent / MEMORY / of, named, tuple(tip.memory.get(of, named))
+
+
+def _is_whole(named: Collection[str], files: Collection[str]) -> bool:
+    """Whether the memory still is what the snapshot names, and more."""
+    return bool(named) and set(named) <= set(files)
+
+
+def _in_rows(snapshot: Snapshot, keys: RowKeys, before: int) -> Mask:
+    """Which rows are in the splits of a snapshot up to that of a number."""
     stored, splits = snapshot.split_keys(with_ids=True)
-    seen = {kind: column[splits < SPLITS.index("test")] for kind, column in stored.items()}
+    seen = {kind: column[splits < before] for kind, column in stored.items()}
     if "cluster" in keys:
         texts = [text for split in ("train", "validation") for text in snapshot.rows(split, ["text"])["text"]]
         seen["cluster"] = canonical_keys(texts)

@@ -63,6 +63,8 @@ class ScoreJob(_Message):
     out: Path
     """Folder for `<name>.npz` of every model, `score.json` and `score.log`."""
     split: str = "test"
+    places: dict[str, list[int]] | None = None
+    """In place of a whole split: rows of each split, as `Snapshot.rows` takes them, one split after the other."""
     golden: Path | None = None
     """Folder of golden rows (`nightgate.data.golden_rows`), scored to `<name>.golden.npz`."""
 
@@ -145,8 +147,8 @@ class ScoreResult(_Message):
     """Result of a `ScoreJob`, by the name of the model."""
 
     written: dict[str, Path]
-    """npz: `logits` float32 [rows, labels] and `labels` int64 [rows], in the order of `snapshot.rows(job.split)`.
-    Logits that are not finite are written as they are: the gate judges them."""
+    """npz: `logits` float32 [rows, labels] and `labels` int64 [rows], in the order of `snapshot.rows(job.split)`,
+    or of `job.places`. Logits that are not finite are written as they are: the gate judges them."""
     golden: dict[str, Path]
     """npz of the golden rows, in their order; empty without golden rows."""
     max_length: dict[str, int]

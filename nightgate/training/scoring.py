@@ -83,6 +83,8 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
         ModelError: a model is missing, damaged, or has other labels.
         SnapshotError: the snapshot or the golden rows are missing or altered.
     """
+    import pandas as pd
+
     from nightgate.data.golden_rows import golden_rows
     from nightgate.data.snapshots import open_snapshot
 
@@ -93,7 +95,11 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
     log.debug("scoring in fp32 on %s", device)
     log.debug("%s", why)
     on_progress(Progress("load", detail="reading the snapshot"))
-    sets = {"": columns(open_snapshot(job.snapshot).rows(job.split, ["text", "label"]))}
+    snapshot, wanted = open_snapshot(job.snapshot), ["text", "label"]
+    places: dict[str, NDArray[np.intp] | None] = {job.split: None}
+    if job.places is not None:
+        places = {split: np.array(at, np.intp) for split, at in job.places.items()}
+    sets = {"": columns(pd.concat([snapshot.rows(split, wanted, at=at) for split, at in places.items()]))}
     if job.golden is not None:
         sets[".golden"] = columns(golden_rows(job.golden, pipeline.data.label_names, ["text", "label"]))
     # Each text once: a golden row may be a test row as well.

@@ -191,9 +191,9 @@ def test_of_old_near_copies_on_two_sides_the_training_copy_leaves(tmp_path: Path
     # A later near-copy follows the test row, which an earlier model has seen, a later one has not.
     assert night(tmp_path, files, [Row("d", "later", cluster="c")]) == {Row("d", "later", cluster="c"): TEST}
     memory = SplitMemory.open(tmp_path, files)
-    assert memory.trained_on(keys_of(clustered[:1]), files[:1]).tolist() == [True]
-    assert memory.trained_on(keys_of(clustered[:1])).tolist() == [True]
-    assert memory.trained_on(keys_of(clustered[:1]), files).tolist() == [False]
+    assert memory.trained_on_before(keys_of(clustered[:1]), files[:1]).tolist() == [True]
+    assert memory.trained_on_before(keys_of(clustered[:1]), ()).tolist() == [True]
+    assert memory.trained_on_before(keys_of(clustered[:1]), files).tolist() == [False]
 
 
 def test_with_groups_near_copies_tie_no_groups_together() -> None:
@@ -269,7 +269,8 @@ def test_a_key_that_an_old_snapshot_has_on_two_sides_is_decided_by_its_newest_ro
     assert assigned.splits.tolist() == [TEST]
     memory.remember(assigned, np.ones(1, bool))
     files = memory.write(tmp_path)
+    memory = SplitMemory.open(tmp_path, files)
     # Models of before saw the id in train.
-    assert SplitMemory.open(tmp_path, files).trained_on(keys_of([new])).tolist() == [True]
-    assert SplitMemory.open(tmp_path, files).trained_on(keys_of([new]), files).tolist() == [False]
-    assert SplitMemory.open(tmp_path, files).trained_on(keys_of([old]), files).tolist() == [True]
+    assert memory.trained_on_before(keys_of([new]), ()).tolist() == [True]
+    assert memory.trained_on_before(keys_of([new]), files).tolist() == [False]
+    assert memory.has(keys_of([new, old])).tolist() == [False, True]

@@ -64,6 +64,7 @@ def test_blank_to_head_makes_every_table_and_view(database_url: str) -> None:
     views |= {"anchor_timeline", "freezes", "gate_sides", "joint_outcomes", "seed_studies", "seed_runs"}
     views |= {"forgotten_rows", "data_drift", "refresh_counts", "data_checks", "label_votes", "refreshes"}
     views |= {"epoch_metrics"}
+    views |= {"champion_evaluations", "champion_evaluation_slices"}
     assert views_and_tables(database_url) == {*schema.METADATA.tables, *views, "alembic_version"}
 
 

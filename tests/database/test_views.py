@@ -44,6 +44,9 @@ COLUMNS = {
     "rows_quarantined rows_conflicting rows_future rows_outside rows_vanished bytes modified unchanged",
     "data_checks": "pipeline night run_id check_name value threshold outcome reason allowed_by allowed_reason",
     "label_votes": "pipeline night run_id fingerprint label votes chosen",
+    "champion_evaluations": "pipeline model_version evaluated_at rows_from rows_to rows f1 f1_ci_low f1_ci_high "
+    "accuracy alarm role reason snapshot_id run_id min_f1 promotion_f1 fall announced_at",
+    "champion_evaluation_slices": "pipeline model_version role snapshot_id slice_name slice_value support f1",
 }
 COLUMNS["nights"] = COLUMNS["nightly_runs"]
 

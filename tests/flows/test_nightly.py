@@ -188,7 +188,12 @@ def test_the_flow_and_its_bare_twin_leave_the_same_rows(twins: Twins, query: str
 def test_each_step_and_each_epoch_is_a_task_run_of_its_own(twins: Twins, prefect_server: str) -> None:
     epochs = rows(twins.in_flow, "SELECT * FROM epoch_results ORDER BY epoch").itertuples()
     [run] = rows(twins.in_flow, "SELECT snapshot_id, best_epoch FROM nightly_runs").to_dict("records")
-    expected = ["refresh", "look for news", f"fine-tune on snapshot {run['snapshot_id']}"]
+    expected = [
+        "refresh",
+        "evaluate the champion",
+        "decide whether to train: no champion",
+        f"fine-tune on snapshot {run['snapshot_id']}",
+    ]
     expected += [f"epoch {one.epoch}: F1 {one.f1:.4f}, validation loss {one.validation_loss:.4f}" for one in epochs]
     expected += [f"score on test: 2 epochs, the best one is epoch {run['best_epoch']}"]
     expected += ["serve in a fresh process: candidate", "judge", "register: promote", "finish version 1: promote"]

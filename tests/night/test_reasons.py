@@ -21,6 +21,7 @@ from nightgate.home import Home
 from nightgate.night import steps
 from nightgate.night.reasons import ChangedRows, Facts, Reasons, decide, gather
 from nightgate.night.run import NightRun, open_night
+from nightgate.night.values import Evaluated
 from nightgate.registry import freezes
 from nightgate.runs import lifecycle, records
 from nightgate.runs.heartbeat import Heartbeat
@@ -264,7 +265,7 @@ class Growing:
         if alarm:
             night = replace(night, trigger="manual", scheduled_for=None)
         with open_night(self.pipeline, night, alarm=alarm) as run:
-            if steps.decide(run, steps.refresh(run)) is None:
+            if steps.decide(run, steps.refresh(run), Evaluated(())) is None:
                 # As if it had trained: its candidate is held, or it fails.
                 run.finish("failed" if fails else "held", "tried", error_type="crashed" if fails else None)
             row = night_rows.one(run.db, run.run_id)

@@ -47,7 +47,7 @@ from nightgate.night import ending, scoring, steps
 from nightgate.night.evidence import gather_evidence
 from nightgate.night.night import Steps, run_night, run_steps
 from nightgate.night.run import NightRun, open_night
-from nightgate.night.values import Judged, Scored, Served, Trained
+from nightgate.night.values import Evaluated, Judged, Scored, Served, Trained
 from nightgate.pipeline_files import load_pipeline
 from nightgate.registry import anchors, approvals, champions, promotion, versions
 from nightgate.runs import evidence_store, inputs, lifecycle, records
@@ -426,7 +426,7 @@ def test_a_scheduled_night_without_news_is_skipped_and_a_manual_one_is_run(home:
     def is_skipped(night: Night, **options: bool) -> bool:
         with open_night(pipeline, night, **options) as run:
             # Else as a night that trained and was not better.
-            row = steps.decide(run, steps.refresh(run)) or run.finish("held", "not better")
+            row = steps.decide(run, steps.refresh(run), Evaluated(())) or run.finish("held", "not better")
         assert the_row(run)["status"] == row.status
         return row.status == "skipped"
 

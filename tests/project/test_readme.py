@@ -22,7 +22,8 @@ from nightgate.config.training import Training
 from nightgate.database.transactions import Database
 from nightgate.metrics.drift import DriftStatistic
 from nightgate.pipeline_files import check_pipeline, pipeline_files
-from nightgate.runs import lifecycle, records
+from nightgate.runs import evaluations, lifecycle, records
+from nightgate.runs.evaluations import Evaluation
 from tests.support import night_rows
 from tests.support.judged_nights import Model, judged_night
 
@@ -117,6 +118,9 @@ def nights(database: Database) -> Database:
     records.record_test(*run, 2, *details)
     records.record_decision(*run, night_rows.decision("hold"), night_rows.evidence(1), night_rows.scores())
     lifecycle.finish_run(*run, "held")
+    came = (opened.data_until, opened.data_until, 240, "F1 0.6 on 240 rows")
+    on_fresh_rows = Evaluation("reviews", "s-1", champion.version or 0, "champion", opened.data_until, *came, f1=0.6)
+    evaluations.record(database, on_fresh_rows, {}, (), "weighted")
     return database
 
 
