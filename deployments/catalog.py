@@ -108,6 +108,7 @@ PARTS = (
         "ENQUEUE",
     ),
     Part("refresh", "flows.refresh.refresh", "Takes in what is new in the source of {}, without training."),
+    Part("predict", "flows.predict.predict", "Predicts rows without labels with the champion of {}."),
 )
 
 

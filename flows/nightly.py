@@ -39,7 +39,7 @@ from nightgate.errors import NightgateError
 from nightgate.home import open_home
 from nightgate.logs import without_secrets
 from nightgate.night.closing import close_ended
-from nightgate.night.night import run_steps
+from nightgate.night.night import predict_after, run_steps
 from nightgate.night.run import NightRun, open_night
 from nightgate.pipeline_files import load_by_name
 from nightgate.runs.run_row import RunRow, read_run
@@ -159,6 +159,10 @@ def run_night(
         raise
     finally:
         announce_own_ends()
+    if pipeline.predict.source is not None:
+        name_by_status(row)  # a cancel from here on does not concern the night
+    if failure := predict_after(run, row, STEPS):
+        announce_unclaimed(pipeline.name, None, failure, flow_run_id)
     if row.status == "waiting" and row.prefect_flow_run_id == flow_run_id and runtime.deployment.id is not None:
         return _wait_for_decision(run, row)
     return row

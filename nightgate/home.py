@@ -40,6 +40,11 @@ class Home:
         """Golden rows by pipeline; created when first written to."""
         return self.root / "golden"
 
+    @property
+    def predictions(self) -> Path:
+        """Of predictions that are not written out yet, by pipeline; created when first written to."""
+        return self.root / "predictions"
+
     def relative(self, path: Path) -> str:
         """`path` as the database stores it: relative to the home, with forward slashes."""
         return path.resolve().relative_to(self.root).as_posix()

@@ -17,6 +17,7 @@ from nightgate.night import ending, scoring, steps, verdict
 from nightgate.night.night import Steps
 from nightgate.night.run import NightRun
 from nightgate.night.values import Trained
+from nightgate.prediction.predict import predict_configured
 from nightgate.training.protocol import EpochReport
 from tasks.progress import LiveProgress
 
@@ -71,5 +72,6 @@ STEPS = Steps(
     judge=step("judge")(verdict.judge),
     register=step("register: {judged}")(steps.register_candidate),
     finish=step("finish version {version}: {judged}")(ending.finish),
+    predict=step("predict")(predict_configured),
 )
 """Each task's name shows what earlier steps returned."""

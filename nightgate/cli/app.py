@@ -26,7 +26,8 @@ from nightgate.cli.decide import approve, freeze, promote, reconcile, reject, ro
 from nightgate.cli.gate import compare, export, gate_app, push
 from nightgate.cli.options import OutputFormat, PipelineName, TakeOver, date_of, person, say, show
 from nightgate.cli.parts import evaluate, refresh
-from nightgate.cli.read import champion, history, predict, status, versions
+from nightgate.cli.predict import predict
+from nightgate.cli.read import champion, history, status, versions
 from nightgate.cli.seeds import seeds
 from nightgate.cli.setup import check, init
 from nightgate.cli.tables_as_text import Format

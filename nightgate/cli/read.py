@@ -1,10 +1,9 @@
-"""Commands that read: status, history, champion, versions and predict."""
+"""Commands that read: status, history, champion and versions."""
 
 from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,6 @@ import typer
 
 from nightgate.cli.options import OutputFormat, PipelineName, date_of, moment_of, name_of, nothing_yet, say, show
 from nightgate.cli.tables_as_text import Format
-from nightgate.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,30 +147,6 @@ def versions(pipeline: PipelineName, output: OutputFormat = Format.table) -> Non
     show(_absolute(queries.versions(name)), output, nothing, columns=VERSION_COLUMNS)
 
 
-def predict(
-    pipeline: PipelineName,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Default: one per line from stdin.")] = None,
-    output: OutputFormat = Format.table,
-) -> None:
-    """Classify texts with the champion."""
-    import pandas as pd
-
-    from nightgate.registry.champions import load_champion
-
-    name = name_of(pipeline)
-    given = texts or _lines_of_stdin()
-    if not given:
-        raise ConfigurationError(
-            "there is no text to classify", next_step="give texts as arguments, or one per line on standard input"
-        )
-    predictions = load_champion(name).predict(given)
-    rows = [
-        {"label": found.label, "probability": round(found.probability, 4), "text": text}
-        for found, text in zip(predictions, given, strict=True)
-    ]
-    show(pd.DataFrame(rows), output)
-
-
 def _absolute(frame: pd.DataFrame) -> pd.DataFrame:
     """Replace paths relative to the home by absolute ones, or '' where retention removed the files."""
     from nightgate.home import home_for_reading
@@ -182,14 +156,3 @@ def _absolute(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(
         path=[str(home.absolute(path)) if has else "" for path, has in zip(frame["path"], kept, strict=True)]
     )
-
-
-def _lines_of_stdin() -> list[str]:
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(
-            f"standard input is not UTF-8 text: {error}",
-            next_step="convert it, for example with `iconv -f cp1252 -t utf-8`",
-        ) from error
-    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from nightgate.config.data import Data, Split
 from nightgate.config.gate import Gate
+from nightgate.config.predict import Predict
 from nightgate.config.schedule import Schedule
 from nightgate.config.sources import HubSource
 from nightgate.config.training import Training, metric_name
@@ -66,6 +67,8 @@ class Pipeline(Section):
     """What concurrent runs share."""
     retention: Retention = Retention()
     """What is kept on disk."""
+    predict: Predict = Predict()
+    """What the champion predicts."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Pipeline:
@@ -86,8 +89,9 @@ class Pipeline(Section):
 
     @cached_property
     def config_hash(self) -> str:
-        """12 hex digits over all fields that can change a result: no schedule, queue, retention, approval or limits."""
-        outside = {"schedule", "resources", "retention"}
+        """12 hex digits over all fields that can change a result: no schedule, queue, retention, approval, limits or
+        predictions."""
+        outside = {"schedule", "resources", "retention", "predict"}
         record = {key: value for key, value in self.record().items() if key not in outside}
         record["gate"] = {key: value for key, value in record["gate"].items() if not key.startswith("approval")}
         # Not their folder, which differs between machines.

@@ -12,6 +12,13 @@ from nightgate.config.values import Section
 from nightgate.errors import without_credentials
 
 
+def refuse_url(given: Any) -> Any:
+    """Refuse a table of the file that holds a database's URL, and so its password."""
+    if isinstance(given, dict) and "url" in given:
+        raise ValueError("a URL holds a password: put it into an environment variable, and its name into `url_env`")
+    return given
+
+
 class SampleSource(Section):
     """Synthetic product reviews from a seeded generator: the embedded default, nothing to download."""
 
@@ -97,9 +104,7 @@ class SqlSource(Section):
     @model_validator(mode="before")
     @classmethod
     def _has_no_password(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "url" in given:
-            raise ValueError("a URL holds a password: put it into an environment variable, and its name into `url_env`")
-        return given
+        return refuse_url(given)
 
     @model_validator(mode="after")
     def _reads_one_thing(self) -> SqlSource:

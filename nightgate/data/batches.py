@@ -134,21 +134,21 @@ def work(raw: RawBatch, rules: Rules) -> Worked:
     given = np.full(num_rows, -1, np.int8)
     found: list[dict[int, Problem]] = []
     if rules.time:
-        times, problems = read_times(_array(table, rules.time), rules.timezone, rules.time_format)
+        times, problems = read_times(array_of(table, rules.time), rules.timezone, rules.time_format)
         found.append(problems)
     if rules.updated:
-        updated, _ = read_times(_array(table, rules.updated), rules.timezone, rules.time_format)
-    texts, column, problems = _texts([_array(table, name) for name in rules.text])
+        updated, _ = read_times(array_of(table, rules.updated), rules.timezone, rules.time_format)
+    texts, column, problems = read_texts([array_of(table, name) for name in rules.text])
     found.append(problems)
-    broken = check_columns({name: _values(_array(table, name)) for name in rules.columns}, rules.columns)
+    broken = check_columns({name: _values(array_of(table, name)) for name in rules.columns}, rules.columns)
     found.append({row: Problem("bad_value", why) for row, why in broken.rows.items()})
-    labels, problems = _mapped(_array(table, rules.label), lambda value: _label(value, rules), np.int16)
+    labels, problems = _mapped(array_of(table, rules.label), lambda value: _label(value, rules), np.int16)
     found.append(problems)
     given_column = GIVEN_SPLIT if GIVEN_SPLIT in table.column_names else rules.given
     if given_column:
-        given, problems = _mapped(_array(table, given_column), _given, np.int8)
+        given, problems = _mapped(array_of(table, given_column), _given, np.int8)
         found.append(problems)
-    ids = _plain_values(_array(table, rules.id)) if rules.id else pa.nulls(num_rows, pa.string())
+    ids = plain_values(array_of(table, rules.id)) if rules.id else pa.nulls(num_rows, pa.string())
     if rules.forgotten:
         named = zip(ids.to_pylist(), texts, strict=True)
         deleted |= [hash_of_forgotten(row_id or fingerprint(text)) in rules.forgotten for row_id, text in named]
@@ -181,12 +181,12 @@ def work(raw: RawBatch, rules: Rules) -> Worked:
     exact = np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint64, len(texts))
     names = []
     if rules.group:
-        facts["group"], keys = _named(_array(table, rules.group).take(pa.array(rows)), _plain)
+        facts["group"], keys = _named(array_of(table, rules.group).take(pa.array(rows)), _plain)
         names.append(keys)
         # A row without a group is one of its own.
         small["group_key"] = np.where(keys == 0, marks[:, 0], keys)
     for name in rules.slices:
-        facts[f"slice_{name}"], keys = _named(_array(table, name).take(pa.array(rows)), _slice)
+        facts[f"slice_{name}"], keys = _named(array_of(table, name).take(pa.array(rows)), _slice)
         names.append(keys)
     numbers = (small[name] for name in ("text_rest", "id_key", "time", "own_label", "given"))
     small["facts"] = _mixed(exact, *numbers, *names)
@@ -256,7 +256,8 @@ def _without_text(
     return found
 
 
-def _array(table: pa.Table, name: str) -> pa.Array:
+def array_of(table: pa.Table, name: str) -> pa.Array:
+    """A column as one array, of strings where it has no values or long ones."""
     column = table[name].combine_chunks()
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -265,7 +266,7 @@ def _array(table: pa.Table, name: str) -> pa.Array:
     return column
 
 
-def _texts(columns: Sequence[pa.Array]) -> tuple[list[str], pa.Array, dict[int, Problem]]:
+def read_texts(columns: Sequence[pa.Array]) -> tuple[list[str], pa.Array, dict[int, Problem]]:
     """The normalised texts, as a list and as an array; '' with a problem."""
     problems: dict[int, Problem] = {}
     if len(columns) == 1 and pa.types.is_string(columns[0].type):
@@ -304,7 +305,8 @@ def _with_changes(column: pa.Array, values: Sequence[str | None], now: Sequence[
     return pc.replace_with_mask(column, pa.array(mask), pa.array([now[row] for row in changed], pa.string()))
 
 
-def _plain_values(column: pa.Array) -> pa.Array:
+def plain_values(column: pa.Array) -> pa.Array:
+    """Values such as ids as text that does not depend on the file format."""
     values = _values(column)
     return _with_changes(column, values, [_plain(value) for value in values])
 
@@ -356,7 +358,7 @@ def _named(column: pa.Array, name_of: Callable[[Any], str | None]) -> tuple[pa.A
 def _deleted(table: pa.Table, rules: Rules) -> NDArray[np.bool_]:
     if not rules.deleted:
         return np.zeros(table.num_rows, bool)
-    places, values = _distinct(_array(table, rules.deleted))
+    places, values = _distinct(array_of(table, rules.deleted))
     return np.array([(_plain(value) or "").casefold() not in _NOT_DELETED for value in values], bool)[places]
 
 

@@ -5,11 +5,11 @@ Texts are normalised, tokenised and truncated by the code of training, so the te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,12 @@ from numpy.typing import NDArray
 from nightgate.errors import DataError, ModelError
 from nightgate.models.version_folder import RESTORE, verify_version
 from nightgate.text_rules import join_texts
+
+if TYPE_CHECKING:
+    from nightgate.engine.forward import Forward
+
+TEXTS_TO_PACK = 64
+"""With fewer, checking packed texts against the stock model would take longer than they save."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Classifier:
         self.device = device
         self._model = loaded.model.to(device).eval()
         self._tokenizer = loaded.tokenizer
+        self._packed: Forward | None = None
+        """How many texts at once are computed, chosen when there are some."""
 
     @classmethod
     def open(cls, path: Path, *, device: str | None = None) -> Classifier:
@@ -86,36 +94,42 @@ class Classifier:
         if isinstance(texts, str):
             raise DataError("predict takes a list of texts, not one text", next_step="write predict([text])")
         clean = [_normalised(text, position) for position, text in enumerate(texts)]
-        if not clean:
-            return []
-        logits = self.logits(clean, batch_size)
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        if not np.isfinite(shares).all():
-            raise ModelError(f"version {self.version} of {self.pipeline} predicts NaN or infinity", next_step=RESTORE)
-        return [self._prediction(row) for row in shares]
+        return [self._prediction(row) for row in self.probabilities(clean, batch_size)]
 
     def _prediction(self, shares: NDArray[np.float64]) -> Prediction:
         best = int(shares.argmax())
         by_label = dict(zip(self.label_names, map(float, shares), strict=True))
         return Prediction(self.label_names[best], float(shares[best]), by_label)
 
-    def logits(self, texts: Sequence[str], batch_size: int = 32) -> NDArray[np.float64]:
-        """Logits [texts, labels] of normalised texts, in their order and that of `label_names`."""
-        import torch
+    def probabilities(
+        self, texts: Sequence[str], batch_size: int = 32, on_batch: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float64]:
+        """Probabilities [texts, labels] of normalised texts, in their order and that of `label_names`.
 
+        `on_batch(texts done, texts)` is called after each batch.
+
+        Raises:
+            ModelError: one is NaN or infinite.
+        """
+        logits = self.logits(texts, batch_size, on_batch)
+        shares: NDArray[np.float64] = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        if not np.isfinite(shares).all():
+            raise ModelError(f"version {self.version} of {self.pipeline} predicts NaN or infinity", next_step=RESTORE)
+        return shares
+
+    def logits(
+        self, texts: Sequence[str], batch_size: int = 32, on_batch: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float64]:
+        """Logits [texts, labels] of normalised texts, as `probabilities`."""
+        from nightgate.engine import forward
         from nightgate.engine.encoding import encode
 
         encoded = encode(self._tokenizer, texts, self.max_length)
-        logits = np.empty((len(texts), len(self.label_names)))
-        # Sorted by length: little padding.
-        order = np.argsort(encoded.lengths, kind="stable")
-        with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                inputs = {name: values.to(self.device) for name, values in encoded.batch(rows).items()}
-                logits[rows] = self._model(**inputs).logits.double().cpu().numpy()
-        return logits
+        if self._packed is None and len(encoded) >= TEXTS_TO_PACK:
+            self._packed = forward.choose(self._model, encoded)
+        chosen = self._packed or forward.Padded(self._model, "padded texts: they are few")
+        return forward.run(chosen, encoded, batch_size, on_batch).astype(np.float64)
 
 
 def _normalised(text: str | Sequence[str], position: int) -> str:

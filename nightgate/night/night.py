@@ -5,6 +5,7 @@ run_night(load_pipeline("sample"), tonight(pipeline.schedule))       # nightgate
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +13,20 @@ from functools import partial
 from nightgate.config.checks import NONE_ALLOWED, Allowed
 from nightgate.config.pipeline import Pipeline
 from nightgate.data.snapshots import Snapshot
+from nightgate.database.transactions import Database
+from nightgate.errors import InternalError, NightgateError
 from nightgate.night import ending, scoring, steps, verdict
 from nightgate.night.run import NightRun, open_night
 from nightgate.night.values import Evaluated, Judged, Scored, Served, Trained
+from nightgate.prediction.predict import Predicted, predict_configured
+from nightgate.registry import versions
 from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night
 from nightgate.training.protocol import EpochReport
+
+log = logging.getLogger(__name__)
+
+ENDS_THAT_PREDICT = {"promoted", "held", "skipped", "waiting"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Steps:
     judge: Callable[[NightRun, Snapshot, Trained, Scored, Served], Judged] = verdict.judge
     register: Callable[[NightRun, Snapshot, Trained, Judged], int] = steps.register_candidate
     finish: Callable[[NightRun, Scored, Judged, int], RunRow] = ending.finish
+    predict: Callable[[Pipeline], Predicted] = predict_configured
 
 
 def run_steps(run: NightRun, call: Steps) -> RunRow:
@@ -60,4 +70,28 @@ def run_night(
         NightgateError: what broke; the run's row says so too.
     """
     with open_night(pipeline, night, force=force, dry_run=dry_run, allowed=allowed) as run:
-        return run.ended or run_steps(run, Steps())
+        row = run.ended or run_steps(run, Steps())
+    predict_after(run, row, Steps())
+    return row
+
+
+def predict_after(run: NightRun, row: RunRow, call: Steps) -> NightgateError | None:
+    """Predict the rows of `[predict]`, which has no cron of its own, once the night has ended and is closed.
+
+    Returns what broke: it is logged, and changes nothing of the night, whose result stands.
+    """
+    pipeline = run.pipeline
+    has_ended_now = run.ended is None and row.status in ENDS_THAT_PREDICT and not run.dry_run
+    if not has_ended_now or pipeline.predict.source is None or pipeline.schedule.predict.cron:
+        return None
+    try:
+        with Database.open(run.home) as db:
+            if versions.champion(db, pipeline.name) is None:
+                log.info("nothing is predicted: %s has no champion yet", pipeline.name)
+                return None
+        log.info("predicted %s", call.predict(pipeline))
+    except Exception as error:  # noqa: BLE001 - the night has ended
+        failure = InternalError.of(error)
+        log.error("nothing was predicted: %s; next: %s", failure.reason, failure.next_step)
+        return failure
+    return None

@@ -27,6 +27,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from nightgate import locks
 from nightgate.data.batches import hash_of_forgotten
 from nightgate.data.deltas import DELTAS
 from nightgate.data.snapshots import MANIFEST_FILE, open_snapshot
@@ -151,6 +152,10 @@ def _forget(db: Database, pipeline_name: str, ids: Collection[str], *, by: str) 
                 remove_checkpoints(path)
             elif place.what == STRAY:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        # What a killed prediction left holds texts, and is made again.
+        if (left := home.predictions / pipeline_name).exists():
+            with locks.hold(home, f"predict-{pipeline_name}", holder="forgetting", on_wait=log.info):
+                shutil.rmtree(left, ignore_errors=True)
         db.write(lambda session: _empty(session, pipeline_name, ids, quotes))
         redact_deltas(home.snapshots / pipeline_name, ids)
         for place in found.places:

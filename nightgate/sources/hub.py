@@ -86,7 +86,7 @@ class Hub:
 
     def _loaded_batches(self, split: Any, place: str) -> Iterator[RawBatch]:
         check_columns(self._columns, split.column_names, place)
-        names = getattr(split.features[self._data.label], "names", None) or ()
+        names = getattr(split.features.get(self._data.label), "names", None) or ()
         with _data_errors(self._settings):
             rows = split.select_columns(list(self._columns)).with_format("arrow")
         for first in range(0, len(rows), BATCH_ROWS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import cast
 
@@ -16,9 +16,11 @@ from nightgate.sources.sample import Sample
 from nightgate.sources.source import Source
 
 
-def open_source(data: Data, night: Night, *, split_column: str | None = None) -> Source:
-    """The source of `data`, which reads the columns that the pipeline uses and `split_column`."""
-    settings, columns = data.source, wanted_columns(data, split_column)
+def open_source(
+    data: Data, night: Night, *, split_column: str | None = None, columns: Sequence[str] | None = None
+) -> Source:
+    """The source of `data`, which reads `columns`; by default those that the pipeline uses, and `split_column`."""
+    settings, columns = data.source, columns or wanted_columns(data, split_column)
     if isinstance(settings, SampleSource):
         return Sample(settings, columns, night)
     if isinstance(settings, FilesSource):

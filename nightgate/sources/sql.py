@@ -24,7 +24,7 @@ from uuid import UUID
 
 import pyarrow as pa
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Connection
+from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -194,7 +194,7 @@ def look_at(settings: SqlSource, columns: Sequence[str]) -> str:
     with _connected(settings) as connection:
         found = connection.execute(sa.select(sa.text("*")).select_from(_rows(settings)).where(sa.false())).keys()
         check_columns(columns, list(found), _name(settings))
-    return f"{_name(settings)} of {safe_url(_url(settings))}"
+    return f"{_name(settings)} of {safe_url(url_of(settings.url_env))}"
 
 
 def _name(settings: SqlSource) -> str:
@@ -224,11 +224,16 @@ def _query(settings: SqlSource) -> str:
     return query
 
 
-def _url(settings: SqlSource) -> URL:
-    name, given = settings.url_env, os.environ.get(settings.url_env, "")
+def url_of(name: str, field: str = "data.source.url_env") -> URL:
+    """The URL in the environment variable `name`, which a field of the pipeline file names.
+
+    Raises:
+        ConfigurationError: the variable is not set, or holds no URL.
+    """
+    given = os.environ.get(name, "")
     if not given:
         raise ConfigurationError(
-            f"data.source.url_env names the environment variable {name}, which is not set",
+            f"{field} names the environment variable {name}, which is not set",
             next_step=f"export {name}='{_EXAMPLE}' where the night runs",
         )
     try:
@@ -244,11 +249,26 @@ def _url(settings: SqlSource) -> URL:
     return url
 
 
-def _target(url: URL) -> URL:
-    """The URL to connect with: a missing file of SQLite is not made, and an unreachable server is not waited for."""
+def engine_of(url: URL, variable: str, *, writes: bool = False) -> Engine:
+    """An engine without a pool. Nothing is opened yet.
+
+    Raises:
+        ConfigurationError: the driver of the database is not installed.
+    """
+    try:
+        return sa.create_engine(_target(url, "rwc" if writes else "ro"), poolclass=NullPool, hide_parameters=True)
+    except (NoSuchModuleError, ImportError) as error:
+        package = _PACKAGES.get(name, name) if (name := getattr(error, "name", None)) else ""
+        missing = f"the driver {name} is not installed" if name else without_secrets(str(error), url)
+        step = f"pip install '{package}'" if package else "install the package with this SQLAlchemy dialect"
+        raise ConfigurationError(f"{variable} names a {url.drivername} database: {missing}", next_step=step) from None
+
+
+def _target(url: URL, mode: str) -> URL:
+    """The URL to connect with: SQLite's file is opened in `mode`, and an unreachable server is not waited for."""
     if url.drivername.startswith("sqlite") and url.database and not url.database.startswith((":memory:", "file:")):
         path = quote(str(user_path(url.database).absolute()))
-        return url.set(database=f"file:{path}").update_query_dict({"mode": "ro", "uri": "true"})
+        return url.set(database=f"file:{path}").update_query_dict({"mode": mode, "uri": "true"})
     if url.drivername == "postgresql+psycopg":
         defaults = {"connect_timeout": "10", "application_name": "nightgate"}
         return url.update_query_dict({key: value for key, value in defaults.items() if key not in url.query})
@@ -258,14 +278,8 @@ def _target(url: URL) -> URL:
 @contextmanager
 def _connected(settings: SqlSource) -> Iterator[Connection]:
     """A connection in a read-only transaction. Errors of the driver become DataErrors without credentials."""
-    url, variable = _url(settings), settings.url_env
-    try:
-        engine = sa.create_engine(_target(url), poolclass=NullPool, hide_parameters=True)
-    except (NoSuchModuleError, ImportError) as error:
-        package = _PACKAGES.get(name, name) if (name := getattr(error, "name", None)) else ""
-        missing = f"the driver {name} is not installed" if name else without_secrets(str(error), url)
-        step = f"pip install '{package}'" if package else "install the package with this SQLAlchemy dialect"
-        raise ConfigurationError(f"{variable} names a {url.drivername} database: {missing}", next_step=step) from None
+    url = url_of(settings.url_env)
+    engine = engine_of(url, settings.url_env)
     try:
         with engine.connect() as connection:
             if first := _READ_ONLY.get(engine.dialect.name):
@@ -280,7 +294,7 @@ def _explained(error: SQLAlchemyError, url: URL, settings: SqlSource) -> DataErr
     what = f"data.source.table {settings.table}" if settings.table else settings.query_file
     detail = without_secrets(str(error.orig if isinstance(error, DBAPIError) else error), url)
     message = f"{what} of {safe_url(url)} cannot be read: {detail}"
-    if _may_pass(error, detail):
+    if may_pass(error, detail):
         step = f"check that its server runs and that {settings.url_env} names it, then run the same command again"
         return SourceUnavailableError(message, next_step=step)
     if isinstance(error, BadValueError):
@@ -289,7 +303,7 @@ def _explained(error: SQLAlchemyError, url: URL, settings: SqlSource) -> DataErr
     return DataError(message, next_step=step)
 
 
-def _may_pass(error: SQLAlchemyError, detail: str) -> bool:
+def may_pass(error: SQLAlchemyError, detail: str) -> bool:
     """Whether another try makes sense: SQLite has one class for all errors, servers use it for refusals too."""
     if not isinstance(error, OperationalError | InterfaceError):
         return False

@@ -81,6 +81,27 @@ class MetricValue(_Message):
 
 
 @dataclass(frozen=True)
+class PredictJob(_Message):
+    """Predictions of a version for texts that the parent hands over, a window at a time."""
+
+    version: Path
+    """Its folder."""
+    out: Path
+    """Folder for `TEXTS`, `PROBABILITIES`, `predict.json` and `predict.log`."""
+    batch_size: int
+    """In longest texts, as in `nightgate.engine.forward`."""
+    texts: int
+    """Most texts that will be handed over."""
+
+
+TEXTS, PROBABILITIES = "texts.json", "probabilities.npy"
+"""A window's normalised texts, and float64 [texts, labels] in the order of the manifest's labels."""
+
+Job = TrainJob | ScoreJob | PredictJob
+JOBS: dict[str, type[Job]] = {"train": TrainJob, "score": ScoreJob, "predict": PredictJob}
+
+
+@dataclass(frozen=True)
 class EpochReport(_Message):
     """One epoch, trained and scored on validation."""
 
@@ -183,18 +204,21 @@ class Progress(_Message):
     """Rows (or bytes) of the current work, where it is measured."""
 
 
-def write_job(job: TrainJob | ScoreJob, path: Path) -> Path:
+def kind_of(job: Job) -> str:
+    """`train`, `score` or `predict`."""
+    return next(kind for kind, job_type in JOBS.items() if isinstance(job, job_type))
+
+
+def write_job(job: Job, path: Path) -> Path:
     """Write the job file that `python -m nightgate.training.worker` reads.
 
     Raises:
         StorageError: the disk is full or read-only.
     """
-    record = {"kind": "train" if isinstance(job, TrainJob) else "score", **job.to_json()}
-    write_whole(path, json.dumps(record, indent=1).encode())
+    write_whole(path, json.dumps({"kind": kind_of(job), **job.to_json()}, indent=1).encode())
     return path
 
 
-def read_job(path: Path) -> TrainJob | ScoreJob:
+def read_job(path: Path) -> Job:
     record = json.loads(path.read_text(encoding="utf-8"))
-    kind = record.pop("kind")
-    return TrainJob.from_json(record) if kind == "train" else ScoreJob.from_json(record)
+    return JOBS[record.pop("kind")].from_json(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +21,18 @@ from nightgate.engine import devices, forward
 from nightgate.engine.base_models import labels_of, load_trained
 from nightgate.engine.encoding import Encoded, encode
 from nightgate.errors import ModelError
+from nightgate.models.classifier import Classifier
 from nightgate.models.serving_check import columns_by_name
 from nightgate.training.epoch_metrics import EpochMetrics
-from nightgate.training.protocol import MetricValue, Progress, ScoreJob, ScoreResult
+from nightgate.training.protocol import (
+    PROBABILITIES,
+    TEXTS,
+    MetricValue,
+    PredictJob,
+    Progress,
+    ScoreJob,
+    ScoreResult,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,6 +127,43 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
                 own = EpochMetrics(len(pipeline.data.label_names), job.out / "evaluate", pipeline.training.metrics)
                 metrics = own.own(labels, of_rows.argmax(axis=1).astype(np.int64))
     return ScoreResult(written=written[""], golden=written[".golden"], max_length=max_length, metrics=metrics)
+
+
+def open_for_prediction(job: PredictJob, on_progress: Callable[[Progress], None]) -> Callable[[], None]:
+    """Load the job's version; what is returned predicts the texts that the job's folder holds now.
+
+    Raises:
+        ModelError: the version is missing, damaged or cannot be loaded.
+    """
+    on_progress(Progress("load", detail="loading the version"))
+    torch.set_num_threads(pick_threads()[0])
+    classifier = Classifier.open(job.version)
+    done = 0
+
+    def predict() -> None:
+        nonlocal done
+        texts = json.loads((job.out / TEXTS).read_text(encoding="utf-8"))
+        began = time.monotonic()
+
+        def on_batch(here: int, _: int) -> None:
+            rate = here / max(time.monotonic() - began, 1e-9)
+            on_progress(
+                Progress(
+                    "evaluate",
+                    detail="predicting",
+                    done=done + here,
+                    total=job.texts,
+                    examples_per_second=rate,
+                    eta_seconds=(job.texts - done - here) / rate,
+                    step_seconds=job.batch_size / rate,
+                )
+            )
+
+        found = classifier.probabilities(texts, job.batch_size, on_batch)
+        done += len(texts)
+        np.save(job.out / PROBABILITIES, found)
+
+    return predict
 
 
 def _score(

@@ -39,7 +39,17 @@ from nightgate.errors import (
 )
 from nightgate.training import launch
 from nightgate.training.progress import progress_line
-from nightgate.training.protocol import EpochReport, Progress, ScoreJob, ScoreResult, TrainJob, TrainResult, write_job
+from nightgate.training.protocol import (
+    EpochReport,
+    Job,
+    Progress,
+    ScoreJob,
+    ScoreResult,
+    TrainJob,
+    TrainResult,
+    kind_of,
+    write_job,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +61,7 @@ SECONDS_BETWEEN_CHECKS = 0.5
 SECONDS_TO_DUMP = 1.0
 """For the stacks of a stalled process."""
 STEPS_BEFORE_STALLED = 10
+AGAIN = "then run the same command again: it resumes from what was saved"
 LIFE = "the %s process ended after %.2f s%s"
 DEALT = ", in %.2f s of which its epochs were scored and stored"
 """Log lines that `benchmarks.orchestration` reads."""
@@ -77,7 +88,7 @@ def train(
         DataError, ModelError, StorageError: as `nightgate.training.loop.train`.
     """
     yielded = resumed_from = 0
-    with closing(_watched(job, python, on_progress, on_restart, stall_seconds, start_seconds)) as events:
+    with closing(watched(job, python, on_progress, on_restart, stall_seconds, start_seconds)) as events:
         for child, event in events:
             if event["event"] == "result":
                 result = TrainResult.from_json(_facts(event))
@@ -108,7 +119,7 @@ def score_models(
     Raises:
         TrainingError, DataError, ModelError, StorageError: as `train`.
     """
-    with closing(_watched(job, python, on_progress, on_restart, stall_seconds, start_seconds)) as events:
+    with closing(watched(job, python, on_progress, on_restart, stall_seconds, start_seconds)) as events:
         for _, event in events:
             return ScoreResult.from_json(_facts(event))
     raise AssertionError("the child ended with neither result nor error")
@@ -163,8 +174,8 @@ def _position(progress: Progress) -> tuple[Any, ...]:
     return progress.phase, progress.detail, progress.epoch, progress.step, progress.done
 
 
-def _watched(
-    job: TrainJob | ScoreJob,
+def watched(
+    job: Job,
     python: str,
     on_progress: Callable[[Progress], None] | None,
     on_restart: Callable[[str], None] | None,
@@ -186,8 +197,7 @@ def _watched(
             again = f", and, started again, for {stalls[1]}" if len(stalls) > 1 else ", and cannot be killed"
             raise StalledError(
                 f"{why}{again}",
-                next_step=f"see the stacks of its threads in {child.log_file}, then run the same command again: "
-                "it resumes from the last checkpoint",
+                next_step=f"see the stacks of its threads in {child.log_file}, {AGAIN}",
             )
         log.warning("%s: stopped, the stacks of its threads are in %s; starting it again, once", why, child.log_file)
         if on_restart is not None:
@@ -197,12 +207,13 @@ def _watched(
 class _Child:
     """A running `nightgate.training.worker`; leaving the context stops it."""
 
-    def __init__(self, job: TrainJob | ScoreJob, python: str) -> None:
+    def __init__(self, job: Job, python: str) -> None:
+        kind = kind_of(job)
         if isinstance(job, TrainJob):
             job_file, self.log_file = job.attempt_dir / "job.json", job.attempt_dir / "log.txt"
         else:
-            job_file, self.log_file = job.out / "score.json", job.out / "score.log"
-        self.name = "training" if isinstance(job, TrainJob) else "scoring"
+            job_file, self.log_file = job.out / f"{kind}.json", job.out / f"{kind}.log"
+        self.name = {"train": "training", "score": "scoring", "predict": "prediction"}[kind]
         self.count = launch.processes() if isinstance(job, TrainJob) else 1
         write_job(job, job_file)
         environment = launch.environment(self.count)
@@ -322,7 +333,7 @@ class _Child:
             # In a driver or a network file system that does not answer: waiting longer would hang the night too.
             log.error("the %s process %d was killed and does not end", self.name, process.pid)
             return
-        dealt = DEALT % self._caller_seconds if self._caller_seconds else ""
+        dealt = DEALT % self._caller_seconds if self.name == "training" else ""
         log.info(LIFE, self.name, time.monotonic() - self._began, dealt)
         self._reader.join()
         for pipe in (process.stdin, process.stdout):
@@ -348,12 +359,11 @@ class _Child:
             code = self.process.wait(SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
             return CrashedError(f"{who} closed its output but runs on", next_step=f"see {self.log_file}")
-        again = "then run the same command again: it resumes from the last checkpoint"
         if code == -signal.SIGKILL:
             size = "batch_size" if self.name == "training" else "eval_batch_size"
             return OutOfMemoryError(
                 f"{who} was killed (SIGKILL), most likely by the system for lack of memory",
-                next_step=f"free memory, or lower training.{size} or training.max_length, {again}",
+                next_step=f"free memory, or lower training.{size} or training.max_length, {AGAIN}",
             )
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code} and no result"
         last = " | ".join(_last_lines(self.log_file))
@@ -361,7 +371,7 @@ class _Child:
             who = f"one of the {self.count} training processes, or torchrun,"
         return CrashedError(
             f"{who} {how}" + (f"; its last log lines: {last}" if last else ""),
-            next_step=f"see {self.log_file}, {again}",
+            next_step=f"see {self.log_file}, {AGAIN}",
         )
 
 

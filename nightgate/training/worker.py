@@ -1,8 +1,9 @@
 """Entry point of the training process, `python -m nightgate.training.worker JOB.json`.
 
 `nightgate.training.supervisor` starts it. Events are JSON lines on standard output, logs and stacks go to standard
-error. On standard input the parent sends `recorded N` when it has stored epoch N; the end of standard input means that
-the parent is gone, and ends this process. SIGINT is left to the parent; SIGTERM ends it at once, which is always safe.
+error. On standard input the parent sends `recorded N` when it has stored epoch N, or the N-th window of texts to
+predict; the end of standard input means that the parent is gone, and ends this process. SIGINT is left to the parent;
+SIGTERM ends it at once, which is always safe.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from nightgate.errors import (
     is_out_of_memory,
     storage_errors,
 )
-from nightgate.training.protocol import EpochReport, Progress, ScoreJob, TrainJob, read_job
+from nightgate.training.protocol import EpochReport, PredictJob, Progress, ScoreJob, TrainJob, read_job
 
 SECONDS_BETWEEN_PROGRESS = 1.0
 
@@ -75,6 +76,12 @@ class _Parent:
             self._acknowledged.wait_for(lambda: self._recorded >= self._sent)
             self._sent = report.epoch
         self.send("epoch", **report.to_json())
+
+    def wait_beyond(self, number: int) -> int:
+        """Wait until the parent has stored more than `number`; returns how many."""
+        with self._acknowledged:
+            self._acknowledged.wait_for(lambda: self._recorded > number)
+            return self._recorded
 
     def listen(self) -> None:
         """Read the parent's acknowledgements until it is gone, then end this process."""
@@ -130,6 +137,8 @@ def main(arguments: list[str]) -> int:
         parent.progress(Progress("load", detail="starting"))
         if isinstance(job, TrainJob):
             _train(job, parent)
+        elif isinstance(job, PredictJob):
+            _predict(job, parent)
         else:
             _score(job, parent)
     except Exception as error:
@@ -170,6 +179,17 @@ def _train(job: TrainJob, parent: _Parent) -> None:
     world = distributed.connect()
     parent.send("result", **train(job, parent, world).to_json())
     world.close()
+
+
+def _predict(job: PredictJob, parent: _Parent) -> None:
+    from nightgate.training.scoring import open_for_prediction
+
+    predict, done = open_for_prediction(job, parent.progress), 0
+    parent.send("ready")
+    while True:
+        done = parent.wait_beyond(done)
+        predict()
+        parent.send("window", number=done)
 
 
 def _score(job: ScoreJob, parent: _Parent) -> None:

@@ -385,11 +385,12 @@ def test_predict_classifies_arguments_in_a_table(run: Run) -> None:
     assert [line.split(maxsplit=2)[2] for line in lines[1:]] == ["Fits well", "Broke at once"]
 
 
-def test_predict_classifies_lines_of_standard_input_as_json(run: Run) -> None:
+def test_predict_classifies_lines_of_standard_input_blank_ones_too(run: Run) -> None:
     found = records(run("predict", "small", "--format", "json", input="Fits well\r\n\nBroke at once"))
-    assert [row["text"] for row in found] == ["Fits well", "Broke at once"]
-    assert {row["label"] for row in found} <= {"1", "2", "3", "4", "5"}
-    assert all(0.2 <= row["probability"] <= 1 for row in found)
+    assert [row["text"] for row in found] == ["Fits well", None, "Broke at once"]
+    assert [row["reason"] for row in found] == [None, "empty_text", None]
+    assert {row["label"] for row in found[::2]} <= {"1", "2", "3", "4", "5"}
+    assert all(0.2 <= row["probability"] <= 1 for row in found[::2])
 
 
 def test_predict_without_text_is_bad_usage(run: Run) -> None:

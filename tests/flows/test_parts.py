@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.predict import predict
 from flows.refresh import refresh
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
 from nightgate.home import Home
+from tests.support.first_night import copy_first_night
 from tests.support.night import write_pipeline
 from tests.support.prefect_api import client, events
 
@@ -38,4 +40,26 @@ def test_a_refresh_has_name_tags_and_rows_and_fails_visibly(
     assert "parts" in run.tags
     assert (failed.is_failed(), broken.name) == (True, "parts refresh: failed")
     [event] = events(prefect_server, "nightgate.failed", "parts")
+    assert event["payload"]["error_type"] == "data"
+
+
+def test_a_prediction_says_what_it_wrote_and_fails_visibly(
+    environment: Path, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = copy_first_night(environment)
+    output = tmp_path / "predicted.csv"
+    path = tmp_path / "small.toml"
+    section = f"\n[predict]\nsource = {{ kind = 'sample', rows_per_day = 3, days = 2 }}\noutput = '{output}'\n"
+    path.write_text(first.pipeline.read_text(encoding="utf-8") + section, encoding="utf-8")
+    monkeypatch.setenv("NIGHTGATE_PIPELINES", str(path))
+    with temporary_settings({PREFECT_API_URL: prefect_server}), client(prefect_server) as prefect:
+        done = predict("small", return_state=True)
+        assert done.is_completed(), done.message
+        run = prefect.read_flow_run(done.state_details.flow_run_id)
+        num_rows = len(output.read_text(encoding="utf-8").splitlines()) - 1
+        output.write_text("something else\n", encoding="utf-8")
+        failed = predict("small", return_state=True)
+    assert run.name == f"small predict: {num_rows} rows by version 1 to {output}"
+    assert (failed.is_failed(), output.read_text(encoding="utf-8")) == (True, "something else\n")
+    [event] = events(prefect_server, "nightgate.failed", "small")
     assert event["payload"]["error_type"] == "data"

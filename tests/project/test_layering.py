@@ -29,7 +29,7 @@ ROOMS = [
     {"training"},
     {"runs"},
     {"registry"},
-    {"analysis"},
+    {"analysis", "prediction"},
     {"operations", "reports", "setup"},
     {"night"},
     {"cli"},

@@ -16,6 +16,7 @@ from nightgate.config.checks import ColumnRules, DataChecks
 from nightgate.config.data import Data, Split
 from nightgate.config.gate import Gate
 from nightgate.config.pipeline import Resources, Retention
+from nightgate.config.predict import Predict, SqlTable
 from nightgate.config.schedule import Schedule
 from nightgate.config.sources import FilesSource, HubSource, SampleSource, SqlSource
 from nightgate.config.training import Training
@@ -44,6 +45,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`[schedule]`": Schedule,
     "`[resources]`": Resources,
     "`[retention]`": Retention,
+    "`[predict]`": Predict,
+    '`output = { kind = "sql" }`': SqlTable,
 }
 
 

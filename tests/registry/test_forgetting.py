@@ -112,6 +112,9 @@ def nights(database: Database) -> Database:
     stray = home.snapshots / "reviews" / "s-0000000000000000.damaged-01234567"
     stray.mkdir()
     (stray / "rows.parquet").write_text(TEXT)
+    killed = home.predictions / "reviews" / "0123"
+    killed.mkdir(parents=True)
+    (killed / "0.rows").write_text(TEXT)
     return database
 
 

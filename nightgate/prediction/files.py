@@ -1,0 +1,135 @@
+"""Predictions in a file: Parquet, CSV or JSON lines, written aside and renamed when it is whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from nightgate.durable_files import replacing, user_path
+from nightgate.errors import DataError, first_line, storage_errors
+from nightgate.prediction.rows import keys_of
+
+CHUNK = 8192
+"""Rows that are read at a time."""
+
+
+class PredictionFile:
+    """A file of predictions, which need not exist yet."""
+
+    def __init__(self, path: str, schema: pa.Schema) -> None:
+        self.path, self.schema = user_path(path).absolute(), schema
+        self.name = path
+
+    def check(self, *, adds: bool) -> None:
+        """Refuse a file that predictions would not be added to, or that they must not replace.
+
+        Raises:
+            DataError: it holds something else, or its folder is missing.
+        """
+        if not self.path.parent.is_dir():
+            raise DataError(f"there is no folder {self.path.parent}", next_step="create it, or name another output")
+        if not self.path.exists():
+            return
+        with _readable(self.name):
+            found = self._columns()
+        fixed = [name for name in self.schema.names if not name.startswith("probability_")]
+        if adds and found != self.schema.names:
+            raise DataError(
+                f"{self.name} has the columns {', '.join(found)}; these predictions have "
+                f"{', '.join(self.schema.names)}",
+                next_step="name another output, or predict all rows again, without --new-rows",
+            )
+        if not set(fixed) <= set(found):
+            raise DataError(
+                f"{self.name} exists and holds no predictions of this kind: it has no column "
+                f"{', '.join(sorted(set(fixed) - set(found)))}",
+                next_step="name another output, or remove that file",
+            )
+
+    def held(self) -> Iterator[list[str]]:
+        """The keys (`keys_of`) of the rows that it has, some at a time."""
+        if not self.path.exists():
+            return
+        with _readable(self.name):
+            if self.path.suffix == ".parquet":
+                with pq.ParquetFile(self.path) as file:
+                    for batch in file.iter_batches(CHUNK, columns=["origin", "id"]):
+                        yield keys_of(batch.column("origin").to_pylist(), batch.column("id").to_pylist())
+                return
+            with self.path.open(encoding="utf-8", newline="") as text:
+                rows: Iterator[dict[str, Any]]
+                rows = map(json.loads, text) if self.path.suffix == ".jsonl" else csv.DictReader(text)
+                while some := list(islice(rows, CHUNK)):
+                    yield keys_of([row["origin"] for row in some], [row["id"] or None for row in some])
+
+    def write(self, parts: Iterator[pa.Table], *, adds: bool) -> None:
+        """Write the predictions, behind those that it has if they are added. It is whole or as it was.
+
+        Raises:
+            StorageError: the disk is full, read-only or forbidden.
+        """
+        with storage_errors(self.path):
+            # Left by killed processes: the caller's lock excludes a live one.
+            for draft in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+                draft.unlink()
+            with replacing(self.path) as draft:
+                existing = self.path if adds and self.path.exists() else None
+                if self.path.suffix == ".parquet":
+                    self._write_parquet(draft, existing, parts)
+                else:
+                    with draft.open("wb") as file:
+                        if existing:
+                            with existing.open("rb") as before:
+                                shutil.copyfileobj(before, file)
+                        (_write_json if self.path.suffix == ".jsonl" else self._write_csv)(file, existing, parts)
+
+    def _columns(self) -> list[str]:
+        if self.path.suffix == ".parquet":
+            return list(pq.read_schema(self.path).names)
+        with self.path.open(encoding="utf-8", newline="") as text:
+            if self.path.suffix == ".jsonl":
+                return list(json.loads(next(text, "{}")))
+            return next(csv.reader(text), [])
+
+    def _write_parquet(self, draft: Path, existing: Path | None, parts: Iterator[pa.Table]) -> None:
+        with pq.ParquetWriter(draft, self.schema) as writer:
+            if existing:
+                with pq.ParquetFile(existing) as before:
+                    for batch in before.iter_batches(CHUNK):
+                        writer.write_table(pa.Table.from_batches([batch]).cast(self.schema))
+            for part in parts:
+                writer.write_table(part)
+
+    def _write_csv(self, file: BinaryIO, existing: Path | None, parts: Iterator[pa.Table]) -> None:
+        options = pyarrow.csv.WriteOptions(include_header=existing is None)
+        with pyarrow.csv.CSVWriter(file, self.schema, write_options=options) as writer:
+            for part in parts:
+                writer.write_table(part)
+
+
+def _write_json(file: BinaryIO, _: Path | None, parts: Iterator[pa.Table]) -> None:
+    for part in parts:
+        for row in part.to_pylist():
+            file.write(json.dumps(row, ensure_ascii=False, default=datetime.isoformat).encode() + b"\n")
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:  # Arrow's are ValueErrors
+        raise DataError(
+            f"{name} exists and cannot be read as predictions: {first_line(error)}",
+            next_step="name another output, or remove that file",
+        ) from error

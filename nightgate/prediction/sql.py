@@ -1,0 +1,93 @@
+"""Predictions in a table of a database, written in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from nightgate.config.predict import SqlTable
+from nightgate.database_urls import safe_url, without_secrets
+from nightgate.errors import DataError, SourceUnavailableError
+from nightgate.prediction.rows import keys_of
+from nightgate.sources.sql import engine_of, may_pass, url_of
+
+CHUNK = 8192
+_TYPES = {pa.string(): sa.Text, pa.float64(): sa.Double, pa.int64(): sa.Integer}
+
+
+class PredictionTable:
+    """A table of predictions, which is created if missing. It may have other columns besides."""
+
+    def __init__(self, settings: SqlTable, schema: pa.Schema) -> None:
+        self._settings, self.schema = settings, schema
+        self.name = f"table {settings.table}"
+        self._url = url_of(settings.url_env, "predict.output.url_env")
+        self._engine = engine_of(self._url, settings.url_env, writes=True)
+        folder, _, name = settings.table.rpartition(".")
+        columns = (
+            sa.Column(field.name, _TYPES.get(field.type, sa.DateTime(timezone=True)), nullable=True) for field in schema
+        )
+        self._table = sa.Table(name, sa.MetaData(schema=folder or None), *columns)
+
+    def check(self, *, adds: bool) -> None:
+        """Refuse a table that lacks a column, and a database that cannot be reached.
+
+        Raises:
+            DataError: as said.
+        """
+        del adds  # its columns are the same
+        with self._connected() as connection:
+            inspector = sa.inspect(connection)
+            if not inspector.has_table(self._table.name, self._table.schema):
+                return
+            found = [column["name"] for column in inspector.get_columns(self._table.name, self._table.schema)]
+        if missing := [name for name in self.schema.names if name not in found]:
+            raise DataError(
+                f"{self.name} has no column {', '.join(missing)}, which these predictions have; it has "
+                f"{', '.join(found)}",
+                next_step="name another table, or add these columns to it",
+            )
+
+    def held(self) -> Iterator[list[str]]:
+        """The keys (`keys_of`) of the rows that it has, some at a time."""
+        query = sa.select(self._table.c.origin, self._table.c.id)
+        with self._connected() as connection:
+            if not sa.inspect(connection).has_table(self._table.name, self._table.schema):
+                return
+            for rows in connection.execution_options(yield_per=CHUNK).execute(query).partitions():
+                yield keys_of([row.origin for row in rows], [row.id for row in rows])
+
+    def write(self, parts: Iterator[pa.Table], *, adds: bool) -> None:
+        """Add the predictions, or replace all rows of the table by them.
+
+        Raises:
+            DataError: the database cannot be reached or refuses them; the table is as it was.
+        """
+        with self._connected() as connection:
+            self._table.create(connection, checkfirst=True)
+            if not adds:
+                connection.execute(self._table.delete())
+            for part in parts:
+                connection.execute(self._table.insert(), part.to_pylist())
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """A transaction. Errors of the driver become DataErrors without credentials."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            detail = without_secrets(str(error.orig if isinstance(error, DBAPIError) else error), self._url)
+            message, variable = f"{self.name} of {safe_url(self._url)} cannot be used: {detail}", self._settings.url_env
+            again = "then run the same command again: batches that are done are kept"
+            # From None: a driver's own text may quote the connection string.
+            if may_pass(error, detail):
+                step = f"check that its server runs and that {variable} names it, {again}"
+                raise SourceUnavailableError(message, next_step=step) from None
+            step = f"correct predict.output, or the URL and its user's rights in {variable}, {again}"
+            raise DataError(message, next_step=step) from None
