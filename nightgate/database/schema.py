@@ -122,7 +122,7 @@ class Run(Base):
     detectable_gain: Mapped[float | None]
     """The gain in F1 over the champion that the window detects with 80 % power."""
     champion_fresh_f1: Mapped[float | None]
-    """The champion's F1 on rows newer than all those it was selected by: the one score without selection bias."""
+    """The champion's F1 on labelled rows that came since it was chosen: see `champion_evaluation`."""
     champion_fresh_rows: Mapped[int | None]
     fresh_ci_low: Mapped[float | None]
     fresh_ci_high: Mapped[float | None]

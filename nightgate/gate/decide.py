@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from nightgate.config.gate import Gate
-from nightgate.gate.decision import Check, Decision, Measured, Score
+from nightgate.gate.decision import Check, Decision, Measured
 from nightgate.gate.evidence import Evidence
 from nightgate.gate.f1_checks import anchor, beats_champion, min_f1, moves_anchor, not_older
 from nightgate.gate.golden_check import golden
@@ -19,7 +19,6 @@ from nightgate.gate.measurements import Case
 from nightgate.gate.sanity_checks import clean_test, degenerate, serving
 from nightgate.gate.slice_checks import slices
 from nightgate.gate.statistics import Rule
-from nightgate.gate.test_window import microseconds
 from nightgate.gate.wording import signed, stored
 
 
@@ -92,17 +91,5 @@ def _measured(case: Case) -> Measured:
         detectable_gain=stored(compared.detectable) if compared else None,
         anchor=case.scores.get("anchor"),
         moves_anchor=moves_anchor(case),
-        champion_fresh=_fresh(case),
         min_f1=case.min_f1,
     )
-
-
-def _fresh(case: Case) -> Score | None:
-    """The champion's score on rows newer than all that it was trained on or selected by."""
-    champion = case.evidence.champion
-    if champion is None or champion.data_until is None:
-        return None
-    # A row without a time has that of the night that first saw it, whose selection may have used it.
-    chosen = max(champion.data_until, champion.chosen_at or champion.data_until)
-    after = case.evidence.test.seen_at > microseconds(chosen)
-    return case.score("champion", case.clean & after)

@@ -67,8 +67,6 @@ class Measured:
     anchor: Score | None = None
     moves_anchor: bool = False
     """Whether the candidate, if promoted, becomes the anchor: it is superior to the anchor, or there is none yet."""
-    champion_fresh: Score | None = None
-    """On test rows newer than all that the champion was trained on or selected by."""
     min_f1: float | None = None
     """The F1 that the policy asked for, also where it is that of the commonest class."""
 

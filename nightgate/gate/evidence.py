@@ -79,8 +79,6 @@ class Side:
     """On the test rows, shape [rows]; None if there are none, with the reason in `flaw`."""
     data_until: datetime | None
     """Aware: the model was trained on rows before this instant."""
-    chosen_at: datetime | None = None
-    """Aware: when a person promoted it, possibly judging by rows up to then; None: the gate promoted it."""
     version: int | None = None
     """None: the candidate, which has no number yet."""
     flaw: str = ""
@@ -101,9 +99,7 @@ class Side:
     """None: not tried."""
 
     def __post_init__(self) -> None:
-        for name in ("data_until", "chosen_at"):
-            moment = getattr(self, name)
-            assert moment is None or moment.tzinfo is not None, f"{name} must be aware"
+        assert self.data_until is None or self.data_until.tzinfo is not None, "data_until must be aware"
 
 
 @dataclass(frozen=True)

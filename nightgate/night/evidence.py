@@ -88,7 +88,6 @@ def _side(
     side = Side(
         predictions=None,
         data_until=version.data_until if version else run.data_until,
-        chosen_at=version.valid_from if version and name == "champion" and version.promoting_run_id is None else None,
         version=version.version if version else None,
         flaw=model.flaw,
         relabelled=model.relabelled,

@@ -33,7 +33,7 @@ from nightgate.provenance import base_model_revision, environment
 from nightgate.registry import approvals, register, versions
 from nightgate.registry.register import Candidate
 from nightgate.registry.versions import VersionRow
-from nightgate.runs import inputs, lifecycle, records
+from nightgate.runs import evaluations, inputs, lifecycle, records
 from nightgate.runs.run_row import RunRow
 from nightgate.settings import read_settings
 from nightgate.training import supervisor
@@ -108,19 +108,20 @@ def refresh(run: NightRun) -> Snapshot:
 def evaluate(run: NightRun, snapshot: Snapshot) -> Evaluated:
     """Evaluate champion and anchor on rows that came since they were chosen. A failure does not end the night."""
     try:
-        return Evaluated(
-            evaluate_champion(
-                run.db,
-                run.pipeline,
-                snapshot,
-                run_id=run.run_id,
-                on_progress=run.while_ours(),
-                on_restart=run.record_restart,
-            )
+        found = evaluate_champion(
+            run.db,
+            run.pipeline,
+            snapshot,
+            run_id=run.run_id,
+            on_progress=run.while_ours(),
+            on_restart=run.record_restart,
         )
     except (ModelError, RegistryError, SnapshotError, TrainingError) as error:
         log.warning("the champion was not evaluated: %s", error.reason)
         return Evaluated(None)
+    if found:
+        evaluations.record_of_night(run.db, run.run_id, run.attempt, found[0])
+    return Evaluated(found)
 
 
 def decide(run: NightRun, snapshot: Snapshot, evaluated: Evaluated) -> RunRow | None:

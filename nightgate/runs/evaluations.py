@@ -15,6 +15,7 @@ from nightgate.database.evaluation_schema import ChampionEvaluation, ChampionEva
 from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
+from nightgate.runs.lifecycle import fenced
 
 if TYPE_CHECKING:
     from nightgate.metrics.classification import SliceScore
@@ -105,6 +106,17 @@ def record(
 
     db.write(work)
     return found
+
+
+def record_of_night(db: Database, run_id: str, attempt: int, champion: Evaluation) -> None:
+    """Record in the row of a night how the champion did."""
+
+    def work(session: Session) -> None:
+        run = fenced(session, run_id, attempt)
+        run.champion_fresh_f1, run.champion_fresh_rows = champion.f1, champion.rows
+        run.fresh_ci_low, run.fresh_ci_high = champion.f1_ci_low, champion.f1_ci_high
+
+    db.write(work)
 
 
 def unannounced(db: Database, now: datetime | None = None) -> list[Evaluation]:

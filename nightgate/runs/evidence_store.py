@@ -304,7 +304,6 @@ def _side_row(run_id: str, attempt: int, name: str, side: Side, evidence: Eviden
         facts["relabelled"] = True
     if name == "champion":
         facts["nights"] = evidence.champion_nights
-        facts["chosen_at"] = None if side.chosen_at is None else side.chosen_at.isoformat()
     if is_champion:
         facts["is_champion"] = True
     return GateSide(
@@ -356,7 +355,6 @@ def _evidence(
         return Side(
             predictions=labels["test"],
             data_until=row.data_until,
-            chosen_at=datetime.fromisoformat(facts["chosen_at"]) if facts.get("chosen_at") else None,
             version=row.version,
             flaw=row.flaw,
             relabelled=facts.get("relabelled", False),

@@ -318,9 +318,8 @@ def record_decision(
 
 def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scores | None) -> None:
     average = cast("Average", run.average)
-    ours, theirs, fresh = measured.candidate, measured.champion, measured.champion_fresh
+    ours, theirs = measured.candidate, measured.champion
     low, high = ours.interval or (None, None)
-    fresh_low, fresh_high = (fresh.interval if fresh else None) or (None, None)
     champion_f1 = theirs.f1 if theirs else None
     values: dict[str, float | None] = {
         "test_accuracy": scores.accuracy if scores else None,
@@ -334,9 +333,6 @@ def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scor
         "min_f1": measured.min_f1,
         "test_f1_all": measured.candidate_all.f1,
         "detectable_gain": measured.detectable_gain,
-        "champion_fresh_f1": fresh.f1 if fresh else None,
-        "fresh_ci_low": fresh_low,
-        "fresh_ci_high": fresh_high,
         "anchor_f1": measured.anchor.f1 if measured.anchor else None,
     }
     for name, value in values.items():
@@ -345,7 +341,6 @@ def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scor
     run.test_version, run.test_rows, run.test_rows_all = evidence.test_version, ours.rows, measured.candidate_all.rows
     run.window_start, run.rows_left_out = measured.window_start, measured.left_out
     run.champion_version = evidence.champion.version if evidence.champion else None
-    run.champion_fresh_rows = fresh.rows if fresh else None
     run.anchor_version = evidence.anchor.version if evidence.anchor else None
     policy = run.config["gate"]
     run.metric_key = metric_key(

@@ -15,7 +15,6 @@ from syrupy.assertion import SnapshotAssertion
 
 from nightgate.config.gate import Gate
 from nightgate.gate.decide import decide
-from nightgate.gate.decision import Score
 from nightgate.gate.evidence import Evidence, Side, Slice
 from nightgate.gate.wording import distinct
 from tests.support.gate_night import (
@@ -517,12 +516,11 @@ def test_a_gap_that_four_decimals_hide_is_not_shown_as_zero() -> None:
 # --- measured ---
 
 
-def test_what_was_measured_is_the_window_and_beside_it_all_rows_and_the_champion_s_fresh_ones() -> None:
+def test_what_was_measured_is_the_window_and_beside_it_all_rows() -> None:
     test = rows(1000)
     old = np.arange(1000) >= 400
     test = replace(test, seen_at=np.where(old, test.seen_at - 200 * 86_400_000_000, test.seen_at))
-    fresh_from = TONIGHT - timedelta(microseconds=100)
-    evidence = of_champion(night(0.62, 0.60, test), data_until=fresh_from)
+    evidence = night(0.62, 0.60, test)
     trained_on = np.arange(1000) < 10
     measured = decide(of_candidate(evidence, trained_on=trained_on), Gate(min_test_rows=100)).measured
     assert np.array_equal(measured.window, ~old & ~trained_on)
@@ -530,20 +528,3 @@ def test_what_was_measured_is_the_window_and_beside_it_all_rows_and_the_champion
     assert measured.window_start == TONIGHT - timedelta(microseconds=400)
     assert (measured.candidate.rows, measured.candidate_all.rows) == (390, 990)
     assert measured.candidate.f1 != measured.candidate_all.f1
-    # Of the 99 rows after that instant, 10 are among those that the candidate was trained on.
-    assert measured.champion_fresh.rows == 89
-
-
-def test_of_a_champion_that_a_person_chose_only_rows_from_then_on_are_fresh() -> None:
-    trained_until, chosen_at = (TONIGHT - timedelta(microseconds=micros) for micros in (100, 40))
-    for chosen, num_fresh in ((None, 99), (chosen_at, 39), (TONIGHT - timedelta(days=9), 99)):
-        evidence = of_champion(night(0.62, 0.60, rows(1000)), data_until=trained_until, chosen_at=chosen)
-        measured = decide(evidence, Gate(min_test_rows=100)).measured
-        assert measured.champion_fresh.rows == num_fresh
-
-
-@pytest.mark.parametrize(("until", "fresh"), [(None, None), (TONIGHT, Score(0, None))])
-def test_a_champion_of_unknown_data_has_no_fresh_rows_and_one_of_tonight_has_none_yet(
-    until: datetime | None, fresh: Score | None
-) -> None:
-    assert decide(of_champion(night(), data_until=until), POLICY).measured.champion_fresh == fresh

@@ -25,7 +25,6 @@ from nightgate.data.golden_rows import GoldenSet
 from nightgate.database import queries
 from nightgate.database.connection import database_url
 from nightgate.database.gate_schema import TestPrediction
-from nightgate.database.schema import Promotion
 from nightgate.database.transactions import Database, upgrade
 from nightgate.errors import (
     CrashedError,
@@ -123,9 +122,6 @@ def test_training_that_starts_from_the_champion_uses_and_records_it(site: Path, 
     assert job["start_from"] == str(environment / "models/small/v0001")
     manifest = version_folder.verify_version(environment / "models/small/v0002")
     assert manifest["base_model"]["started_from_version"] == 1
-    champion = evidence_of(run).champion
-    assert champion is not None
-    assert champion.chosen_at is None, "its own night chose it"
 
 
 def test_a_first_night_that_should_start_from_the_champion_starts_from_the_base_model(held_night: FirstNight) -> None:
@@ -136,14 +132,7 @@ def test_a_first_night_that_should_start_from_the_champion_starts_from_the_base_
 def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, environment: Path) -> None:
     three = {"1": "bad", "2": "bad", "3": "fine", "4": "good", "5": "good"}
     pipeline = load_pipeline(site, {**SHORT, "data.labels": three, "gate.policy": "superior"})
-    with Database.open(open_home(environment)) as db:
-        db.write(lambda session: session.execute(sa.update(Promotion).values(run_id=None, promoted_by="ada")))
-        promoted_manually = versions.champion(db, "small")
     run = run_night(pipeline, night_of(pipeline, 6))
-    champion = evidence_of(run).champion
-    assert promoted_manually is not None
-    assert champion is not None
-    assert champion.chosen_at == promoted_manually.valid_from
     row = the_row(run)
     assert (row["status"], row["verdict"], row["model_version"]) == ("held", "hold", 2)
     assert (

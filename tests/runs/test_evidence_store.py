@@ -84,7 +84,7 @@ def test_evidence_is_loaded_as_it_was_stored(database: Database, groups: int) ->
         test=test,
         golden=golden,
         candidate=made_up.side(test, golden, 0.7, 1, data_until=until, calibration_error=None, nonfinite_rows=2),
-        champion=made_up.side(test, golden, 0.6, 2, version=3, trained_on=trained_on, chosen_at=until),
+        champion=made_up.side(test, golden, 0.6, 2, version=3, trained_on=trained_on),
         anchor=made_up.side(test, golden, 0.5, 3, version=1, trained_on=None, unknown_line="its snapshot is gone"),
         seed_spread=0.006,
         golden_note="two rows of the file could not be used",
