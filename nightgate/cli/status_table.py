@@ -72,6 +72,16 @@ def _shown(section: str, row: Mapping[Any, Any], moment: datetime) -> dict[str, 
             "delta": _gap(cell["f1_delta"]),
             "reason": cell["reason"],
         }
+    if section == "champion":
+        within = f" ({cell['f1_ci_low']:.4f} to {cell['f1_ci_high']:.4f})" if cell["f1_ci_low"] is not None else ""
+        return {
+            "pipeline": cell["pipeline"],
+            "version": str(cell["model_version"]),
+            "rows": f"{cell['rows']:,}",
+            "since": cell["since"],
+            "F1": "" if cell["f1"] is None else f"{cell['f1']:.4f}{within}",
+            "alarm": f"{cell['alarm']}: {cell['next_step']}" if cell["alarm"] else "",
+        }
     return {
         "pipeline": cell["pipeline"],
         "begins": cell["until"],

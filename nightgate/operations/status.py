@@ -49,6 +49,11 @@ COLUMNS = (
     "model_version",
     "test_f1",
     "f1_delta",
+    "rows",
+    "f1",
+    "f1_ci_low",
+    "f1_ci_high",
+    "alarm",
     "since",
     "until",
     "host",
@@ -57,12 +62,13 @@ COLUMNS = (
     "next_step",
 )
 """Columns of all sections; those that a section does not use are empty. `until` is the deadline of what waits, the end
-of the last night, and the start of the next one."""
+of the last night, up to when a champion's rows came, and the start of the next night."""
 
 SECTIONS = {
     "running": "Running",
     "waiting": "Waiting",
     "last_night": "Last night",
+    "champion": "Champion on rows that came since it was chosen",
     "next_night": "Next night",
 }
 
@@ -92,13 +98,13 @@ def status(
         moment: the present (aware).
     """
     moment = moment or datetime.now(UTC)
-    rows = [*_running(db, moment), *_unapproved(db, moment), *_last_nights(db)]
+    rows = [*_running(db, moment), *_unapproved(db, moment), *_last_nights(db), *_champions(db)]
     known = {str(row["pipeline"]) for row in rows}
     rows += (_with_freeze(db, row) for row in _next_nights(db, known, deployed, moment))
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     for name in ("since", "until"):
         frame[name] = pd.to_datetime(frame[name], utc=True)
-    for name in ("attempt", "epoch", "epochs", "step", "total_steps", "position", "model_version"):
+    for name in ("attempt", "epoch", "epochs", "step", "total_steps", "position", "model_version", "rows"):
         frame[name] = frame[name].astype("Int64")
     return frame
 
@@ -231,6 +237,22 @@ def _last_nights(db: Database) -> Iterator[dict[str, Any]]:
     for row, failure in zip(rows, later_failures(db, nights), strict=True):
         found = {str(key): None if pd.isna(value) else value for key, value in row.items()}
         yield found | {"section": "last_night", "reason": "; ".join(filter(None, (found["reason"], failure)))}
+
+
+def _champions(db: Database) -> Iterator[dict[str, Any]]:
+    """The newest evaluation of each champion."""
+    query = (
+        "SELECT pipeline, model_version, rows, f1, f1_ci_low, f1_ci_high, alarm, rows_from, rows_to, reason "
+        "FROM (SELECT e.*, ROW_NUMBER() OVER (PARTITION BY e.pipeline ORDER BY e.evaluated_at DESC) AS place "
+        "FROM champion_evaluations AS e JOIN champion_timeline AS c ON c.pipeline = e.pipeline "
+        "AND c.model_version = e.model_version AND c.valid_to IS NULL WHERE e.role = 'champion') AS newest "
+        "WHERE place = 1 ORDER BY pipeline"
+    )
+    newest = tidy(db.frame(query)).rename(columns={"rows_from": "since", "rows_to": "until"})
+    for row in newest.to_dict("records"):
+        found = {str(key): None if pd.isna(value) else value for key, value in row.items()}
+        next_step = f"nightgate run {found['pipeline']}" if found["alarm"] else ""
+        yield found | {"section": "champion", "next_step": next_step}
 
 
 def _next_nights(

@@ -85,7 +85,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @sqlite
 def test_without_runs_all_sections_are_empty(database: Database) -> None:
     assert status(database).empty
-    assert as_text(status(database)).count("nothing") == 4
+    assert as_text(status(database)).count("nothing") == 5
 
 
 def test_a_training_shows_epoch_speed_loss_and_the_time_left(database: Database) -> None:
