@@ -78,6 +78,8 @@ class ReportFacts:
     """Quarantined rows by reason."""
     drift: tuple[Row, ...] = ()
     """Of `data_drift`, by statistic."""
+    evaluation: Row | None = None
+    """Of `champion_evaluations`, the champion's on the run's snapshot."""
     champion: Champion | None = None
     """The champion that the night was judged against, or when it began if it was not judged."""
     current_champion: Champion | None = None
@@ -111,6 +113,11 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
         scored = read_history(db, run["pipeline"], run=run_id, slices=True)
         cells = _rows(db, "SELECT * FROM confusion WHERE run_id = :run AND split = 'test'", run_id)
         drift = "SELECT * FROM data_drift WHERE run_id = :run ORDER BY statistic, slice_name, reference"
+        evaluated = (
+            "SELECT e.* FROM champion_evaluations AS e JOIN nightly_runs AS r ON r.pipeline = e.pipeline "
+            "AND r.snapshot_id = e.snapshot_id "
+            "WHERE r.run_id = :run AND e.role = 'champion' ORDER BY e.evaluated_at DESC"
+        )
         broken = "SELECT * FROM data_checks WHERE run_id = :run AND outcome IN ('failed', 'allowed') ORDER BY position"
         open_then = (
             "SELECT q.reason, COUNT(*) AS count FROM quarantined_rows AS q JOIN nightly_runs AS r "
@@ -136,6 +143,7 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
             approval=_one(db, "SELECT * FROM approvals WHERE run_id = :run", run_id),
             quarantined={str(row["reason"]): int(row["count"]) for row in quarantined},
             drift=_rows(db, drift, run_id),
+            evaluation=_one(db, evaluated, run_id),
             champion=champion,
             current_champion=_champion(home, stored["current"]),
             tonight=tonight,

@@ -151,7 +151,10 @@ def _anchor(run: Row) -> str:
 
 
 def _fresh(facts: ReportFacts) -> str:
-    run = facts.run
+    run, found = facts.run, facts.evaluation
+    if found is not None:
+        return f"{found['alarm']}: {found['reason']}" if found["alarm"] else str(found["reason"])
+    # Of a night before there were evaluations.
     if run["champion_fresh_f1"] is None:
         return ""
     within = ""

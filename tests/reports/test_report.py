@@ -231,6 +231,12 @@ def test_an_approval_has_its_decision_person_and_time(approval: dict[str, Any], 
     assert [word for word in words if word not in shown] == []
 
 
+def test_the_evaluation_of_the_champion_is_there_with_its_alarm() -> None:
+    row = {"alarm": "champion_dropped", "reason": "F1 fell to 0.3000 on the newest 200 rows"}
+    shown = words_of(*verdict_section.verdict(published_night(evaluation=row)))
+    assert "champion_dropped: F1 fell to 0.3000 on the newest 200 rows" in shown
+
+
 def test_a_first_champion_is_compared_with_none() -> None:
     names = ("champion_version", "champion_f1", "f1_delta", "detectable_gain", "champion_fresh_f1", "anchor_version")
     checks = (check_row("min_f1", "passed", "F1 0.5435"), check_row("beats_champion", "not_run", "no champion yet"))
