@@ -107,9 +107,10 @@ def history(
         else:
             if output is Format.table:
                 frame["break_before"] = _notes(frame)
+                alarms = frame["alarm"].where(frame["alarm"].notna(), None)
                 frame["reason"] = [
-                    "; ".join(part for part in (reason, failure) if part)
-                    for reason, failure in zip(frame["reason"], frame["later_failure"], strict=True)
+                    "; ".join(part for part in (reason, failure, f"alarm: {alarm}" if alarm else "") if part)
+                    for reason, failure, alarm in zip(frame["reason"], frame["later_failure"], alarms, strict=True)
                 ]
             show(frame, output, nothing, columns=NIGHT_COLUMNS, before="break_before")
 

@@ -37,9 +37,9 @@ def history(
 ) -> pd.DataFrame:
     """Metrics of a pipeline's nights, one row per night unless `run`, `epochs` or `slices` is given.
 
-    Times are aware (UTC), `night` is a date. Nights have the columns of the view `nights`, and two more:
-    `break_before`, why scores from that night on are not comparable with earlier ones, and `later_failure`, a later try
-    of the night that broke and does not count. Both are None where there is none.
+    Times are aware (UTC), `night` is a date. Nights have the columns of the view `nights`, and three more:
+    `break_before`, why scores from that night on are not comparable with earlier ones, `later_failure`, a later try of
+    the night that broke and does not count, and `alarm`, those of the champion's evaluation. None where there is none.
 
     Args:
         pipeline: name.
@@ -98,10 +98,17 @@ def read_history(
     else:
         query = f"SELECT x.* FROM nights AS x WHERE {condition} ORDER BY x.night"
     found = tidy(db.frame(query, parameters))
-    return (
-        found
-        if detailed
-        else found.assign(break_before=_breaks(db, pipeline, found["run_id"]), later_failure=later_failures(db, found))
+    if detailed:
+        return found
+    alarms = db.frame(
+        "SELECT snapshot_id, alarm FROM champion_evaluations WHERE pipeline = :pipeline AND role = 'champion' "
+        "AND alarm IS NOT NULL ORDER BY evaluated_at",
+        {"pipeline": pipeline},
+    )
+    return found.assign(
+        break_before=_breaks(db, pipeline, found["run_id"]),
+        later_failure=later_failures(db, found),
+        alarm=found["snapshot_id"].map(dict(alarms.itertuples(index=False))).astype(object),
     )
 
 

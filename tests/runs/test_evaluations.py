@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from nightgate.config.checks import NONE_ALLOWED
+from nightgate.database.queries import read_history
 from nightgate.database.refresh_schema import Refresh
 from nightgate.database.transactions import Database
 from nightgate.metrics.drift import DriftStatistic
@@ -83,6 +84,11 @@ def test_the_newest_evaluation_of_the_champion_is_in_the_status_and_its_alarm_wa
     assert (row["model_version"], row["rows"], row["f1"]) == (version, 240, 0.5)
     assert (row["alarm"], row["next_step"]) == ("champion_dropped, drifted", "nightgate run reviews")
     assert row["until"] == pd.Timestamp(night_rows.night(2).data_until)
+
+    night = night_rows.opened(database, 4, trigger="backfill")
+    records.record_snapshot(database, night.run_id, night.attempt, night_rows.refreshed(database, "s-2"))
+    alarms = read_history(database, "reviews").set_index("run_id")["alarm"]
+    assert alarms.dropna().to_dict() == {night.run_id: "champion_dropped, drifted"}
 
     [waiting] = evaluations.unannounced(database)
     assert (waiting.snapshot_id, waiting.alarms) == ("s-2", ("champion_dropped", "drifted"))
