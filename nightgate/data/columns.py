@@ -36,6 +36,27 @@ def joined(parts: Sequence[Columns]) -> Columns:
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
+class Growing:
+    """Columns that rows are added to, without a copy of all of them at the end, which would double the memory."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns, self._used = dict(columns), 0
+
+    def add(self, rows: Columns) -> None:
+        used = self._used
+        self._used += len(next(iter(rows.values())))
+        for name, column in self._columns.items():
+            if self._used > len(column):
+                # Pages of it that nothing was written to take no memory.
+                self._columns[name] = np.empty(2 * self._used, column.dtype)
+                self._columns[name][:used] = column[:used]
+            self._columns[name][used : self._used] = rows[name]
+
+    @property
+    def columns(self) -> Columns:
+        return {name: column[: self._used] for name, column in self._columns.items()}
+
+
 def blocks(*parts: Columns) -> Iterator[Columns]:
     """The rows of several parts in pieces that fit the processor's cache."""
     for columns in parts:

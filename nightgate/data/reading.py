@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nightgate.data.base import Base
 from nightgate.data.batches import Worked, work
-from nightgate.data.columns import Columns, Mask, among, distinct, joined, repeated, take
+from nightgate.data.columns import Columns, Growing, Mask, among, distinct, repeated, take
 from nightgate.data.deltas import INDEX, DeltaDraft
 from nightgate.data.rules import hashed_shares, sides_of
 from nightgate.data.tip import Tip
@@ -122,7 +122,7 @@ def read_parts(base: Base, source: Source, plan: Plan, known: KnownRows, draft: 
     """
     tip, rules = base.tip, base.rules
     parts = {part.name: tip.parts[part.name] for part in plan.unchanged}
-    found, quarantined, missing = [NO_ROWS], list[Quarantined](), Counter[str]()
+    found, quarantined, missing = Growing(NO_ROWS), list[Quarantined](), Counter[str]()
     ids = set[str]()
     classes, next_code = tuple(tip.classes), tip.codes
     reported = time.monotonic()
@@ -144,7 +144,7 @@ def read_parts(base: Base, source: Source, plan: Plan, known: KnownRows, draft: 
             missing.update(worked.missing)
             is_new = ~known.find(worked.small["facts"], code)
             text_at = base.chain.text_rows + draft.text_rows
-            found.append(_indexed(worked, is_new, base, part=code, text_at=text_at))
+            found.add(_indexed(worked, is_new, base, part=code, text_at=text_at))
             if not part.complete:
                 ids.update(worked.ids.filter(pa.array(is_new)).drop_null().to_pylist())
             with_text = is_new[: worked.facts.num_rows]
@@ -160,7 +160,7 @@ def read_parts(base: Base, source: Source, plan: Plan, known: KnownRows, draft: 
             "next_time": min(next_times, default=None),
         }
     checked = sum(parts[part.name]["seen"] for part in plan.read)
-    return Read(joined(found), tuple(quarantined), parts, classes, frozenset(ids), dict(missing), checked)
+    return Read(found.columns, tuple(quarantined), parts, classes, frozenset(ids), dict(missing), checked)
 
 
 def _indexed(worked: Worked, is_new: Mask, base: Base, *, part: int, text_at: int) -> Columns:

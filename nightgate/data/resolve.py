@@ -45,8 +45,6 @@ NEW = np.iinfo(np.int64).max
 _TEST = SPLITS.index("test")
 _OPEN = -1
 """State of rows that may be taken."""
-_CHOSEN_BY = ("text_key", "id_key", "group_key", "time", "own_label", "given", "text_at", "seen", "hashed")
-"""Columns that decide which of these are taken."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def resolve(index: Columns, leaving: Mask, new: Columns, policy: Policy, memory:
     state = _newest_versions(rows, ids)
     label, split = np.full(len(state), -1, np.int16), np.full(len(state), -1, np.int8)
     may_be = np.flatnonzero(state == _OPEN)
-    chosen, votes = _choose({name: rows[name][may_be] for name in _CHOSEN_BY}, policy, memory)
+    chosen, votes = _choose(rows, may_be, policy, memory)
     state[may_be], label[may_be], split[may_be] = (chosen[name] for name in ("state", "label", "split"))
     changed = (rows["place"] == NEW) | (state != rows["state"]) | (label != rows["label"]) | (split != rows["split"])
     superseded = [removed["place"], rows["place"][changed & (rows["place"] != NEW)]]
@@ -134,28 +132,28 @@ def _newest_versions(rows: Columns, ids: Hashes) -> NDArray[np.int8]:
     return state
 
 
-def _choose(rows: Columns, policy: Policy, memory: SplitMemory) -> tuple[Columns, pd.DataFrame]:
-    """Take one row of each text: state, label and split of the rows, and the votes."""
-    keys = {"id": rows["id_key"], "text": rows["text_key"]}
+def _choose(rows: Columns, may_be: Rows, policy: Policy, memory: SplitMemory) -> tuple[Columns, pd.DataFrame]:
+    """Take one row of each text: state, label and split of the rows that may be taken, and the votes."""
+    keys = {"id": rows["id_key"][may_be], "text": rows["text_key"][may_be]}
     if rows["group_key"].any():
-        keys["group"] = rows["group_key"]
+        keys["group"] = rows["group_key"][may_be]
     if policy.clusters is not None:
-        keys["cluster"] = policy.clusters(rows["text_at"])
+        keys["cluster"] = policy.clusters(rows["text_at"][may_be])
 
     def hashed(some: Rows) -> NDArray[np.int8]:
-        splits: NDArray[np.int8] = rows["hashed"][some]
+        splits: NDArray[np.int8] = rows["hashed"][may_be[some]]
         if (earlier := splits < 0).any():
-            splits[earlier] = policy.hashed(rows["text_at"][some[earlier]])
+            splits[earlier] = policy.hashed(rows["text_at"][may_be[some[earlier]]])
         return splits
 
-    given = rows["given"] if (rows["given"] >= 0).any() else None
+    given = rows["given"][may_be] if (rows["given"] >= 0).any() else None
     assigned = memory.assign(keys, hashed, given=given, most=policy.most)
     has_split = assigned.splits != NO_SPLIT
-    state, label = np.where(has_split, TAKEN, LEFT_OUT).astype(np.int8), rows["own_label"].copy()
+    state, label = np.where(has_split, TAKEN, LEFT_OUT).astype(np.int8), rows["own_label"][may_be]
 
     # Most texts have one row.
-    at = np.flatnonzero(among(rows["text_key"], repeated(rows["text_key"])))
-    few = take(rows, at)
+    at = np.flatnonzero(among(keys["text"], repeated(keys["text"])))
+    few = take(rows, may_be[at])
     first, order, starts = _best(few, has_split[at], policy)
     own = few["own_label"][order]
     several = np.flatnonzero(np.minimum.reduceat(own, starts) != np.maximum.reduceat(own, starts))

@@ -17,7 +17,7 @@ bytes of disk: of 10 million rows that come to as many, three are taken for know
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,11 +180,11 @@ class SplitMemory:
         for kind, columns in _columns(assigned.keys, leaving):
             if kind == "cluster":
                 self._note_trained(columns.ravel())
-        for _, columns in _columns(assigned.keys, taken):
-            self._learn(columns.ravel(), np.tile(assigned.splits[taken], len(columns)))
+        splits = assigned.splits[taken]
+        self._learn((keys.ravel(), np.tile(splits, len(keys))) for _, keys in _columns(assigned.keys, taken))
         if merged is not None and "id" in assigned.keys:
             of_kind = dict(_columns(assigned.keys, merged))
-            self._learn(of_kind["id"].ravel(), self._split_of(of_kind["text"].ravel()))
+            self._learn([(of_kind["id"].ravel(), self._split_of(of_kind["text"].ravel()))])
 
     def recall(self, keys: Mapping[str, Keys], splits: Codes) -> None:
         """Keep the splits of the rows of an earlier snapshot, newest snapshot first: after an upgrade or a loss.
@@ -202,7 +202,7 @@ class SplitMemory:
             split = self._split_of(unique)
             fresh = (split == _UNKNOWN) & ~np.isin(unique, self._undecided)
             self._undecided = np.union1d(self._undecided, unique[fresh & (least != largest)])
-            self._learn(unique[fresh & (least == largest)], least[fresh & (least == largest)])
+            self._learn([(unique[fresh & (least == largest)], least[fresh & (least == largest)])])
             self._note_trained(unique[(least != TEST) & ~np.isin(self._split_of(unique), (TRAIN, VALIDATION))])
 
     def write(self, folder: Path) -> list[str]:
@@ -246,12 +246,15 @@ class SplitMemory:
                 splits = np.where((splits == _UNKNOWN) & (code < _TRAINED), code.astype(np.int8), splits)
         return splits
 
-    def _learn(self, keys: Keys, splits: Codes) -> None:
-        """Add the keys that are not known yet."""
-        fresh = (keys != 0) & (splits != _UNKNOWN) & (self._split_of(keys) == _UNKNOWN)
-        if fresh.any():
-            self._known.append(_entries(keys[fresh], splits[fresh]))
-            self._unwritten.append(self._known[-1])
+    def _learn(self, columns: Iterable[tuple[Keys, Codes]]) -> None:
+        """Add the keys that are not known yet, of different kinds, with their splits."""
+        learnt = []
+        for keys, splits in columns:
+            fresh = (keys != 0) & (splits != _UNKNOWN) & (self._split_of(keys) == _UNKNOWN)
+            if fresh.any():
+                learnt.append(_entries(keys[fresh], splits[fresh]))
+        self._known += learnt
+        self._unwritten += learnt
 
     def _note_trained(self, keys: Keys) -> None:
         if keys.any():
