@@ -14,7 +14,7 @@ from statistics import median
 from typing import Literal
 
 from nightgate.config.checks import CheckName, DataChecks
-from nightgate.data.refresh_counts import PartCounts, Statistics
+from nightgate.data.refresh_counts import NIGHTS_COMPARED, PartCounts, Statistics
 from nightgate.errors import DataCheckError
 
 FEWEST_ROWS = 20
@@ -127,8 +127,8 @@ def _rows(tonight: Statistics, recent: Sequence[Statistics], parts: Iterable[Par
 
 def _new_rows(tonight: Statistics, recent: Sequence[Statistics], settings: DataChecks) -> CheckResult:
     low, high = settings.min_new_rows, settings.max_new_rows
-    if not tonight.rows_new:
-        # Many a feed rests at weekends; a night without news is skipped.
+    if not tonight.rows_new and (tonight.rows_read or not _never_rests(recent)):
+        # Many a feed rests at weekends, or has edits alone; a night without news is skipped.
         return _not_run("new_rows", high, "there are no new rows")
     # The first night of a source reads all that there is.
     usual = [night.rows_new for night in recent if night.rows_new and not night.is_first]
@@ -153,6 +153,12 @@ def _new_rows(tonight: Statistics, recent: Sequence[Statistics], settings: DataC
         return _result("new_rows", ratio, low, True, f"only {found}")
     too_many = tonight.rows_new > high * max(middle, FEWEST_COMPARED) * days and tonight.rows_new > max(usual)
     return _result("new_rows", ratio, high, too_many, found)
+
+
+def _never_rests(recent: Sequence[Statistics]) -> bool:
+    """Whether each of the last seven days had a night with new rows."""
+    days = [one.night for one in recent[-NIGHTS_COMPARED:] if one.rows_new and not one.is_first]
+    return len(days) == NIGHTS_COMPARED and (days[-1] - days[0]).days < NIGHTS_COMPARED
 
 
 def _quarantined(tonight: Statistics, limit: float) -> CheckResult:

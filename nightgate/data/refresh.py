@@ -45,6 +45,7 @@ from nightgate.data.refresh_counts import (
     part_counts,
     remember,
     statistics_of,
+    unchanged_statistics,
     vanished_rows,
 )
 from nightgate.data.resolve import Policy, Resolved, resolve
@@ -180,7 +181,7 @@ def _refreshed(base: Base, previous: Path | None, allowed: AbstractSet[str]) -> 
     if base.until >= tip.data_until:
         plan, gone = _plan(source, base)
         if tip.head is not None and not (plan.read or gone or base.pipeline.data.train_window):
-            same = _same_snapshot(base, source, previous)
+            same = _same_snapshot(base, source, previous, allowed)
             if same:
                 return same
         return _take_in(base, source, plan, gone, previous, allowed)
@@ -226,20 +227,36 @@ def _plan(source: Source, base: Base) -> tuple[Plan, list[str]]:
     return plan, [name for name in tip.parts if name not in found]
 
 
-def _same_snapshot(base: Base, source: Source, previous: Path | None) -> Refreshed | None:
-    """The last snapshot, where no part of the source has changed; None: it is gone or damaged."""
+def _same_snapshot(base: Base, source: Source, previous: Path | None, allowed: AbstractSet[str]) -> Refreshed | None:
+    """The last snapshot, where no part of the source has changed; None: it is gone or damaged.
+
+    Raises:
+        DataCheckError: the source had new rows every day until now.
+    """
     try:
         snapshot = open_snapshot(base.folder / base.tip.nights[-1].snapshot, verify=False)
     except SnapshotError as error:
         log.warning("%s; it is written again", error.reason)
         return None
-    night = TipNight(base.until, snapshot.id, dict(base.tip.head or {}), base.tip.rules)
+    tip, facts = base.tip, snapshot.manifest
+    parts = tuple(part_counts(name, part, unchanged=True) for name, part in tip.parts.items())
+    tonight = unchanged_statistics(base, facts)
+    recent = [Statistics.from_json(one) for one in tip.recent]
+    checks = run_checks(tonight, recent, parts, base.pipeline.data.checks, hashed_shares(base.pipeline), allowed)
+    checks = tuple(one for one in checks if one.name == "new_rows" and one.outcome in ("failed", "allowed"))
+    try:
+        require_passed(base.pipeline.name, checks)
+    except DataError as error:
+        error.parts = parts
+        raise
+    if checks:  # once allowed, it may rest
+        tip = replace(tip, recent=[one.to_json() for one in remember(recent, tonight)])
+    night = TipNight(base.until, snapshot.id, dict(tip.head or {}), tip.rules)
     if not base.repeats:
         keep_tip(base.folder)
-    write_tip(base.folder, with_night(replace(base.tip, after=source.after()), night, base.folder))
-    parts = tuple(part_counts(name, part, unchanged=True) for name, part in base.tip.parts.items())
-    rows_new, facts = count_new(snapshot, previous, base.tip, 0), snapshot.manifest
-    return Refreshed(snapshot, (), rows_new, facts["rows_total"], facts["rows_duplicate"], parts, relabelled=0)
+    write_tip(base.folder, with_night(replace(tip, after=source.after()), night, base.folder))
+    rows_new = count_new(snapshot, previous, tip, 0)
+    return Refreshed(snapshot, (), rows_new, facts["rows_total"], facts["rows_duplicate"], parts, checks, relabelled=0)
 
 
 def _take_in(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nightgate.data.base import Base
 from nightgate.data.batches import DELETED_LABEL, QUARANTINED_LABEL
 from nightgate.data.columns import Columns, among, blocks, distinct, repeated, take
-from nightgate.data.deltas import GONE, MERGED, QUARANTINED, STATES, TAKEN, Chain
+from nightgate.data.deltas import DELETED, GONE, MERGED, QUARANTINED, STATES, TAKEN, Chain
 from nightgate.data.reading import Read
 from nightgate.data.rules import SPLITS, snapshot_columns, source_of, split_version
 from nightgate.data.snapshots import Snapshot, facts_of, open_snapshot, row_sums
@@ -242,7 +242,8 @@ def part_counts(name: str, part: Mapping[str, Any], vanished: int = 0, *, unchan
 
 
 def vanished_rows(leaving: Columns, new: Columns) -> dict[int, int]:
-    """Rows that left without a newer version, by the number of their part."""
+    """Rows that left without a newer version, by the number of their part; not those that were marked as deleted."""
+    leaving = take(leaving, leaving["state"] != DELETED)
     left = leaving["part"][~among(leaving["id_key"], distinct(new["id_key"]))]
     codes, counts = np.unique(left, return_counts=True)
     return dict(zip(codes.tolist(), counts.tolist(), strict=True))
@@ -306,6 +307,12 @@ def statistics_of(
         source=source_of(base.pipeline),
         until=base.until,
     )
+
+
+def unchanged_statistics(base: Base, facts: Mapping[str, Any]) -> Statistics:
+    """As `statistics_of`, of a night without news; `facts`: the manifest of the last snapshot."""
+    counts = {"rows_total": facts["rows_total"], "rows_new": 0, "rows_read": 0, "rows_quarantined": 0}
+    return Statistics(base.night.date, **counts, source=source_of(base.pipeline), until=base.until)
 
 
 def label_votes(votes: pd.DataFrame, chain: Chain, names: Sequence[str]) -> tuple[LabelVotes, ...]:

@@ -27,6 +27,8 @@ from nightgate.schedule import Night
 FIRST = date(2026, 3, 1)
 NIGHTS = 8
 BASE, DAILY = 1_000, 250
+RESTS = frozenset({"new_rows"})
+"""Allowed where a test is about other things than a night without news."""
 Row = dict[str, Any]
 
 
@@ -155,20 +157,20 @@ def test_rows_that_vanish_stop_the_night_and_their_files_are_named(feed: Feed, b
     before = feed.previous
     breaks(feed)
     failed, error = stopped(feed)
-    assert failed == {"rows"}
+    assert failed == {"rows", "new_rows"}
     assert "base.jsonl" in error.reason
     assert sum(part.vanished for part in error.parts) >= BASE // 2
     # Nothing was taken in: with the rows back, the next night goes on as if there had been none.
     shutil.rmtree(feed.folder)
     kept.rename(feed.folder)
-    assert feed.night(NIGHTS).snapshot.path == before
+    assert feed.night(NIGHTS, allowed=RESTS).snapshot.path == before
 
 
 def test_rows_that_are_meant_to_vanish_are_let_through_for_one_night(feed: Feed) -> None:
     _a_partition_is_gone(feed)
-    refreshed = feed.night(NIGHTS, allowed={"rows"})
+    refreshed = feed.night(NIGHTS, allowed={"rows", "new_rows"})
     assert refreshed.rows_total == (NIGHTS - 1) * DAILY
-    assert {check.name for check in refreshed.checks if check.outcome == "allowed"} == {"rows"}
+    assert {check.name for check in refreshed.checks if check.outcome == "allowed"} == {"rows", "new_rows"}
     assert balances(refreshed)
     feed.write(f"day-{NIGHTS + 1}", new_rows(NIGHTS + 1))
     assert feed.night(NIGHTS + 1).rows_total == NIGHTS * DAILY
@@ -202,6 +204,19 @@ def test_a_feed_that_is_delivered_six_times_or_hardly_at_all_stops_the_night(fee
     assert stopped(feed)[0] == {"new_rows"}
     feed.write(f"day-{NIGHTS}", new_rows(NIGHTS)[:20])
     assert stopped(feed)[0] == {"new_rows"}
+
+
+def test_a_daily_feed_that_stops_is_heard_of_until_it_is_allowed_to_rest(feed: Feed) -> None:
+    feed.write(f"day-{NIGHTS}", new_rows(NIGHTS))
+    feed.night(NIGHTS)
+    for day in (NIGHTS + 1, NIGHTS + 2):
+        failed, error = stopped(feed, day)
+        assert (failed, sum(part.rows_seen for part in error.parts)) == ({"new_rows"}, BASE + NIGHTS * DAILY)
+    resting = feed.night(NIGHTS + 2, allowed={"new_rows"})
+    assert [(check.name, check.outcome) for check in resting.checks] == [("new_rows", "allowed")]
+    assert feed.night(NIGHTS + 3).rows_new == 0
+    feed.write(f"day-{NIGHTS + 1}", new_rows(NIGHTS + 1))
+    assert feed.night(NIGHTS + 4).rows_new == DAILY
 
 
 def test_a_source_whose_labels_were_renamed_before_its_first_night_is_stopped(tmp_path: Path) -> None:
@@ -246,7 +261,7 @@ def test_rows_of_the_future_are_counted_and_come_when_it_is_their_time(tmp_path:
 
 
 def test_edited_texts_of_known_ids_change_no_side(feed: Feed) -> None:
-    known = sides(feed.night(NIGHTS))
+    known = sides(feed.night(NIGHTS, allowed=RESTS))
     feed.edit(lambda row: row | {"text": f"{row['text']} edited"} if int(row["id"][1:]) % 5 == 0 else row)
     refreshed = feed.night(NIGHTS + 1)
     assert refreshed.rows_total == BASE + (NIGHTS - 1) * DAILY
@@ -254,7 +269,7 @@ def test_edited_texts_of_known_ids_change_no_side(feed: Feed) -> None:
 
 
 def test_a_prefix_on_every_text_changes_no_side(feed: Feed) -> None:
-    known = sides(feed.night(NIGHTS))
+    known = sides(feed.night(NIGHTS, allowed=RESTS))
     feed.edit(lambda row: row | {"text": f"Review: {row['text']}"})
     assert sides(feed.night(NIGHTS + 1, allowed={"new_rows"})) == known
 
@@ -266,7 +281,7 @@ def test_a_prefix_on_every_text_stops_a_source_without_ids(tmp_path: Path) -> No
 
 
 def test_an_edit_that_is_appended_replaces_the_row(feed: Feed) -> None:
-    known = sides(feed.night(NIGHTS))
+    known = sides(feed.night(NIGHTS, allowed=RESTS))
     edits = [review(number) | {"text": f"edited {number} {number * 13}"} for number in range(0, 800, 2)]
     feed.write(f"day-{NIGHTS + 1}", edits)
     refreshed = feed.night(NIGHTS + 1)
@@ -277,7 +292,7 @@ def test_an_edit_that_is_appended_replaces_the_row(feed: Feed) -> None:
 
 
 def test_deleted_rows_leave_and_change_no_other_side(feed: Feed) -> None:
-    known = sides(feed.night(NIGHTS))
+    known = sides(feed.night(NIGHTS, allowed=RESTS))
     feed.edit(lambda row: None if int(row["id"][1:]) % 20 == 0 else row)
     left = sides(feed.night(NIGHTS + 1))
     assert len(left) == len(known) * 19 // 20
@@ -286,7 +301,7 @@ def test_deleted_rows_leave_and_change_no_other_side(feed: Feed) -> None:
 
 def test_corrected_groups_and_late_copies_change_no_side(tmp_path: Path) -> None:
     feed = start(tmp_path, data__group="author")
-    known = sides(feed.night(NIGHTS))
+    known = sides(feed.night(NIGHTS, allowed=RESTS))
     feed.edit(lambda row: row | {"author": f"corrected {row['author']}"} if int(row["id"][1:]) % 7 == 0 else row)
     late = [review(number) | {"id": f"copy {number}", "author": "somebody"} for number in range(0, 300, 3)]
     feed.write(f"day-{NIGHTS + 1}", late)
@@ -321,7 +336,7 @@ def test_one_text_with_several_labels_has_that_of_most_rows_and_its_votes_are_kn
 def test_the_same_bad_rows_are_found_once(feed: Feed) -> None:
     feed.write(f"day-{NIGHTS}", [row | ({"stars": 9} if at < 10 else {}) for at, row in enumerate(new_rows(NIGHTS))])
     assert len(feed.night(NIGHTS).quarantined) == 10
-    assert len(feed.night(NIGHTS + 1).quarantined) == 0
+    assert len(feed.night(NIGHTS + 1, allowed=RESTS).quarantined) == 0
 
 
 def test_a_file_without_its_last_lines_of_a_csv_is_stopped_too(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from nightgate.config.checks import Allowed, ColumnRules, DataChecks
 from nightgate.data.checks import CheckResult, require_passed, run_checks
-from nightgate.data.refresh_counts import NIGHTS_COMPARED, PartCounts, Statistics, remember
+from nightgate.data.deltas import DELETED, TAKEN
+from nightgate.data.refresh_counts import NIGHTS_COMPARED, PartCounts, Statistics, remember, vanished_rows
 from nightgate.errors import ConfigurationError, DataCheckError, InternalError
 from nightgate.sources.column_rules import check_columns
 
@@ -68,6 +70,7 @@ def test_a_first_night_is_checked_for_what_needs_no_other_night() -> None:
         ({"rows_new": 100}, set()),
         ({"rows_new": 99}, {"new_rows"}),
         ({"rows_new": 0}, set()),
+        ({"rows_new": 0, "rows_read": 0}, {"new_rows"}),
         ({"rows_new": 2_500}, set()),
         ({"rows_new": 2_501}, {"new_rows"}),
         ({"rows_quarantined": 25}, set()),
@@ -108,6 +111,9 @@ def test_a_feed_that_rests_at_the_weekend_is_not_stopped() -> None:
         assert "new_rows" not in failed(tonight, recent), tonight.night
         recent = remember(recent, tonight)
     assert len(recent) == NIGHTS_COMPARED
+    # Where nothing was to be read, as in files, its nights are not remembered.
+    workdays = [night(day) for day in range(62) if (FIRST + timedelta(days=day)).weekday() < 5]
+    assert failed(night(62, rows_new=0, rows_read=0, labels={}), workdays) == set()
 
 
 def test_a_launch_that_decays_thirtyfold_is_not_stopped() -> None:
@@ -162,6 +168,12 @@ def test_parts_that_shrank_or_vanished_are_named_with_their_rows() -> None:
     assert reason.index("b.csv") < reason.index("a.csv")
     assert "9,000" in reason
     assert "c.csv" not in reason
+
+
+def test_rows_that_the_source_had_marked_as_deleted_do_not_vanish() -> None:
+    columns = {"part": [0, 0, 1, 1], "id_key": [1, 2, 3, 4], "state": [TAKEN, DELETED, DELETED, TAKEN]}
+    leaving = {name: np.array(values, np.uint64 if name == "id_key" else np.int32) for name, values in columns.items()}
+    assert vanished_rows(leaving, {"id_key": np.array([4, 9], np.uint64)}) == {0: 1}
 
 
 def test_a_limit_can_be_set_and_switched_off() -> None:
