@@ -1,6 +1,7 @@
 """Seconds that orchestration adds to a night: Prefect against `--no-prefect`, and our own bookkeeping.
 
     python -m benchmarks.orchestration [--rounds N] [--only server temporary fresh]
+    python -m benchmarks.orchestration --due 100 [--at-once 2]     # pipelines due at one minute: benchmarks.due_at_once
 
 Runs the same night of the sample pipeline with a tiny model, each time by `nightgate run` in a process and a copy of a
 home of its own, in turns whose order rotates from round to round. The night's own log shows how much of it is work.
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from benchmarks import due_at_once
 from benchmarks.nights import NightError, Nights, Spent, running_server
 from benchmarks.results import (
     Result,
@@ -62,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="nightgate-benchmark-", ignore_cleanup_errors=True) as scratch:
+            if options.due:
+                facts = machine_facts("prefect")
+                found, more = due_at_once.measure(Path(scratch), options.due, options.at_once)
+                print(f"{results_table(found)}\n\n{facts_list({**facts, **more})}")
+                return exit_code(found)
             nights, facts = _measure(options, Path(scratch))
     except NightError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -102,9 +109,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     cli = parser("orchestration", __doc__)
     cli.add_argument("--rounds", type=int, default=ROUNDS, help="paired rounds")
     cli.add_argument("--only", nargs="*", choices=LIMITS, default=list(LIMITS), help="beside the night without")
+    cli.add_argument("--due", type=int, default=0, metavar="N", help="measure N pipelines due at one minute instead")
+    cli.add_argument("--at-once", type=int, default=2, metavar="N", help="so many of these may run at once")
     options = cli.parse_args(arguments)
-    if options.rounds < 1:
-        cli.error("--rounds is at least 1")
+    if min(options.rounds, options.at_once) < 1:
+        cli.error("--rounds and --at-once are at least 1")
     return options
 
 

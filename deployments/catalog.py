@@ -10,7 +10,7 @@ each pipeline whose file has a cron for it, by its name. The operations are depl
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -34,6 +34,40 @@ image. A running one renews its slot itself, every 225 s for 300 s."""
 RECONCILE_CRON = "*/5 * * * *"
 
 
+OPERATIONS = "operations"
+SHORT = "parts"
+"""Slot of the parts that do not train: a training takes hours, and they need not wait for it."""
+SHORT_LIMIT = 2
+"""By default; with one, a long part would hold up the short ones of other pipelines."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A work queue: runs in it wait without a process of theirs, which takes 200 MB."""
+
+    slot: str = ""
+    """The slot that its runs share; '': no limit, and nothing delays them."""
+    priority: int = 0
+    """The highest one starts first. Prefect orders queues, not runs: each priority in use has a queue of its own, and
+    between these the lock of the slot holds the limit."""
+
+    @property
+    def name(self) -> str:
+        if not self.slot:
+            return OPERATIONS
+        return f"{self.slot}.{self.priority}" if self.priority else self.slot
+
+    @property
+    def limit(self) -> int | None:
+        if self.name == OPERATIONS:
+            return None
+        return read_settings().slot_limits.get(self.slot, SHORT_LIMIT if self.slot == SHORT else 1)
+
+    @property
+    def order(self) -> tuple[bool, int, str]:
+        return bool(self.slot), -self.priority, self.slot
+
+
 @dataclass(frozen=True)
 class Deployment:
     """One deployment, without anything that depends on where it runs."""
@@ -46,6 +80,7 @@ class Deployment:
     collision: Literal["ENQUEUE", "CANCEL_NEW"] | None = "ENQUEUE"
     """What happens to a second run of this deployment, where one runs at a time; None: they run beside each other."""
     tags: tuple[str, ...] = (TAG,)
+    queue: Queue = Queue()
     parameters: dict[str, Any] = field(default_factory=dict)
     pipelines: tuple[str, ...] = ()
     """The choices of its parameter `pipeline`, where it has one."""
@@ -81,13 +116,14 @@ class Part:
             collision=self.collision,
             # A pipeline may be called nightgate: each tag once.
             tags=tuple(dict.fromkeys((TAG, pipeline.name))),
+            queue=self.queue([pipeline]),
             parameters={"pipeline": pipeline.name},
             pipelines=(pipeline.name,),
             cron=self.cron(pipeline.schedule),
             timezone=pipeline.schedule.timezone,
         )
 
-    def shared(self, pipelines: Iterable[str]) -> Deployment:
+    def shared(self, pipelines: Sequence[Pipeline]) -> Deployment:
         """The deployment in which the pipeline is chosen. Locks keep runs of one pipeline apart, and only those."""
         return Deployment(
             flow=self.flow,
@@ -95,8 +131,16 @@ class Part:
             entrypoint=self.entrypoint,
             description=self.about.format("the pipeline that is chosen"),
             collision=None,
-            pipelines=tuple(pipelines),
+            queue=self.queue(pipelines),
+            pipelines=tuple(one.name for one in pipelines),
         )
+
+    def queue(self, pipelines: Sequence[Pipeline]) -> Queue:
+        """That of their slot. Nights of several slots that share a deployment wait for these at work, as by hand."""
+        if self.flow != NIGHTLY:
+            return Queue(SHORT)
+        slots = {one.resources.slot for one in pipelines}
+        return Queue(slots.pop(), max(one.resources.priority for one in pipelines)) if len(slots) == 1 else Queue()
 
 
 PARTS = (
@@ -162,7 +206,7 @@ def catalog(pipelines: Iterable[Pipeline]) -> list[Deployment]:
     """All deployments of these pipelines: those with a cron of their own, the parts for all, and the operations."""
     pipelines = list(pipelines)
     scheduled = [part.own(one) for one in pipelines for part in PARTS if part.cron(one.schedule)]
-    return [*scheduled, *(part.shared(one.name for one in pipelines) for part in PARTS), *operations()]
+    return [*scheduled, *(part.shared(pipelines) for part in PARTS), *operations()]
 
 
 def without_cron(pipelines: Iterable[Pipeline]) -> list[str]:
@@ -192,6 +236,7 @@ _HEADER = """\
 # Made by `python -m deployments.catalog > deployments/prefect.yaml`; `nightgate deploy` registers the same without it.
 #
 #   prefect work-pool create nightgate --type process
+#   prefect work-queue create default --pool nightgate --limit 1     # and those of other slots; operations has no limit
 #   prefect --no-prompt deploy --all --prefect-file deployments/prefect.yaml     # from the folder that runs work in
 #
 # There is no pull step on purpose: Prefect then adds one that sets the folder of this command, and relative paths of
@@ -211,7 +256,7 @@ def _entry(one: Deployment) -> dict[str, Any]:
         "enforce_parameter_schema": True,
         "schedules": schedules,
         **({"concurrency_limit": limit} if one.collision else {}),
-        "work_pool": {"name": read_settings().name},
+        "work_pool": {"name": read_settings().name, "work_queue_name": one.queue.name},
     }
 
 

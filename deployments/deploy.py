@@ -31,6 +31,7 @@ from deployments.catalog import (
     SLUG,
     TAG,
     Deployment,
+    Queue,
     catalog,
     deployable,
     own_name,
@@ -112,9 +113,10 @@ def deploy(
         home = _home_of_runs(folder)
         found = [(one, existing(client, one.full_name)) for one in catalog(pipelines)]
         check_homes(found, home, take_over=take_over)
+        _work_queues(client, pool, {one.queue for one, _ in found})
         for one, before in found:
             registered = prefect_deployment(one, before, home)
-            registered.work_pool_name = pool
+            registered.work_pool_name, registered.work_queue_name = pool, one.queue.name
             if folder is not None:
                 registered.storage = LocalStorage(str(folder.resolve()))
             registered.apply()
@@ -227,6 +229,18 @@ def _work_pool(client: SyncPrefectClient, name: str) -> WorkPool:
                 base_job_template=process_template(),
             )
         )
+
+
+def _work_queues(client: SyncPrefectClient, pool: str, queues: Iterable[Queue]) -> None:
+    """Make the queues, with their limits, in the order of their priority; one that is paused stays so."""
+    for place, queue in enumerate(sorted(queues, key=lambda queue: queue.order), 1):
+        try:
+            found = client.read_work_queue_by_name(queue.name, work_pool_name=pool)
+        except ObjectNotFound:
+            client.create_work_queue(queue.name, work_pool_name=pool, concurrency_limit=queue.limit, priority=place)
+            continue
+        if (found.concurrency_limit, found.priority) != (queue.limit, place):
+            client.update_work_queue(found.id, concurrency_limit=queue.limit, priority=place)
 
 
 def process_template() -> dict[str, object]:

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Self
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
@@ -28,7 +29,7 @@ from prefect.settings import (
 )
 
 from deployments import automations
-from deployments.catalog import NIGHTLY, Deployment, catalog
+from deployments.catalog import NIGHTLY, Deployment, Queue, catalog
 from deployments.deploy import FLOW_ENVIRONMENT, check_homes, existing, prefect_deployment, unschedule
 from flows.homes import is_foreign, own_tag
 from flows.server_connection import (
@@ -115,8 +116,10 @@ def _announcement(
     yield f"Start a night or a part of one: Deployments > {shared} > Run > Custom run. Ctrl-C ends."
 
 
-def deployments_of(pipelines: Sequence[Pipeline], home: Home, *, take_over: bool = False) -> list[RunnerDeployment]:
-    """The deployments for these pipelines; a paused schedule stays paused.
+def deployments_of(
+    pipelines: Sequence[Pipeline], home: Home, *, take_over: bool = False
+) -> list[tuple[Queue, RunnerDeployment]]:
+    """The deployments for these pipelines, each with its queue; a paused schedule stays paused.
 
     Raises:
         ConfigurationError: one is another home's, and it is not to be taken over.
@@ -125,7 +128,7 @@ def deployments_of(pipelines: Sequence[Pipeline], home: Home, *, take_over: bool
         found = [(one, existing(client, one.full_name)) for one in catalog(pipelines)]
         check_homes(found, home, take_over=take_over)
         unschedule(client, pipelines, home)
-        return [_served(one, before, home) for one, before in found]
+        return [(one.queue, _served(one, before, home)) for one, before in found]
 
 
 def _served(one: Deployment, before: DeploymentResponse | None, home: Home) -> RunnerDeployment:
@@ -142,30 +145,42 @@ def _ending_signals() -> list[signal.Signals]:
     return [ending for ending in endings if ending != signal.SIGHUP or signal.getsignal(ending) is not signal.SIG_IGN]
 
 
-async def _serve(deployments: Sequence[RunnerDeployment]) -> None:
-    runner = make_runner()
-    for deployment in deployments:
-        await runner.aadd_deployment(deployment)
+async def _serve(deployments: Sequence[tuple[Queue, RunnerDeployment]]) -> None:
+    """Run the due runs: one runner a slot, with its limit, and one without for operations."""
+    runners: dict[str, _Runner] = {}
+    for queue, deployment in deployments:
+        runner = runners.setdefault(queue.slot, make_runner(queue.limit))
+        runner.priorities[await runner.aadd_deployment(deployment)] = queue.priority
+
+    def end() -> None:
+        for runner in runners.values():
+            runner.end()
+
     for ending in _ending_signals():
-        asyncio.get_running_loop().add_signal_handler(ending, runner.end)
-    await runner.start()
+        asyncio.get_running_loop().add_signal_handler(ending, end)
+    await asyncio.gather(*(runner.start() for runner in runners.values()))
 
 
-def make_runner() -> _Runner:
+def make_runner(limit: int | None = None) -> _Runner:
     """Runner that polls as often as Prefect's setting says, else every two seconds."""
     # Not by the environment, which Prefect has read when it was imported.
     chosen = get_current_settings().runner
     seconds = chosen.poll_frequency if "poll_frequency" in chosen.model_fields_set else POLL_SECONDS
-    # Schedules stay active when this process ends, so that its nights are late and not lost. There is no limit, which
-    # would only delay `reconcile`: each deployment runs once at a time, and nights queue for a slot.
-    return _Runner(pause_on_shutdown=False, limit=None, query_seconds=seconds)
+    # Schedules stay active when this process ends, so that its nights are late and not lost.
+    return _Runner(pause_on_shutdown=False, limit=limit, query_seconds=seconds)
 
 
 class _Runner(Runner):
     """Cancels its runs when it ends and waits for them; Prefect 3.8 kills them, and they stay Running.
 
-    Runs of another home, which may have taken over a deployment, are left to that home.
+    Runs of another home, which may have taken over a deployment, are left to that home. Under a limit the highest
+    priority goes first, where Prefect takes the earliest run.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.priorities: dict[UUID, int] = {}
+        """By id of the deployment; 0 for others."""
 
     async def __aenter__(self) -> Self:
         entered = await super().__aenter__()
@@ -173,7 +188,14 @@ class _Runner(Runner):
         poll = poller._get_scheduled_flow_runs
 
         async def own_runs() -> list[FlowRun]:
-            return [run for run in await poll() if not is_foreign(run.tags, ours)]
+            runs = [run for run in await poll() if not is_foreign(run.tags, ours)]
+            if self.limit is None:
+                return runs
+            at_work = poller._submitting_flow_run_ids
+            # By time as they come, which sorting keeps among equals.
+            due = [run for run in runs if run.id not in at_work]
+            due.sort(key=lambda run: -self.priorities.get(run.deployment_id, 0) if run.deployment_id else 0)
+            return due[: max(0, self.limit - len(at_work))]
 
         poller._get_scheduled_flow_runs = own_runs  # type: ignore[method-assign]
         return entered

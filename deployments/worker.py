@@ -1,6 +1,6 @@
 """Prefect's process worker, made to finish its runs before it ends.
 
-    python -m deployments.worker [--pool nightgate] [--name NAME]
+    python -m deployments.worker [--pool nightgate] [--queue NAME ...] [--name NAME]
 
 On SIGTERM or Ctrl-C it starts no more runs, waits for those at work and ends; a second signal stops those too, and they
 keep their last epoch. `prefect worker start` of Prefect 3.8 kills them at once and leaves them Running
@@ -16,6 +16,7 @@ import signal
 import sys
 from abc import ABC
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -44,7 +45,7 @@ class _AllEndedError(Exception):
 
 
 class _RunCounter:
-    """Count of runs at work in place of Prefect's limiter, without a limit: slots in the database have that.
+    """Count of runs at work in place of Prefect's limiter, without a limit: work queues have that.
 
     Prefect's counts no run twice. The retry of a run whose process still lives is an error there, which ends the worker
     and all its nights.
@@ -82,9 +83,9 @@ class PatientWorker(ProcessWorker, ABC):
 
     job_configuration = _Job
 
-    def __init__(self, pool: str, name: str | None = None) -> None:
+    def __init__(self, pool: str, name: str | None = None, queues: Sequence[str] = ()) -> None:
         # `nightgate deploy` makes the pool, with a template in which no run can choose its command.
-        super().__init__(work_pool_name=pool, name=name, create_pool_if_not_found=False)
+        super().__init__(work_pool_name=pool, work_queues=list(queues), name=name, create_pool_if_not_found=False)
         self.is_stopping = False
         self._server_is_away = False
 
@@ -172,6 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m deployments.worker", description="Run nights of a work pool.")
     default = read_settings().name
     parser.add_argument("--pool", default=default, help=f"work pool of type process; default: {default}")
+    parser.add_argument("--queue", action="append", default=[], help="only runs of this work queue; may be repeated")
     parser.add_argument("--name", help="name of the worker in the UI")
     chosen = parser.parse_args(arguments)
     # For pools whose template does not set it, and for this process, which imports flows to run their hooks.
@@ -184,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Without an address it is the server of `nightgate serve`, whose password is in the home.
     api_url = configured_server()
     with temporary_settings(client_settings(api_url)) if api_url else running_server():
-        anyio.run(work, PatientWorker(chosen.pool, chosen.name))
+        anyio.run(work, PatientWorker(chosen.pool, chosen.name, chosen.queue))
 
 
 if __name__ == "__main__":

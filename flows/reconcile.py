@@ -29,8 +29,9 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from flows.events import announce_ends, send_heartbeats
+from flows.events import announce_ends, heartbeat, send, send_heartbeats
 from flows.homes import check_home_of_run, nights_of, own, own_tag, pipeline_of
+from flows.server_checks import nights_of_home, waits_for
 from flows.server_connection import problem_of
 from nightgate.database.transactions import Database
 from nightgate.errors import InternalError, NightgateError
@@ -145,6 +146,11 @@ def _report_to_server(db: Database, client: SyncPrefectClient, done: Done) -> No
         announce_ends(db)
     with done.part("heartbeats of suspended runs"):
         send_heartbeats(db)
+    with done.part("heartbeats of runs that wait for a slot"):
+        # Those are no reason to report that a night does not start.
+        for one in nights_of_home(client, only_late=True)[0]:
+            for run in one.late if waits_for(one) else ():
+                send(heartbeat(run.id))
 
 
 def agree(db: Database, client: SyncPrefectClient) -> None:

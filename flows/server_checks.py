@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import (
     DeploymentFilterId,
     FlowRunFilter,
     FlowRunFilterState,
+    FlowRunFilterStateName,
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType, WorkPool
@@ -32,9 +33,11 @@ from flows.homes import deployments_of, described, is_foreign, nights_of, own, o
 from flows.server_access import access, access_findings, listeners, other_users
 from flows.server_connection import SECONDS, client_settings, configured_server, silence, usual_api
 from nightgate.errors import NightgateError, without_credentials
+from nightgate.home import existing_home
 from nightgate.operations.findings import Finding, Seen
-from nightgate.operations.status import Deployed
+from nightgate.operations.status import Deployed, holders
 from nightgate.pipeline_files import load_by_name
+from nightgate.settings import read_settings
 
 PAGE = 200
 LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
@@ -44,7 +47,7 @@ SCHEDULER_PATIENCE = timedelta(minutes=2)
 
 
 @dataclass
-class _Nightly:
+class Nightly:
     """A deployment of a pipeline, with its scheduled runs."""
 
     deployment: DeploymentResponse
@@ -63,7 +66,8 @@ class _Nightly:
             return Deployed("none")
         if self.deployment.paused or not any(one.active for one in schedules):
             return Deployed("paused")
-        return Deployed("active", self.ahead[0].expected_start_time if self.ahead else None)
+        late = tuple(_utc(run) for run in self.late)
+        return Deployed("active", self.ahead[0].expected_start_time if self.ahead else None, late)
 
 
 def deployed() -> dict[str, Deployed] | None:
@@ -73,7 +77,7 @@ def deployed() -> dict[str, Deployed] | None:
         return None
     try:
         with _client(url) as client:
-            return {one.name: one.deployed for one in reversed(_nights(client)[0])}
+            return {one.name: one.deployed for one in reversed(nights_of_home(client)[0])}
     except (httpx.HTTPError, PrefectHTTPStatusError, NightgateError):
         return None
 
@@ -93,15 +97,16 @@ def examine() -> Seen:
             version, ahead = _version(client)
         except PrefectHTTPStatusError as error:
             return Seen([_refusal(shown, error.response.status_code)])
-        nights, others = _nights(client)
+        nights, others = nights_of_home(client)
         findings = [version_finding(shown, version, prefect.__version__)]
         findings += access_findings(access(url), other_users())
         findings += settings_findings(client.request("GET", "/admin/settings").json(), _open_database(url), nights)
         # Where no pipeline has a cron, nights can be started all the same.
-        deployed = nights or [_Nightly(one) for one in own(deployments_of(client, "nightly"), own_tag())]
+        deployed = nights or [Nightly(one) for one in own(deployments_of(client, "nightly"), own_tag())]
         findings += [
             *_other_homes(nights, others),
             *_workers(client, deployed),
+            *_work_queues(client, nights),
             *(_schedule(one) for one in nights),
             *_reconciler(client, deployed),
         ]
@@ -154,7 +159,7 @@ def version_finding(url: str, server: str, client: str) -> Finding:
 
 
 def settings_findings(
-    settings: dict[str, Any], open_database: str, nights: Sequence[_Nightly] = ()
+    settings: dict[str, Any], open_database: str, nights: Sequence[Nightly] = ()
 ) -> Iterator[Finding]:
     """Findings about the server's settings, as `GET /admin/settings` returns them."""
     server = settings.get("server") or {}
@@ -190,15 +195,20 @@ def _open_database(url: str) -> str:
 # --- workers and schedules ---
 
 
-def _nights(client: SyncPrefectClient) -> tuple[list[_Nightly], list[DeploymentResponse]]:
+def nights_of_home(
+    client: SyncPrefectClient, *, only_late: bool = False
+) -> tuple[list[Nightly], list[DeploymentResponse]]:
     """The deployments of this home's pipelines by name, each with its scheduled runs, and those of other homes."""
     nightly, ours = nights_of(client), own_tag()
     others = [one for one in nightly if ours and is_foreign(one.tags, ours)]
-    found: dict[Any, _Nightly] = {one.id: _Nightly(one) for one in own(nightly, ours)}
+    found: dict[Any, Nightly] = {one.id: Nightly(one) for one in own(nightly, ours)}
     if not found:
         return [], others
     of_ours = DeploymentFilter(id=DeploymentFilterId(any_=list(found)))
-    scheduled = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+    if only_late:
+        state.name = FlowRunFilterStateName(any_=["Late"])
+    scheduled = FlowRunFilter(state=state)
     for start in range(0, 10 * PAGE, PAGE):
         runs = client.read_flow_runs(
             deployment_filter=of_ours,
@@ -209,7 +219,7 @@ def _nights(client: SyncPrefectClient) -> tuple[list[_Nightly], list[DeploymentR
         )
         for run in runs:
             one = found[run.deployment_id]
-            if run.state_name == "Late":
+            if run.state_name == "Late" and run.expected_start_time is not None:
                 one.late.append(run)
             elif run.state_name == "Scheduled" and run.expected_start_time is not None:
                 one.ahead.append(run)
@@ -218,7 +228,7 @@ def _nights(client: SyncPrefectClient) -> tuple[list[_Nightly], list[DeploymentR
     return sorted(found.values(), key=lambda one: one.name), others
 
 
-def _other_homes(nights: Sequence[_Nightly], others: Sequence[DeploymentResponse]) -> Iterator[Finding]:
+def _other_homes(nights: Sequence[Nightly], others: Sequence[DeploymentResponse]) -> Iterator[Finding]:
     """The deployments of other homes, which do not schedule this one's nights."""
     if not others:
         return
@@ -237,7 +247,7 @@ def worker_command(pool: WorkPool) -> str:
     return f"{start} --pool {pool.name}"
 
 
-def _workers(client: SyncPrefectClient, nights: Sequence[_Nightly]) -> Iterator[Finding]:
+def _workers(client: SyncPrefectClient, nights: Sequence[Nightly]) -> Iterator[Finding]:
     """Whether due runs are started: by workers of the pools, or by `nightgate serve`."""
     if not nights:
         found = "no pipeline is deployed on it: nothing is scheduled"
@@ -274,7 +284,27 @@ def _pool(client: SyncPrefectClient, name: str) -> Finding:
     return Finding("problem", "worker", f"work pool {name} has no worker{last}: due runs stay late", remedy)
 
 
-def _schedule(one: _Nightly) -> Finding:
+def _work_queues(client: SyncPrefectClient, nights: Sequence[Nightly]) -> Iterator[Finding]:
+    """Whether the work queues hold back the nights that their slot has no room for."""
+    slots: dict[tuple[str, str], str] = {}
+    for one in nights:
+        if one.deployment.work_pool_name and one.deployment.work_queue_name:
+            with suppress(NightgateError):
+                key = (one.deployment.work_pool_name, one.deployment.work_queue_name)
+                slots[key] = load_by_name(one.name).resources.slot
+    for (pool, name), slot in sorted(slots.items()):
+        queue, limit = client.read_work_queue_by_name(name, pool), read_settings().slot_limit(slot) if slot else None
+        found = f"{name}: {'no limit' if queue.concurrency_limit is None else f'{queue.concurrency_limit} at a time'}"
+        if queue.is_paused:
+            remedy = f"prefect work-queue resume {name} --pool {pool}"
+            yield Finding("warning", "work queue", f"{name} is paused: its runs stay late", remedy)
+        elif queue.concurrency_limit != limit:
+            yield Finding("warning", "work queue", f"{found}, and its slot: {limit or 'no limit'}", "nightgate deploy")
+        else:
+            yield Finding("ok", "work queue", found)
+
+
+def _schedule(one: Nightly) -> Finding:
     """Whether the nights of a deployed pipeline are started on time."""
     check, known = f"schedule {one.name}", one.deployed
     if known.schedule == "none":
@@ -286,8 +316,10 @@ def _schedule(one: _Nightly) -> Finding:
     if differs := _differs(one):
         return Finding("warning", check, differs, "nightgate deploy, or restart `nightgate serve`")
     if one.late:
-        since = min(run.expected_start_time for run in one.late if run.expected_start_time)
-        found = f"{len(one.late)} late since {since:%Y-%m-%d %H:%M} UTC: no worker starts them"
+        found = f"{len(one.late)} late since {min(known.late):%Y-%m-%d %H:%M} UTC: "
+        if held := waits_for(one):
+            return Finding("ok", check, f"{found}their slot is held by {', '.join(held)}")
+        found += "no worker starts them"
         return Finding(
             "warning", check, found, "see the line about workers; the newest one will run, the others end superseded"
         )
@@ -301,7 +333,20 @@ def _schedule(one: _Nightly) -> Finding:
     return Finding("ok", check, f"active, next {known.next_at:%Y-%m-%d %H:%M} UTC, {len(one.ahead)} runs ahead")
 
 
-def _differs(one: _Nightly) -> str:
+def waits_for(one: Nightly) -> list[str]:
+    """The runs that hold the slot which late nights wait for; [] where nothing holds them back."""
+    with suppress(NightgateError):
+        return holders(existing_home(only_read=True), load_by_name(one.name)) if one.late else []
+    return []
+
+
+def _utc(run: FlowRun) -> datetime:
+    """When a scheduled run was due, as the standard library's time: Prefect's is pendulum's."""
+    assert run.expected_start_time is not None
+    return datetime.fromisoformat(run.expected_start_time.isoformat()).astimezone(UTC)
+
+
+def _differs(one: Nightly) -> str:
     """How the server's schedule differs from the pipeline file's; '' if it does not, or the file is not here."""
     try:
         wanted = load_by_name(one.name).schedule
@@ -314,7 +359,7 @@ def _differs(one: _Nightly) -> str:
     return f"deployed with {deployed_with}, and the file says {wanted.cron!r} {wanted.timezone}"
 
 
-def _reconciler(client: SyncPrefectClient, nights: Sequence[_Nightly]) -> Iterator[Finding]:
+def _reconciler(client: SyncPrefectClient, nights: Sequence[Nightly]) -> Iterator[Finding]:
     """Whether dead runs are reconciled before the next night."""
     if not nights:
         return

@@ -27,9 +27,9 @@ class Resources(Section):
     """What concurrent runs share."""
 
     slot: str = Field(default="default", pattern=r"^[a-z0-9-]{0,63}$")
-    """Runs with the same slot queue for it, one at a time unless NIGHTGATE_SLOT_LIMITS allows more; '': no queue."""
+    """Nights with the same slot run one at a time unless NIGHTGATE_SLOT_LIMITS allows more; '': they wait for none."""
     priority: int = Field(default=0, ge=-1000, le=1000)
-    """When several runs wait for a slot, the highest priority goes first; among equals, the first to arrive."""
+    """When several nights wait for a slot, the highest priority goes first; among equals, the one due first."""
 
 
 class Retention(Section):

@@ -6,7 +6,9 @@ argument, because the library does not import Prefect.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -23,10 +25,13 @@ from nightgate.database.queries import later_failures, tidy
 from nightgate.database.schema import Attempt, Epoch, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
+from nightgate.home import Home
 from nightgate.pipeline_files import load_pipeline, pipeline_files
 from nightgate.registry.approvals import command, open_approvals
 from nightgate.registry.freezes import frozen
 from nightgate.runs.liveness import cause_of_death, now
+from nightgate.schedule import scheduled_night
+from nightgate.settings import read_settings
 from nightgate.training.progress import Recorded, read_progress
 
 COLUMNS = (
@@ -86,6 +91,8 @@ class Deployed:
     schedule: Literal["active", "paused", "none"]
     next_at: datetime | None = None
     """When the next scheduled run is due (aware), if there is one."""
+    late: tuple[datetime, ...] = ()
+    """When runs were due (aware) that have not started."""
 
 
 def status(
@@ -98,7 +105,8 @@ def status(
         moment: the present (aware).
     """
     moment = moment or datetime.now(UTC)
-    rows = [*_running(db, moment), *_unapproved(db, moment), *_last_nights(db), *_champions(db)]
+    rows = [*_running(db, moment), *_queued(db, deployed or {}), *_unapproved(db, moment)]
+    rows += [*_last_nights(db), *_champions(db)]
     known = {str(row["pipeline"]) for row in rows}
     rows += (_with_freeze(db, row) for row in _next_nights(db, known, deployed, moment))
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -200,6 +208,38 @@ def _progress(
     }
 
 
+def holders(home: Home, pipeline: Pipeline) -> list[str]:
+    """The runs that hold the slot of a pipeline, where it is full; [] where a night of it could start."""
+    slot = pipeline.resources.slot
+    held = [place.holder for place in locks.queue(home, locks.SLOT + slot) if not place.waits] if slot else []
+    return held if len(held) >= read_settings().slot_limit(slot) else []
+
+
+def _queued(db: Database, deployed: Mapping[str, Deployed]) -> Iterator[dict[str, Any]]:
+    """Nights that are due and that Prefect's queue holds back, because their slot is full: they have no row yet."""
+    files = pipeline_files()
+    due = []
+    for name in deployed:
+        with suppress(NightgateError):  # a broken file is shown with the next night
+            pipeline = load_pipeline(files[name]) if deployed[name].late and name in files else None
+            if pipeline is not None and (held := holders(db.home, pipeline)):
+                due += [(pipeline, at, held) for at in deployed[name].late]
+    before = Counter[str]()
+    for pipeline, at, held in sorted(due, key=lambda one: (-one[0].resources.priority, one[1])):
+        slot = pipeline.resources.slot
+        before[slot] += 1
+        yield {
+            "section": "waiting",
+            "pipeline": pipeline.name,
+            "night": scheduled_night(pipeline.schedule, at).date,
+            "status": "waiting",
+            "waits_for": f"slot {slot}",
+            "position": before[slot] + sum(place.waits for place in locks.queue(db.home, locks.SLOT + slot)),
+            "since": at,
+            "reason": f"held by {', '.join(held)}",
+        }
+
+
 def _unapproved(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
     for one in open_approvals(db):
         overdue = one.deadline <= moment
@@ -277,7 +317,8 @@ def _next_nights(
             at = pipeline.next_night(moment)
         row |= {"until": at, "status": "due" if at else "unscheduled"}
         due, last = last_due(pipeline, moment - LATE), scheduled.get(name)
-        if last is not None and due is not None and last < due:
+        is_queued = there is not None and due in there.late and bool(holders(db.home, pipeline))
+        if last is not None and due is not None and last < due and not is_queued:
             row |= {
                 "status": "late",
                 "since": due,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Scheduled
 from prefect.utilities.callables import parameter_schema
 
 from deployments.catalog import PARTS, as_yaml, catalog, deployable, packaged_pipelines
@@ -215,6 +217,26 @@ def test_deploy_registers_every_pipeline_and_the_operations(deployed: Site, pref
     assert [one.schedule.cron for one in reconcile.schedules] == ["*/5 * * * *"]
     assert reconcile.concurrency_options is not None
     assert reconcile.concurrency_options.collision_strategy.value == "CANCEL_NEW"
+    assert (first.work_queue_name, reconcile.work_queue_name) == ("default", "operations")
+
+
+@pytest.mark.flow
+def test_deploy_makes_a_queue_of_each_slot_and_priority_with_its_limit_and_operations_go_first(
+    deployed: Site, prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (deployed.folder / "deployments" / "pipelines" / "first.toml").read_text(encoding="utf-8")
+    monkeypatch.setenv("NIGHTGATE_SLOT_LIMITS", "gpu=3")
+    for slot, queue in (('slot = "gpu"\npriority = 5', "gpu.5"), ('slot = ""', "operations")):
+        deployed.rewrite("first", text, f"{text}\n[resources]\n{slot}\n")
+        outcomes(deployed.folder)
+        assert deployment(prefect_server, "nightly/first").work_queue_name == queue
+        deployed.rewrite("first", f"\n[resources]\n{slot}\n", "")
+    with client(prefect_server) as prefect:
+        found = sorted(prefect.read_work_queues("test-pool"), key=lambda queue: queue.priority)
+    limits = [(queue.name, queue.concurrency_limit) for queue in found]
+    assert limits[0] == ("operations", None)
+    assert {("default", 1), ("gpu.5", 3)} < set(limits)
+    outcomes(deployed.folder)
 
 
 @pytest.mark.flow
@@ -344,6 +366,34 @@ def test_worker_and_serve_leave_runs_of_another_home_to_it(
         assert asyncio.run(seen_by_worker(other)) == []
     with client(prefect_server) as prefect:
         prefect.delete_flow_run(run.id)
+
+
+@pytest.mark.flow
+def test_serve_starts_as_many_as_the_limit_the_highest_priority_first_then_the_earliest(
+    deployed: Site, prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTGATE_HOME", str(deployed.home))
+    outcomes(deployed.folder)
+    found = [deployment(prefect_server, f"nightly/{name}").id for name in ("first", "second", "third")]
+    due = [Scheduled(scheduled_time=datetime.now(UTC) - timedelta(minutes=back)) for back in (3, 2, 1)]
+    with client(prefect_server) as prefect:
+        runs = [prefect.create_flow_run_from_deployment(one, state=at).id for one, at in zip(found, due, strict=True)]
+
+    async def taken(limit: int, at_work: set[UUID]) -> list[int]:
+        async with make_runner(limit) as runner:
+            runner.priorities[found[2]] = 5
+            runner._deployment_registry.get_deployment_ids = lambda: set(found)  # type: ignore[method-assign]
+            poller = runner._scheduled_run_poller
+            poller._submitting_flow_run_ids |= at_work
+            return [runs.index(one.id) for one in await poller._get_scheduled_flow_runs() if one.id in runs]
+
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        assert asyncio.run(taken(2, set())) == [2, 0]
+        assert asyncio.run(taken(2, {runs[2]})) == [0]
+        assert asyncio.run(taken(1, {runs[2]})) == []
+    with client(prefect_server) as prefect:
+        for run in runs:
+            prefect.delete_flow_run(run)
 
 
 @pytest.mark.flow
@@ -498,7 +548,7 @@ def test_prefects_own_command_registers_what_prefect_yaml_says(authenticated: di
         assert [(each["schedule"]["cron"], each["slug"]) for each in found["schedules"]] == (
             [(one.cron, "nightgate")] if one.cron else []
         )
-        assert found["work_pool_name"] == "nightgate"
+        assert (found["work_pool_name"], found["work_queue_name"]) == ("nightgate", one.queue.name)
         assert (found["concurrency_options"] or {}).get("collision_strategy") == one.collision
         [step] = found["pull_steps"]
         assert step == {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}

@@ -33,9 +33,10 @@ from flows.server_checks import (
 )
 from flows.server_connection import usual_server
 from nightgate.database.transactions import prepare
-from nightgate.home import Home
+from nightgate.home import Home, open_home
 from nightgate.operations.findings import Finding
 from tests.conftest import free_port
+from tests.support.slots import slot_places
 
 PIPELINE = """
 name = "checked-up"
@@ -132,6 +133,13 @@ def test_a_work_pool_needs_a_worker_that_is_online(deploy: Deploy, pool: str, se
     assert found("server database").status == "warning", "with workers it is production"
     server.send_worker_heartbeat(pool, "night-worker", heartbeat_interval_seconds=30)
     assert ("ok", f"work pool {pool}: night-worker") in findings("worker")
+    [(status, text)] = findings("work queue")
+    assert (status, "no limit" in text) == ("warning", True), "it was not deployed by Nightgate"
+    queue = server.read_work_queue_by_name("default", work_pool_name=pool).id
+    server.update_work_queue(queue, concurrency_limit=1)
+    assert [status for status, _ in findings("work queue")] == ["ok"]
+    server.update_work_queue(queue, is_paused=True)
+    assert [status for status, _ in findings("work queue")] == ["warning"]
     server.update_work_pool(pool, WorkPoolUpdate(is_paused=True))
     assert ("warning", f"work pool {pool} is paused") in findings("worker")
 
@@ -153,7 +161,13 @@ def test_a_schedule_is_ok_with_runs_ahead_and_a_warning_where_it_is_paused_late_
     assert seen[NAME].next_at == soon
     past = datetime.now(UTC) - timedelta(hours=2)
     server.create_flow_run_from_deployment(identity, state=Scheduled(scheduled_time=past, name="Late"))
-    assert f"1 late since {past:%Y-%m-%d %H:%M} UTC" in found(check).found
+    late = f"1 late since {past:%Y-%m-%d %H:%M} UTC"
+    assert found(check).found == f"{late}: no worker starts them"
+    with slot_places(open_home(), "default", "other-run"):
+        assert (found(check).status, found(check).found) == ("ok", f"{late}: their slot is held by other-run")
+    seen = deployed()
+    assert seen is not None
+    assert seen[NAME].late == (past,)
     deploy("0 1 * * *")
     assert "'0 1 * * *' UTC" in found(check).found
     server.pause_deployment(identity)

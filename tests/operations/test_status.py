@@ -165,6 +165,25 @@ def test_a_run_that_waits_for_a_slot_has_its_position_and_the_holder(database: D
     assert all(opened[0].run_id in row["reason"] for row in waiting)
 
 
+@pytest.mark.usefixtures("file")
+def test_a_night_that_prefects_queue_holds_back_waits_for_the_slot_and_is_not_late(database: Database) -> None:
+    opened = night_rows.open_run(database, pipeline(), night())
+    lifecycle.finish_run(database, opened.run_id, opened.attempt, "held")
+    due = datetime(2026, 3, 10, 3, 15, tzinfo=UTC)
+    deployed = {"reviews": Deployed("active", late=(due,))}
+    assert rows(database, "waiting", deployed=deployed, moment=NOON) == []
+    with slot_places(database.home, "default", "other-run", "by-hand"):
+        row = one(database, "waiting", deployed=deployed, moment=NOON)
+        assert one(database, "next_night", deployed=deployed, moment=NOON)["status"] != "late"
+    assert (row["pipeline"], str(row["night"]), row["waits_for"], row["position"]) == (
+        "reviews",
+        "2026-03-10",
+        "slot default",
+        2,
+    )
+    assert (row["since"], "other-run" in row["reason"]) == (due, True)
+
+
 def test_a_run_that_waits_for_approval_has_the_evidence_and_the_command(database: Database) -> None:
     opened, version = judged_version(database)
     patience = timedelta(hours=18)
