@@ -31,7 +31,8 @@ NIGHTLY = "nightly"
 GRACE_SECONDS = 600
 """How long Prefect keeps a deployment's slot for a submitted run that has not begun, such as a container that pulls its
 image. A running one renews its slot itself, every 225 s for 300 s."""
-RECONCILE_CRON = "*/5 * * * *"
+RECONCILE_CRON = "*/10 * * * *"
+"""For workers that do not reconcile themselves (`flows.regular_reconcile`)."""
 
 
 OPERATIONS = "operations"
@@ -83,7 +84,7 @@ class Deployment:
     queue: Queue = Queue()
     parameters: dict[str, Any] = field(default_factory=dict)
     pipelines: tuple[str, ...] = ()
-    """The choices of its parameter `pipeline`, where it has one."""
+    """The choices of its parameter `pipeline`, where it is one."""
     cron: str = ""
     timezone: str = "UTC"
 
@@ -118,7 +119,6 @@ class Part:
             tags=tuple(dict.fromkeys((TAG, pipeline.name))),
             queue=self.queue([pipeline]),
             parameters={"pipeline": pipeline.name},
-            pipelines=(pipeline.name,),
             cron=self.cron(pipeline.schedule),
             timezone=pipeline.schedule.timezone,
         )
@@ -152,6 +152,7 @@ PARTS = (
         "ENQUEUE",
     ),
     Part("refresh", "flows.refresh.refresh", "Takes in what is new in the source of {}, without training."),
+    Part("evaluate", "flows.evaluate.evaluate", "Evaluates the champion of {} on rows that came since it was chosen."),
     Part("predict", "flows.predict.predict", "Predicts rows without labels with the champion of {}."),
 )
 
@@ -162,7 +163,7 @@ def own_name(pipeline: str) -> str:
     return pipeline if name == TAG != pipeline else f"{pipeline}.{name}"
 
 
-def operations() -> tuple[Deployment, ...]:
+def operations(reconcile_cron: str = RECONCILE_CRON) -> tuple[Deployment, ...]:
     """Deployments without a choice of pipelines: reconciliation, and manual decisions from the UI."""
     name = read_settings().name
     return (
@@ -173,7 +174,7 @@ def operations() -> tuple[Deployment, ...]:
             description="Fails dead runs, expires approvals, records missed nights, in the database and here.",
             # After an outage dozens are due at once, and one does the work of all.
             collision="CANCEL_NEW",
-            cron=RECONCILE_CRON,
+            cron=reconcile_cron,
         ),
         Deployment(
             flow="promote",
@@ -202,11 +203,11 @@ def operations() -> tuple[Deployment, ...]:
     )
 
 
-def catalog(pipelines: Iterable[Pipeline]) -> list[Deployment]:
+def catalog(pipelines: Iterable[Pipeline], reconcile_cron: str = RECONCILE_CRON) -> list[Deployment]:
     """All deployments of these pipelines: those with a cron of their own, the parts for all, and the operations."""
     pipelines = list(pipelines)
     scheduled = [part.own(one) for one in pipelines for part in PARTS if part.cron(one.schedule)]
-    return [*scheduled, *(part.shared(pipelines) for part in PARTS), *operations()]
+    return [*scheduled, *(part.shared(pipelines) for part in PARTS), *operations(reconcile_cron)]
 
 
 def without_cron(pipelines: Iterable[Pipeline]) -> list[str]:

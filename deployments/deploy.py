@@ -28,6 +28,7 @@ from deployments.catalog import (
     GRACE_SECONDS,
     NIGHTLY,
     PARTS,
+    RECONCILE_CRON,
     SLUG,
     TAG,
     Deployment,
@@ -111,7 +112,9 @@ def deploy(
         work_pool = _work_pool(client, pool)
         folder = work_dir or (Path.cwd() if work_pool.type == PROCESS else None)
         home = _home_of_runs(folder)
-        found = [(one, existing(client, one.full_name)) for one in catalog(pipelines)]
+        # Only our workers, of process pools, reconcile themselves.
+        cron = RECONCILE_CRON if work_pool.type == PROCESS else "*/5 * * * *"
+        found = [(one, existing(client, one.full_name)) for one in catalog(pipelines, cron)]
         check_homes(found, home, take_over=take_over)
         _work_queues(client, pool, {one.queue for one, _ in found})
         for one, before in found:
@@ -199,8 +202,10 @@ def prefect_deployment(
     )
     if one.pipelines:
         known = before.parameter_openapi_schema if before else None
-        choices = {*one.pipelines, *(_choices(known or {}) if not one.parameters else ())}
-        deployment._parameter_openapi_schema.properties["pipeline"]["enum"] = sorted(choices)
+        schema = deployment._parameter_openapi_schema
+        schema.properties["pipeline"].pop("default", None)
+        schema.properties["pipeline"]["enum"] = sorted({*one.pipelines, *_choices(known or {})})
+        schema.required = sorted({*schema.required, "pipeline"})
     return deployment
 
 

@@ -32,6 +32,7 @@ from deployments import automations
 from deployments.catalog import NIGHTLY, Deployment, Queue, catalog
 from deployments.deploy import FLOW_ENVIRONMENT, check_homes, existing, prefect_deployment, unschedule
 from flows.homes import is_foreign, own_tag
+from flows.regular_reconcile import reconcile_regularly
 from flows.server_connection import (
     answers,
     asks_for_password,
@@ -125,7 +126,7 @@ def deployments_of(
         ConfigurationError: one is another home's, and it is not to be taken over.
     """
     with get_client(sync_client=True) as client:
-        found = [(one, existing(client, one.full_name)) for one in catalog(pipelines)]
+        found = [(one, existing(client, one.full_name)) for one in catalog(pipelines, reconcile_cron="")]
         check_homes(found, home, take_over=take_over)
         unschedule(client, pipelines, home)
         return [(one.queue, _served(one, before, home)) for one, before in found]
@@ -158,7 +159,9 @@ async def _serve(deployments: Sequence[tuple[Queue, RunnerDeployment]]) -> None:
 
     for ending in _ending_signals():
         asyncio.get_running_loop().add_signal_handler(ending, end)
+    regularly = asyncio.create_task(reconcile_regularly())
     await asyncio.gather(*(runner.start() for runner in runners.values()))
+    regularly.cancel()
 
 
 def make_runner(limit: int | None = None) -> _Runner:

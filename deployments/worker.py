@@ -34,6 +34,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from deployments.deploy import FLOW_ENVIRONMENT
 from flows.homes import is_foreign, own_tag
 from flows.import_guard import guard_imports
+from flows.regular_reconcile import reconcile_regularly
 from flows.server_connection import client_settings, configured_server, running_server
 from nightgate.errors import NightgateError
 from nightgate.logs import without_secrets
@@ -139,6 +140,8 @@ async def work(worker: PatientWorker) -> None:
     """Run the pool's runs until a signal."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_handle_signals, worker)
+        if (home := read_settings().home) and home.is_absolute():  # a relative one is that of each run's own folder
+            tasks.start_soon(reconcile_regularly)
         try:
             await worker.start(printer=_say)
         except* _AllEndedError:

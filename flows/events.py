@@ -23,10 +23,11 @@ from prefect.client.schemas.filters import ArtifactFilter
 from prefect.events.schemas.events import Event, RelatedResource, Resource
 
 from nightgate.database.transactions import Database
-from nightgate.errors import InternalError
-from nightgate.home import Home
+from nightgate.errors import InternalError, NightgateError
+from nightgate.home import Home, open_home
 from nightgate.logs import without_secrets
 from nightgate.operations.reconciliation import mark_announced, unannounced
+from nightgate.plain_text import with_form_fields
 from nightgate.registry.approvals import open_approvals
 from nightgate.runs.run_row import RunRow
 
@@ -48,6 +49,15 @@ def announce_ends(db: Database) -> None:
                 return
         else:
             mark_announced(db, end)
+
+
+def announce_own_ends() -> None:
+    """Publish the events of runs that have ended; what fails here is retried by the next run or by `reconcile`."""
+    try:
+        with Database.open(open_home()) as db:
+            announce_ends(db)
+    except NightgateError as error:
+        log.warning("the completion event was not published, it will be retried: %s", error.reason)
 
 
 def _show_report(home: Home, end: RunRow) -> None:
@@ -174,7 +184,7 @@ def _event_of(end: RunRow) -> Event:
         "status": end.status,
         "reason": end.reason,
         "error_type": end.error_type,
-        "next_step": next_step(end),
+        "next_step": with_form_fields(next_step(end)),
         "dry_run": end.dry_run,
         "test_f1": end.test_f1,
         "model_version": end.model_version,

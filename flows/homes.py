@@ -33,6 +33,11 @@ def own_tag() -> str:
     return tag_of(home) if home else ""
 
 
+def tags_of_run(pipeline: str) -> set[str]:
+    """The tags of a run that belongs to no deployment: those that it would inherit from one."""
+    return {*filter(None, ("nightgate", pipeline, own_tag()))}
+
+
 def home_in(tags: Iterable[str] | None) -> str:
     """The tag of a home among tags; '' if none is."""
     return next((tag for tag in tags or () if tag.startswith(PREFIX)), "")
@@ -72,8 +77,9 @@ def deployments_of(client: SyncPrefectClient, flow: str) -> list[DeploymentRespo
 
 
 def nights_of(client: SyncPrefectClient) -> list[DeploymentResponse]:
-    """The deployments of single pipelines' nights, of every home."""
-    return [one for one in deployments_of(client, "nightly") if (one.parameters or {}).get("pipeline")]
+    """The deployments of single pipelines' nights, of every home: not those in which the pipeline is chosen."""
+    found = deployments_of(client, "nightly")
+    return [one for one in found if (one.parameters or {}).get("pipeline") or one.schedules]
 
 
 def own(found: Iterable[DeploymentResponse], ours: str) -> list[DeploymentResponse]:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from flows.events import announce
 from flows.homes import check_home_of_run
+from flows.run_end import rename_run
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
 from nightgate.home import Home, existing_home
@@ -114,6 +115,7 @@ def _moved(
     what: str, pipeline: str, move: Callable[[Database, Home], str], reason: str, requested_by: str
 ) -> State[Any]:
     """Apply the change and publish its event; a refusal fails the run with its message, without a traceback."""
+    rename_run(runtime.flow_run.name, pipeline)
     try:
         with readable_logs():
             check_home_of_run()

@@ -13,13 +13,14 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, TerminationSignal
+from prefect.states import Cancelled
 
 from flows.approval import decide_when_resumed
 from flows.closed_console import survive_closed_console
-from flows.events import announce_ends, announce_stall, announce_unclaimed
+from flows.events import announce_own_ends, announce_stall, announce_unclaimed
 from flows.homes import check_home_of_run
 from flows.reconcile import newer_is_due, reconcile_after_crash
-from flows.run_end import broken, completed, name_by_status, rename_run
+from flows.run_end import broken, completed, name_by_status, rename_run, set_state
 from flows.run_form import (
     AS_IN_FILE_GATE,
     AS_IN_FILE_TRAINING,
@@ -36,7 +37,6 @@ from nightgate.config.checks import NONE_ALLOWED, Allowed
 from nightgate.config.pipeline import Pipeline
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
-from nightgate.home import open_home
 from nightgate.logs import without_secrets
 from nightgate.night.closing import close_ended
 from nightgate.night.night import predict_after, run_steps
@@ -113,8 +113,18 @@ def _run(
         survive_closed_console()
         with readable_logs():
             return completed(run_night(pipeline, night, force=force, dry_run=dry_run, allowed=allowed, due=due))
+    except (KeyboardInterrupt, TerminationSignal) as stop:
+        # Raised, Prefect would say that the run has crashed.
+        state: State[Any] = Cancelled(
+            message="; ".join(getattr(stop, "__notes__", ["stopped before its night was claimed"]))
+        )
+        if runtime.deployment.id is None:
+            return state
+        # Of a run that is stopped with its server too, a returned state would end in a traceback.
+        set_state(state)
+        raise Abort("stopped") from None
     except Exception as error:  # noqa: BLE001 - Prefect would show a traceback, and secrets in errors of other packages
-        rename_run(f"{pipeline.name} {night.date}: failed", pipeline.name)
+        rename_run(f"{pipeline.name} {night.date}: failed", pipeline.name, "failed")
         return broken(error)
 
 
@@ -152,10 +162,11 @@ def run_night(
             # Name and state of the Prefect run belong to the newer attempt.
             raise Abort(f"attempt {run.attempt} of run {run.run_id} was given up") from None
         raise
-    except TerminationSignal:
-        row_now = _read(run) if run else None  # it may have ended just before the signal
-        status = row_now.status if row_now and row_now.ended else "cancelled"
-        rename_run(f"{pipeline.name} {night.date}: {status}", pipeline.name)
+    except (KeyboardInterrupt, TerminationSignal):
+        row_now = _read(run) if run else None
+        if row_now and row_now.ended and row_now.status != "cancelled":
+            return row_now  # it had ended just before the signal
+        rename_run(f"{pipeline.name} {night.date}: cancelled", pipeline.name, "cancelled")
         raise
     finally:
         announce_own_ends()
@@ -194,12 +205,3 @@ def _read(run: NightRun) -> RunRow | None:
             return read_run(db, run.run_id)
     except NightgateError:
         return None
-
-
-def announce_own_ends() -> None:
-    """Publish the events of runs that have ended; what fails here is retried by the next run or by `reconcile`."""
-    try:
-        with Database.open(open_home()) as db:
-            announce_ends(db)
-    except NightgateError as error:
-        log.warning("the completion event was not published, it will be retried: %s", error.reason)

@@ -1,7 +1,8 @@
 """Reconciliation: fail runs of dead processes, expire approvals, record missed nights, finish what follows the end of
 a run, make Prefect's states agree with the database, and publish pending events.
 
-The deployment `reconcile/nightgate` runs it every few minutes, `nightgate reconcile` at once.
+`nightgate serve` and our worker run it every few minutes, the deployment `reconcile/nightgate` for other workers, and
+`nightgate reconcile` at once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import Flow, flow
+from prefect import Flow, flow, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -48,6 +49,8 @@ log = logging.getLogger("nightgate.flows")
 
 LATE = timedelta(hours=1)
 """A night without a run counts as missed after this, unless Prefect has yet to start it."""
+IDLE = "Idle"
+"""State of a run that found nothing to reconcile."""
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
 PAGE = 200
 """Most runs in one response of Prefect's."""
@@ -67,8 +70,23 @@ def reconcile() -> State[Any]:
             done.check()
     except NightgateError as error:
         return failed(error)
+    if runtime.deployment.id is not None:
+        _remove_idle_runs(UUID(runtime.deployment.id))
     ended = "; ".join(f"{one.pipeline} {one.night}: {one.status}" for one in done.ended)
-    return Completed(message=ended or "nothing to reconcile")
+    return Completed(message=ended) if ended else Completed(name=IDLE, message="nothing to reconcile")
+
+
+def _remove_idle_runs(deployment_id: UUID) -> None:
+    """Remove earlier runs of this flow that found nothing to do: one of them in the list of runs is enough."""
+    try:
+        with get_client(sync_client=True) as client:
+            for run in client.read_flow_runs(
+                deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment_id]}}),
+                flow_run_filter=FlowRunFilter.model_validate({"state": {"name": {"any_": [IDLE]}}}),
+            ):
+                client.delete_flow_run(run.id)
+    except httpx.HTTPError as error:
+        log.warning("earlier runs that did nothing stay in the list: %s", error)
 
 
 @dataclass
@@ -260,7 +278,7 @@ def _contradicts(state: State[Any], end: reconciliation.EndedAttempt) -> bool:
         return end.status == "promoted"  # cancelled too late: the champion has changed
     if state.is_final():
         # Prefect took a living run for dead, or a run that ended could not report it.
-        return (state.is_crashed() or state.is_failed()) and end.status not in {"failed", "cancelled"}
+        return (state.is_crashed() or state.is_failed()) and end.status != "failed"
     if state.is_paused() and end.status == "cancelled":
         return False  # paused in the UI, where it may be resumed
     is_old = datetime.now(UTC) - end.finished_at > FINISH_PATIENCE

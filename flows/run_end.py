@@ -11,6 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from nightgate.database.schema import STATUSES
 from nightgate.errors import InternalError, NightgateError
 from nightgate.reports import terminal_summary
 from nightgate.runs.run_row import RunRow
@@ -19,20 +20,33 @@ from tasks.logs import failed, readable_logs
 log = logging.getLogger("nightgate.flows")
 
 
-def rename_run(name: str, pipeline: str) -> None:
-    """Give this flow run a name and its pipeline's tag; a server that is away costs these only."""
+def rename_run(name: str, pipeline: str, status: str = "") -> None:
+    """Give this flow run a name, and tags by which the list of runs can be filtered: its pipeline and status.
+
+    A server that is away costs these only.
+    """
     try:
         with get_client(sync_client=True) as client:
-            tags = {*(runtime.flow_run.tags or ()), pipeline}
+            # A run that waited, or that is retried, has another status now.
+            tags = {*(runtime.flow_run.tags or ())} - {*STATUSES} | {*filter(None, (pipeline, status))}
             client.update_flow_run(UUID(runtime.flow_run.id), name=name, tags=sorted(tags))
     except Exception as error:  # noqa: BLE001 - a name must not fail a night
         log.warning("the run could not be named %r: %s", name, error)
 
 
+def set_state(state: State[Any]) -> None:
+    """Set the state of this flow run; where the server is away, `reconcile` does it."""
+    try:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(UUID(runtime.flow_run.id), state, force=True)
+    except Exception as error:  # noqa: BLE001 - as above
+        log.warning("the run could not be set to %s: %s", state.name, error)
+
+
 def name_by_status(row: RunRow) -> None:
     """Name this flow run by pipeline, night, status and F1."""
     f1 = f", F1 {row.test_f1:.4f}" if row.test_f1 is not None and row.status in {"promoted", "held", "waiting"} else ""
-    rename_run(f"{row.pipeline} {row.night}: {row.status}{f1}", row.pipeline)
+    rename_run(f"{row.pipeline} {row.night}: {row.status}{f1}", row.pipeline, row.status)
 
 
 def completed(row: RunRow) -> State[Any]:

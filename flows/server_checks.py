@@ -368,7 +368,9 @@ def _reconciler(client: SyncPrefectClient, nights: Sequence[Nightly]) -> Iterato
         found = "it is not deployed: dead runs are failed by the next night only"
         yield Finding("warning", "reconcile", found, "nightgate deploy")
         return
-    if deployment.paused or not any(one.active for one in deployment.schedules):
+    if not deployment.work_pool_name:
+        yield Finding("ok", "reconcile", "`nightgate serve` does it every five minutes")
+    elif deployment.paused or not any(one.active for one in deployment.schedules):
         found = "its schedule is paused: dead runs are failed by the next night only"
         yield Finding("warning", "reconcile", found, f"switch it on in the UI (reconcile/{deployment.name})")
     else:

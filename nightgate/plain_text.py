@@ -30,6 +30,11 @@ def legible(text: str, longest: int = LONGEST) -> str:
     return "\n".join(_shortened(line, longest) for line in plain.split("\n"))
 
 
+def with_form_fields(text: str) -> str:
+    """`text` in which a `--set` also names the field of the form in Prefect's UI, where its reader is."""
+    return re.sub(r"--set (training|gate)\.(\w+)=[^\s;,]*[^\s;,.]", r"\g<0> (in the form: \1 > \2)", text)
+
+
 def printable(text: str, longest: int = LONGEST) -> str:
     """`legible` text on one line, of at most `longest` characters."""
     return _shortened(" ".join(legible(text, longest).split()), longest)

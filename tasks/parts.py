@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from nightgate.night.refresh import refresh as refresh_now
+from nightgate.config.pipeline import Pipeline
+from nightgate.database.transactions import Database
+from nightgate.home import open_home
+from nightgate.night.champion_evaluation import evaluate_champion, newest_snapshot
+from nightgate.night.refresh import refresh as take_in
 from nightgate.prediction.predict import predict_configured
+from nightgate.runs.evaluations import Evaluation
 from tasks.night import step
 
-refresh = step("refresh")(refresh_now)
+refresh = step("refresh")(take_in)
 predict = step("predict")(predict_configured)
+
+
+@step("evaluate the champion")
+def evaluate(pipeline: Pipeline) -> tuple[Evaluation, ...]:
+    """Evaluate champion and anchor on the newest snapshot."""
+    with Database.open(open_home()) as db:
+        return evaluate_champion(db, pipeline, newest_snapshot(db.home, pipeline.name))

@@ -14,6 +14,7 @@ import pandas as pd
 
 from nightgate.config.training import Training
 from nightgate.database.queries import own_rows, published_rows
+from nightgate.plain_text import with_form_fields
 from nightgate.reports import charts
 from nightgate.reports.confusion_chart import confusion_matrix
 from nightgate.reports.facts import ReportFacts, Row, epoch_facts
@@ -354,5 +355,5 @@ def _tone(is_good: bool) -> Tone:
 
 def _with_commands(sentence: str) -> Spans:
     """The sentence, with settings and commands as something to copy."""
-    parts = re.split(r"(--set \S+|(?<=: )nightgate [^;]+|`[^`]+`)", sentence)
+    parts = re.split(r"(--set \S+|(?<=: )nightgate [^;]+|`[^`]+`)", with_form_fields(sentence))
     return [Code(part.strip("`")) if at % 2 else part for at, part in enumerate(parts) if part]

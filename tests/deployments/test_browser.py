@@ -74,6 +74,11 @@ class Served:
         (night,) = self.rows("SELECT * FROM nightly_runs WHERE prefect_flow_run_id = ?", prefect_run)
         return night
 
+    def run(self, run_id: str) -> dict[str, Any]:
+        """A run as the server knows it."""
+        found: dict[str, Any] = httpx.get(f"{self.url}/api/flow_runs/{run_id}", timeout=20).raise_for_status().json()
+        return found
+
     def started(self) -> set[str]:
         """The runs that a test started, by id."""
         answer = httpx.post(f"{self.url}/api/flow_runs/filter", json={}, headers=csrf_headers(self.url), timeout=20)
@@ -210,6 +215,27 @@ def test_a_page_of_another_origin_reads_and_changes_nothing_and_starts_no_run(
     after = httpx.get(f"{served.url}/api/deployments/name/nightly/reviews", timeout=20).json()
     assert after["pull_steps"] == deployment["pull_steps"]
     assert served.started() == before
+
+
+# --- the parts of a night ---
+
+
+@pytest.mark.usefixtures("custom_run")
+@pytest.mark.parametrize(
+    ("part", "view"),
+    [("refresh", "refreshes"), ("evaluate", "champion_evaluations")],
+)
+def test_each_part_is_started_with_the_pipeline_as_a_choice(
+    served: Served, ui: PrefectUI, part: str, view: str
+) -> None:
+    ui.open_custom_run(f"{part}/nightgate")
+    assert ui.choices("pipeline") == ["careful", "endless", "reviews"]
+    ui.choose("pipeline", "reviews")
+    run = ui.submit_and_view()
+    ui.wait_for_state("Completed", SECONDS_OF_A_NIGHT)
+    ui.title().filter(has_text=f"reviews {part}: ").wait_for()
+    assert served.rows(f"SELECT * FROM {view} WHERE pipeline = 'reviews'")
+    assert {"nightgate", "reviews"} <= set(served.run(run)["tags"])
 
 
 # --- the form ---

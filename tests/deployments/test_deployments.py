@@ -214,7 +214,7 @@ def test_deploy_registers_every_pipeline_and_the_operations(deployed: Site, pref
     assert first.global_concurrency_limit is not None
     assert first.global_concurrency_limit.limit == 1
     reconcile = deployment(prefect_server, "reconcile/nightgate")
-    assert [one.schedule.cron for one in reconcile.schedules] == ["*/5 * * * *"]
+    assert [one.schedule.cron for one in reconcile.schedules] == ["*/10 * * * *"]
     assert reconcile.concurrency_options is not None
     assert reconcile.concurrency_options.collision_strategy.value == "CANCEL_NEW"
     assert (first.work_queue_name, reconcile.work_queue_name) == ("default", "operations")

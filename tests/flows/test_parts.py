@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.evaluate import evaluate
 from flows.predict import predict
 from flows.refresh import refresh
 from nightgate.database.connection import database_url
@@ -29,6 +30,8 @@ def test_a_refresh_has_name_tags_and_rows_and_fails_visibly(
         done = refresh("parts", return_state=True)
         assert done.is_completed(), done.message
         run = prefect.read_flow_run(done.state_details.flow_run_id)
+        evaluated = evaluate("parts", return_state=True)
+        assert (evaluated.is_completed(), evaluated.message) == (True, "no champion yet")
         path.write_text(path.read_text().replace('text = "text"', 'text = "words"'))
         failed = refresh("parts", return_state=True)
         broken = prefect.read_flow_run(failed.state_details.flow_run_id)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import anyio
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
@@ -21,6 +23,7 @@ from prefect.states import (
     AwaitingRetry,
     Cancelled,
     Cancelling,
+    Completed,
     Crashed,
     Failed,
     Paused,
@@ -30,7 +33,8 @@ from prefect.states import (
 )
 from sqlalchemy.orm import Session
 
-from flows.reconcile import Done, agree, obey_cancels, reconcile_now
+from flows.reconcile import IDLE, Done, _remove_idle_runs, agree, obey_cancels, reconcile_now
+from flows.regular_reconcile import reconcile_regularly
 from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
@@ -104,6 +108,7 @@ def after_reconcile(api: SyncPrefectClient, database: Database, run: FlowRun) ->
         (Crashed(), "promoted", None, AT_ONCE, "Promoted"),
         (Failed(), "held", None, AT_ONCE, "Held"),
         (Cancelled(), "promoted", None, AT_ONCE, "Promoted"),
+        (Crashed(), "cancelled", "cancelled", AT_ONCE, "Cancelled"),
     ],
     ids=lambda value: value.name if isinstance(value, State) else str(value),
 )
@@ -131,7 +136,6 @@ def test_a_state_that_contradicts_the_database_is_changed(
         pytest.param(Running(), "promoted", None, AT_ONCE, id="it is about to say so itself"),
         pytest.param(Cancelled(), "held", None, LATER, id="a candidate that waited was rejected by the cancel"),
         pytest.param(Crashed(), "failed", "crashed", LATER, id="both say that it broke"),
-        pytest.param(Crashed(), "cancelled", "cancelled", LATER, id="SIGTERM, as Prefect calls it"),
         pytest.param(Paused(), "cancelled", "cancelled", LATER, id="a person paused it and may resume it"),
         pytest.param(AwaitingRetry(), "failed", "crashed", LATER, id="a retry was requested"),
         pytest.param(Pending(), "failed", "crashed", LATER, id="a retry is about to begin"),
@@ -269,6 +273,41 @@ def test_nights_of_a_pause_are_not_missed_then_or_later(
 def test_a_pipeline_that_is_not_deployed_misses_nothing(api: SyncPrefectClient, deployment_id: UUID, shop: str) -> None:
     api.delete_deployment(deployment_id)
     assert missed(reconcile_now(), shop) == 0
+
+
+def test_a_process_that_runs_for_long_reconciles_every_few_moments(
+    api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTGATE_HOME", str(database.home.root))
+    night = ended(database, (run := run_of_prefect(api, Running())), "failed", "crashed")
+
+    def state() -> State[Any] | None:
+        return api.read_flow_run(run.id).state
+
+    async def other_work() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reconcile_regularly, 0.1)
+            with anyio.fail_after(20):
+                while (found := state()) is None or not found.is_crashed():
+                    await anyio.sleep(0.1)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(other_work)
+    found = state()
+    assert found is not None
+    assert night.run_id in str(found.message)
+
+
+@pytest.mark.usefixtures("database")
+def test_of_the_runs_that_found_nothing_to_reconcile_the_last_one_stays_in_the_list(api: SyncPrefectClient) -> None:
+    deployment_id = api.create_deployment(api.create_flow(stand_in), name="idle")
+    states = (Completed(name=IDLE), Completed(name=IDLE), Completed(message="small 2026-01-05: failed"), Running())
+    runs = [api.create_flow_run_from_deployment(deployment_id) for _ in states]
+    for run, state in zip(runs, states, strict=True):
+        api.set_flow_run_state(run.id, state, force=True)
+    _remove_idle_runs(deployment_id)
+    ours = DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
+    assert {run.id for run in api.read_flow_runs(deployment_filter=ours)} == {run.id for run in runs[2:]}
 
 
 def test_a_failure_is_named_at_the_end_and_does_not_stop_the_rest(api: SyncPrefectClient, database: Database) -> None:

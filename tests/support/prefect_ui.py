@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+import httpx
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, Route
 
@@ -77,10 +79,10 @@ class PrefectUI:
     # --- a deployment and its form ---
 
     def open_deployment(self, name: str) -> None:
-        """Open a deployment from the list, by its name."""
-        self.page.goto(f"{self.url}/v2/deployments")
-        self.main.get_by_role("link", name=name, exact=True).first.click()
-        self.page.wait_for_url("**/deployments/deployment/*")
+        """Open the page of a deployment: `FLOW/NAME`, or the name of a pipeline for its nights."""
+        full_name = name if "/" in name else f"nightly/{name}"
+        found = httpx.get(f"{self.url}/api/deployments/name/{full_name}", timeout=20).raise_for_status().json()
+        self.page.goto(f"{self.url}/v2/deployments/deployment/{found['id']}")
 
     def quick_run(self) -> str:
         """Run > Quick run on a deployment's page, then View run; returns the id of the run."""
