@@ -7,8 +7,10 @@ version, they belong to any home.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
 
-from prefect import runtime
+from prefect import runtime, tags
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.responses import DeploymentResponse
@@ -33,9 +35,9 @@ def own_tag() -> str:
     return tag_of(home) if home else ""
 
 
-def tags_of_run(pipeline: str) -> set[str]:
-    """The tags of a run that belongs to no deployment: those that it would inherit from one."""
-    return {*filter(None, ("nightgate", pipeline, own_tag()))}
+def tagged(pipeline: str) -> AbstractContextManager[Any]:
+    """Give the runs that begin in the block, and belong to no deployment, the tags that they would inherit from one."""
+    return tags(*filter(None, ("nightgate", pipeline, own_tag())))
 
 
 def home_in(tags: Iterable[str] | None) -> str:

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prefect import flow, tags
+from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
 
-from flows.homes import tags_of_run
+from flows.homes import tagged
 from nightgate.analysis.seed_runs import local_workers
 from nightgate.analysis.seed_study import SeedScore, Study, finish_study, record_failure, record_score
 from nightgate.database.transactions import Database
@@ -35,7 +35,7 @@ SECONDS_TO_CONNECT = 20
 
 def run_study(study: Study, runner: TaskRunner[Any]) -> State[Any]:
     """Run the study as a flow whose tasks `runner` runs (see `dask`), on the server of the current settings."""
-    with tags(*tags_of_run(study.pipeline.name)):
+    with tagged(study.pipeline.name):
         state: State[Any] = seeds.with_options(task_runner=runner)(study, return_state=True)
     return state
 

@@ -177,15 +177,13 @@ def _run_bare(configuration: Pipeline, nights: list[Night], options: dict[str, A
 
 def _run_in_prefect(configuration: Pipeline, nights: list[Night], options: dict[str, Any]) -> list[str]:
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    from prefect import tags
-
-    from flows.homes import tags_of_run
+    from flows.homes import tagged
     from flows.nightly import nightly_from_file
     from flows.server_connection import prefect_server
     from nightgate.reports import terminal_summary
 
     def run_one(night: Night) -> str:
-        with tags(*tags_of_run(configuration.name)):
+        with tagged(configuration.name):
             state = nightly_from_file(configuration, night, **options, return_state=True)
         if state.is_cancelled():
             stop = KeyboardInterrupt()
