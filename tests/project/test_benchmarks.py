@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks import gate_years
+from benchmarks import alarms, gate_years
 from benchmarks.gate import promises
 from benchmarks.gate_worlds import NIGHTS, WORLDS
 from benchmarks.gate_years import POLICIES, Summary, Tonight, simulate
@@ -28,6 +28,7 @@ from benchmarks.workload import (
     rounds,
 )
 from nightgate.config.gate import Gate
+from nightgate.metrics.fall import LIMIT
 
 pytestmark = pytest.mark.process
 
@@ -194,3 +195,10 @@ def test_a_new_segment_costs_a_champion_that_has_not_seen_it_five_points() -> No
     nights = np.array([179.0, 180.0, 194.0, 365.0])
     assert segment.change(np.array([100.0]), nights).tolist() == [0.0, -0.05, -0.05, -0.05]
     assert segment.change(nights, nights) == pytest.approx([0.0, -0.05, -0.025, 0.0], abs=0.0005)
+
+
+def test_a_year_without_change_has_no_false_alarm_and_a_fall_is_seen_soon() -> None:
+    even, few = alarms.WORLDS[0], alarms.WORLDS[-1]
+    assert alarms.quiet_year(few, np.random.default_rng(0), lucky=False) < LIMIT
+    assert alarms.nights_until_seen(even, np.random.default_rng(0), 0.25) < 5
+    assert f"more than {LIMIT:g} standard errors" in (ROOT / "docs/evaluate.md").read_text(encoding="utf-8")
