@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from nightgate.config.pipeline import Pipeline, Retention
 from nightgate.data.snapshots import ONE_FILE
-from nightgate.data.tip import hold_data
+from nightgate.data.tip import hold_data, read_tip
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
+
+_ABANDONED_AFTER = 24 * 3600.0
+"""Seconds after which a snapshot that is not in the database is no one's."""
 
 
 def sweep(db: Database, pipeline: Pipeline) -> list[str]:
@@ -47,27 +51,28 @@ def sweep(db: Database, pipeline: Pipeline) -> list[str]:
 def _sweep(db: Database, pipeline: Pipeline) -> list[str]:
     name = pipeline.name
 
-    def mark(session: Session) -> tuple[list[str], list[str], list[str]] | None:
+    def mark(session: Session) -> tuple[list[str], list[str], list[str], set[str]] | None:
         lock_pipeline(session, name)
         if session.scalar(sa.select(Run.run_id).where(Run.pipeline == name, Run.status == "running").limit(1)):
             return None  # it may be reading its rows, or taking up a snapshot that nothing has used for long
         kept = kept_snapshots(session, name, pipeline.retention)
         rows = session.scalars(sa.select(Snapshot).where(Snapshot.pipeline == name).order_by(Snapshot.recorded_at))
-        going, removed = [], []
+        going, removed, known = [], [], set()
         for row in rows:
+            known.add(row.snapshot_id)
             if row.files_removed_at is None and row.snapshot_id not in kept:
                 row.files_removed_at = datetime.now(UTC)
                 going.append(row.snapshot_id)
             if row.files_removed_at is not None:
                 removed.append(row.path)
-        return going, removed, _old_runs(session, db.home.runs, pipeline)
+        return going, removed, _old_runs(session, db.home.runs, pipeline), known
 
     marked = db.write(mark)
     if marked is None:
         return []
-    going, removed, runs = marked
+    going, removed, runs, known = marked
     folder = db.home.snapshots / name
-    for path in map(db.home.absolute, removed):
+    for path in (*map(db.home.absolute, removed), *_unknown(folder, known)):
         if path.parent == folder and path.is_dir():
             # By one step, so that a reader never finds half a snapshot under its name.
             path.rename(folder / f".removed-{path.name}-{uuid.uuid4().hex[:8]}")
@@ -77,6 +82,16 @@ def _sweep(db: Database, pipeline: Pipeline) -> list[str]:
     if going or runs:
         log.info("retention removed %d snapshots and the folders of %d runs of %s", len(going), len(runs), name)
     return going
+
+
+def _unknown(folder: Path, known: set[str]) -> Iterator[Path]:
+    """Snapshots that a refresh wrote which was killed before it committed them, and found other rows when it was
+    repeated.
+    """
+    known = known | {night.snapshot for night in read_tip(folder).nights}
+    for path in folder.glob(f"s-{'?' * 16}"):
+        if path.name not in known and time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+            yield path
 
 
 def listing(db: Database, name: str, retention: Retention | None = None) -> pd.DataFrame:
@@ -142,9 +157,9 @@ def kept_snapshots(session: Session, name: str, retention: Retention) -> dict[st
     )
     studies = sa.select(SeedStudy).where(SeedStudy.pipeline == name, SeedStudy.finished_at.is_(None))
     return {
-        **dict.fromkeys(session.scalars(newest), "newest"),
         # However many refreshes come after it: the new rows of the next night are counted from it.
         **dict.fromkeys(session.scalars(last), "the last night"),
+        **dict.fromkeys(session.scalars(newest), "newest"),
         **{study.snapshot_id: f"seed study {study.study_id}" for study in session.scalars(studies)},
         **{snapshot: f"run {run_id} can go on" for run_id, snapshot in _unfinished(session, name) if snapshot},
         **dict(_of_versions(session, name)),

@@ -196,9 +196,11 @@ def _search(db: Database, pipeline_name: str, ids: Collection[str]) -> tuple[Fou
                 continue
             of[one].rows += number
             sides[one].setdefault(folder, set()).add(split)
+    lines = _lines(db, pipeline_name)
     for one, facts in of.items():
         facts.snapshots = len(sides[one])
-        facts.versions = _known_before(db, pipeline_name, one) | _versions_of(db, pipeline_name, one, sides[one])
+        held = sides[one] | _in_memory(db, pipeline_name, one)
+        facts.versions = _known_before(db, pipeline_name, one) | _versions_of(lines, held)
     learnt = {folder for held in sides.values() for folder, splits in held.items() if splits & _LEARNT}
     quotes = _quotes(ids, texts)
     in_database, quarantined = db.read(lambda session: _empty(session, pipeline_name, ids, quotes, dry_run=True))
@@ -267,13 +269,18 @@ def _checkpoints(db: Database, pipeline_name: str, snapshots: Collection[Path]) 
     return [folder for folder in found if has_checkpoint(folder)]
 
 
-def _versions_of(db: Database, pipeline_name: str, row_id: str, sides: dict[Path, set[str]]) -> dict[int, str]:
-    """How each version learnt from rows with this id, which snapshots hold on these sides."""
-    sides = sides | _in_memory(db, pipeline_name, row_id)
+def _lines(db: Database, pipeline_name: str) -> dict[int, list[Path]]:
+    """The snapshots that each version and its ancestors were trained on, its own first."""
+    query = sa.select(ModelVersion.version).where(ModelVersion.pipeline == pipeline_name).order_by(ModelVersion.version)
+    versions = [version for (version,) in _rows(db, query)]
+    return {one: [part.path for part in line_of(db, db.home, pipeline_name, one).snapshots] for one in versions}
+
+
+def _versions_of(lines: dict[int, list[Path]], sides: dict[Path, set[str]]) -> dict[int, str]:
+    """How each version learnt from rows which snapshots hold on these sides."""
     found = {}
-    query = sa.select(ModelVersion.version).where(ModelVersion.pipeline == pipeline_name)
-    for (version,) in _rows(db, query.order_by(ModelVersion.version)):
-        line = [sides.get(one.path, set()) for one in line_of(db, db.home, pipeline_name, version).snapshots]
+    for version, snapshots in lines.items():
+        line = [sides.get(path, set()) for path in snapshots]
         if any("train" in one for one in line[:1]):
             found[version] = "trained on it"
         elif any("train" in one for one in line):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,16 @@ def test_the_newest_snapshots_and_those_of_kept_versions_stay(database: Database
     assert listed[snapshot_id(0)].startswith("removed 20")
     assert listed[snapshot_id(1)] == "version 1"
     assert (listed[snapshot_id(4)], listed[snapshot_id(5)]) == ("until the next night ends", "newest")
+
+
+def test_a_snapshot_that_only_a_killed_refresh_knew_goes_after_a_day(database: Database) -> None:
+    end(database, 0)
+    for number, hours in ((7, 25), (8, 23)):
+        path = database.home.snapshots / "reviews" / snapshot_id(number)
+        path.mkdir()
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+    assert data_retention.sweep(database, pipeline(snapshots=1)) == []
+    assert sorted(path.name for path in path.parent.iterdir()) == [snapshot_id(0), snapshot_id(8)]
 
 
 def test_a_version_without_files_keeps_no_snapshot(database: Database) -> None:
