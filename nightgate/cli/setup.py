@@ -54,7 +54,7 @@ def init(
         say(f"correct {path}, then: nightgate check {reference}", err=True)
         raise
     say(f"\n  next: read {path}, then: nightgate run {reference}")
-    say("  without a GPU, a first try in minutes: --set training.max_train_rows=2000 --set training.epochs=1")
+    say(f"  without a GPU the first night may take hours; max_train_rows and epochs in {path} make it shorter")
 
 
 def check(pipeline: PipelineName, output: OutputFormat = Format.table) -> None:
