@@ -42,6 +42,10 @@ source = {source}  # relative to the working directory
 [schedule]
 cron = "15 3 * * *"  # every night at 03:15
 timezone = "UTC"
+
+# [predict]  # what the champion predicts at the end of each night
+# source = {{ kind = "files", paths = ["unlabelled/*.parquet"] }}
+# output = "predictions.parquet"
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 import tomllib
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -313,6 +314,15 @@ def test_a_column_of_which_the_name_is_given_is_taken(tmp_path: Path) -> None:
         draft([str(tmp_path / "a.csv")], label="topics")
     with pytest.raises(ConfigurationError, match="name"):
         draft([str(tmp_path / "a.csv")], name="My Shop")
+
+
+def test_the_fields_in_comments_can_be_used_as_they_stand(tmp_path: Path) -> None:
+    content = csv(tmp_path, frame(stars=stars)).content
+    fields = re.findall(r"(?m)^# (?=\[|\w+ = )", content)
+    pipeline = check_pipeline(tomllib.loads(re.sub(r"(?m)^# (?=\[|\w+ = )", "", content)), "all")
+    assert len(fields) == 7
+    assert (pipeline.training.max_train_rows, pipeline.gate.min_f1) == (4000, 0.7)
+    assert pipeline.predict.output == "predictions.parquet"
 
 
 def test_only_the_first_rows_of_large_files_are_read(tmp_path: Path) -> None:
