@@ -20,6 +20,7 @@ from nightgate.database.label_meanings import label_meanings, meaning_of_run
 from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.gate.evidence import Rows
+from nightgate.gate.test_window import microseconds
 from nightgate.gate.wording import percent
 from nightgate.home import Home
 from nightgate.label_meaning import LabelMeaning
@@ -27,7 +28,7 @@ from nightgate.metrics.bootstrap import f1_difference
 from nightgate.metrics.comparability import ScoredNight, changes
 from nightgate.metrics.confusion import Average, class_scores, confusion_counts, overall_scores
 from nightgate.registry.versions import VersionRow
-from nightgate.runs.evidence_store import labels_given, load_evidence, microseconds, scorings_of
+from nightgate.runs.evidence_store import labels_given, load_evidence, scorings_of
 
 CONFIDENCE = 0.95
 

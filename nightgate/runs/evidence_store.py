@@ -29,6 +29,7 @@ from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Serving, Side, Slice
+from nightgate.gate.test_window import microseconds
 from nightgate.runs.lifecycle import fenced
 
 FINGERPRINT_BYTES = 16
@@ -211,11 +212,6 @@ def first_seen(db: Database, pipeline: str, fingerprints: list[str], tonight: da
         return earliest
 
     return db.read(work)[place] if fingerprints else np.empty(0, dtype=np.int64)
-
-
-def microseconds(moment: datetime) -> int:
-    """Microseconds since 1970, UTC."""
-    return round((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
 
 
 def _labels_corrected(session: Session, run: Run, evidence: Evidence) -> int | None:

@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo
 from nightgate.config.data import Data
 from nightgate.errors import DataError
 from nightgate.sources.source_table import is_missing
+from nightgate.sources.time_formats import EPOCH
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCHS = {"epoch_s": 1, "epoch_ms": 1000}
 _ISO = re.compile(r"\d{4}-\d\d-\d\d(?:([T ])\d\d:\d\d(?::\d\d(?:\.\d+)?)?(Z|[+-]00:?00)?)?", re.ASCII)
 """Times as text that sort by time: ISO 8601 in one zone."""

@@ -6,7 +6,7 @@ import re
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS = {"epoch_s": "seconds", "epoch_ms": "milliseconds"}
 LATEST = {"epoch_s": 1e11, "epoch_ms": 1e14}
 """The year 5138: beyond it, the unit is another."""
@@ -31,7 +31,7 @@ def read_moment(value: Any, time_format: str = "") -> datetime:
         number = float(text) if isinstance(value, str) else float(value)
         if not abs(number) < LATEST[time_format]:
             raise ValueError(text)
-        return _EPOCH + timedelta(**{_UNITS[time_format]: number})
+        return EPOCH + timedelta(**{_UNITS[time_format]: number})
     if time_format:
         return datetime.strptime(text, time_format)
     # Python would read some epoch times as basic ISO 8601: 1704101234567 as a day of the year 1704.

@@ -13,25 +13,24 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nightgate.sources.source_table import Problem, is_missing
-from nightgate.sources.time_formats import LATEST, read_moment, why_no_time
+from nightgate.sources.time_formats import EPOCH, LATEST, read_moment, why_no_time
 
 NO_TIME = np.iinfo(np.int64).min
 """Stands for a time that is missing or cannot be read."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_FIRST = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
-_LAST = (datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_FIRST = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // _MICROSECOND
+_LAST = (datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC) - EPOCH) // _MICROSECOND
 
 
 def microseconds(moment: datetime) -> int:
     """An aware time as microseconds since 1970."""
-    return (moment - _EPOCH) // _MICROSECOND
+    return (moment - EPOCH) // _MICROSECOND
 
 
 def moment(time: int) -> datetime:
     """The opposite of `microseconds`."""
-    return _EPOCH + time * _MICROSECOND
+    return EPOCH + time * _MICROSECOND
 
 
 def read_times(column: pa.Array, timezone: str, time_format: str = "") -> tuple[NDArray[np.int64], dict[int, Problem]]:

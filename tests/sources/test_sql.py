@@ -24,7 +24,8 @@ from nightgate.schedule import Night
 from nightgate.sources.kinds import wanted_columns
 from nightgate.sources.source import BATCH_ROWS
 from nightgate.sources.sql import Sql
-from nightgate.sources.sql_mark import EPOCH, Mark, kind_of, newest_mark
+from nightgate.sources.sql_mark import Mark, kind_of, newest_mark
+from nightgate.sources.time_formats import EPOCH
 from tests.support import reviews
 
 START = datetime(2026, 3, 1, tzinfo=UTC)

@@ -14,6 +14,7 @@ from nightgate.config.pipeline import Pipeline
 from nightgate.database.transactions import Database
 from nightgate.gate.decide import decide
 from nightgate.gate.evidence import Evidence, Rows, Serving, Side
+from nightgate.gate.test_window import microseconds
 from nightgate.registry import promotion
 from nightgate.runs import evidence_store, records
 from nightgate.runs.lifecycle import finish_run
@@ -58,7 +59,7 @@ def rows_of(day: int, num_rows: int | None = None) -> Rows:
     nights = [night_rows.night(min(number // ROWS_A_NIGHT, day)).data_until for number in numbers]
     return Rows(
         true=np.array([_draw("true", one) < 0.5 for one in fingerprints], dtype=np.int64),
-        seen_at=np.array([evidence_store.microseconds(night - timedelta(hours=1)) for night in nights]),
+        seen_at=np.array([microseconds(night - timedelta(hours=1)) for night in nights]),
         fingerprints=fingerprints,
     )
 
