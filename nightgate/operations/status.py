@@ -283,7 +283,8 @@ def _champions(db: Database) -> Iterator[dict[str, Any]]:
     """The newest evaluation of each champion."""
     query = (
         "SELECT pipeline, model_version, rows, f1, f1_ci_low, f1_ci_high, alarm, rows_from, rows_to, reason "
-        "FROM (SELECT e.*, ROW_NUMBER() OVER (PARTITION BY e.pipeline ORDER BY e.evaluated_at DESC) AS place "
+        "FROM (SELECT e.*, ROW_NUMBER() OVER "
+        "(PARTITION BY e.pipeline ORDER BY e.rows_to DESC, e.evaluated_at DESC) AS place "
         "FROM champion_evaluations AS e JOIN champion_timeline AS c ON c.pipeline = e.pipeline "
         "AND c.model_version = e.model_version AND c.valid_to IS NULL WHERE e.role = 'champion') AS newest "
         "WHERE place = 1 ORDER BY pipeline"
