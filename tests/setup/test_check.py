@@ -50,6 +50,7 @@ def found_by(pipeline: Pipeline, home: Home) -> dict[tuple[str, str], Any]:
     return facts | {("label", label): sum(one[label] for one in counts) for label in pipeline.data.label_names}
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"])
 def test_it_finds_what_the_night_then_takes_in(database: Database, tmp_path: Path) -> None:
     rows = reviews.rows(400)
     write(tmp_path / "a.csv", [*rows[:300], rows[5] | {"id": "x", "stars": 9}, rows[6] | {"id": "y", "text": " "}])
@@ -114,6 +115,7 @@ def test_texts_without_words_have_a_baseline_too() -> None:
     assert tfidf(texts, labels, texts, labels, 2, Gate()).f1.value == 1.0
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"])
 def test_what_the_gate_could_see_comes_from_the_newest_night_that_compared_models(
     database: Database, tmp_path: Path
 ) -> None:
