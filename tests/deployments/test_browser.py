@@ -74,6 +74,27 @@ class Served:
         (night,) = self.rows("SELECT * FROM nightly_runs WHERE prefect_flow_run_id = ?", prefect_run)
         return night
 
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Start a run through the API, as an automation does."""
+        found = httpx.get(f"{self.url}/api/deployments/name/{deployment}", timeout=20).raise_for_status().json()
+        address = f"{self.url}/api/deployments/{found['id']}/create_flow_run"
+        answer = httpx.post(address, json={"parameters": parameters}, headers=csrf_headers(self.url), timeout=20)
+        return str(answer.raise_for_status().json()["id"])
+
+    def ended(self, query: str) -> list[dict[str, Any]]:
+        """Nights of the query later than the first one, without those at work."""
+        return [row for row in self.rows(query, NIGHT) if row["status"] != "running"]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs that the server knows, but for those that are scheduled."""
+        answer = httpx.post(f"{self.url}/api/flow_runs/filter", json={}, headers=csrf_headers(self.url), timeout=20)
+        return [run for run in answer.raise_for_status().json() if run["state_type"] != "SCHEDULED"]
+
+    def named(self, beginning: str) -> dict[str, Any]:
+        """The one run whose name begins so."""
+        [found] = [run for run in self.runs() if run["name"].startswith(beginning)]
+        return found
+
     def run(self, run_id: str) -> dict[str, Any]:
         """A run as the server knows it."""
         found: dict[str, Any] = httpx.get(f"{self.url}/api/flow_runs/{run_id}", timeout=20).raise_for_status().json()
@@ -107,6 +128,9 @@ def served(session_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         text = file.read_text() + f'\n[schedule]\ncron = "30 {hour} * * *"\n'
         if file.stem == "endless":
             text = text.replace("epochs = 2", "epochs = 1000")
+        if file.stem == "reviews":  # on a schedule of its own, so that nights do not
+            text += 'predict = { cron = "0 0 1 1 *" }\n[predict]\noutput = "predicted.csv"\n'
+            text += 'source = { kind = "sample", rows_per_day = 3, days = 2 }\n'
         file.write_text(text)
     url, log = f"http://127.0.0.1:{free_port()}", folder / "serve.log"
     own = {
@@ -220,22 +244,61 @@ def test_a_page_of_another_origin_reads_and_changes_nothing_and_starts_no_run(
 # --- the parts of a night ---
 
 
-@pytest.mark.usefixtures("custom_run")
-@pytest.mark.parametrize(
-    ("part", "view"),
-    [("refresh", "refreshes"), ("evaluate", "champion_evaluations")],
-)
+@pytest.mark.parametrize("part", ["refresh", "evaluate", "predict"])
 def test_each_part_is_started_with_the_pipeline_as_a_choice(
-    served: Served, ui: PrefectUI, part: str, view: str
+    served: Served, ui: PrefectUI, part: str, request: pytest.FixtureRequest
 ) -> None:
+    if part != "refresh":
+        request.getfixturevalue("custom_run")  # its night promotes a champion
     ui.open_custom_run(f"{part}/nightgate")
     assert ui.choices("pipeline") == ["careful", "endless", "reviews"]
     ui.choose("pipeline", "reviews")
     run = ui.submit_and_view()
     ui.wait_for_state("Completed", SECONDS_OF_A_NIGHT)
     ui.title().filter(has_text=f"reviews {part}: ").wait_for()
-    assert served.rows(f"SELECT * FROM {view} WHERE pipeline = 'reviews'")
     assert {"nightgate", "reviews"} <= set(served.run(run)["tags"])
+    if part == "predict":
+        assert (served.home.parent / "predicted.csv").is_file()
+    else:
+        view = {"refresh": "refreshes", "evaluate": "champion_evaluations"}[part]
+        assert served.rows(f"SELECT * FROM {view} WHERE pipeline = 'reviews'")
+
+
+# --- the list of runs ---
+
+WEEK = [f"2026-01-{day:02}" for day in range(6, 13)]
+
+
+def test_nights_are_told_apart_in_the_list_after_a_week(served: Served, ui: PrefectUI, tmp_path: Path) -> None:
+    for night in WEEK:
+        # On the third night nothing is good enough.
+        gate = {"min_f1": 1.0} if night == WEEK[2] else {}
+        served.start("nightly/nightgate", pipeline="reviews", night=night, training={"epochs": 1}, gate=gate)
+    ended = "SELECT night, status, test_f1 FROM nightly_runs WHERE pipeline = 'reviews' AND night > ?"
+    within(len(WEEK) * SECONDS_OF_A_NIGHT, lambda: len(served.ended(ended)) == len(WEEK), "the week")
+    cancelled = served.start("nightly/nightgate", pipeline="endless")
+    within(90, lambda: served.rows("SELECT 1 FROM run WHERE pipeline = 'endless'"), "the start of the endless night")
+    httpx.post(
+        f"{served.url}/api/flow_runs/{cancelled}/set_state",
+        json={"state": {"type": "CANCELLING"}},
+        headers=csrf_headers(served.url),
+        timeout=20,
+    ).raise_for_status()
+    within(90, lambda: served.run(cancelled)["state_type"] == "CANCELLED", "the end of the endless night")
+    [stopped] = served.rows("SELECT status FROM nightly_runs WHERE prefect_flow_run_id = ?", cancelled)
+    assert stopped["status"] == "cancelled"
+    week = {row["night"]: row for row in served.ended(ended)}
+    assert week[WEEK[2]]["status"] == "held"
+
+    ui.page.goto(f"{served.url}/v2/runs")
+    for night, row in week.items():
+        name = f"reviews {night}: {row['status']}, F1 {row['test_f1']:.4f}"
+        ui.main.get_by_role("link", name=name, exact=True).wait_for()
+    held = served.named(f"reviews {WEEK[2]}: held")
+    assert (held["state_name"], "held" in held["tags"], "reviews" in held["tags"]) == ("Held", True, True)
+    reconciles = [run for run in served.runs() if run["name"] == "reconcile"]
+    assert len(reconciles) <= 1
+    ui.page.screenshot(path=tmp_path / "runs.png")
 
 
 # --- the form ---

@@ -5,19 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deployments.catalog import PARTS
+from deployments.deploy import prefect_deployment
 from flows.evaluate import evaluate
+from flows.events import make_event, send
 from flows.predict import predict
 from flows.refresh import refresh
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
 from nightgate.home import Home
+from nightgate.pipeline_files import load_pipeline
 from tests.support.first_night import copy_first_night
 from tests.support.night import write_pipeline
+from tests.support.night_rows import within
 from tests.support.prefect_api import client, events
 
 pytestmark = [pytest.mark.flow, pytest.mark.process]
+
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
 def test_a_refresh_has_name_tags_and_rows_and_fails_visibly(
@@ -66,3 +74,23 @@ def test_a_prediction_says_what_it_wrote_and_fails_visibly(
     assert (failed.is_failed(), output.read_text(encoding="utf-8")) == (True, "something else\n")
     [event] = events(prefect_server, "nightgate.failed", "small")
     assert event["payload"]["error_type"] == "data"
+
+
+def test_the_automation_of_the_docs_predicts_with_a_new_champion(
+    prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(OPERATIONS.parents[1])
+    shared = next(part.shared([load_pipeline("sample")]) for part in PARTS if part.flow == "predict")
+    [code] = [block for block in OPERATIONS.read_text().split("```python\n")[1:] if "predict/nightgate" in block]
+    with temporary_settings({PREFECT_API_URL: prefect_server}), client(prefect_server) as prefect:
+        deployment_id = prefect_deployment(shared).apply()
+        exec(code.split("```")[0], {})
+        send(make_event("promoted", "sample", {"pipeline": "sample"}, None))
+        ours = DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
+        try:
+            [run] = within(30, lambda: prefect.read_flow_runs(deployment_filter=ours))
+        finally:
+            prefect.delete_deployment(deployment_id)
+            for one in prefect.read_automations_by_name("predict after a promotion"):
+                prefect.delete_automation(one.id)
+    assert run.parameters == {"pipeline": "sample"}
