@@ -18,7 +18,6 @@ import pandas as pd
 import pytest
 
 from nightgate.data.refresh import Refreshed, refresh
-from nightgate.data.rules import SPLITS
 from nightgate.data.snapshots import Snapshot, open_snapshot, write_snapshot
 from nightgate.errors import DataCheckError, DataError
 from nightgate.home import Home
@@ -52,13 +51,12 @@ class Shop:
 
 
 def night(day: int) -> Night:
-    return Night(date(2026, 3, day), "backfill", datetime(2026, 3, day, 3, 15, tzinfo=UTC))
+    return reviews.night(day - 1)
 
 
 def rows_of(snapshot: Snapshot) -> pd.DataFrame:
     """All rows by id, with their split."""
-    rows = pd.concat([snapshot.rows(split).assign(split=split) for split in SPLITS])
-    return rows.set_index("row_id").sort_index()
+    return reviews.all_rows(snapshot).set_index("row_id").sort_index()
 
 
 def placed(refreshed: Refreshed) -> Counter[str]:
@@ -330,7 +328,7 @@ def test_the_splits_of_a_snapshot_of_an_earlier_release_stay(shop: Callable[...,
     kettles = shop()
     kettles.write("a", reviews.rows(300))
     made = kettles.night(1).snapshot
-    rows = pd.concat([made.rows(split).assign(split=split) for split in SPLITS]).sort_values("fingerprint")
+    rows = reviews.all_rows(made).sort_values("fingerprint")
     turned = rows.assign(split=rows["split"].map({"train": "train", "validation": "test", "test": "validation"}))
     folder = kettles.home.snapshots / "kettles"
     shutil.rmtree(folder)

@@ -39,7 +39,7 @@ def refreshed_from(tmp_path: Path, home: Home) -> Any:
 
 
 def all_rows(refreshed: Refreshed) -> pd.DataFrame:
-    return pd.concat([refreshed.snapshot.rows(split).assign(split=split) for split in SPLITS], ignore_index=True)
+    return reviews.all_rows(refreshed.snapshot)
 
 
 def sides(refreshed: Refreshed) -> dict[str, str]:

@@ -6,8 +6,6 @@ import json
 import random
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,14 +41,9 @@ class Nights:
     def take_in(self, rows: Iterable[Row], *, file: str = "rows") -> pd.DataFrame:
         """The rows of the next night's snapshot, with `split`, after the file was written."""
         (self.folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        later = timedelta(days=len(self.snapshots))
-        night = replace(reviews.NIGHT, date=reviews.NIGHT.date + later, data_until=reviews.NIGHT.data_until + later)
+        night = reviews.night(len(self.snapshots))
         self.snapshots.append(refresh(self.pipeline, night, self.home, allowed=ALLOWED).snapshot)
-        return all_rows(self.snapshots[-1])
-
-
-def all_rows(snapshot: Snapshot) -> pd.DataFrame:
-    return pd.concat([snapshot.rows(split).assign(split=split) for split in SPLITS], ignore_index=True)
+        return reviews.all_rows(self.snapshots[-1])
 
 
 def row(number: int, text: str, **more: Any) -> Row:
@@ -65,7 +58,7 @@ def changed(before: pd.DataFrame, after: pd.DataFrame) -> int:
 
 def missed(snapshots: Iterable[Snapshot], last: Snapshot) -> int:
     """Test rows with an id, a text or letters and digits that an earlier snapshot trained on, but not marked so."""
-    seen = pd.concat([all_rows(one) for one in snapshots])
+    seen = pd.concat([reviews.all_rows(one) for one in snapshots])
     seen = seen[seen["split"] != "test"]
     test = last.rows("test")
     known = {name: set(seen[name]) for name in ("row_id", "fingerprint")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -12,22 +11,16 @@ import pytest
 from nightgate.data.columns import take
 from nightgate.data.deltas import TAKEN
 from nightgate.data.refresh import refresh
-from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, row_sums, snapshot_id
+from nightgate.data.snapshots import Snapshot, open_snapshot, row_sums, snapshot_id
 from nightgate.errors import SnapshotError
 from nightgate.home import Home
 from nightgate.registry import compaction
 from nightgate.registry.compaction import compact, read_forest
-from nightgate.schedule import Night
 from tests.support import reviews
 from tests.support.stopping import Killed, killed_at
 
 NIGHTS = 12
 PIPELINE = "kettles"
-
-
-def night(number: int) -> Night:
-    day = date(2026, 3, 1) + timedelta(days=number)
-    return Night(day, "backfill", datetime(day.year, day.month, day.day, 3, 15, tzinfo=UTC))
 
 
 def write_source(folder: Path, number: int) -> None:
@@ -43,11 +36,7 @@ def write_source(folder: Path, number: int) -> None:
 def take_in(home: Home, source: Path, number: int) -> Snapshot:
     write_source(source, number)
     pipeline = reviews.pipeline(reviews.files(source / "*.csv"))
-    return refresh(pipeline, night(number), home).snapshot
-
-
-def rows(snapshot: Snapshot) -> pd.DataFrame:
-    return pd.concat([snapshot.rows(split).assign(split=split) for split in SPLITS], ignore_index=True)
+    return refresh(pipeline, reviews.night(number), home).snapshot
 
 
 def identity(snapshot: Snapshot) -> str:
@@ -74,7 +63,7 @@ def test_joined_deltas_hold_the_same_snapshots(
     nights: dict[int, Snapshot], home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = home.snapshots / PIPELINE
-    before = {number: rows(snapshot) for number, snapshot in nights.items()}
+    before = {number: reviews.all_rows(snapshot) for number, snapshot in nights.items()}
     other = Home(tmp_path / "other", home.id)
     shutil.copytree(home.root, other.root)
     places = len(nights[11].chain().index(superseded=True)["place"])
@@ -87,7 +76,7 @@ def test_joined_deltas_hold_the_same_snapshots(
     assert len(deltas(home)) == 3
     for number, snapshot in nights.items():
         found = open_snapshot(snapshot.path, verify=True)
-        pd.testing.assert_frame_equal(rows(found), before[number])
+        pd.testing.assert_frame_equal(reviews.all_rows(found), before[number])
         assert identity(found) == found.id == snapshot.id
     # What came and went between two snapshots is gone.
     assert len(open_snapshot(nights[11].path).chain().index(superseded=True)["place"]) < places
@@ -96,7 +85,7 @@ def test_joined_deltas_hold_the_same_snapshots(
     source = tmp_path / "source"
     joined, apart = (take_in(one, source, NIGHTS) for one in (home, other))
     assert joined.id == apart.id
-    pd.testing.assert_frame_equal(rows(joined), rows(apart))
+    pd.testing.assert_frame_equal(reviews.all_rows(joined), reviews.all_rows(apart))
     assert joined.manifest["rows_duplicate"] == apart.manifest["rows_duplicate"]
 
 
@@ -128,7 +117,7 @@ def test_after_many_nights_there_are_few_deltas_and_the_rows_of_a_single_refresh
         rows_of_all.loc[number * 10, "text"] += f" Edited in night {number}."
         rows_of_all[:1000].to_csv(source / "first.csv", index=False)
         rows_of_all[1000 + 10 * number : 1010 + 10 * number].to_csv(source / f"night-{number:03d}.csv", index=False)
-        last = refresh(reviews.pipeline(reviews.files(source / "*.csv")), night(number), home).snapshot
+        last = refresh(reviews.pipeline(reviews.files(source / "*.csv")), reviews.night(number), home).snapshot
         kept.append(last.path)
         if len(kept) > 30:
             shutil.rmtree(kept.pop(0))
@@ -143,8 +132,8 @@ def test_after_many_nights_there_are_few_deltas_and_the_rows_of_a_single_refresh
     anew = Home(tmp_path / "anew", home.id)
     (anew.snapshots / PIPELINE).mkdir(parents=True)
     shutil.copytree(folder / "splits", anew.snapshots / PIPELINE / "splits")
-    fresh = refresh(reviews.pipeline(reviews.files(source / "*.csv")), night(149), anew).snapshot
-    assert set(rows(fresh)["text"]) == set(rows(open_snapshot(kept[-1]))["text"])
+    fresh = refresh(reviews.pipeline(reviews.files(source / "*.csv")), reviews.night(149), anew).snapshot
+    assert set(reviews.all_rows(fresh)["text"]) == set(reviews.all_rows(open_snapshot(kept[-1]))["text"])
 
 
 def test_a_last_snapshot_that_was_removed_from_outside_is_written_again(
@@ -155,7 +144,7 @@ def test_a_last_snapshot_that_was_removed_from_outside_is_written_again(
         shutil.rmtree(snapshot.path)
     assert compact(home.snapshots / PIPELINE)
     pipeline = reviews.pipeline(reviews.files(tmp_path / "source" / "*.csv"))
-    assert refresh(pipeline, night(NIGHTS), home).snapshot.id == nights[NIGHTS - 1].id
+    assert refresh(pipeline, reviews.night(NIGHTS), home).snapshot.id == nights[NIGHTS - 1].id
 
 
 @pytest.mark.faults

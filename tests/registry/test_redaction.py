@@ -6,7 +6,6 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from nightgate.errors import SnapshotError
 from nightgate.home import Home
 from nightgate.registry.compaction import read_forest
 from nightgate.registry.redaction import in_deltas, redact_deltas, rows_of
-from nightgate.schedule import Night
 from tests.support import reviews
 from tests.support.stopping import Killed, killed_at
 
@@ -51,9 +49,7 @@ def pipeline(source: Path, **changes: Any) -> Pipeline:
 
 
 def take_in(source: Path, home: Home, number: int) -> Refreshed:
-    day = date(2026, 3, 1) + timedelta(days=number)
-    night = Night(day, "backfill", datetime(day.year, day.month, day.day, 3, 15, tzinfo=UTC))
-    return refresh(pipeline(source), night, home)
+    return refresh(pipeline(source), reviews.night(number), home)
 
 
 @pytest.fixture

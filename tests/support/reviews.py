@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import pandas as pd
+
 from nightgate.config.pipeline import Pipeline
+from nightgate.data.rules import SPLITS
+from nightgate.data.snapshots import Snapshot
 from nightgate.pipeline_files import check_pipeline
 from nightgate.schedule import Night
 
 NIGHT = Night(date(2026, 3, 1), "backfill", datetime(2026, 3, 1, 3, 15, tzinfo=UTC))
+
+
+def night(number: int) -> Night:
+    """The night so many days after `NIGHT`."""
+    later = timedelta(days=number)
+    return replace(NIGHT, date=NIGHT.date + later, data_until=NIGHT.data_until + later)
+
+
+def all_rows(snapshot: Snapshot) -> pd.DataFrame:
+    """The rows of all splits, with `split`."""
+    return pd.concat([snapshot.rows(split).assign(split=split) for split in SPLITS], ignore_index=True)
 
 
 def rows(number: int = 120) -> list[dict[str, Any]]:
