@@ -1,4 +1,4 @@
-"""Automations of the Prefect server: end runs without a heartbeat, and call a webhook about nights.
+"""Automations of the Prefect server: end runs without a heartbeat, start nights on alarms, call a webhook about nights.
 
     python -m deployments.automations                # after `nightgate deploy`; may be repeated
     NIGHTGATE_WEBHOOK_URL=https://... python -m deployments.automations
@@ -19,12 +19,12 @@ from urllib.parse import urlsplit
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import CallWebhook, ChangeFlowRunState
+from prefect.events.actions import CallWebhook, ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.settings import PREFECT_UI_URL
 
 from deployments.catalog import NIGHTLY, TAG
-from flows.events import ENDED_NIGHTS, HEARTBEAT, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
+from flows.events import ENDED_NIGHTS, HEARTBEAT, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS, STARTED_NIGHTS, STARTING
 from flows.server_connection import running_server
 from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.settings import read_settings
@@ -40,7 +40,10 @@ longer crashes every run, and those that live end Completed. The database does n
 as dead after two minutes, and `reconcile` updates Prefect."""
 LATE = timedelta(minutes=60)
 """How late a night may be before the webhook is called."""
-REPORTED = ("promoted", "rolled_back", "frozen", "unfrozen", "held", "waiting", "failed", "missed", "stalled")
+REPORTED = (
+    *("promoted", "rolled_back", "frozen", "unfrozen", "held", "waiting", "failed", "missed", "stalled"),
+    *STARTING.values(),
+)
 """Events that call the webhook. Nights that are skipped, superseded or cancelled need no action."""
 
 _NIGHTS = {"prefect.resource.name": NIGHTLY, "prefect.resource.role": "flow"}
@@ -79,7 +82,8 @@ def install(
         ConfigurationError: No server answers, or the webhook's address is none.
     """
     with running_server() as api_url, get_client(sync_client=True) as client:
-        installed = [_put(client, lost_runs(silence, tag)), _put(client, lost_cancellations(silence, tag))]
+        always = (lost_runs(silence, tag), lost_cancellations(silence, tag), started_nights())
+        installed = [_put(client, one) for one in always]
         block_id = _webhook(client, webhook_url or read_settings().webhook_url.get_secret_value())
         if block_id is None:
             note = f"{SETTING} is not set"
@@ -135,6 +139,33 @@ def _silent(after: set[str], within: timedelta, tag: str, *more: dict[str, str])
         posture=Posture.Proactive,
         threshold=1,
         within=within,
+    )
+
+
+def started_nights() -> AutomationCore:
+    """Start a night on an alarm of the champion's evaluation, if the event names the deployment that starts it.
+
+    It does where the pipeline's `train_on` has the alarm, and the evaluation is not a night's own.
+    """
+    return AutomationCore(
+        name=STARTED_NIGHTS,
+        description="Starts a night on an alarm of the champion's evaluation that is in the pipeline's train_on.",
+        trigger=EventTrigger(
+            expect={f"nightgate.{name}" for name in STARTING.values()},
+            match={"prefect.resource.id": "nightgate.pipeline.*"},
+            match_related=[{"prefect.resource.id": "prefect.deployment.*", "prefect.resource.role": "deployment"}],
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            RunDeployment(
+                source="inferred",
+                parameters={
+                    "pipeline": "{{ event.resource.name }}",
+                    "alarm": "{{ event.event | replace('nightgate.', '') }}",
+                },
+            )
+        ],
     )
 
 
@@ -242,8 +273,8 @@ def _without_user(url: str) -> str:
 
 
 def _put(client: SyncPrefectClient, automation: AutomationCore) -> Installed:
-    names = (automation.name, FORMER_NAMES[automation.name])
-    existing = [one for name in names for one in client.read_automations_by_name(name)]
+    names = {automation.name, FORMER_NAMES.get(automation.name, automation.name)}
+    existing = [one for name in sorted(names) for one in client.read_automations_by_name(name)]
     if not existing:
         client.create_automation(automation)
         return Installed(automation.name, "created")

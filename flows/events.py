@@ -1,4 +1,4 @@
-"""Prefect events `nightgate.<status>` for every end of a night, to which automations and other deployments can react.
+"""Prefect events for every end of a night and alarm of the champion, to which automations and deployments can react.
 
 An event is made from the run's row, which is marked once the server has accepted it. An event that a dying process
 could not publish is published by the next run or `reconcile`. The report precedes it, on the page of the Prefect run.
@@ -12,8 +12,10 @@ every few minutes for each run that waits for an approval, and the automation th
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 import httpx
@@ -22,42 +24,75 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.filters import ArtifactFilter
 from prefect.events.schemas.events import Event, RelatedResource, Resource
 
+from flows.homes import deployments_of, own, own_tag
 from nightgate.database.transactions import Database
 from nightgate.errors import InternalError, NightgateError
 from nightgate.home import Home, open_home
 from nightgate.logs import without_secrets
+from nightgate.night.reasons import ALARMS
 from nightgate.operations.reconciliation import mark_announced, unannounced
+from nightgate.pipeline_files import load_by_name
 from nightgate.plain_text import with_form_fields
+from nightgate.registry import versions
 from nightgate.registry.approvals import open_approvals
+from nightgate.registry.versions import VersionRow
+from nightgate.runs import evaluations
+from nightgate.runs.evaluations import Evaluation
 from nightgate.runs.run_row import RunRow
+from nightgate.settings import read_settings
 
 log = logging.getLogger("nightgate.flows")
 
-
-def announce_ends(db: Database) -> None:
-    """Publish report and event of every end that was not published yet; one that fails is retried by the next call.
-
-    The server stores an event once, even if two processes publish it or its mark was lost.
-    """
-    for end in unannounced(db):
-        _show_report(db.home, end)
-        try:
-            send(_event_of(end))
-        except Exception as error:  # noqa: BLE001 - an event that cannot be sent must not fail the night
-            log.warning("the event of run %s was not published, the next run tries again: %s", end.run_id, error)
-            if not _concerns_this_event(error):
-                return
-        else:
-            mark_announced(db, end)
+StartingAlarm = Literal["", "champion_dropped", "drifted"]
+"""Names of events on which a night is started; '' for none."""
+STARTING = {"champion_dropped": "champion_dropped", "drift": "drifted"}
+"""The same by their names in `[schedule] train_on`."""
 
 
 def announce_own_ends() -> None:
-    """Publish the events of runs that have ended; what fails here is retried by the next run or by `reconcile`."""
+    """Publish what is pending in this process's home; what fails here is retried by the next run or by `reconcile`."""
     try:
         with Database.open(open_home()) as db:
-            announce_ends(db)
+            announce_all(db)
     except NightgateError as error:
-        log.warning("the completion event was not published, it will be retried: %s", error.reason)
+        log.warning("events were not published, they will be retried: %s", error.reason)
+
+
+def announce_all(db: Database) -> None:
+    """Publish reports and events of all ends and alarms that were not published yet; the next call retries the others.
+
+    The server stores an event once, even if two processes publish it or its mark was lost.
+    """
+    announce_ends(db)
+    announce_alarms(db)
+
+
+def announce_ends(db: Database) -> None:
+    """As `announce_all`, of ends."""
+    for end in unannounced(db):
+        _show_report(db.home, end)
+        if not _publish(f"run {end.run_id}", map(partial(_event_of, db), [end]), partial(mark_announced, db, end)):
+            return
+
+
+def announce_alarms(db: Database) -> None:
+    """As `announce_all`, of alarms of evaluations."""
+    for one in evaluations.unannounced(db):
+        about = f"the evaluation of {one.pipeline} on {one.snapshot_id}"
+        if not _publish(about, _events_of_alarms(db, one), partial(evaluations.mark_announced, db, one)):
+            return
+
+
+def _publish(about: str, found: Iterable[Event], mark: Callable[[], object]) -> bool:
+    """Send events and mark them as published. False: the server is away, and others would not get there either."""
+    try:
+        for event in found:
+            send(event)
+    except Exception as error:  # noqa: BLE001 - an event that cannot be sent must not fail the night
+        log.warning("an event of %s was not published, the next run tries again: %s", about, error)
+        return _concerns_this_event(error)
+    mark()
+    return True
 
 
 def _show_report(home: Home, end: RunRow) -> None:
@@ -134,14 +169,25 @@ def announce(name: str, pipeline: str, payload: dict[str, Any], flow_run_id: str
 
 
 def make_event(
-    name: str, pipeline: str, payload: dict[str, Any], flow_run_id: str | None, event_id: UUID | None = None
+    name: str,
+    pipeline: str,
+    payload: dict[str, Any],
+    flow_run_id: str | None,
+    event_id: UUID | None = None,
+    starts: UUID | None = None,
 ) -> Event:
-    """The event `nightgate.<name>` about a pipeline, with the tag and the flow run as related resources."""
+    """The event `nightgate.<name>` about a pipeline, with the tag and the flow run as related resources.
+
+    Args:
+        starts: The deployment that the automation for alarms starts on it.
+    """
     related = [{"prefect.resource.id": "prefect.tag.nightgate", "prefect.resource.role": "tag"}]
     if flow_run_id:
         related.append(
             {"prefect.resource.id": f"prefect.flow-run.{UUID(flow_run_id)}", "prefect.resource.role": "flow-run"}
         )
+    if starts:
+        related.append({"prefect.resource.id": f"prefect.deployment.{starts}", "prefect.resource.role": "deployment"})
     return Event(
         occurred=datetime.now(UTC),
         event=f"nightgate.{name}",
@@ -176,7 +222,21 @@ def next_step(end: RunRow) -> str:
     return end.next_step or usual.format(pipeline=end.pipeline, run_id=end.run_id)
 
 
-def _event_of(end: RunRow) -> Event:
+def hand_over(db: Database, version: VersionRow) -> dict[str, Any]:
+    """What another system needs to fetch a version, for the event of its promotion."""
+    return {
+        "model_version": version.version,
+        "run_id": version.run_id,
+        "test_f1": version.f1,
+        "base_model": version.base_model,
+        "base_model_revision": version.base_model_revision,
+        "home": str(db.home.root),
+        "path_in_home": version.path,
+        "path": str(db.home.absolute(version.path)),
+    }
+
+
+def _event_of(db: Database, end: RunRow) -> Event:
     payload = {
         "pipeline": end.pipeline,
         "night": end.night.isoformat(),
@@ -190,8 +250,69 @@ def _event_of(end: RunRow) -> Event:
         "model_version": end.model_version,
         "champion_version": end.champion_version,
     }
-    event_id = uuid5(NAMESPACE_URL, f"nightgate:{end.run_id}/{end.attempt}/{end.status}")
-    return make_event(end.status, end.pipeline, payload, end.prefect_flow_run_id, event_id)
+    if end.status == "promoted":
+        [own] = (one for one in versions.versions(db, end.pipeline) if one.version == end.model_version)
+        payload |= hand_over(db, own)
+    return make_event(end.status, end.pipeline, payload, end.prefect_flow_run_id, event_id(end))
+
+
+def event_id(end: RunRow) -> UUID:
+    """The id of the event of an end, however often it is sent."""
+    return uuid5(NAMESPACE_URL, f"nightgate:{end.run_id}/{end.attempt}/{end.status}")
+
+
+# --- alarms ---
+
+
+def _events_of_alarms(db: Database, one: Evaluation) -> Iterator[Event]:
+    """An event for each name in `train_on` that an alarm stands for; the first that is in `train_on` starts a night."""
+    payload = {
+        "pipeline": one.pipeline,
+        "model_version": one.model_version,
+        "snapshot_id": one.snapshot_id,
+        "evaluated_at": one.evaluated_at.isoformat(),
+        "run_id": one.run_id,
+        "rows": one.rows,
+        "f1": one.f1,
+        "f1_ci_low": one.f1_ci_low,
+        "f1_ci_high": one.f1_ci_high,
+        "alarms": list(one.alarms),
+        "reason": one.reason,
+        "next_step": f"nightgate run {one.pipeline}",
+    }
+    train_on = _train_on(db, one)
+    for name, event in STARTING.items():
+        if ALARMS[name].isdisjoint(one.alarms):
+            continue
+        starts = _deployment_of(one.pipeline) if name in train_on else None
+        if starts:
+            train_on = ()
+        event_id = uuid5(NAMESPACE_URL, f"nightgate:{one.pipeline}/{one.model_version}/{one.evaluated_at}/{event}")
+        yield make_event(event, one.pipeline, payload, None, event_id, starts)
+
+
+def _train_on(db: Database, one: Evaluation) -> Sequence[str]:
+    """The alarms on which a night is started now.
+
+    None where a night has evaluated, which trains itself or will not, or the champion has been replaced.
+    """
+    champion = versions.champion(db, one.pipeline)
+    if one.run_id is not None or champion is None or champion.version != one.model_version:
+        return ()
+    try:
+        return load_by_name(one.pipeline).schedule.train_on
+    except NightgateError as error:
+        log.warning("no night is started on alarms of %s: %s", one.pipeline, error.reason)
+        return ()
+
+
+def _deployment_of(pipeline: str) -> UUID | None:
+    """The deployment that starts a night of the pipeline: its own, in its queue, else the one for all."""
+    with get_client(sync_client=True) as client:
+        found = own(deployments_of(client, "nightly"), own_tag())
+    ours = [one for one in found if (one.parameters or {}).get("pipeline") == pipeline]
+    shared = [one for one in found if one.name == read_settings().name and not (one.parameters or {}).get("pipeline")]
+    return next((one.id for one in (*ours, *shared)), None)
 
 
 # --- heartbeats ---
@@ -202,6 +323,7 @@ LOST_RUNS = "nightgate: a run without a heartbeat has crashed"
 LOST_CANCELLATIONS = "nightgate: a run that is being cancelled without a heartbeat is cancelled"
 ENDED_NIGHTS = "nightgate: report how a night ended"
 LATE_NIGHTS = "nightgate: report that a night does not start"
+STARTED_NIGHTS = "nightgate: start a night on an alarm"
 
 
 def send_heartbeats(db: Database) -> None:

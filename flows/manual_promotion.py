@@ -13,13 +13,13 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.events import announce
+from flows.events import announce, hand_over
 from flows.homes import check_home_of_run
 from flows.run_end import rename_run
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
 from nightgate.home import Home, existing_home
-from nightgate.registry import champions
+from nightgate.registry import champions, versions
 from tasks.logs import failed, readable_logs
 
 PipelineName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -122,8 +122,10 @@ def _moved(
             home = existing_home()
             with Database.open(home) as db:
                 message = move(db, home)
+                champion = versions.champion(db, pipeline) if what in {"promoted", "rolled_back"} else None
+                model = hand_over(db, champion) if champion else {}
     except NightgateError as error:
         return failed(error)
     why = f"{message} ({requested_by.strip()}: {reason.strip()})"
-    announce(what, pipeline, {"pipeline": pipeline, "status": what, "reason": why}, runtime.flow_run.id)
+    announce(what, pipeline, {"pipeline": pipeline, "status": what, "reason": why, **model}, runtime.flow_run.id)
     return Completed(name=what.replace("_", " ").capitalize(), message=message)

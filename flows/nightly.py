@@ -17,7 +17,7 @@ from prefect.states import Cancelled
 
 from flows.approval import decide_when_resumed
 from flows.closed_console import survive_closed_console
-from flows.events import announce_own_ends, announce_stall, announce_unclaimed
+from flows.events import StartingAlarm, announce_own_ends, announce_stall, announce_unclaimed
 from flows.homes import check_home_of_run
 from flows.reconcile import newer_is_due, reconcile_after_crash
 from flows.run_end import broken, completed, name_by_status, rename_run, set_state
@@ -73,6 +73,7 @@ def nightly(
     gate: GateForm = AS_IN_FILE_GATE,
     allow_failed_checks: AllowedChecks = (),
     reason: FreeText = "",
+    alarm: StartingAlarm = "",
 ) -> State[Any]:
     """One night of a pipeline: the deployment's flow, with the form of the UI.
 
@@ -85,6 +86,8 @@ def nightly(
         gate: What a candidate must show, for this run only. Empty fields: as in the pipeline file.
         allow_failed_checks: Data checks that may fail tonight.
         reason: Why they may; stored with this run's id.
+        alarm: Set by the automation that starts a night on an alarm. It trains, unless nothing is new since the last
+            training, also when the night has ended.
     """
     try:
         check_home_of_run()
@@ -94,7 +97,7 @@ def nightly(
     except Exception as error:  # noqa: BLE001 - whatever it is, an event has to say that there is no night
         announce_unclaimed(pipeline, night, error, runtime.flow_run.id)
         return broken(error)
-    return _run(configuration, chosen, force, dry_run, allowed, nights_due())
+    return _run(configuration, chosen, force, dry_run, allowed, nights_due(), alarm)
 
 
 @flow(name="nightly", flow_run_name="{pipeline.name} {night.date}", persist_result=False)
@@ -106,13 +109,20 @@ def nightly_from_file(
 
 
 def _run(
-    pipeline: Pipeline, night: Night, force: bool, dry_run: bool, allowed: Allowed, due: frozenset[datetime]
+    pipeline: Pipeline,
+    night: Night,
+    force: bool,
+    dry_run: bool,
+    allowed: Allowed,
+    due: frozenset[datetime],
+    alarm: str = "",
 ) -> State[Any]:
     rename_run(f"{pipeline.name} {night.date}", pipeline.name)
     try:
         survive_closed_console()
         with readable_logs():
-            return completed(run_night(pipeline, night, force=force, dry_run=dry_run, allowed=allowed, due=due))
+            row = run_night(pipeline, night, force=force, dry_run=dry_run, allowed=allowed, due=due, alarm=alarm)
+            return completed(row)
     except (KeyboardInterrupt, TerminationSignal) as stop:
         # Raised, Prefect would say that the run has crashed.
         state: State[Any] = Cancelled(
@@ -129,7 +139,14 @@ def _run(
 
 
 def run_night(
-    pipeline: Pipeline, night: Night, *, force: bool, dry_run: bool, allowed: Allowed, due: frozenset[datetime]
+    pipeline: Pipeline,
+    night: Night,
+    *,
+    force: bool,
+    dry_run: bool,
+    allowed: Allowed,
+    due: frozenset[datetime],
+    alarm: str = "",
 ) -> RunRow:
     """One night from its claim to its end, which is announced as an event.
 
@@ -148,6 +165,7 @@ def run_night(
             night,
             force=force,
             dry_run=dry_run,
+            alarm=alarm,
             allowed=allowed,
             prefect_flow_run_id=flow_run_id,
             overtaken=newer_is_due(due, night.scheduled_for) if night.scheduled_for else "",

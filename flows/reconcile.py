@@ -30,7 +30,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from flows.events import announce_ends, heartbeat, send, send_heartbeats
+from flows.events import announce_all, heartbeat, send, send_heartbeats
 from flows.homes import check_home_of_run, nights_of, own, own_tag, pipeline_of
 from flows.server_checks import nights_of_home, waits_for
 from flows.server_connection import problem_of
@@ -161,7 +161,7 @@ def _report_to_server(db: Database, client: SyncPrefectClient, done: Done) -> No
     with done.part("states of Prefect's runs"):
         agree(db, client)
     with done.part("events of nights that have ended"):
-        announce_ends(db)
+        announce_all(db)
     with done.part("heartbeats of suspended runs"):
         send_heartbeats(db)
     with done.part("heartbeats of runs that wait for a slot"):
@@ -239,7 +239,7 @@ def reconcile_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[
             name = str(flow_run.parameters.get("pipeline"))
             reconciliation.finish_dead_runs(db, name)
             close_ended(db, name)
-            announce_ends(db)
+            announce_all(db)
     except Exception as error:  # noqa: BLE001 - a worker may not reach the database; the next reconcile does it
         log.warning("the row of run %s was not ended, the next reconcile does it: %s", flow_run.name, error)
 
@@ -304,6 +304,6 @@ def end_flow_runs() -> str:
         if problem := problem_of(client):
             return f"the Prefect server {problem}\n  then: `nightgate reconcile` ends the flow run"
         with Database.open(open_home()) as db:
-            announce_ends(db)
+            announce_all(db)
             agree(db, client)
     return ""

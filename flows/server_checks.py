@@ -28,7 +28,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows.events import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
+from flows.events import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS, STARTED_NIGHTS
 from flows.homes import deployments_of, described, is_foreign, nights_of, own, own_tag, pipeline_of
 from flows.server_access import access, access_findings, listeners, other_users
 from flows.server_connection import SECONDS, client_settings, configured_server, silence, usual_api
@@ -380,7 +380,7 @@ def _reconciler(client: SyncPrefectClient, nights: Sequence[Nightly]) -> Iterato
 def automations_finding(known: Iterable[tuple[str, bool]]) -> Finding:
     """Whether lost runs are ended and nights reported. `known` has each automation's name and whether it is enabled."""
     check, install = "automations", "python -m deployments.automations"
-    required, webhook = (LOST_RUNS, LOST_CANCELLATIONS), (ENDED_NIGHTS, LATE_NIGHTS)
+    required, webhook = (LOST_RUNS, LOST_CANCELLATIONS, STARTED_NIGHTS), (ENDED_NIGHTS, LATE_NIGHTS)
     ours = {name: enabled for name, enabled in known if name in {*required, *webhook}}
     if not ours:
         found = "none of Nightgate's: the run of a lost machine stays Running on the server"

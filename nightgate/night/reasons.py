@@ -117,7 +117,7 @@ def decide(facts: Facts, schedule: Schedule) -> Reasons:
     if oldest is not None and facts.champion_age is not None:
         found[f"champion {_days(facts.champion_age)} old"] = facts.champion_age >= oldest
     if facts.alarm:
-        found[f"started by {facts.alarm}"] = True
+        found[f"started by alarm {facts.alarm}"] = True
     if facts.rows.total:
         train = any(found.values())
         return Reasons(train, tuple(found), not train and facts.alarms is None and bool(schedule.train_on))

@@ -106,7 +106,7 @@ def refresh(run: NightRun) -> Snapshot:
 
 
 def evaluate(run: NightRun, snapshot: Snapshot) -> Evaluated:
-    """Evaluate champion and anchor on rows that came since they were chosen. A failure does not end the night."""
+    """Evaluate champion and anchor on rows that came since they were chosen. A failure is for `decide` to judge."""
     try:
         found = evaluate_champion(
             run.db,
@@ -118,7 +118,7 @@ def evaluate(run: NightRun, snapshot: Snapshot) -> Evaluated:
         )
     except (ModelError, RegistryError, SnapshotError, TrainingError) as error:
         log.warning("the champion was not evaluated: %s", error.reason)
-        return Evaluated(None)
+        return Evaluated(None, error.reason)
     if found:
         evaluations.record_of_night(run.db, run.run_id, run.attempt, found[0])
     return Evaluated(found)
@@ -128,6 +128,9 @@ def decide(run: NightRun, snapshot: Snapshot, evaluated: Evaluated) -> RunRow | 
     """End the night if it has no reason to train; None: the run goes on.
 
     A run that goes on supersedes candidates of earlier nights that still wait for an approval.
+
+    Raises:
+        ModelError: the champion's evaluation, on which it depends, has failed.
     """
     in_spreads = run.pipeline.gate.margin_unit == "seed_spread"
     spread = seed_study.newest_spread(run.db, run.pipeline) if in_spreads else None
@@ -135,6 +138,11 @@ def decide(run: NightRun, snapshot: Snapshot, evaluated: Evaluated) -> RunRow | 
     decision = reasons.decide(reasons.gather(run, snapshot, found, evaluated.alarms), run.pipeline.schedule)
     records.record_reasons(run.db, run.run_id, run.attempt, found, str(decision))
     log.info("%s: %s", "trains" if decision.train else "skipped", decision)
+    if decision.undecided:
+        raise ModelError(
+            f"the champion was not evaluated, and a reason of train_on may hold: {evaluated.flaw}",
+            next_step=f"mend it and retry, or train without it: nightgate run {run.pipeline.name} --force",
+        )
     if not decision.train:
         # Of a night that has a result already, which the row of another alarm must not hide.
         return run.finish("superseded" if run.alarm else "skipped", str(decision))

@@ -24,6 +24,8 @@ class Evaluated:
 
     found: tuple[Evaluation, ...] | None
     """Empty without a champion; None: they could not be evaluated."""
+    flaw: str = ""
+    """Why not."""
 
     @property
     def alarms(self) -> frozenset[str] | None:

@@ -107,11 +107,12 @@ def checks(facts: ReportFacts) -> tuple[list[tuple[str, str, str]], str]:
 
 
 def evidence(facts: ReportFacts) -> list[tuple[str, str]]:
-    """Name and sentence of what the decision rests on: test window, power, anchor, fresh rows, spread of the seeds.
+    """Name and sentence of what the night rests on: reasons to train, test window, power, anchor, fresh rows, seeds.
 
     Runs of older versions of Nightgate recorded none of it.
     """
     found = {
+        "Trained for": "" if facts.run["status"] == "skipped" else facts.run["reasons"],
         "Test window": _window(facts.run),
         "Power": unstated(_power(facts.run), facts.run["reason"]),
         "Anchor": _anchor(facts.run),

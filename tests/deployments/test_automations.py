@@ -17,6 +17,7 @@ import httpx
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.schemas.events import Event, RelatedResource, Resource
 from prefect.server.events.schemas.automations import AutomationCore as ServerAutomation
@@ -33,6 +34,7 @@ from flows.events import (
     LATE_NIGHTS,
     LOST_CANCELLATIONS,
     LOST_RUNS,
+    STARTED_NIGHTS,
     heartbeat,
     make_event,
     send,
@@ -74,6 +76,11 @@ def test_a_run_that_ended_or_waits_needs_no_heartbeat(name: str) -> None:
         assert trigger.starts_after(sign)
         assert trigger.expects(sign)
     assert trigger.expects(HEARTBEAT)
+
+
+@flow(name="nightly")
+def stand_in(pipeline: str = "", alarm: str = "") -> None:
+    """A flow with the name of the nights; never run here."""
 
 
 @dataclass
@@ -128,11 +135,12 @@ def test_without_an_address_the_webhook_is_not_installed_and_the_rest_is(api: Sy
     assert {name: one.outcome for name, one in done.items()} == {
         LOST_RUNS: "created",
         LOST_CANCELLATIONS: "created",
+        STARTED_NIGHTS: "created",
         ENDED_NIGHTS: "not installed",
         LATE_NIGHTS: "not installed",
     }
     assert "NIGHTGATE_WEBHOOK_URL" in done[ENDED_NIGHTS].note
-    assert {one.name for one in api.read_automations()} == {LOST_RUNS, LOST_CANCELLATIONS}
+    assert {one.name for one in api.read_automations()} == {LOST_RUNS, LOST_CANCELLATIONS, STARTED_NIGHTS}
 
 
 def test_an_invalid_address_is_refused_and_not_shown(api: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +156,7 @@ def test_installing_again_leaves_one_of_each_and_a_disabled_one_disabled(
 ) -> None:
     install(webhook_url=receiver.url)
     before = {one.name: one.id for one in api.read_automations()}
-    assert set(before) == {LOST_RUNS, LOST_CANCELLATIONS, ENDED_NIGHTS, LATE_NIGHTS}
+    assert set(before) == {LOST_RUNS, LOST_CANCELLATIONS, STARTED_NIGHTS, ENDED_NIGHTS, LATE_NIGHTS}
     assert {one.outcome for one in install()} == {"unchanged"}
     api.pause_automation(before[LOST_RUNS])
     assert [one.note for one in install() if one.name == LOST_RUNS] == ["stays disabled"]
@@ -156,6 +164,7 @@ def test_installing_again_leaves_one_of_each_and_a_disabled_one_disabled(
     assert changed == {
         LOST_RUNS: "updated",
         LOST_CANCELLATIONS: "updated",
+        STARTED_NIGHTS: "unchanged",
         ENDED_NIGHTS: "unchanged",
         LATE_NIGHTS: "updated",
     }
@@ -238,6 +247,22 @@ def test_an_end_of_a_night_reaches_the_webhook_with_reason_and_next_step(
     assert receiver.sent(pipeline="shop", status="skipped") is None
 
 
+def test_an_alarm_starts_the_night_that_it_names_once_and_other_events_start_none(api: SyncPrefectClient) -> None:
+    install()
+    deployed = api.create_deployment(api.create_flow(stand_in), name="alarmed", tags=["home:1"])
+    time.sleep(1)
+    alarm = make_event("drifted", "shop", {}, None, starts=deployed)
+    for event in (make_event("drifted", "other", {}, None), make_event("held", "shop", {}, None, starts=deployed)):
+        send(event)
+    for _ in range(2):  # as by two processes at once
+        send(alarm)
+    of_it = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployed]))
+    within(20, lambda: api.read_flow_runs(flow_run_filter=of_it), "the night")
+    time.sleep(2)
+    [run] = api.read_flow_runs(flow_run_filter=of_it)
+    assert run.parameters == {"pipeline": "shop", "alarm": "drifted"}
+
+
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_a_heartbeat_is_sent_for_a_run_that_waits_and_not_for_one_that_ended(
     api: SyncPrefectClient, database: Database
@@ -266,11 +291,6 @@ def test_a_heartbeat_is_sent_for_a_run_that_waits_and_not_for_one_that_ended(
 
 SHORT = timedelta(seconds=10)
 """The least that Prefect accepts."""
-
-
-@flow(name="nightly")
-def stand_in() -> None:
-    """A flow with the name of the nights; never run here."""
 
 
 def started(api: SyncPrefectClient, name: str, tags: tuple[str, ...] = (TAG,)) -> FlowRun:

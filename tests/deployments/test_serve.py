@@ -36,7 +36,7 @@ from prefect.states import Cancelling, Scheduled
 from deployments.catalog import PARTS
 from deployments.deploy import prefect_deployment
 from deployments.serve import make_runner, serve_pipelines
-from flows.events import LOST_CANCELLATIONS, LOST_RUNS
+from flows.events import LOST_CANCELLATIONS, LOST_RUNS, STARTED_NIGHTS
 from flows.nightly import nightly
 from flows.server_connection import answers
 from nightgate.database.connection import database_url
@@ -400,7 +400,7 @@ def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both_and_
         assert settings["analytics_enabled"] is False
         with client(f"{url}/api") as prefect:
             automations = prefect.request("POST", "/automations/filter", json={}).json()
-        assert {one["name"] for one in automations} == {LOST_RUNS, LOST_CANCELLATIONS}
+        assert {one["name"] for one in automations} == {LOST_RUNS, LOST_CANCELLATIONS, STARTED_NIGHTS}
         everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         assert len(everybody) >= 2
         sockets = [socket for one in everybody for socket in one.net_connections()]

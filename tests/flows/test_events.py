@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -18,13 +19,18 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows.events import announce_ends, announce_stall, next_step
+from flows.events import announce_alarms, announce_ends, announce_stall, next_step
+from flows.homes import own_tag
+from flows.nightly import nightly
 from nightgate.database.schema import STATUSES, Run
 from nightgate.database.transactions import Database
-from nightgate.runs import lifecycle
+from nightgate.runs import evaluations, lifecycle
+from nightgate.runs.evaluations import Evaluation
 from nightgate.runs.run_row import RunRow
 from tests.support import night_rows
-from tests.support.prefect_api import events
+from tests.support.night import write_pipeline
+from tests.support.night_rows import within
+from tests.support.prefect_api import client, events
 
 
 @pytest.mark.parametrize("status", sorted(set(STATUSES) - {"running"}))
@@ -134,6 +140,70 @@ def test_an_event_that_was_not_accepted_is_sent_again_and_a_refused_one_stops_no
     assert nights(again) == [f"2026-03-{day}" for day in ("02", "03") if day not in days or day == "02"]
     announced = database.frame("SELECT night FROM run WHERE announced_at IS NOT NULL")
     assert len(announced) == 3
+
+
+def evaluation(database: Database, *, snapshot: str, run_id: str | None = None) -> Evaluation:
+    """A stored evaluation of the champion that raised two alarms."""
+    found = Evaluation(
+        pipeline="reviews",
+        snapshot_id=snapshot,
+        model_version=1,
+        role="champion",
+        evaluated_at=datetime.now(UTC),
+        rows_from=None,
+        rows_to=None,
+        rows=400,
+        reason="F1 fell to 0.3",
+        f1=0.3,
+        alarms=("below_min_f1", "drifted"),
+        run_id=run_id,
+    )
+    return evaluations.record(database, found, {}, [], "weighted")
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_an_alarm_names_the_deployment_that_starts_a_night_once_and_not_from_within_a_night(
+    prefect_server: str, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, version = night_rows.judged_version(database)
+    night_rows.promote_itself(database, run, version)
+    file = write_pipeline(tmp_path, "reviews")
+    train_on = 'train_on = ["drift", "champion_dropped"]'
+    file.write_text(f"{file.read_text()}[schedule]\n{train_on}\n")
+    monkeypatch.setenv("NIGHTGATE_PIPELINES", str(tmp_path))
+    with client(prefect_server) as prefect:
+        own = {"name": "reviews", "parameters": {"pipeline": "reviews"}, "tags": [own_tag()]}
+        deployed = prefect.create_deployment(prefect.create_flow(nightly), **own)
+    evaluation(database, snapshot="s-1", run_id=run.run_id)
+    evaluation(database, snapshot="s-2")
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        announce_alarms(database)
+    assert evaluations.unannounced(database) == []
+
+    def starts(name: str) -> dict[str, list[str]]:
+        """The deployments that the events of this name start, by snapshot."""
+        return {
+            event["payload"]["snapshot_id"]: [
+                one["prefect.resource.id"] for one in event["related"] if one["prefect.resource.role"] == "deployment"
+            ]
+            for event in events(prefect_server, name, "reviews")
+        }
+
+    assert starts("nightgate.champion_dropped") == {"s-1": [], "s-2": [f"prefect.deployment.{deployed}"]}
+    assert starts("nightgate.drifted") == {"s-1": [], "s-2": []}
+    # Its night may be started any number of days later: the champion is another one then.
+    second, better = night_rows.judged_version(database, 1)
+    night_rows.promote_itself(database, second, better, expected=version)
+    evaluation(database, snapshot="s-3")
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        announce_alarms(database)
+
+    def third() -> list[str] | None:
+        return starts("nightgate.champion_dropped").get("s-3")
+
+    within(10, lambda: third() is not None)
+    assert third() == []
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)

@@ -73,6 +73,9 @@ def test_promotions_and_rollbacks_from_the_form_are_audited(two_versions: Home, 
     [sent] = events(prefect_server, "nightgate.rolled_back", "reviews")
     assert "worse on returns" in sent["payload"]["reason"]
     assert sent["resource"]["prefect.resource.id"] == "nightgate.pipeline.reviews"
+    handed = {name: sent["payload"][name] for name in ("model_version", "home", "path_in_home", "path")}
+    home, path = two_versions.root, sent["payload"]["path_in_home"]
+    assert handed == {"model_version": 1, "home": str(home), "path_in_home": path, "path": str(home / path)}
     assert {one["prefect.resource.role"] for one in sent["related"]} >= {"flow-run", "tag"}
 
 

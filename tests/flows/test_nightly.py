@@ -42,7 +42,8 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.nightly import announce_own_ends, nightly, nightly_from_file
+from flows.events import announce_own_ends
+from flows.nightly import nightly, nightly_from_file
 from flows.reconcile import due_nights, newer_is_due
 from flows.server_connection import answers, stranger
 from flows.server_connection import prefect_server as server_for_a_run
@@ -53,6 +54,7 @@ from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
 from nightgate.errors import DatabaseError, DataError, NightgateError, SourceUnavailableError
 from nightgate.home import Home, open_home
+from nightgate.models import version_folder
 from nightgate.night.night import run_night
 from nightgate.night.run import open_night
 from nightgate.pipeline_files import load_pipeline
@@ -237,6 +239,7 @@ def test_the_end_of_a_night_is_an_event_that_carries_the_reason(twins: Twins, pr
     assert event["payload"]["night"] == NIGHT
     assert event["payload"]["reason"] in str(twins.state.message)
     assert event["payload"]["next_step"] == "nothing to do; `nightgate rollback small --reason TEXT` undoes it"
+    assert version_folder.verify_version(Path(event["payload"]["path"]))["version"] == event["payload"]["model_version"]
     assert rows(twins.in_flow, "SELECT announced_at FROM nightly_runs")["announced_at"].notna().all()
 
 

@@ -21,7 +21,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
-from flows.events import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS
+from flows.events import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS, STARTED_NIGHTS
 from flows.reconcile import end_flow_runs, reconcile_now
 from flows.server_access import Access, access, access_findings, is_loopback
 from flows.server_checks import (
@@ -312,7 +312,7 @@ def test_loopback_addresses_are_recognised(host: str, is_ours: bool) -> None:
     assert is_loopback(host) is is_ours
 
 
-REQUIRED, WEBHOOK = [LOST_RUNS, LOST_CANCELLATIONS], [ENDED_NIGHTS, LATE_NIGHTS]
+REQUIRED, WEBHOOK = [LOST_RUNS, LOST_CANCELLATIONS, STARTED_NIGHTS], [ENDED_NIGHTS, LATE_NIGHTS]
 
 
 @pytest.mark.parametrize(
@@ -320,10 +320,10 @@ REQUIRED, WEBHOOK = [LOST_RUNS, LOST_CANCELLATIONS], [ENDED_NIGHTS, LATE_NIGHTS]
     [
         ([], ["another's"], "warning", "none"),
         (REQUIRED, ["another's"], "ok", "NIGHTGATE_WEBHOOK_URL"),
-        (REQUIRED + WEBHOOK, [], "ok", "4"),
-        ([LOST_CANCELLATIONS, *WEBHOOK], [], "warning", f"missing: {LOST_RUNS}"),
+        (REQUIRED + WEBHOOK, [], "ok", "5"),
+        ([*REQUIRED[1:], *WEBHOOK], [], "warning", f"missing: {LOST_RUNS}"),
         ([*REQUIRED, LATE_NIGHTS], [], "warning", f"missing: {ENDED_NIGHTS}"),
-        ([LOST_CANCELLATIONS], [LOST_RUNS], "warning", f"disabled: {LOST_RUNS}"),
+        (REQUIRED[1:], [LOST_RUNS], "warning", f"disabled: {LOST_RUNS}"),
     ],
 )
 def test_missing_and_disabled_automations_are_warnings(

@@ -21,7 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
-from flows.events import _event_of
+from flows.events import event_id
 from flows.reconcile import reconcile_now
 from nightgate.cli.app import app
 from nightgate.database.transactions import Database
@@ -148,7 +148,7 @@ def test_each_way_finishes_what_a_killed_night_left(
         print("\n".join(lines))
     assert wrong == [], "\n".join(wrong)
     assert len(lines) > {"promoted": 45, "held": 25, "waiting": 25, "skipped": 5}[end]
-    ids, run_ids = {str(_event_of(one).id) for one in ends}, {one.run_id for one in ends}
+    ids, run_ids = {str(event_id(one)) for one in ends}, {one.run_id for one in ends}
     with suppress(AssertionError):  # the comparison shows which
         within(60, lambda: set(events(prefect_server, run_ids)) == ids)
     assert Counter(events(prefect_server, run_ids)) == Counter(ids)

@@ -289,7 +289,7 @@ def test_rows_of_nights_that_were_skipped_or_failed_add_up_and_a_repeated_alarm_
     growing.file.write_text("\n".join([head, first[:-1] + ("1" if first[-1] != "1" else "2"), *rest[:-2], ""]))
     assert growing.night() == "skipped: 0 new rows, 1 corrected, 2 removed (trains at 500)"
     by_alarm = growing.night(alarm="drifted")
-    assert by_alarm == "held: 0 new rows, 1 corrected, 2 removed (trains at 500), started by drifted"
+    assert by_alarm == "held: 0 new rows, 1 corrected, 2 removed (trains at 500), started by alarm drifted"
     assert growing.night(alarm="drifted").startswith("superseded: nothing is new since the night of")
 
 

@@ -145,6 +145,7 @@ def published_night(
         champion_f1=0.5404,
         f1_delta=0.0031,
         model_version=2,
+        reasons="212 new rows (trains at 1)",
         device="NVIDIA H200",
         precision="bf16",
         engine="packed",
