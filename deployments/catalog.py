@@ -87,6 +87,8 @@ class Deployment:
     """The choices of its parameter `pipeline`, where it is one."""
     cron: str = ""
     timezone: str = "UTC"
+    form_of: Pipeline | None = None
+    """Whose values the form of a custom run shows; None: it cannot know them."""
 
     @property
     def full_name(self) -> str:
@@ -121,6 +123,7 @@ class Part:
             parameters={"pipeline": pipeline.name},
             cron=self.cron(pipeline.schedule),
             timezone=pipeline.schedule.timezone,
+            form_of=pipeline if self.flow == NIGHTLY else None,
         )
 
     def shared(self, pipelines: Sequence[Pipeline]) -> Deployment:

@@ -39,6 +39,7 @@ from deployments.catalog import (
     without_cron,
 )
 from flows.homes import PLACE, deployments_of, described, home_in, is_foreign, pipeline_of, tag_of
+from flows.run_form import form_of
 from flows.server_checks import worker_command
 from flows.server_connection import running_server
 from nightgate.config.pipeline import Pipeline
@@ -200,12 +201,14 @@ def prefect_deployment(
         else None,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    form = deployment._parameter_openapi_schema
     if one.pipelines:
         known = before.parameter_openapi_schema if before else None
-        schema = deployment._parameter_openapi_schema
-        schema.properties["pipeline"].pop("default", None)
-        schema.properties["pipeline"]["enum"] = sorted({*one.pipelines, *_choices(known or {})})
-        schema.required = sorted({*schema.required, "pipeline"})
+        form.properties["pipeline"].pop("default", None)
+        form.properties["pipeline"]["enum"] = sorted({*one.pipelines, *_choices(known or {})})
+        form.required = sorted({*form.required, "pipeline"})
+    if one.form_of is not None:
+        form.definitions = form_of(one.form_of, form.definitions)
     return deployment
 
 

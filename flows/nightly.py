@@ -31,6 +31,7 @@ from flows.run_form import (
     PipelineName,
     TrainingForm,
     chosen_settings,
+    show_values_from_now_on,
 )
 from flows.which_night import night_of_this_run, nights_due
 from nightgate.config.checks import NONE_ALLOWED, Allowed
@@ -94,6 +95,8 @@ def nightly(
         configuration = load_by_name(pipeline, chosen_settings(training, gate))
         chosen = night_of_this_run(configuration, night)
         allowed = Allowed.named(allow_failed_checks, f"Prefect run {runtime.flow_run.id}", reason)
+        if runtime.deployment.id is not None:
+            show_values_from_now_on(load_by_name(pipeline))
     except Exception as error:  # noqa: BLE001 - whatever it is, an event has to say that there is no night
         announce_unclaimed(pipeline, night, error, runtime.flow_run.id)
         return broken(error)

@@ -32,6 +32,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows.events import announce_all, heartbeat, send, send_heartbeats
 from flows.homes import check_home_of_run, nights_of, own, own_tag, pipeline_of
+from flows.run_form import show_values
 from flows.server_checks import nights_of_home, waits_for
 from flows.server_connection import problem_of
 from nightgate.database.transactions import Database
@@ -152,6 +153,9 @@ def _end_by_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
                 else:
                     due = _due(client, deployment.id)
                     done.ended += reconciliation.record_missed(db, pipeline, datetime.now(UTC) - LATE, still_due=due)
+            if deployment is not None:
+                with done.part(f"form of {pipeline.name}"):
+                    show_values(client, deployment, pipeline)
     with done.part("cancelled runs"):
         done.ended += obey_cancels(db, client)
 

@@ -84,13 +84,17 @@ def _show_check(configuration: Pipeline, output: Format) -> None:
     else:
         with Database.open(home) as db:
             facts = check(configuration, db)
-    model = readiness.base_model(configuration, readiness.Hub(SECONDS))
-    frame = pd.DataFrame([vars(fact) for fact in (*facts, Fact("model", "base_model", model.status, model.found))])
+    hub = readiness.Hub(SECONDS)
+    needs = [("base_model", readiness.base_model(configuration, hub))]
+    needs += (("metrics", one) for one in readiness.own_metrics(configuration, hub))
+    found = [Fact("model", name, one.status, one.found) for name, one in needs]
+    frame = pd.DataFrame([vars(fact) for fact in (*facts, *found)])
     if output is Format.table:
         frame["value"] = [f"{value:,}" if isinstance(value, int) else value for value in frame["value"]]
     show(frame, output)
-    if model.status == "problem":
-        say(f"a night cannot start: {model.found}\n  next: {model.remedy}", err=True)
+    for _, one in needs:
+        if one.status == "problem":
+            say(f"a night cannot start: {one.found}\n  next: {one.remedy}", err=True)
     if failing := [fact.name for fact in facts if fact.value == FAILS]:
         names = " --allow-failed-check ".join(failing)
         say(

@@ -12,6 +12,8 @@ ShippedMetric = Literal[
     "accuracy", "balanced_accuracy", "cohen_kappa", "f1", "mae", "matthews_correlation", "mse", "precision", "recall"
 ]
 """Metrics that come with the package."""
+LOCAL_MODEL = ("package:", ".", "/", "~")
+"""How a base model begins that is not of the hub."""
 
 
 class Training(Section):
@@ -66,7 +68,7 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _revision_has_a_hub(self) -> Training:
-        if self.base_model_revision and self.base_model.startswith(("package:", ".", "/", "~")):
+        if self.base_model_revision and self.base_model.startswith(LOCAL_MODEL):
             raise ValueError(f"base_model_revision is for models of the hub, not for {self.base_model!r}")
         return self
 

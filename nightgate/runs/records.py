@@ -17,16 +17,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.config.checks import NONE_ALLOWED, Allowed
-from nightgate.database.column_types import OfAttempt
 from nightgate.database.data_schema import DriftRow
 from nightgate.database.gate_schema import JointOutcome
-from nightgate.database.metric_schema import ConfusionCell, EpochMetric, SliceMetric
 from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import Epoch, GateCheck, Run, Snapshot
 from nightgate.database.transactions import Database
@@ -34,6 +32,7 @@ from nightgate.errors import DataError
 from nightgate.gate.joint_counts import joint_outcomes
 from nightgate.metrics.comparability import metric_key
 from nightgate.runs import refresh_records
+from nightgate.runs.epoch_details import add_details, count_of
 from nightgate.runs.lifecycle import attempt_of, fenced
 from nightgate.runs.refresh_records import Finder
 
@@ -146,7 +145,7 @@ def record_failed_refresh(
 
 def has_drift(db: Database, run_id: str) -> bool:
     """Whether the drift of the run's night is recorded."""
-    return bool(db.read(lambda session: session.scalar(_count(DriftRow, run_id=run_id))))
+    return bool(db.read(lambda session: session.scalar(count_of(DriftRow, run_id=run_id))))
 
 
 def record_drift(db: Database, run_id: str, attempt: int, found: Sequence[tuple[str, DriftStatistic]]) -> None:
@@ -239,7 +238,7 @@ def record_epoch(
                 recorded_at=datetime.now(UTC),
             )
         )
-        _add_details(session, run, key | {"split": "validation"}, slices, confusion, report.metrics)
+        add_details(session, run, key | {"split": "validation"}, slices, confusion, report.metrics)
 
     db.write(work)
 
@@ -277,7 +276,7 @@ def record_test(
         run = fenced(session, run_id, attempt)
         run.best_epoch = best_epoch
         place = {"run_id": run_id, "attempt": attempt, "epoch": best_epoch, "split": "test"}
-        _add_details(session, run, place, slices, confusion, metrics)
+        add_details(session, run, place, slices, confusion, metrics)
 
     db.write(work)
 
@@ -303,7 +302,7 @@ def record_decision(
         run.verdict, run.reason = decision.verdict, decision.reason
         if evidence is not None:
             _add_measured(run, evidence, decision.measured, scores)
-        if session.scalar(_count(GateCheck, run_id=run_id, attempt=attempt)):
+        if session.scalar(count_of(GateCheck, run_id=run_id, attempt=attempt)):
             return
         place = {"run_id": run_id, "attempt": attempt}
         for position, check in enumerate(decision.checks):
@@ -346,48 +345,6 @@ def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scor
     run.metric_key = metric_key(
         evidence.test_version, evidence.label_names, average, policy["test_window"], policy["min_test_rows"]
     )
-
-
-def _add_details(
-    session: Session,
-    run: Run,
-    place: dict[str, Any],
-    slices: Sequence[SliceScore],
-    confusion: NDArray[np.int64] | None,
-    metrics: Sequence[MetricValue],
-) -> None:
-    """Insert slices, confusion counts and own metrics of one epoch and split, unless they are recorded already."""
-    average = cast("Average", run.average)
-    if slices and not session.scalar(_count(SliceMetric, **place)):
-        rows = [
-            place
-            | {
-                "slice_name": one.slice_name,
-                "slice_value": one.slice_value,
-                "support": one.scores.support,
-                "accuracy": one.scores.accuracy,
-                "f1": one.scores.f1(average),
-                "precision": one.scores.precision(average),
-                "recall": one.scores.recall(average),
-            }
-            for one in slices
-        ]
-        session.execute(sa.insert(SliceMetric), rows)
-    if confusion is not None and not session.scalar(_count(ConfusionCell, **place)):
-        names = run.label_names
-        assert confusion.shape == (len(names), len(names)), f"{confusion.shape} for {len(names)} labels"
-        cells = [
-            place | {"true_label": true, "predicted_label": predicted, "count": int(confusion[row, column])}
-            for row, true in enumerate(names)
-            for column, predicted in enumerate(names)
-        ]
-        session.execute(sa.insert(ConfusionCell), cells)
-    if metrics and not session.scalar(_count(EpochMetric, **place)):
-        session.execute(sa.insert(EpochMetric), [place | one.to_json() for one in metrics])
-
-
-def _count(table: type[OfAttempt], **place: Any) -> sa.Select[Any]:
-    return sa.select(sa.func.count()).select_from(table).filter_by(**place)
 
 
 def _nonfinite(values: dict[str, float | None]) -> str:

@@ -28,7 +28,6 @@ import httpx
 import psutil
 import pytest
 
-from flows.run_form import GateForm, TrainingForm
 from tests.conftest import csrf_headers, free_port
 from tests.support.night import command, write_pipeline
 from tests.support.prefect_ui import INSTALL, PrefectUI, browser_path, chromium
@@ -304,12 +303,21 @@ def test_nights_are_told_apart_in_the_list_after_a_week(served: Served, ui: Pref
 # --- the form ---
 
 
-def test_custom_run_shows_every_field_with_its_description_bounds_and_choices(ui: PrefectUI) -> None:
+def test_custom_run_shows_every_field_with_the_files_value_its_bounds_and_choices(
+    served: Served, ui: PrefectUI
+) -> None:
+    deployment = httpx.get(f"{served.url}/api/deployments/name/nightly/reviews", timeout=20).json()
     ui.open_custom_run("reviews")
     for name in ("night", "force", "dry_run"):
         ui.page.get_by_text(f"{name} (Optional)", exact=True).wait_for()
-    for form in (TrainingForm, GateForm):
-        for name, field in form.model_json_schema()["properties"].items():
+    assert ui.page.get_by_text("more (Optional)", exact=True).count() == 2
+    # The file's own, which are not the defaults.
+    own = {"epochs": "2", "learning_rate": "0.001", "max_length": "32", "policy": "threshold_only"}
+    for name, value in own.items():
+        assert ui.block(name).get_by_text(f"Empty: {value}, as in the file of reviews.").is_visible()
+    for form in ("TrainingForm", "GateForm"):
+        shown = deployment["parameter_openapi_schema"]["definitions"][form]["properties"]
+        for name, field in ({key: shown[key] for key in shown if key != "more"} | shown["more"]["properties"]).items():
             ui.page.get_by_text(f"{name} (Optional)", exact=True).wait_for()
             assert ui.page.get_by_text(field["description"], exact=True).is_visible(), name
             if field.get("type") in {"integer", "number"}:
@@ -324,6 +332,9 @@ def test_custom_run_shows_every_field_with_its_description_bounds_and_choices(ui
                 assert ui.choices(name) == [str(one).lower() for one in field["enum"]], name
     # Two kinds of a value are two tabs, and nothing but the choice of the night has an empty one.
     assert [ui.page.get_by_role("tab", name=kind).count() for kind in ("a number", "majority", "model")] == [2, 1, 1]
+    # What people change first is above the rest of its part.
+    above = [ui.field(name).bounding_box() for name in ("epochs", "learning_rate", "max_train_rows", "batch_size")]
+    assert [box["y"] for box in above if box] == sorted(box["y"] for box in above if box)
     assert ui.page.get_by_text('Property is type "None"').count() == 1
     assert ui.field("pipeline").input_value() == "reviews"
 
@@ -340,6 +351,29 @@ def test_a_number_out_of_bounds_is_refused_in_words_and_nothing_starts(served: S
     ui.field("learning_rate").click()
     ui.page.keyboard.type("fast")
     assert ui.field("learning_rate").input_value() == ""
+    assert served.started() == before
+
+
+def test_a_wrong_value_is_answered_beside_its_field_in_either_part_and_nothing_starts(
+    served: Served, ui: PrefectUI, tmp_path: Path
+) -> None:
+    before = served.started()
+    ui.open_custom_run("reviews")
+    # The margin is in units of F1 in the file, which `margin` alone does not show; the base model there is a folder.
+    wrong = {"learning_rate": "0", "warmup_ratio": "1", "margin": "3", "base_model_revision": "main"}
+    for name, value in wrong.items():
+        ui.field(name).fill(value)
+    ui.submit()
+    assert len(ui.complaints()) == len(wrong)
+    for name, words in {
+        "learning_rate": "0 is less than or equal to the minimum of 0",
+        "warmup_ratio": "1 is greater than or equal to the maximum of 1",
+        "margin": "3 is greater than the maximum of 1",
+        "base_model_revision": "'' was expected",
+    }.items():
+        ui.block(name).get_by_text(words).wait_for()
+    ui.page.screenshot(path=tmp_path / "wrong.png", full_page=True)
+    assert "/run" in ui.page.url
     assert served.started() == before
 
 

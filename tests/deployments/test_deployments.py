@@ -23,6 +23,7 @@ from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -37,6 +38,7 @@ from flows import manual_promotion
 from flows.homes import home_in, tag_of
 from flows.nightly import nightly
 from flows.reconcile import reconcile
+from flows.run_form import show_values
 from nightgate.errors import ConfigurationError
 from nightgate.home import open_home
 from nightgate.pipeline_files import load_pipeline
@@ -283,6 +285,20 @@ def test_deploying_again_follows_the_files_and_leaves_paused_broken_and_gone_dep
     after = deployment(prefect_server, "nightly/first")
     assert after.id == before.id
     assert [(one.schedule.cron, one.active) for one in after.schedules] == [("50 4 * * *", False)]
+    # The form follows the file between two deployments too.
+    deployed.rewrite("first", "epochs = 2", "epochs = 4")
+    file = load_pipeline(deployed.folder / "deployments/pipelines/first.toml")
+    with client(prefect_server) as prefect:
+        assert [show_values(prefect, deployment(prefect_server, "nightly/first"), file) for _ in range(2)] == [
+            True,
+            False,
+        ]
+    followed = deployment(prefect_server, "nightly/first")
+    assert [_epochs_of_form(one) for one in (after, followed)] == [
+        f"Passes over the training rows. Empty: {epochs}, as in the file of first." for epochs in (2, 4)
+    ]
+    assert (followed.schedules, followed.tags, followed.parameters) == (after.schedules, after.tags, after.parameters)
+    assert "else 5" in _epochs_of_form(deployment(prefect_server, "nightly/nightgate"))
     assert deployment(prefect_server, "reconcile/nightgate").paused
     assert deployment(prefect_server, "nightly/second").name == "second"
     with pytest.raises(ObjectNotFound):
@@ -295,6 +311,11 @@ def test_deploying_again_follows_the_files_and_leaves_paused_broken_and_gone_dep
     assert outcomes(deployed.folder, names=["second"])["nightly/second"].outcome == "removed"
     choices = deployment(prefect_server, "nightly/nightgate").parameter_openapi_schema or {}
     assert choices["properties"]["pipeline"]["enum"] == ["first", "second"]
+
+
+def _epochs_of_form(found: DeploymentResponse) -> str:
+    definitions = (found.parameter_openapi_schema or {})["definitions"]
+    return str(definitions["TrainingForm"]["properties"]["epochs"]["description"])
 
 
 # --- several homes on one server ---

@@ -11,11 +11,12 @@ from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 from pydantic import TypeAdapter, ValidationError
 
 from flows.nightly import nightly
-from flows.run_form import FREE_TEXT, GateForm, PipelineName, TrainingForm, chosen_settings
+from flows.run_form import FREE_TEXT, GateForm, PipelineName, TrainingForm, chosen_settings, form_of
 from nightgate.config.checks import CheckName
 from nightgate.config.gate import Blockable, Gate
-from nightgate.config.training import Training
+from nightgate.config.training import ShippedMetric, Training
 from nightgate.errors import ConfigurationError
+from nightgate.metrics.from_counts import SHIPPED
 from nightgate.pipeline_files import check_pipeline
 from tests.support.tiny import tiny_pipeline
 
@@ -29,8 +30,9 @@ def schema() -> dict[str, Any]:
 
 
 def fields(schema: dict[str, Any], form: str) -> dict[str, Any]:
+    """Those in front and those of `more`."""
     properties: dict[str, Any] = schema["definitions"][form]["properties"]
-    return properties
+    return {name: field for name, field in properties.items() if name != "more"} | properties["more"]["properties"]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def test_the_form_has_the_bounds_and_choices_of_the_file(schema: dict[str, Any])
     assert kind(training["lr_scheduler_type"]) == {"type": "string", "enum": ["linear", "cosine", "constant"]}
     bounds = {"type": "number", "minimum": 0, "maximum": 1}
     named = {"const": "majority", "enum": ["majority"], "type": "string", "title": "majority"}
-    assert kind(gate["min_f1"]) == {"anyOf": [bounds | {"title": "a number"}, named]}
+    assert kind(gate["min_f1"]) == {"anyOf": [bounds | {"title": "a number"}, named], "minimum": 0, "maximum": 1}
     assert kind(gate["max_calibration_error"]) == bounds
     assert kind(gate["blocking"]) == {"type": "array", "items": {"type": "string", "enum": list(get_args(Blockable))}}
     numbers = {
@@ -129,15 +131,94 @@ def test_a_yes_or_no_is_a_list_to_choose_from_because_an_untouched_switch_looks_
     assert chosen_settings(None, GateForm()) == {}
 
 
-def test_fields_are_titled_as_in_the_file_and_what_is_turned_most_comes_first(schema: dict[str, Any]) -> None:
+def test_fields_are_titled_as_in_the_file_and_what_is_changed_most_comes_first(schema: dict[str, Any]) -> None:
+    def titles(shown: dict[str, Any]) -> list[str]:
+        return [field["title"] for field in sorted(shown.values(), key=lambda field: field["position"])]
+
+    training, gate = (schema["definitions"][form]["properties"] for form in ("TrainingForm", "GateForm"))
+    assert titles(training) == ["epochs", "learning_rate", "max_train_rows", "start_from", "more"]
+    assert titles(gate) == ["min_f1", "policy", "approval", "more"]
+    behind = titles(training["more"]["properties"])
+    assert (behind[0], behind[-1]) == ("batch_size", "adam_epsilon")
     for form in ("TrainingForm", "GateForm"):
-        shown = sorted(fields(schema, form).values(), key=lambda field: field["position"])
-        titles = [field["title"] for field in shown]
-        assert sorted(titles) == sorted(fields(schema, form))
-        assert [field["position"] for field in shown] == list(range(len(shown)))
-        if form == "TrainingForm":
-            assert titles[:3] == ["epochs", "learning_rate", "batch_size"]
-            assert titles[-1] == "adam_epsilon"
+        assert [field["title"] for field in fields(schema, form).values()] == list(fields(schema, form))
+
+
+def test_fields_behind_are_taken_beside_the_others_too_as_earlier_schedules_have_them(
+    refusals: Callable[[dict[str, Any]], list[str]],
+) -> None:
+    flat: dict[str, Any] = {"epochs": 2, "batch_size": 8, "dropout": None, "base_model": "org/name"}
+    assert refusals({"training": flat}) == refusals({"training": {"epochs": 2, "more": {"batch_size": 8}}}) == []
+    assert refusals({"training": {"batch_size": 0}})
+    assert refusals({"training": {"more": {"epochs": 2}}})
+    chosen = {"training.epochs": 2, "training.batch_size": 8}
+    assert chosen_settings(TrainingForm(epochs=2, batch_size=8), None) == chosen
+    assert chosen_settings(TrainingForm(epochs=2, more={"batch_size": 8}), None) == chosen
+    with pytest.raises(ValidationError, match="batch_size"):
+        TrainingForm(batch_size=8, more={"batch_size": 4})
+
+
+def test_the_form_of_a_pipeline_shows_its_own_values_and_judges_by_them(schema: dict[str, Any], tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(tmp_path, epochs=7, dropout=0.25, metrics=["mae", str(tmp_path / "own.py")])
+    shown = schema | {"definitions": form_of(pipeline, schema["definitions"])}
+    is_valid_schema(shown)
+    described = {
+        name: field["description"]
+        for form in ("TrainingForm", "GateForm")
+        for name, field in fields(shown, form).items()
+        if "default" not in field
+    }
+    assert set(described) == {*Training.model_fields, *Gate.model_fields}
+    assert [name for name, text in described.items() if not text.endswith(", as in the file of tiny.")] == []
+    values = {"epochs": "7", "dropout": "0.25", "max_train_rows": "0", "metrics": "mae, own", "blocking": "slices"}
+    values |= {"base_model": str(tmp_path / "base"), "base_model_revision": "not set", "approval": "false"}
+    values |= {"min_f1": "majority", "max_size_ratio": "not set"}
+    for name, value in values.items():
+        assert f" Empty: {value}, as in" in described[name]
+    assert form_of(pipeline, shown["definitions"]) == shown["definitions"]
+
+    def errors(**sections: Any) -> list[tuple[str, ...]]:
+        return [tuple(map(str, error.absolute_path)) for error in validate(sections, shown)]
+
+    # Its base model is a folder, and its margin in units of F1.
+    assert errors(training={"more": {"base_model_revision": "main"}}) == [("training", "more", "base_model_revision")]
+    assert errors(training={"more": {"base_model": "org/name", "base_model_revision": "main"}}) == []
+    assert errors(gate={"more": {"margin": 2}}) == [("gate", "more", "margin")]
+    assert errors(gate={"more": {"margin": 2, "margin_unit": "seed_spread"}}) == []
+    # Where the file is not known, only what the form itself says can contradict.
+    assert validate({"gate": {"more": {"margin": 2}}}, schema) == []
+    assert validate({"gate": {"more": {"margin": 2, "margin_unit": "f1"}}}, schema)
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "words"),
+    [
+        ({"training": {"epochs": 0}}, ("training", "epochs"), "minimum of 1"),
+        ({"training": {"learning_rate": 0}}, ("training", "learning_rate"), "minimum of 0"),
+        ({"training": {"more": {"dropout": 1.0}}}, ("training", "more", "dropout"), "maximum of 1"),
+        ({"training": {"more": {"precision": "fp8"}}}, ("training", "more", "precision"), "'bf16'"),
+        ({"gate": {"min_f1": 3}}, ("gate", "min_f1"), "maximum of 1"),
+        ({"gate": {"more": {"test_window": "soon"}}}, ("gate", "more", "test_window"), "does not match"),
+    ],
+)
+def test_a_wrong_value_is_answered_at_its_field(
+    given: dict[str, Any], place: tuple[str, ...], words: str, schema: dict[str, Any]
+) -> None:
+    found = validate(given, schema)
+    assert {tuple(error.absolute_path) for error in found} == {place}
+    assert any(words in error.message for error in found)
+
+
+def test_the_form_offers_metrics_that_come_with_the_package_and_no_code(
+    refusals: Callable[[dict[str, Any]], list[str]],
+) -> None:
+    assert set(get_args(ShippedMetric)) == set(SHIPPED)
+    assert refusals({"training": {"more": {"metrics": ["mae", "f1"]}}}) == []
+    for code in ("own.py", "/etc/own.py", "rouge", "owner/name"):
+        assert refusals({"training": {"more": {"metrics": [code]}}})
+        assert refusals({"training": {"metrics": [code]}})
+        with pytest.raises(ValidationError):
+            TrainingForm(metrics=[code])
 
 
 def test_the_form_refuses_keys_that_it_does_not_have(schema: dict[str, Any]) -> None:

@@ -143,11 +143,15 @@ class PrefectUI:
 
     def type_json(self, name: str, text: str) -> None:
         """Fill in a field as JSON, by its menu; that input accepts anything."""
-        block = self.page.locator("div.group").filter(has=self.field(name)).last
-        block.get_by_role("button", name="Open menu").click()
+        self.block(name).get_by_role("button", name="Open menu").click()
         self.page.get_by_role("menuitem", name="Use JSON Input").click()
         self.page.locator(".cm-content").click()
         self.page.keyboard.insert_text(text)
+
+    def block(self, name: str) -> Locator:
+        """A parameter with its label, description and errors."""
+        label = self.page.get_by_text(f"{name} (Optional)", exact=True)
+        return self.page.locator("div.group").filter(has=label).last
 
     def complaints(self) -> list[str]:
         """The error messages under the fields of a form."""
