@@ -121,7 +121,9 @@ def evaluate_champion(
     if anchor is not None and anchor.version != champion.version:
         roles["anchor"] = anchor
     policy = pipeline.gate.model_dump(mode="json", include={"average", "confidence", "min_f1"})
-    with locks.hold(db.home, f"evaluate-{pipeline.name}", holder=run_id or "nightgate evaluate", on_wait=log.info):
+    with locks.hold(
+        db.home, f"evaluate-{pipeline.name}", holder=run_id or f"nightgate evaluate {pipeline.name}", on_wait=log.info
+    ):
         known: dict[str, Evaluation] = {}
         sides: list[_Side] = []
         for role, version in roles.items():
