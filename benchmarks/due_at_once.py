@@ -28,7 +28,7 @@ from benchmarks.workload import base_model
 
 PATIENCE = 1800
 """Seconds after which those that have not run are lost."""
-OVERLAP = 2
+OVERLAP = 3
 """A process ends a moment after its night: while its successor starts, there are more of them than the limit."""
 PIPELINE = """
 name = "{name}"
