@@ -26,8 +26,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Completed, Late, Pending, Running, Suspended
 
 from deployments.automations import FORMER_NAMES, SILENCE, WEBHOOK, install, lost_runs
-from deployments.catalog import RECONCILE_CRON
 from deployments.deploy import FLOW_ENVIRONMENT
+from flows import regular_reconcile
 from flows.events import (
     ENDED_NIGHTS,
     HEARTBEAT,
@@ -61,8 +61,7 @@ def test_a_run_may_miss_several_heartbeats_before_it_counts_as_crashed() -> None
     beat = int(FLOW_ENVIRONMENT["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
     # Prefect's least is 30, and its default of 180 would do.
     assert 30 <= beat < 180 < SILENCE.total_seconds() / 3
-    vouching = RECONCILE_CRON.removeprefix("*/").removesuffix(" * * * *")
-    assert 3 * timedelta(minutes=int(vouching)) <= SILENCE
+    assert 3 * timedelta(seconds=regular_reconcile.SECONDS) <= SILENCE
 
 
 @pytest.mark.parametrize("name", ["Suspended", "Paused", "AwaitingRetry", "Cancelling", *ENDS])
