@@ -19,6 +19,7 @@ from nightgate.config.pipeline import Pipeline
 from nightgate.data.golden_rows import GoldenSet, golden_rows, golden_set
 from nightgate.data.refresh import refresh
 from nightgate.data.snapshots import open_snapshot, write_snapshot
+from nightgate.data.tip import hold_data
 from nightgate.errors import DataError, SnapshotError
 from nightgate.home import Home, open_home
 from nightgate.label_meaning import LabelMeaning
@@ -145,7 +146,8 @@ def test_damaged_frozen_rows_are_reported_and_not_replaced(tonight: Tonight) -> 
 def _freeze(root: str, source: str, seed: int, gate: Any, found: Any) -> None:
     home = open_home(root)
     configured = pipeline(Path(source), split__seed=seed)
-    snapshot = refresh(configured, reviews.NIGHT, home).snapshot
+    with hold_data(home, configured.name, f"seed {seed}"):
+        snapshot = refresh(configured, reviews.NIGHT, home).snapshot
     gate.wait()
     frozen = golden_set(configured, home, snapshot, reviews.NIGHT)
     found.put((frozen.id, golden_rows(frozen.path, frozen.label_names)["fingerprint"].tolist()))  # type: ignore[arg-type]
