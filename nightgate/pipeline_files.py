@@ -19,45 +19,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from nightgate.config.pipeline import Pipeline
+from nightgate.config.problems import problems_of, unknown_keys
 from nightgate.config.training import is_metric_file
-from nightgate.config.values import Section
 from nightgate.durable_files import user_path
-from nightgate.errors import ConfigurationError, without_credentials
+from nightgate.errors import ConfigurationError
 from nightgate.settings import read_settings
-
-SECTIONS: dict[str, type[Section]] = {
-    name: field.annotation
-    for name, field in Pipeline.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-}
-
-FOREIGN = {
-    name: field
-    for field, names in {
-        "training.epochs": "num_train_epochs num_epochs max_epochs",
-        "training.learning_rate": "lr",
-        "training.batch_size": "per_device_train_batch_size train_batch_size gradient_accumulation_steps",
-        "training.eval_batch_size": "per_device_eval_batch_size",
-        "training.max_length": "max_seq_length model_max_length",
-        "training.base_model": "model_name_or_path model_name model pretrained_model_name_or_path",
-        "training.dropout": "hidden_dropout_prob",
-        "training.label_smoothing": "label_smoothing_factor",
-        "training.warmup_ratio": "warmup_steps",
-        "training.lr_scheduler_type": "lr_scheduler scheduler",
-        "training.precision": "fp16 bf16 amp mixed_precision",
-        "training.early_stopping_patience": "patience",
-        "training.max_train_rows": "max_train_samples",
-        "gate.min_f1": "f1_threshold threshold",
-        "split.test": "test_size",
-        "split.validation": "validation_split",
-        "data.text": "text_column",
-        "data.label": "label_column",
-        "schedule.cron": "interval",
-    }.items()
-    for name in names.split()
-}
-"""Field names of other tools, and what Nightgate calls them."""
-
 
 _PACKAGED = Path(str(files("deployments") / "pipelines"))
 TEMPLATE = _PACKAGED / "template.toml"
@@ -267,12 +233,12 @@ def check_pipeline(
     for key, value in (overrides or {}).items():
         if not _set(document, key.split("."), value):
             problems.append(f"{key}: only fields of a table can be set, such as training.epochs")
-    problems += _unknown_keys(document)
+    problems += unknown_keys(document)
     try:
         # Through strict JSON: lists become tuples, but "5" does not become 5.
         pipeline = Pipeline.model_validate_json(json.dumps(document, default=str), strict=True)
     except ValidationError as error:
-        problems += _problems(error)
+        problems += problems_of(error)
     else:
         if not problems:
             return pipeline
@@ -326,46 +292,3 @@ def _set(document: dict[str, Any], keys: list[str], value: Any) -> bool:
             return False
     document[keys[-1]] = value
     return True
-
-
-def _unknown_keys(document: Mapping[str, Any]) -> list[str]:
-    problems = []
-    for table, value in document.items():
-        if table not in Pipeline.model_fields:
-            problems.append(_unknown(table))
-        elif table in SECTIONS and isinstance(value, Mapping):
-            problems += [_unknown(f"{table}.{key}") for key in value if key not in SECTIONS[table].model_fields]
-    return problems
-
-
-def _unknown(key: str) -> str:
-    last = key.rsplit(".", 1)[-1]
-    if last in FOREIGN:
-        return f"{key}: unknown; Nightgate calls it {FOREIGN[last]}"
-    known = {f"{table}.{field}": field for table, section in SECTIONS.items() for field in section.model_fields}
-    similar = difflib.get_close_matches(last, known.values(), n=1)
-    near = (
-        [name for name, field in known.items() if field == last]
-        or difflib.get_close_matches(key, [*known, *Pipeline.model_fields], n=1, cutoff=0.5)
-        or [name for name, field in known.items() if field in similar]
-    )
-    return f"{key}: unknown" + (f"; did you mean {near[0]}?" if near else "; see template.toml for all fields")
-
-
-def _problems(error: ValidationError) -> list[str]:
-    """A line for each field, which joins what its alternatives ask for."""
-    found: dict[str, list[str]] = {}
-    given: dict[str, Any] = {}
-    for problem in error.errors(include_url=False):
-        if problem["type"] == "extra_forbidden" and len(problem["loc"]) <= 2:
-            continue  # reported by _unknown_keys, with the nearest name
-        inner = ("constrained-", "tuple[", "dict[", "function-", "literal[", "float")
-        where = ".".join(part for part in map(str, problem["loc"]) if not part.startswith(inner))
-        found.setdefault(where, []).append(problem["msg"].removeprefix("Value error, "))
-        given[where] = None if problem["type"] == "missing" else problem.get("input")
-    problems = []
-    for where, messages in found.items():
-        message, value = " or ".join(messages).replace(" or Input should be", " or"), given[where]
-        shown = f", not {value!r}" if isinstance(value, str | int | float) and repr(value) not in message else ""
-        problems.append(without_credentials(f"{where}: {message}{shown}" if where else message + shown))
-    return problems
