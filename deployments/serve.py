@@ -111,6 +111,7 @@ def _announcement(
         yield f"it asks for a password once: the line in {kept}"
     if not is_configured and PREFECT_SERVER_API_PORT.value() != PREFECT_SERVER_API_PORT.default():
         yield f"other commands find it with PREFECT_SERVER_API_PORT={PREFECT_SERVER_API_PORT.value()}"
+    yield f"Prefect's own commands find it with PREFECT_API_URL={shown}/api"
     crons = [f"{one.schedule.cron} {one.schedule.timezone}" if one.schedule.cron else "no cron" for one in pipelines]
     yield f"serving {', '.join(f'{one.name} ({cron})' for one, cron in zip(pipelines, crons, strict=True))}"
     shared = f"{NIGHTLY}/{read_settings().name}"

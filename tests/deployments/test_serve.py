@@ -389,6 +389,7 @@ def test_without_a_server_serve_starts_one_of_its_own_and_sigterm_ends_both_and_
         comes_up(process, log, 120)
         assert f"started a Prefect server: UI at {url}" in log.read_text()
         assert f"PREFECT_SERVER_API_PORT={port}" in log.read_text()
+        assert f"PREFECT_API_URL=http://127.0.0.1:{port}/api" in log.read_text()
         assert answers(url)
 
         def deployed() -> bool:
