@@ -206,11 +206,10 @@ def _scored(
         if side.flaw or not lacks.any():
             continue
         try:
-            models[side.role] = side.version.folder(home)
-            version_folder.verify_version(models[side.role])
-            missing[side.role] = side.rows.loc[lacks, ["split", "place", "text_key"]]
+            folder = side.version.folder(home)
+            version_folder.verify_version(folder)
+            models[side.role], missing[side.role] = folder, side.rows.loc[lacks, ["split", "place", "text_key"]]
         except (ModelError, RegistryError) as error:
-            del models[side.role]
             flaws[side.role] = f"cannot be used: {error.reason}"
     if models:
         rows = pd.concat(missing.values()).drop_duplicates()

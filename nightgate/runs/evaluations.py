@@ -80,7 +80,10 @@ def find(
 def record(
     db: Database, found: Evaluation, policy: dict[str, Any], slices: Sequence[SliceScore], average: Average
 ) -> Evaluation:
-    """Store an evaluation, in place of one with the same key that was made on other terms."""
+    """Store an evaluation, in place of one with the same key that was made on other terms or was not whole.
+
+    Alarms that were published for that one are no news: a champion that cannot be scored is evaluated every time.
+    """
     key = {name: getattr(found, name) for name in ("pipeline", "snapshot_id", "model_version", "role")}
     rows = [
         key
@@ -97,10 +100,15 @@ def record(
     ]
     values = {field.name: getattr(found, field.name) for field in fields(found)}
 
+    values |= {"alarms": ", ".join(found.alarms), "policy": policy}
+
     def work(session: Session) -> None:
+        before = session.get(ChampionEvaluation, tuple(key.values()))
+        is_known = before is not None and set(found.alarms) <= set(_evaluation(before).alarms)
+        announced_at = before.announced_at if before is not None and is_known else None
         for table in (ChampionEvaluationSlice, ChampionEvaluation):
             session.execute(sa.delete(table).filter_by(**key))
-        session.execute(sa.insert(ChampionEvaluation), [values | {"alarms": ", ".join(found.alarms), "policy": policy}])
+        session.execute(sa.insert(ChampionEvaluation), [values | {"announced_at": announced_at}])
         if rows:
             session.execute(sa.insert(ChampionEvaluationSlice), rows)
 

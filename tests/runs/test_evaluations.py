@@ -98,6 +98,13 @@ def test_the_newest_evaluation_of_the_champion_is_in_the_status_and_its_alarm_wa
     evaluations.mark_announced(database, waiting)
     assert evaluations.unannounced(database) == []
 
+    # A champion that cannot be scored is evaluated every time, and its alarms are published once.
+    for alarms, news in ((("drifted",), []), (("drifted", "below_min_f1"), ["below_min_f1"])):
+        again = evaluation(version, 2, alarms=alarms, f1=None)
+        evaluations.record(database, again, POLICY, (), "weighted")
+        assert [one.alarms[-1] for one in evaluations.unannounced(database)] == news
+    evaluations.record(database, waiting, POLICY, (), "weighted")
+
     key = ("reviews", "s-2", version, "champion")
     assert evaluations.find(database, key, waiting.rows_from, POLICY) == waiting
     assert evaluations.find(database, key, waiting.rows_from, POLICY | {"min_f1": 0.6}) is None
