@@ -5,7 +5,7 @@ from __future__ import annotations
 from nightgate.config.pipeline import Pipeline
 from nightgate.database.transactions import Database
 from nightgate.home import open_home
-from nightgate.night.champion_evaluation import evaluate_champion, newest_snapshot
+from nightgate.night.champion_evaluation import evaluate_newest
 from nightgate.night.refresh import refresh as take_in
 from nightgate.prediction.predict import predict_configured
 from nightgate.runs.evaluations import Evaluation
@@ -19,4 +19,4 @@ predict = step("predict")(predict_configured)
 def evaluate(pipeline: Pipeline) -> tuple[Evaluation, ...]:
     """Evaluate champion and anchor on the newest snapshot."""
     with Database.open(open_home()) as db:
-        return evaluate_champion(db, pipeline, newest_snapshot(db.home, pipeline.name))
+        return evaluate_newest(db, pipeline)

@@ -53,16 +53,15 @@ def evaluate(pipeline: PipelineName, output: OutputFormat = Format.table) -> Non
     from nightgate.database import queries
     from nightgate.database.transactions import Database
     from nightgate.home import existing_home
-    from nightgate.night.champion_evaluation import evaluate_champion, newest_snapshot
+    from nightgate.night.champion_evaluation import evaluate_newest
     from nightgate.pipeline_files import load_pipeline
 
     configuration = load_pipeline(pipeline)
     name = configuration.name
     logs.to_stderr()
     with Database.open(existing_home()) as db:
-        snapshot = newest_snapshot(db.home, name)
-        found = evaluate_champion(db, configuration, snapshot)
-    frame = queries.evaluations(name, snapshot.id)
+        found = evaluate_newest(db, configuration)
+    frame = queries.evaluations(name, found[0].snapshot_id if found else "")
     frame = frame[frame["model_version"].isin([one.model_version for one in found])]
     nothing = f"{name} has no champion yet\n  next: nightgate run {name}"
     show(frame, output, nothing, columns=EVALUATION_COLUMNS)

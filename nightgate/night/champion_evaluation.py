@@ -1,6 +1,6 @@
 """Evaluate the champion, and the anchor, on labelled rows that became known after they were chosen.
 
-    for found in evaluate_champion(db, pipeline, newest_snapshot(db.home, pipeline.name)):
+    for found in evaluate_newest(db, pipeline):
         print(found.f1, found.alarms)
 
 Rows of all splits count, but for those that the version or an ancestor learnt. What counts is the refresh that a row
@@ -30,7 +30,7 @@ from nightgate.config.gate import Gate
 from nightgate.config.pipeline import Pipeline
 from nightgate.data.rules import SPLITS
 from nightgate.data.snapshots import Snapshot, meaning_of, open_snapshot
-from nightgate.data.tip import read_tip
+from nightgate.data.tip import hold_data, read_tip
 from nightgate.database import schema
 from nightgate.database.label_meanings import meaning_of_run
 from nightgate.database.schema import Run
@@ -92,6 +92,15 @@ def newest_snapshot(home: Home, pipeline: str) -> Snapshot:
             next_step=f"take in its rows: nightgate refresh {pipeline}",
         )
     return open_snapshot(folder / nights[-1].snapshot, verify=False)
+
+
+def evaluate_newest(db: Database, pipeline: Pipeline) -> tuple[Evaluation, ...]:
+    """`evaluate_champion` on the snapshot of the newest refresh, outside of a night.
+
+    Its rows are held meanwhile: retention, which leaves those of a night at work alone, may join or remove them.
+    """
+    with hold_data(db.home, pipeline.name, f"nightgate evaluate {pipeline.name}"):
+        return evaluate_champion(db, pipeline, newest_snapshot(db.home, pipeline.name))
 
 
 def evaluate_champion(

@@ -32,7 +32,7 @@ from nightgate.config.sources import Source
 from nightgate.data.split_memory import hashes_of
 from nightgate.data.tip import kept_out
 from nightgate.database.transactions import Database
-from nightgate.durable_files import replacing
+from nightgate.durable_files import replacing, user_path
 from nightgate.errors import ConfigurationError, storage_errors
 from nightgate.home import existing_home
 from nightgate.models.version_folder import read_manifest
@@ -121,14 +121,16 @@ def predict(
         StorageError: the disk is full, read-only or forbidden.
     """
     home = existing_home()
-    who = f"a prediction of {pipeline}"
-    with locks.hold(home, f"predict-{pipeline}", holder=who, on_wait=log.info), ExitStack() as stack:
+    place = repr(output) if isinstance(output, SqlTable) else str(user_path(output).absolute())
+    scratch = home.predictions / pipeline / hashlib.sha256(place.encode()).hexdigest()[:16]
+    # Of the output, whichever pipeline writes it: one that takes hours, or has endless input, holds up no other.
+    lock, who = f"predict-{scratch.name}", f"a prediction of {pipeline}"
+    with locks.hold(home, lock, holder=who, on_wait=log.info), ExitStack() as stack:
         with Database.open(home) as db:
             folder = resolve_version(db, pipeline, version).folder(home)
         manifest = read_manifest(folder)
         target = _open(output, schema_of(manifest["label_names"], with_text=with_text))
         target.check(adds=new_rows_only)
-        scratch = home.predictions / pipeline / hashlib.sha256(repr(output).encode()).hexdigest()[:16]
         with storage_errors(scratch):
             try:
                 known = _spool(rows, target, scratch, new_rows_only)

@@ -134,7 +134,14 @@ def forget(db: Database, pipeline_name: str, ids: Collection[str], *, by: str) -
     """
     require_pipeline(db, pipeline_name)
     with hold_data(db.home, pipeline_name, f"forget by {by}"):
-        return _forget(db, pipeline_name, ids, by=by)
+        found = _forget(db, pipeline_name, ids, by=by)
+    # What a killed prediction left holds texts, and is made again. No refresh waits for one at work, of hours.
+    with storage_errors(db.home.root):
+        for left in (db.home.predictions / pipeline_name).glob("*"):
+            with locks.hold(db.home, f"predict-{left.name}", holder=f"forget by {by}", on_wait=log.info):
+                shutil.rmtree(left, ignore_errors=True)
+    db.write(lambda session: _finish(session, pipeline_name, ids))
+    return found
 
 
 def _forget(db: Database, pipeline_name: str, ids: Collection[str], *, by: str) -> Found:
@@ -152,17 +159,13 @@ def _forget(db: Database, pipeline_name: str, ids: Collection[str], *, by: str) 
                 remove_checkpoints(path)
             elif place.what == STRAY:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        # What a killed prediction left holds texts, and is made again.
-        if (left := home.predictions / pipeline_name).exists():
-            with locks.hold(home, f"predict-{pipeline_name}", holder="forgetting", on_wait=log.info):
-                shutil.rmtree(left, ignore_errors=True)
         db.write(lambda session: _empty(session, pipeline_name, ids, quotes))
         redact_deltas(home.snapshots / pipeline_name, ids)
         for place in found.places:
             path = home.absolute(place.path)
             if place.what in {GOLDEN, SNAPSHOT} and has_file(open_snapshot(path, verify=False)):
                 redact_file(path, ids)
-    db.write(lambda session: _finish(session, db, pipeline_name, ids))
+    db.write(lambda session: _follow_manifests(session, db, pipeline_name))
     return found
 
 
@@ -394,14 +397,17 @@ def _begin(session: Session, pipeline_name: str, found: Found, by: str) -> None:
         row.versions = ", ".join(sorted(versions, key=int))
 
 
-def _finish(session: Session, db: Database, pipeline_name: str, ids: Collection[str]) -> None:
-    """Let the snapshots' rows say what their manifests do, and the audit rows that it is done."""
+def _follow_manifests(session: Session, db: Database, pipeline_name: str) -> None:
+    """Let the snapshots' rows say what their manifests do."""
     for row in session.scalars(sa.select(Snapshot).where(Snapshot.pipeline == pipeline_name)):
         folder = db.home.absolute(row.path)
         if row.files_removed_at is None and (folder / MANIFEST_FILE).is_file():
             manifest = open_snapshot(folder, verify=False).manifest
             if "redacted" in manifest:
                 row.manifest, row.rows_redacted = manifest, manifest["redacted"]["rows"]
+
+
+def _finish(session: Session, pipeline_name: str, ids: Collection[str]) -> None:
     for one in ids:
         session.get_one(Forgotten, (pipeline_name, hash_of_forgotten(one))).finished_at = datetime.now(UTC)
 

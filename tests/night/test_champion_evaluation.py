@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import threading
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -19,9 +20,10 @@ from nightgate.database.transactions import Database, upgrade
 from nightgate.home import Home, open_home
 from nightgate.metrics import classification
 from nightgate.night import champion_evaluation
-from nightgate.night.champion_evaluation import evaluate_champion, newest_snapshot
+from nightgate.night.champion_evaluation import evaluate_champion, evaluate_newest, newest_snapshot
 from nightgate.night.night import run_night
 from nightgate.pipeline_files import check_pipeline
+from nightgate.registry import data_retention
 from nightgate.registry.champions import load_champion
 from nightgate.runs.evaluations import Evaluation
 from nightgate.schedule import chosen_night, tonight
@@ -140,6 +142,27 @@ def test_rows_count_from_when_their_label_is_known_are_scored_once_and_a_fall_ra
         assert db.frame("SELECT rows FROM champion_evaluations ORDER BY rows_to")["rows"].tolist() == [0, 120, 130, 250]
         slices = db.frame("SELECT * FROM champion_evaluation_slices WHERE slice_name = 'label'")
         assert slices.groupby("snapshot_id")["support"].sum()[fallen.snapshot_id] == 250
+
+
+def test_retention_waits_for_an_evaluation_on_its_own(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deltas that are joined, or a snapshot that is removed, between opening and scoring it would end it."""
+    site.add(site.rows(6, 20))
+    refresh(site.pipeline, tonight(site.pipeline.schedule), site.home)
+    score = champion_evaluation.supervisor.score_models
+    with Database.open(site.home) as db:
+        sweep = threading.Thread(target=data_retention.sweep, args=(db, site.pipeline))
+
+        def beside_a_sweep(job: Any, **options: Any) -> Any:
+            sweep.start()
+            sweep.join(1)
+            assert sweep.is_alive()
+            return score(job, **options)
+
+        monkeypatch.setattr(champion_evaluation.supervisor, "score_models", beside_a_sweep)
+        [found] = evaluate_newest(db, site.pipeline)
+        assert (found.rows, found.is_whole) == (20, True)
+        sweep.join(60)
+        assert not sweep.is_alive()
 
 
 def test_rows_that_the_version_learnt_or_was_chosen_by_do_not_count(site: Site) -> None:

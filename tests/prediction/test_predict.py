@@ -197,6 +197,18 @@ def test_new_rows_alone_are_predicted_and_added(site: Site, tmp_path: Path) -> N
     assert found[-1]["label"] in {"1", "2", "3", "4", "5"}
 
 
+def test_a_prediction_at_work_holds_up_none_into_another_output(site: Site, tmp_path: Path) -> None:
+    done = []
+
+    def endless() -> Iterator[pa.Table]:
+        for table in configured_rows(site.pipeline):
+            done.append(predict("small", [table.slice(0, 1)], str(tmp_path / "other.csv")))
+            yield table
+
+    assert predict("small", endless(), str(tmp_path / "one.csv")).rows == 26
+    assert [one.rows for one in done] == [1]
+
+
 def test_a_table_is_replaced_or_gains_new_rows(site: Site, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOP_URL", database_url)
     settings = SqlTable(kind="sql", url_env="SHOP_URL", table="predicted")

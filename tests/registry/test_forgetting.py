@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 from typer.testing import CliRunner
 
+from nightgate import locks
 from nightgate.cli.app import app
 from nightgate.data.batches import hash_of_forgotten
 from nightgate.data.refresh import Refreshed, refresh
@@ -213,6 +216,21 @@ def test_rows_are_not_forgotten_under_a_run_that_is_at_work(nights: Database) ->
         forget(nights, "reviews", [PERSON], by="ada")
     assert nights.read(lambda session: session.query(Forgotten).count()) == 0
     assert find(nights, "reviews", [PERSON]).places
+
+
+def test_a_refresh_does_not_wait_where_forgetting_waits_for_a_prediction(nights: Database) -> None:
+    home = nights.home
+    call = threading.Thread(target=forget, args=(nights, "reviews", [PERSON]), kwargs={"by": "ada"})
+    with locks.hold(home, "predict-0123", holder="a prediction that takes hours"):
+        call.start()
+        while not any(place.waits for place in locks.queue(home, "predict-0123")):
+            call.join(0.1)
+            assert call.is_alive()
+        assert locks.queue(home, "data-reviews") == []
+        [audit] = nights.read(lambda session: session.scalars(sa.select(Forgotten)).all())
+        assert audit.finished_at is None
+    call.join(60)
+    assert not any((home.predictions / "reviews").iterdir())
 
 
 def test_rows_leave_deltas_and_the_memory_of_splits_tells_of_snapshots_that_were_removed(
