@@ -94,4 +94,9 @@ def predict_after(run: NightRun, row: RunRow, call: Steps) -> NightgateError | N
         failure = InternalError.of(error)
         log.error("nothing was predicted: %s; next: %s", failure.reason, failure.next_step)
         return failure
+    except BaseException as stop:  # Ctrl-C, or Prefect's signal
+        stop.add_note(
+            f"the night is {row.status}, its prediction was stopped: nightgate predict {pipeline.name} --input source"
+        )
+        raise
     return None

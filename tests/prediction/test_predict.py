@@ -260,6 +260,13 @@ def test_a_skipped_night_predicts_and_what_breaks_then_changes_nothing_of_it(sit
 
     failure = predict_after(run, row, Steps(predict=breaks))
     assert (failure and failure.reason, (tmp_path / "night.csv").exists()) == ("the shop is closed", False)
+
+    def is_stopped(_: Pipeline) -> Predicted:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        predict_after(run, row, Steps(predict=is_stopped))
+    assert "nightgate predict small --input source" in stopped.value.__notes__[-1]
     assert predict_after(replace(run, dry_run=True), row, Steps()) is None
     assert not (tmp_path / "night.csv").exists()
     assert predict_after(run, row, Steps()) is None
