@@ -242,6 +242,34 @@ def test_deploy_makes_a_queue_of_each_slot_and_priority_with_its_limit_and_opera
 
 
 @pytest.mark.flow
+def test_serve_starts_as_many_as_the_limit_the_highest_priority_first_then_the_earliest(
+    deployed: Site, prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTGATE_HOME", str(deployed.home))
+    outcomes(deployed.folder)
+    found = [deployment(prefect_server, f"nightly/{name}").id for name in ("first", "second", "third")]
+    due = [Scheduled(scheduled_time=datetime.now(UTC) - timedelta(minutes=back)) for back in (3, 2, 1)]
+    with client(prefect_server) as prefect:
+        runs = [prefect.create_flow_run_from_deployment(one, state=at).id for one, at in zip(found, due, strict=True)]
+
+    async def taken(limit: int, at_work: set[UUID]) -> list[int]:
+        async with make_runner(limit) as runner:
+            runner.priorities[found[2]] = 5
+            runner._deployment_registry.get_deployment_ids = lambda: set(found)  # type: ignore[method-assign]
+            poller = runner._scheduled_run_poller
+            poller._submitting_flow_run_ids |= at_work
+            return [runs.index(one.id) for one in await poller._get_scheduled_flow_runs() if one.id in runs]
+
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        assert asyncio.run(taken(2, set())) == [2, 0]
+        assert asyncio.run(taken(2, {runs[2]})) == [0]
+        assert asyncio.run(taken(1, {runs[2]})) == []
+    with client(prefect_server) as prefect:
+        for run in runs:
+            prefect.delete_flow_run(run)
+
+
+@pytest.mark.flow
 @pytest.mark.parametrize("variables", [{"command": "id"}, {"env": {"NIGHTGATE_HOME": "/etc"}}, {"working_dir": "/etc"}])
 @pytest.mark.usefixtures("deployed")
 def test_a_run_can_choose_neither_its_command_nor_its_environment(
@@ -387,34 +415,6 @@ def test_worker_and_serve_leave_runs_of_another_home_to_it(
         assert asyncio.run(seen_by_worker(other)) == []
     with client(prefect_server) as prefect:
         prefect.delete_flow_run(run.id)
-
-
-@pytest.mark.flow
-def test_serve_starts_as_many_as_the_limit_the_highest_priority_first_then_the_earliest(
-    deployed: Site, prefect_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NIGHTGATE_HOME", str(deployed.home))
-    outcomes(deployed.folder)
-    found = [deployment(prefect_server, f"nightly/{name}").id for name in ("first", "second", "third")]
-    due = [Scheduled(scheduled_time=datetime.now(UTC) - timedelta(minutes=back)) for back in (3, 2, 1)]
-    with client(prefect_server) as prefect:
-        runs = [prefect.create_flow_run_from_deployment(one, state=at).id for one, at in zip(found, due, strict=True)]
-
-    async def taken(limit: int, at_work: set[UUID]) -> list[int]:
-        async with make_runner(limit) as runner:
-            runner.priorities[found[2]] = 5
-            runner._deployment_registry.get_deployment_ids = lambda: set(found)  # type: ignore[method-assign]
-            poller = runner._scheduled_run_poller
-            poller._submitting_flow_run_ids |= at_work
-            return [runs.index(one.id) for one in await poller._get_scheduled_flow_runs() if one.id in runs]
-
-    with temporary_settings({PREFECT_API_URL: prefect_server}):
-        assert asyncio.run(taken(2, set())) == [2, 0]
-        assert asyncio.run(taken(2, {runs[2]})) == [0]
-        assert asyncio.run(taken(1, {runs[2]})) == []
-    with client(prefect_server) as prefect:
-        for run in runs:
-            prefect.delete_flow_run(run)
 
 
 @pytest.mark.flow
