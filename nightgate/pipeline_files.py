@@ -258,7 +258,7 @@ def _sets(overrides: Iterable[str], key: str) -> bool:
 def _with_file(problem: str, inherited: Mapping[str, Path]) -> str:
     """A problem such as `data.labels: ...`, or `data: labels: ...`, with the file that has the value."""
     where, _, rest = problem.partition(": ")
-    parts = f"{where}.{rest.split()[0].rstrip(':')}".split(".")
+    parts = f"{where}.{rest.partition(' ')[0].rstrip(':')}".split(".")
     keys = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     file = next((inherited[key] for key in keys if key in inherited), None)
     return problem if file is None else f"{problem} ({file})"

@@ -45,9 +45,9 @@ def refresh(
 
 
 def evaluate(pipeline: PipelineName, output: OutputFormat = Format.table) -> None:
-    """Evaluate the champion on labelled rows that came since it was chosen.
+    """Evaluate the champion on newer labelled rows.
 
-    On the newest snapshot: `nightgate refresh` takes in rows.
+    Those of the newest snapshot that came since it was chosen: `nightgate refresh` takes in rows.
     """
     from nightgate import logs
     from nightgate.database import queries

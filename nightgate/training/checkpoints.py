@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT = 4
+METRICS = "evaluate"
+"""Folder of an attempt with what `evaluate` writes while it trains."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def save_finished(run_dir: Path, attempt_dir: Path, state: RunState, export: Cal
 def remove_checkpoints(run_dir: Path) -> None:
     """Remove the files that only a resume needs. Predictions and logs stay; a version has its own weights."""
     for attempt in run_dir.glob("attempt-*"):
-        for folder in ("checkpoint", "weights", "best"):
+        for folder in ("checkpoint", "weights", "best", METRICS):
             shutil.rmtree(attempt / folder, ignore_errors=True)
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 import statistics
 import time
 from collections import deque
@@ -153,7 +154,7 @@ class _Run:
         self.picked, self.listener, self.world = picked, listener, world
         self.attempt_dir = job.attempt_dir
         own_metrics = () if world.rank else self.recipe.metrics
-        self.metrics = EpochMetrics(len(pipeline.data.label_names), job.attempt_dir / "evaluate", own_metrics)
+        self.metrics = EpochMetrics(len(pipeline.data.label_names), self.attempt_dir / checkpoints.METRICS, own_metrics)
         self.evaluation_seconds = 0.0
         self.step_seconds: deque[float] = deque(maxlen=STEPS_IN_MEDIAN)
         self.total_steps = 0
@@ -313,6 +314,7 @@ class _Run:
         self.state = checkpoints.save_finished(
             self.job.run_dir, self.attempt_dir, state, lambda folder: self.engine.export(folder, best_step)
         ).state
+        shutil.rmtree(self.attempt_dir / checkpoints.METRICS, ignore_errors=True)
 
     def _train_epoch(self, epoch: int, saver: checkpoints.Saver) -> tuple[_Losses, float, float]:
         """Train one epoch; returns its losses, its seconds, and the learning rate of its last step."""

@@ -315,6 +315,7 @@ def test_without_nights_commands_still_refuse_invalid_policies_and_print_their_c
         assert "`nightgate run sample`" in runner.invoke(app, [command, "sample"]).stderr
 
 
+@pytest.mark.slow
 def test_a_real_version_is_scored_again_as_the_night_scored_it(
     environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -313,6 +313,7 @@ def file_in_the_way(db: Database, study: Study, seed: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_seeds_are_trained_and_scored_and_nights_stay_unchanged(site: Database, first: FirstNight) -> None:
     before = left_by_nights(site)
     arguments = ("seeds", first.pipeline, "-n", 2, "--no-prefect")

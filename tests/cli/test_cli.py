@@ -84,11 +84,10 @@ def commands() -> list[tuple[str, Any]]:
 def test_no_command_is_lost() -> None:
     reading = {"status", "history", "champion", "versions", "predict", "doctor"}
     deciding = {"promote", "rollback", "freeze", "unfreeze", "approve", "reject", "reconcile"}
-    on_data = {"snapshots", "quarantine", "forget"}
+    on_data = {"init", "check", "refresh", "evaluate", "snapshots", "quarantine", "forget"}
     of_the_gate = {"compare", "push", "export", "seeds", "gate replay", "gate power"}
     assert {name for name, _ in commands()} == reading | deciding | on_data | of_the_gate | {
         "run",
-        "refresh",
         "serve",
         "deploy",
         "db upgrade",
@@ -107,7 +106,7 @@ def test_every_command_and_option_has_help(name: str, command: Any) -> None:
 def test_help_is_not_cut_at_80_columns(arguments: tuple[str, ...]) -> None:
     found = CliRunner().invoke(app, [*arguments, "--help"], env={"COLUMNS": "80"}, prog_name="nightgate")
     assert found.exit_code == 0
-    text = found.output.replace("tcp://...", "").replace("]...", "")
+    text = found.output.replace("tcp://...", "").replace("]...", "").replace("}...", "")
     assert "..." not in text
     assert all(len(line) <= 80 for line in text.splitlines())
 
@@ -250,7 +249,10 @@ def test_history_shows_the_epochs_of_a_run_in_the_published_shape(first: FirstNi
     run_id = rows(first.home, "SELECT run_id FROM nightly_runs ORDER BY started_at LIMIT 1")[0][0]
     lines = run("history", "small", "--run", run_id, "--epochs").stdout.splitlines()
     assert lines[0] == HEADER
-    values = rows(first.home, "SELECT split, metric, value FROM epoch_metrics ORDER BY split DESC, epoch, metric")
+    values = rows(
+        first.home,
+        f"SELECT split, metric, value FROM epoch_metrics WHERE run_id = '{run_id}' ORDER BY split DESC, epoch, metric",
+    )
     assert [split for split, *_ in values] == ["validation"] * 6 + ["test"] * 3
     shown = [f"{value:.4f}" for *_, value in values]
     places = ("1", "2", "test")
@@ -258,8 +260,8 @@ def test_history_shows_the_epochs_of_a_run_in_the_published_shape(first: FirstNi
         *("", "| epoch | f1.macro | f1.weighted | matthews_correlation |", "|:-:|:-:|:-:|:-:|"),
         *(f"| {place} | {' | '.join(shown[3 * at : 3 * at + 3])} |" for at, place in enumerate(places)),
     ]
-    [card] = (first.home / "models").rglob("README.md")
-    [page] = (first.home / "runs").rglob("report.html")
+    card = first.home / "models" / "small" / "v0001" / "README.md"
+    page = first.home / "runs" / run_id / "report.html"
     assert f"| test | {' | '.join(shown[6:])} |" in card.read_text()
     assert "matthews_correlation" in card.read_text()
     assert all(value in page.read_text() for value in shown)
@@ -275,8 +277,8 @@ def test_history_breaks_a_run_down_by_slices_and_classes(run: Run) -> None:
     assert {row["split"] for row in found} == {"validation", "test"}
 
 
-WITHOUT_PIPELINE = {"status", "reconcile", "doctor", "db upgrade", "db backup"}
-BY_FILE = {"run", "refresh", "serve", "deploy", "seeds"}
+WITHOUT_PIPELINE = {"init", "status", "reconcile", "doctor", "db upgrade", "db backup"}
+BY_FILE = {"run", "check", "refresh", "evaluate", "serve", "deploy", "seeds"}
 
 
 @pytest.mark.parametrize("name", [name for name, _ in commands() if name not in WITHOUT_PIPELINE])

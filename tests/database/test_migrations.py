@@ -221,6 +221,7 @@ def test_an_upgrade_waits_for_a_running_one(database_url: str) -> None:
         assert waiting.result(30) == (None, schema.HEAD)
 
 
+@pytest.mark.slow
 def test_plain_alembic_upgrades_from_the_root_of_the_repository(
     database_url: str, monkeypatch: pytest.MonkeyPatch, environment: Path
 ) -> None:

@@ -349,6 +349,7 @@ def _epochs_of_form(found: DeploymentResponse) -> str:
 # --- several homes on one server ---
 
 
+@pytest.mark.slow
 @pytest.mark.flow
 def test_another_home_is_refused_and_has_names_of_its_own_or_takes_over(
     deployed: Site, prefect_server: str, monkeypatch: pytest.MonkeyPatch

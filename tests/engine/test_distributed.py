@@ -45,6 +45,7 @@ def ranks(above: int) -> list[psutil.Process]:
     return sorted(found, key=lambda process: int(process.environ()["RANK"]))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     # 13 leaves a last batch that is smaller, and odd shares.

@@ -61,7 +61,7 @@ def test_every_parameter_and_every_field_is_described(schema: dict[str, Any]) ->
     for form in ("TrainingForm", "GateForm"):
         described |= {f"{form}.{name}": field for name, field in fields(schema, form).items()}
     assert set(schema["properties"]) == {
-        *("pipeline", "night", "force", "dry_run", "training", "gate", "allow_failed_checks", "reason"),
+        *("pipeline", "night", "force", "dry_run", "training", "gate", "allow_failed_checks", "reason", "alarm"),
     }
     assert [name for name, field in described.items() if len(field.get("description", "")) < 10] == []
     assert schema["properties"]["allow_failed_checks"]["items"]["enum"] == list(get_args(CheckName))

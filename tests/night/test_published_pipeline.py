@@ -39,6 +39,7 @@ TRUE = 0.63
 """Share of texts whose words are those of their star; the others' star is drawn."""
 
 
+@pytest.mark.slow
 def test_the_published_pipeline_promotes_its_first_candidate(tmp_path: Path, environment: Path) -> None:
     began = datetime.now(UTC)
     files = write_reviews(tmp_path / "reviews")

@@ -115,6 +115,7 @@ def evidence_of(run: RunRow) -> Evidence:
 # --- the champion ---
 
 
+@pytest.mark.slow
 def test_training_that_starts_from_the_champion_uses_and_records_it(site: Path, environment: Path) -> None:
     pipeline = load_pipeline(site, {**SHORT, "training.start_from": "champion"})
     run = run_night(pipeline, night_of(pipeline, 6))
@@ -148,6 +149,7 @@ def test_new_labels_lead_to_a_held_night_that_says_what_to_do(site: Path, enviro
     assert environment.is_dir()
 
 
+@pytest.mark.slow
 def test_a_mapping_that_means_something_else_is_held_under_every_policy_until_a_person_accepts_it(
     site: Path, environment: Path
 ) -> None:

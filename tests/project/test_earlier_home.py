@@ -82,6 +82,7 @@ def test_its_champion_predicts_and_its_versions_are_compared(site: Site) -> None
     assert compared.returncode == 0, compared.stderr
 
 
+@pytest.mark.slow
 def test_its_waiting_candidate_is_rejected_and_the_next_night_runs_on_its_snapshots(site: Site) -> None:
     rejected = site.run("reject", "small.toml", "--reason", "not tonight")
     assert rejected.returncode == 0, rejected.stderr

@@ -48,6 +48,7 @@ def write_version(home: Path, best_model: Path, base_model: str = "someone/base"
         data_until=manifest["data_until"],
         rows_trained=80,
         epochs=[],
+        own_metrics={},
         results_table=table,
     )
     staging = Staging(home / "models" / "reviews", best_model, LABELS)

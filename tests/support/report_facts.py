@@ -31,6 +31,7 @@ def run_row(**changes: Any) -> dict[str, Any]:
     """A run that came to nothing yet."""
     row: dict[str, Any] = dict.fromkeys(COLUMNS.split())
     row |= {
+        "reasons": None,
         "pipeline": "reviews",
         "night": date(2026, 3, 2),
         "run_id": "reviews-20260302-0a1b2c",

@@ -54,6 +54,7 @@ def test_a_child_that_never_starts_to_train_is_stalled(job: TrainJob) -> None:
         next(running)
 
 
+@pytest.mark.slow
 def test_a_restart_is_counted_with_the_attempt(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upgrade(database_url(home))
     pipeline = tiny_pipeline(tmp_path, rows=60, epochs=1)

@@ -283,6 +283,7 @@ def test_a_child_that_hangs_resumes_from_its_checkpoint_once_and_reports_each_ep
     assert workers() == []
 
 
+@pytest.mark.slow
 def test_scoring_that_hangs_is_started_anew(uninterrupted: tuple[TrainJob, Ended], tmp_path: Path) -> None:
     job, ended = uninterrupted
     scores = ScoreJob(job.pipeline, job.snapshot, {"candidate": ended.result.best_model}, tmp_path / "scores")
@@ -304,6 +305,7 @@ def test_a_crash_names_the_signal_and_shows_the_last_lines_of_the_log(tmp_path: 
     assert "Segmentation fault" in (job.attempt_dir / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_child_is_never_more_than_one_epoch_ahead_of_its_caller(tmp_path: Path) -> None:
     job = tiny_job(tmp_path, epochs=4)
     running = train(job, stall_seconds=1.0)
@@ -324,6 +326,7 @@ def test_weights_that_are_nan_fail_the_run_at_its_first_step(tmp_path: Path) -> 
         next(train(tiny_job(tmp_path)))
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_an_error_within_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
