@@ -85,7 +85,7 @@ def test_the_published_recipe_is_written_out_and_agrees_with_the_defaults() -> N
             {"predict.output": {"kind": "sql", "url_env": "X", "tabel": "t"}},
             "predict.output.tabel: unknown; did you mean table?",
         ),
-        ({"schedule.predict.cron": "0 4 * * *"}, "predict.output"),
+        ({"schedule.predict.cron": "0 4 * * *"}, "predict.source"),
         ({"training.epochs": "5"}, "training.epochs"),
         ({"training.epochs": 0}, "training.epochs"),
         ({"training.epochs": True}, "training.epochs"),

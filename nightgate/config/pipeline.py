@@ -81,8 +81,8 @@ class Pipeline(Section):
             raise ValueError("data.source.splits must name the source's `train` split")
         if given and self.split.column:
             raise ValueError("split.column and data.source.splits both name given splits; keep one")
-        if self.schedule.predict.cron and self.predict.output is None:
-            raise ValueError("predict.output: name where the predictions of `schedule.predict` go")
+        if self.schedule.predict.cron and self.predict.source is None:
+            raise ValueError("predict.source: name the rows that `schedule.predict` predicts")
         return self
 
     def record(self) -> dict[str, Any]:

@@ -44,17 +44,17 @@ class PredictionFile:
         with _readable(self.name):
             found = self._columns()
         fixed = [name for name in self.schema.names if not name.startswith("probability_")]
-        if adds and found != self.schema.names:
-            raise DataError(
-                f"{self.name} has the columns {', '.join(found)}; these predictions have "
-                f"{', '.join(self.schema.names)}",
-                next_step="name another output, or predict all rows again, without --new-rows",
-            )
         if not set(fixed) <= set(found):
             raise DataError(
                 f"{self.name} exists and holds no predictions of this kind: it has no column "
                 f"{', '.join(sorted(set(fixed) - set(found)))}",
                 next_step="name another output, or remove that file",
+            )
+        if adds and found != self.schema.names:
+            raise DataError(
+                f"{self.name} has the columns {', '.join(found)}; these predictions have "
+                f"{', '.join(self.schema.names)}",
+                next_step="name another output, or predict all rows again, with --all-rows",
             )
 
     def held(self) -> Iterator[list[str]]:

@@ -7,6 +7,7 @@ reason instead of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from nightgate.schedule import Night
 from nightgate.sources.found_files import COMPRESSIONS
 from nightgate.sources.kinds import open_source
 from nightgate.sources.source import RawBatch
+from nightgate.sources.source_table import COLUMNS_OF_DATA
 from nightgate.sources.text_stream import File, open_text
 from nightgate.text_rules import fingerprint, normalise_text
 
@@ -41,10 +43,23 @@ def rows_of_source(data: Data, night: Night, forgotten: frozenset[str] = frozens
         DataError: it cannot be read, or lacks a column.
     """
     columns = [*([data.id] if data.id else []), *data.text_columns]
-    source = open_source(data, night, columns=list(dict.fromkeys(columns)))
-    for part in source.plan(None).read:
-        for batch in source.read(part):
-            yield _table(_usable(batch, data, forgotten))
+    with _errors_of_predict():
+        source = open_source(data, night, columns=list(dict.fromkeys(columns)))
+        for part in source.plan(None).read:
+            for batch in source.read(part):
+                yield _table(_usable(batch, data, forgotten))
+
+
+@contextmanager
+def _errors_of_predict() -> Iterator[None]:
+    """Let the next steps of errors of reading name `[predict]` and its option."""
+    try:
+        yield
+    except DataError as error:
+        step = error.next_step.replace("data.source.paths", "--input, or predict.source.paths")
+        step = step.replace("data.source:", "predict.source:")
+        error.next_step = step.replace(COLUMNS_OF_DATA, "name the columns in [predict] (id, text) as the source does")
+        raise
 
 
 def rows_of_lines(lines: Iterable[str], place: str) -> Iterator[pa.Table]:

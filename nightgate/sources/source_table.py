@@ -47,6 +47,9 @@ class Problem(NamedTuple):
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
+COLUMNS_OF_DATA = "name the columns in [data] (id, text, label, time and so on) or [split] as the source does"
+
+
 def check_columns(wanted: Iterable[str], found: Sequence[str], place: str) -> None:
     """Check that each wanted column is found once.
 
@@ -64,7 +67,7 @@ def check_columns(wanted: Iterable[str], found: Sequence[str], place: str) -> No
         name for name in found if name.strip().casefold() == missing[0].strip().casefold()
     ]
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    next_step = "name the columns in [data] (id, text, label, time and so on) or [split] as the source does"
+    next_step = COLUMNS_OF_DATA
     if len(found) == 1 and (signs := [sign for sign in _DELIMITERS if sign in found[0]]):
         hint = f"; it looks separated by {_DELIMITERS[signs[0]]}"
         next_step = f"name the delimiter in data.source: delimiter = {json.dumps(signs[0])}"

@@ -281,10 +281,11 @@ def test_a_skipped_night_predicts_and_what_breaks_then_changes_nothing_of_it(sit
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [
-        (("--input", "{folder}/other.csv"), "'review_id'", 1),
-        (("--input", "{folder}/nowhere.csv"), "nowhere.csv", 1),
+        (("--input", "{folder}/other.csv"), "[predict] (id, text)", 1),
+        (("--input", "{folder}/nowhere.csv"), "check --input", 1),
         (("--input", "{folder}/nowhere.txt"), "nowhere.txt", 1),
         (("--input", "source", "--output", "{folder}/new.csv"), "new.csv", 1),
+        (("--input", "source", "--output", "{folder}/new.csv", "--new-rows"), "remove that file", 1),
         (("--input", "source", "--output", "{folder}/none/x.csv"), "none", 1),
         (("--input", "source", "--output", "predictions"), "predictions", 2),
         (("--input", "source", "--output", "UNSET_URL:predictions"), "UNSET_URL", 2),
