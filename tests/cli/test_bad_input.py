@@ -311,6 +311,7 @@ def test_a_champion_with_a_flipped_byte_classifies_nothing(environment: Path, tm
 # --- base models ---
 
 
+@pytest.mark.slow
 def test_a_base_model_that_cannot_be_loaded_fails_the_night(upgraded: Home, tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         run_night(*small({"training.base_model": a_model(tmp_path)["training__base_model"]}))
@@ -319,6 +320,7 @@ def test_a_base_model_that_cannot_be_loaded_fails_the_night(upgraded: Home, tmp_
     assert row["next_step"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--no-prefect",), ()])
 def test_a_mistyped_setting_in_a_home_with_nights_leaves_no_failed_night(
     environment: Path, tmp_path: Path, options: tuple[str, ...]

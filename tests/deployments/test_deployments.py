@@ -387,6 +387,7 @@ def test_another_home_is_refused_and_has_names_of_its_own_or_takes_over(
     assert outcomes(deployed.folder, prune=True)["nightly/gone"].outcome == "removed"
 
 
+@pytest.mark.slow
 @pytest.mark.flow
 def test_worker_and_serve_leave_runs_of_another_home_to_it(
     deployed: Site, prefect_server: str, monkeypatch: pytest.MonkeyPatch

@@ -289,6 +289,7 @@ def test_the_rows_of_epochs_are_committed_while_the_training_process_runs(twins:
     assert (pd.to_datetime(recorded) < pd.Timestamp(ended)).all()
 
 
+@pytest.mark.slow
 def test_a_held_night_completes_under_that_name(pipeline: Pipeline, prefect_server: str, environment: Path) -> None:
     home = migrated_home(environment)
     strict = pipeline.model_copy(update={"gate": pipeline.gate.model_copy(update={"min_f1": 1.0})})

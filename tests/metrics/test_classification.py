@@ -175,6 +175,7 @@ def test_a_metric_that_gives_no_numbers_is_refused_when_it_is_tried(body: str, w
     assert why in refused.value.reason
 
 
+@pytest.mark.slow
 def test_the_metric_needs_no_network_and_writes_into_its_folder_alone(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib, numpy as np; from nightgate.training.epoch_metrics import EpochMetrics;"

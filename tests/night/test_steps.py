@@ -194,6 +194,7 @@ def test_drift_of_the_new_rows_is_recorded_once_a_run(site: Path) -> None:
     assert 150 < used["last_week"] < rows["rows_new"].iloc[0]
 
 
+@pytest.mark.slow
 def test_training_cannot_start_from_a_champion_with_other_labels_and_says_so(site: Path) -> None:
     pipeline = load_pipeline(site, {**SHORT, "training.start_from": "champion", "data.labels": [5, 4, 3, 2, 1]})
     with pytest.raises(ModelError, match=r"\['5', '4', '3', '2', '1'\]") as raised:

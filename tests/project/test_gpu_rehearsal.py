@@ -57,6 +57,7 @@ def test_a_part_for_which_no_time_is_left_fails(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.count("**FAILED**") == len(PARTS)
 
 
+@pytest.mark.slow
 def test_a_part_that_takes_too_long_is_stopped() -> None:
     ran = rehearsal("--minutes", "0.02", "--only", "night")
     assert ran.returncode == 1

@@ -85,6 +85,7 @@ def run_rounds(database: Database, rounds: int, processes: int, versions_each: i
     assert champion_link.disagreement(database, database.home, "reviews") == ""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("home")
 def test_exactly_one_of_simultaneous_promotions_by_several_processes_wins(database: Database) -> None:
     run_rounds(database, rounds=3, processes=3, versions_each=8)

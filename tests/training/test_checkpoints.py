@@ -433,6 +433,7 @@ def test_a_full_or_read_only_disk_is_a_storage_error(tmp_path: Path, error: Exce
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_on_the_disk_leaves_the_earlier_checkpoint_and_nothing_else(tmp_path: Path) -> None:
     from tests.cli.test_bad_input import mounted
 

@@ -233,6 +233,7 @@ def test_killing_the_parent_ends_the_child_and_the_next_attempt_goes_on(
     assert resumed.logits() == whole.logits()
 
 
+@pytest.mark.slow
 def test_closing_the_generator_stops_the_child_within_seconds_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     job = tiny_job(tmp_path, **SLOW_EPOCHS)
     running = train(job)
@@ -294,6 +295,7 @@ def test_scoring_that_hangs_is_started_anew(uninterrupted: tuple[TrainJob, Ended
     assert scored.written["candidate"].is_file()
 
 
+@pytest.mark.slow
 def test_a_crash_names_the_signal_and_shows_the_last_lines_of_the_log(tmp_path: Path) -> None:
     job = tiny_job(tmp_path, **SLOW_EPOCHS)
     running = train(job)
