@@ -120,7 +120,14 @@ def pushing(week: Week, hub: str) -> Iterator[None]:
     command.chmod(0o755)
     (week.folder / "push.py").write_text(block("python", "# push.py"), encoding="utf-8")
     path = f"{programs}:{os.environ['PATH']}"
-    environment = {**os.environ, **week.environment, "PATH": path, "HF_ENDPOINT": hub, "HF_TOKEN": TOKEN}
+    environment = {
+        **os.environ,
+        **week.environment,
+        "PATH": path,
+        "HF_ENDPOINT": hub,
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_OFFLINE": "0",
+    }
     with (week.folder / "push.log").open("wb") as log:
         served = subprocess.Popen([sys.executable, "push.py"], cwd=week.folder, env=environment, stdout=log, stderr=log)
     try:
