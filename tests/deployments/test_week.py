@@ -160,7 +160,7 @@ def test_a_champion_that_falls_is_replaced_by_a_night_that_its_alarm_starts(
         for number in range(5, 8):
             week.day(number)
 
-        rows = week.rows(block("sql", "-- A pipeline's story"), pipeline="reviews")
+        rows = week.rows(block("sql", "-- A pipeline's story"))
         # pandas has NaN for NULL.
         found = [{name: None if value != value else value for name, value in row.items()} for row in rows]
         with capsys.disabled():
