@@ -6,13 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nightgate.database.queries import history as history
+    from nightgate.frames.champions import champion as champion
+    from nightgate.frames.champions import versions as versions
+    from nightgate.frames.nights import history as history
     from nightgate.registry.champions import load_champion as load_champion
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "history", "load_champion"]
+__all__ = ["__version__", "champion", "history", "load_champion", "versions"]
 
-_HOMES = {"load_champion": "nightgate.registry.champions", "history": "nightgate.database.queries"}
+_HOMES = {
+    "champion": "nightgate.frames.champions",
+    "history": "nightgate.frames.nights",
+    "load_champion": "nightgate.registry.champions",
+    "versions": "nightgate.frames.champions",
+}
 
 
 def __getattr__(name: str) -> Any:

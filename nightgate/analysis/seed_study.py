@@ -180,7 +180,7 @@ def finish_study(db: Database, study_id: str) -> SeedStudy:
 
 def read_study(db: Database, study_id: str) -> pd.DataFrame:
     """The rows of a study in `seed_runs`, ordered by seed."""
-    from nightgate.database.queries import tidy
+    from nightgate.frames.reader import tidy
 
     return tidy(db.frame("SELECT * FROM seed_runs WHERE study_id = :study ORDER BY seed", {"study": study_id}))
 

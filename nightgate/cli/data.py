@@ -40,10 +40,10 @@ def quarantine(
     output: OutputFormat = Format.table,
 ) -> None:
     """List source rows that cannot be used, and why."""
-    from nightgate.database import queries
+    from nightgate.frames import quarantine as quarantined
 
     name = name_of(pipeline)
-    frame, counts = queries.quarantine(name, reason=reason, resolved=resolved, limit=limit)
+    frame, counts = quarantined.quarantine(name, reason=reason, resolved=resolved, limit=limit)
     nothing = f"{name} has no quarantined rows{' of that kind' if reason or not resolved else ''}"
     show(frame, output, nothing, columns=QUARANTINE_COLUMNS)
     if counts:

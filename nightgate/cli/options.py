@@ -60,7 +60,7 @@ def name_of(pipeline: str) -> str:
     Raises:
         ConfigurationError: there is neither a file nor a run of it; the nearest name is suggested.
     """
-    from nightgate.database.queries import pipelines
+    from nightgate.frames.nights import pipelines
     from nightgate.pipeline_files import is_path, load_pipeline, pipeline_files, unknown_pipeline
 
     files = pipeline_files()

@@ -50,8 +50,8 @@ def evaluate(pipeline: PipelineName, output: OutputFormat = Format.table) -> Non
     Those of the newest snapshot that came since it was chosen: `nightgate refresh` takes in rows.
     """
     from nightgate import logs
-    from nightgate.database import queries
     from nightgate.database.transactions import Database
+    from nightgate.frames.champions import evaluations
     from nightgate.home import existing_home
     from nightgate.night.champion_evaluation import evaluate_newest
     from nightgate.pipeline_files import load_pipeline
@@ -61,7 +61,7 @@ def evaluate(pipeline: PipelineName, output: OutputFormat = Format.table) -> Non
     logs.to_stderr()
     with Database.open(existing_home()) as db:
         found = evaluate_newest(db, configuration)
-    frame = queries.evaluations(name, found[0].snapshot_id if found else "")
+    frame = evaluations(name, found[0].snapshot_id if found else "")
     frame = frame[frame["model_version"].isin([one.model_version for one in found])]
     nothing = f"{name} has no champion yet\n  next: nightgate run {name}"
     show(frame, output, nothing, columns=EVALUATION_COLUMNS)

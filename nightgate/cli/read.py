@@ -91,18 +91,19 @@ def history(
     output: OutputFormat = Format.table,
 ) -> None:
     """Show the nights of a pipeline, or one run's epochs or slices."""
-    from nightgate.database import queries
+    from nightgate.frames import epochs as published
+    from nightgate.frames import nights
 
     name = name_of(pipeline)
-    frame = queries.history(name, run=run_id, epochs=epochs, slices=slices, since=date_of(since) if since else None)
+    frame = nights.history(name, run=run_id, epochs=epochs, slices=slices, since=date_of(since) if since else None)
     if epochs and not slices and output is Format.table and not frame.empty:
-        say(queries.published_table(frame))
-        for own in queries.own_tables(frame["run_id"].unique()):
+        say(published.published_table(frame))
+        for own in published.own_tables(frame["run_id"].unique()):
             say(f"\n{own}")
     else:
         nothing = nothing_yet(f"the database has nothing like that of {name}", name)
         if epochs or slices or run_id:
-            nothing = (frame.empty and queries.why_no_epochs(name, run_id)) or nothing
+            nothing = (frame.empty and nights.why_no_epochs(name, run_id)) or nothing
             show(frame, output, nothing, columns=SLICE_COLUMNS if slices else EPOCH_COLUMNS)
         else:
             if output is Format.table:
@@ -129,10 +130,10 @@ def champion(
     output: OutputFormat = Format.table,
 ) -> None:
     """Show the champion, now or at a time: metrics, path, lineage."""
-    from nightgate.database import queries
+    from nightgate.frames import champions
 
     name = name_of(pipeline)
-    frame = queries.champion(name, moment_of(at) if at else None)
+    frame = champions.champion(name, moment_of(at) if at else None)
     nothing = nothing_yet(f"{name} has no champion yet", name)
     if at:
         nothing = f"{name} has no champion at {at}\n  next: see `nightgate versions {name}`, or omit --at"
@@ -141,11 +142,11 @@ def champion(
 
 def versions(pipeline: PipelineName, output: OutputFormat = Format.table) -> None:
     """List every version, including those that were held."""
-    from nightgate.database import queries
+    from nightgate.frames import champions
 
     name = name_of(pipeline)
     nothing = nothing_yet(f"{name} has no versions yet", name)
-    show(_absolute(queries.versions(name)), output, nothing, columns=VERSION_COLUMNS)
+    show(_absolute(champions.versions(name)), output, nothing, columns=VERSION_COLUMNS)
 
 
 def _absolute(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,1 +1,1 @@
-"""The metrics database: connections, tables and queries."""
+"""The metrics database: connections, tables and transactions."""

@@ -21,10 +21,11 @@ from sqlalchemy.orm import Session
 from nightgate import locks
 from nightgate.config.pipeline import Pipeline
 from nightgate.cron import instants
-from nightgate.database.queries import later_failures, tidy
 from nightgate.database.schema import Attempt, Epoch, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
+from nightgate.frames.nights import later_failures
+from nightgate.frames.reader import tidy
 from nightgate.home import Home
 from nightgate.pipeline_files import load_pipeline, pipeline_files
 from nightgate.registry.approvals import command, open_approvals

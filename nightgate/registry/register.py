@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nightgate.config.pipeline import Pipeline
-from nightgate.database import queries
 from nightgate.database.transactions import Database
 from nightgate.durable_files import sha256_of
 from nightgate.errors import RegistryError
+from nightgate.frames.epochs import markdown_table, own_metrics, own_rows, published_table
+from nightgate.frames.reader import tidy
 from nightgate.gate.decision import Decision
 from nightgate.home import Home
 from nightgate.metrics.bootstrap import Interval
@@ -134,7 +135,7 @@ _RUN = (
 
 def _run_facts(db: Database, run_id: str) -> _RunFacts:
     epochs = db.frame(_EPOCHS, {"run_id": run_id})
-    [run] = queries.tidy(db.frame(_RUN, {"run_id": run_id})).to_dict("records")
+    [run] = tidy(db.frame(_RUN, {"run_id": run_id})).to_dict("records")
     return _RunFacts(
         night=str(run["night"]),
         code_version=str(run["code_version"]),
@@ -143,8 +144,8 @@ def _run_facts(db: Database, run_id: str) -> _RunFacts:
         data_until=run["data_until"].isoformat(),
         rows_trained=None if pd.isna(run["rows_trained"]) else int(run["rows_trained"]),
         epochs=[{str(name): _plain(value) for name, value in row.items()} for row in epochs.to_dict("records")],
-        results_table=queries.published_table(epochs),
-        own_metrics=queries.own_metrics(db, run_id),
+        results_table=published_table(epochs),
+        own_metrics=own_metrics(db, run_id),
     )
 
 
@@ -167,7 +168,7 @@ def _card(candidate: Candidate, run: _RunFacts, version: int) -> str:
             night=run.night,
             best_epoch=candidate.best_epoch,
             results_table=run.results_table,
-            own_table=queries.markdown_table(*queries.own_rows(run.own_metrics)) if run.own_metrics else "",
+            own_table=markdown_table(*own_rows(run.own_metrics)) if run.own_metrics else "",
             own_test=run.own_metrics.get("test", {}),
             test=_test_figures(candidate),
             test_rows=candidate.test.support,

@@ -22,10 +22,12 @@ from sqlalchemy.orm import Session
 from nightgate.analysis.seed_study import newest_study
 from nightgate.config.pipeline import Pipeline
 from nightgate.database.gate_schema import SeedStudy
-from nightgate.database.queries import own_metrics, read_history, tidy
 from nightgate.database.schema import Attempt, ModelVersion, Promotion, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import SnapshotError
+from nightgate.frames.epochs import own_metrics
+from nightgate.frames.nights import read_history
+from nightgate.frames.reader import tidy
 from nightgate.home import Home
 from nightgate.reports.shares import SnapshotShares, read_shares
 from nightgate.reports.training_diagnosis import EarlierNight, EpochFacts, Finding, MachineFacts, diagnose
@@ -61,7 +63,7 @@ class ReportFacts:
     epochs: tuple[Row, ...] = ()
     """Of `epoch_results`, by epoch."""
     own_metrics: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
-    """As `nightgate.database.queries.own_metrics`."""
+    """As `nightgate.frames.epochs.own_metrics`."""
     checks: tuple[Row, ...] = ()
     """Of `gate_checks`, in their order."""
     broken_data: tuple[Row, ...] = ()

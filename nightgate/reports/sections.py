@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from nightgate.config.training import Training
-from nightgate.database.queries import own_rows, published_rows
+from nightgate.frames.epochs import own_rows, published_rows
 from nightgate.plain_text import with_form_fields
 from nightgate.reports import charts
 from nightgate.reports.confusion_chart import confusion_matrix

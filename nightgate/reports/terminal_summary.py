@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from nightgate.database.connection import database_url
-from nightgate.database.queries import published_table
+from nightgate.frames.epochs import published_table
 from nightgate.home import Home
 from nightgate.pipeline_files import pipeline_files
 from nightgate.reports.facts import ReportFacts, gather

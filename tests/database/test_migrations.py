@@ -27,10 +27,11 @@ from nightgate.cli.app import app
 from nightgate.config.pipeline import Pipeline
 from nightgate.data.rules import rules_of, split_version
 from nightgate.database import connection as connections
-from nightgate.database import queries, schema
+from nightgate.database import schema
 from nightgate.database import transactions as databases
 from nightgate.database.transactions import Database
 from nightgate.errors import DatabaseError
+from nightgate.frames.reader import tidy
 from nightgate.home import Home
 from nightgate.metrics.comparability import metric_key
 from nightgate.runs import lifecycle, records
@@ -172,7 +173,7 @@ def test_rows_that_every_night_quarantined_become_one_row_each(database: Databas
         )
     databases.upgrade(migrated_url)
     query = "SELECT run_id, origin, first_night, last_night, resolved_night FROM quarantined_rows ORDER BY origin"
-    found = queries.tidy(database.frame(query)).to_numpy().tolist()
+    found = tidy(database.frame(query)).to_numpy().tolist()
     nights = [night_rows.night(day).date for day in range(3)]
     assert found == [
         [runs[2], "a.csv:7", nights[0], nights[2], None],

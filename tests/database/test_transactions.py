@@ -164,7 +164,7 @@ def test_every_foreign_key_keeps_the_parent() -> None:
 
 
 def test_the_database_modules_load_no_torch() -> None:
-    modules = "nightgate.runs.records, nightgate.database.queries"
+    modules = "nightgate.runs.records, nightgate.frames.nights"
     code = f"import sys, {modules}; print({{'torch', 'prefect', 'alembic'}} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 

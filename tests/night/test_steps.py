@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 
 from nightgate.config.pipeline import Pipeline
 from nightgate.data.golden_rows import GoldenSet
-from nightgate.database import queries
 from nightgate.database.connection import database_url
 from nightgate.database.gate_schema import TestPrediction
 from nightgate.database.transactions import Database, upgrade
@@ -36,6 +35,8 @@ from nightgate.errors import (
     RegistryError,
     StalledError,
 )
+from nightgate.frames import champions as frames
+from nightgate.frames.nights import history
 from nightgate.gate.decide import decide
 from nightgate.gate.decision import Measured
 from nightgate.gate.evidence import Evidence, Serving
@@ -164,7 +165,7 @@ def test_a_mapping_that_means_something_else_is_held_under_every_policy_until_a_
     assert found.champion is not None
     assert (found.champion.relabelled, found.champion.predictions, found.champion.golden) == (True, None, None)
     assert (row.champion_version, the_row(row)["champion_f1"]) == (1, None)
-    broken = queries.history("small")["break_before"].iloc[1]
+    broken = history("small")["break_before"].iloc[1]
     assert "labels mean something else" in broken
     assert len(list((environment / "golden/small").iterdir())) == 2, "not judged by old labels"
     with Database.open(open_home()) as db:
@@ -368,7 +369,7 @@ def test_a_night_whose_champion_was_promoted_after_it_was_scored_is_held(
     assert (ended.status, row["status"], row["verdict"]) == ("held", "held", "promote")
     assert "expected to replace no champion, but now there is version 1" in row["reason"]
     assert row["error_type"] is None
-    assert queries.champion("small")["version"].tolist() == [1]
+    assert frames.champion("small")["version"].tolist() == [1]
 
 
 def test_after_a_night_predictions_and_logs_stay_and_checkpoints_go() -> None:
@@ -406,7 +407,7 @@ def test_a_night_whose_data_cannot_be_read_leaves_the_candidate_that_waits(home:
     pipeline = load_pipeline(file)
     with broken_by(DataError, "no rows"):
         run_night(pipeline, chosen_night(pipeline.schedule, date(2026, 3, 3)))
-    assert queries.history("reviews")["status"].tolist() == ["waiting", "failed"]
+    assert history("reviews")["status"].tolist() == ["waiting", "failed"]
     with Database.open(home) as db:
         assert approvals.find(db, "reviews").run_id == waits.run_id
 
@@ -432,9 +433,7 @@ def test_a_scheduled_night_without_news_is_skipped_and_a_manual_one_is_run(home:
     assert not is_skipped(due_on(9), dry_run=True)
     assert is_skipped(due_on(10))
     # The only run of the 9th was a dry run: the next run records the night as missed.
-    assert (
-        queries.history(pipeline.name).set_index("night")["status"].astype(str).to_dict()[date(2026, 1, 9)] == "missed"
-    )
+    assert history(pipeline.name).set_index("night")["status"].astype(str).to_dict()[date(2026, 1, 9)] == "missed"
 
 
 @pytest.mark.slow
@@ -646,7 +645,7 @@ def test_a_serving_process_that_is_killed_fails_the_night_without_a_verdict(
     with monkeypatch.context() as patch, broken_by(OutOfMemoryError, "SIGKILL"):
         patch.setattr(serving_check, "SCRIPT", probe)
         case.run(try_serving=scoring.try_serving)
-    [row] = queries.history("small", since=case.date).to_dict("records")
+    [row] = history("small", since=case.date).to_dict("records")
     assert (row["status"], row["error_type"], row["verdict"]) == ("failed", "out_of_memory", None)
     assert "run the same command again" in row["next_step"]
     # A champion that kills every process does not keep the candidate from being judged.

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+import nightgate
 from nightgate.analysis.comparison import compare
 from nightgate.analysis.replay import judged_runs
-from nightgate.database import queries, schema
+from nightgate.database import schema
 from nightgate.database.transactions import Database
 from nightgate.operations import database_checks, integrity_checks
 from nightgate.operations.status import status
@@ -41,16 +42,16 @@ def commands(database: Database, name: str) -> dict[str, Callable[[], Any]]:
     run = f"{name}-0010"
     return {
         "status": lambda: status(database),
-        "history": lambda: queries.history(name),
-        "history --since": lambda: queries.history(name, since=date(2026, 3, 10)),
-        "history --epochs": lambda: queries.history(name, epochs=True),
-        "history --epochs --since": lambda: queries.history(name, epochs=True, since=date(2026, 3, 2)),
-        "history --slices": lambda: queries.history(name, slices=True),
-        "history --slices --since": lambda: queries.history(name, slices=True, since=date(2026, 3, 2)),
-        "history --run": lambda: queries.history(name, run=run, slices=True),
-        "champion": lambda: queries.champion(name),
-        "champion --at": lambda: queries.champion(name, datetime(2026, 3, 20, tzinfo=UTC)),
-        "versions": lambda: queries.versions(name),
+        "history": lambda: nightgate.history(name),
+        "history --since": lambda: nightgate.history(name, since=date(2026, 3, 10)),
+        "history --epochs": lambda: nightgate.history(name, epochs=True),
+        "history --epochs --since": lambda: nightgate.history(name, epochs=True, since=date(2026, 3, 2)),
+        "history --slices": lambda: nightgate.history(name, slices=True),
+        "history --slices --since": lambda: nightgate.history(name, slices=True, since=date(2026, 3, 2)),
+        "history --run": lambda: nightgate.history(name, run=run, slices=True),
+        "champion": lambda: nightgate.champion(name),
+        "champion --at": lambda: nightgate.champion(name, datetime(2026, 3, 20, tzinfo=UTC)),
+        "versions": lambda: nightgate.versions(name),
         "compare": compared,
         "gate replay": lambda: judged_runs(database, name),
         "the summary of a night": lambda: gather(database.home, run, snapshots=False),
@@ -84,7 +85,7 @@ def test_every_command_that_reads_is_linear_in_the_nights(database: Database) ->
 
     database.write(clear)
     insert_nights(database, pipelines=PIPELINES, nights=NIGHTS)
-    assert len(queries.history(name)) == NIGHTS
+    assert len(nightgate.history(name)) == NIGHTS
     assert len(status(database)) == 2 * PIPELINES
     full = measured(database, name)
     shown = "\n".join(f"{command}: {tenth[command]:.3f} s, {full[command]:.3f} s" for command in full)

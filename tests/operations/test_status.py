@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import nightgate
 from nightgate.cli.app import app
 from nightgate.cli.status_table import as_text
-from nightgate.database import queries
 from nightgate.database.schema import Attempt
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
+from nightgate.frames.nights import read_history
 from nightgate.operations.status import COLUMNS, Deployed, last_due, status
 from nightgate.registry import approvals, freezes
 from nightgate.runs import lifecycle, records
@@ -216,7 +217,7 @@ def test_a_later_try_that_broke_is_named_beside_the_night_that_counts(database: 
     lifecycle.finish_run(database, first.run_id, 1, "held", reason="not better")
     forced = night_rows.open_run(database, pipeline(), night(), force=True)
     lifecycle.finish_run(database, forced.run_id, 1, "failed", reason="the disk is full")
-    row, history = one(database, "last_night"), queries.read_history(database, "reviews")
+    row, history = one(database, "last_night"), read_history(database, "reviews")
     assert (row["status"], row["run_id"]) == ("held", first.run_id)
     assert row["reason"] == f"not better; a later try, {forced.run_id}, failed: the disk is full"
     assert history[["status", "run_id"]].to_numpy().tolist() == [["held", first.run_id]]
@@ -328,7 +329,7 @@ def test_a_reader_in_the_wrong_folder_makes_no_home(environment: Path, command: 
     assert str(environment) in done.stderr
     assert not environment.exists()
     with pytest.raises(RegistryError):
-        queries.history("x")
+        nightgate.history("x")
 
 
 @sqlite

@@ -24,7 +24,7 @@ ROOMS = [
     {"sources"},
     {"data", "engine", "metrics"},
     {"database"},
-    {"gate"},
+    {"frames", "gate"},
     {"models"},
     {"training"},
     {"runs"},
@@ -46,6 +46,7 @@ LIGHT = {
     "nightgate.gate": HEAVY - {"numpy"},
     "nightgate.metrics": HEAVY - {"numpy"},
     "nightgate.database": {"torch", "transformers", "prefect"},
+    "nightgate.frames": {"torch", "transformers", "datasets", "evaluate", "prefect"},
     "nightgate.runs": {"torch", "transformers", "prefect"},
     "nightgate.registry": {"torch", "transformers", "prefect"},
     "nightgate.analysis": {"torch", "transformers", "prefect"},
@@ -171,7 +172,7 @@ def _defined(module: str) -> set[str]:
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
     if module == "nightgate":
-        names |= {"load_champion", "history"}
+        names |= {"champion", "history", "load_champion", "versions"}
     return names
 
 

@@ -20,10 +20,10 @@ from nightgate.analysis import seed_study
 from nightgate.data.refresh import Refreshed
 from nightgate.data.snapshots import Snapshot, write_snapshot
 from nightgate.database.gate_schema import SeedStudy
-from nightgate.database.queries import published_table
 from nightgate.database.schema import STATUSES
 from nightgate.database.transactions import Database
 from nightgate.errors import SnapshotError
+from nightgate.frames.epochs import published_table
 from nightgate.home import Home, open_home
 from nightgate.registry import promotion
 from nightgate.reports import report, sections, shares, terminal_summary, verdict_section

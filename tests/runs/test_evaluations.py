@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from nightgate.config.checks import NONE_ALLOWED
-from nightgate.database.queries import read_history
 from nightgate.database.refresh_schema import Refresh
 from nightgate.database.transactions import Database
+from nightgate.frames.nights import read_history
 from nightgate.metrics.drift import DriftStatistic
 from nightgate.operations.status import status
 from nightgate.runs import evaluations, lifecycle, records

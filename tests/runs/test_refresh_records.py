@@ -15,9 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from nightgate.config.checks import NONE_ALLOWED, Allowed
 from nightgate.data.checks import CheckResult
 from nightgate.data.refresh_counts import LabelVotes, PartCounts
-from nightgate.database import queries
 from nightgate.database.transactions import Database
 from nightgate.errors import DataCheckError
+from nightgate.frames.reader import tidy
 from nightgate.runs import lifecycle, records
 from nightgate.runs.refresh_records import MOST_PARTS
 from nightgate.sources.source_table import Quarantined
@@ -44,7 +44,7 @@ def quarantine(database: Database) -> list[tuple[Any, ...]]:
     frame = database.frame(
         "SELECT origin, reason, first_night, last_night, resolved_night FROM quarantined_rows ORDER BY origin, reason"
     )
-    frame = queries.tidy(frame)
+    frame = tidy(frame)
     return [
         (row.origin, row.reason, *(None if night is None else night.day for night in row[3:]))
         for row in frame.itertuples()

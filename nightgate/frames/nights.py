@@ -1,4 +1,4 @@
-"""Metrics as data frames, for `nightgate history`, `champion` and `versions`, and for `nightgate.history` in Python.
+"""Nights, epochs and slices as frames, for `nightgate history` and for `nightgate.history` in Python.
 
     import nightgate
     nights = nightgate.history("sample")                        # one row per night
@@ -9,23 +9,20 @@ Each query is a plain SELECT on the views, which any SQL client can query withou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime
+from collections.abc import Iterable
+from datetime import date, datetime
 from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 
-from nightgate.database.column_types import UtcTime, as_text
 from nightgate.database.label_meanings import label_meanings
 from nightgate.database.refresh_schema import Refresh
-from nightgate.database.schema import METADATA, Run
+from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
-from nightgate.home import home_for_reading
+from nightgate.frames.reader import open_reader, tidy
 from nightgate.metrics.comparability import ScoredNight, breaks
-
-_PUBLISHED = ["training_loss", "epoch", "step", "validation_loss", "accuracy", "f1", "precision", "recall"]
 
 
 def history(
@@ -52,7 +49,7 @@ def history(
         RegistryError: there is no home here, or no such run.
         DatabaseError: the database cannot be used.
     """
-    with Database.open(home_for_reading(), any_home=True) as db:
+    with open_reader() as db:
         return read_history(db, pipeline, run=run, epochs=epochs, slices=slices, since=since)
 
 
@@ -139,7 +136,7 @@ def why_no_epochs(pipeline: str, run: str | None) -> str:
     Args:
         run: a run id, or "latest" or None for the newest night's run.
     """
-    with Database.open(home_for_reading(), any_home=True) as db:
+    with open_reader() as db:
         run_id = _latest_run(db, pipeline) if run in {None, "latest"} else run
         query = "SELECT night, status, reason, next_step FROM nightly_runs WHERE run_id = :run"
         rows = tidy(db.frame(query, {"run": run_id})).to_dict("records")
@@ -172,145 +169,14 @@ def _breaks(db: Database, pipeline: str, run_ids: Iterable[str]) -> pd.Series[An
     return pd.Series([found_breaks.get(run_id) for run_id in run_ids], dtype=object)
 
 
-def champion(pipeline: str, at: datetime | None = None) -> pd.DataFrame:
-    """The current champion, or that at the instant `at` (aware): one row, or none without a champion."""
-    with Database.open(home_for_reading(), any_home=True) as db:
-        moment = "c.valid_to IS NULL"
-        parameters: dict[str, Any] = {"pipeline": pipeline}
-        if at is not None:
-            assert at.tzinfo is not None, f"{at} has no timezone"
-            instant = at.astimezone(UTC)
-            parameters["at"] = instant if db.dialect == "postgresql" else as_text(instant)
-            moment = "c.valid_from <= :at AND (c.valid_to > :at OR c.valid_to IS NULL)"
-        query = (
-            "SELECT v.*, c.valid_from, c.valid_to, c.promoted_by, c.reason FROM champion_timeline AS c "
-            "JOIN model_versions AS v ON v.pipeline = c.pipeline AND v.version = c.model_version "
-            f"WHERE c.pipeline = :pipeline AND {moment}"
-        )
-        return tidy(db.frame(query, parameters))
-
-
-def versions(pipeline: str) -> pd.DataFrame:
-    """Every version of the pipeline, oldest first."""
-    with Database.open(home_for_reading(), any_home=True) as db:
-        query = "SELECT * FROM model_versions WHERE pipeline = :pipeline ORDER BY version"
-        return tidy(db.frame(query, {"pipeline": pipeline}))
-
-
-def evaluations(pipeline: str, snapshot_id: str) -> pd.DataFrame:
-    """How champion and anchor did on the rows of a snapshot that came since they were chosen; the champion first."""
-    with Database.open(home_for_reading(), any_home=True) as db:
-        where = "pipeline = :pipeline AND snapshot_id = :snapshot_id ORDER BY role DESC, model_version"
-        query = f"SELECT * FROM champion_evaluations WHERE {where}"
-        return tidy(db.frame(query, {"pipeline": pipeline, "snapshot_id": snapshot_id}))
-
-
-def quarantine(
-    pipeline: str, *, reason: str = "", resolved: bool = False, limit: int = 100
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Quarantined rows, the newest first, and how many there are by reason.
-
-    Args:
-        resolved: those that are resolved too.
-    """
-    where = "WHERE pipeline = :pipeline"
-    where += "" if resolved else " AND resolved_night IS NULL"
-    where += " AND reason = :reason" if reason else ""
-    parameters = {"pipeline": pipeline, "reason": reason, "limit": limit}
-    order = "ORDER BY first_night DESC, last_night DESC, position LIMIT :limit"
-    with Database.open(home_for_reading(), any_home=True) as db:
-        frame = db.frame(f"SELECT * FROM quarantined_rows {where} {order}", parameters)
-        by_reason = "GROUP BY reason ORDER BY COUNT(*) DESC, reason"
-        counts = db.frame(f"SELECT reason, COUNT(*) FROM quarantined_rows {where} {by_reason}", parameters)
-    return tidy(frame), {str(name): int(count) for name, count in counts.itertuples(index=False)}
-
-
 def pipelines() -> list[str]:
     """Names of the pipelines that have runs."""
-    with Database.open(home_for_reading(), any_home=True) as db:
+    with open_reader() as db:
         return list(
             db.read(
                 lambda session: session.scalars(sa.union(sa.select(Run.pipeline), sa.select(Refresh.pipeline))).all()
             )
         )
-
-
-def published_rows(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the epoch table that is published with fine-tuned models: four decimals, `n/a` for no value.
-
-    Args:
-        rows: rows of the view `epoch_results`.
-    """
-    found = rows[_PUBLISHED].itertuples(index=False)
-    cells = [[_cell(column, value) for column, value in zip(_PUBLISHED, values, strict=True)] for values in found]
-    return [column.replace("_", " ").title() for column in _PUBLISHED], cells
-
-
-def published_table(rows: pd.DataFrame) -> str:
-    """The table of `published_rows` in Markdown."""
-    return markdown_table(*published_rows(rows))
-
-
-def own_metrics(db: Database, run_id: str) -> dict[str, dict[str, float | None]]:
-    """Values of `training.metrics`: by epoch ('1') on validation, then by 'test', which has the best epoch alone."""
-    query = (
-        "SELECT m.epoch, m.split, m.metric, m.value FROM epoch_metrics AS m "
-        "JOIN epoch_results AS e ON e.run_id = m.run_id AND e.epoch = m.epoch "
-        "WHERE m.run_id = :run AND (m.split = 'test' OR m.attempt = e.attempt) "
-        "ORDER BY m.split DESC, m.epoch, m.attempt, m.metric"
-    )
-    found: dict[str, dict[str, float | None]] = {}
-    for epoch, split, metric, value in db.frame(query, {"run": run_id}).itertuples(index=False):
-        place = "test" if split == "test" else str(epoch)
-        found.setdefault(place, {})[metric] = None if pd.isna(value) else float(value)
-    return found
-
-
-def own_rows(values: Mapping[str, Mapping[str, float | None]]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of `own_metrics`."""
-    names = list(dict.fromkeys(name for row in values.values() for name in row))
-    cells = [[place, *(_cell("", row.get(name)) for name in names)] for place, row in values.items()]
-    return ["epoch", *names], cells
-
-
-def own_tables(run_ids: Iterable[str]) -> list[str]:
-    """The table of `own_rows` in Markdown, of each run that has own metrics."""
-    with Database.open(home_for_reading(), any_home=True) as db:
-        found = [own_metrics(db, run_id) for run_id in run_ids]
-    return [markdown_table(*own_rows(values)) for values in found if values]
-
-
-def markdown_table(header: list[str], cells: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", f"|{'|'.join(':-:' for _ in header)}|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
-
-
-def tidy(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` with the same types from both engines: aware times, `date` nights, booleans and nullable integers."""
-    kinds = {column.name: column.type for table in METADATA.tables.values() for column in table.columns}
-    kinds |= dict.fromkeys(("promoted_at", "ended_at"), UtcTime())
-    kinds |= dict.fromkeys(("attempts", "model_version"), sa.Integer())
-    for name in frame.columns:
-        kind = kinds.get(name)
-        if isinstance(kind, UtcTime):
-            frame[name] = pd.to_datetime(frame[name], utc=True, format="ISO8601")
-        elif isinstance(kind, sa.Date):
-            values = frame[name].astype(object).where(frame[name].notna(), None)
-            nights = [date.fromisoformat(value) if isinstance(value, str) else value for value in values]
-            frame[name] = pd.Series(nights, index=frame.index, dtype=object)
-        elif isinstance(kind, sa.Boolean):
-            frame[name] = frame[name].astype(bool)
-        elif isinstance(kind, sa.Integer):
-            frame[name] = frame[name].astype("Int64")
-    return frame
-
-
-def _cell(column: str, value: Any) -> str:
-    if value is None or pd.isna(value):
-        return "n/a"
-    if column == "step":
-        return str(int(value))
-    return f"{float(value):.1f}" if column == "epoch" else f"{float(value):.4f}"
 
 
 def _latest_run(db: Database, pipeline: str) -> str | None:

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 import nightgate
-from nightgate.database import queries
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
+from nightgate.frames import epochs, nights
 from nightgate.registry import promotion
 from nightgate.runs import records
 from nightgate.runs.lifecycle import finish_run
@@ -56,27 +56,27 @@ def test_the_published_table_comes_back_from_a_plain_select(database: Database) 
     rows = database.frame(PUBLISHED_QUERY, {"run_id": published_run(database)})
     assert [tuple(row) for row in rows.itertuples(index=False)] == list(night_rows.PUBLISHED)
     for found in (rows, nightgate.history("reviews", epochs=True)):
-        assert queries.published_table(found) == PUBLISHED_TABLE
+        assert epochs.published_table(found) == PUBLISHED_TABLE
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, pd.NA])
 def test_a_missing_value_is_printed_as_n_a(missing: Any) -> None:
     names = ("training_loss", "epoch", "step", "validation_loss", "accuracy", "f1", "precision", "recall")
     frame = pd.DataFrame([dict.fromkeys(names, missing) | {"epoch": 1, "step": 7}], dtype=object)
-    assert queries.published_table(frame).splitlines()[-1] == "| n/a | 1.0 | 7 | n/a | n/a | n/a | n/a | n/a |"
+    assert epochs.published_table(frame).splitlines()[-1] == "| n/a | 1.0 | 7 | n/a | n/a | n/a | n/a | n/a |"
 
 
 def test_a_loss_that_is_not_finite_is_printed_as_missing(database: Database) -> None:
     opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     report = night_rows.report(1, training_loss=math.nan)
     records.record_epoch(database, opened.run_id, 1, report, night_rows.scores(None, support=0))
-    table = queries.published_table(nightgate.history("reviews", epochs=True))
+    table = epochs.published_table(nightgate.history("reviews", epochs=True))
     assert table.splitlines()[-1] == "| n/a | 1.0 | 100 | 1.1000 | n/a | n/a | n/a | n/a |"
 
 
 @pytest.mark.usefixtures("database")
 def test_no_epochs_are_a_table_without_rows() -> None:
-    table = queries.published_table(nightgate.history("reviews", epochs=True))
+    table = epochs.published_table(nightgate.history("reviews", epochs=True))
     assert table.splitlines() == PUBLISHED_TABLE.splitlines()[:2]
 
 
@@ -117,9 +117,9 @@ def test_a_run_without_epochs_is_explained_by_its_status(database: Database) -> 
     finish_run(database, run.run_id, run.attempt, "failed", reason="no rows", next_step="bring rows")
     for name in ("latest", None, run.run_id):
         assert nightgate.history("reviews", run=name, epochs=True).empty
-        found = queries.why_no_epochs("reviews", name)
+        found = nights.why_no_epochs("reviews", name)
         assert all(part in found for part in (run.run_id, "2026-03-01", "failed: no rows", "next: bring rows"))
-    assert queries.why_no_epochs("other", "latest") == ""
+    assert nights.why_no_epochs("other", "latest") == ""
 
 
 def test_slices_are_those_of_the_best_epoch_and_of_the_test(database: Database) -> None:
@@ -145,14 +145,14 @@ def test_history_can_be_read_from_another_machine(
 
 
 def test_the_champion_and_the_versions_come_as_frames(database: Database) -> None:
-    assert queries.champion("reviews").empty
+    assert nightgate.champion("reviews").empty
     for day in range(2):
         night_rows.held_version(database, day)
     promotion.promote(database, "reviews", 1, expected=None, by="anna", reason="first")
     promotion.promote(database, "reviews", 2, expected=1, by="ben", reason="second")
-    [now] = queries.champion("reviews").to_dict("records")
+    [now] = nightgate.champion("reviews").to_dict("records")
     assert (now["version"], now["status"], now["promoted_by"], now["test_f1"]) == (2, "champion", "ben", 0.6)
     before = now["valid_from"].to_pydatetime() - timedelta(microseconds=1)
-    [then] = queries.champion("reviews", at=before).to_dict("records")
+    [then] = nightgate.champion("reviews", at=before).to_dict("records")
     assert (then["version"], then["promoted_by"]) == (1, "anna")
-    assert list(queries.versions("reviews")["version"]) == [1, 2]
+    assert list(nightgate.versions("reviews")["version"]) == [1, 2]

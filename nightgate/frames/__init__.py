@@ -1,0 +1,1 @@
+"""Data frames from the views: what `nightgate history` and its kin show and `nightgate.history` returns."""
