@@ -25,7 +25,7 @@ from prefect.settings import PREFECT_UI_URL
 
 from deployments.catalog import NIGHTLY, TAG
 from flows.events import ENDED_NIGHTS, HEARTBEAT, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS, STARTED_NIGHTS, STARTING
-from flows.server_connection import running_server
+from flows.server.connection import running_server
 from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.settings import read_settings
 

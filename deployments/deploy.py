@@ -40,8 +40,8 @@ from deployments.catalog import (
 )
 from flows.homes import PLACE, deployments_of, described, home_in, is_foreign, pipeline_of, tag_of
 from flows.run_form import form_of
-from flows.server_checks import worker_command
-from flows.server_connection import running_server
+from flows.server.checks import worker_command
+from flows.server.connection import running_server
 from nightgate.config.pipeline import Pipeline
 from nightgate.durable_files import user_path
 from nightgate.errors import ConfigurationError, NightgateError

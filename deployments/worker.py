@@ -35,7 +35,7 @@ from deployments.deploy import FLOW_ENVIRONMENT
 from flows.homes import is_foreign, own_tag
 from flows.import_guard import guard_imports
 from flows.regular_reconcile import reconcile_regularly
-from flows.server_connection import client_settings, configured_server, running_server
+from flows.server.connection import client_settings, configured_server, running_server
 from nightgate.errors import NightgateError
 from nightgate.logs import without_secrets
 from nightgate.settings import read_settings, unknown_settings

@@ -33,8 +33,8 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from flows.events import announce_all, heartbeat, send, send_heartbeats
 from flows.homes import check_home_of_run, nights_of, own, own_tag, pipeline_of
 from flows.run_form import show_values
-from flows.server_checks import nights_of_home, waits_for
-from flows.server_connection import problem_of
+from flows.server.checks import nights_of_home, waits_for
+from flows.server.connection import problem_of
 from nightgate.database.transactions import Database
 from nightgate.errors import InternalError, NightgateError
 from nightgate.home import open_home

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server_connection import make_password
+from flows.server.connection import make_password
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
 from nightgate.engine.base_model_folder import local_folder

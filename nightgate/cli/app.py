@@ -141,7 +141,7 @@ def _ended_before(configuration: Pipeline, night: Night, no_prefect: bool) -> st
         is_unannounced = found.prefect_flow_run_id and found.run_id in [one.run_id for one in unannounced(db)]
     if is_unannounced and not no_prefect:
         from flows.reconcile import end_flow_runs
-        from flows.server_connection import usual_server
+        from flows.server.connection import usual_server
 
         with usual_server():
             end_flow_runs()
@@ -179,7 +179,7 @@ def _run_in_prefect(configuration: Pipeline, nights: list[Night], options: dict[
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from flows.homes import tagged
     from flows.nightly import nightly_from_file
-    from flows.server_connection import prefect_server
+    from flows.server.connection import prefect_server
     from nightgate.reports import terminal_summary
 
     def run_one(night: Night) -> str:
@@ -324,7 +324,7 @@ def doctor(
 def _server_check() -> Callable[[], Seen]:
     """The check of the Prefect server; if Prefect cannot be imported, that is its finding."""
     try:
-        from flows.server_checks import examine
+        from flows.server.checks import examine
     except Exception as error:  # noqa: BLE001 - a wrong version can fail in any way
         problem = f"Prefect cannot be imported: {type(error).__name__}: {error}".splitlines()[0]
         return lambda: _cannot_import(problem)

@@ -85,7 +85,7 @@ def reconcile() -> None:
     existing_home()
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from flows.reconcile import reconcile_now
-    from flows.server_connection import usual_server
+    from flows.server.connection import usual_server
 
     with usual_server() as silence:
         done = reconcile_now()
@@ -127,7 +127,7 @@ def _decide(pipeline: str, run_id: str | None, reason: str, *, approved: bool) -
         # The flow run is suspended until it is resumed or ended.
         os.environ.setdefault("DO_NOT_TRACK", "1")
         from flows.reconcile import end_flow_runs
-        from flows.server_connection import usual_server
+        from flows.server.connection import usual_server
 
         with usual_server():
             if problem := end_flow_runs():

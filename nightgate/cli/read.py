@@ -63,7 +63,7 @@ def _deployed() -> Mapping[str, Deployed] | None:
     """Schedules of the Prefect server; Prefect, whose import takes 0.7 s, only where there may be one."""
     if not may_have_server():
         return None
-    from flows.server_checks import deployed
+    from flows.server.checks import deployed
 
     return deployed()
 

@@ -89,7 +89,7 @@ def _train(db: Database, study: Study, address: str, workers: int, no_prefect: b
 def _train_on_dask(study: Study, address: str, workers: int) -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from flows.seeds import dask, run_study
-    from flows.server_connection import prefect_server
+    from flows.server.connection import prefect_server
 
     with (
         dask(len(study.missing), address=address, workers=workers) as runner,

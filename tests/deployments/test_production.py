@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from deployments.deploy import FLOW_ENVIRONMENT
-from flows.server_connection import SERVER_ENVIRONMENT
+from flows.server.connection import SERVER_ENVIRONMENT
 from tests.conftest import free_port
 
 pytestmark = pytest.mark.process

@@ -38,7 +38,7 @@ from deployments.deploy import prefect_deployment
 from deployments.serve import make_runner, serve_pipelines
 from flows.events import LOST_CANCELLATIONS, LOST_RUNS, STARTED_NIGHTS
 from flows.nightly import nightly
-from flows.server_connection import answers
+from flows.server.connection import answers
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import upgrade
 from nightgate.errors import ConfigurationError, NightgateError

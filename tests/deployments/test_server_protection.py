@@ -21,8 +21,8 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from websockets.sync.client import connect
 
-from flows.server_access import access
-from flows.server_connection import started_server
+from flows.server.access import access
+from flows.server.connection import started_server
 from tests.conftest import csrf_headers
 from tests.support.production import within
 

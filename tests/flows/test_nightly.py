@@ -45,8 +45,8 @@ from prefect.settings import (
 from flows.events import announce_own_ends
 from flows.nightly import nightly, nightly_from_file
 from flows.reconcile import due_nights, newer_is_due
-from flows.server_connection import answers, stranger
-from flows.server_connection import prefect_server as server_for_a_run
+from flows.server.connection import answers, stranger
+from flows.server.connection import prefect_server as server_for_a_run
 from flows.which_night import wait_for_manual_run
 from nightgate import logs
 from nightgate.config.pipeline import Pipeline
@@ -526,7 +526,7 @@ def test_a_temporary_server_that_does_not_come_up_is_an_error_with_a_next_step(
 
 PARENT = """
 import time
-from flows.server_connection import started_server
+from flows.server.connection import started_server
 with started_server(temporary=True) as server:
     print(server.process.pid, flush=True)
     time.sleep(100)

@@ -23,15 +23,15 @@ from prefect.states import Scheduled
 
 from flows.events import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS, STARTED_NIGHTS
 from flows.reconcile import end_flow_runs, reconcile_now
-from flows.server_access import Access, access, access_findings, is_loopback
-from flows.server_checks import (
+from flows.server.access import Access, access, access_findings, is_loopback
+from flows.server.checks import (
     automations_finding,
     deployed,
     examine,
     settings_findings,
     version_finding,
 )
-from flows.server_connection import usual_server
+from flows.server.connection import usual_server
 from nightgate.database.transactions import prepare
 from nightgate.home import Home, open_home
 from nightgate.operations.findings import Finding

@@ -35,7 +35,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
-from flows.server_connection import SERVER_ENVIRONMENT
+from flows.server.connection import SERVER_ENVIRONMENT
 from nightgate import locks
 from nightgate.database.connection import database_url
 from nightgate.database.transactions import Database, upgrade
@@ -150,7 +150,7 @@ class Production:
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def _is_healthy(self) -> bool:
-        from flows.server_connection import answers
+        from flows.server.connection import answers
 
         assert self.server is not None
         assert self.server.poll() is None, self.log("server.log")

@@ -30,8 +30,8 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.events import ENDED_NIGHTS, LATE_NIGHTS, LOST_CANCELLATIONS, LOST_RUNS, STARTED_NIGHTS
 from flows.homes import deployments_of, described, is_foreign, nights_of, own, own_tag, pipeline_of
-from flows.server_access import access, access_findings, listeners, other_users
-from flows.server_connection import SECONDS, client_settings, configured_server, silence, usual_api
+from flows.server.access import access, access_findings, listeners, other_users
+from flows.server.connection import SECONDS, client_settings, configured_server, silence, usual_api
 from nightgate.errors import NightgateError, without_credentials
 from nightgate.home import existing_home
 from nightgate.operations.findings import Finding, Seen

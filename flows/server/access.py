@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from flows.server_connection import stranger
+from flows.server.connection import stranger
 from nightgate.operations.findings import Finding
 
 SITE = "http://doctor.invalid"
