@@ -32,7 +32,7 @@ GRACE_SECONDS = 600
 """How long Prefect keeps a deployment's slot for a submitted run that has not begun, such as a container that pulls its
 image. A running one renews its slot itself, every 225 s for 300 s."""
 RECONCILE_CRON = "*/10 * * * *"
-"""For workers that do not reconcile themselves (`flows.regular_reconcile`)."""
+"""For workers that do not reconcile themselves (`flows.reconcile`)."""
 
 
 OPERATIONS = "operations"

@@ -32,7 +32,7 @@ from deployments import automations
 from deployments.catalog import NIGHTLY, Deployment, Queue, catalog
 from deployments.deploy import FLOW_ENVIRONMENT, check_homes, existing, prefect_deployment, unschedule
 from flows.homes import is_foreign, own_tag
-from flows.regular_reconcile import reconcile_regularly
+from flows.reconcile import reconcile_regularly
 from flows.server.connection import (
     answers,
     asks_for_password,

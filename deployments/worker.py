@@ -34,7 +34,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 from deployments.deploy import FLOW_ENVIRONMENT
 from flows.homes import is_foreign, own_tag
 from flows.import_guard import guard_imports
-from flows.regular_reconcile import reconcile_regularly
+from flows.reconcile import reconcile_regularly
 from flows.server.connection import client_settings, configured_server, running_server
 from nightgate.errors import NightgateError
 from nightgate.logs import without_secrets

@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.events import announce_own_ends
-from flows.part import run_part
+from flows.run_end import run_part
 from flows.run_form import PipelineName
 from nightgate.config.pipeline import Pipeline
 from nightgate.runs.evaluations import Evaluation

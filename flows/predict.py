@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.part import run_part
+from flows.run_end import run_part
 from flows.run_form import PipelineName
 from tasks import parts
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import anyio
 import httpx
 from prefect import Flow, flow, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -37,7 +38,7 @@ from flows.server.checks import nights_of_home, waits_for
 from flows.server.connection import problem_of
 from nightgate.database.transactions import Database
 from nightgate.errors import InternalError, NightgateError
-from nightgate.home import open_home
+from nightgate.home import find_home, open_home
 from nightgate.night.closing import close_ended
 from nightgate.operations import reconciliation
 from nightgate.operations.status import used_pipelines
@@ -59,6 +60,9 @@ CANCEL_PATIENCE = timedelta(seconds=30)
 """A worker sees a cancel within seconds, and kills a run that has not ended 30 s later."""
 FINISH_PATIENCE = timedelta(minutes=5)
 """After its row has ended, a run has this long to write its report and end its flow."""
+INTERVAL_SECONDS = 300.0
+"""Between two regular calls. Suspended runs need a heartbeat at least every 900 s (`deployments.automations`): two may
+be lost."""
 
 
 @flow(name="reconcile", flow_run_name="reconcile")
@@ -75,6 +79,24 @@ def reconcile() -> State[Any]:
         _remove_idle_runs(UUID(runtime.deployment.id))
     ended = "; ".join(f"{one.pipeline} {one.night}: {one.status}" for one in done.ended)
     return Completed(message=ended) if ended else Completed(name=IDLE, message="nothing to reconcile")
+
+
+async def reconcile_regularly(seconds: float = INTERVAL_SECONDS) -> None:
+    """Reconcile within a process that runs for long anyway, beside all else that its event loop does, until cancelled.
+
+    As a flow it would take a process of 200 MB each time, and 288 lines a day in the list of runs.
+    """
+    while True:
+        await anyio.sleep(seconds)
+        await anyio.to_thread.run_sync(_reconcile_once, abandon_on_cancel=True)
+
+
+def _reconcile_once() -> None:
+    try:
+        if find_home() is not None:
+            reconcile_now()
+    except Exception as error:  # noqa: BLE001 - whatever it is must end neither this process nor the nights at work
+        log.warning("not reconciled, it is tried again: %s", InternalError.of(error).reason)
 
 
 def _remove_idle_runs(deployment_id: UUID) -> None:

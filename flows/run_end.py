@@ -1,8 +1,9 @@
-"""The end of a flow run in the UI: its name, state and message."""
+"""The end of a flow run in the UI: its name, tags, state and message."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -11,8 +12,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from flows.events import announce_unclaimed
+from flows.homes import check_home_of_run
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.schema import STATUSES
 from nightgate.errors import InternalError, NightgateError
+from nightgate.pipeline_files import load_by_name
 from nightgate.reports import terminal_summary
 from nightgate.runs.run_row import RunRow
 from tasks.logs import failed, readable_logs
@@ -62,3 +67,17 @@ def broken(error: Exception) -> State[Any]:
         with readable_logs():
             log.error("a bug in Nightgate", exc_info=error)
     return failed(InternalError.of(error))
+
+
+def run_part(part: str, pipeline: str, work: Callable[[Pipeline], str]) -> State[Any]:
+    """Run a part for a pipeline; what `work` returns in a few words is in the run's name and message."""
+    try:
+        check_home_of_run()
+        with readable_logs():
+            done = work(load_by_name(pipeline))
+    except Exception as error:  # noqa: BLE001 - Prefect would show a traceback, and secrets in errors of other packages
+        rename_run(f"{pipeline} {part}: failed", pipeline)
+        announce_unclaimed(pipeline, None, error, runtime.flow_run.id)
+        return broken(error)
+    rename_run(f"{pipeline} {part}: {done}", pipeline)
+    return Completed(message=done)

@@ -27,7 +27,7 @@ from prefect.states import Cancelling, Completed, Late, Pending, Running, Suspen
 
 from deployments.automations import FORMER_NAMES, SILENCE, WEBHOOK, install, lost_runs
 from deployments.deploy import FLOW_ENVIRONMENT
-from flows import regular_reconcile
+from flows import reconcile
 from flows.events import (
     ENDED_NIGHTS,
     HEARTBEAT,
@@ -61,7 +61,7 @@ def test_a_run_may_miss_several_heartbeats_before_it_counts_as_crashed() -> None
     beat = int(FLOW_ENVIRONMENT["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
     # Prefect's least is 30, and its default of 180 would do.
     assert 30 <= beat < 180 < SILENCE.total_seconds() / 3
-    assert 3 * timedelta(seconds=regular_reconcile.SECONDS) <= SILENCE
+    assert 3 * timedelta(seconds=reconcile.INTERVAL_SECONDS) <= SILENCE
 
 
 @pytest.mark.parametrize("name", ["Suspended", "Paused", "AwaitingRetry", "Cancelling", *ENDS])

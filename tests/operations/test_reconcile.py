@@ -33,8 +33,7 @@ from prefect.states import (
 )
 from sqlalchemy.orm import Session
 
-from flows.reconcile import IDLE, Done, _remove_idle_runs, agree, obey_cancels, reconcile_now
-from flows.regular_reconcile import reconcile_regularly
+from flows.reconcile import IDLE, Done, _remove_idle_runs, agree, obey_cancels, reconcile_now, reconcile_regularly
 from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
