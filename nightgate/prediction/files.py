@@ -18,37 +18,41 @@ import pyarrow.parquet as pq
 
 from nightgate.durable_files import replacing, user_path
 from nightgate.errors import DataError, first_line, storage_errors
-from nightgate.prediction.rows import keys_of
+from nightgate.prediction.rows import KEYS, keys_of
 
 CHUNK = 8192
 """Rows that are read at a time."""
 
 
 class PredictionFile:
-    """A file of predictions, which need not exist yet."""
+    """A file of one pipeline's predictions, which need not exist yet."""
 
-    def __init__(self, path: str, schema: pa.Schema) -> None:
-        self.path, self.schema = user_path(path).absolute(), schema
+    def __init__(self, path: str, schema: pa.Schema, pipeline: str) -> None:
+        self.path, self.schema, self.pipeline = user_path(path).absolute(), schema, pipeline
         self.name = path
 
     def check(self, *, adds: bool) -> None:
         """Refuse a file that predictions would not be added to, or that they must not replace.
 
         Raises:
-            DataError: it holds something else, or its folder is missing.
+            DataError: it holds something else or predictions of another pipeline, or its folder is missing.
         """
         if not self.path.parent.is_dir():
             raise DataError(f"there is no folder {self.path.parent}", next_step="create it, or name another output")
         if not self.path.exists():
             return
         with _readable(self.name):
-            found = self._columns()
-        fixed = [name for name in self.schema.names if not name.startswith("probability_")]
-        if not set(fixed) <= set(found):
+            found, first = self._start()
+        # Without the column, as one of an earlier version, it is replaced.
+        fixed = {name for name in self.schema.names if not name.startswith("probability_")} - {"pipeline"}
+        problem = ""
+        if not fixed <= set(found):
+            problem = f"no predictions of this kind: it has no column {', '.join(sorted(fixed - set(found)))}"
+        elif (owner := first.get("pipeline")) and owner != self.pipeline:
+            problem = f"the predictions of pipeline {owner}"
+        if problem:
             raise DataError(
-                f"{self.name} exists and holds no predictions of this kind: it has no column "
-                f"{', '.join(sorted(set(fixed) - set(found)))}",
-                next_step="name another output, or remove that file",
+                f"{self.name} exists and holds {problem}", next_step="name another output, or remove that file"
             )
         if adds and found != self.schema.names:
             raise DataError(
@@ -64,14 +68,14 @@ class PredictionFile:
         with _readable(self.name):
             if self.path.suffix == ".parquet":
                 with pq.ParquetFile(self.path) as file:
-                    for batch in file.iter_batches(CHUNK, columns=["origin", "id"]):
-                        yield keys_of(batch.column("origin").to_pylist(), batch.column("id").to_pylist())
+                    for batch in file.iter_batches(CHUNK, columns=list(KEYS)):
+                        yield keys_of(zip(*(batch.column(name).to_pylist() for name in KEYS), strict=True))
                 return
             with self.path.open(encoding="utf-8", newline="") as text:
                 rows: Iterator[dict[str, Any]]
                 rows = map(json.loads, text) if self.path.suffix == ".jsonl" else csv.DictReader(text)
                 while some := list(islice(rows, CHUNK)):
-                    yield keys_of([row["origin"] for row in some], [row["id"] or None for row in some])
+                    yield keys_of([row[name] for name in KEYS] for row in some)
 
     def write(self, parts: Iterator[pa.Table], *, adds: bool) -> None:
         """Write the predictions, behind those that it has if they are added. It is whole or as it was.
@@ -94,13 +98,18 @@ class PredictionFile:
                                 shutil.copyfileobj(before, file)
                         (_write_json if self.path.suffix == ".jsonl" else self._write_csv)(file, existing, parts)
 
-    def _columns(self) -> list[str]:
+    def _start(self) -> tuple[list[str], dict[str, Any]]:
+        """The file's columns and its first row."""
         if self.path.suffix == ".parquet":
-            return list(pq.read_schema(self.path).names)
+            with pq.ParquetFile(self.path) as file:
+                rows = [row for batch in islice(file.iter_batches(1), 1) for row in batch.to_pylist()]
+                return list(file.schema_arrow.names), next(iter(rows), {})
         with self.path.open(encoding="utf-8", newline="") as text:
             if self.path.suffix == ".jsonl":
-                return list(json.loads(next(text, "{}")))
-            return next(csv.reader(text), [])
+                first = dict(json.loads(next(text, "{}")))
+                return list(first), first
+            reader = csv.DictReader(text)
+            return list(reader.fieldnames or ()), next(reader, {})
 
     def _write_parquet(self, draft: Path, existing: Path | None, parts: Iterator[pa.Table]) -> None:
         with pq.ParquetWriter(draft, self.schema) as writer:

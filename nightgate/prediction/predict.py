@@ -37,7 +37,7 @@ from nightgate.errors import ConfigurationError, storage_errors
 from nightgate.home import existing_home
 from nightgate.models.version_folder import read_manifest
 from nightgate.prediction.files import PredictionFile
-from nightgate.prediction.rows import keys_of, rows_of_source, windows
+from nightgate.prediction.rows import KEYS, keys_of, rows_of_source, windows
 from nightgate.registry.champions import resolve_version
 from nightgate.schedule import tonight
 from nightgate.training.predicting import Probabilities, predictor
@@ -129,12 +129,12 @@ def predict(
         with Database.open(home) as db:
             folder = resolve_version(db, pipeline, version).folder(home)
         manifest = read_manifest(folder)
-        target = _open(output, schema_of(manifest["label_names"], with_text=with_text))
+        target = _open(output, schema_of(manifest["label_names"], with_text=with_text), pipeline)
         target.check(adds=new_rows_only)
         with storage_errors(scratch):
             try:
                 known = _spool(rows, target, scratch, new_rows_only)
-                parts = _parts(scratch, manifest, with_text)
+                parts = _parts(scratch, manifest, target.schema)
                 left = {rows: part for rows, part in parts.items() if not part.exists()}
                 texts = sum(pq.read_metadata(rows).num_rows for rows in left)
                 batch_size = int(manifest["configuration"]["training"]["eval_batch_size"])
@@ -179,7 +179,8 @@ def schema_of(label_names: Sequence[str], *, with_text: bool) -> pa.Schema:
                 ("label", pa.string()),
                 ("probability", pa.float64()),
             ),
-            *(("reason", pa.string()), ("model_version", pa.int64()), ("predicted_at", pa.timestamp("us", "UTC"))),
+            *(("reason", pa.string()), ("pipeline", pa.string()), ("model_version", pa.int64())),
+            ("predicted_at", pa.timestamp("us", "UTC")),
             *((f"probability_{name}", pa.float64()) for name in label_names),
         ]
     )
@@ -204,6 +205,7 @@ def predictions_of(
         **{name: window.column(name) for name in ("origin", "id", "text", "reason")},
         "label": pa.compute.if_else(has_text, pa.array(manifest["label_names"], pa.string()).take(best), None),
         "probability": _or_null(shares.max(axis=1)),
+        "pipeline": pa.array([manifest["pipeline"]] * len(texts), pa.string()),
         "model_version": pa.array([manifest["version"]] * len(texts), pa.int64()),
         "predicted_at": pa.array([datetime.now(UTC)] * len(texts), pa.timestamp("us", "UTC")),
         **{f"probability_{name}": _or_null(shares[:, at]) for at, name in enumerate(manifest["label_names"])},
@@ -215,13 +217,13 @@ def _or_null(values: NDArray[np.float64]) -> pa.Array:
     return pa.array(values, from_pandas=True)
 
 
-def _open(output: Output, schema: pa.Schema) -> Any:
+def _open(output: Output, schema: pa.Schema, pipeline: str) -> Any:
     if isinstance(output, SqlTable):
         # SQLAlchemy's dialects are not needed for files.
         from nightgate.prediction.sql import PredictionTable
 
-        return PredictionTable(output, schema)
-    return PredictionFile(output, schema)
+        return PredictionTable(output, schema, pipeline)
+    return PredictionFile(output, schema, pipeline)
 
 
 def _spool(rows: Rows, target: Any, scratch: Path, new_rows_only: bool) -> int:
@@ -236,11 +238,17 @@ def _spool(rows: Rows, target: Any, scratch: Path, new_rows_only: bool) -> int:
     held = np.unique(np.concatenate([[LARGEST], *(map(hashes_of, target.held()) if new_rows_only else ())]))
     known = 0
 
+    def is_held(rows: Iterable[Sequence[str | None]]) -> NDArray[np.bool_]:
+        keys = hashes_of(keys_of(rows))
+        return np.asarray(held[np.searchsorted(held, keys)] == keys)
+
     def new_rows() -> Iterator[pa.Table]:
         nonlocal known
         for table in rows:
-            keys = hashes_of(keys_of(table.column("origin").to_pylist(), table.column("id").to_pylist()))
-            is_known = held[np.searchsorted(held, keys)] == keys
+            found = list(zip(*(table.column(name).to_pylist() for name in KEYS), strict=True))
+            # A text that was emptied since keeps its prediction.
+            had_text = is_held((origin, row_id, None) for origin, row_id, _ in found)
+            is_known = is_held(found) | had_text & np.array([reason is not None for *_, reason in found], bool)
             known += int(is_known.sum())
             yield table.filter(pa.array(~is_known))
 
@@ -249,10 +257,10 @@ def _spool(rows: Rows, target: Any, scratch: Path, new_rows_only: bool) -> int:
     return known
 
 
-def _parts(scratch: Path, manifest: dict[str, Any], with_text: bool) -> dict[Path, Path]:
+def _parts(scratch: Path, manifest: dict[str, Any], schema: pa.Schema) -> dict[Path, Path]:
     """For each window of rows the file of its predictions, named by all that they depend on."""
     parts = {}
     for window in sorted(scratch.glob("*.rows")):
-        content = [manifest["seal"], with_text, pq.read_table(window).to_pydict()]
+        content = [manifest["seal"], schema.names, pq.read_table(window).to_pydict()]
         parts[window] = scratch / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]}.parquet"
     return parts

@@ -30,6 +30,9 @@ NO_TEXT, FORGOTTEN = "empty_text", "forgotten"
 SCHEMA = pa.schema([(name, pa.string()) for name in ("origin", "id", "text", "reason")])
 """Of windows. id: the source's, else the fingerprint of the text. text: normalised; null with a reason."""
 
+KEYS = ("origin", "id", "reason")
+"""The columns by which a row is found again: `keys_of`."""
+
 Row = tuple[str, str | None, str | None, str | None]
 
 
@@ -96,9 +99,12 @@ def windows(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield waiting.combine_chunks()
 
 
-def keys_of(origins: Sequence[str], ids: Sequence[str | None]) -> list[str]:
-    """By what a row is found again: its id, or its place where it has neither id nor text."""
-    return [origin if row_id is None else row_id for origin, row_id in zip(origins, ids, strict=True)]
+def keys_of(rows: Iterable[Sequence[str | None]]) -> list[str]:
+    """By what rows of `KEYS` are found again: their id, or their origin where there is none.
+
+    Those with a reason, which have no prediction, have keys of their own: one that gets a text later is a new row.
+    """
+    return [(row_id or origin or "") + ("\n" if reason else "") for origin, row_id, reason in rows]
 
 
 def _usable(batch: RawBatch, data: Data, forgotten: frozenset[str]) -> list[Row]:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from nightgate.config.predict import SqlTable
 from nightgate.database_urls import safe_url, without_secrets
 from nightgate.errors import DataError, SourceUnavailableError
-from nightgate.prediction.rows import keys_of
+from nightgate.prediction.rows import KEYS, keys_of
 from nightgate.sources.sql import engine_of, may_pass, url_of
 
 CHUNK = 8192
@@ -21,9 +21,9 @@ _TYPES = {pa.string(): sa.Text, pa.float64(): sa.Double, pa.int64(): sa.Integer}
 
 
 class PredictionTable:
-    """A table of predictions, which is created if missing. It may have other columns besides."""
+    """The predictions of one pipeline in a table, which is created if missing. It may have other columns besides."""
 
-    def __init__(self, settings: SqlTable, schema: pa.Schema) -> None:
+    def __init__(self, settings: SqlTable, schema: pa.Schema, pipeline: str) -> None:
         self._settings, self.schema = settings, schema
         self.name = f"table {settings.table}"
         self._url = url_of(settings.url_env, "predict.output.url_env")
@@ -33,6 +33,8 @@ class PredictionTable:
             sa.Column(field.name, _TYPES.get(field.type, sa.DateTime(timezone=True)), nullable=True) for field in schema
         )
         self._table = sa.Table(name, sa.MetaData(schema=folder or None), *columns)
+        # NULL where the column was added to a table of before, which had one pipeline.
+        self._is_ours = sa.or_(self._table.c.pipeline == pipeline, self._table.c.pipeline.is_(None))
 
     def check(self, *, adds: bool) -> None:
         """Refuse a table that lacks a column, and a database that cannot be reached.
@@ -55,15 +57,15 @@ class PredictionTable:
 
     def held(self) -> Iterator[list[str]]:
         """The keys (`keys_of`) of the rows that it has, some at a time."""
-        query = sa.select(self._table.c.origin, self._table.c.id)
+        query = sa.select(*(self._table.c[name] for name in KEYS)).where(self._is_ours)
         with self._connected() as connection:
             if not sa.inspect(connection).has_table(self._table.name, self._table.schema):
                 return
             for rows in connection.execution_options(yield_per=CHUNK).execute(query).partitions():
-                yield keys_of([row.origin for row in rows], [row.id for row in rows])
+                yield keys_of(rows)
 
     def write(self, parts: Iterator[pa.Table], *, adds: bool) -> None:
-        """Add the predictions, or replace all rows of the table by them.
+        """Add the predictions, or replace all that the table has of this pipeline by them.
 
         Raises:
             DataError: the database cannot be reached or refuses them; the table is as it was.
@@ -71,7 +73,7 @@ class PredictionTable:
         with self._connected() as connection:
             self._table.create(connection, checkfirst=True)
             if not adds:
-                connection.execute(self._table.delete())
+                connection.execute(self._table.delete().where(self._is_ours))
             for part in parts:
                 connection.execute(self._table.insert(), part.to_pylist())
 

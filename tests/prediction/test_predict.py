@@ -169,7 +169,7 @@ def test_nothing_is_left_in_the_home(site: Site) -> None:
 @pytest.mark.parametrize("name", ["copy.csv", "copy.jsonl", "copy.parquet"])
 def test_a_file_of_any_format_has_the_same_rows_and_gains_only_new_ones(site: Site, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    output = PredictionFile(str(path), site.table.schema)
+    output = PredictionFile(str(path), site.table.schema, "small")
     output.write(iter([site.table.slice(0, 9), site.table.slice(9)]), adds=False)
     read = {"csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True), "parquet": pd.read_parquet}
     frame = read[name.partition(".")[2]](path)  # type: ignore[operator]
@@ -186,15 +186,17 @@ def test_a_file_of_any_format_has_the_same_rows_and_gains_only_new_ones(site: Si
 
 
 def test_new_rows_alone_are_predicted_and_added(site: Site, tmp_path: Path) -> None:
-    write_csv(tmp_path / "more.csv", [["n30", "great, would buy again", ""], *ROWS[:3], ["n1", "an edited text", ""]])
-    output = PredictionFile(str(tmp_path / "all.jsonl"), site.table.schema)
+    filled = [["n20", "it has a text now", ""], ["n2", "", "emptied"]]
+    write_csv(tmp_path / "more.csv", [["n30", "great, would buy again", ""], *ROWS[:2], *filled, ["n22", "", "blank"]])
+    output = PredictionFile(str(tmp_path / "all.jsonl"), site.table.schema, "small")
     output.write(iter([site.table]), adds=False)
     source = FilesSource(kind="files", paths=(str(tmp_path / "more.csv"),))
     done = predict("small", configured_rows(site.pipeline, source), output.name, new_rows_only=True)
-    assert (done.rows, done.known) == (1, 4)
+    assert (done.rows, done.known) == (2, 4)
     found = [json.loads(line) for line in output.path.read_text(encoding="utf-8").splitlines()]
-    assert [row["id"] for row in found] == [*site.table["id"].to_pylist(), "n30"]
-    assert found[-1]["label"] in {"1", "2", "3", "4", "5"}
+    assert [row["id"] for row in found] == [*site.table["id"].to_pylist(), "n30", "n20"]
+    assert {row["label"] for row in found[-2:]} <= {"1", "2", "3", "4", "5"}
+    assert predict("small", configured_rows(site.pipeline, source), output.name, new_rows_only=True).rows == 0
 
 
 def test_a_prediction_at_work_holds_up_none_into_another_output(site: Site, tmp_path: Path) -> None:
@@ -212,7 +214,7 @@ def test_a_prediction_at_work_holds_up_none_into_another_output(site: Site, tmp_
 def test_a_table_is_replaced_or_gains_new_rows(site: Site, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOP_URL", database_url)
     settings = SqlTable(kind="sql", url_env="SHOP_URL", table="predicted")
-    output = PredictionTable(settings, site.table.schema)
+    output = PredictionTable(settings, site.table.schema, "small")
     for _ in range(2):
         output.write(iter([site.table.slice(0, 9), site.table.slice(9)]), adds=False)
     again = predict("small", configured_rows(site.pipeline), settings, new_rows_only=True)
@@ -222,10 +224,28 @@ def test_a_table_is_replaced_or_gains_new_rows(site: Site, database_url: str, mo
         stored = connection.execute(sa.text("SELECT id, probability_4 FROM predicted")).all()
         expected = zip(site.table["id"].to_pylist(), site.table["probability_4"].to_pylist(), strict=True)
         assert sorted(map(str, map(tuple, stored))) == sorted(map(str, expected))
+    other = PredictionTable(settings, site.table.schema, "other")
+    rows_of_other = site.table.slice(0, 5).set_column(
+        site.table.column_names.index("pipeline"), "pipeline", pa.array(["other"] * 5)
+    )
+    for _ in range(2):
+        other.write(iter([rows_of_other]), adds=False)
+    assert ([*map(len, other.held())], predict("small", configured_rows(site.pipeline), settings).rows) == ([5], 26)
+    with engine.begin() as connection:
+        counts = "SELECT pipeline, COUNT(*) FROM predicted GROUP BY 1 ORDER BY 1"
+        assert [*map(tuple, connection.execute(sa.text(counts)))] == [("other", 5), ("small", 26)]
         connection.execute(sa.text("ALTER TABLE predicted DROP COLUMN label"))
     engine.dispose()
     with pytest.raises(DataError, match="no column label"):
         predict("small", configured_rows(site.pipeline), settings)
+
+
+def test_a_file_of_another_pipeline_is_not_replaced(site: Site, tmp_path: Path) -> None:
+    for name in ("predicted.csv", "predicted.jsonl", "predicted.parquet"):
+        PredictionFile(str(tmp_path / name), site.table.schema, "small").write(iter([site.table]), adds=False)
+        for adds in (False, True):
+            with pytest.raises(DataError, match="pipeline small"):
+                PredictionFile(str(tmp_path / name), site.table.schema, "other").check(adds=adds)
 
 
 def test_a_batch_that_a_database_refuses_leaves_the_table_as_it_was(
@@ -233,7 +253,7 @@ def test_a_batch_that_a_database_refuses_leaves_the_table_as_it_was(
 ) -> None:
     monkeypatch.setenv("SHOP_URL", f"sqlite:///{tmp_path / 'shop.db'}")
     settings = SqlTable(kind="sql", url_env="SHOP_URL", table="predicted")
-    output = PredictionTable(settings, site.table.schema)
+    output = PredictionTable(settings, site.table.schema, "small")
     output.write(iter([site.table]), adds=False)
 
     def parts() -> Iterator[pa.Table]:
