@@ -9,6 +9,7 @@ from prefect.client.schemas.objects import State
 
 from flows.run_end import run_part
 from flows.run_form import PipelineName
+from nightgate.config.pipeline import Pipeline
 from tasks import parts
 
 
@@ -20,4 +21,8 @@ def predict(pipeline: PipelineName, all_rows: bool = False) -> State[Any]:
         pipeline: Name of the pipeline.
         all_rows: Predict all rows again, also where the file asks for new ones only.
     """
-    return run_part("predict", pipeline, lambda configured: str(parts.predict(configured, all_rows=all_rows)))
+
+    def work(configuration: Pipeline) -> str:
+        return str(parts.predict(configuration, all_rows=all_rows) or "no champion yet")
+
+    return run_part("predict", pipeline, work)

@@ -16,7 +16,9 @@ from flows.events import announce_unclaimed
 from flows.homes import check_home_of_run
 from nightgate.config.pipeline import Pipeline
 from nightgate.database.schema import STATUSES
+from nightgate.database.transactions import prepare
 from nightgate.errors import InternalError, NightgateError
+from nightgate.home import open_home
 from nightgate.pipeline_files import load_by_name
 from nightgate.reports import terminal_summary
 from nightgate.runs.run_row import RunRow
@@ -73,6 +75,7 @@ def run_part(part: str, pipeline: str, work: Callable[[Pipeline], str]) -> State
     """Run a part for a pipeline; what `work` returns in a few words is in the run's name and message."""
     try:
         check_home_of_run()
+        prepare(open_home())  # it may be the first run of all
         with readable_logs():
             done = work(load_by_name(pipeline))
     except Exception as error:  # noqa: BLE001 - Prefect would show a traceback, and secrets in errors of other packages

@@ -95,10 +95,12 @@ def newest_snapshot(home: Home, pipeline: str) -> Snapshot:
 
 
 def evaluate_newest(db: Database, pipeline: Pipeline) -> tuple[Evaluation, ...]:
-    """`evaluate_champion` on the snapshot of the newest refresh, outside of a night.
+    """`evaluate_champion` on the snapshot of the newest refresh, outside of a night. Without a champion ().
 
     Its rows are held meanwhile: retention, which leaves those of a night at work alone, may join or remove them.
     """
+    if versions.champion(db, pipeline.name) is None:
+        return ()  # nor need there be a snapshot
     with hold_data(db.home, pipeline.name, f"nightgate evaluate {pipeline.name}"):
         return evaluate_champion(db, pipeline, newest_snapshot(db.home, pipeline.name))
 

@@ -13,13 +13,11 @@ from functools import partial
 from nightgate.config.checks import NONE_ALLOWED, Allowed
 from nightgate.config.pipeline import Pipeline
 from nightgate.data.snapshots import Snapshot
-from nightgate.database.transactions import Database
 from nightgate.errors import InternalError, NightgateError
 from nightgate.night import ending, scoring, steps, verdict
 from nightgate.night.run import NightRun, open_night
 from nightgate.night.values import Evaluated, Judged, Scored, Served, Trained
 from nightgate.prediction.predict import Predicted, predict_configured
-from nightgate.registry import versions
 from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night
 from nightgate.training.protocol import EpochReport
@@ -43,7 +41,7 @@ class Steps:
     judge: Callable[[NightRun, Snapshot, Trained, Scored, Served], Judged] = verdict.judge
     register: Callable[[NightRun, Snapshot, Trained, Judged], int] = steps.register_candidate
     finish: Callable[[NightRun, Scored, Judged, int], RunRow] = ending.finish
-    predict: Callable[[Pipeline], Predicted] = predict_configured
+    predict: Callable[[Pipeline], Predicted | None] = predict_configured
 
 
 def run_steps(run: NightRun, call: Steps) -> RunRow:
@@ -85,11 +83,8 @@ def predict_after(run: NightRun, row: RunRow, call: Steps) -> NightgateError | N
     if not has_ended_now or pipeline.predict.source is None or pipeline.schedule.predict.cron:
         return None
     try:
-        with Database.open(run.home) as db:
-            if versions.champion(db, pipeline.name) is None:
-                log.info("nothing is predicted: %s has no champion yet", pipeline.name)
-                return None
-        log.info("predicted %s", call.predict(pipeline))
+        if done := call.predict(pipeline):
+            log.info("predicted %s", done)
     except Exception as error:  # noqa: BLE001 - the night has ended
         failure = InternalError.of(error)
         log.error("nothing was predicted: %s; next: %s", failure.reason, failure.next_step)

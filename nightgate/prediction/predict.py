@@ -38,6 +38,7 @@ from nightgate.home import existing_home
 from nightgate.models.version_folder import read_manifest
 from nightgate.prediction.files import PredictionFile
 from nightgate.prediction.rows import KEYS, keys_of, rows_of_source, windows
+from nightgate.registry import versions
 from nightgate.registry.champions import resolve_version
 from nightgate.schedule import tonight
 from nightgate.training.predicting import Probabilities, predictor
@@ -68,8 +69,11 @@ class Predicted:
         return text + (f"; {self.known:,} were there already" if self.known else "")
 
 
-def predict_configured(pipeline: Pipeline, *, all_rows: bool = False) -> Predicted:
-    """The rows of `[predict] source`, as the night does it; `all_rows` also where the file asks for new ones only.
+def predict_configured(pipeline: Pipeline, *, all_rows: bool = False) -> Predicted | None:
+    """The rows of `[predict] source`, as the night does it; None, and nothing is read, while there is no champion.
+
+    Args:
+        all_rows: also where the file asks for new ones only.
 
     Raises:
         ConfigurationError: the pipeline file has no `[predict]`.
@@ -81,6 +85,10 @@ def predict_configured(pipeline: Pipeline, *, all_rows: bool = False) -> Predict
             f"the file of {pipeline.name} does not say what to predict",
             next_step="write source and output in its section [predict]",
         )
+    with Database.open(existing_home()) as db:
+        if versions.champion(db, pipeline.name) is None:
+            log.info("nothing is predicted: %s has no champion yet", pipeline.name)
+            return None
     return predict(
         pipeline.name,
         configured_rows(pipeline),
