@@ -29,7 +29,7 @@ from nightgate.database.transactions import Database
 from nightgate.errors import InternalError, NightgateError
 from nightgate.home import Home, open_home
 from nightgate.logs import without_secrets
-from nightgate.night.reasons import ALARMS
+from nightgate.night.reasons import ALARMS, answer
 from nightgate.operations.reconciliation import mark_announced, unannounced
 from nightgate.pipeline_files import load_by_name
 from nightgate.plain_text import with_form_fields
@@ -265,7 +265,7 @@ def event_id(end: RunRow) -> UUID:
 
 
 def _events_of_alarms(db: Database, one: Evaluation) -> Iterator[Event]:
-    """An event for each name in `train_on` that an alarm stands for; the first that is in `train_on` starts a night."""
+    """An event for each name in `train_on` that an alarm stands for; the first that starts a night now names it."""
     payload = {
         "pipeline": one.pipeline,
         "model_version": one.model_version,
@@ -280,19 +280,19 @@ def _events_of_alarms(db: Database, one: Evaluation) -> Iterator[Event]:
         "reason": one.reason,
         "next_step": f"nightgate run {one.pipeline}",
     }
-    train_on = _train_on(db, one)
+    starting = _starting(db, one)
     for name, event in STARTING.items():
         if ALARMS[name].isdisjoint(one.alarms):
             continue
-        starts = _deployment_of(one.pipeline) if name in train_on else None
+        starts = _deployment_of(one.pipeline) if name in starting else None
         if starts:
-            train_on = ()
+            starting = ()
         event_id = uuid5(NAMESPACE_URL, f"nightgate:{one.pipeline}/{one.model_version}/{one.evaluated_at}/{event}")
         yield make_event(event, one.pipeline, payload, None, event_id, starts)
 
 
-def _train_on(db: Database, one: Evaluation) -> Sequence[str]:
-    """The alarms on which a night is started now.
+def _starting(db: Database, one: Evaluation) -> Sequence[str]:
+    """The names in `train_on` on whose alarms a night is started now: those that no run has trained for.
 
     None where a night has evaluated, which trains itself or will not, or the champion has been replaced.
     """
@@ -300,10 +300,11 @@ def _train_on(db: Database, one: Evaluation) -> Sequence[str]:
     if one.run_id is not None or champion is None or champion.version != one.model_version:
         return ()
     try:
-        return load_by_name(one.pipeline).schedule.train_on
+        train_on = load_by_name(one.pipeline).schedule.train_on
     except NightgateError as error:
         log.warning("no night is started on alarms of %s: %s", one.pipeline, error.reason)
         return ()
+    return [name for name in train_on if not answer(db, champion, STARTING[name])]
 
 
 def _deployment_of(pipeline: str) -> UUID | None:

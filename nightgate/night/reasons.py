@@ -4,7 +4,8 @@
 
 Rows count from the snapshot that the last training saw, whatever came of its candidate: those of nights that were
 skipped or that failed are not lost. A reason about the champion holds until it is replaced. Without any change since
-the last training the same seed would train the same model: only `max_skips` lets such a night train.
+the last training the same seed would train the same model: only `max_skips` lets such a night train. An alarm starts
+one night for a champion: `answer`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from nightgate.config.values import duration
 from nightgate.data.columns import take
 from nightgate.data.deltas import TAKEN
 from nightgate.data.snapshots import ONE_FILE, Snapshot, open_snapshot
+from nightgate.database.evaluation_schema import ChampionEvaluation
 from nightgate.database.gate_schema import Anchor, Freeze
 from nightgate.database.schema import Promotion, Run
+from nightgate.database.transactions import Database
 from nightgate.errors import SnapshotError
 from nightgate.night.run import NightRun
 from nightgate.registry import versions
+from nightgate.registry.versions import VersionRow
 from nightgate.runs.inputs import changed
 
 log = logging.getLogger(__name__)
@@ -82,6 +86,8 @@ class Facts:
     """Of the champion's evaluation on tonight's rows; None: it failed."""
     alarm: str = ""
     """The alarm that started the run; '' for none."""
+    answer: str = ""
+    """The run that has trained for it already; '' if none has."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ def decide(facts: Facts, schedule: Schedule) -> Reasons:
         return Reasons(True, (always,))
     if facts.changes:
         return Reasons(True, facts.changes)
+    if facts.answer:
+        return Reasons(False, (f"alarm {facts.alarm} has had its training: {facts.answer}",))
     if facts.rows is None:
         return Reasons(True, (f"the rows of {facts.trained} cannot be compared",))
     if facts.rows.total:
@@ -160,7 +168,37 @@ def gather(
         champion_age=None if since is None else run.data_until.astimezone(zone) - since.astimezone(zone),
         alarms=alarms,
         alarm=run.alarm,
+        answer=answer(run.db, champion, run.alarm, besides=run.run_id) if champion and run.alarm else "",
     )
+
+
+def answer(db: Database, champion: VersionRow, alarm: str, *, besides: str = "") -> str:
+    """The run that trains, or has trained, on the rows with which this champion first raised an alarm; '' if none.
+
+    One that was skipped or broke is none: the next evaluation that raises the alarm starts another.
+
+    Args:
+        alarm: `champion_dropped`, which `below_min_f1` is too, or `drifted`.
+        besides: a run that does not count.
+    """
+    evaluation = ChampionEvaluation
+    names = next(names for names in ALARMS.values() if alarm in names)
+    raised = (
+        sa.select(sa.func.min(sa.func.coalesce(evaluation.rows_to, evaluation.evaluated_at)))
+        .where(evaluation.pipeline == champion.pipeline, evaluation.model_version == champion.version)
+        .where(evaluation.role == "champion", evaluation.evaluated_at >= champion.valid_from)
+        .where(sa.or_(*(evaluation.alarms.contains(name) for name in names)))
+        .scalar_subquery()
+    )
+    query = (
+        sa.select(Run.run_id, Run.night, Run.status)
+        .where(Run.pipeline == champion.pipeline, Run.dry_run.is_(False), Run.run_id != besides)
+        .where(Run.status.in_(("running", *_TRAINED)), Run.data_until >= raised)
+        .order_by(Run.data_until)
+        .limit(1)
+    )
+    found = db.read(lambda session: session.execute(query).first())
+    return _named(found) if found else ""
 
 
 def _asked(run: NightRun) -> str:

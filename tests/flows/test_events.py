@@ -22,11 +22,13 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from flows.events import announce_alarms, announce_ends, announce_stall, next_step
 from flows.homes import own_tag
 from flows.nightly import nightly
+from nightgate.config.schedule import Schedule
 from nightgate.database.schema import STATUSES, Run
 from nightgate.database.transactions import Database
 from nightgate.runs import evaluations, lifecycle
 from nightgate.runs.evaluations import Evaluation
 from nightgate.runs.run_row import RunRow
+from nightgate.schedule import tonight
 from tests.support import night_rows
 from tests.support.night import write_pipeline
 from tests.support.night_rows import within
@@ -192,6 +194,14 @@ def test_an_alarm_names_the_deployment_that_starts_a_night_once_and_not_from_wit
 
     assert starts("nightgate.champion_dropped") == {"s-1": [], "s-2": [f"prefect.deployment.{deployed}"]}
     assert starts("nightgate.drifted") == {"s-1": [], "s-2": []}
+    # An hour later the alarm is still there, and the night that it started has been held, or waits in its queue.
+    held = night_rows.open_run(database, night_rows.pipeline(), tonight(Schedule()), force=True)
+    lifecycle.finish_run(database, held.run_id, held.attempt, "held")
+    evaluation(database, snapshot="s-2b")
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        announce_alarms(database)
+    within(10, lambda: "s-2b" in starts("nightgate.champion_dropped"))
+    assert starts("nightgate.champion_dropped")["s-2b"] == []
     # Its night may be started any number of days later: the champion is another one then.
     second, better = night_rows.judged_version(database, 1)
     night_rows.promote_itself(database, second, better, expected=version)

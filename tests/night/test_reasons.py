@@ -19,11 +19,12 @@ from nightgate.database.schema import Run
 from nightgate.database.transactions import Database, upgrade
 from nightgate.home import Home
 from nightgate.night import steps
-from nightgate.night.reasons import ChangedRows, Facts, Reasons, decide, gather
+from nightgate.night.reasons import ChangedRows, Facts, Reasons, answer, decide, gather
 from nightgate.night.run import NightRun, open_night
 from nightgate.night.values import Evaluated
 from nightgate.registry import freezes
-from nightgate.runs import lifecycle, records
+from nightgate.runs import evaluations, lifecycle, records
+from nightgate.runs.evaluations import Evaluation
 from nightgate.runs.heartbeat import Heartbeat
 from nightgate.runs.run_row import RunRow
 from nightgate.schedule import scheduled_night
@@ -136,6 +137,20 @@ def test_what_holds_and_what_does_not_is_one_line() -> None:
     assert str(decide(changed, schedule)) == trains
 
 
+def test_an_alarm_that_has_had_its_training_is_no_reason_for_a_run_that_it_started() -> None:
+    schedule = Schedule(train_on=("champion_dropped",))
+    dropped = frozenset({"champion_dropped"})
+    night = replace(SOME, rows=ChangedRows(90), alarms=dropped, alarm="champion_dropped", answer=SOME.trained)
+    assert not decide(night, schedule).train
+    for other in (
+        replace(night, changes=("torch was 2.9",)),
+        replace(night, broken="a run"),
+        replace(night, answer=""),
+    ):
+        assert decide(other, schedule).train
+    assert decide(replace(night, alarm="", answer=""), schedule).train, "a night of the schedule trains on"
+
+
 # --- the facts ---
 
 
@@ -239,6 +254,36 @@ def test_a_freeze_that_has_ended_is_a_reason(database: Database) -> None:
     ended_night(database, 1, "skipped")
     freezes.unfreeze(database, "reviews", by="anna", reason="it was corrected")
     assert decided(database, 2) == Reasons(True, ("a freeze has ended",))
+
+
+def alarmed(database: Database, day: int, alarm: str = "champion_dropped", version: int = 1) -> None:
+    until = night_rows.night(day).data_until
+    found = Evaluation("reviews", f"s-{day}", version, "champion", datetime.now(UTC), until, until, 400, "-")
+    evaluations.record(database, replace(found, alarms=(alarm,)), {}, [], "weighted")  # type: ignore[arg-type]
+
+
+@pytest.mark.database
+def test_one_run_that_trains_answers_an_alarm_of_a_champion_and_one_that_broke_does_not(database: Database) -> None:
+    def answered(alarm: str = "champion_dropped") -> str:
+        return answer(database, night_rows.champion(database), alarm)
+
+    run, version = night_rows.judged_version(database)
+    night_rows.promote_itself(database, run, version)
+    alarmed(database, 2, "below_min_f1")
+    for day, status in ((1, "held"), (3, "failed"), (4, "skipped")):
+        ended_night(database, day, status)
+        assert answered() == ""
+    at_work = opened(database, day=5)
+    assert at_work.run_id in answered()
+    assert answer(database, night_rows.champion(database), "champion_dropped", besides=at_work.run_id) == ""
+    lifecycle.finish_run(database, at_work.run_id, at_work.attempt, "held")
+    alarmed(database, 6)
+    alarmed(database, 6, "drifted")
+    assert (at_work.run_id in answered(), answered("drifted")) == (True, "")
+    better, second = night_rows.judged_version(database, 7)
+    night_rows.promote_itself(database, better, second, expected=version)
+    alarmed(database, 8, version=second)
+    assert answered() == "", "of another champion"
 
 
 # --- nights over growing data ---
