@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from typing import Literal
+from uuid import UUID
 
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from pydantic import Field, ValidationError
@@ -13,6 +18,7 @@ from nightgate.errors import NightgateError
 from nightgate.home import open_home
 from nightgate.registry import approvals
 from nightgate.rendering import markdown
+from nightgate.runs.run_row import RunRow
 
 
 class Approval(RunInput):
@@ -50,12 +56,45 @@ def decide_when_resumed(run_id: str) -> None:
     answer = _answer(run_id, evidence(waiting))
     with Database.open(open_home()) as db:
         try:
-            decide = approvals.approve if answer.decision == "approve" else approvals.reject
-            decide(db, run_id, by=answer.name, reason=answer.reason)
+            _decide(db, run_id, answer)
         except NightgateError:
             # Decided elsewhere in the meantime: the run ends as its row says.
             if run_id in [one.run_id for one in approvals.open_approvals(db)]:
                 raise
+
+
+def decide_orphans(db: Database, client: SyncPrefectClient) -> list[RunRow]:
+    """Approve or reject as the form says where the resumed run cannot start again: its deployment was removed."""
+    waiting = {UUID(one.prefect_flow_run_id): one for one in approvals.open_approvals(db) if one.prefect_flow_run_id}
+    if not waiting:
+        return []
+    ended = []
+    for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=list(waiting)))):
+        if run.state is None or run.state.is_paused() or not is_orphan(client, run):
+            continue
+        run_id = waiting[run.id].run_id
+        found = client.filter_flow_run_input(run.id, f"suspended-{_key(run_id)}", limit=100, exclude_keys=set())
+        answers = [one.decoded_value for one in found if one.key.endswith("-response")]
+        if answers:
+            ended.append(_decide(db, run_id, Approval.model_validate(answers[-1])))
+    return ended
+
+
+def is_orphan(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether the run's deployment was removed, so that nothing starts it again."""
+    try:
+        return run.deployment_id is not None and not client.read_deployment(run.deployment_id)
+    except ObjectNotFound:
+        return True
+
+
+def _decide(db: Database, run_id: str, answer: Approval) -> RunRow:
+    decide = approvals.approve if answer.decision == "approve" else approvals.reject
+    return decide(db, run_id, by=answer.name, reason=answer.reason)
+
+
+def _key(run_id: str) -> str:
+    return f"approval-{run_id}"
 
 
 def _answer(run_id: str, description: str) -> Approval:
@@ -63,7 +102,7 @@ def _answer(run_id: str, description: str) -> Approval:
     form = Approval.with_initial_data(description=description)
     tries = 1
     while True:
-        key = f"approval-{run_id}" + (f"-{tries}" if tries > 1 else "")
+        key = _key(run_id) + (f"-{tries}" if tries > 1 else "")
         try:
             # No timeout of Prefect's, which would end the run as failed: `approvals.hold_overdue` holds it.
             return suspend_flow_run(wait_for_input=form, timeout=None, key=key)

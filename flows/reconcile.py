@@ -31,6 +31,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
+from flows.approval import decide_orphans, is_orphan
 from flows.events import announce_all, heartbeat, send, send_heartbeats
 from flows.homes import check_home_of_run, nights_of, own, own_tag, pipeline_of
 from flows.run_form import show_values
@@ -178,6 +179,8 @@ def _end_by_server(db: Database, client: SyncPrefectClient, done: Done) -> None:
             if deployment is not None:
                 with done.part(f"form of {pipeline.name}"):
                     show_values(client, deployment, pipeline)
+    with done.part("decisions of forms"):
+        done.ended += decide_orphans(db, client)
     with done.part("cancelled runs"):
         done.ended += obey_cancels(db, client)
 
@@ -211,7 +214,9 @@ def agree(db: Database, client: SyncPrefectClient) -> None:
         )
         for run in runs:
             end = ends[run.id]
-            if run.state is not None and _contradicts(run.state, end):
+            if run.state is None:
+                continue
+            if _contradicts(run.state, end) or (run.state.is_scheduled() and is_orphan(client, run)):
                 with done.part(run.name):
                     client.set_flow_run_state(run.id, _state_of(end), force=True)
                     log.info("%s: its state was %s, and the database says %s", run.name, run.state.name, end.status)

@@ -18,6 +18,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
+from prefect.input.run_input import keyset_from_paused_state
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import (
     AwaitingRetry,
@@ -33,6 +34,7 @@ from prefect.states import (
 )
 from sqlalchemy.orm import Session
 
+from flows.approval import Approval
 from flows.reconcile import IDLE, Done, _remove_idle_runs, agree, obey_cancels, reconcile_now, reconcile_regularly
 from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
@@ -40,6 +42,7 @@ from nightgate.errors import NightgateError
 from nightgate.operations import reconciliation
 from nightgate.operations.status import last_due
 from nightgate.pipeline_files import load_by_name
+from nightgate.registry import approvals
 from nightgate.runs import lifecycle
 from nightgate.runs.liveness import Owner
 from nightgate.runs.run_row import RunRow
@@ -84,6 +87,34 @@ def ended(database: Database, run: FlowRun, status: str, error_type: str | None 
 
     database.write(end)
     return night
+
+
+def test_an_approval_is_carried_out_though_its_deployment_was_removed(
+    api: SyncPrefectClient, database: Database
+) -> None:
+    """The file's `cron = ""` removes the deployment of the night, without which no resumed run starts."""
+    resumed = []
+    for day, answer in enumerate(({"decision": "approve", "name": "Ada", "reason": "it reads well"}, None)):
+        run = run_of_prefect(api, Running())
+        night, _ = night_rows.judged_version(database, day, prefect_flow_run_id=str(run.id))
+        night_rows.await_approval(database, night)
+        state = Suspended(pause_key=f"approval-{night.run_id}")
+        state.state_details.run_input_keyset = keyset = keyset_from_paused_state(state)
+        Approval.save(keyset, run.id)
+        api.set_flow_run_state(run.id, state, force=True)
+        assert run.deployment_id is not None
+        api.delete_deployment(run.deployment_id)
+        if answer is not None:
+            api.resume_flow_run(run.id, answer)
+        resumed.append((run, night))
+    reconcile_now().check()
+    (approved, night), (still, other) = resumed
+    assert night_rows.one(database, night.run_id)["reason"] == "approved by Ada: it reads well"
+    assert [api.read_flow_run(run.id).state_name for run in (approved, still)] == ["Promoted", "Suspended"]
+    # The same where the form was filled in and a command decided before.
+    api.resume_flow_run(still.id, {"decision": "approve", "name": "Ada", "reason": "it reads well"})
+    approvals.reject(database, other.run_id, by="bob", reason="worse on boots")
+    assert after_reconcile(api, database, still).name == "Held"
 
 
 def after_reconcile(api: SyncPrefectClient, database: Database, run: FlowRun) -> State[Any]:
