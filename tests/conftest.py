@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 _names = itertools.count(1)
 
@@ -214,6 +216,69 @@ def database(migrated_url: str, home: Any, monkeypatch: pytest.MonkeyPatch) -> I
     opened = Database.open(home, migrated_url)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def year_home() -> Path:
+    """The home of `year`; on SQLite its `metrics.db` is the database. One process of the session makes it."""
+    from benchmarks.fleet import YEAR, write_fleet
+    from nightgate.database import transactions
+    from nightgate.home import open_home
+
+    folder = Path(os.environ["TESTS_SHARED_ROOT"]) / "year"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        home = open_home(folder / "home")
+        if not (home.root / "metrics.db").exists():
+            draft = f"sqlite:///{folder / 'draft.db'}"
+            transactions.upgrade(draft)
+            with transactions.Database.open(home, draft) as db:
+                write_fleet(db, YEAR)
+            (folder / "draft.db").rename(home.root / "metrics.db")
+    return home.root
+
+
+@pytest.fixture(scope="session")
+def year_url(year_home: Path, request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Gives the URL of `year` on an engine."""
+    made = {"sqlite": f"sqlite:///{year_home / 'metrics.db'}"}
+
+    def url(dialect: str) -> str:
+        if dialect not in made:
+            from benchmarks.fleet import move_rows
+            from nightgate.database import transactions
+            from nightgate.home import open_home
+
+            server: PostgresServer = request.getfixturevalue("postgres")
+            made[dialect] = server.url(server.create())
+            transactions.upgrade(made[dialect])
+            source, target = (
+                transactions.Database.open(open_home(year_home), made[name], any_home=True) for name in made
+            )
+            with source, target:
+                move_rows(source, target)
+                target.write(lambda session: session.execute(sa.text("ANALYZE")))
+        return made[dialect]
+
+    return url
+
+
+@pytest.fixture
+def year(
+    dialect: str, year_url: Callable[[str], str], year_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """A year of three pipelines (`benchmarks.fleet.YEAR`) on each engine, which the environment names too.
+
+    It takes a quarter of a minute to make, once a session: all tests share it, and none writes to it.
+    """
+    from nightgate.database.transactions import Database
+    from nightgate.home import open_home
+
+    monkeypatch.setenv("NIGHTGATE_HOME", str(year_home))
+    monkeypatch.setenv("NIGHTGATE_DATABASE_URL", year_url(dialect))
+    with Database.open(open_home(year_home), year_url(dialect)) as db:
+        yield db
 
 
 def free_port() -> int:
