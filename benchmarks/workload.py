@@ -188,7 +188,7 @@ def _words(shape: Shape, rng: np.random.Generator) -> NDArray[np.int64]:
 
 def _write_random_model(shape: Shape, folder: Path) -> None:
     import torch
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     from nightgate.engine.base_models import quiet_transformers
@@ -197,6 +197,7 @@ def _write_random_model(shape: Shape, folder: Path) -> None:
     names = {0: "<s>", shape.pad_id: "<pad>", 2: "</s>", 3: "<unk>"}
     words = {names.get(index, f"w{index}"): index for index in range(shape.tokens)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=MAX_LENGTH,

@@ -22,6 +22,8 @@ from nightgate.errors import first_line
 TOLERANCE = 1e-4
 """Largest difference between packed and stock logits, of weights in float32."""
 ROWS_TO_CHECK = 8
+TOKENS_OF_A_BATCH = 1024
+"""Least tokens of a packed batch without gradients: batches of few short texts cost calls rather than products."""
 WIDTH_STEP = 8
 """Padded widths are multiples of this, for fewer shapes."""
 TOKENS_PER_PART_ON_CPU = 96
@@ -45,10 +47,12 @@ class Packed:
         return found[torch.from_numpy(np.argsort(order)).to(found.device)]
 
     def batches(self, encoded: Encoded, batch_size: int) -> Iterator[Rows]:
-        """All rows, longest first, in batches of at most the tokens of `batch_size` longest rows."""
+        """All rows, longest first, in batches of at most the tokens of `batch_size` longest rows, or else of
+        `TOKENS_OF_A_BATCH`.
+        """
         order = np.argsort(-encoded.lengths, kind="stable")
         lengths = encoded.lengths[order]
-        budget = int(lengths[0]) * batch_size if len(order) else 0
+        budget = max(int(lengths[0]) * batch_size, TOKENS_OF_A_BATCH) if len(order) else 0
         start = 0
         ends = np.cumsum(lengths)
         while start < len(order):

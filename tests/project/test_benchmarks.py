@@ -57,6 +57,22 @@ def test_a_quick_run_passes_its_gates_and_prints_what_it_measured() -> None:
 
 
 @pytest.mark.slow
+def test_predictions_are_those_of_the_pipeline_of_transformers() -> None:
+    options = ("--shape", "tiny", "--rows", "48", "--rounds", "1")
+    ran = subprocess.run(
+        [sys.executable, "-m", "benchmarks.prediction", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    [difference] = [line for line in ran.stdout.splitlines() if "difference" in line]
+    assert difference.endswith("| ok |"), ran.stderr
+    assert "ours, times as fast" in ran.stdout
+
+
+@pytest.mark.slow
 def test_a_learning_rate_that_is_a_thousandth_too_high_fails_the_gates() -> None:
     pytest.importorskip("accelerate", reason="the stock Trainer needs it: pip install 'nightgate[bench]'")
     ran = run("benchmarks.training", "--sabotage")
