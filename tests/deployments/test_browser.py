@@ -73,12 +73,22 @@ class Served:
         (night,) = self.rows("SELECT * FROM nightly_runs WHERE prefect_flow_run_id = ?", prefect_run)
         return night
 
+    def ask(self, method: str, path: str, **options: Any) -> Any:
+        """Ask the API, again where its SQLite file is locked for a moment."""
+
+        def answered() -> httpx.Response | None:
+            answer = httpx.request(
+                method, f"{self.url}/api{path}", headers=csrf_headers(self.url), timeout=20, **options
+            )
+            return None if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE else answer
+
+        return within(60, answered, f"the answer to {path}").raise_for_status().json()
+
     def start(self, deployment: str, **parameters: Any) -> str:
         """Start a run through the API, as an automation does."""
-        found = httpx.get(f"{self.url}/api/deployments/name/{deployment}", timeout=20).raise_for_status().json()
-        address = f"{self.url}/api/deployments/{found['id']}/create_flow_run"
-        answer = httpx.post(address, json={"parameters": parameters}, headers=csrf_headers(self.url), timeout=20)
-        return str(answer.raise_for_status().json()["id"])
+        found = self.ask("GET", f"/deployments/name/{deployment}")
+        started = self.ask("POST", f"/deployments/{found['id']}/create_flow_run", json={"parameters": parameters})
+        return str(started["id"])
 
     def ended(self, query: str) -> list[dict[str, Any]]:
         """Nights of the query later than the first one, without those at work."""
@@ -86,8 +96,8 @@ class Served:
 
     def runs(self) -> list[dict[str, Any]]:
         """All runs that the server knows, but for those that are scheduled."""
-        answer = httpx.post(f"{self.url}/api/flow_runs/filter", json={}, headers=csrf_headers(self.url), timeout=20)
-        return [run for run in answer.raise_for_status().json() if run["state_type"] != "SCHEDULED"]
+        found: list[dict[str, Any]] = self.ask("POST", "/flow_runs/filter", json={})
+        return [run for run in found if run["state_type"] != "SCHEDULED"]
 
     def named(self, beginning: str) -> dict[str, Any]:
         """The one run whose name begins so."""
@@ -96,13 +106,14 @@ class Served:
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A run as the server knows it."""
-        found: dict[str, Any] = httpx.get(f"{self.url}/api/flow_runs/{run_id}", timeout=20).raise_for_status().json()
+        found: dict[str, Any] = self.ask("GET", f"/flow_runs/{run_id}")
         return found
 
     def started(self) -> set[str]:
         """The runs that a test started, by id."""
-        answer = httpx.post(f"{self.url}/api/flow_runs/filter", json={}, headers=csrf_headers(self.url), timeout=20)
-        return {run["id"] for run in answer.raise_for_status().json() if "auto-scheduled" not in run["tags"]}
+        return {
+            run["id"] for run in self.ask("POST", "/flow_runs/filter", json={}) if "auto-scheduled" not in run["tags"]
+        }
 
     def work(self) -> list[psutil.Process]:
         """Processes of nights: what serve has started, and is no server."""
@@ -277,12 +288,7 @@ def test_nights_are_told_apart_in_the_list_after_a_week(served: Served, ui: Pref
     within(len(WEEK) * SECONDS_OF_A_NIGHT, lambda: len(served.ended(ended)) == len(WEEK), "the week")
     cancelled = served.start("nightly/nightgate", pipeline="endless")
     within(90, lambda: served.rows("SELECT 1 FROM run WHERE pipeline = 'endless'"), "the start of the endless night")
-    httpx.post(
-        f"{served.url}/api/flow_runs/{cancelled}/set_state",
-        json={"state": {"type": "CANCELLING"}},
-        headers=csrf_headers(served.url),
-        timeout=20,
-    ).raise_for_status()
+    served.ask("POST", f"/flow_runs/{cancelled}/set_state", json={"state": {"type": "CANCELLING"}})
     within(90, lambda: served.run(cancelled)["state_type"] == "CANCELLED", "the end of the endless night")
     [stopped] = served.rows("SELECT status FROM nightly_runs WHERE prefect_flow_run_id = ?", cancelled)
     assert stopped["status"] == "cancelled"
