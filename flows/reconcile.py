@@ -59,6 +59,7 @@ PAGE = 200
 """Most runs in one response of Prefect's."""
 CANCEL_PATIENCE = timedelta(seconds=30)
 """A worker sees a cancel within seconds, and kills a run that has not ended 30 s later."""
+CANCELLED_BY = "its run was cancelled in Prefect"
 FINISH_PATIENCE = timedelta(minutes=5)
 """After its row has ended, a run has this long to write its report and end its flow."""
 INTERVAL_SECONDS = 300.0
@@ -238,8 +239,10 @@ def obey_cancels(db: Database, client: SyncPrefectClient) -> list[RunRow]:
         )
     )
     waiting = [run for run in runs if run.state and datetime.now(UTC) - run.state.timestamp > CANCEL_PATIENCE]
-    by = "its run was cancelled in Prefect"
-    ended = [reconciliation.cancel(db, known[run.id], by, deployed=run.deployment_id is not None) for run in waiting]
+    ended = [
+        reconciliation.cancel(db, known[run.id], CANCELLED_BY, deployed=run.deployment_id is not None)
+        for run in waiting
+    ]
     return [one for one in ended if one is not None]
 
 
@@ -264,10 +267,15 @@ def newer_is_due(due: frozenset[datetime], scheduled_for: datetime) -> str:
 
 def reconcile_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Prefect hook, called in runner or worker after a run's process has died: end the run's row within seconds."""
-    del flow, state
+    del flow
     try:
         with Database.open(open_home()) as db:
             name = str(flow_run.parameters.get("pipeline"))
+            if state.is_cancelling() or state.is_cancelled():
+                # A process that had to be killed, or died of the signal, could not record why it ended.
+                for run in reconciliation.unfinished(db):
+                    if run.prefect_flow_run_id == str(flow_run.id) and run.status == "running":
+                        reconciliation.cancel(db, run, CANCELLED_BY, deployed=flow_run.deployment_id is not None)
             reconciliation.finish_dead_runs(db, name)
             close_ended(db, name)
             announce_all(db)

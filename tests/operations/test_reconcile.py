@@ -35,7 +35,16 @@ from prefect.states import (
 from sqlalchemy.orm import Session
 
 from flows.approval import Approval
-from flows.reconcile import IDLE, Done, _remove_idle_runs, agree, obey_cancels, reconcile_now, reconcile_regularly
+from flows.reconcile import (
+    IDLE,
+    Done,
+    _remove_idle_runs,
+    agree,
+    obey_cancels,
+    reconcile_after_crash,
+    reconcile_now,
+    reconcile_regularly,
+)
 from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
@@ -265,6 +274,17 @@ def test_a_cancelled_run_that_does_not_react_has_the_command_that_resumes_it(
     assert (ended.run_id, ended.status) == (night.run_id, "cancelled")
     [step] = database.frame("SELECT next_step FROM run")["next_step"]
     assert (f"`prefect flow-run retry {run.id}`" if deployed else "`nightgate run reviews --night 2026-03-01`") in step
+
+
+@pytest.mark.parametrize(("state", "status"), [(Cancelling(), "cancelled"), (Crashed(), "failed")])
+def test_a_process_that_died_before_it_said_why_was_cancelled_if_prefect_cancels_its_run(
+    api: SyncPrefectClient, database: Database, state: State[Any], status: str
+) -> None:
+    run = run_of_prefect(api, state)
+    night = night_rows.open_run(database, night_rows.pipeline(), night_rows.night(), prefect_flow_run_id=str(run.id))
+    run.parameters = {"pipeline": night_rows.pipeline().name}
+    reconcile_after_crash(stand_in, run, state)
+    assert night_rows.one(database, night.run_id)["status"] == status
 
 
 def missed(done: Done, pipeline: str) -> int:
