@@ -108,9 +108,11 @@ class Chain:
             if SUPERSEDED_FILE in delta.facts["files"] and not superseded
         ]
         table = pa.concat_tables(tables)
+        found: Columns = {name: table[name].to_numpy() for name in columns} | {"place": np.arange(table.num_rows)}
+        if not gone:
+            return found
         holds = np.ones(table.num_rows, bool)
-        holds[np.concatenate([np.empty(0, np.int64), *gone])] = False
-        found: Columns = {name: table[name].to_numpy() for name in columns} | {"place": np.arange(len(holds))}
+        holds[np.concatenate(gone)] = False
         return take(found, holds)
 
     def texts(self, places: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:

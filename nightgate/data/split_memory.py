@@ -213,7 +213,8 @@ class SplitMemory:
         """
         if not self._unwritten:
             return []
-        entries = np.sort(np.concatenate(self._unwritten))
+        entries = np.concatenate(self._unwritten)
+        entries.sort()
         name = f"{hashlib.sha256(entries.data).hexdigest()[:16]}.parquet"
         with storage_errors(folder), replacing(folder / name) as draft:
             table = pa.table([pa.array(entries)], schema=_ON_DISK)
@@ -284,6 +285,7 @@ def _columns(keys: Mapping[str, Keys], rows: Mask | slice = slice(None)) -> Iter
         mixed <<= np.uint64(16)
         mixed >>= np.uint64(14)
         mixed[columns == 0] = 0
+        del columns
         yield kind, mixed
 
 
@@ -309,11 +311,11 @@ def _components(kinds: Sequence[Keys]) -> tuple[NDArray[np.intp], NDArray[np.int
 
 
 def _entries(keys: Keys, codes: Codes | np.int8) -> Entries:
-    """The keys with their splits, sorted, each once."""
-    entries = keys | codes.astype(np.uint64)
+    """The keys with their splits, sorted, each once, in the memory of `keys`."""
+    entries = np.bitwise_or(keys, codes, out=keys, casting="unsafe", dtype=np.uint64)
     entries.sort()
-    found: Entries = entries[np.append(True, (entries[1:] ^ entries[:-1]) > _CODE)]
-    return found
+    first = np.append(True, (entries[1:] ^ entries[:-1]) > _CODE)
+    return entries if first.all() else entries[first]
 
 
 def _largest(column: Keys, values: Codes) -> Codes:
