@@ -11,6 +11,7 @@ from typing import Any
 from alembic import context
 
 from nightgate.database.connection import database_url, parse_url
+from nightgate.database.earlier import moved
 from nightgate.database.schema import METADATA
 from nightgate.database.transactions import migrating
 from nightgate.home import open_home
@@ -27,7 +28,7 @@ def run_migrations() -> None:
             context.run_migrations()
         return
     patience = {"patience": given["patience"]} if "patience" in given else {}
-    with migrating(url, **patience) as (connection, revision):
+    with migrating(url, **patience) as (connection, revision), moved(connection, revision):
         given["revision"] = revision
         # SQLite alters a table by rebuilding it, inside the one transaction that `migrating` holds.
         context.configure(connection=connection, render_as_batch=connection.dialect.name == "sqlite", **options)

@@ -20,7 +20,7 @@ from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of,
 
 METADATA = Base.metadata
 """All tables, including those of the other modules."""
-HEAD = "0016"
+HEAD = "0018"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -66,7 +66,21 @@ class Snapshot(Base):
     """Rows that `nightgate forget` removed from its files, and that the other counts include."""
 
 
-class Run(Base):
+class Timed:
+    """Rows of what begins and ends."""
+
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    duration_seconds: Mapped[float | None]
+    """From start to end; stored, because the engines subtract times in different ways."""
+
+    def finish(self, moment: datetime | None) -> None:
+        """Set the end and what follows from it; None: it goes on."""
+        self.finished_at = moment
+        self.duration_seconds = None if moment is None else round((moment - self.started_at).total_seconds(), 3)
+
+
+class Run(Timed, Base):
     """One run of one night, over all its attempts."""
 
     __tablename__ = "run"
@@ -145,8 +159,6 @@ class Run(Base):
     """What its result depends on, by name: see `nightgate.runs.inputs`."""
     reasons: Mapped[str | None]
     """Why it trained or did not; NULL before that was decided."""
-    started_at: Mapped[datetime]
-    finished_at: Mapped[datetime | None]
     prefect_flow_run_id: Mapped[str | None]
     announced_at: Mapped[datetime | None]
     """When the completion event was published; NULL while it is pending."""
@@ -154,7 +166,7 @@ class Run(Base):
     """When everything that follows its end was done: `nightgate.night.closing`; NULL before."""
 
 
-class Attempt(Base):
+class Attempt(Timed, Base):
     """One process's attempt at a run; a resumed run has another attempt."""
 
     __tablename__ = "attempt"
@@ -195,8 +207,6 @@ class Attempt(Base):
     """Until it held the slot; NULL: it never did. What Prefect's queue held back has waited before its start."""
     code_version: Mapped[str]
     prefect_flow_run_id: Mapped[str | None]
-    started_at: Mapped[datetime]
-    finished_at: Mapped[datetime | None]
 
 
 class Approval(Base):

@@ -17,7 +17,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from nightgate.database import schema
+from nightgate.database import earlier, schema
 from nightgate.database.connection import (
     database_errors,
     database_url,
@@ -264,7 +264,7 @@ def migrating(url: str, *, patience: float = PATIENCE) -> Iterator[tuple[Connect
     connection = retry(parsed, patience, begin)
     with database_errors(parsed), connection:
         revision, ours = _state(connection, safe_url(parsed))
-        if revision is not None and not (ours and revision in _known_revisions()):
+        if revision is not None and not (ours and revision in {earlier.REVISION, *_known_revisions()}):
             raise _wrong_revision(parsed, revision, ours=ours)
         yield connection, revision
         if engine.dialect.name == "sqlite" and (
@@ -319,7 +319,13 @@ def _wrong_revision(url: URL, revision: str | None, *, ours: bool) -> DatabaseEr
             f"{name} belongs to another program (its revision is {revision})",
             next_step="give Nightgate a database of its own in NIGHTGATE_DATABASE_URL, not Prefect's",
         )
-    if revision in _known_revisions():
+    if revision in earlier.TOO_OLD:
+        return DatabaseError(
+            f"{name} is at revision {revision}, of before the first release; this version moves revision "
+            f"{earlier.REVISION} only",
+            next_step=f"run `nightgate db upgrade` of Nightgate's commit {earlier.COMMIT} first, then that of this one",
+        )
+    if revision in {earlier.REVISION, *_known_revisions()}:
         return DatabaseError(f"{name} is at revision {revision}, this version needs {schema.HEAD}", next_step=UPGRADE)
     return DatabaseError(
         f"{name} was written by a newer Nightgate: it is at revision {revision}, this version's is {schema.HEAD}",

@@ -135,7 +135,8 @@ def record_not_begun(db: Database, pipeline: Pipeline, night: Night, error: Nigh
 def _missed(pipeline: Pipeline, night: Night, reason: str, next_step: str) -> Run:
     moment = datetime.now(UTC)
     run = new_run(new_run_id(pipeline, night), pipeline, night, moment, dry_run=False)
-    run.attempt, run.status, run.finished_at, run.closed_at = 0, "missed", moment, moment
+    run.finish(moment)
+    run.attempt, run.status, run.closed_at = 0, "missed", moment
     run.reason = reason
     run.next_step = f"{next_step}; to run it now: nightgate run {pipeline.name} --night {night.date}"
     return run

@@ -261,7 +261,8 @@ def _resume(session: Session, run: Run, claim: _Claim) -> None:
     run.attempt += 1
     run.status, run.trigger = "running", "retry"
     run.reason = run.error_type = run.next_step = run.verdict = None
-    run.finished_at = run.announced_at = run.closed_at = None
+    run.finish(None)
+    run.announced_at = run.closed_at = None
     run.prefect_flow_run_id = claim.prefect_flow_run_id
     run.code_version = code_version()
     session.flush()

@@ -124,7 +124,7 @@ def end(
     run.announced_at = run.closed_at = None
     for row in (run, attempt_of(session, run)):
         row.status, row.error_type = status, error_type
-        row.finished_at = None if status == "waiting" else moment
+        row.finish(None if status == "waiting" else moment)
         row.reason = reason if reason is not None else row.reason
 
 

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command as alembic_command
 
 from nightgate.config.pipeline import Pipeline
-from nightgate.database.transactions import Database, alembic_config, upgrade
+from nightgate.database.transactions import Database, upgrade
 from nightgate.errors import ConfigurationError, DataError, ModelError
 from nightgate.home import Home
 from nightgate.night import steps
@@ -365,14 +364,17 @@ def unreachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess
 
 
 def _older(path: Path) -> str:
-    alembic_command.upgrade(alembic_config(f"sqlite:///{path}"), "0001")
-    return f"sqlite:///{path}"
+    return _at(path, "0017")
 
 
 def _newer(path: Path) -> str:
+    return _at(path, "9999")
+
+
+def _at(path: Path, revision: str) -> str:
     upgrade(f"sqlite:///{path}")
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE alembic_version SET version_num = ?", [revision])
     return f"sqlite:///{path}"
 
 

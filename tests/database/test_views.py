@@ -208,15 +208,11 @@ def test_the_run_that_counts_is_found_by_an_index(database: Database) -> None:
 def test_the_length_of_a_run_is_in_seconds(database: Database) -> None:
     opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     assert database.frame("SELECT duration_seconds FROM nightly_runs").iloc[0, 0] is None
-    lifecycle.finish_run(database, opened.run_id, 1, "held")
-    times = {
-        "started_at": datetime(2026, 3, 1, 23, 59, 58, 250_000, tzinfo=UTC),
-        "finished_at": datetime(2026, 3, 2, 1, 0, 0, tzinfo=UTC),
-    }
-    database.write(lambda session: session.execute(sa.update(schema.Run).values(**times)))
-    seconds: Any = database.frame("SELECT duration_seconds FROM nightly_runs").iloc[0, 0]
-    assert isinstance(seconds, float)
-    assert seconds == pytest.approx(3601.75, abs=0.002)
+    began = datetime(2026, 3, 1, 23, 59, 58, 250_000, tzinfo=UTC)
+    database.write(lambda session: session.execute(sa.update(schema.Run).values(started_at=began)))
+    ended = datetime(2026, 3, 2, 1, 0, 0, tzinfo=UTC)
+    database.write(lambda session: session.get_one(schema.Run, opened.run_id).finish(ended))
+    assert database.frame("SELECT duration_seconds FROM nightly_runs").iloc[0, 0] == 3601.75
 
 
 def test_device_and_engine_are_those_of_the_last_attempt_that_had_one(database: Database) -> None:

@@ -2,7 +2,8 @@
 there.
 
 `fixtures/earlier_home.tar.xz` holds six nights of a tiny pipeline: two promotions, held nights, a dry run, a rollback,
-a night that failed and one that waits for approval. `fixtures/earlier_surface.json` holds the views and columns,
+a night that failed and one that waits for approval, a refresh and an evaluation on their own.
+`fixtures/earlier_surface.json` holds the views and columns,
 commands and options, and fields of the form of that version.
 """
 
@@ -17,7 +18,12 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from nightgate.database import earlier, schema
+from nightgate.database.column_types import UtcTime
+from nightgate.database.connection import make_engine
+from nightgate.database.transactions import upgrade
 from tests.support.night import nightgate
 
 pytestmark = pytest.mark.process
@@ -97,6 +103,64 @@ def test_its_waiting_candidate_is_rejected_and_the_next_night_runs_on_its_snapsh
     assert [row["break_before"] for row in site.rows("history", "small.toml")] == [None] * 7
     assert len(site.query("SELECT DISTINCT test_version, metric_key FROM nights WHERE test_f1 IS NOT NULL")) == 1
     assert len(list((site.folder / "home/golden/small").iterdir())) == 1
+
+
+def test_every_view_shows_the_same_rows_after_the_move(database_url: str, tmp_path: Path) -> None:
+    Site(tmp_path)
+    source = make_engine(f"sqlite:///{tmp_path / 'home' / 'metrics.db'}")
+    target = make_engine(database_url, create=True)
+    with source.connect() as old, target.begin() as new:
+        copy_database(old, new)
+        new.exec_driver_sql("CREATE VIEW of_others AS SELECT r.f1, n.status FROM epoch_results AS r, nights AS n")
+        if target.dialect.name == "postgresql":
+            new.exec_driver_sql("GRANT SELECT ON nightly_runs TO PUBLIC")
+
+    def shown() -> dict[str, set[tuple[Any, ...]]]:
+        with target.connect() as connection:
+            found = {}
+            for view, columns in views.items():
+                rows = connection.exec_driver_sql(f"SELECT {', '.join(columns)} FROM {view}").all()
+                found[view] = {tuple(map(str, row)) for row in rows}
+            return found
+
+    with target.connect() as connection:
+        inspector = sa.inspect(connection)
+        views = {name: [one["name"] for one in inspector.get_columns(name)] for name in inspector.get_view_names()}
+    before = shown()
+    empty = {"anchor_timeline", "forgotten_rows", "label_votes", "seed_runs", "seed_studies", "epoch_metrics"}
+    assert {view for view, rows in before.items() if not rows} <= empty
+    assert upgrade(database_url) == (earlier.REVISION, schema.HEAD)
+    after = shown()
+    for view, rows in before.items():
+        assert after[view] == rows, view
+    with target.connect() as connection:
+        assert {*sa.inspect(connection).get_table_names()} == {*schema.METADATA.tables, "alembic_version"}
+        if target.dialect.name == "postgresql":
+            granted = "SELECT has_table_privilege('public', 'nightly_runs', 'SELECT')"
+            assert connection.exec_driver_sql(granted).scalar()
+
+
+def copy_database(old: sa.Connection, new: sa.Connection) -> None:
+    """Tables, rows and views of a SQLite database at revision 0016, as that revision made them on PostgreSQL."""
+    tables = sa.MetaData()
+    tables.reflect(old)
+    kinds = {"VARCHAR(27)": UtcTime(), "BLOB": sa.LargeBinary(), "JSON": sa.JSON(), "DOUBLE": sa.Double()}
+    for table in tables.tables.values():
+        for column in table.columns:
+            column.type = kinds.get(str(column.type), column.type)
+        table.indexes.clear()
+        for key in table.foreign_key_constraints:
+            key.name = None  # PostgreSQL would cut the longest off
+    tables.create_all(new)
+    for table in tables.sorted_tables:
+        if rows := [row._asdict() for row in old.execute(sa.select(table))]:
+            new.execute(sa.insert(table), rows)
+    texts = old.exec_driver_sql("SELECT sql FROM sqlite_master WHERE type = 'view' ORDER BY rowid").scalars()
+    for text in texts:
+        days = "ROUND((julianday(r.finished_at) - julianday(r.started_at)) * 86400.0, 3)"
+        assert days in text or "julianday" not in text
+        seconds = "CAST(ROUND(EXTRACT(EPOCH FROM r.finished_at - r.started_at), 3) AS DOUBLE PRECISION)"
+        new.exec_driver_sql(text.replace(days, seconds) if new.dialect.name == "postgresql" else text)
 
 
 def test_every_view_and_column_is_still_there(site: Site) -> None:

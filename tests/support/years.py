@@ -117,6 +117,7 @@ def _night(name: str, day: int, nights: int) -> Iterator[tuple[type[schema.Base]
         "code_version": "0.1.0",
         "started_at": started,
         "finished_at": ended,
+        "duration_seconds": 3600.0,
     }
     judged: dict[str, Any] = {
         "snapshot_id": snapshot,
@@ -196,6 +197,7 @@ def _attempt(run_id: str, number: int, status: str, started: Any, **facts: Any) 
         "code_version": "0.1.0",
         "started_at": started,
         "finished_at": started + timedelta(hours=1),
+        "duration_seconds": 3600.0,
     } | facts
 
 

@@ -1,0 +1,246 @@
+"""The views that users query: the SQL contract. Columns are only ever added, at the end.
+
+One text for both engines, and for DuckDB, which reads the views of a SQLite file by parsing their texts itself: hence
+`COUNT` of a column and no function that only one engine has.
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0018"
+down_revision = "0017"
+branch_labels = None
+depends_on = None
+
+METRIC_HISTORY = """
+SELECT r.pipeline, r.night, e.run_id, e.attempt, e.epoch, e.step, e.training_loss, e.validation_loss, e.accuracy,
+       CASE r.average WHEN 'macro' THEN e.f1_macro ELSE e.f1_weighted END AS f1,
+       CASE r.average WHEN 'macro' THEN e.precision_macro ELSE e.precision_weighted END AS precision,
+       CASE r.average WHEN 'macro' THEN e.recall_macro ELSE e.recall_weighted END AS recall,
+       r.average, e.f1_weighted, e.f1_macro, e.learning_rate, e.examples_per_second, e.nonfinite, e.recorded_at,
+       e.support, e.tokens_per_second
+FROM epoch AS e
+JOIN run AS r ON r.run_id = e.run_id
+"""
+
+# The line that counts. A later attempt replaces all that lies behind the epoch from which it started, as soon as it has
+# an epoch of its own or has finished: its own epochs win, and what an earlier attempt had beyond its end is gone.
+COUNTS = """
+NOT EXISTS (
+    SELECT 1 FROM attempt AS later
+    WHERE later.run_id = e.run_id AND later.attempt > e.attempt AND (
+        EXISTS (SELECT 1 FROM epoch AS own
+                WHERE own.run_id = later.run_id AND own.attempt = later.attempt AND own.epoch <= e.epoch)
+        OR (later.resumed_from_epoch < e.epoch AND (
+            later.status NOT IN ('running', 'failed', 'cancelled')
+            OR EXISTS (SELECT 1 FROM epoch AS own
+                       WHERE own.run_id = later.run_id AND own.attempt = later.attempt)))))
+"""
+
+# Refreshes on their own are no runs, and what they find has their id in place of a run's.
+RUNS_AND_REFRESHES = """(
+    SELECT run_id, pipeline, night FROM run UNION ALL SELECT refresh_id AS run_id, pipeline, night FROM refresh)"""
+
+
+def of_last_attempt(table: str, row: str) -> str:
+    later = f"later.run_id = {row}.run_id AND later.attempt > {row}.attempt"
+    return f"NOT EXISTS (SELECT 1 FROM {table} AS later WHERE {later})"
+
+
+VIEWS = {
+    "metric_history": METRIC_HISTORY,
+    "epoch_results": f"{METRIC_HISTORY} WHERE {COUNTS}",
+    "nightly_runs": """
+SELECT r.pipeline, r.night, r.run_id, r.status, r.reason, r.error_type, r.next_step, r.verdict, r.trigger,
+       (SELECT CAST(COUNT(a.attempt) AS INTEGER) FROM attempt AS a WHERE a.run_id = r.run_id) AS attempts,
+       r.scheduled_for, r.data_until, r.snapshot_id, r.rows_new, r.rows_total, r.best_epoch,
+       r.test_version, r.test_rows, r.test_f1, r.f1_ci_low, r.f1_ci_high,
+       r.champion_version, r.champion_f1, r.f1_delta, v.version AS model_version,
+       r.base_model, r.config_hash, r.code_version, d.device, d.precision,
+       r.started_at, r.finished_at, r.duration_seconds, r.prefect_flow_run_id,
+       r.dry_run, r.average, r.min_f1, r.test_accuracy, r.test_precision, r.test_recall, r.nonfinite,
+       d.engine, d.micro_batches, q.slot, q.slot_wait_seconds, r.announced_at,
+       r.window_start, r.test_rows_all, r.test_f1_all, r.rows_left_out, r.detectable_gain, r.champion_fresh_f1,
+       r.champion_fresh_rows, r.fresh_ci_low, r.fresh_ci_high, r.anchor_version, r.anchor_f1, r.metric_key,
+       r.labels_corrected, r.rows_trained, r.label_revision, r.reasons
+FROM run AS r
+LEFT JOIN model_version AS v ON v.run_id = r.run_id
+LEFT JOIN attempt AS d ON d.run_id = r.run_id AND d.attempt = (
+    SELECT MAX(known.attempt) FROM attempt AS known WHERE known.run_id = r.run_id AND known.device IS NOT NULL)
+LEFT JOIN attempt AS q ON q.run_id = r.run_id AND q.attempt = r.attempt
+""",
+    # A night's result counts before a later try that broke, and a dry run only where nothing else has run.
+    "nights": """
+SELECT n.* FROM nightly_runs AS n
+WHERE n.run_id = (
+    SELECT c.run_id FROM run AS c
+    WHERE c.pipeline = n.pipeline AND c.night = n.night
+    ORDER BY CASE WHEN c.status = 'superseded' THEN 3 WHEN c.dry_run THEN 2
+                  WHEN c.status IN ('failed', 'cancelled', 'missed') THEN 1 ELSE 0 END,
+             c.started_at DESC, c.run_id DESC
+    LIMIT 1)
+""",
+    "gate_checks": f"""
+SELECT r.pipeline, r.night, g.run_id, g.check_name, g.slice_name, g.slice_value, g.metric,
+       g.candidate_value, g.champion_value, g.threshold, g.ci_low, g.ci_high, g.rows_used, g.outcome, g.reason,
+       g.attempt, g.position
+FROM gate_check AS g
+JOIN run AS r ON r.run_id = g.run_id
+WHERE {of_last_attempt("gate_check", "g")}
+""",
+    "slice_metrics": """
+SELECT r.pipeline, r.night, s.run_id, s.attempt, s.epoch, s.split, s.slice_name, s.slice_value, s.support,
+       s.accuracy, s.f1, s.precision, s.recall
+FROM slice_metric AS s
+JOIN run AS r ON r.run_id = s.run_id
+""",
+    "epoch_metrics": """
+SELECT r.pipeline, r.night, m.run_id, m.attempt, m.epoch, m.split, m.metric, m.value, m.reason
+FROM epoch_metric AS m
+JOIN run AS r ON r.run_id = m.run_id
+""",
+    "confusion": f"""
+SELECT e.run_id, e.epoch, e.split, e.true_label, e.predicted_label, e.count, r.pipeline, r.night, e.attempt
+FROM confusion_cell AS e
+JOIN run AS r ON r.run_id = e.run_id
+WHERE (e.split = 'validation' AND {COUNTS})
+   OR (e.split = 'test' AND NOT EXISTS (
+       SELECT 1 FROM confusion_cell AS later
+       WHERE later.run_id = e.run_id AND later.split = 'test' AND later.attempt > e.attempt))
+""",
+    "champion_timeline": """
+SELECT p.pipeline, p.version AS model_version, v.run_id, p.valid_from, p.valid_to, p.promoted_by, p.reason,
+       p.kind, v.path
+FROM promotion AS p
+JOIN model_version AS v ON v.pipeline = p.pipeline AND v.version = p.version
+""",
+    "promotions": """
+SELECT p.pipeline, p.promotion_id, p.kind, p.version AS model_version, p.replaced_version,
+       p.run_id AS promoting_run_id, p.promoted_by, p.reason, p.valid_from AS promoted_at, p.valid_to AS ended_at
+FROM promotion AS p
+""",
+    "model_versions": """
+SELECT v.pipeline, v.version, v.run_id, r.night,
+       CASE WHEN EXISTS (SELECT 1 FROM promotion AS p WHERE p.pipeline = v.pipeline AND p.version = v.version
+                         AND p.valid_to IS NULL) THEN 'champion'
+            WHEN v.quarantined_at IS NOT NULL THEN 'quarantined'
+            WHEN EXISTS (SELECT 1 FROM promotion AS p WHERE p.pipeline = v.pipeline AND p.version = v.version)
+            THEN 'former'
+            ELSE 'held' END AS status,
+       v.path, r.test_f1, r.f1_ci_low, r.f1_ci_high, r.test_rows, r.test_version, r.best_epoch, r.snapshot_id,
+       r.data_until, r.base_model, r.config_hash, r.code_version, v.created_at, v.attempt,
+       v.started_from, v.base_model_revision, v.size_bytes, v.quarantined_at, v.quarantined_by, v.quarantine_reason,
+       v.files_removed_at, r.rows_trained, r.average
+FROM model_version AS v
+JOIN run AS r ON r.run_id = v.run_id
+""",
+    "approvals": """
+SELECT r.pipeline, r.night, a.run_id, v.version AS model_version, a.requested_at, a.deadline, a.expected_version,
+       a.decision, a.decided_by, a.reason, a.decided_at
+FROM approval AS a
+JOIN run AS r ON r.run_id = a.run_id
+LEFT JOIN model_version AS v ON v.run_id = a.run_id
+""",
+    "anchor_timeline": """
+SELECT a.pipeline, a.version AS model_version, a.valid_from, a.valid_to, a.run_id AS moving_run_id, a.moved_by, a.reason
+FROM anchor AS a
+""",
+    "freezes": """
+SELECT f.pipeline, f.frozen_at, f.frozen_by, f.reason, f.ended_at, f.ended_by, f.end_reason
+FROM pipeline_freeze AS f
+""",
+    "gate_sides": f"""
+SELECT r.pipeline, r.night, g.run_id, g.side, g.version AS model_version, g.data_until, g.flaw, g.rows_trained_on,
+       g.calibration_error, g.nonfinite_rows, g.latency_ms, g.size_bytes, g.logit_difference, g.serving_flaw, g.attempt
+FROM gate_side AS g
+JOIN run AS r ON r.run_id = g.run_id
+WHERE {of_last_attempt("gate_side", "g")}
+""",
+    "joint_outcomes": f"""
+SELECT r.pipeline, r.night, j.run_id, j.scope, j.slice_name, j.slice_value, j.reference, j.true_label,
+       j.reference_label, j.candidate_label, j.count, j.attempt
+FROM joint_outcome AS j
+JOIN run AS r ON r.run_id = j.run_id
+WHERE {of_last_attempt("joint_outcome", "j")}
+""",
+    "champion_evaluations": """
+SELECT e.pipeline, e.model_version, e.evaluated_at, e.rows_from, e.rows_to, e.rows, e.f1, e.f1_ci_low, e.f1_ci_high,
+       e.accuracy, NULLIF(e.alarms, '') AS alarm, e.role, e.reason, e.snapshot_id, e.run_id, e.min_f1, e.promotion_f1,
+       e.fall, e.announced_at
+FROM champion_evaluation AS e
+""",
+    "champion_evaluation_slices": """
+SELECT e.pipeline, e.model_version, e.evaluated_at, e.role, e.snapshot_id, s.slice_name, s.slice_value, s.support,
+       s.accuracy, s.f1, s.precision, s.recall
+FROM champion_evaluation_slice AS s
+JOIN champion_evaluation AS e ON e.pipeline = s.pipeline AND e.snapshot_id = s.snapshot_id
+    AND e.model_version = s.model_version AND e.role = s.role
+""",
+    "seed_studies": """
+SELECT s.pipeline, s.study_id, s.snapshot_id, s.config_hash, s.code_version, s.average, s.num_seeds, s.f1_mean,
+       s.f1_spread, s.started_at, s.finished_at
+FROM seed_study AS s
+""",
+    "seed_runs": """
+SELECT s.pipeline, n.study_id, n.seed, n.best_epoch, n.validation_f1, n.test_f1, n.test_accuracy, n.error,
+       n.duration_seconds, n.recorded_at
+FROM seed_run AS n
+JOIN seed_study AS s ON s.study_id = n.study_id
+""",
+    "snapshots": """
+SELECT s.pipeline, s.snapshot_id, s.path, s.test_version, s.rows_total, s.rows_train, s.rows_validation, s.rows_test,
+       s.rows_duplicate, s.rows_quarantined, s.data_until, s.first_time, s.last_time, s.recorded_at,
+       (SELECT CAST(COUNT(r.run_id) AS INTEGER) FROM run AS r
+        WHERE r.pipeline = s.pipeline AND r.snapshot_id = s.snapshot_id) AS runs, s.files_removed_at, s.rows_redacted
+FROM snapshot AS s
+""",
+    "refreshes": """
+SELECT f.pipeline, f.night, f.refresh_id, f.status, f.reason, f.error_type, f.next_step, f.data_until, f.snapshot_id,
+       f.rows_new, f.rows_total, f.label_revision, f.started_at, f.finished_at, f.prefect_flow_run_id
+FROM refresh AS f
+""",
+    "refresh_counts": f"""
+SELECT r.pipeline, r.night, c.run_id, c.attempt, c.position, c.part, c.rows_seen, c.rows_taken, c.rows_merged,
+       c.rows_replaced, c.rows_deleted, c.rows_quarantined, c.rows_conflicting, c.rows_future, c.rows_outside,
+       c.rows_vanished, c.bytes, c.modified, c.unchanged
+FROM refresh_count AS c
+JOIN {RUNS_AND_REFRESHES} AS r ON r.run_id = c.run_id
+WHERE {of_last_attempt("refresh_count", "c")}
+""",
+    "data_checks": f"""
+SELECT r.pipeline, r.night, c.run_id, c.attempt, c.position, c.check_name, c.value, c.threshold, c.outcome, c.reason,
+       c.allowed_by, c.allowed_reason
+FROM data_check AS c
+JOIN {RUNS_AND_REFRESHES} AS r ON r.run_id = c.run_id
+WHERE {of_last_attempt("data_check", "c")}
+""",
+    "data_drift": f"""
+SELECT r.pipeline, r.night, d.run_id, d.attempt, d.reference, d.statistic, d.slice_name, d.distance, d.value,
+       d.threshold, d.tonight_value, d.reference_value, d.rows_used, d.reference_rows, d.outcome, d.reason
+FROM drift_statistic AS d
+JOIN {RUNS_AND_REFRESHES} AS r ON r.run_id = d.run_id
+""",
+    "label_votes": f"""
+SELECT v.pipeline, r.night, v.run_id, v.fingerprint, v.label, v.votes, v.chosen
+FROM label_vote AS v
+JOIN {RUNS_AND_REFRESHES} AS r ON r.run_id = v.run_id
+""",
+    "quarantined_rows": """
+SELECT q.pipeline, q.last_night AS night, q.run_id, q.origin, q.row_id, q.reason, q.detail, q.excerpt, q.position,
+       q.part, q.first_night, q.last_night, q.resolved_night
+FROM quarantine AS q
+""",
+    "forgotten_rows": """
+SELECT f.pipeline, f.id_hash, f.forgotten_by, f.begun_at, f.finished_at, f.snapshots, f.rows_redacted, f.golden_rows,
+       f.quarantined_rows, f.versions
+FROM forgotten AS f
+""",
+}
+
+
+def upgrade() -> None:
+    # On PostgreSQL a view that is there is replaced: dropped, it would lose who may read it. SQLite has no grants.
+    create = "CREATE OR REPLACE VIEW" if op.get_context().dialect.name == "postgresql" else "CREATE VIEW"
+    for name, query in VIEWS.items():
+        op.execute(f"{create} {name} AS {query.strip()}")
