@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nightgate.cli.tables_as_text import Format, formatted
+from nightgate.cli.tables_as_text import Format, as_parquet, formatted
 from nightgate.errors import ConfigurationError, RegistryError
 from nightgate.plain_text import legible
 
@@ -27,8 +28,9 @@ RunId = Annotated[str | None, typer.Option("--run", metavar="ID", help="Run id. 
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print text for people: without control characters, and with long lines cut."""
-    typer.echo(legible(text), err=err)
+    """Print text for people: without control characters, with long lines cut, as far as the stream's encoding goes."""
+    encoding = (sys.stderr if err else sys.stdout).encoding or "utf-8"
+    typer.echo(legible(text).encode(encoding, "replace").decode(encoding), err=err)
 
 
 def show(
@@ -41,6 +43,13 @@ def show(
     before: str = "",
 ) -> None:
     """Print a frame to stdout in a format, or `when_empty` to stderr in place of a table without rows."""
+    if output is Format.parquet:
+        if sys.stdout.isatty():
+            raise ConfigurationError(
+                "Parquet is not text, and standard output is a terminal", next_step="add `> FILE.parquet`"
+            )
+        typer.echo(as_parquet(frame), nl=False)
+        return
     text = formatted(frame, output, columns=columns, vertical=vertical, before=before)
     if text:
         # Tables are legible cell by cell. Without `color`, click takes escape sequences out of the values of CSV.
@@ -49,9 +58,10 @@ def show(
         say(when_empty, err=True)
 
 
-def nothing_yet(message: str, pipeline: str) -> str:
+def nothing_yet(message: str, pipeline: str | None) -> str:
     """The message in place of a table without rows, with the next step."""
-    return f"{message}\n  next: run a night with `nightgate run {pipeline}`, or name one of `nightgate status`"
+    run = f"nightgate run {pipeline or 'PIPELINE'}"
+    return f"{message}\n  next: run a night with `{run}`, or name one of `nightgate status`"
 
 
 def name_of(pipeline: str) -> str:

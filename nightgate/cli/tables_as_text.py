@@ -1,4 +1,4 @@
-"""Format data frames for stdout: a table for people, JSON and CSV for programs."""
+"""Format data frames for stdout: a table for people, Markdown for pages, JSON, CSV and Parquet for programs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class Format(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
+    markdown = "markdown"
+    parquet = "parquet"
 
 
 _MARK = "┄┄┄"
@@ -45,7 +47,7 @@ def formatted(
     """The frame as text without a final line break; '' for a table without rows.
 
     Args:
-        columns: what a table shows, by importance: as many as fit, prose last. JSON and CSV have all columns.
+        columns: what a table shows, by importance: as many as fit, prose last. Markdown has these, JSON and CSV all.
         vertical: list the fields of each row of a table below each other.
         before: name of a column whose text, if any, is a line of its own above that row of a table.
         indent: what precedes each line of a table.
@@ -56,6 +58,12 @@ def formatted(
         return frame.to_csv(index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ").rstrip("\n")
     if frame.empty:
         return ""
+    if output is Format.markdown:
+        from nightgate.frames.epochs import markdown_table
+
+        shown = frame[list(columns or frame.columns)]
+        cells = [[_cell(value).replace("|", "\\|") for value in row] for row in shown.itertuples(index=False)]
+        return markdown_table(list(map(str, shown.columns)), cells)
     if vertical:
         width = max(len(str(column)) for column in frame.columns)
         rows = frame.to_dict("records")
@@ -66,6 +74,18 @@ def formatted(
     width = shutil.get_terminal_size((120, 24)).columns - len(indent)
     table = _table(_fitting(cells, width) if columns else cells, lines, width)
     return "\n".join(f"{indent}{line}" for line in table)
+
+
+def as_parquet(frame: pd.DataFrame) -> bytes:
+    """The frame with its types; text where a column mixes numbers and words."""
+    from pandas.api.types import infer_dtype
+
+    kinds = {name: infer_dtype(frame[name], skipna=True) for name in frame.columns}
+    mixed = {name: frame[name].map(str, na_action="ignore") for name, kind in kinds.items() if kind.startswith("mixed")}
+    empty = {name: frame[name].astype("string") for name, kind in kinds.items() if kind == "empty"}
+    buffer = io.BytesIO()
+    frame.assign(**mixed, **empty).to_parquet(buffer, index=False)
+    return buffer.getvalue()
 
 
 def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -8,11 +8,14 @@ import json
 from datetime import date
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from nightgate.cli.gate import REPLAY_COLUMNS
-from nightgate.cli.read import NIGHT_COLUMNS, VERSION_COLUMNS
-from nightgate.cli.tables_as_text import Format, formatted
+from nightgate.cli.options import show
+from nightgate.cli.read import VERSION_COLUMNS
+from nightgate.cli.tables_as_text import Format, as_parquet, formatted
+from nightgate.errors import ConfigurationError
 
 
 @pytest.fixture
@@ -51,6 +54,32 @@ def test_csv_holds_all_columns_and_full_precision(frame: pd.DataFrame) -> None:
     assert rows[0]["recorded_at"] == "2026-01-05T03:15:00.500000Z"
     assert rows[0]["reason"] == 'it says "fine", twice'
     assert rows[1]["version"] == ""
+
+
+def test_markdown_has_the_columns_of_a_table_at_any_width(frame: pd.DataFrame) -> None:
+    frame["reason"] = ["a | b", None]
+    assert formatted(frame, Format.markdown, columns=("night", "f1", "reason")).splitlines() == [
+        "| night | f1 | reason |",
+        "|:-:|:-:|:-:|",
+        r"| 2026-01-05 | 0.1235 | a \| b |",
+        "| 2026-01-06 |  |  |",
+    ]
+
+
+def test_parquet_holds_all_columns_with_their_types(frame: pd.DataFrame) -> None:
+    frame = frame.assign(value=[1, "one"], alarm=None)
+    found = pq.read_table(io.BytesIO(as_parquet(frame)))
+    types = ["date32[day]", "double", "int64", "timestamp[us, tz=UTC]", "string", "string", "string"]
+    assert [str(field.type).removeprefix("large_") for field in found.schema] == types
+    first, second = found.to_pylist()
+    assert (first["night"], first["f1"], first["version"]) == (date(2026, 1, 5), 0.123456, 1)
+    assert (second["version"], second["reason"], second["value"]) == (None, None, "one")
+
+
+def test_parquet_is_not_printed_on_a_terminal(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with pytest.raises(ConfigurationError, match=r"> FILE\.parquet"):
+        show(frame, Format.parquet)
 
 
 def test_a_table_shows_the_columns_that_were_asked_for_with_four_decimals(frame: pd.DataFrame) -> None:
@@ -94,9 +123,7 @@ def wide_frame(columns: tuple[str, ...]) -> pd.DataFrame:
     return pd.DataFrame([values, values])
 
 
-@pytest.mark.parametrize(
-    "columns", [NIGHT_COLUMNS, VERSION_COLUMNS, REPLAY_COLUMNS], ids=["nights", "versions", "replay"]
-)
+@pytest.mark.parametrize("columns", [VERSION_COLUMNS, REPLAY_COLUMNS], ids=["versions", "replay"])
 @pytest.mark.parametrize("width", [80, 120, 300])
 def test_a_table_fits_the_terminal_without_breaking_a_cell(
     monkeypatch: pytest.MonkeyPatch, columns: tuple[str, ...], width: int
