@@ -345,7 +345,8 @@ def _only(evidence: Evidence, known: Mask) -> Evidence:
 def breaks_before(nights: Sequence[ReplayedNight]) -> list[str | None]:
     """For each night why its scores do not compare with earlier ones; None if they do, or if it has none."""
     scored = [one for one in nights if one.candidate_f1 is not None]
-    reasons = dict(zip((one.run_id for one in scored), breaks([one.scored for one in scored]), strict=True))
+    found = zip(scored, breaks([one.scored for one in scored]), strict=True)
+    reasons = {one.run_id: str(before) for one, before in found if before}
     return [reasons.get(one.run_id) for one in nights]
 
 

@@ -9,7 +9,6 @@ Each query is a plain SELECT on the views, which any SQL client can query withou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import date, datetime
 from typing import Any
 
@@ -22,61 +21,77 @@ from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.frames.reader import open_reader, tidy
-from nightgate.metrics.comparability import ScoredNight, breaks
+from nightgate.metrics.comparability import Break, ScoredNight, breaks
 
 
 def history(
-    pipeline: str,
+    pipeline: str | None = None,
+    *,
     run: str | None = None,
     epochs: bool = False,
     slices: bool = False,
     since: date | str | None = None,
+    until: date | str | None = None,
+    limit: int | None = None,
 ) -> pd.DataFrame:
-    """Metrics of a pipeline's nights, one row per night unless `run`, `epochs` or `slices` is given.
+    """Metrics of nights, the oldest first, one row per night unless `run`, `epochs` or `slices` is given.
 
-    Times are aware (UTC), `night` is a date. Nights have the columns of the view `nights`, and three more:
-    `break_before`, why scores from that night on are not comparable with earlier ones, `later_failure`, a later try of
-    the night that broke and does not count, and `alarm`, those of the champion's evaluation. None where there is none.
+    Times are aware (UTC), `night` is a date. Nights have the columns of the view `nights`, and six more:
+    `break_before`, why scores from that night on are not comparable with earlier ones, with the version that was scored
+    on both sides and its F1 there (`bridge_version`, `bridge_before`, `bridge_after`); `later_failure`, a later try of
+    the night that broke and does not count; and `alarm`, those of the champion's evaluation. None where there is none.
 
     Args:
-        pipeline: name.
+        pipeline: name; None: all pipelines.
         run: a run id, or "latest" for the newest night's run; gives its epochs unless `slices` is set.
         epochs: rows of `epoch_results` instead of `nights`; of the latest run, or of all nights if `since` is given.
         slices: rows of `slice_metrics`: classes and slices of each run's best epoch, on validation and on test.
         since: only nights from this date on.
+        until: only nights up to this date.
+        limit: only the newest nights, so many of each pipeline.
 
     Raises:
         RegistryError: there is no home here, or no such run.
         DatabaseError: the database cannot be used.
     """
     with open_reader() as db:
-        return read_history(db, pipeline, run=run, epochs=epochs, slices=slices, since=since)
+        which: dict[str, Any] = {"run": run, "since": since, "until": until, "limit": limit}
+        return read_history(db, pipeline, epochs=epochs, slices=slices, **which)
 
 
 def read_history(
     db: Database,
-    pipeline: str,
+    pipeline: str | None = None,
     *,
     run: str | None = None,
     epochs: bool = False,
     slices: bool = False,
     since: date | str | None = None,
+    until: date | str | None = None,
+    limit: int | None = None,
 ) -> pd.DataFrame:
     """The frame of `history`, from an open database."""
     detailed = epochs or slices or run is not None
-    where = ["x.pipeline = :pipeline"]
-    parameters: dict[str, Any] = {"pipeline": pipeline}
-    if since is not None:
-        where.append("x.night >= :since")
-        # SQLite stores dates as text.
-        parameters["since"] = str(since) if db.dialect == "sqlite" else date.fromisoformat(str(since))
-    if run == "latest" or (run is None and detailed and since is None):
-        run = _latest_run(db, pipeline)
-    elif run is not None:
+    where = ["x.pipeline = :pipeline" if pipeline else "1 = 1"]
+    parameters: dict[str, Any] = {"pipeline": pipeline} if pipeline else {}
+    for name, day, compared in (("since", since, ">="), ("until", until, "<=")):
+        if day is not None:
+            where.append(f"x.night {compared} :{name}")
+            # SQLite stores dates as text.
+            parameters[name] = str(day) if db.dialect == "sqlite" else date.fromisoformat(str(day))
+    if run == "latest" or (run is None and detailed and (since, until, limit) == (None, None, None)):
+        run, limit = None, 1
+    if run is not None:
         _must_exist(db, pipeline, run)
-    if detailed and run is not None:
         where.append("x.run_id = :run")
         parameters["run"] = run
+    elif limit is not None:
+        newest = (
+            "SELECT x.run_id, ROW_NUMBER() OVER (PARTITION BY x.pipeline ORDER BY x.night DESC) AS place "
+            f"FROM nights AS x WHERE {' AND '.join(where)}"
+        )
+        where.append(f"x.run_id IN (SELECT c.run_id FROM ({newest}) AS c WHERE c.place <= :limit)")
+        parameters["limit"] = limit
     elif detailed:
         where.append("x.run_id IN (SELECT run_id FROM nights)")
     condition = " AND ".join(where)
@@ -88,24 +103,25 @@ def read_history(
             "(SELECT MAX(m.epoch) FROM epoch_results AS m WHERE m.run_id = x.run_id)) "
             "AND (x.split = 'validation' AND x.attempt = e.attempt OR x.split = 'test' AND x.attempt = "
             "(SELECT MAX(t.attempt) FROM slice_metrics AS t WHERE t.run_id = x.run_id AND t.split = 'test')) "
-            "ORDER BY x.night, x.split DESC, x.slice_name, x.slice_value"
+            "ORDER BY x.pipeline, x.night, x.split DESC, x.slice_name, x.slice_value"
         )
     elif detailed:
-        query = f"SELECT x.* FROM epoch_results AS x WHERE {condition} ORDER BY x.night, x.epoch"
+        query = f"SELECT x.* FROM epoch_results AS x WHERE {condition} ORDER BY x.pipeline, x.night, x.epoch"
     else:
-        query = f"SELECT x.* FROM nights AS x WHERE {condition} ORDER BY x.night"
+        query = f"SELECT x.* FROM nights AS x WHERE {condition} ORDER BY x.pipeline, x.night"
     found = tidy(db.frame(query, parameters))
     if detailed:
         return found
     alarms = db.frame(
-        "SELECT snapshot_id, alarm FROM champion_evaluations WHERE pipeline = :pipeline AND role = 'champion' "
-        "AND alarm IS NOT NULL ORDER BY evaluated_at",
-        {"pipeline": pipeline},
+        "SELECT pipeline, snapshot_id, alarm FROM champion_evaluations WHERE role = 'champion' AND alarm IS NOT NULL "
+        "ORDER BY evaluated_at"
     )
+    of_snapshot = {(name, snapshot): alarm for name, snapshot, alarm in alarms.itertuples(index=False)}
+    alarm = [of_snapshot.get(key) for key in zip(found["pipeline"], found["snapshot_id"], strict=True)]
     return found.assign(
-        break_before=_breaks(db, pipeline, found["run_id"]),
+        **_breaks(db, found),
         later_failure=later_failures(db, found),
-        alarm=found["snapshot_id"].map(dict(alarms.itertuples(index=False))).astype(object),
+        alarm=pd.Series(alarm, dtype=object),
     )
 
 
@@ -148,8 +164,21 @@ def why_no_epochs(pipeline: str, run: str | None) -> str:
     return f"run {run_id}, night {row['night']}, has no such rows: it is {row['status']}{reason}{next_step}"
 
 
-def _breaks(db: Database, pipeline: str, run_ids: Iterable[str]) -> pd.Series[Any]:
-    """The break before each of `run_ids`, computed over all scored nights of the pipeline."""
+def _breaks(db: Database, nights: pd.DataFrame) -> dict[str, pd.Series[Any]]:
+    """Columns with the break before each of the nights, computed over all scored nights of their pipelines."""
+    by_run = {run: found for name in set(nights["pipeline"]) for run, found in _breaks_of(db, name).items()}
+    found_breaks = [by_run.get(run_id) for run_id in nights["run_id"]]
+    bridges = [one and one.bridge for one in found_breaks]
+    return {
+        "break_before": pd.Series([one and str(one) for one in found_breaks], dtype=object),
+        "bridge_version": pd.Series([one and one.version for one in bridges], dtype="Int64"),
+        "bridge_before": pd.Series([one and one.before for one in bridges], dtype=float),
+        "bridge_after": pd.Series([one and one.after for one in bridges], dtype=float),
+    }
+
+
+def _breaks_of(db: Database, pipeline: str) -> dict[str, Break | None]:
+    """By the run of each scored night."""
     query = (
         "SELECT night, run_id, metric_key, test_version, average, model_version, test_f1, champion_version, "
         "champion_f1 FROM nights WHERE pipeline = :pipeline AND test_f1 IS NOT NULL ORDER BY night"
@@ -165,8 +194,7 @@ def _breaks(db: Database, pipeline: str, run_ids: Iterable[str]) -> pd.Series[An
     }
     facts: Any = nights.drop(columns="run_id").astype(object).where(nights.notna(), None).to_dict("records")
     scored = [ScoredNight(**settings[run], **row) for run, row in zip(nights["run_id"], facts, strict=True)]
-    found_breaks = dict(zip(nights["run_id"], breaks(scored), strict=True))
-    return pd.Series([found_breaks.get(run_id) for run_id in run_ids], dtype=object)
+    return dict(zip(nights["run_id"], breaks(scored), strict=True))
 
 
 def pipelines() -> list[str]:
@@ -187,10 +215,10 @@ def _latest_run(db: Database, pipeline: str) -> str | None:
     return str(found["run_id"].iloc[0]) if len(found) else None
 
 
-def _must_exist(db: Database, pipeline: str, run: str) -> None:
-    query = "SELECT run_id FROM nightly_runs WHERE run_id = :run AND pipeline = :pipeline"
-    if db.frame(query, {"run": run, "pipeline": pipeline}).empty:
+def _must_exist(db: Database, pipeline: str | None, run: str) -> None:
+    found = db.frame("SELECT pipeline FROM nightly_runs WHERE run_id = :run", {"run": run})["pipeline"]
+    if found.empty or pipeline not in {None, found.iloc[0]}:
         raise RegistryError(
-            f"pipeline {pipeline} has no run {run}",
-            next_step=f"choose a run_id from `nightgate history {pipeline} --format csv`",
+            f"pipeline {pipeline} has no run {run}" if pipeline else f"there is no run {run}",
+            next_step=f"choose a run_id from `nightgate history{f' {pipeline}' if pipeline else ''} --format csv`",
         )

@@ -55,6 +55,36 @@ class ScoredNight:
     meaning: LabelMeaning | None = None
 
 
+@dataclass(frozen=True)
+class Bridge:
+    """A version's F1 on the nearest nights on both sides of a break, which shows the shift in scale."""
+
+    version: int
+    before: float
+    before_night: date
+    after: float
+    after_night: date
+    as_candidate: bool
+    """Whether `before` is the score that promoted the version, and therefore likely too high."""
+
+    def __str__(self) -> str:
+        candidate = ", as the candidate" if self.as_candidate else ""
+        was = f"{self.before:.4f} before{candidate} (night {self.before_night})"
+        return f"version {self.version}: {was}, {self.after:.4f} after (night {self.after_night})"
+
+
+@dataclass(frozen=True)
+class Break:
+    """Why the scores from a night on do not compare with those before it. As text it is a sentence."""
+
+    changed: str
+    bridge: Bridge | None
+
+    def __str__(self) -> str:
+        bridge = self.bridge or "no version was scored on both sides"
+        return f"scores are not comparable with earlier ones: {self.changed}; {bridge}"
+
+
 def changes(before: ScoredNight, after: ScoredNight) -> str:
     """Why the scores of two nights are not comparable; '' where they are."""
     found = []
@@ -89,30 +119,29 @@ def _window(test_window: str, min_test_rows: int) -> list[float]:
     return [length.total_seconds() / 86_400, min_test_rows] if length else []
 
 
-def breaks(nights: Sequence[ScoredNight]) -> list[str | None]:
-    """For each night, in order, a description of the break before it, or None."""
+def breaks(nights: Sequence[ScoredNight]) -> list[Break | None]:
+    """For each night, in order, the break before it, or None."""
     starts = [at for at in range(1, len(nights)) if changes(nights[at - 1], nights[at])]
-    found: list[str | None] = [None] * len(nights)
+    found: list[Break | None] = [None] * len(nights)
     for place, at in enumerate(starts):
         before = nights[starts[place - 1] if place else 0 : at]
         after = nights[at : starts[place + 1] if place + 1 < len(starts) else len(nights)]
-        changed = changes(nights[at - 1], nights[at])
-        found[at] = f"scores are not comparable with earlier ones: {changed}; {_bridge(before, after)}"
+        found[at] = Break(changes(nights[at - 1], nights[at]), _bridge(before, after))
     return found
 
 
-def _bridge(before: Sequence[ScoredNight], after: Sequence[ScoredNight]) -> str:
+def _bridge(before: Sequence[ScoredNight], after: Sequence[ScoredNight]) -> Bridge | None:
     """The scores of the first version that was scored on both sides, on the nearest nights."""
     for later in after:
         version = later.champion_version
         if version is None or later.champion_f1 is None:
             continue
-        now = f"{later.champion_f1:.4f} after (night {later.night})"
         for earlier in reversed(before):
-            if earlier.champion_version == version and earlier.champion_f1 is not None:
-                return f"version {version}: {earlier.champion_f1:.4f} before (night {earlier.night}), {now}"
-            if earlier.model_version == version and earlier.test_f1 is not None:
-                # The score that promoted it, and therefore likely too high.
-                selected = f"{earlier.test_f1:.4f} before, as the candidate (night {earlier.night})"
-                return f"version {version}: {selected}, {now}"
-    return "no version was scored on both sides"
+            was = None
+            if earlier.champion_version == version:
+                was = earlier.champion_f1
+            as_candidate = was is None and earlier.model_version == version
+            was = earlier.test_f1 if as_candidate else was
+            if was is not None:
+                return Bridge(version, was, earlier.night, later.champion_f1, later.night, as_candidate)
+    return None
