@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 
     from nightgate.operations.status import Deployed
 
-# By importance: a table shows those that fit. JSON and CSV have every column of the view.
+# By importance: a table shows those that fit, Markdown all of these. Other formats have every column of the view.
 NIGHT_COLUMNS = (
-    *("night", "status", "run_id", "test_f1", "f1_delta", "model_version", "reason"),
-    *("champion_version", "champion_f1", "f1_ci_low", "f1_ci_high", "test_rows", "best_epoch", "rows_new"),
-    *("duration_seconds", "champion_fresh_f1", "champion_fresh_rows"),
+    *("pipeline", "night", "status", "run_id", "test_f1", "f1_ci_low", "f1_ci_high", "f1_delta", "model_version"),
+    *("champion_version", "champion_f1", "test_rows", "rows_new", "reason", "alarm", "later_failure", "break_before"),
 )
 EPOCH_COLUMNS = (
     *("night", "epoch", "step", "training_loss", "validation_loss", "f1", "accuracy", "precision", "recall"),
@@ -83,45 +82,68 @@ def may_have_server() -> bool:
 
 
 def history(
-    pipeline: PipelineName,
+    pipeline: Annotated[
+        str | None, typer.Argument(metavar="PIPELINE", help="Name or path of a TOML file. Default: all, a line each.")
+    ] = None,
     run_id: Annotated[str | None, typer.Option("--run", metavar="ID|latest", help="One run.")] = None,
     epochs: Annotated[bool, typer.Option(help="The epochs of one run, in the published table's shape.")] = False,
     slices: Annotated[bool, typer.Option(help="Metrics per class and slice of the run's best epoch.")] = False,
     since: Annotated[str | None, typer.Option(metavar="DATE", help="Nights from this date on.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="DATE", help="Nights up to this date.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="The newest so many nights. A table has a year of them.")
+    ] = None,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Show the nights of a pipeline, or one run's epochs or slices."""
+    """Show nights at a glance, or one run's epochs or slices.
+
+    A table has what fits the terminal, other formats have every column.
+    """
     from nightgate.frames import epochs as published
     from nightgate.frames import nights
 
-    name = name_of(pipeline)
-    frame = nights.history(name, run=run_id, epochs=epochs, slices=slices, since=date_of(since) if since else None)
-    if epochs and not slices and output is Format.table and not frame.empty:
+    name = None if pipeline is None else name_of(pipeline)
+    which: dict[str, Any] = {"run": run_id, "limit": limit}
+    which |= {option: date_of(day) if day else None for option, day in (("since", since), ("until", until))}
+    nothing = nothing_yet(f"the database has nothing like that{f' of {name}' if name else ''}", name)
+    if output is Format.table and not (run_id or epochs or slices):
+        text = _glance(name, which)
+        say(text or nothing, err=not text)
+        return
+    frame = nights.history(name, epochs=epochs, slices=slices, **which)
+    if epochs and not slices and output in {Format.table, Format.markdown} and not frame.empty:
         say(published.published_table(frame))
         for own in published.own_tables(frame["run_id"].unique()):
             say(f"\n{own}")
+    elif epochs or slices or run_id:
+        why = nights.why_no_epochs(name, run_id) if name and frame.empty else ""
+        show(frame, output, why or nothing, columns=SLICE_COLUMNS if slices else EPOCH_COLUMNS)
     else:
-        nothing = nothing_yet(f"the database has nothing like that of {name}", name)
-        if epochs or slices or run_id:
-            nothing = (frame.empty and nights.why_no_epochs(name, run_id)) or nothing
-            show(frame, output, nothing, columns=SLICE_COLUMNS if slices else EPOCH_COLUMNS)
-        else:
-            if output is Format.table:
-                frame["break_before"] = _notes(frame)
-                alarms = frame["alarm"].where(frame["alarm"].notna(), None)
-                frame["reason"] = [
-                    "; ".join(part for part in (reason, failure, f"alarm: {alarm}" if alarm else "") if part)
-                    for reason, failure, alarm in zip(frame["reason"], frame["later_failure"], alarms, strict=True)
-                ]
-            show(frame, output, nothing, columns=NIGHT_COLUMNS, before="break_before")
+        show(frame, output, nothing, columns=NIGHT_COLUMNS)
 
 
-def _notes(nights: pd.DataFrame) -> list[str | None]:
-    """The line above each night: a break in the history, or how many labels of test rows were corrected."""
-    return [
-        broken or (f"labels of {corrected:,} test rows were corrected since the night before" if corrected else None)
-        for broken, corrected in zip(nights["break_before"], nights["labels_corrected"].fillna(0), strict=True)
-    ]
+def _glance(pipeline: str | None, which: dict[str, Any]) -> str:
+    """A line for each pipeline, or for each night of one, or of all where nights are chosen; '' without nights."""
+    from nightgate.cli import glance
+    from nightgate.frames.champions import read_timeline
+    from nightgate.frames.fleet import read_fleet
+    from nightgate.frames.nights import read_history
+    from nightgate.frames.reader import open_reader
+
+    page = glance.Page.of_terminal()
+    with open_reader() as db:
+        if pipeline is None and not any(which.values()):
+            return "\n".join(glance.fleet(read_fleet(db), page))
+        limit = which["limit"] or (None if which["since"] else glance.YEAR)
+        # One more than are shown tells whether there are older ones.
+        nights = read_history(db, pipeline, **which | {"limit": limit and limit + 1})
+        timeline = read_timeline(db, pipeline)
+    parts = []
+    for name, of_one in nights.groupby("pipeline", sort=False):
+        shown = of_one.tail(limit or len(of_one))
+        champions = timeline[timeline["pipeline"] == name]
+        parts.append("\n".join(glance.glance(shown, champions, page, older=len(shown) < len(of_one))))
+    return "\n\n".join(parts)
 
 
 def champion(

@@ -62,8 +62,10 @@ def formatted(
         from nightgate.frames.epochs import markdown_table
 
         shown = frame[list(columns or frame.columns)]
-        cells = [[_cell(value).replace("|", "\\|") for value in row] for row in shown.itertuples(index=False)]
-        return markdown_table(list(map(str, shown.columns)), cells)
+        found = shown.itertuples(index=False)
+        return markdown_table(
+            list(map(str, shown.columns)), [[_cell(value).replace("|", "\\|") for value in row] for row in found]
+        )
     if vertical:
         width = max(len(str(column)) for column in frame.columns)
         rows = frame.to_dict("records")

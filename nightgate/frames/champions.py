@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from nightgate.database.column_types import as_text
+from nightgate.database.transactions import Database
 from nightgate.frames.reader import open_reader, tidy
 
 
@@ -27,6 +28,12 @@ def champion(pipeline: str, at: datetime | None = None) -> pd.DataFrame:
             f"WHERE c.pipeline = :pipeline AND {moment}"
         )
         return tidy(db.frame(query, parameters))
+
+
+def read_timeline(db: Database, pipeline: str | None = None) -> pd.DataFrame:
+    """The champions of a pipeline, or of all, oldest first: the view `champion_timeline`."""
+    where, given = ("WHERE pipeline = :pipeline", {"pipeline": pipeline}) if pipeline else ("", {})
+    return tidy(db.frame(f"SELECT * FROM champion_timeline {where} ORDER BY pipeline, valid_from", given))
 
 
 def versions(pipeline: str) -> pd.DataFrame:

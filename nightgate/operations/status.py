@@ -24,12 +24,12 @@ from nightgate.cron import instants
 from nightgate.database.schema import Attempt, Epoch, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError
+from nightgate.frames.fleet import champion_evaluations, last_nights, open_freezes, records
 from nightgate.frames.nights import later_failures
-from nightgate.frames.reader import tidy
 from nightgate.home import Home
 from nightgate.pipeline_files import load_pipeline, pipeline_files
 from nightgate.registry.approvals import command, open_approvals
-from nightgate.registry.freezes import frozen
+from nightgate.registry.freezes import FreezeRow
 from nightgate.runs.liveness import cause_of_death, now
 from nightgate.schedule import scheduled_night
 from nightgate.settings import read_settings
@@ -109,7 +109,8 @@ def status(
     rows = [*_running(db, moment), *_queued(db, deployed or {}), *_unapproved(db, moment)]
     rows += [*_last_nights(db), *_champions(db)]
     known = {str(row["pipeline"]) for row in rows}
-    rows += (_with_freeze(db, row) for row in _next_nights(db, known, deployed, moment))
+    freezes = {row["pipeline"]: FreezeRow(**row) for row in records(open_freezes(db))}
+    rows += (_with_freeze(freezes.get(row["pipeline"]), row) for row in _next_nights(db, known, deployed, moment))
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     for name in ("since", "until"):
         frame[name] = pd.to_datetime(frame[name], utc=True)
@@ -267,34 +268,18 @@ def _unapproved(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
 
 
 def _last_nights(db: Database) -> Iterator[dict[str, Any]]:
-    query = (
-        "SELECT pipeline, night, status, run_id, model_version, test_f1, f1_delta, started_at, "
-        "finished_at AS until, reason, next_step FROM ("
-        "SELECT n.*, ROW_NUMBER() OVER (PARTITION BY n.pipeline ORDER BY n.night DESC) AS place FROM nights AS n "
-        "WHERE n.status NOT IN ('running', 'waiting')) AS ended WHERE place = 1 ORDER BY pipeline"
-    )
-    nights = tidy(db.frame(query))
-    rows = nights.rename(columns={"started_at": "since"}).to_dict("records")
+    nights = last_nights(db)
+    rows = records(nights.rename(columns={"started_at": "since", "finished_at": "until"}))
     for row, failure in zip(rows, later_failures(db, nights), strict=True):
-        found = {str(key): None if pd.isna(value) else value for key, value in row.items()}
-        yield found | {"section": "last_night", "reason": "; ".join(filter(None, (found["reason"], failure)))}
+        yield row | {"section": "last_night", "reason": "; ".join(filter(None, (row["reason"], failure)))}
 
 
 def _champions(db: Database) -> Iterator[dict[str, Any]]:
     """The newest evaluation of each champion."""
-    query = (
-        "SELECT pipeline, model_version, rows, f1, f1_ci_low, f1_ci_high, alarm, rows_from, rows_to, reason "
-        "FROM (SELECT e.*, ROW_NUMBER() OVER "
-        "(PARTITION BY e.pipeline ORDER BY e.rows_to DESC, e.evaluated_at DESC) AS place "
-        "FROM champion_evaluations AS e JOIN champion_timeline AS c ON c.pipeline = e.pipeline "
-        "AND c.model_version = e.model_version AND c.valid_to IS NULL WHERE e.role = 'champion') AS newest "
-        "WHERE place = 1 ORDER BY pipeline"
-    )
-    newest = tidy(db.frame(query)).rename(columns={"rows_from": "since", "rows_to": "until"})
-    for row in newest.to_dict("records"):
-        found = {str(key): None if pd.isna(value) else value for key, value in row.items()}
-        next_step = f"nightgate run {found['pipeline']}" if found["alarm"] else ""
-        yield found | {"section": "champion", "next_step": next_step}
+    newest = champion_evaluations(db).rename(columns={"rows_from": "since", "rows_to": "until"})
+    for row in records(newest):
+        next_step = f"nightgate run {row['pipeline']}" if row["alarm"] else ""
+        yield row | {"section": "champion", "next_step": next_step}
 
 
 def _next_nights(
@@ -330,9 +315,8 @@ def _next_nights(
         yield row
 
 
-def _with_freeze(db: Database, row: dict[str, Any]) -> dict[str, Any]:
+def _with_freeze(freeze: FreezeRow | None, row: dict[str, Any]) -> dict[str, Any]:
     """Add the freeze of its pipeline to the row of a next night."""
-    freeze = frozen(db, str(row["pipeline"]))
     if freeze is None:
         return row
     reasons = filter(None, (row.get("reason"), f"its nights are held, because it is {freeze}"))

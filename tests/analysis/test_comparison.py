@@ -88,9 +88,10 @@ def test_corrected_labels_judge_stored_predictions_again(database: Database) -> 
     assert noted["labels_corrected"].fillna(-1).tolist() == [-1, 0, 40]
     assert noted["metric_key"].nunique() == 1
     assert nightgate.history("reviews")["break_before"].isna().all(), "no break"
-    shown = CliRunner().invoke(app, ["history", "reviews"]).stdout
-    assert "labels of 40 test rows were corrected" in shown
-    assert shown.count("┄┄┄") == 1, "a line above this night alone"
+    shown = CliRunner().invoke(app, ["history", "reviews"], env={"COLUMNS": "300"}).stdout.splitlines()
+    assert [line.endswith("labels of 40 test rows were corrected") for line in shown[-3:]] == [False, False, True]
+    assert shown[-1].startswith("~")
+    assert not any("┄┄┄" in line for line in shown)
     assert night.version == 3
 
 

@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import typer.main
 from typer.testing import CliRunner
@@ -142,7 +143,7 @@ def test_the_version_is_printed(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("bogus",), ("history",), ("promote", "small", "1"), ("history", "small", "--x")]
+    "arguments", [("bogus",), ("champion",), ("promote", "small", "1"), ("history", "small", "--x")]
 )
 def test_bad_usage_ends_with_exit_2_and_nothing_on_stdout(run: Run, arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
@@ -243,6 +244,28 @@ def test_history_lists_the_nights_since_a_date(run: Run) -> None:
     nights = records(run("history", "small", "--since", NIGHT, "--format", "json"))
     assert [night["night"] for night in nights] == [NIGHT]
     assert records(run("history", "small", "--since", "2026-01-06", "--format", "json")) == []
+    assert records(run("history", "--until", "2026-01-04", "--format", "json")) == []
+    assert records(run("history", "--until", NIGHT, "--limit", "1", "--format", "json")) == nights
+    title, *_, row = run("history", "small").stdout.splitlines()
+    assert title.startswith(f"small: 1 night, {NIGHT} to {NIGHT}; champion: version 1 since 20")
+    assert row.strip("* ").split()[:3] == [NIGHT, nights[0]["status"], f"{nights[0]['test_f1']:.4f}"]
+    assert run("history", "--since", NIGHT).stdout == run("history", "small").stdout
+
+
+def test_history_of_all_pipelines_is_a_line_each(run: Run) -> None:
+    head, row, _, last = run("history").stdout.splitlines()
+    assert head.split()[:3] == ["pipeline", "last", "night"]
+    assert (row.split()[:2], row.split()[3]) == (["small", NIGHT], "1")
+    assert last == "0 of 1 need somebody today"
+
+
+def test_a_history_in_parquet_has_the_rows_and_columns_of_json(first: FirstNight, run: Run) -> None:
+    arguments = ["history", "small", "--format", "parquet"]
+    done = CliRunner().invoke(app, arguments, env={"NIGHTGATE_HOME": str(first.home)})
+    [night] = pq.read_table(io.BytesIO(done.stdout_bytes)).to_pylist()
+    [same] = records(run("history", "small", "--format", "json"))
+    assert list(night) == list(same)
+    assert (str(night["night"]), night["run_id"], night["test_f1"]) == (NIGHT, same["run_id"], same["test_f1"])
 
 
 def test_history_shows_the_epochs_of_a_run_in_the_published_shape(first: FirstNight, run: Run) -> None:

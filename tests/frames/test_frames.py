@@ -12,9 +12,10 @@ import pytest
 import nightgate
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
-from nightgate.frames import epochs, nights
-from nightgate.registry import promotion
-from nightgate.runs import records
+from nightgate.frames import epochs, fleet, nights
+from nightgate.registry import freezes, promotion
+from nightgate.runs import evaluations, records
+from nightgate.runs.evaluations import Evaluation
 from nightgate.runs.lifecycle import finish_run
 from tests.support import night_rows
 
@@ -100,6 +101,11 @@ def test_since_excludes_earlier_nights(database: Database) -> None:
     epochs = nightgate.history("reviews", epochs=True, since="2026-03-02")
     assert len(epochs) == 10
     assert set(epochs["night"]) == {date(2026, 3, 2), date(2026, 3, 3)}
+    assert list(nightgate.history("reviews", until="2026-03-02")["night"]) == [date(2026, 3, 1), date(2026, 3, 2)]
+    night_rows.held_version(database, name="other")
+    newest = [("other", date(2026, 3, 1)), ("reviews", date(2026, 3, 3))]
+    assert list(nightgate.history(limit=1)[["pipeline", "night"]].itertuples(index=False, name=None)) == newest
+    assert list(nightgate.history(until="2026-03-02", limit=1)["night"]) == [date(2026, 3, 1), date(2026, 3, 2)]
 
 
 def test_one_run_is_found_by_id_or_as_the_latest(database: Database) -> None:
@@ -156,3 +162,23 @@ def test_the_champion_and_the_versions_come_as_frames(database: Database) -> Non
     [then] = nightgate.champion("reviews", at=before).to_dict("records")
     assert (then["version"], then["promoted_by"]) == (1, "anna")
     assert list(nightgate.versions("reviews")["version"]) == [1, 2]
+
+
+def test_all_pipelines_say_how_they_do_and_who_needs_somebody(database: Database) -> None:
+    first = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+    finish_run(database, first.run_id, first.attempt, "failed", reason="it was long ago")
+    version = night_rows.held_version(database, 1)
+    night_rows.promote(database, version)
+    until = night_rows.night(2).data_until
+    alarm = Evaluation("reviews", "s-2", version, "champion", until, until, until, 240, "", alarms=("drifted",))
+    evaluations.record(database, alarm, {}, (), "weighted")
+    freezes.freeze(database, "reviews", by="ada", reason="rude answers")
+    for name, status in (("broken", "failed"), ("quiet", "skipped")):
+        run = night_rows.open_run(database, night_rows.pipeline(name), night_rows.night())
+        finish_run(database, run.run_id, run.attempt, status, reason="no rows", next_step="bring rows")
+    broken, quiet, reviews = fleet.records(fleet.read_fleet(database))
+    assert (broken["needs"], broken["remedy"]) == ("night 2026-03-01 failed: no rows", "bring rows")
+    assert (quiet["needs"], quiet["remedy"], quiet["scores"], quiet["champion_version"]) == ("", "", [None], None)
+    assert (reviews["status"], reviews["scores"], reviews["champion_version"]) == ("held", [None, 0.6], version)
+    assert reviews["needs"] == f"champion: drifted; frozen since {datetime.now(UTC):%Y-%m-%d} by ada: rude answers"
+    assert reviews["remedy"] == "nightgate run reviews"

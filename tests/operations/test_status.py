@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 from typer.testing import CliRunner
 
 import nightgate
@@ -18,6 +20,7 @@ from nightgate.cli.status_table import as_text
 from nightgate.database.schema import Attempt
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
+from nightgate.frames.fleet import read_fleet
 from nightgate.frames.nights import read_history
 from nightgate.operations.status import COLUMNS, Deployed, last_due, status
 from nightgate.registry import approvals, freezes
@@ -247,6 +250,23 @@ def test_the_next_night_of_a_frozen_pipeline_has_reason_and_command(
     assert "nightgate unfreeze reviews --reason TEXT" in row["next_step"]
     monkeypatch.setenv("COLUMNS", "400")
     assert "nightgate unfreeze reviews" in as_text(status(database))
+
+
+def test_the_number_of_queries_does_not_grow_with_the_pipelines(database: Database) -> None:
+    asked: list[str] = []
+    sa.event.listen(database._engine, "before_cursor_execute", lambda *event: asked.append(event[2]))
+
+    def queries(read: Callable[[], Any]) -> int:
+        asked.clear()
+        read()
+        return len([query for query in asked if query.lstrip().startswith("SELECT")])
+
+    counts = []
+    for name in ("reviews", "other", "third"):
+        night_rows.held_version(database, name=name)
+        running(database, name, day=1)
+        counts.append((queries(lambda: status(database)), queries(lambda: read_fleet(database))))
+    assert counts == counts[:1] * 3
 
 
 def test_a_gap_to_the_champion_is_shown_with_its_sign_and_four_decimals() -> None:

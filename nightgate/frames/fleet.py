@@ -1,0 +1,96 @@
+"""All pipelines at once: how each last night ended, its champion, and who needs somebody today.
+
+    nightgate history        # a line per pipeline
+
+Every function asks one query, however many pipelines there are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from nightgate.database.transactions import Database
+from nightgate.frames.reader import tidy
+
+SCORES = 30
+"""Nights whose F1 is in the frame."""
+BROKEN = ("failed", "missed")
+
+
+def read_fleet(db: Database) -> pd.DataFrame:
+    """A row per pipeline that has had a night, with that night's run and how its champion does.
+
+    Columns: pipeline, night, run_id, status, reason, next_step, test_f1, f1_ci_low, f1_ci_high, champion_version,
+    champion_since; `scores`, the F1 of the last nights, oldest first, None where there is none; `needs`, why somebody
+    has to look today, and `remedy`, the command for it; both are '' where nobody has to.
+    """
+    recent = recent_nights(db)
+    last = recent[recent["place"] == 1].drop(columns=["place"]).reset_index(drop=True)
+    scores: dict[str, list[float | None]] = {}
+    for row in reversed(records(recent)):
+        scores.setdefault(row["pipeline"], []).append(row["test_f1"])
+    query = "SELECT pipeline, model_version, valid_from FROM champion_timeline WHERE valid_to IS NULL"
+    names = {"model_version": "champion_version", "valid_from": "champion_since"}
+    found = last.merge(tidy(db.frame(query)).rename(columns=names), on="pipeline", how="left")
+    needs: dict[str, list[tuple[str, str]]] = {name: [] for name in found["pipeline"]}
+    for row in records(recent):
+        if row["status"] == "waiting" or (row["place"] == 1 and row["status"] in BROKEN):
+            needs[row["pipeline"]].append((f"night {row['night']} {row['status']}: {row['reason']}", row["next_step"]))
+    for row in records(champion_evaluations(db)):
+        if row["alarm"] and row["pipeline"] in needs:
+            needs[row["pipeline"]].append((f"champion: {row['alarm']}", f"nightgate run {row['pipeline']}"))
+    for row in records(open_freezes(db)):
+        if row["pipeline"] in needs:
+            why = f"frozen since {row['frozen_at']:%Y-%m-%d} by {row['frozen_by']}: {row['reason']}"
+            needs[row["pipeline"]].append((why, f"nightgate unfreeze {row['pipeline']} --reason TEXT"))
+    return found.assign(
+        scores=pd.Series([scores[name] for name in found["pipeline"]], dtype=object),
+        needs=["; ".join(why for why, _ in needs[name]) for name in found["pipeline"]],
+        remedy=[next((remedy for _, remedy in needs[name] if remedy), "") for name in found["pipeline"]],
+    )
+
+
+def recent_nights(db: Database) -> pd.DataFrame:
+    """The last SCORES nights of each pipeline; `place` counts back from its newest."""
+    query = (
+        "SELECT pipeline, night, run_id, status, reason, next_step, test_f1, f1_ci_low, f1_ci_high, place FROM ("
+        "SELECT n.*, ROW_NUMBER() OVER (PARTITION BY n.pipeline ORDER BY n.night DESC) AS place FROM nights AS n) "
+        "AS placed WHERE place <= :most ORDER BY pipeline, place"
+    )
+    return tidy(db.frame(query, {"most": SCORES}))
+
+
+def last_nights(db: Database) -> pd.DataFrame:
+    """The newest night of each pipeline that has ended."""
+    query = (
+        "SELECT pipeline, night, status, run_id, model_version, test_f1, f1_delta, started_at, finished_at, reason, "
+        "next_step FROM ("
+        "SELECT n.*, ROW_NUMBER() OVER (PARTITION BY n.pipeline ORDER BY n.night DESC) AS place FROM nights AS n "
+        "WHERE n.status NOT IN ('running', 'waiting')) AS ended WHERE place = 1 ORDER BY pipeline"
+    )
+    return tidy(db.frame(query))
+
+
+def champion_evaluations(db: Database) -> pd.DataFrame:
+    """The newest evaluation of each current champion."""
+    query = (
+        "SELECT pipeline, model_version, rows, f1, f1_ci_low, f1_ci_high, alarm, rows_from, rows_to, reason "
+        "FROM (SELECT e.*, ROW_NUMBER() OVER "
+        "(PARTITION BY e.pipeline ORDER BY e.rows_to DESC, e.evaluated_at DESC) AS place "
+        "FROM champion_evaluations AS e JOIN champion_timeline AS c ON c.pipeline = e.pipeline "
+        "AND c.model_version = e.model_version AND c.valid_to IS NULL WHERE e.role = 'champion') AS newest "
+        "WHERE place = 1 ORDER BY pipeline"
+    )
+    return tidy(db.frame(query))
+
+
+def open_freezes(db: Database) -> pd.DataFrame:
+    return tidy(db.frame("SELECT pipeline, frozen_at, frozen_by, reason FROM freezes WHERE ended_at IS NULL"))
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame, None for a missing value."""
+    found: Any = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return list(found)
