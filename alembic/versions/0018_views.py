@@ -48,6 +48,43 @@ def of_last_attempt(table: str, row: str) -> str:
     return f"NOT EXISTS (SELECT 1 FROM {table} AS later WHERE {later})"
 
 
+IS_BEST = "COALESCE(s.epoch = r.best_epoch, 1 = 0) AS is_best"
+
+# --- what changed ---
+
+# Nights with a version, so that all facts are known, each with the one before.
+PAIRS = """
+    SELECT n.pipeline, n.night, n.run_id, LAG(n.run_id) OVER (PARTITION BY n.pipeline ORDER BY n.night) AS before_run_id
+    FROM nights AS n WHERE n.model_version IS NOT NULL"""
+FACTS = """
+    SELECT r.*, v.base_model_revision, (
+        SELECT c.version FROM promotion AS c
+        WHERE c.pipeline = r.pipeline AND c.valid_from <= r.started_at
+              AND (c.valid_to IS NULL OR c.valid_to > r.started_at)) AS in_force
+    FROM nightly_runs AS r JOIN model_version AS v ON v.run_id = r.run_id"""
+CHANGES = {
+    ("code", "code_version"): "{0}.code_version",
+    ("base_model", "base_model"): "{0}.base_model",
+    ("base_model", "base_model_revision"): "{0}.base_model_revision",
+    ("test_version", "test_version"): "{0}.test_version",
+    ("labels", "labels"): "{0}.labels",
+    ("average", "average"): "{0}.average",
+    ("metric", "metric_key"): "{0}.metric_key",
+    ("device", "device"): "{0}.device",
+    ("device", "precision"): "{0}.precision",
+    ("champion", "champion_version"): "CAST({0}.in_force AS TEXT)",
+    ("rows", "rows_total"): "CASE WHEN 10 * ABS(n.rows_total - b.rows_total) > b.rows_total "
+    "THEN CAST({0}.rows_total AS TEXT) END",
+}
+KINDS = " UNION ALL ".join(
+    f"SELECT CAST('{kind}' AS TEXT) AS kind, CAST('{name}' AS TEXT) AS name" for kind, name in CHANGES
+)
+
+
+def change(side: str) -> str:
+    return " ".join(f"WHEN '{name}' THEN {fact.format(side)}" for (_, name), fact in CHANGES.items())
+
+
 VIEWS = {
     "metric_history": METRIC_HISTORY,
     "epoch_results": f"{METRIC_HISTORY} WHERE {COUNTS}",
@@ -63,23 +100,54 @@ SELECT r.pipeline, r.night, r.run_id, r.status, r.reason, r.error_type, r.next_s
        d.engine, d.micro_batches, q.slot, q.slot_wait_seconds, r.announced_at,
        r.window_start, r.test_rows_all, r.test_f1_all, r.rows_left_out, r.detectable_gain, r.champion_fresh_f1,
        r.champion_fresh_rows, r.fresh_ci_low, r.fresh_ci_high, r.anchor_version, r.anchor_f1, r.metric_key,
-       r.labels_corrected, r.rows_trained, r.label_revision, r.reasons
+       r.labels_corrected, r.rows_trained, r.label_revision, r.reasons,
+       CAST(SUBSTR(CAST(r.night AS TEXT), 1, 7) AS TEXT) AS month,
+       CAST(COALESCE((SELECT SUM(g.duration_seconds) FROM attempt AS g
+                      WHERE g.run_id = r.run_id AND g.device <> 'cpu'), 0) AS DOUBLE PRECISION) AS gpu_seconds,
+       CAST(r.label_names AS TEXT) AS labels
 FROM run AS r
 LEFT JOIN model_version AS v ON v.run_id = r.run_id
 LEFT JOIN attempt AS d ON d.run_id = r.run_id AND d.attempt = (
     SELECT MAX(known.attempt) FROM attempt AS known WHERE known.run_id = r.run_id AND known.device IS NOT NULL)
 LEFT JOIN attempt AS q ON q.run_id = r.run_id AND q.attempt = r.attempt
 """,
-    # A night's result counts before a later try that broke, and a dry run only where nothing else has run.
+    # A promotion counts before later tries, a result before one that broke, a dry run only where nothing else has run.
     "nights": """
 SELECT n.* FROM nightly_runs AS n
 WHERE n.run_id = (
     SELECT c.run_id FROM run AS c
     WHERE c.pipeline = n.pipeline AND c.night = n.night
-    ORDER BY CASE WHEN c.status = 'superseded' THEN 3 WHEN c.dry_run THEN 2
-                  WHEN c.status IN ('failed', 'cancelled', 'missed') THEN 1 ELSE 0 END,
+    ORDER BY CASE WHEN c.status = 'promoted' THEN 0 WHEN c.status = 'superseded' THEN 4 WHEN c.dry_run THEN 3
+                  WHEN c.status IN ('failed', 'cancelled', 'missed') THEN 2 ELSE 1 END,
              c.started_at DESC, c.run_id DESC
     LIMIT 1)
+""",
+    "attempts": f"""
+SELECT r.pipeline, r.night, a.run_id, a.attempt, a.status, a.trigger, a.error_type, a.reason, a.host, a.device,
+       a.precision, a.precision_reason, a.threads, a.engine, a.engine_reason, a.micro_batches, a.restarts,
+       a.resumed_from_epoch,
+       (SELECT CAST(COUNT(e.epoch) AS INTEGER) FROM epoch AS e
+        WHERE e.run_id = a.run_id AND e.attempt = a.attempt) AS epochs,
+       (SELECT CAST(COUNT(e.epoch) AS INTEGER) FROM epoch AS e
+        WHERE e.run_id = a.run_id AND e.attempt = a.attempt AND NOT ({COUNTS})) AS epochs_lost,
+       CAST(CASE WHEN a.device <> 'cpu' THEN COALESCE(a.duration_seconds, 0) ELSE 0 END AS DOUBLE PRECISION)
+           AS gpu_seconds,
+       a.slot, a.slot_wait_seconds, a.code_version, a.prefect_flow_run_id, a.started_at, a.finished_at,
+       a.heartbeat_at, a.duration_seconds, a.pid, a.owner_started, a.owner_ticks, a.process_space
+FROM attempt AS a
+JOIN run AS r ON r.run_id = a.run_id
+""",
+    "night_changes": f"""
+SELECT c.pipeline, c.night, c.run_id, c.kind, c.name, c.before, c.after, c.before_run_id
+FROM (
+    SELECT p.pipeline, p.night, p.run_id, k.kind, k.name, p.before_run_id,
+           CASE k.name {change("b")} END AS before,
+           CASE k.name {change("n")} END AS after
+    FROM ({PAIRS}) AS p
+    JOIN ({FACTS}) AS n ON n.run_id = p.run_id
+    JOIN ({FACTS}) AS b ON b.run_id = p.before_run_id
+    CROSS JOIN ({KINDS}) AS k) AS c
+WHERE COALESCE(c.before, '') <> COALESCE(c.after, '')
 """,
     "gate_checks": f"""
 SELECT r.pipeline, r.night, g.run_id, g.check_name, g.slice_name, g.slice_value, g.metric,
@@ -94,6 +162,21 @@ SELECT r.pipeline, r.night, s.run_id, s.attempt, s.epoch, s.split, s.slice_name,
        s.accuracy, s.f1, s.precision, s.recall
 FROM slice_metric AS s
 JOIN run AS r ON r.run_id = s.run_id
+""",
+    # Of validation the attempts of `epoch_results`; the test rows are scored once an attempt, by its best epoch.
+    "slice_results": f"""
+SELECT r.pipeline, r.night, s.run_id, s.attempt, s.epoch, s.split, s.slice_name, s.slice_value, s.support,
+       s.accuracy, s.f1, s.precision, s.recall, {IS_BEST}, r.test_version
+FROM epoch AS e
+JOIN run AS r ON r.run_id = e.run_id
+JOIN slice_metric AS s ON s.run_id = e.run_id AND s.attempt = e.attempt AND s.epoch = e.epoch AND s.split = 'validation'
+WHERE {COUNTS.strip()}
+UNION ALL
+SELECT r.pipeline, r.night, s.run_id, s.attempt, s.epoch, s.split, s.slice_name, s.slice_value, s.support,
+       s.accuracy, s.f1, s.precision, s.recall, {IS_BEST}, r.test_version
+FROM run AS r
+JOIN slice_metric AS s ON s.run_id = r.run_id AND s.split = 'test' AND s.attempt = (
+    SELECT MAX(later.attempt) FROM slice_metric AS later WHERE later.run_id = r.run_id AND later.split = 'test')
 """,
     "epoch_metrics": """
 SELECT r.pipeline, r.night, m.run_id, m.attempt, m.epoch, m.split, m.metric, m.value, m.reason
@@ -152,7 +235,8 @@ FROM pipeline_freeze AS f
 """,
     "gate_sides": f"""
 SELECT r.pipeline, r.night, g.run_id, g.side, g.version AS model_version, g.data_until, g.flaw, g.rows_trained_on,
-       g.calibration_error, g.nonfinite_rows, g.latency_ms, g.size_bytes, g.logit_difference, g.serving_flaw, g.attempt
+       g.calibration_error, g.nonfinite_rows, g.latency_ms, g.size_bytes, g.logit_difference, g.serving_flaw, g.attempt,
+       CAST(g.facts AS TEXT) AS facts
 FROM gate_side AS g
 JOIN run AS r ON r.run_id = g.run_id
 WHERE {of_last_attempt("gate_side", "g")}
@@ -192,7 +276,12 @@ JOIN seed_study AS s ON s.study_id = n.study_id
 SELECT s.pipeline, s.snapshot_id, s.path, s.test_version, s.rows_total, s.rows_train, s.rows_validation, s.rows_test,
        s.rows_duplicate, s.rows_quarantined, s.data_until, s.first_time, s.last_time, s.recorded_at,
        (SELECT CAST(COUNT(r.run_id) AS INTEGER) FROM run AS r
-        WHERE r.pipeline = s.pipeline AND r.snapshot_id = s.snapshot_id) AS runs, s.files_removed_at, s.rows_redacted
+        WHERE r.pipeline = s.pipeline AND r.snapshot_id = s.snapshot_id) AS runs, s.files_removed_at, s.rows_redacted,
+       COALESCE((SELECT CAST(CAST(m.value AS TEXT) AS BIGINT) FROM json_each(s.manifest) AS m WHERE m.key = 'bytes'),
+                (SELECT CAST(SUM(CAST(CAST(f.value AS TEXT) AS BIGINT)) AS BIGINT)
+                 FROM json_each(s.manifest) AS m CROSS JOIN json_each(m.value) AS of CROSS JOIN json_each(of.value) AS f
+                 WHERE m.key = 'files' AND f.key = 'bytes')) AS bytes,
+       (SELECT CAST(CAST(m.value AS TEXT) AS INTEGER) FROM json_each(s.manifest) AS m WHERE m.key = 'format') AS format
 FROM snapshot AS s
 """,
     "refreshes": """
@@ -230,6 +319,23 @@ JOIN {RUNS_AND_REFRESHES} AS r ON r.run_id = v.run_id
 SELECT q.pipeline, q.last_night AS night, q.run_id, q.origin, q.row_id, q.reason, q.detail, q.excerpt, q.position,
        q.part, q.first_night, q.last_night, q.resolved_night
 FROM quarantine AS q
+""",
+    # Documents as text: what a run was asked to do, its labels, and how the version that it made was trained.
+    "run_documents": """
+SELECT r.pipeline, r.night, r.run_id, r.started_at, r.snapshot_id, r.config_hash, CAST(r.config AS TEXT) AS config,
+       CAST(r.label_names AS TEXT) AS label_names,
+       (SELECT CAST(c.value AS TEXT) FROM json_each(s.manifest) AS m CROSS JOIN json_each(m.value) AS c
+        WHERE m.key = 'rules' AND c.key = 'classes') AS classes,
+       CAST(v.environment AS TEXT) AS environment
+FROM run AS r
+LEFT JOIN snapshot AS s ON s.pipeline = r.pipeline AND s.snapshot_id = r.snapshot_id
+LEFT JOIN model_version AS v ON v.run_id = r.run_id
+""",
+    # What a reader has to know before it reads.
+    "reading": """
+SELECT s.key, s.value FROM setting AS s WHERE s.key = 'home_id'
+UNION ALL
+SELECT CAST('revision' AS TEXT) AS key, CAST(v.version_num AS TEXT) AS value FROM alembic_version AS v
 """,
     "forgotten_rows": """
 SELECT f.pipeline, f.id_hash, f.forgotten_by, f.begun_at, f.finished_at, f.snapshots, f.rows_redacted, f.golden_rows,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
+import pandas as pd
 import pytest
 import sqlalchemy as sa
 
 from nightgate.database import schema
 from nightgate.database.transactions import Database
+from nightgate.frames.reader import tidy
 from nightgate.registry import promotion
 from nightgate.runs import lifecycle, records
 from tests.support import night_rows
+from tests.support.years import insert_nights
 
 COLUMNS = {
     "metric_history": "pipeline night run_id attempt epoch step training_loss validation_loss accuracy f1 precision "
@@ -47,6 +52,14 @@ COLUMNS = {
     "champion_evaluations": "pipeline model_version evaluated_at rows_from rows_to rows f1 f1_ci_low f1_ci_high "
     "accuracy alarm role reason snapshot_id run_id min_f1 promotion_f1 fall announced_at",
     "champion_evaluation_slices": "pipeline model_version role snapshot_id slice_name slice_value support f1",
+    "attempts": "pipeline night run_id attempt status trigger error_type reason host device precision precision_reason "
+    "threads engine engine_reason micro_batches restarts resumed_from_epoch epochs epochs_lost gpu_seconds slot "
+    "slot_wait_seconds code_version prefect_flow_run_id started_at finished_at heartbeat_at duration_seconds",
+    "slice_results": "pipeline night run_id attempt epoch split slice_name slice_value support accuracy f1 precision "
+    "recall is_best test_version",
+    "night_changes": "pipeline night run_id kind name before after before_run_id",
+    "run_documents": "pipeline night run_id started_at snapshot_id config_hash config label_names classes environment",
+    "reading": "key value",
 }
 COLUMNS["nights"] = COLUMNS["nightly_runs"]
 
@@ -124,7 +137,8 @@ def test_epoch_results_are_the_epochs_that_led_to_the_last_attempt(database: Dat
         for epoch in epochs:
             report = night_rows.report(epoch, number)
             scores = night_rows.scores()
-            records.record_epoch(database, opened.run_id, number, report, scores, [], night_rows.confusion())
+            details = (night_rows.slices(), night_rows.confusion())
+            records.record_epoch(database, opened.run_id, number, report, scores, *details)
         if status == "promoted":
             records.record_decision(database, opened.run_id, number, night_rows.decision())
             version = promotion.add_version(database, opened.run_id, number, str)
@@ -136,8 +150,14 @@ def test_epoch_results_are_the_epochs_that_led_to_the_last_attempt(database: Dat
     assert [tuple(row) for row in rows.to_numpy().tolist()] == expected
     recorded = sum(len(epochs) for _, epochs, _ in attempts)
     assert len(database.frame("SELECT * FROM metric_history")) == recorded
-    cells = database.frame("SELECT DISTINCT epoch, attempt FROM confusion ORDER BY epoch")
-    assert [tuple(row) for row in cells.to_numpy().tolist()] == expected
+    for view in ("confusion", "slice_results"):
+        found = database.frame(f"SELECT DISTINCT epoch, attempt FROM {view} ORDER BY epoch")
+        assert [tuple(row) for row in found.to_numpy().tolist()] == expected
+    counts = database.frame("SELECT attempt, epochs, epochs_lost FROM attempts ORDER BY attempt")
+    assert [tuple(row) for row in counts.to_numpy().tolist()] == [
+        (number, len(epochs), len(epochs) - sum(attempt == number for _, attempt in expected))
+        for number, (_, epochs, _) in enumerate(attempts, 1)
+    ]
 
 
 def test_rows_written_once_per_run_are_those_of_the_last_attempt(database: Database) -> None:
@@ -152,6 +172,8 @@ def test_rows_written_once_per_run_are_those_of_the_last_attempt(database: Datab
     assert len(database.frame("SELECT * FROM gate_checks")) == 2
     assert database.frame("SELECT DISTINCT epoch, split FROM confusion").to_numpy().tolist() == [[2, "test"]]
     assert len(database.frame("SELECT * FROM confusion")) == 4
+    found = database.frame("SELECT DISTINCT attempt, epoch, split, is_best FROM slice_results")
+    assert found.to_numpy().tolist() == [[2, 2, "test", True]]
     assert len(database.frame("SELECT * FROM quarantined_rows")) == 2
     assert len(database.frame("SELECT * FROM snapshots")) == 2
 
@@ -187,6 +209,14 @@ def test_a_dry_run_counts_for_a_night_that_nothing_else_has_run(database: Databa
     assert counting_run(database) == rehearsal.run_id
 
 
+def test_a_promotion_counts_before_a_forced_run_that_followed_it(database: Database) -> None:
+    first, version = night_rows.judged_version(database)
+    night_rows.promote_itself(database, first, version)
+    forced = night_rows.opened(database, force=True)
+    lifecycle.finish_run(database, forced.run_id, 1, "held")
+    assert counting_run(database) == first.run_id
+
+
 def test_each_pipeline_and_night_has_one_row(database: Database) -> None:
     for name in ("reviews", "other"):
         for day in range(3):
@@ -215,6 +245,17 @@ def test_the_length_of_a_run_is_in_seconds(database: Database) -> None:
     assert database.frame("SELECT duration_seconds FROM nightly_runs").iloc[0, 0] == 3601.75
 
 
+def test_gpu_seconds_are_those_of_all_attempts_on_a_gpu(database: Database) -> None:
+    for number, device in enumerate(("cpu", "NVIDIA H200", "NVIDIA H200", None), 1):
+        opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
+        lifecycle.finish_run(database, opened.run_id, number, "failed")
+        row = sa.update(schema.Attempt).filter_by(attempt=number).values(device=device, duration_seconds=10.0**number)
+        database.write(lambda session, row=row: session.execute(row))  # type: ignore[misc]
+    assert list(database.frame("SELECT gpu_seconds FROM attempts ORDER BY attempt")["gpu_seconds"]) == [0, 100, 1000, 0]
+    [row] = database.frame("SELECT month, gpu_seconds, labels FROM nights").to_numpy().tolist()
+    assert row == ["2026-03", 1100.0, '["bad", "good"]']
+
+
 def test_device_and_engine_are_those_of_the_last_attempt_that_had_one(database: Database) -> None:
     first = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     records.record_training(database, first.run_id, 1, night_rows.trained())
@@ -229,8 +270,86 @@ def test_later_columns_are_at_the_end(database: Database, view: str) -> None:
     later = (
         "nonfinite engine micro_batches slot slot_wait_seconds announced_at window_start test_rows_all test_f1_all "
         "rows_left_out detectable_gain champion_fresh_f1 champion_fresh_rows fresh_ci_low fresh_ci_high "
-        "anchor_version anchor_f1 metric_key labels_corrected rows_trained label_revision reasons"
+        "anchor_version anchor_f1 metric_key labels_corrected rows_trained label_revision reasons month "
+        "gpu_seconds labels"
         if view.startswith("night")
         else "support tokens_per_second"
     ).split()
     assert list(database.frame(f"SELECT * FROM {view}").columns)[-len(later) :] == later
+
+
+CHANGED: dict[str, tuple[str, str, Any]] = {
+    "code_version": ("code", "code_version", "0.2.0"),
+    "base_model": ("base_model", "base_model", "another"),
+    "base_model_revision": ("base_model", "base_model_revision", "c0ffee"),
+    "test_version": ("test_version", "test_version", "t-1"),
+    "labels": ("labels", "labels", '["1", "2"]'),
+    "average": ("average", "average", "macro"),
+    "metric_key": ("metric", "metric_key", "m-1"),
+    "device": ("device", "device", "NVIDIA H200"),
+    "precision": ("device", "precision", "bf16"),
+    "rows_total": ("rows", "rows_total", 4000),
+}
+
+
+def test_changes_are_those_of_each_night_from_the_one_with_a_version_before(database: Database) -> None:
+    names = insert_nights(database, pipelines=2, nights=45)
+    for number, (fact, (_, _, value)) in enumerate(CHANGED.items()):
+        day = night_rows.night(3 + 4 * number).date
+
+        def change(session: Any, fact: str = fact, value: Any = value, day: Any = day) -> None:
+            runs = sa.select(schema.Run.run_id).where(schema.Run.pipeline == names[0], schema.Run.night >= day)
+            table: Any = schema.Run
+            if fact in {"device", "precision"}:
+                table = schema.Attempt
+            elif fact == "base_model_revision":
+                table = schema.ModelVersion
+            column, value = ("label_names", ["1", "2"]) if fact == "labels" else (fact, value)
+            session.execute(sa.update(table).where(table.run_id.in_(runs)).values({column: value}))
+
+        database.write(change)
+    # By less than a tenth: no change.
+    fewer = sa.update(schema.Run).filter_by(pipeline=names[1], night=night_rows.night(8).date).values(rows_total=3299)
+    database.write(lambda session: session.execute(fewer))
+    query = (
+        "SELECT n.*, v.base_model_revision FROM nights AS n JOIN model_versions AS v ON v.run_id = n.run_id "
+        "ORDER BY n.pipeline, n.night"
+    )
+    frame = tidy(database.frame(query)).astype(object)
+    nights: Any = frame.where(frame.notna(), None).to_dict("records")
+    reigns: Any = tidy(database.frame("SELECT * FROM champion_timeline")).to_dict("records")
+
+    def in_force(night: dict[str, Any]) -> str | None:
+        moment = night["started_at"]
+        for one in reigns:
+            began = one["pipeline"] == night["pipeline"] and one["valid_from"] <= moment
+            if began and not one["valid_to"] <= moment:
+                return str(one["model_version"])
+        return None
+
+    expected: list[tuple[Any, ...]] = []
+    for before, after in pairwise(nights):
+        if before["pipeline"] != after["pipeline"]:
+            continue
+        for fact, (kind, name, _) in CHANGED.items():
+            old, new = before[fact], after[fact]
+            if old != new and (fact != "rows_total" or abs(new - old) > old / 10):
+                expected.append((after["run_id"], kind, name, None if old is None else str(old), str(new)))
+        if in_force(before) != in_force(after):
+            expected.append((after["run_id"], "champion", "champion_version", in_force(before), in_force(after)))
+    found = database.frame("SELECT run_id, kind, name, before, after FROM night_changes").astype(object)
+    rows = [tuple(None if pd.isna(value) else value for value in row) for row in found.itertuples(index=False)]
+    assert sorted(rows, key=str) == sorted(expected, key=str)
+    assert {kind for _, kind, *_ in rows} == {*(kind for kind, *_ in CHANGED.values()), "champion"}
+
+
+def test_what_a_reader_needs_is_in_views(database: Database) -> None:
+    opened = night_rows.opened(database)
+    records.record_snapshot(database, opened.run_id, 1, night_rows.refreshed(database))
+    assert dict(database.frame("SELECT key, value FROM reading").to_numpy().tolist()) == {
+        "home_id": database.home.id,
+        "revision": schema.HEAD,
+    }
+    [row] = database.frame("SELECT * FROM run_documents").to_dict("records")
+    assert json.loads(str(row["config"])) == night_rows.pipeline().record()
+    assert json.loads(str(row["label_names"])) == ["bad", "good"]
