@@ -192,9 +192,16 @@ def run_night(
     finally:
         announce_own_ends()
     if pipeline.predict.source is not None:
-        name_by_status(row)  # a cancel from here on does not concern the night
-    if failure := predict_after(run, row, STEPS):
-        announce_unclaimed(pipeline.name, None, failure, flow_run_id)
+        name_by_status(row)
+    try:
+        if failure := predict_after(run, row, STEPS):
+            announce_unclaimed(pipeline.name, None, failure, flow_run_id)
+    except (KeyboardInterrupt, TerminationSignal) as stop:
+        if row.status == "waiting" or runtime.deployment.id is None:
+            raise
+        # A worker may set the run Cancelled all the same: `reconcile` then sets it as the night has ended.
+        log.warning("%s", "; ".join(stop.__notes__))
+        return row
     if row.status == "waiting" and row.prefect_flow_run_id == flow_run_id and runtime.deployment.id is not None:
         return _wait_for_decision(run, row)
     return row

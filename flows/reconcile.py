@@ -314,7 +314,9 @@ def _contradicts(state: State[Any], end: reconciliation.EndedAttempt) -> bool:
         # A retry that may not have claimed its night yet.
         return bool(datetime.now(UTC) - state.timestamp > FINISH_PATIENCE)
     if state.is_cancelled():
-        return end.status == "promoted"  # cancelled too late: the champion has changed
+        # Too late where the night had ended. A candidate that waited is held by its cancel, and so ends after it.
+        had_ended = end.status not in {"cancelled", "failed"} and end.finished_at < state.timestamp
+        return had_ended or end.status == "promoted"
     if state.is_final():
         # Prefect took a living run for dead, or a run that ended could not report it.
         return (state.is_crashed() or state.is_failed()) and end.status != "failed"

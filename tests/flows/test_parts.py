@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import threading
+from datetime import UTC, datetime
 from pathlib import Path
+from signal import SIGINT
+from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
@@ -12,11 +18,14 @@ from deployments.catalog import PARTS
 from deployments.deploy import prefect_deployment
 from flows.evaluate import evaluate
 from flows.events import make_event, send
+from flows.nightly import nightly_from_file
 from flows.predict import predict
 from flows.refresh import refresh
+from nightgate import locks
 from nightgate.database.transactions import Database
-from nightgate.home import Home
+from nightgate.home import Home, existing_home
 from nightgate.pipeline_files import load_pipeline
+from nightgate.schedule import scheduled_night
 from tests.support.first_night import copy_first_night
 from tests.support.night import write_pipeline
 from tests.support.night_rows import within
@@ -80,6 +89,26 @@ def test_a_prediction_says_what_it_wrote_and_fails_visibly(
     run_id = str(failed.state_details.flow_run_id)
     [event] = [one for one in events(prefect_server, "nightgate.failed", "small") if run_id in str(one["related"])]
     assert event["payload"]["error_type"] == "data"
+
+
+def test_a_night_whose_prediction_is_cancelled_stays_what_it_was(
+    environment: Path, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, home = copy_first_night(environment), existing_home()
+    output = tmp_path / "predicted.csv"
+    more = {"source": {"kind": "sample", "rows_per_day": 3, "days": 2}, "output": str(output)}
+    pipeline = load_pipeline(first.pipeline, {"predict": more, "schedule.min_new_rows": 1_000_000})
+    lock = f"predict-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(uuid4()))
+    stop = threading.Thread(
+        target=lambda: within(60, lambda: locks.queue(home, lock)[1:]) and os.kill(os.getpid(), SIGINT)
+    )
+    with locks.hold(home, lock, holder="another run"), temporary_settings({PREFECT_API_URL: prefect_server}):
+        stop.start()
+        night = scheduled_night(pipeline.schedule, datetime(2026, 1, 6, 3, 15, tzinfo=UTC))
+        state = nightly_from_file(pipeline, night, return_state=True)
+        stop.join()
+    assert (state.type.value, state.name, output.exists()) == ("COMPLETED", "Skipped", False)
 
 
 def test_the_automation_of_the_docs_predicts_with_a_new_champion(

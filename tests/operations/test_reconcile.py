@@ -195,6 +195,16 @@ def test_a_state_that_does_not_contradict_the_database_stays(
     assert after_reconcile(api, database, run).name == state.name
 
 
+@pytest.mark.parametrize(("status", "becomes"), [("held", "Held"), ("skipped", "Skipped"), ("failed", "Cancelled")])
+def test_a_night_that_had_ended_when_it_was_cancelled_stays_what_it_was(
+    status: str, becomes: str, api: SyncPrefectClient, database: Database
+) -> None:
+    run = run_of_prefect(api, Running())
+    ended(database, run, status)
+    api.set_flow_run_state(run.id, Cancelled(), force=True)  # while its last step predicts
+    assert after_reconcile(api, database, run).name == becomes
+
+
 def test_a_running_retry_with_a_row_of_its_own_is_not_ended(
     api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
