@@ -206,11 +206,18 @@ def operations(reconcile_cron: str = RECONCILE_CRON) -> tuple[Deployment, ...]:
     )
 
 
-def catalog(pipelines: Iterable[Pipeline], reconcile_cron: str = RECONCILE_CRON) -> list[Deployment]:
-    """All deployments of these pipelines: those with a cron of their own, the parts for all, and the operations."""
+def catalog(
+    pipelines: Iterable[Pipeline], reconcile_cron: str = RECONCILE_CRON, others: Iterable[Pipeline] = ()
+) -> list[Deployment]:
+    """All deployments of these pipelines: those with a cron of their own, the parts for all, and the operations.
+
+    Args:
+        others: further pipelines that can be chosen.
+    """
     pipelines = list(pipelines)
     scheduled = [part.own(one) for one in pipelines for part in PARTS if part.cron(one.schedule)]
-    return [*scheduled, *(part.shared(pipelines) for part in PARTS), *operations(reconcile_cron)]
+    choices = [*pipelines, *others]
+    return [*scheduled, *(part.shared(choices) for part in PARTS), *operations(reconcile_cron)]
 
 
 def without_cron(pipelines: Iterable[Pipeline]) -> list[str]:

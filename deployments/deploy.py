@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -115,7 +116,8 @@ def deploy(
         home = _home_of_runs(folder)
         # Only our workers, of process pools, reconcile themselves.
         cron = RECONCILE_CRON if work_pool.type == PROCESS else "*/5 * * * *"
-        found = [(one, existing(client, one.full_name)) for one in catalog(pipelines, cron)]
+        others = _deployed_besides(client, {one.name for one in pipelines})
+        found = [(one, existing(client, one.full_name)) for one in catalog(pipelines, cron, others)]
         check_homes(found, home, take_over=take_over)
         _work_queues(client, pool, {one.queue for one, _ in found})
         for one, before in found:
@@ -203,17 +205,27 @@ def prefect_deployment(
     )
     form = deployment._parameter_openapi_schema
     if one.pipelines:
-        known = before.parameter_openapi_schema if before else None
         form.properties["pipeline"].pop("default", None)
-        form.properties["pipeline"]["enum"] = sorted({*one.pipelines, *_choices(known or {})})
+        form.properties["pipeline"]["enum"] = sorted({*one.pipelines, *_choices(before)})
         form.required = sorted({*form.required, "pipeline"})
     if one.form_of is not None:
         form.definitions = form_of(one.form_of, form.definitions)
     return deployment
 
 
-def _choices(schema: dict[str, Any]) -> set[str]:
+def _deployed_besides(client: SyncPrefectClient, names: set[str]) -> list[Pipeline]:
+    """Other pipelines that can be chosen by an earlier call; their slots count for the queue that all share."""
+    before = existing(client, f"{NIGHTLY}/{read_settings().name}")
+    found = []
+    for name in sorted(_choices(before) - names):
+        with suppress(NightgateError):  # a broken file
+            found.append(load_by_name(name))
+    return found
+
+
+def _choices(before: DeploymentResponse | None) -> set[str]:
     """The pipelines that can be chosen now, of those whose files are still there: others were deployed before."""
+    schema = (before and before.parameter_openapi_schema) or {}
     return {*schema.get("properties", {}).get("pipeline", {}).get("enum", ())} & {*pipeline_files()}
 
 

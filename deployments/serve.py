@@ -29,7 +29,7 @@ from prefect.settings import (
 )
 
 from deployments import automations
-from deployments.catalog import NIGHTLY, Deployment, Queue, catalog
+from deployments.catalog import NIGHTLY, PARTS, Deployment, Queue, catalog
 from deployments.deploy import FLOW_ENVIRONMENT, check_homes, existing, prefect_deployment, unschedule
 from flows.homes import is_foreign, own_tag
 from flows.reconcile import reconcile_regularly
@@ -112,10 +112,15 @@ def _announcement(
     if not is_configured and PREFECT_SERVER_API_PORT.value() != PREFECT_SERVER_API_PORT.default():
         yield f"other commands find it with PREFECT_SERVER_API_PORT={PREFECT_SERVER_API_PORT.value()}"
     yield f"Prefect's own commands find it with PREFECT_API_URL={shown}/api"
-    crons = [f"{one.schedule.cron} {one.schedule.timezone}" if one.schedule.cron else "no cron" for one in pipelines]
-    yield f"serving {', '.join(f'{one.name} ({cron})' for one, cron in zip(pipelines, crons, strict=True))}"
+    yield f"serving {', '.join(f'{one.name} ({crons_of(one)})' for one in pipelines)}"
     shared = f"{NIGHTLY}/{read_settings().name}"
     yield f"Start a night or a part of one: Deployments > {shared} > Run > Custom run. Ctrl-C ends."
+
+
+def crons_of(pipeline: Pipeline) -> str:
+    """The crons of a pipeline's night and of its parts, such as `nightly 15 3 * * *, evaluate 0 * * * *, UTC`."""
+    found = [f"{part.flow} {cron}" for part in PARTS if (cron := part.cron(pipeline.schedule))]
+    return f"{', '.join(found)}, {pipeline.schedule.timezone}" if found else "no cron"
 
 
 def deployments_of(

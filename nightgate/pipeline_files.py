@@ -80,6 +80,11 @@ def is_path(reference: str) -> bool:
     return reference.endswith(".toml") or os.sep in reference or "/" in reference
 
 
+def reference_to(name: str) -> str:
+    """What a command that reads the file of a pipeline is given: its name, or a path, which is not recorded."""
+    return name if name in pipeline_files() else f"PATH/TO/{name}.toml"
+
+
 def find_by_name(name: str) -> Path:
     """Find the file of a pipeline by name only: a form must not open paths."""
     known = pipeline_files()

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,20 +110,25 @@ def run(
     if find_home() is None:
         readiness.examine(configuration, None).check()  # before there is a home
     prepare(open_home())
-    ended = {} if force or dry_run else {night: _ended_before(configuration, night, no_prefect) for night in chosen}
+    summary = partial(_print_summary, reference=pipeline)
+    ended = {}
+    if not (force or dry_run):
+        ended = {night: _ended_before(configuration, night, no_prefect, summary) for night in chosen}
     statuses = [status for status in ended.values() if status]
     if left := [night for night in chosen if not ended.get(night)]:
         # SIGTERM as Ctrl-C: its default would end the process without recording it in the run's row.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         options = {"force": force, "dry_run": dry_run, "allowed": allowed}
-        statuses += (_run_bare if no_prefect else _run_in_prefect)(configuration, left, options)
+        statuses += (_run_bare if no_prefect else _run_in_prefect)(configuration, left, options, summary)
     if not BROKEN.isdisjoint(statuses):
         raise typer.Exit(1)
     if fail_on_held and "held" in statuses:
         raise typer.Exit(3)
 
 
-def _ended_before(configuration: Pipeline, night: Night, no_prefect: bool) -> str | None:
+def _ended_before(
+    configuration: Pipeline, night: Night, no_prefect: bool, summary: Callable[[str], None]
+) -> str | None:
     """Print the result of a night that has ended and return its status; None if there is work to do.
 
     What a killed process left undone after the end is done first.
@@ -145,7 +151,7 @@ def _ended_before(configuration: Pipeline, night: Night, no_prefect: bool) -> st
 
         with usual_server():
             end_flow_runs()
-    _print_summary(found.run_id)
+    summary(found.run_id)
     if found.status == "waiting":
         say(f"This night waits for an approval, in run {found.run_id}; nothing was done.", err=True)
     else:
@@ -154,20 +160,22 @@ def _ended_before(configuration: Pipeline, night: Night, no_prefect: bool) -> st
     return found.status
 
 
-def _print_summary(run_id: str) -> None:
+def _print_summary(run_id: str, reference: str) -> None:
     from nightgate.home import open_home
     from nightgate.reports import terminal_summary
 
-    say(terminal_summary.as_text(open_home(), run_id))
+    say(terminal_summary.as_text(open_home(), run_id, reference))
 
 
-def _run_bare(configuration: Pipeline, nights: list[Night], options: dict[str, Any]) -> list[str]:
+def _run_bare(
+    configuration: Pipeline, nights: list[Night], options: dict[str, Any], summary: Callable[[str], None]
+) -> list[str]:
     from nightgate import logs
     from nightgate.night.night import run_night
 
     def run_one(night: Night) -> str:
         finished = run_night(configuration, night, **options)
-        _print_summary(finished.run_id)
+        summary(finished.run_id)
         return finished.status
 
     logs.to_stderr()
@@ -175,7 +183,9 @@ def _run_bare(configuration: Pipeline, nights: list[Night], options: dict[str, A
     return _until_broken(run_one, nights)
 
 
-def _run_in_prefect(configuration: Pipeline, nights: list[Night], options: dict[str, Any]) -> list[str]:
+def _run_in_prefect(
+    configuration: Pipeline, nights: list[Night], options: dict[str, Any], summary: Callable[[str], None]
+) -> list[str]:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from flows.homes import tagged
     from flows.nightly import nightly_from_file
@@ -193,7 +203,7 @@ def _run_in_prefect(configuration: Pipeline, nights: list[Night], options: dict[
             say(f"error: {state.message}", err=True)
             return "failed"
         status, run_id = terminal_summary.run_of_flow_message(state.message or "")
-        _print_summary(run_id)
+        summary(run_id)
         return status
 
     _check_ready(configuration, nights, options["force"], options["dry_run"])

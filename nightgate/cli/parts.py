@@ -30,10 +30,12 @@ def refresh(
     from nightgate.database.transactions import prepare
     from nightgate.home import open_home
     from nightgate.night.refresh import refresh as take_in
+    from nightgate.operations import readiness
     from nightgate.pipeline_files import load_pipeline
 
     configuration = load_pipeline(pipeline)
     allowed = Allowed.named(allow or (), person(), reason)
+    readiness.check_source(configuration)  # before there is a home
     prepare(open_home())
     logs.to_stderr()
     found = take_in(configuration, allowed=allowed)

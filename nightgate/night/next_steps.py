@@ -67,4 +67,4 @@ def _diagnosis(run: NightRun) -> str:
     except Exception as error:  # noqa: BLE001 - a hint, on which no verdict may depend
         log.warning("run %s has no diagnosis: %s", run.run_id, error)
         return ""
-    return findings[0].remedy if findings else ""
+    return findings[0].step(run.pipeline.name) if findings else ""

@@ -70,6 +70,15 @@ def check_base_model(pipeline: Pipeline) -> None:
     Readiness((base_model(pipeline, Hub(NIGHT_SECONDS)),)).check()
 
 
+def check_source(pipeline: Pipeline) -> None:
+    """Raise where the source cannot be read: it is missing, or lacks a column.
+
+    Raises:
+        ConfigurationError: as said, with the nearest column.
+    """
+    Readiness((source(pipeline, Hub(NIGHT_SECONDS)),)).check()
+
+
 def examine(pipeline: Pipeline, db: Database | None) -> Readiness:
     """Look for what a night of the pipeline needs.
 

@@ -22,6 +22,7 @@ from nightgate.config.pipeline import Pipeline, Retention
 from nightgate.data.snapshots import ONE_FILE
 from nightgate.data.tip import hold_data, read_tip
 from nightgate.database.gate_schema import SeedStudy
+from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.registry.compaction import compact
@@ -95,8 +96,8 @@ def _unknown(folder: Path, known: set[str]) -> Iterator[Path]:
 
 
 def listing(db: Database, name: str, retention: Retention | None = None) -> pd.DataFrame:
-    """Every snapshot of a pipeline, oldest first: its first night, rows, bytes, the runs that used it, and `kept`:
-    why it is kept, or when it was or will be removed.
+    """Every snapshot of a pipeline, oldest first: its first night, or that of the refresh that made it, rows, bytes,
+    the runs that used it, and `kept`: why it is kept, or when it was or will be removed.
 
     Args:
         retention: None: as it was for the newest run.
@@ -105,19 +106,22 @@ def listing(db: Database, name: str, retention: Retention | None = None) -> pd.D
 
     newest = sa.select(Run.config["retention"]).where(Run.pipeline == name).order_by(Run.started_at.desc()).limit(1)
     runs = sa.select(Run.snapshot_id, Run.run_id, Run.night, Run.rows_new).where(Run.pipeline == name)
+    refreshes = sa.select(Refresh.snapshot_id, Refresh.night, Refresh.rows_new).where(Refresh.pipeline == name)
 
     def work(session: Session) -> list[dict[str, Any]]:
         used: dict[str, list[sa.Row[Any]]] = {}
         for run in session.execute(runs.order_by(Run.started_at)):
             used.setdefault(run.snapshot_id, []).append(run)
+        # The first of each snapshot is the last that is written here.
+        made = {one.snapshot_id: one for one in session.execute(refreshes.order_by(Refresh.started_at.desc()))}
         limits = retention or Retention.model_validate(session.scalar(newest) or {})
         kept = kept_snapshots(session, name, limits)
         return [
             {
                 "snapshot_id": row.snapshot_id,
-                "night": users[0].night if users else None,
+                "night": first.night if first else None,
                 "rows": row.rows_total - row.rows_redacted,
-                "rows_new": users[0].rows_new if users else None,
+                "rows_new": first.rows_new if first else None,
                 "bytes": row.manifest.get("bytes")
                 or sum(file["bytes"] for file in row.manifest.get("files", {}).values()),
                 "kept": f"removed {row.files_removed_at:%Y-%m-%d}"
@@ -133,6 +137,7 @@ def listing(db: Database, name: str, retention: Retention | None = None) -> pd.D
                 sa.select(Snapshot).where(Snapshot.pipeline == name).order_by(Snapshot.recorded_at)
             )
             for users in [used.get(row.snapshot_id, [])]
+            for first in [users[0] if users else made.get(row.snapshot_id)]
         ]
 
     frame = pd.DataFrame(db.read(work))

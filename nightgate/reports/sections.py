@@ -355,5 +355,5 @@ def _tone(is_good: bool) -> Tone:
 
 def _with_commands(sentence: str) -> Spans:
     """The sentence, with settings and commands as something to copy."""
-    parts = re.split(r"(--set \S+|(?<=: )nightgate [^;]+|`[^`]+`)", with_form_fields(sentence))
+    parts = re.split(r"(--set \S+|(?<=: )nightgate (?:(?! \()[^;])+|`[^`]+`)", with_form_fields(sentence))
     return [Code(part.strip("`")) if at % 2 else part for at, part in enumerate(parts) if part]

@@ -18,7 +18,7 @@ import pandas as pd
 from nightgate.database.connection import database_url
 from nightgate.frames.epochs import published_table
 from nightgate.home import Home
-from nightgate.pipeline_files import pipeline_files
+from nightgate.pipeline_files import pipeline_files, reference_to
 from nightgate.reports.facts import ReportFacts, gather
 from nightgate.reports.verdict_section import checks, evidence
 
@@ -42,10 +42,16 @@ def run_of_flow_message(message: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def as_text(home: Home, run_id: str) -> str:
-    """The end of a night for a terminal."""
+def as_text(home: Home, run_id: str, reference: str = "") -> str:
+    """The end of a night for a terminal.
+
+    Args:
+        reference: how the user names the pipeline, for the commands.
+    """
     facts = gather(home, run_id, snapshots=False)
-    return "\n".join(["", *result_lines(facts), *_pointers(home, facts)])
+    text = "\n".join(["", *result_lines(facts), *_pointers(home, facts)])
+    name = facts.run["pipeline"]
+    return text.replace(reference_to(name), reference) if reference and name not in pipeline_files() else text
 
 
 def result_lines(facts: ReportFacts) -> Iterator[str]:
@@ -85,9 +91,9 @@ def result_lines(facts: ReportFacts) -> Iterator[str]:
 
 def diagnosis_sentences(facts: ReportFacts) -> list[str]:
     """Each finding with its remedy, unless that is the run's next step and stated there."""
-    stated = facts.run["next_step"] or ""
+    stated, name = facts.run["next_step"] or "", facts.run["pipeline"]
     return [
-        finding.text if stated.startswith(finding.remedy) else f"{finding.text} Try: {finding.remedy}"
+        finding.text if stated.startswith(finding.step(name)) else f"{finding.text} Try: {finding.remedy}"
         for finding in facts.findings
     ]
 
@@ -99,10 +105,8 @@ def _pointers(home: Home, facts: ReportFacts) -> Iterator[str]:
     if facts.report_path.is_file():
         yield f"Report: {_short(facts.report_path)}"
     yield f"Ask the database:\n  {_sql_command(home, EXAMPLE_QUERY.format(pipeline=pipeline))}"
-    # A pipeline outside deployments/pipelines/ is served by the path of its file, which is not recorded.
-    reference = pipeline if pipeline in pipeline_files() else f"PATH/TO/{pipeline}.toml"
     program = "nightgate" if shutil.which("nightgate") else _short(Path(sys.executable).parent / "nightgate")
-    yield f"See it in the Prefect UI:\n  {program} serve {reference}"
+    yield f"See it in the Prefect UI:\n  {program} serve {reference_to(pipeline)}"
 
 
 def _hanging(start: str, text: str, indent: int) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeGuard
 
 from nightgate.config.training import Training
+from nightgate.pipeline_files import reference_to
 
 NOISE = 5e-3
 """Relative change of a loss that is noise: on some hundred rows it varies as much. The first rise of the published run,
@@ -72,6 +73,11 @@ class Finding:
     """The observation with its numbers."""
     remedy: str
     """Ends with a `--set`."""
+
+    def step(self, pipeline: str) -> str:
+        """The remedy with the whole command, where that is another training."""
+        command = f"nightgate run {reference_to(pipeline)} --force"
+        return self.remedy.replace(": --set training.", f": {command} --set training.")
 
 
 def diagnose(

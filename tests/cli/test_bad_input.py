@@ -268,6 +268,15 @@ def test_the_command_line_refuses_what_is_missing_with_exit_2_before_there_is_a_
     assert not environment.exists()
 
 
+def test_a_refresh_of_a_source_that_lacks_a_column_is_refused_as_a_night_is(tmp_path: Path, environment: Path) -> None:
+    path = written(tmp_path, _table(lambda row: row | {"stars": 5})(tmp_path))
+    path.write_text(path.read_text().replace('label = "stars"', 'label = "star"'), encoding="utf-8")
+    for arguments in (("refresh", path), ("run", path, "--no-prefect")):
+        done = nightgate(*arguments, cwd=tmp_path)
+        assert (done.returncode, "did you mean 'stars'?" in done.stderr) == (2, True), done.stderr
+    assert not environment.exists()
+
+
 # --- stored files with a flipped byte ---
 
 

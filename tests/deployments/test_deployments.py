@@ -32,7 +32,7 @@ from prefect.utilities.callables import parameter_schema
 
 from deployments.catalog import PARTS, as_yaml, catalog, deployable, packaged_pipelines
 from deployments.deploy import Outcome, deploy, problems
-from deployments.serve import make_runner
+from deployments.serve import crons_of, make_runner
 from deployments.worker import PatientWorker
 from flows import manual_promotion
 from flows.homes import home_in, tag_of
@@ -112,6 +112,7 @@ def test_a_pipeline_has_deployments_of_its_own_where_it_has_a_cron_and_is_a_choi
     assert (found["refresh/hourly"].cron, found["refresh/hourly"].collision) == ("*/20 * * * *", "CANCEL_NEW")
     shared = found["refresh/nightgate"]
     assert (shared.pipelines, shared.cron, shared.collision) == (("hourly", "sample"), "", None)
+    assert crons_of(pipelines[0]) == "refresh */20 * * * *, UTC"
 
 
 @pytest.mark.parametrize("one", catalog(packaged_pipelines()), ids=lambda one: str(one.full_name))
@@ -232,6 +233,8 @@ def test_deploy_makes_a_queue_of_each_slot_and_priority_with_its_limit_and_opera
         deployed.rewrite("first", text, f"{text}\n[resources]\n{slot}\n")
         outcomes(deployed.folder)
         assert deployment(prefect_server, "nightly/first").work_queue_name == queue
+        outcomes(deployed.folder, names=["first"])
+        assert deployment(prefect_server, "nightly/nightgate").work_queue_name == "operations", "not in its slot"
         deployed.rewrite("first", f"\n[resources]\n{slot}\n", "")
     with client(prefect_server) as prefect:
         found = sorted(prefect.read_work_queues("test-pool"), key=lambda queue: queue.priority)

@@ -68,6 +68,9 @@ def test_a_refresh_leaves_what_a_nights_does_and_is_no_night(home: Home, pipelin
     [row] = rows(home, "SELECT * FROM refreshes")
     assert (row["status"], row["snapshot_id"], row["rows_new"]) == ("completed", found.snapshot.id, 58)
     assert (row["rows_total"], row["prefect_flow_run_id"]) == (458, "flow-1")
+    with Database.open(home) as db:
+        listed = data_retention.listing(db, "tiny").set_index("snapshot_id").loc[found.snapshot.id]
+    assert (str(listed["night"]), listed["rows_new"], listed["runs"]) == (str(row["night"]), 58, 0)
     for view in FINDINGS:
         assert rows(home, f"SELECT 1 AS one FROM {view} WHERE run_id = '{row['refresh_id']}'"), view
     [counted] = rows(home, f"SELECT * FROM refresh_counts WHERE run_id = '{row['refresh_id']}'")

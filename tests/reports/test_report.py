@@ -186,7 +186,9 @@ def test_each_finding_ends_with_the_setting_that_tries_its_remedy_unless_that_is
     callouts = [block for block in sections.diagnosis(facts) if isinstance(block, Callout)]
     assert len(callouts) == len(settings)
     assert all(Code(f"--set {each}") in one.spans[-2:] for one, each in zip(callouts, settings, strict=True))
-    held = published_night(run={"next_step": facts.findings[0].remedy})
+    held = published_night(run={"next_step": facts.findings[0].step("reviews")})
+    command = f"nightgate run PATH/TO/reviews.toml --force --set {settings[0]}"
+    assert Code(command) in [span for block in sections.head(held) for span in getattr(block, "spans", ())]
     assert report.as_html(page_of(*sections.head(held), *sections.diagnosis(held))).count(settings[0]) == 1
 
 

@@ -128,7 +128,7 @@ def test_the_query_can_be_pasted_with_and_without_the_sqlite_program(
     [run_dir] = (environment / "runs").iterdir()
     if not with_program:
         monkeypatch.setenv("PATH", str(tmp_path))
-    text = terminal_summary.as_text(open_home(), run_dir.name)
+    text, by_path = (terminal_summary.as_text(open_home(), run_dir.name, path) for path in ("", "mine/small.toml"))
     monkeypatch.undo()
     line = text.partition("Ask the database:\n")[2].splitlines()[0].strip()
     assert ("sqlite3 -header" in line) is (with_program and "-c " not in line)
@@ -137,3 +137,4 @@ def test_the_query_can_be_pasted_with_and_without_the_sqlite_program(
     assert "2026-01-05" in found.stdout
     # The pipeline is not one of the deployed ones.
     assert text.endswith("serve PATH/TO/small.toml")
+    assert by_path.endswith("serve mine/small.toml")
