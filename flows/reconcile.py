@@ -34,6 +34,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from flows.approval import decide_orphans, is_orphan
 from flows.events import announce_all, heartbeat, send, send_heartbeats
 from flows.homes import check_home_of_run, nights_of, own, own_tag, pipeline_of
+from flows.run_end import rename_run
 from flows.run_form import show_values
 from flows.server.checks import nights_of_home, waits_for
 from flows.server.connection import problem_of
@@ -272,10 +273,12 @@ def reconcile_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[
         with Database.open(open_home()) as db:
             name = str(flow_run.parameters.get("pipeline"))
             if state.is_cancelling() or state.is_cancelled():
-                # A process that had to be killed, or died of the signal, could not record why it ended.
+                # A process that had to be killed could not record why it ended: Python loses an exception that a
+                # signal's handler raises while it frees an object.
                 for run in reconciliation.unfinished(db):
                     if run.prefect_flow_run_id == str(flow_run.id) and run.status == "running":
                         reconciliation.cancel(db, run, CANCELLED_BY, deployed=flow_run.deployment_id is not None)
+                        rename_run(f"{run.pipeline} {run.night}: cancelled", run.pipeline, "cancelled", run=flow_run)
             reconciliation.finish_dead_runs(db, name)
             close_ended(db, name)
             announce_all(db)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from prefect import runtime
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Completed
 
 from flows.events import announce_unclaimed
@@ -27,16 +27,18 @@ from tasks.logs import failed, readable_logs
 log = logging.getLogger("nightgate.flows")
 
 
-def rename_run(name: str, pipeline: str, status: str = "") -> None:
-    """Give this flow run a name, and tags by which the list of runs can be filtered: its pipeline and status.
+def rename_run(name: str, pipeline: str, status: str = "", *, run: FlowRun | None = None) -> None:
+    """Give this flow run, or another `run`, a name, and tags by which the list of runs can be filtered: its pipeline
+    and status.
 
     A server that is away costs these only.
     """
+    run_id, tags = (runtime.flow_run.id, runtime.flow_run.tags) if run is None else (run.id, run.tags)
     try:
         with get_client(sync_client=True) as client:
             # A run that waited, or that is retried, has another status now.
-            tags = {*(runtime.flow_run.tags or ())} - {*STATUSES} | {*filter(None, (pipeline, status))}
-            client.update_flow_run(UUID(runtime.flow_run.id), name=name, tags=sorted(tags))
+            new = {*(tags or ())} - {*STATUSES} | {*filter(None, (pipeline, status))}
+            client.update_flow_run(UUID(str(run_id)), name=name, tags=sorted(new))
     except Exception as error:  # noqa: BLE001 - a name must not fail a night
         log.warning("the run could not be named %r: %s", name, error)
 

@@ -40,7 +40,7 @@ from nightgate.sources.times import NO_TIME
 from nightgate.text_rules import fingerprint
 
 Rows = NDArray[np.intp]
-NEW = np.iinfo(np.int64).max
+NEW = np.iinfo(np.int32).max
 """Place in the index of a row that has none yet."""
 _TEST = SPLITS.index("test")
 _OPEN = -1
@@ -94,7 +94,7 @@ def resolve(index: Columns, leaving: Mask, new: Columns, policy: Policy, memory:
     texts = distinct(new["text_key"], removed["text_key"], index["text_key"][touched & ~leaving])
     before = take(index, (touched | among(index["text_key"], texts)) & ~leaving)
     num_new = len(new["facts"])
-    undecided = {"place": np.full(num_new, NEW), "label": np.full(num_new, -1, np.int16)}
+    undecided = {"place": np.full(num_new, NEW, np.int32), "label": np.full(num_new, -1, np.int16)}
     undecided |= {name: np.full(num_new, -1, np.int8) for name in ("split", "state")}
     before["hashed"] = np.full(len(before["facts"]), -1, np.int8)
     rows = joined([before, new | undecided])

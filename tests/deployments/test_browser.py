@@ -290,6 +290,7 @@ def test_nights_are_told_apart_in_the_list_after_a_week(served: Served, ui: Pref
     within(90, lambda: served.rows("SELECT 1 FROM run WHERE pipeline = 'endless'"), "the start of the endless night")
     served.ask("POST", f"/flow_runs/{cancelled}/set_state", json={"state": {"type": "CANCELLING"}})
     within(90, lambda: served.run(cancelled)["state_type"] == "CANCELLED", "the end of the endless night")
+    assert served.run(cancelled)["name"].endswith(": cancelled")
     [stopped] = served.rows("SELECT status FROM nightly_runs WHERE prefect_flow_run_id = ?", cancelled)
     assert stopped["status"] == "cancelled"
     week = {row["night"]: row for row in served.ended(ended)}
@@ -303,6 +304,7 @@ def test_nights_are_told_apart_in_the_list_after_a_week(served: Served, ui: Pref
     assert (held["state_name"], "held" in held["tags"], "reviews" in held["tags"]) == ("Held", True, True)
     reconciles = [run for run in served.runs() if run["name"] == "reconcile"]
     assert len(reconciles) <= 1
+    ui.page.set_viewport_size({"width": 1000, "height": 1800})
     ui.page.screenshot(path=tmp_path / "runs.png")
 
 

@@ -295,6 +295,8 @@ def test_a_process_that_died_before_it_said_why_was_cancelled_if_prefect_cancels
     run.parameters = {"pipeline": night_rows.pipeline().name}
     reconcile_after_crash(stand_in, run, state)
     assert night_rows.one(database, night.run_id)["status"] == status
+    if status == "cancelled":
+        assert api.read_flow_run(run.id).name == f"{night.pipeline} {night.night}: cancelled"
 
 
 def missed(done: Done, pipeline: str) -> int:
