@@ -94,7 +94,7 @@ def resolve(index: Columns, leaving: Mask, new: Columns, policy: Policy, memory:
     texts = distinct(new["text_key"], removed["text_key"], index["text_key"][touched & ~leaving])
     before = take(index, (touched | among(index["text_key"], texts)) & ~leaving)
     num_new = len(new["facts"])
-    undecided = {"place": np.full(num_new, NEW, np.int32), "label": np.full(num_new, -1, np.int16)}
+    undecided: Columns = {"place": np.full(num_new, NEW, np.int32), "label": np.full(num_new, -1, np.int16)}
     undecided |= {name: np.full(num_new, -1, np.int8) for name in ("split", "state")}
     before["hashed"] = np.full(len(before["facts"]), -1, np.int8)
     rows = joined([before, new | undecided])
