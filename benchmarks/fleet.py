@@ -49,6 +49,7 @@ from nightgate.runs.evaluations import Evaluation
 from nightgate.runs.liveness import Owner
 from nightgate.runs.run_row import RunRow, read_run
 from nightgate.schedule import Night
+from nightgate.sources.source_table import Quarantined
 from nightgate.training.protocol import EpochReport, TrainResult
 
 T = TypeVar("T")
@@ -133,10 +134,16 @@ class Story:
 def write_fleet(db: Database, size: Size) -> list[str]:
     """Write the nights of a fleet into an empty database; returns the names of its pipelines."""
     names = list(WRITTEN[: size.written])
-    with _OneTransaction.of(db) as one, _few_resamples():
+    with _OneTransaction.of(db) as one, few_resamples():
         for name in names:
-            _Writer(one, name, size).write()
-    for number in range(len(names), size.pipelines):
+            Writer(one, name, size).write()
+    return names + add_copies(db, size)
+
+
+def add_copies(db: Database, size: Size) -> list[str]:
+    """Copy the pipelines that are written until there are as many as asked for; returns the names of the copies."""
+    names = []
+    for number in range(size.written, size.pipelines):
         source = WRITTEN[number % size.written]
         names.append(f"{source}-{number:02}")
         db.write(lambda session, source=source, name=names[-1]: _copy(session, source, name))
@@ -165,7 +172,7 @@ class _OneTransaction(Database):
 
 
 @contextmanager
-def _few_resamples() -> Iterator[None]:
+def few_resamples() -> Iterator[None]:
     """The gate's intervals of 100 resamples: its 10,000 to 50,000 take a quarter of a second a night."""
     real = bootstrap._estimate
 
@@ -186,7 +193,9 @@ class _Model:
     predictions: Labels
 
 
-class _Writer:
+class Writer:
+    """Writes the nights of one pipeline."""
+
     def __init__(self, db: Database, name: str, size: Size) -> None:
         self._db, self._name, self._size, self._story = db, name, size, Story(size.nights, size.every)
         self._random = np.random.default_rng(len(name))
@@ -210,10 +219,13 @@ class _Writer:
 
     def write(self) -> None:
         for day in range(self._size.nights):
-            night = _night(day)
-            with time_machine.travel(night.data_until, tick=False) as self._clock:
-                self._write_night(day, night)
+            self.write_night(day)
         self._db.write(self._name_code_versions)
+
+    def write_night(self, day: int) -> None:
+        night = _night(day)
+        with time_machine.travel(night.data_until, tick=False) as self._clock:
+            self._write_night(day, night)
 
     def _write_night(self, day: int, night: Night) -> None:
         before = self._champion
@@ -245,6 +257,7 @@ class _Writer:
         if self._champion is not None:
             fresh = self._evaluated(self._champion, day, refreshed.snapshot.id, run.run_id)
             evaluations.record_of_night(*place, fresh)
+            self._pass(seconds=20)
         records.record_reasons(*place, self._inputs(day, refreshed, pipeline), self._why(refreshed))
         if quiet:
             return self._end(place, "skipped", reason="too few rows are new since the last training")
@@ -411,7 +424,7 @@ class _Writer:
 
     def _train(self, place: tuple[Database, str, int], model: _Model, day: int, resumed_from: int = 0) -> int:
         """Record the epochs of an attempt; returns the best one. That of a night that crashes ends after two."""
-        db, run_id, attempt = place
+        attempt = place[2]
         dies = self._story.crashes(day) and attempt == 1
         at = self._tonight(day)[: max(100, self._size.test_rows // 10)]
         epochs, overfits = self._size.epochs, day in self._story.other_setting or day % 9 == 0
@@ -440,6 +453,10 @@ class _Writer:
             )
             counts = _counts(self._true[at], predicted)
             records.record_epoch(*place, report, report.scores, self._scored(at, predicted), counts)
+            machine = {name: getattr(report, name) for name in ("device", "precision", "engine", "engine_reason")}
+            lifecycle.record_attempt(*place, **machine)
+        if dies:
+            return best
         result = TrainResult(
             best_epoch=best,
             best_model=Path("best"),
@@ -455,7 +472,7 @@ class _Writer:
             micro_batches=1,
             rows_trained=40 * self._rows_a_night,
         )
-        records.record_training(db, run_id, attempt, result)
+        records.record_training(*place, result)
         return best
 
     def _scored(self, at: Labels, predicted: Labels) -> list[SliceScore]:
@@ -493,7 +510,7 @@ class _Writer:
         snapshot_id = f"s-{hashlib.md5(f'{self._name} {number}'.encode()).hexdigest()[:16]}"
         total = self._rows_a_night * (500 + number) + (8_000 if number >= self._story.drop.start else 0)
         new, test = 10 * self._rows_a_night if number == day else 0, self._size.test_rows
-        bad = int(self._random.poisson(1.5)) if new else 0
+        bad = 1 + int(self._random.poisson(1)) if new else 0
         manifest = {
             "id": snapshot_id,
             "pipeline": self._name,
@@ -509,13 +526,17 @@ class _Writer:
             "format": 2,
             "rules": {"classes": []},
         }
+        part = f"{night.date}.csv"
+        quarantined = tuple(
+            Quarantined(f"{part}:{3 + 7 * line}", None, *_UNUSABLE[line % len(_UNUSABLE)], part) for line in range(bad)
+        )
         return Refreshed(
             Snapshot(snapshot_id, self._db.home.snapshots / self._name / snapshot_id, manifest),
-            (),
+            quarantined,
             rows_new=new,
             rows_total=total,
             rows_duplicate=3,
-            parts=(PartCounts(f"{night.date}.csv", new + bad, taken=new, quarantined=bad, bytes=150 * new),),
+            parts=(PartCounts(part, new + bad, taken=new, quarantined=bad, bytes=150 * new),),
             checks=(CheckResult("rows", "passed", 0.0, 0.1, f"{total:,} rows"),),
             relabelled=0,
         )
@@ -565,6 +586,11 @@ class _Writer:
 
 
 _LENIENT = {"min_f1": 0.4, "confidence": 0.6, "margin": 0.03, "min_test_rows": 100, "min_slice_rows": 20}
+_UNUSABLE = (
+    ("unknown_label", "the label is '6 stars'", "six of five"),
+    ("empty_text", "the text is blank", ""),
+    ("bad_time", "the time is 'yesterday'", "yesterday"),
+)
 _STATISTICS = (
     ("label_shares", "", 0.1),
     ("slice_shares", "language", 0.15),
