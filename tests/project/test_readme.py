@@ -21,12 +21,7 @@ from nightgate.config.schedule import Schedule
 from nightgate.config.sources import FilesSource, HubSource, SampleSource, SqlSource
 from nightgate.config.training import Training
 from nightgate.database.transactions import Database
-from nightgate.metrics.drift import DriftStatistic
 from nightgate.pipeline_files import check_pipeline, pipeline_files
-from nightgate.runs import evaluations, lifecycle, records
-from nightgate.runs.evaluations import Evaluation
-from tests.support import night_rows
-from tests.support.judged_nights import Model, judged_night
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
@@ -103,39 +98,7 @@ def test_every_command_and_option_that_is_named_exists(page: str) -> None:
             assert option in known[name] | {"--help"}, f"{name} {option}"
 
 
-@pytest.fixture
-def nights(database: Database) -> Database:
-    """Two nights with evidence, and a newer one with epochs, slices, quarantined rows and drift."""
-    champion = judged_night(database, 0, Model("first", 0.7))
-    judged_night(database, 1, Model("second", 0.65), champion)
-    opened = night_rows.opened(database, 2, trigger="backfill")
-    run = (database, opened.run_id, opened.attempt)
-    records.record_snapshot(*run, night_rows.refreshed(database))
-    labels = {"statistic": "label_shares", "distance": "total_variation", "rows_used": 40, "reference_rows": 300}
-    shift = DriftStatistic(**labels, value=0.4, threshold=0.25, reason="label good: 90.0% of the rows, was 50.0%")
-    records.record_drift(*run, [("champion", shift)])
-    details = (night_rows.slices(), night_rows.confusion())
-    for epoch in (1, 2):
-        records.record_epoch(*run, night_rows.report(epoch), night_rows.scores(), *details)
-    records.record_training(*run, night_rows.trained(best_epoch=2))
-    records.record_test(*run, 2, *details)
-    records.record_decision(*run, night_rows.decision("hold"), night_rows.evidence(1), night_rows.scores())
-    lifecycle.finish_run(*run, "held")
-    came = (opened.data_until, opened.data_until, 240, "F1 0.6 on 240 rows")
-    on_fresh_rows = Evaluation("reviews", "s-1", champion.version or 0, "champion", opened.data_until, *came, f1=0.6)
-    evaluations.record(database, on_fresh_rows, {}, (), "weighted")
-    return database
-
-
-def test_every_query_runs_and_finds_something(nights: Database) -> None:
-    queries = [(page, sql) for page in PAGES for sql in blocks(page, "sql")]
-    assert len(queries) > 8
-    for page, sql in queries:
-        found = nights.frame(sql.replace("'sample'", "'reviews'"))
-        assert len(found) > 0, f"{page}: {sql}"
-
-
-def test_the_views_and_their_columns_are_all_documented(nights: Database) -> None:
+def test_the_views_and_their_columns_are_all_documented(database: Database) -> None:
     page = PAGES["sql.md"]
     documented = {cells[0].strip("`"): cells[2] for cells in table_rows(page) if len(cells) == 3}
     shared = page.split("Columns of `nightly_runs` and `nights`")[1]
@@ -145,11 +108,11 @@ def test_the_views_and_their_columns_are_all_documented(nights: Database) -> Non
     )
     listed["epoch_results"] = listed["metric_history"]
     views = "SELECT name FROM sqlite_master WHERE type = 'view'"
-    if nights.dialect == "postgresql":
+    if database.dialect == "postgresql":
         views = "SELECT table_name AS name FROM information_schema.views WHERE table_schema = current_schema()"
-    assert set(nights.frame(views)["name"]) == set(listed)
+    assert set(database.frame(views)["name"]) == set(listed)
     for view, columns in listed.items():
-        assert set(nights.frame(f"SELECT * FROM {view} LIMIT 0").columns) == columns, view
+        assert set(database.frame(f"SELECT * FROM {view} LIMIT 0").columns) == columns, view
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
