@@ -36,13 +36,13 @@ from nightgate.data.tip import MEMORY, hold_data, keep_out
 from nightgate.database.data_schema import Forgotten
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.refresh_schema import DataCheck, Refresh
-from nightgate.database.schema import Attempt, ModelVersion, QuarantinedRow, Run, Snapshot
+from nightgate.database.schema import Attempt, QuarantinedRow, Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.durable_files import write_whole
 from nightgate.errors import RegistryError, SnapshotError, storage_errors
 from nightgate.home import Home
 from nightgate.registry.compaction import Forest, read_forest
-from nightgate.registry.leakage import line_of
+from nightgate.registry.leakage import REMOVED, learnt_from, trainings
 from nightgate.registry.redaction import has_file, in_deltas, redact_deltas, redact_file, rows_of, texts_of
 from nightgate.registry.versions import require_pipeline
 from nightgate.runs.claim import RESUMABLE
@@ -65,8 +65,6 @@ _SPELLINGS = (
     lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
 )
 _LEARNT = {"train", "validation"}
-REMOVED = "removed"
-"""In place of the split of a row, where a snapshot was removed."""
 
 
 SNAPSHOT, GOLDEN = "rows of a snapshot", "golden rows"
@@ -199,11 +197,11 @@ def _search(db: Database, pipeline_name: str, ids: Collection[str]) -> tuple[Fou
                 continue
             of[one].rows += number
             sides[one].setdefault(folder, set()).add(split)
-    lines = _lines(db, pipeline_name)
+    trained = trainings(db, pipeline_name)
     for one, facts in of.items():
         facts.snapshots = len(sides[one])
         held = sides[one] | _in_memory(db, pipeline_name, one)
-        facts.versions = _known_before(db, pipeline_name, one) | _versions_of(lines, held)
+        facts.versions = _known_before(db, pipeline_name, one) | learnt_from(trained, held, one)
     learnt = {folder for held in sides.values() for folder, splits in held.items() if splits & _LEARNT}
     quotes = _quotes(ids, texts)
     in_database, quarantined = db.read(lambda session: _empty(session, pipeline_name, ids, quotes, dry_run=True))
@@ -270,29 +268,6 @@ def _checkpoints(db: Database, pipeline_name: str, snapshots: Collection[Path]) 
         if db.home.absolute(path) in snapshots:
             found += (db.home.runs / f"seeds-{study}").glob("seed-*")
     return [folder for folder in found if has_checkpoint(folder)]
-
-
-def _lines(db: Database, pipeline_name: str) -> dict[int, list[Path]]:
-    """The snapshots that each version and its ancestors were trained on, its own first."""
-    query = sa.select(ModelVersion.version).where(ModelVersion.pipeline == pipeline_name).order_by(ModelVersion.version)
-    versions = [version for (version,) in _rows(db, query)]
-    return {one: [part.path for part in line_of(db, db.home, pipeline_name, one).snapshots] for one in versions}
-
-
-def _versions_of(lines: dict[int, list[Path]], sides: dict[Path, set[str]]) -> dict[int, str]:
-    """How each version learnt from rows which snapshots hold on these sides."""
-    found = {}
-    for version, snapshots in lines.items():
-        line = [sides.get(path, set()) for path in snapshots]
-        if any("train" in one for one in line[:1]):
-            found[version] = "trained on it"
-        elif any("train" in one for one in line):
-            found[version] = "continued from a version that was trained on it"
-        elif any("validation" in one for one in line):
-            found[version] = "selected by it"
-        elif any(REMOVED in one for one in line):
-            found[version] = "trained on it or selected by it, as far as is known: a snapshot was removed"
-    return found
 
 
 def _known_before(db: Database, pipeline_name: str, row_id: str) -> dict[int, str]:

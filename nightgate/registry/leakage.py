@@ -14,19 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cache
+from datetime import datetime
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from nightgate.config.pipeline import Pipeline
 from nightgate.data.near_duplicates import NearDuplicates, canonical_keys
 from nightgate.data.rules import SPLITS, memory_of
 from nightgate.data.snapshots import Snapshot, open_snapshot, text_keys
 from nightgate.data.split_memory import Keys, SplitMemory, hashes_of
 from nightgate.data.tip import MEMORY, NEAR, Tip, read_tip
+from nightgate.data.training_rows import training_positions
 from nightgate.database import schema
 from nightgate.database.schema import ModelVersion, Run
 from nightgate.database.transactions import Database
@@ -37,6 +41,10 @@ from nightgate.text_rules import NORMALISATION_VERSION
 Mask = NDArray[np.bool_]
 RowKeys = Mapping[str, Keys]
 """Keys of rows by kind: id, text, and cluster where near-duplicates are found."""
+
+
+REMOVED = "removed"
+"""In place of the split of a row, where a snapshot was removed."""
 
 
 @dataclass(frozen=True)
@@ -157,3 +165,77 @@ def _in_rows(snapshot: Snapshot, keys: RowKeys, before: int) -> Mask:
         seen["cluster"] = canonical_keys(texts)
     found = [np.isin(column, seen[kind]) & (column != 0) for kind, column in keys.items()]
     return np.asarray(np.column_stack(found).any(axis=1))
+
+
+# --- which versions learnt from a row ---
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a version was trained on."""
+
+    started_from: int | None
+    snapshot: Path
+    config: dict[str, Any]
+    data_until: datetime
+    rows: int | None
+    """Training rows, where that was recorded."""
+
+    @cached_property
+    def chosen(self) -> frozenset[str] | None:
+        """Ids of the rows that `train_window` and `max_train_rows` let it train on; None: all, or it is not known."""
+        try:
+            pipeline = Pipeline.model_validate(self.config)
+            if not (pipeline.data.train_window or pipeline.training.max_train_rows):
+                return None
+            snapshot = open_snapshot(self.snapshot, verify=False)
+            at = training_positions(snapshot, pipeline, self.data_until)
+            return frozenset(snapshot.rows("train", ["row_id"], at=at)["row_id"]) if len(at) == self.rows else None
+        except (ValueError, OSError):  # of a file that is damaged or of an earlier release
+            return None
+
+    def sides(self, held: dict[Path, set[str]], row_id: str) -> set[str]:
+        """On which sides it saw a row that snapshots hold on these."""
+        found = held.get(self.snapshot, set())
+        is_left_out = "train" in found and self.chosen is not None and row_id not in self.chosen
+        return found - {"train"} if is_left_out else found
+
+
+def trainings(db: Database, pipeline_name: str) -> dict[int, Training]:
+    """What each version was trained on, by number."""
+    stored = schema.Snapshot
+    query = (
+        sa.select(
+            ModelVersion.version,
+            ModelVersion.started_from,
+            stored.path,
+            Run.config,
+            Run.data_until,
+            Run.rows_trained,
+        )
+        .join(Run, Run.run_id == ModelVersion.run_id)
+        .join(stored, (stored.pipeline == Run.pipeline) & (stored.snapshot_id == Run.snapshot_id))
+        .where(ModelVersion.pipeline == pipeline_name)
+        .order_by(ModelVersion.version)
+    )
+    rows = db.read(lambda session: session.execute(query).all())
+    return {row.version: Training(row[1], db.home.absolute(row.path), *row[3:]) for row in rows}
+
+
+def learnt_from(trained: dict[int, Training], held: dict[Path, set[str]], row_id: str) -> dict[int, str]:
+    """How each version learnt from a row which snapshots hold on these sides."""
+    found = {}
+    for version in trained:
+        line, ancestor = list[set[str]](), trained.get(version)
+        while ancestor is not None:
+            line.append(ancestor.sides(held, row_id))
+            ancestor = trained.get(ancestor.started_from or 0)
+        if any("train" in one for one in line[:1]):
+            found[version] = "trained on it"
+        elif any("train" in one for one in line):
+            found[version] = "continued from a version that was trained on it"
+        elif any("validation" in one for one in line):
+            found[version] = "selected by it"
+        elif any(REMOVED in one for one in line):
+            found[version] = "trained on it or selected by it, as far as is known: a snapshot was removed"
+    return found

@@ -21,11 +21,12 @@ from nightgate.data.batches import hash_of_forgotten
 from nightgate.data.refresh import Refreshed, refresh
 from nightgate.data.snapshots import SPLITS, Snapshot, open_snapshot, write_snapshot
 from nightgate.data.tip import kept_out
+from nightgate.data.training_rows import training_rows
 from nightgate.database.data_schema import Forgotten
-from nightgate.database.schema import ModelVersion
+from nightgate.database.schema import ModelVersion, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError, SnapshotError
-from nightgate.registry import data_retention
+from nightgate.registry import data_retention, promotion
 from nightgate.registry.forgetting import (
     CHECKPOINTS,
     ENTRIES,
@@ -276,6 +277,30 @@ def test_a_killed_call_is_finished_by_the_same_call(nights: Database, stop: int)
     [row] = nights.frame("SELECT * FROM forgotten_rows").to_dict("records")
     assert (row["snapshots"], row["rows_redacted"], row["golden_rows"], row["versions"]) == (2, 2, 1, "1, 2")
     assert list(nights.frame("SELECT rows_redacted FROM snapshots ORDER BY recorded_at")["rows_redacted"]) == [1, 1, 0]
+
+
+def test_a_version_whose_training_left_the_row_out_is_not_named(database: Database, tmp_path: Path) -> None:
+    pd.DataFrame(reviews.rows()).to_csv(tmp_path / "r.csv", index=False)
+    source = reviews.files(tmp_path / "r.csv")
+    for day, limit in enumerate((20, 20, 0)):
+        pipeline = reviews.pipeline(source, name="reviews", training__max_train_rows=limit)
+        opened = night_rows.open_run(database, pipeline, replace(night_rows.night(day), trigger="backfill"))
+        refreshed = refresh(pipeline, reviews.NIGHT, database.home)
+        records.record_snapshot(database, opened.run_id, opened.attempt, refreshed)
+        records.record_decision(
+            database, opened.run_id, 1, night_rows.decision(), night_rows.evidence(), night_rows.scores()
+        )
+        promotion.add_version(database, opened.run_id, 1, lambda number: f"models/v{number}", size_bytes=1)
+        # Of the second it is not known.
+        rows = 20 if limit and day == 0 else None
+        database.write(
+            lambda session, of=opened, rows=rows: setattr(session.get_one(Run, of.run_id), "rows_trained", rows)
+        )
+        lifecycle.finish_run(database, opened.run_id, 1, "held")
+    chosen = training_rows(refreshed.snapshot, reviews.pipeline(source, training__max_train_rows=20), opened.data_until)
+    left_out = refreshed.snapshot.rows("train").query("row_id not in @chosen.row_id")["row_id"].iloc[0]
+    assert list(find(database, "reviews", [chosen["row_id"].iloc[0]]).versions) == [1, 2, 3]
+    assert list(find(database, "reviews", [left_out]).versions) == [2, 3]
 
 
 def test_the_command_shows_first_and_names_the_models(nights: Database, monkeypatch: pytest.MonkeyPatch) -> None:
