@@ -28,7 +28,7 @@ class Result:
 
 def at_most(what: str, found: float, limit: float) -> Result:
     """Passes where `found` is at most `limit`; NaN fails."""
-    return Result(what, f"{found:.2g}", f"at most {limit:g}", bool(found <= limit))
+    return Result(what, f"{found:.3g}", f"at most {limit:g}", bool(found <= limit))
 
 
 def exit_code(results: Iterable[Result]) -> int:

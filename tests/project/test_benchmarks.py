@@ -143,6 +143,21 @@ def test_a_quick_run_of_the_refresh_measures_every_night() -> None:
     assert "ok" not in {figures[-1] for figures in found.values()}
 
 
+# --- the history ---
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_history_measures_every_query_command_and_view_on_both_engines() -> None:
+    ran = run("benchmarks.history")
+    assert "Traceback" not in ran.stderr, ran.stderr
+    cells = [line.strip("| ").split(" | ") for line in ran.stdout.splitlines() if line.startswith("| ")]
+    found = {name: figures for name, *figures in cells}
+    assert found.keys() >= {"KiB a night, SQLite", "all time of all pipelines, ms, PostgreSQL", "nights", "status"}
+    views = next(name for name in found if name.startswith("views that DuckDB reads without types"))
+    assert found[views][0] == "0"
+    assert not {name for name, (first, *_) in found.items() if first == "nan"}
+
+
 # --- the gate ---
 
 
