@@ -45,6 +45,14 @@ class Home:
         """Of predictions that are not written out yet, by pipeline; created when first written to."""
         return self.root / "predictions"
 
+    def report(self, run_id: str) -> Path:
+        """The report of a run."""
+        return self.runs / run_id / "report.html"
+
+    def page(self, pipeline: str | None = None) -> Path:
+        """The page of a pipeline's history, or of all pipelines; created when first written."""
+        return self.root / "reports" / (f"{pipeline}/history.html" if pipeline else "pipelines.html")
+
     def relative(self, path: Path) -> str:
         """`path` as the database stores it: relative to the home, with forward slashes."""
         return path.resolve().relative_to(self.root).as_posix()

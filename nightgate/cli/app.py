@@ -29,6 +29,7 @@ from nightgate.cli.options import OutputFormat, PipelineName, TakeOver, date_of,
 from nightgate.cli.parts import evaluate, refresh
 from nightgate.cli.predict import predict
 from nightgate.cli.read import champion, history, status, versions
+from nightgate.cli.report import report
 from nightgate.cli.seeds import seeds
 from nightgate.cli.setup import check, init
 from nightgate.cli.tables_as_text import Format
@@ -373,6 +374,7 @@ COMMANDS = (
     champion,
     versions,
     compare,
+    report,
     evaluate,
     predict,
     snapshots,

@@ -1,4 +1,4 @@
-"""What follows the end of a run, until it is done: the champion link, removal of files, and the report.
+"""What follows the end of a run, until it is done: the champion link, removal of files, the report, and the page.
 
 The end of a run is one transaction; these steps come after it. Each is idempotent, and `closed_at` of the run's row
 records that all are done. The end of a night, the same command again, a retry, the next night of the pipeline and
@@ -49,7 +49,7 @@ def _close(db: Database, row: RunRow, pipeline: Pipeline | None) -> bool:
         ("old versions", lambda: retention.sweep(db, db.home, pipeline or _configured(db, row))),
         # After the versions: those that are left say which snapshots are needed.
         ("old snapshots and runs", lambda: data_retention.sweep(db, pipeline or _configured(db, row))),
-        ("its report", partial(_write_report, db, row)),
+        ("its report or the page of its pipeline", partial(_write_pages, db, row)),
     )
     done = True
     for what, step in steps:
@@ -76,10 +76,12 @@ def _configured(db: Database, row: RunRow) -> Pipeline:
     return Pipeline.model_validate(db.read(lambda session: session.get_one(Run, row.run_id).config))
 
 
-def _write_report(db: Database, row: RunRow) -> None:
+def _write_pages(db: Database, row: RunRow) -> None:
     if row.status == "superseded" and not (db.home.runs / row.run_id).is_dir():
         return  # it did nothing
     # Here and not above: its import would delay the start of a night.
+    from nightgate.pages import page
     from nightgate.reports import report
 
     report.write(db.home, row.run_id)
+    page.write_page(db, db.home.page(row.pipeline), row.pipeline)

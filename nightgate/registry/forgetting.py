@@ -63,6 +63,7 @@ _SPELLINGS = (
     html.escape,
     lambda text: json.dumps(text)[1:-1],
     lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1].replace("<", "\\u003c"),
 )
 _LEARNT = {"train", "validation"}
 
@@ -241,7 +242,8 @@ def _strays(home: Home, pipeline_name: str, forest: Forest) -> Iterator[Path]:
 
 
 def _text_files(db: Database, pipeline_name: str) -> Iterator[Path]:
-    """Logs, reports and jobs of the pipeline's runs and seed studies."""
+    """Logs, reports and jobs of the pipeline's runs and seed studies, and pages of their history."""
+    yield from filter(Path.is_file, (db.home.page(pipeline_name), db.home.page()))
     runs = [run for (run,) in _rows(db, _runs(pipeline_name))]
     studies = sa.select(SeedStudy.study_id).where(SeedStudy.pipeline == pipeline_name)
     runs += [f"seeds-{study}" for (study,) in _rows(db, studies)]

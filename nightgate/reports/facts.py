@@ -32,7 +32,6 @@ from nightgate.home import Home
 from nightgate.reports.shares import SnapshotShares, read_shares
 from nightgate.reports.training_diagnosis import EarlierNight, EpochFacts, Finding, MachineFacts, diagnose
 
-REPORT_FILE = "report.html"
 EARLIER_NIGHTS = 14
 """Earlier nights whose speed is compared with tonight's."""
 
@@ -60,6 +59,8 @@ class ReportFacts:
     label_names: tuple[str, ...]
     report_path: Path
     """Where the HTML file is or will be."""
+    page_path: Path
+    """Where the page of the pipeline's history is or will be."""
     epochs: tuple[Row, ...] = ()
     """Of `epoch_results`, by epoch."""
     own_metrics: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
@@ -134,7 +135,8 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
             run=run,
             pipeline=pipeline,
             label_names=stored["label_names"],
-            report_path=home.runs / run_id / REPORT_FILE,
+            report_path=home.report(run_id),
+            page_path=home.page(run["pipeline"]),
             epochs=epochs,
             own_metrics=own_metrics(db, run_id),
             checks=_rows(db, "SELECT * FROM gate_checks WHERE run_id = :run ORDER BY position", run_id),

@@ -15,7 +15,7 @@ from nightgate.durable_files import write_whole
 from nightgate.home import Home
 from nightgate.rendering import render
 from nightgate.reports import sections, verdict_section
-from nightgate.reports.facts import REPORT_FILE, ReportFacts, gather
+from nightgate.reports.facts import ReportFacts, gather
 from nightgate.reports.page import Page, Section, mark
 
 
@@ -58,7 +58,7 @@ def write(home: Home, run_id: str) -> Path:
         DatabaseError: the database cannot be used.
         StorageError: the file cannot be written.
     """
-    path = home.runs / run_id / REPORT_FILE
+    path = home.report(run_id)
     write_whole(path, as_html(as_page(gather(home, run_id))).encode())
     return path
 

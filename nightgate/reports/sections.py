@@ -337,6 +337,8 @@ def links(facts: ReportFacts) -> list[Block]:
         since = f"  (since {moment(champion.since)})"
         found.append((f"Champion, version {champion.version}", [_path(facts, champion.path), since]))
     found.append(("This report", [Code(str(facts.report_path), href=facts.report_path.name)]))
+    page = _path(facts, facts.page_path)
+    found.append(("All nights in pictures", [page, ", written anew by ", Code(f"nightgate report {run['pipeline']}")]))
     history = f"nightgate history {run['pipeline']} --run {run['run_id']}"
     found += [("Its epochs", [Code(history)])] if facts.epochs else []
     found += [("Its slices", [Code(f"{history} --slices")])] if facts.slices else []
@@ -346,7 +348,8 @@ def links(facts: ReportFacts) -> list[Block]:
 
 
 def _path(facts: ReportFacts, path: Path) -> Code:
-    return Code(str(path), href=quote(os.path.relpath(path, facts.report_path.parent)) + "/")
+    end = "" if path.suffix == ".html" else "/"
+    return Code(str(path), href=quote(os.path.relpath(path, facts.report_path.parent)) + end)
 
 
 def _tone(is_good: bool) -> Tone:

@@ -41,6 +41,8 @@ READING = [
     ["compare", "small", "1", "3"],
     ["gate", "power", "small"],
     ["gate", "replay", "small"],
+    ["report", "small", "--output", "page.html"],
+    ["report", "--all", "--output", "pages.html"],
     ["check", "sample"],
 ]
 

@@ -29,7 +29,7 @@ ROOMS = [
     {"training"},
     {"runs"},
     {"registry"},
-    {"analysis", "prediction"},
+    {"analysis", "pages", "prediction"},
     {"operations", "reports", "setup"},
     {"night"},
     {"cli"},
@@ -54,6 +54,7 @@ LIGHT = {
     "nightgate.training": {"sqlalchemy", "alembic", "prefect"},
     # Thirty nights may wait for their slot at once: what needs torch runs in processes of its own.
     "nightgate.night": {"torch", "transformers", "evaluate", "prefect"},
+    "nightgate.pages": {"torch", "transformers", "evaluate", "prefect"},
     "nightgate.reports": {"torch", "transformers", "evaluate", "prefect"},
     "nightgate.setup": {"torch", "transformers", "evaluate", "prefect"},
 }

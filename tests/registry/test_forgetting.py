@@ -26,6 +26,7 @@ from nightgate.database.data_schema import Forgotten
 from nightgate.database.schema import ModelVersion, Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError, SnapshotError
+from nightgate.pages.page import write_page
 from nightgate.registry import data_retention, promotion
 from nightgate.registry.forgetting import (
     CHECKPOINTS,
@@ -111,6 +112,8 @@ def nights(database: Database) -> Database:
                 "<p>My name is Kim &amp; I said: &quot;call me&quot; about kettle 4</p>"
             )
     database.write(lambda session: setattr(session.get_one(ModelVersion, ("reviews", 2)), "started_from", 1))
+    write_page(database, home.page("reviews"), "reviews")
+    assert b"Lund" in home.page("reviews").read_bytes()
     golden = rows(9).query("split == 'train'").assign(split="test")
     write_snapshot(home.golden / "reviews", golden, RULES, {"label_names": ["bad", "good"]}, name="frozen-0011223344")
     stray = home.snapshots / "reviews" / "s-0000000000000000.damaged-01234567"

@@ -110,6 +110,7 @@ def blank(**changes: Any) -> ReportFacts:
         "label_names": ("1", "2"),
         "attempts": (attempt_row(1),),
         "report_path": Path("/srv/nightgate/runs/1/report.html"),
+        "page_path": Path("/srv/nightgate/reports/reviews/history.html"),
     }
     return ReportFacts(**values | changes)
 
@@ -328,7 +329,9 @@ def test_no_text_becomes_markup_in_the_page() -> None:
     assert [name for name, _ in page.attributes if name.startswith("on")] == []
     targets = [value for name, value in page.attributes if name in {"href", "xlink:href", "src", "srcset", "action"}]
     for value in targets:
-        assert value.startswith(("#", "../../models/", "report.html", "data:image/svg+xml;base64,")), value
+        assert value.startswith(
+            ("#", "../../models/", "../../reports/", "report.html", "data:image/svg+xml;base64,")
+        ), value
     assert len(targets) > 9
     assert page.words.count(SHOWN) >= 8
     assert page.words.count("{{ 7 * 7 }}") >= 8

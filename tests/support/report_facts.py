@@ -196,6 +196,7 @@ def published_night(
         "findings": tuple(diagnose(epoch_facts(epochs), 0.54, machine=MachineFacts(restarts=1, slot="gpu1"))),
         "model_path": home / "models/reviews/v0002",
         "report_path": home / "runs" / run["run_id"] / "report.html",
+        "page_path": home / "reports" / run["pipeline"] / "history.html",
     }
     return ReportFacts(**values | changes)
 

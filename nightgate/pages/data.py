@@ -1,0 +1,177 @@
+"""What the page of a pipeline shows, read from the views: `page_of(db, "sample")` is a dict for JSON."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nightgate.database.transactions import Database
+from nightgate.frames.nights import read_history
+from nightgate.frames.reader import tidy
+from nightgate.pages.columns import by_column, plain
+
+DAYS = 365
+"""Of nights on a page, unless its first night is given."""
+NIGHT_COLUMNS = (
+    *("night", "status", "reason", "run_id", "test_f1", "f1_ci_low", "f1_ci_high", "min_f1", "f1_delta"),
+    *(
+        "champion_version",
+        "champion_f1",
+        "champion_fresh_f1",
+        "rows_total",
+        "rows_new",
+        "rows_quarantined",
+        "test_rows",
+    ),
+    *("best_epoch", "duration_seconds", "gpu_seconds", "break_before", "bridge_before", "bridge_after"),
+    *("later_failure", "alarm"),
+)
+MOST_SLICES = 60
+"""Classes and slices of a page: those with most rows."""
+MOST_CELLS = 60_000
+"""Cells of confusion matrices of a page, some 20 bytes each: those of the newest nights."""
+WEEK = 7
+SURE = 4.0
+"""Standard errors by which a fall is more than the noise of nights."""
+
+
+def page_of(db: Database, pipeline: str, since: date | None = None) -> dict[str, Any]:
+    """All that the page of `pipeline` shows, from the night `since` on.
+
+    Raises:
+        DatabaseError: the database cannot be used.
+    """
+    nights = read_history(db, pipeline, since=since or first_night(db, pipeline))
+    first = nights["night"].iloc[0] if len(nights) else date.max
+    of = _Reader(db, pipeline, first, nights["run_id"])
+    slices, falls = _slices(of, nights)
+    counts = of.rows(
+        "SELECT run_id, CAST(SUM(rows_quarantined) AS INTEGER) AS rows_quarantined FROM refresh_counts "
+        "WHERE {these} GROUP BY run_id"
+    )
+    nights["rows_quarantined"] = pd.Series(counts["rows_quarantined"].to_numpy(), counts["n"], dtype="Int64")
+    return {
+        "kind": "pipeline",
+        "pipeline": pipeline,
+        "nights": by_column(nights, NIGHT_COLUMNS),
+        "epochs": of.columns(
+            "SELECT run_id, epoch, f1, validation_loss, training_loss FROM epoch_results WHERE {these}"
+        ),
+        "slices": slices,
+        "falls": falls,
+        "confusion": by_column(_newest_cells(of), ("n", "true_label", "predicted_label", "count")),
+        "drift": _drift(of, len(nights)),
+        "checks": of.columns(
+            "SELECT run_id, check_name, slice_name, slice_value, outcome FROM gate_checks "
+            "WHERE {these} AND outcome IN ('failed', 'underpowered', 'warning') ORDER BY night, position"
+        ),
+        "changes": of.columns("SELECT run_id, kind, name, before, after FROM night_changes WHERE {these}"),
+        "quarantine": of.table(
+            "SELECT reason, CAST(COUNT(*) - COUNT(resolved_night) AS INTEGER) AS open, "
+            "CAST(COUNT(resolved_night) AS INTEGER) AS resolved, MAX(first_night) AS newest "
+            "FROM quarantined_rows WHERE pipeline = :pipeline GROUP BY reason ORDER BY open DESC, reason"
+        ),
+        "champions": of.table(
+            "SELECT c.model_version, c.valid_from, c.valid_to, c.promoted_by, c.reason, v.test_f1 "
+            "FROM champion_timeline AS c "
+            "JOIN model_versions AS v ON v.pipeline = c.pipeline AND v.version = c.model_version "
+            "WHERE c.pipeline = :pipeline ORDER BY c.valid_from"
+        ),
+    }
+
+
+def first_night(db: Database, pipeline: str | None = None) -> date | None:
+    """The first night of the last year of a pipeline, or of all."""
+    query, parameters = "SELECT MAX(night) AS night FROM nights", {}
+    if pipeline is not None:
+        query, parameters = f"{query} WHERE pipeline = :pipeline", {"pipeline": pipeline}
+    newest = tidy(db.frame(query, parameters))["night"].iloc[0]
+    return None if newest is None else newest - timedelta(days=DAYS - 1)
+
+
+class _Reader:
+    """Rows of the views that belong to the nights of a page."""
+
+    def __init__(self, db: Database, pipeline: str, first: date, runs: pd.Series[Any]) -> None:
+        self._db = db
+        self._parameters = {"pipeline": pipeline, "first": str(first) if db.dialect == "sqlite" else first}
+        self._places = {run: place for place, run in enumerate(runs)}
+
+    def frame(self, query: str) -> pd.DataFrame:
+        used = {name: value for name, value in self._parameters.items() if f":{name}" in query}
+        return tidy(self._db.frame(query, used))
+
+    def table(self, query: str) -> dict[str, Any]:
+        found = self.frame(query)
+        return by_column(found, list(found.columns))
+
+    def rows(self, query: str) -> pd.DataFrame:
+        """Rows of the runs that count, by `n`, the place of their night; `{these}` stands for the page's nights."""
+        found = self.frame(query.format(these="pipeline = :pipeline AND night >= :first"))
+        found.insert(0, "n", found.pop("run_id").map(self._places))
+        found = found[found["n"].notna()]
+        return found.assign(n=found["n"].astype(int)).sort_values("n", kind="stable", ignore_index=True)
+
+    def columns(self, query: str) -> dict[str, Any]:
+        found = self.rows(query)
+        return by_column(found, list(found.columns))
+
+
+def _slices(of: _Reader, nights: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """F1 of each class and slice by night, those with most rows first, and where they fell."""
+    rows = of.rows(
+        "SELECT run_id, slice_name, slice_value, support, f1 FROM slice_results "
+        "WHERE {these} AND split = 'test' AND is_best"
+    )
+    segment = nights["break_before"].notna().astype(int).cumsum()
+    groups = sorted(rows.groupby(["slice_name", "slice_value"]), key=lambda one: -one[1]["support"].mean())
+    shown, falls = [], []
+    for (name, value), some in groups[:MOST_SLICES]:
+        f1 = some.set_index("n")["f1"].reindex(nights.index).astype(float)
+        shown.append({"name": name, "value": value, "support": round(some["support"].mean()), "f1": plain(f1)})
+        if fall := largest_fall(f1, segment):
+            falls.append({"name": name, "value": value, **fall})
+    # Classes first; of each name those with most rows.
+    shown.sort(key=lambda one: (one["name"] != "label", one["name"]))
+    falls.sort(key=lambda fall: fall["after"] - fall["before"])
+    return shown, falls[:5]
+
+
+def largest_fall(f1: pd.Series[float], segment: pd.Series[int]) -> dict[str, Any] | None:
+    """The night `n` from which a week's mean lies furthest below that of the week before, and both means.
+
+    None where no fall is more than noise. Only scores of one `segment`, which are comparable, are compared.
+    """
+    found: list[dict[str, Any]] = []
+    for _, scores in f1.dropna().groupby(segment):
+        week = scores.rolling(WEEK)
+        before, after = week.mean().shift(1), week.mean().shift(1 - WEEK)
+        noise = np.sqrt((week.var().shift(1) + week.var().shift(1 - WEEK)) / WEEK)
+        falls = (before - after).where(before - after > SURE * noise + 0.005).dropna()
+        if len(falls):
+            n: Any = falls.idxmax()
+            found.append({"n": int(n), "before": round(before[n], 4), "after": round(after[n], 4)})
+    return min(found, key=lambda fall: fall["after"] - fall["before"], default=None)
+
+
+def _newest_cells(of: _Reader) -> pd.DataFrame:
+    """Cells of the confusion matrices on test, of as many of the newest nights as there is room for."""
+    cells = of.rows(
+        "SELECT run_id, true_label, predicted_label, count FROM confusion "
+        "WHERE {these} AND split = 'test' AND count > 0"
+    )
+    return cells[cells["n"] > cells["n"].iloc[-MOST_CELLS - 1]] if len(cells) > MOST_CELLS else cells
+
+
+def _drift(of: _Reader, num_nights: int) -> list[dict[str, Any]]:
+    """The value and the threshold of each statistic by night."""
+    rows = of.rows("SELECT run_id, reference, statistic, slice_name, value, threshold FROM data_drift WHERE {these}")
+    found = []
+    for (reference, statistic, name), some in rows.groupby(["reference", "statistic", "slice_name"]):
+        by_night = some.drop_duplicates("n", keep="last").set_index("n").reindex(range(num_nights))
+        columns = {column: plain(by_night[column].astype(float)) for column in ("value", "threshold")}
+        found.append({"reference": reference, "statistic": statistic, "slice_name": name} | columns)
+    return found

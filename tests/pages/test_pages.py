@@ -1,0 +1,221 @@
+"""What pages show, from their data to the file: compact, whole, safe with any text, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from datetime import UTC, date, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from nightgate.cli.app import app
+from nightgate.database.transactions import Database
+from nightgate.pages.columns import by_column
+from nightgate.pages.data import largest_fall, page_of
+from nightgate.pages.page import as_html, write_page
+from tests.support.first_night import copy_first_night
+from tests.support.years import insert_nights
+
+EVIL = "</script><script>alert(1)</script><!-- 'é\u202e\x1b[0m"
+
+
+def data_of(page: str) -> dict[str, Any]:
+    """The data inside a page."""
+    [found] = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page, flags=re.DOTALL)
+    return dict(json.loads(found))
+
+
+# --- columns ---
+
+
+def test_columns_store_repeated_texts_once_and_empty_ones_not_at_all() -> None:
+    frame = pd.DataFrame(
+        {
+            "night": [date(2026, 1, 5), date(2026, 1, 6), date(2026, 1, 7)],
+            "status": ["held", "held", None],
+            "f1": [0.612345678, np.nan, np.inf],
+            "rows": pd.array([3, None, 5], dtype="Int64"),
+            "at": [pd.Timestamp("2026-01-05 03:15", tz="UTC"), pd.NaT, datetime(2026, 1, 7, tzinfo=UTC)],
+            "alarm": [None, None, None],
+        }
+    )
+    stored = by_column(frame, list(frame.columns))
+    assert json.loads(json.dumps(stored)) == {
+        "rows": 3,
+        "columns": {
+            "night": ["2026-01-05", "2026-01-06", "2026-01-07"],
+            "status": {"of": ["held"], "at": [0, 0, None]},
+            "f1": [0.6123, None, None],
+            "rows": [3, None, 5],
+            "at": ["2026-01-05T03:15Z", None, "2026-01-07T00:00Z"],
+        },
+    }
+
+
+# --- falls ---
+
+
+def noisy(*levels: tuple[float, int]) -> pd.Series[float]:
+    """Scores around each level for so many nights, the same every time."""
+    noise = np.random.default_rng(0).normal(0, 0.004, sum(nights for _, nights in levels))
+    return pd.Series(np.concatenate([np.full(nights, level) for level, nights in levels]) + noise)
+
+
+def test_the_largest_fall_begins_on_the_night_from_which_scores_are_lower() -> None:
+    f1 = noisy((0.60, 40), (0.45, 30), (0.44, 30))
+    f1[[12, 38, 45]] = np.nan  # nights that failed
+    fall = largest_fall(f1, pd.Series(0, f1.index))
+    assert fall is not None
+    assert fall["n"] == 40
+    assert fall["before"] == pytest.approx(0.60, abs=0.005)
+    assert fall["after"] == pytest.approx(0.45, abs=0.005)
+
+
+def test_noise_is_no_fall_and_scores_that_are_not_comparable_are_not_compared() -> None:
+    steady = noisy((0.6, 100))
+    assert largest_fall(steady, pd.Series(0, steady.index)) is None
+    broken = noisy((0.6, 50), (0.4, 50))
+    assert largest_fall(broken, pd.Series([0] * 50 + [1] * 50)) is None
+
+
+# --- a pipeline ---
+
+
+@pytest.mark.database
+def test_a_page_has_all_that_the_views_have_of_its_nights(database: Database) -> None:
+    name, _ = insert_nights(database, pipelines=2, nights=60)
+    page = page_of(database, name)
+    query = "SELECT run_id, night, status, test_f1 FROM nights WHERE pipeline = :name ORDER BY night"
+    nights = database.frame(query, {"name": name})
+    stored = page["nights"]["columns"]
+    assert page["nights"]["rows"] == len(nights) == len(stored["night"])
+    assert stored["night"] == [str(night) for night in nights["night"]]
+    assert stored["test_f1"] == [None if pd.isna(f1) else round(f1, 4) for f1 in nights["test_f1"]]
+
+    def number(query: str) -> int:
+        counting = f"SELECT COUNT(*) FROM {query} AND x.run_id IN (SELECT run_id FROM nights)"
+        return int(database.frame(counting, {"name": name}).to_numpy()[0, 0])
+
+    assert page["epochs"]["rows"] == number("epoch_results AS x WHERE x.pipeline = :name") > 0
+    cells = number("confusion AS x WHERE x.pipeline = :name AND x.split = 'test' AND x.count > 0")
+    assert page["confusion"]["rows"] == cells > 0
+    scores = number(
+        "slice_results AS x WHERE x.pipeline = :name AND x.split = 'test' AND x.is_best AND x.f1 IS NOT NULL"
+    )
+    assert sum(value is not None for one in page["slices"] for value in one["f1"]) == scores > 0
+    assert page["slices"][0]["name"] == "label"
+    assert page["champions"]["rows"] == 6
+    assert page["champions"]["columns"]["valid_to"][-1] is None
+    for part in ("epochs", "confusion", "changes"):
+        places = page[part]["columns"].get("n", [])
+        assert places == sorted(places)
+        assert all(0 <= place < len(nights) for place in places)
+
+
+@pytest.mark.database
+def test_since_leaves_earlier_nights_out_and_a_year_is_the_default(database: Database) -> None:
+    [name] = insert_nights(database, pipelines=1, nights=370)
+    assert page_of(database, name)["nights"]["rows"] == 365
+    later = page_of(database, name, date(2027, 3, 1))
+    assert later["nights"]["columns"]["night"][0] == "2027-03-01"
+    assert set(later["epochs"]["columns"]["n"]) <= set(range(later["nights"]["rows"]))
+    assert page_of(database, "unknown")["nights"]["rows"] == 0
+
+
+# --- the file ---
+
+
+class _Loads(HTMLParser):
+    """Addresses that a page loads, handlers and inline styles, which its policy would refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        loading = {"src", "srcset", "data", "style", "background"}
+        self.found += [one for one in attrs if one[0] in loading or one[0].startswith("on")]
+        assert tag not in {"link", "iframe", "base", "object", "img"}
+
+
+def test_a_text_cannot_leave_its_place_and_the_policy_allows_its_own_scripts_alone() -> None:
+    name = EVIL
+    page = as_html(f"Nights of {name}", {"kind": "pipeline", "nights": {"rows": 0, "columns": {}}, "reason": EVIL})
+    assert "alert(1)</script>" not in page
+    assert data_of(page)["reason"] == EVIL
+    assert "\x1b" not in page
+    loads = _Loads()
+    loads.feed(page)
+    assert loads.found == []
+    [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    inside = re.findall(r"<script>(.*?)</script>|<style>(.*?)</style>", page, flags=re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256((a or b).encode()).digest()).decode() for a, b in inside]
+    assert len(hashes) == 3
+    assert sorted(re.findall(r"'sha256-([^']*)'", policy)) == sorted(hashes)
+
+
+@pytest.mark.database
+def test_a_page_links_reports_that_are_there_but_not_from_elsewhere(database: Database, tmp_path: Path) -> None:
+    [name] = insert_nights(database, pipelines=1, nights=3)
+    report = database.home.report(f"{name}-0001")
+    report.parent.mkdir(parents=True)
+    report.write_text("report")
+    page = database.home.page(name)
+    write_page(database, page, name)
+    links = data_of(page.read_text())["nights"]["columns"]["report"]
+    assert links == [None, f"../../runs/{name}-0001/report.html", None]
+    assert (page.parent / links[1]).is_file()
+    write_page(database, tmp_path / "elsewhere.html", name)
+    assert data_of((tmp_path / "elsewhere.html").read_text())["nights"]["columns"]["report"] == [None] * 3
+
+
+# --- the command ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "next_step"),
+    [
+        ([], "--all"),
+        (["sample", "--all"], "--all"),
+        (["--all", "--examples", "3", "--output", "page.html"], "name the pipeline"),
+        (["sample", "--examples", "3"], "--output"),
+        (["no-such"], "sample"),
+    ],
+)
+def test_what_no_page_can_be_made_of_is_refused(arguments: list[str], next_step: str) -> None:
+    done = CliRunner().invoke(app, ["report", *arguments])
+    assert done.exit_code == 2
+    assert next_step in done.stderr
+
+
+@pytest.mark.process
+def test_a_night_leaves_its_pipelines_page_and_examples_come_only_when_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night = copy_first_night(tmp_path / "home")
+    page = night.home / "reports" / "small" / "history.html"
+    assert data_of(page.read_text())["nights"]["rows"] == 1
+    monkeypatch.setenv("NIGHTGATE_HOME", str(night.home))
+    page.unlink()
+    done = CliRunner().invoke(app, ["report", "small"])
+    assert (done.exit_code, done.stdout.strip()) == (0, str(page))
+    plain = data_of(page.read_text())
+    assert "examples" not in plain
+    shown = tmp_path / "with texts.html"
+    done = CliRunner().invoke(app, ["report", "small", "--examples", "4", "--output", str(shown)])
+    assert done.exit_code == 0, done.stderr
+    examples = data_of(shown.read_text())["examples"]
+    assert 1 <= examples["rows"] <= 4
+    assert set(examples["columns"]) == {"true_label", "predicted_label", "text"}
+    assert all(text and text not in page.read_text() for text in examples["columns"]["text"])
