@@ -8,16 +8,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nightgate.frames.champions import champion as champion
     from nightgate.frames.champions import versions as versions
+    from nightgate.frames.changes import changes as changes
+    from nightgate.frames.changes import checks as checks
+    from nightgate.frames.nights import epochs as epochs
     from nightgate.frames.nights import history as history
+    from nightgate.frames.nights import slices as slices
     from nightgate.registry.champions import load_champion as load_champion
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "champion", "history", "load_champion", "versions"]
+__all__ = [
+    *("__version__", "champion", "changes", "checks", "epochs", "history", "load_champion", "slices", "versions"),
+]
 
 _HOMES = {
     "champion": "nightgate.frames.champions",
+    "changes": "nightgate.frames.changes",
+    "checks": "nightgate.frames.changes",
+    "epochs": "nightgate.frames.nights",
     "history": "nightgate.frames.nights",
     "load_champion": "nightgate.registry.champions",
+    "slices": "nightgate.frames.nights",
     "versions": "nightgate.frames.champions",
 }
 

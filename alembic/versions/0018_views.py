@@ -284,6 +284,20 @@ SELECT s.pipeline, s.snapshot_id, s.path, s.test_version, s.rows_total, s.rows_t
        (SELECT CAST(CAST(m.value AS TEXT) AS INTEGER) FROM json_each(s.manifest) AS m WHERE m.key = 'format') AS format
 FROM snapshot AS s
 """,
+    "snapshot_documents": """
+SELECT s.pipeline, s.snapshot_id, CAST(s.manifest AS TEXT) AS manifest
+FROM snapshot AS s
+""",
+    "test_sets": """
+SELECT t.pipeline, t.test_set_id, t.kind, t.num_rows, CAST(t.label_names AS TEXT) AS label_names, t.fingerprints,
+       t.labels, t.seen_at, t.groups, t.slices, t.recorded_at
+FROM test_set AS t
+""",
+    "test_predictions": """
+SELECT t.pipeline, r.night, t.run_id, t.attempt, t.side, t.kind, t.test_set_id, t.model_run_id, t.labels
+FROM test_prediction AS t
+JOIN run AS r ON r.run_id = t.run_id
+""",
     "refreshes": """
 SELECT f.pipeline, f.night, f.refresh_id, f.status, f.reason, f.error_type, f.next_step, f.data_until, f.snapshot_id,
        f.rows_new, f.rows_total, f.label_revision, f.started_at, f.finished_at, f.prefect_flow_run_id

@@ -14,11 +14,12 @@ from typing import Any, cast
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
+from sqlalchemy.orm import Session
 
 from nightgate.analysis.rescoring import newest_judged, rescore
 from nightgate.database.label_meanings import label_meanings, meaning_of_run
-from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.gate.evidence import Rows
 from nightgate.gate.test_window import microseconds
 from nightgate.gate.wording import percent
@@ -90,9 +91,10 @@ class Scored:
 @dataclass(frozen=True)
 class _Facts:
     row: VersionRow
-    run: Run
-    version: ModelVersion
-    snapshot: Snapshot | None
+    run: sa.Row[Any]
+    """Of `nightly_runs`, with its `label_names`, `config` and `environment`."""
+    snapshot: sa.Row[Any] | None
+    """Of `snapshots`."""
     meaning: LabelMeaning
 
     @property
@@ -140,7 +142,7 @@ def rows_in_common(db: Database, first: VersionRow, second: VersionRow) -> Score
 
     Rows that either was trained on are left out, and nights on which labels meant something else.
     """
-    meanings = db.read(lambda session: label_meanings(session, Run.pipeline == first.pipeline))
+    meanings = db.read(lambda session: label_meanings(session, first.pipeline))
     scorings = [
         [
             night
@@ -197,11 +199,23 @@ def scored_now(db: Database, home: Home, first: VersionRow, second: VersionRow) 
 
 
 def _facts(db: Database, row: VersionRow) -> _Facts:
-    def work(session: sa.orm.Session) -> _Facts:
-        run = session.get_one(Run, row.run_id)
-        version = session.get_one(ModelVersion, (row.pipeline, row.version))
-        snapshot = session.get(Snapshot, (row.pipeline, run.snapshot_id)) if run.snapshot_id else None
-        return _Facts(row, run, version, snapshot, meaning_of_run(session, row.run_id))
+    run = selecting(
+        "SELECT r.*, d.label_names, d.config, d.environment FROM nightly_runs AS r "
+        "JOIN run_documents AS d ON d.run_id = r.run_id WHERE r.run_id = :run",
+        {"run": row.run_id},
+    )
+    snapshot = selecting(
+        "SELECT * FROM snapshots WHERE pipeline = :pipeline AND snapshot_id = :snapshot",
+        {"pipeline": row.pipeline, "snapshot": row.snapshot_id},
+    )
+
+    def work(session: Session) -> _Facts:
+        return _Facts(
+            row,
+            session.execute(run).one(),
+            session.execute(snapshot).one_or_none(),
+            meaning_of_run(session, row.run_id),
+        )
 
     return db.read(work)
 
@@ -211,7 +225,7 @@ def _facts(db: Database, row: VersionRow) -> _Facts:
 
 def _versions(a: _Facts, b: _Facts) -> Section:
     pairs = _pairs(a.row, b.row, "version", "night", "status", "run_id", "best_epoch")
-    pairs += _pairs(a.version, b.version, "started_from")
+    pairs += _pairs(a.row, b.row, "started_from")
     return Section("versions", "Versions", tuple(pairs))
 
 
@@ -303,8 +317,7 @@ def _classes(scored: Scored) -> Section:
 
 def _classes_of_own_nights(db: Database, a: _Facts, b: _Facts) -> Section:
     query = (
-        "SELECT slice_value, f1 FROM slice_metrics WHERE run_id = :run_id AND split = 'test' AND slice_name = 'label' "
-        "AND attempt = (SELECT MAX(m.attempt) FROM slice_metrics AS m WHERE m.run_id = :run_id AND m.split = 'test')"
+        "SELECT slice_value, f1 FROM slice_results WHERE run_id = :run_id AND split = 'test' AND slice_name = 'label'"
     )
     first, second = (
         dict(db.frame(query, {"run_id": one.run.run_id}).itertuples(index=False, name=None)) for one in (a, b)
@@ -330,8 +343,8 @@ def _configuration(first: Mapping[str, Any], second: Mapping[str, Any]) -> Secti
 
 def _made_by(a: _Facts, b: _Facts) -> Section:
     pairs = _pairs(a.run, b.run, "code_version", "base_model")
-    pairs += _pairs(a.version, b.version, "base_model_revision")
-    differing = _differing(a.version.environment or {}, b.version.environment or {})
+    pairs += _pairs(a.row, b.row, "base_model_revision")
+    differing = _differing(a.run.environment or {}, b.run.environment or {})
     note = "" if differing else "in the same environment"
     return Section("made_by", "Code, base model, environment", (*pairs, *differing), note)
 

@@ -13,16 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import sqlalchemy as sa
 
 from nightgate.analysis.rescoring import Rescored
 from nightgate.config.gate import Gate
 from nightgate.database.label_meanings import label_meanings
-from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.gate.decide import decide
 from nightgate.gate.decision import Decision, Verdict
@@ -45,6 +44,21 @@ NO_CONFIG: Mapping[str, Any] = {"gate": {}}
 
 Rescorer = Callable[[str, VersionRow, tuple[str, ...], tuple[str, ...]], Rescored]
 """Scores a version on the test rows (fingerprints) of a run, and on its golden rows unless these are ()."""
+
+
+@dataclass(frozen=True)
+class JudgedRun:
+    """A run with a verdict, as stored."""
+
+    night: date
+    run_id: str
+    status: str
+    verdict: Verdict
+    champion_version: int | None
+    test_version: str | None
+    metric_key: str | None
+    label_names: Sequence[str]
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -133,7 +147,7 @@ def replay(
 
 
 def _night(
-    run: Run,
+    run: JudgedRun,
     version: VersionRow | None,
     policy: Gate,
     decision: Decision,
@@ -159,7 +173,7 @@ def _night(
         run_id=run.run_id,
         status=run.status,
         model_version=scored.model_version,
-        verdict=cast("Verdict", run.verdict),
+        verdict=run.verdict,
         replayed=decision.verdict,
         reason=decision.reason,
         candidate_f1=scored.test_f1,
@@ -171,18 +185,16 @@ def _night(
     )
 
 
-def judged_runs(db: Database, pipeline: str, since: date | None = None) -> list[Run]:
+def judged_runs(db: Database, pipeline: str, since: date | None = None) -> list[JudgedRun]:
     """Runs with a verdict that count for their nights, oldest first, without dry runs."""
-    counting = sa.text("SELECT run_id FROM nights WHERE pipeline = :pipeline").bindparams(pipeline=pipeline)
-    query = sa.select(Run).where(Run.pipeline == pipeline, Run.verdict.is_not(None), Run.dry_run.is_(False))
-    if since is not None:
-        query = query.where(Run.night >= since)
-
-    def work(session: sa.orm.Session) -> list[Run]:
-        ids = set(session.scalars(counting))
-        return [run for run in session.scalars(query.order_by(Run.night)) if run.run_id in ids]
-
-    return db.read(work)
+    query = selecting(
+        "SELECT n.night, n.run_id, n.status, n.verdict, n.champion_version, n.test_version, n.metric_key, "
+        "d.label_names, d.config FROM nights AS n JOIN run_documents AS d ON d.run_id = n.run_id "
+        "WHERE n.pipeline = :pipeline AND n.verdict IS NOT NULL AND NOT n.dry_run AND n.night >= :since "
+        "ORDER BY n.night",
+        {"pipeline": pipeline, "since": since or date.min},
+    )
+    return db.read(lambda session: [JudgedRun(**row._mapping) for row in session.execute(query)])
 
 
 class Chain:
@@ -193,7 +205,7 @@ class Chain:
     ) -> None:
         self._by_number: dict[int | None, VersionRow] = {version.version: version for version in made}
         self._begin_with(first)
-        self.meanings = db.read(lambda session: label_meanings(session, Run.pipeline == pipeline))
+        self.meanings = db.read(lambda session: label_meanings(session, pipeline))
         self._db, self._pipeline, self._rescorer = db, pipeline, rescorer
         self._known: dict[tuple[str, str], dict[str, Given]] = {}
 
@@ -202,7 +214,7 @@ class Chain:
         self.champion = self._by_number.get(evidence.champion.version) if evidence.champion else None
         self.anchor = self._by_number.get(evidence.anchor.version) if evidence.anchor else None
 
-    def decide(self, run: Run, candidate: VersionRow | None, evidence: Evidence, policy: Gate) -> ChainNight:
+    def decide(self, run: JudgedRun, candidate: VersionRow | None, evidence: Evidence, policy: Gate) -> ChainNight:
         """Decide the night against the chain's champion, which a promoted candidate replaces.
 
         Where a person has accepted labels that mean something else, the chain begins anew with that champion.
@@ -224,7 +236,7 @@ class Chain:
         f1 = measured.champion.f1 if measured.champion else None
         return ChainNight(decision.verdict, decision.reason, champion_version, f1)
 
-    def _with_own_sides(self, run: Run, evidence: Evidence, policy: Gate) -> Evidence | str:
+    def _with_own_sides(self, run: JudgedRun, evidence: Evidence, policy: Gate) -> Evidence | str:
         """The night's evidence with the chain's champion and anchor, or why there is none."""
         bare = replace(evidence, champion=None, anchor=None, champion_nights=None)
         if self.champion is None:

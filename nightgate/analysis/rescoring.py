@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from nightgate.data import golden_rows as golden
 from nightgate.data.snapshots import open_snapshot
-from nightgate.database.gate_schema import GateSide
 from nightgate.database.label_meanings import meaning_of_run
-from nightgate.database.schema import Run, Snapshot
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.errors import ModelError, RegistryError, SnapshotError
 from nightgate.gate.evidence import Labels, Mask
 from nightgate.home import Home
@@ -80,10 +77,10 @@ def rescore(
     folders = {name: version.folder(home) for name, version in versions.items()}
     for folder in folders.values():
         verify_version(folder)
-    query = (
-        sa.select(Run.pipeline, Run.config, Run.label_names, Snapshot.path)
-        .join(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
-        .where(Run.run_id == run_id)
+    query = selecting(
+        "SELECT d.pipeline, d.config, d.label_names, s.path FROM run_documents AS d "
+        "JOIN snapshots AS s ON s.pipeline = d.pipeline AND s.snapshot_id = d.snapshot_id WHERE d.run_id = :run",
+        {"run": run_id},
     )
     pipeline, config, label_names, path = db.read(lambda session: session.execute(query).one())
     snapshot = home.absolute(path)
@@ -132,12 +129,13 @@ def newest_judged(db: Database, pipeline: str) -> str:
     Raises:
         RegistryError: there is none.
     """
-    query = (
-        sa.select(Run.run_id)
-        .where(Run.pipeline == pipeline, Run.run_id.in_(sa.select(GateSide.run_id)))
-        .order_by(Run.data_until.desc(), Run.started_at.desc())
+    query = selecting(
+        "SELECT run_id FROM nightly_runs WHERE pipeline = :pipeline AND run_id IN "
+        "(SELECT g.run_id FROM gate_sides AS g WHERE g.pipeline = :pipeline) "
+        "ORDER BY data_until DESC, started_at DESC LIMIT 1",
+        {"pipeline": pipeline},
     )
-    found = db.read(lambda session: session.scalars(query).first())
+    found: str | None = db.read(lambda session: session.execute(query).scalar())
     if found is None:
         raise RegistryError(f"no night of {pipeline} has stored evidence", next_step=f"run `nightgate run {pipeline}`")
     return found

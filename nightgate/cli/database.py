@@ -1,4 +1,4 @@
-"""Commands on the metrics database: db upgrade and db backup."""
+"""Commands on the metrics database: db upgrade, backup, export and grant-reader."""
 
 from __future__ import annotations
 
@@ -49,3 +49,43 @@ def back_up_database(
         raise typer.Exit(1)
     back_up(url, target)
     say(f"{target}: {naturalsize(target.stat().st_size)}, verified")
+
+
+@database_app.command("export")
+def export_database(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that does not exist yet.")],
+    pipeline: Annotated[str | None, typer.Option(metavar="NAME", help="Only the rows of this pipeline.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+) -> None:
+    """Write every view to a Parquet file.
+
+    With types, for pandas, DuckDB and Polars.
+    """
+    from humanize import naturalsize
+
+    from nightgate.cli.options import name_of
+    from nightgate.frames.export import export
+    from nightgate.frames.reader import open_reader
+
+    target = user_path(folder).absolute()
+    with open_reader() as db:
+        rows = export(db, target, name_of(pipeline) if pipeline else None, force=force)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    say(f"{target}: {len(rows)} views, {sum(rows.values()):,} rows, {naturalsize(size)}")
+
+
+@database_app.command("grant-reader")
+def let_read(
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="A role of PostgreSQL, such as that of the analysts.")],
+) -> None:
+    """Let a role of PostgreSQL read the views, and no table.
+
+    All commands that read work with it, and views of later versions are added by `db upgrade`.
+    """
+    from nightgate.database.readers import grant_reader
+    from nightgate.database.views import VIEWS
+    from nightgate.frames.reader import open_reader
+
+    with open_reader() as db:
+        grant_reader(db, role)
+        say(f"{role} may read the {len(VIEWS)} views of {db.name}, and no table")

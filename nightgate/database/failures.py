@@ -46,7 +46,10 @@ _DAMAGED = Failure(
 
 _POSTGRESQL_FAILURES = {
     "25006": _READ_ONLY,
-    "42501": Failure("{name} forbids this: {detail}", "grant this user the right, or use another user in the URL"),
+    "42501": Failure(
+        "{name} forbids this: {detail}",
+        "use another user in the URL; `nightgate db grant-reader ROLE` lets a role read",
+    ),
     "53100": _FULL,
     **dict.fromkeys(("42P01", "42703", "3F000"), _OUTDATED),
     **dict.fromkeys(("42P07", "42710"), _OCCUPIED),

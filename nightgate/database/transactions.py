@@ -29,6 +29,7 @@ from nightgate.database.connection import (
     unchanged,
 )
 from nightgate.database.failures import UPGRADE
+from nightgate.database.views import grant_views, readers_of
 from nightgate.database_urls import safe_url
 from nightgate.errors import DatabaseError, storage_errors
 from nightgate.home import Home
@@ -159,7 +160,8 @@ class Database:
 
     def _check_home(self) -> None:
         def recorded(session: Session) -> str | None:
-            return session.scalar(sa.select(schema.Setting.value).where(schema.Setting.key == "home_id"))
+            found: str | None = session.scalar(sa.text("SELECT value FROM reading WHERE key = 'home_id'"))
+            return found
 
         known = self.read(recorded)
         if known is None:
@@ -266,7 +268,9 @@ def migrating(url: str, *, patience: float = PATIENCE) -> Iterator[tuple[Connect
         revision, ours = _state(connection, safe_url(parsed))
         if revision is not None and not (ours and revision in {earlier.REVISION, *_known_revisions()}):
             raise _wrong_revision(parsed, revision, ours=ours)
+        readers = readers_of(connection)
         yield connection, revision
+        grant_views(connection, readers)
         if engine.dialect.name == "sqlite" and (
             broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()
         ):
@@ -283,14 +287,17 @@ def _state(connection: Connection, name: str) -> tuple[str | None, bool]:
     Raises:
         DatabaseError: it holds several revisions.
     """
-    tables = set(sa.inspect(connection).get_table_names())
+    tables, views = sa.inspect(connection).get_table_names(), sa.inspect(connection).get_view_names()
     if "alembic_version" not in tables:
         return None, not tables
-    revisions = sorted(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars())
+    query = "SELECT version_num FROM alembic_version"
+    if "reading" in views:  # a reader may have rights on the views alone
+        query = "SELECT value FROM reading WHERE key = 'revision'"
+    revisions = sorted(connection.exec_driver_sql(query).scalars())
     if len(revisions) > 1:
         raise _several_revisions(name, revisions)
     revision = revisions[0] if revisions else None
-    return revision, {"setting", "run"} <= tables or revision is None
+    return revision, {"setting", "run"} <= set(tables) or revision is None
 
 
 def _known_revisions() -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nightgate.frames.reader import open_reader, tidy
+from nightgate.frames.reader import open_reader, select
 
 
 def quarantine(
@@ -21,7 +21,7 @@ def quarantine(
     parameters = {"pipeline": pipeline, "reason": reason, "limit": limit}
     order = "ORDER BY first_night DESC, last_night DESC, position LIMIT :limit"
     with open_reader() as db:
-        frame = db.frame(f"SELECT * FROM quarantined_rows {where} {order}", parameters)
+        frame = select(db, f"SELECT * FROM quarantined_rows {where} {order}", parameters)
         by_reason = "GROUP BY reason ORDER BY COUNT(*) DESC, reason"
         counts = db.frame(f"SELECT reason, COUNT(*) FROM quarantined_rows {where} {by_reason}", parameters)
-    return tidy(frame), {str(name): int(count) for name, count in counts.itertuples(index=False)}
+    return frame, {str(name): int(count) for name, count in counts.itertuples(index=False)}

@@ -1,16 +1,20 @@
-"""Open the metrics database to read it, and give its frames the same types from both engines."""
+"""Open the metrics database to read it, choose nights, and give frames the same types from both engines."""
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
+from typing import Any
 
 import pandas as pd
-import sqlalchemy as sa
 
-from nightgate.database.column_types import UtcTime
-from nightgate.database.schema import METADATA
+from nightgate.database.column_types import as_text
 from nightgate.database.transactions import Database
+from nightgate.database.views import kind_of
+from nightgate.errors import RegistryError
 from nightgate.home import home_for_reading
+
+Day = date | str
+"""A date, or text such as 2026-01-05."""
 
 
 def open_reader() -> Database:
@@ -23,21 +27,91 @@ def open_reader() -> Database:
     return Database.open(home_for_reading(), any_home=True)
 
 
-def tidy(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` with the same types from both engines: aware times, `date` nights, booleans and nullable integers."""
-    kinds = {column.name: column.type for table in METADATA.tables.values() for column in table.columns}
-    kinds |= dict.fromkeys(("promoted_at", "ended_at"), UtcTime())
-    kinds |= dict.fromkeys(("attempts", "model_version"), sa.Integer())
+def chosen(
+    db: Database,
+    pipeline: str | None,
+    run: str | None = None,
+    since: Day | None = None,
+    until: Day | None = None,
+    limit: int | None = None,
+    *,
+    details: bool = True,
+) -> tuple[str, dict[str, Any]]:
+    """The condition on rows `x` (pipeline, night, run_id) of these nights' runs that count, and its parameters.
+
+    Args:
+        pipeline: None: all.
+        run: a run id, whether or not it counts, or "latest", the newest night's of each pipeline.
+        since, until: the first and the last night, both included.
+        limit: the newest nights of each pipeline, so many.
+        details: whether `x` is a view of rows of all runs, not `nights`.
+
+    Raises:
+        RegistryError: there is no such run.
+    """
+    if run == "latest":
+        run, limit = None, 1
+    days = {name: date.fromisoformat(str(day)) for name, day in (("since", since), ("until", until)) if day is not None}
+    given: dict[str, Any] = days | ({} if pipeline is None else {"pipeline": pipeline})
+    conditions = {"pipeline": "x.pipeline = :pipeline", "since": "x.night >= :since", "until": "x.night <= :until"}
+    where = " AND ".join(conditions[name] for name in given) or "1 = 1"
+    if run is not None:
+        _must_exist(db, pipeline, run)
+        return f"{where} AND x.run_id = :run", given | {"run": run}
+    if limit is None:
+        counting = f" AND x.run_id IN (SELECT x.run_id FROM nights AS x WHERE {where})"
+        return where + (counting if details else ""), given
+    newest = (
+        "SELECT x.run_id, ROW_NUMBER() OVER (PARTITION BY x.pipeline ORDER BY x.night DESC) AS place "
+        f"FROM nights AS x WHERE {where}"
+    )
+    counted = f"SELECT c.run_id FROM ({newest}) AS c WHERE c.place <= :limit"
+    return f"{where} AND x.run_id IN ({counted})", given | {"limit": limit}
+
+
+def _must_exist(db: Database, pipeline: str | None, run: str) -> None:
+    found = db.frame("SELECT pipeline FROM nightly_runs WHERE run_id = :run", {"run": run})["pipeline"]
+    if found.empty or pipeline not in {None, found.iloc[0]}:
+        raise RegistryError(
+            f"pipeline {pipeline} has no run {run}" if pipeline else f"there is no run {run}",
+            next_step=f"choose a run_id from `nightgate history {pipeline or 'PIPELINE'} --format csv`",
+        )
+
+
+def select(db: Database, query: str, parameters: dict[str, Any] | None = None, *, view: str = "") -> pd.DataFrame:
+    """The frame of a query on the views, typed as `tidy` does.
+
+    Args:
+        parameters: dates and aware times too, which SQLite stores as text.
+    """
+    return tidy(db.frame(query, {name: _stored(db, value) for name, value in (parameters or {}).items()}), view)
+
+
+def _stored(db: Database, value: Any) -> Any:
+    if db.dialect == "postgresql" or not isinstance(value, date):
+        return value
+    return as_text(value.astimezone(UTC)) if isinstance(value, datetime) else str(value)
+
+
+def tidy(frame: pd.DataFrame, view: str = "") -> pd.DataFrame:
+    """`frame` with the same types from both engines: aware times (UTC), `datetime.date`, booleans, nullable integers,
+    floats. Missing text is NaN or None.
+
+    Args:
+        view: whose columns these are, where their names mean something else elsewhere (`precision`, `value`).
+    """
     for name in frame.columns:
-        kind = kinds.get(name)
-        if isinstance(kind, UtcTime):
-            frame[name] = pd.to_datetime(frame[name], utc=True, format="ISO8601")
-        elif isinstance(kind, sa.Date):
-            values = frame[name].astype(object).where(frame[name].notna(), None)
-            nights = [date.fromisoformat(value) if isinstance(value, str) else value for value in values]
-            frame[name] = pd.Series(nights, index=frame.index, dtype=object)
-        elif isinstance(kind, sa.Boolean):
-            frame[name] = frame[name].astype(bool)
-        elif isinstance(kind, sa.Integer):
-            frame[name] = frame[name].astype("Int64")
+        kind, column = kind_of(view, name), frame[name]
+        if kind == "time":
+            frame[name] = pd.to_datetime(column, utc=True, format="ISO8601")
+        elif kind == "date":
+            values = column.astype(object).where(column.notna(), None)
+            days = [date.fromisoformat(value) if isinstance(value, str) else value for value in values]
+            frame[name] = pd.Series(days, index=frame.index, dtype=object)
+        elif kind == "boolean":
+            frame[name] = column.astype("boolean" if column.isna().any() else bool)
+        elif kind == "integer":
+            frame[name] = column.astype("Int64")
+        elif kind == "number" and pd.api.types.infer_dtype(column) != "string":
+            frame[name] = column.astype(float)
     return frame

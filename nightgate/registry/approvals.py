@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from nightgate.database.schema import Approval, ModelVersion, Run
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.registry import anchors
 from nightgate.registry.freezes import require_reason
@@ -66,28 +67,15 @@ def request(
 
 def open_approvals(db: Database, pipeline: str | None = None) -> list[Waiting]:
     """Candidates that wait for approval, oldest first."""
-    query = (
-        sa.select(
-            Run.run_id,
-            Run.pipeline,
-            Run.night,
-            ModelVersion.version,
-            Run.test_f1,
-            Approval.expected_version,
-            Run.champion_f1,
-            Approval.requested_at,
-            Approval.deadline,
-            Run.reason,
-            Run.prefect_flow_run_id,
-        )
-        .join(Run, Run.run_id == Approval.run_id)
-        .join(ModelVersion, ModelVersion.run_id == Approval.run_id)
-        .where(Approval.decision.is_(None), Run.status == "waiting")
-        .order_by(Approval.requested_at)
+    query = selecting(
+        "SELECT r.run_id, r.pipeline, r.night, a.model_version AS version, r.test_f1, "
+        "a.expected_version AS champion_version, r.champion_f1, a.requested_at, a.deadline, r.reason, "
+        "r.prefect_flow_run_id FROM approvals AS a JOIN nightly_runs AS r ON r.run_id = a.run_id "
+        "WHERE a.decision IS NULL AND r.status = 'waiting' AND a.model_version IS NOT NULL "
+        f"{'' if pipeline is None else 'AND a.pipeline = :pipeline '}ORDER BY a.requested_at",
+        {} if pipeline is None else {"pipeline": pipeline},
     )
-    if pipeline is not None:
-        query = query.where(Run.pipeline == pipeline)
-    return db.read(lambda session: [Waiting(*row) for row in session.execute(query)])
+    return db.read(lambda session: [Waiting(**row._mapping) for row in session.execute(query)])
 
 
 def command(pipeline: str, run_id: str) -> str:

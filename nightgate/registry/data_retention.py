@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,9 @@ from sqlalchemy.orm import Session
 from nightgate.config.pipeline import Pipeline, Retention
 from nightgate.data.snapshots import ONE_FILE
 from nightgate.data.tip import hold_data, read_tip
-from nightgate.database.gate_schema import SeedStudy
-from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import ModelVersion, Run, Snapshot
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.registry.compaction import compact
 from nightgate.registry.retention import needed
 from nightgate.runs.claim import RESUMABLE
@@ -104,17 +103,23 @@ def listing(db: Database, name: str, retention: Retention | None = None) -> pd.D
     """
     import pandas as pd
 
-    newest = sa.select(Run.config["retention"]).where(Run.pipeline == name).order_by(Run.started_at.desc()).limit(1)
-    runs = sa.select(Run.snapshot_id, Run.run_id, Run.night, Run.rows_new).where(Run.pipeline == name)
-    refreshes = sa.select(Refresh.snapshot_id, Refresh.night, Refresh.rows_new).where(Refresh.pipeline == name)
+    named = {"pipeline": name}
+    newest = selecting(
+        "SELECT config FROM run_documents WHERE pipeline = :pipeline ORDER BY started_at DESC LIMIT 1", named
+    )
+    refreshes = selecting(
+        "SELECT snapshot_id, night, rows_new FROM refreshes WHERE pipeline = :pipeline ORDER BY started_at DESC", named
+    )
+    snapshots = selecting("SELECT * FROM snapshots WHERE pipeline = :pipeline ORDER BY recorded_at", named)
 
     def work(session: Session) -> list[dict[str, Any]]:
         used: dict[str, list[sa.Row[Any]]] = {}
-        for run in session.execute(runs.order_by(Run.started_at)):
+        for run in _runs(session, name):
             used.setdefault(run.snapshot_id, []).append(run)
         # The first of each snapshot is the last that is written here.
-        made = {one.snapshot_id: one for one in session.execute(refreshes.order_by(Refresh.started_at.desc()))}
-        limits = retention or Retention.model_validate(session.scalar(newest) or {})
+        made = {one.snapshot_id: one for one in session.execute(refreshes)}
+        config = session.execute(newest).scalar()
+        limits = retention or Retention.model_validate(config["retention"] if config else {})
         kept = kept_snapshots(session, name, limits)
         return [
             {
@@ -122,8 +127,7 @@ def listing(db: Database, name: str, retention: Retention | None = None) -> pd.D
                 "night": first.night if first else None,
                 "rows": row.rows_total - row.rows_redacted,
                 "rows_new": first.rows_new if first else None,
-                "bytes": row.manifest.get("bytes")
-                or sum(file["bytes"] for file in row.manifest.get("files", {}).values()),
+                "bytes": row.bytes or 0,
                 "kept": f"removed {row.files_removed_at:%Y-%m-%d}"
                 if row.files_removed_at
                 else kept.get(row.snapshot_id, "until the next night ends"),
@@ -133,9 +137,7 @@ def listing(db: Database, name: str, retention: Retention | None = None) -> pd.D
                 "data_until": row.data_until,
                 "path": row.path,
             }
-            for row in session.scalars(
-                sa.select(Snapshot).where(Snapshot.pipeline == name).order_by(Snapshot.recorded_at)
-            )
+            for row in session.execute(snapshots)
             for users in [used.get(row.snapshot_id, [])]
             for first in [users[0] if users else made.get(row.snapshot_id)]
         ]
@@ -146,29 +148,41 @@ def listing(db: Database, name: str, retention: Retention | None = None) -> pd.D
 
 def kept_snapshots(session: Session, name: str, retention: Retention) -> dict[str, str]:
     """Why each snapshot of a pipeline is kept, by id; one that may be removed is not in it."""
-    newest = (
-        sa.select(Snapshot.snapshot_id)
-        .outerjoin(Run, (Run.pipeline == Snapshot.pipeline) & (Run.snapshot_id == Snapshot.snapshot_id))
-        .where(Snapshot.pipeline == name, Snapshot.files_removed_at.is_(None))
-        .group_by(Snapshot.snapshot_id, Snapshot.recorded_at)
-        .order_by(sa.func.coalesce(sa.func.max(Run.data_until), Snapshot.recorded_at).desc())
-        .limit(retention.snapshots)
+    runs = _runs(session, name)
+    used = sorted((run for run in runs if run.snapshot_id), key=lambda run: run.data_until)
+    until = {run.snapshot_id: run.data_until for run in used}
+    there = session.execute(
+        selecting(
+            "SELECT snapshot_id, recorded_at FROM snapshots WHERE pipeline = :pipeline AND files_removed_at IS NULL",
+            {"pipeline": name},
+        )
+    ).all()
+    newest = sorted(there, key=lambda row: until.get(row.snapshot_id, row.recorded_at), reverse=True)
+    studies = session.execute(
+        selecting(
+            "SELECT study_id, snapshot_id FROM seed_studies WHERE pipeline = :pipeline AND finished_at IS NULL",
+            {"pipeline": name},
+        )
     )
-    last = (
-        sa.select(Run.snapshot_id)
-        .where(Run.pipeline == name, Run.snapshot_id.is_not(None))
-        .order_by(Run.data_until.desc())
-        .limit(1)
-    )
-    studies = sa.select(SeedStudy).where(SeedStudy.pipeline == name, SeedStudy.finished_at.is_(None))
     return {
         # However many refreshes come after it: the new rows of the next night are counted from it.
-        **dict.fromkeys(session.scalars(last), "the last night"),
-        **dict.fromkeys(session.scalars(newest), "newest"),
-        **{study.snapshot_id: f"seed study {study.study_id}" for study in session.scalars(studies)},
-        **{snapshot: f"run {run_id} can go on" for run_id, snapshot in _unfinished(session, name) if snapshot},
+        **{run.snapshot_id: "the last night" for run in used[-1:]},
+        **{row.snapshot_id: "newest" for row in newest[: retention.snapshots]},
+        **{study.snapshot_id: f"seed study {study.study_id}" for study in studies},
+        **{run.snapshot_id: f"run {run.run_id} can go on" for run in _unfinished(runs) if run.snapshot_id},
         **dict(_of_versions(session, name)),
     }
+
+
+def _runs(session: Session, name: str) -> Sequence[sa.Row[Any]]:
+    """Every run of a pipeline, oldest first."""
+    session.flush()
+    query = selecting(
+        "SELECT run_id, night, dry_run, status, snapshot_id, rows_new, data_until FROM nightly_runs "
+        "WHERE pipeline = :pipeline ORDER BY started_at, run_id",
+        {"pipeline": name},
+    )
+    return session.execute(query).all()
 
 
 def _of_versions(session: Session, name: str) -> Iterator[tuple[str, str]]:
@@ -176,18 +190,11 @@ def _of_versions(session: Session, name: str) -> Iterator[tuple[str, str]]:
 
     Of its ancestors' snapshots, those of earlier releases too: only their rows show what the version has seen.
     """
-    query = (
-        sa.select(
-            ModelVersion.version,
-            ModelVersion.started_from,
-            ModelVersion.files_removed_at,
-            Snapshot.snapshot_id,
-            Snapshot.manifest["format"].as_integer().label("format"),
-        )
-        .join(Run, Run.run_id == ModelVersion.run_id)
-        .join(Snapshot, (Snapshot.pipeline == Run.pipeline) & (Snapshot.snapshot_id == Run.snapshot_id))
-        .where(ModelVersion.pipeline == name)
-        .order_by(ModelVersion.version)
+    query = selecting(
+        "SELECT v.version, v.started_from, v.files_removed_at, s.snapshot_id, s.format FROM model_versions AS v "
+        "JOIN snapshots AS s ON s.pipeline = v.pipeline AND s.snapshot_id = v.snapshot_id "
+        "WHERE v.pipeline = :pipeline ORDER BY v.version",
+        {"pipeline": name},
     )
     versions = {row.version: row for row in session.execute(query)}
     for row in versions.values():
@@ -201,18 +208,12 @@ def _of_versions(session: Session, name: str) -> Iterator[tuple[str, str]]:
             ancestor = versions.get(ancestor.started_from)
 
 
-def _unfinished(session: Session, name: str) -> set[tuple[str, str | None]]:
-    """Runs, each with its snapshot, that are at work or wait, or that a claim of their night would resume."""
-    query = (
-        sa.select(Run.night, Run.dry_run, Run.run_id, Run.snapshot_id, Run.status)
-        .where(Run.pipeline == name, Run.status.not_in(("superseded", "missed")))
-        .order_by(Run.started_at, Run.run_id)
-    )
-    runs = session.execute(query).all()
-    latest = {(run.night, run.dry_run): run for run in runs}.values()
+def _unfinished(runs: Sequence[sa.Row[Any]]) -> list[sa.Row[Any]]:
+    """Of `_runs`, those that are at work or wait, or that a claim of their night would resume."""
+    begun = [run for run in runs if run.status not in {"superseded", "missed"}]
+    latest = {(run.night, run.dry_run): run for run in begun}.values()
     going_on = [run for run in latest if run.status in RESUMABLE]
-    going_on += [run for run in runs if run.status in {"running", "waiting"}]
-    return {(run.run_id, run.snapshot_id) for run in going_on}
+    return going_on + [run for run in begun if run.status in {"running", "waiting"}]
 
 
 def _old_runs(session: Session, runs: Path, pipeline: Pipeline) -> list[str]:
@@ -223,6 +224,6 @@ def _old_runs(session: Session, runs: Path, pipeline: Pipeline) -> list[str]:
     of_needed = sa.select(ModelVersion.run_id).where(
         ModelVersion.pipeline == name, ModelVersion.version.in_(needed(session, name))
     )
-    kept = {*session.scalars(of_needed), *(run_id for run_id, _ in _unfinished(session, name))}
+    kept = {*session.scalars(of_needed), *(run.run_id for run in _unfinished(_runs(session, name)))}
     old = with_folder[pipeline.retention.runs :]
     return [row.run_id for row in old if row.closed_at is not None and row.run_id not in kept]

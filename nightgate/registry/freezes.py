@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from nightgate.database.gate_schema import Freeze
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.errors import RegistryError
 from nightgate.registry.versions import require_pipeline
 from nightgate.runs.lifecycle import lock_pipeline
@@ -39,7 +40,9 @@ class FreezeRow:
 
 def frozen(db: Database, pipeline_name: str) -> FreezeRow | None:
     """The pipeline's current freeze, if it is frozen."""
-    return db.read(lambda session: current(session, pipeline_name))
+    query = "SELECT pipeline, frozen_at, frozen_by, reason FROM freezes WHERE pipeline = :pipeline AND ended_at IS NULL"
+    found = db.read(lambda session: session.execute(selecting(query, {"pipeline": pipeline_name})).one_or_none())
+    return FreezeRow(*found) if found else None
 
 
 def freeze(db: Database, pipeline_name: str, *, by: str, reason: str) -> FreezeRow:

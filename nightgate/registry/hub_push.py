@@ -13,10 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.orm import Session
-
-from nightgate.database.schema import ModelVersion, Run
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.errors import ModelError, NightgateError, RegistryError, first_line, without_credentials
 from nightgate.models.version_folder import CARD, MANIFEST, verify_version
 from nightgate.registry.versions import VersionRow
@@ -198,12 +196,9 @@ def recorded_facts(db: Database, version: VersionRow) -> tuple[str | None, str]:
             f"{version.pipeline} {version.version} --despite-quarantine --reason TEXT` releases it",
         )
 
-    def work(session: Session) -> tuple[str | None, str]:
-        row = session.get_one(ModelVersion, (version.pipeline, version.version))
-        run = session.get_one(Run, version.run_id)
-        return row.base_model_revision, f"Verdict: {run.verdict}. {run.reason}" if run.verdict else ""
-
-    return db.read(work)
+    query = selecting("SELECT verdict, reason FROM nightly_runs WHERE run_id = :run", {"run": version.run_id})
+    run = db.read(lambda session: session.execute(query).one())
+    return version.base_model_revision, f"Verdict: {run.verdict}. {run.reason}" if run.verdict else ""
 
 
 # --- what is sent ---

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from nightgate.config.pipeline import Pipeline
@@ -31,9 +30,8 @@ from nightgate.data.snapshots import Snapshot, open_snapshot, text_keys
 from nightgate.data.split_memory import Keys, SplitMemory, hashes_of
 from nightgate.data.tip import MEMORY, NEAR, Tip, read_tip
 from nightgate.data.training_rows import training_positions
-from nightgate.database import schema
-from nightgate.database.schema import ModelVersion, Run
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.errors import SnapshotError
 from nightgate.home import Home
 from nightgate.text_rules import NORMALISATION_VERSION
@@ -65,12 +63,12 @@ def line_of(db: Database, home: Home, pipeline: str, version: int | None, *, ton
         tonight: the snapshot that a candidate was trained on.
     """
     snapshots = [] if tonight is None else [tonight]
-    stored = schema.Snapshot
-    query = (
-        sa.select(ModelVersion.version, ModelVersion.started_from, stored.snapshot_id, stored.path, stored.manifest)
-        .join(Run, Run.run_id == ModelVersion.run_id)
-        .outerjoin(stored, (stored.pipeline == Run.pipeline) & (stored.snapshot_id == Run.snapshot_id))
-        .where(ModelVersion.pipeline == pipeline)
+    query = selecting(
+        "SELECT v.version, v.started_from, s.snapshot_id, s.path, d.manifest FROM model_versions AS v "
+        "LEFT JOIN snapshots AS s ON s.pipeline = v.pipeline AND s.snapshot_id = v.snapshot_id "
+        "LEFT JOIN snapshot_documents AS d ON d.pipeline = s.pipeline AND d.snapshot_id = s.snapshot_id "
+        "WHERE v.pipeline = :pipeline",
+        {"pipeline": pipeline},
     )
     rows = db.read(lambda session: {row.version: row for row in session.execute(query)})
     while version is not None:
@@ -203,20 +201,12 @@ class Training:
 
 def trainings(db: Database, pipeline_name: str) -> dict[int, Training]:
     """What each version was trained on, by number."""
-    stored = schema.Snapshot
-    query = (
-        sa.select(
-            ModelVersion.version,
-            ModelVersion.started_from,
-            stored.path,
-            Run.config,
-            Run.data_until,
-            Run.rows_trained,
-        )
-        .join(Run, Run.run_id == ModelVersion.run_id)
-        .join(stored, (stored.pipeline == Run.pipeline) & (stored.snapshot_id == Run.snapshot_id))
-        .where(ModelVersion.pipeline == pipeline_name)
-        .order_by(ModelVersion.version)
+    query = selecting(
+        "SELECT v.version, v.started_from, s.path, d.config, v.data_until, v.rows_trained FROM model_versions AS v "
+        "JOIN run_documents AS d ON d.run_id = v.run_id "
+        "JOIN snapshots AS s ON s.pipeline = v.pipeline AND s.snapshot_id = v.snapshot_id "
+        "WHERE v.pipeline = :pipeline ORDER BY v.version",
+        {"pipeline": pipeline_name},
     )
     rows = db.read(lambda session: session.execute(query).all())
     return {row.version: Training(row[1], db.home.absolute(row.path), *row[3:]) for row in rows}

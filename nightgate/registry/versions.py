@@ -14,9 +14,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.database.refresh_schema import Refresh
-from nightgate.database.schema import GateCheck, ModelVersion, Promotion, Run
+from nightgate.database.schema import GateCheck, ModelVersion, Promotion
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.errors import RegistryError
 from nightgate.home import Home
 
@@ -99,25 +99,24 @@ _VERSION = (
     "v.quarantined_by, v.quarantine_reason, v.files_removed_at"
 )
 _CHAMPION = (
-    f"SELECT {_VERSION}, t.valid_from, t.valid_to, t.promoted_by, t.run_id AS promoting_run_id, t.reason "
-    "FROM promotion AS t "
-    "JOIN model_versions AS v ON v.pipeline = t.pipeline AND v.version = t.version WHERE t.pipeline = :pipeline"
+    f"SELECT {_VERSION}, t.promoted_at AS valid_from, t.ended_at AS valid_to, t.promoted_by, t.promoting_run_id, "
+    "t.reason FROM promotions AS t "
+    "JOIN model_versions AS v ON v.pipeline = t.pipeline AND v.version = t.model_version WHERE t.pipeline = :pipeline"
 )
 _ANCHOR = (
     f"SELECT {_VERSION}, t.valid_from, t.valid_to, t.moved_by AS promoted_by, t.reason FROM anchor_timeline AS t "
     "JOIN model_versions AS v ON v.pipeline = t.pipeline AND v.version = t.model_version WHERE t.pipeline = :pipeline"
 )
-_THEN = "t.valid_from <= :at AND (t.valid_to > :at OR t.valid_to IS NULL)"
 
 
 def champion(db: Database, pipeline_name: str, at: datetime | None = None) -> VersionRow | None:
     """The champion now or at the instant `at` (aware), if there was one."""
-    return _at(db, _CHAMPION, pipeline_name, at)
+    return _at(db, _CHAMPION, "t.promoted_at", "t.ended_at", pipeline_name, at)
 
 
 def anchor(db: Database, pipeline_name: str, at: datetime | None = None) -> VersionRow | None:
     """The anchor now or at the instant `at` (aware), if there was one."""
-    return _at(db, _ANCHOR, pipeline_name, at)
+    return _at(db, _ANCHOR, "t.valid_from", "t.valid_to", pipeline_name, at)
 
 
 def versions(db: Database, pipeline_name: str) -> list[VersionRow]:
@@ -126,19 +125,16 @@ def versions(db: Database, pipeline_name: str) -> list[VersionRow]:
     return _rows(db, query, {"pipeline": pipeline_name})
 
 
-def _at(db: Database, query: str, pipeline_name: str, at: datetime | None) -> VersionRow | None:
+def _at(db: Database, query: str, begin: str, end: str, pipeline_name: str, at: datetime | None) -> VersionRow | None:
     parameters: dict[str, Any] = {"pipeline": pipeline_name} | ({} if at is None else {"at": at})
-    rows = _rows(db, f"{query} AND {'t.valid_to IS NULL' if at is None else _THEN}", parameters)
+    then = f"{end} IS NULL" if at is None else f"{begin} <= :at AND ({end} > :at OR {end} IS NULL)"
+    rows = _rows(db, f"{query} AND {then}", parameters)
     return rows[0] if rows else None
 
 
 def _rows(db: Database, query: str, parameters: dict[str, Any]) -> list[VersionRow]:
-    time = Run.started_at.type
-    times = ("data_until", "created_at", "quarantined_at", "files_removed_at", "valid_from", "valid_to")
-    statement = sa.text(query).columns(night=sa.Date(), **dict.fromkeys(times, time))
-    if "at" in parameters:
-        statement = statement.bindparams(sa.bindparam("at", type_=time))
-    return db.read(lambda session: [VersionRow(**row._mapping) for row in session.execute(statement, parameters)])
+    statement = selecting(query, parameters)
+    return db.read(lambda session: [VersionRow(**row._mapping) for row in session.execute(statement)])
 
 
 def require_pipeline(db: Database, pipeline_name: str) -> None:
@@ -147,9 +143,8 @@ def require_pipeline(db: Database, pipeline_name: str) -> None:
     Raises:
         RegistryError: the pipeline never had a run; the known ones are listed.
     """
-    known = db.read(
-        lambda session: session.scalars(sa.union(sa.select(Run.pipeline), sa.select(Refresh.pipeline))).all()
-    )
+    names = sa.text("SELECT pipeline FROM run_documents UNION SELECT pipeline FROM refreshes")
+    known = db.read(lambda session: session.scalars(names).all())
     if pipeline_name in known:
         return
     near = difflib.get_close_matches(pipeline_name, known, n=1)
@@ -187,15 +182,13 @@ def champions_before(session: Session, pipeline_name: str) -> list[tuple[int, st
 
     A rollback undoes a promotion: after promotions of 1, 2 and 3 and a rollback to 2, the one before is 1, not 3.
     """
-    found = session.execute(
-        sa.select(Promotion.version, Promotion.kind, ModelVersion.quarantined_at, ModelVersion.files_removed_at)
-        .join(
-            ModelVersion,
-            (ModelVersion.pipeline == Promotion.pipeline) & (ModelVersion.version == Promotion.version),
-        )
-        .where(Promotion.pipeline == pipeline_name)
-        .order_by(Promotion.valid_from)
+    session.flush()
+    query = (
+        "SELECT p.model_version, p.kind, v.quarantined_at, v.files_removed_at FROM promotions AS p "
+        "JOIN model_versions AS v ON v.pipeline = p.pipeline AND v.version = p.model_version "
+        "WHERE p.pipeline = :pipeline ORDER BY p.promoted_at"
     )
+    found = session.execute(selecting(query, {"pipeline": pipeline_name}))
     flaws: dict[int, str] = {}
     stack: list[int] = []
     for version, kind, quarantined_at, removed_at in found:

@@ -1,4 +1,4 @@
-"""Commands that read, on a home and a database that this user may not write to."""
+"""Commands that read, on a home that this user may not write to, and as a role that may read the views alone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pandas as pd
+import psycopg
 import pytest
 
-from nightgate.database.transactions import upgrade
+from benchmarks.fleet import move_rows
+from nightgate.database.schema import METADATA
+from nightgate.database.transactions import Database, upgrade
+from nightgate.database.views import VIEWS
+from nightgate.home import existing_home
 
 pytestmark = pytest.mark.process
 
@@ -36,8 +42,10 @@ READING = [
     ["history", "small", "--epochs"],
     ["history", "small", "--slices", "--since", "2026-01-05"],
     ["champion", "small"],
+    ["champion", "small", "--at", "2026-01-09T12:00"],
     ["versions", "small"],
     ["snapshots", "small"],
+    ["quarantine", "small"],
     ["compare", "small", "1", "3"],
     ["gate", "power", "small"],
     ["gate", "replay", "small"],
@@ -81,8 +89,14 @@ def without_rights() -> list[str]:
 
 def as_reader(folder: Path, *commands: list[str], **environment: str) -> list[Done]:
     """Run commands in one process that has no right to write to what is read-only."""
+    return run_each(folder, commands, environment, without_rights())
+
+
+def run_each(
+    folder: Path, commands: Sequence[list[str]], environment: Mapping[str, str], prefix: Sequence[str] = ()
+) -> list[Done]:
     done = subprocess.run(
-        [*without_rights(), sys.executable, "-c", RUN_EACH, json.dumps(commands)],
+        [*prefix, sys.executable, "-c", RUN_EACH, json.dumps(commands)],
         cwd=folder,
         env=os.environ
         | {"PYTHONPATH": str(Path(__file__).parents[2]), "NIGHTGATE_HOME": str(folder / "home")}
@@ -106,6 +120,65 @@ def test_everything_that_reads_works_without_the_right_to_write(folder: Path) ->
     with closing(sqlite3.connect(folder / "copy.db")) as copy:
         assert copy.execute("SELECT COUNT(*) FROM nights").fetchone() == (6,)
     assert not list((folder / "home").glob("metrics.db-*"))
+
+
+@pytest.fixture
+def analyst(folder: Path, postgres: Any, migrated: Any) -> Iterator[tuple[str, str]]:
+    """The home's rows in PostgreSQL: the URLs of the owner, and of a role that may read its views."""
+    name = postgres.create(template=migrated("postgresql", postgres))
+    home = existing_home(folder / "home", only_read=True)
+    urls = (f"sqlite:///{home.root / 'metrics.db'}", postgres.url(name))
+    source, target = (Database.open(home, url, any_home=True) for url in urls)
+    with source, target:
+        move_rows(source, target)
+    postgres.execute("CREATE ROLE analyst LOGIN")
+    owner = {"NIGHTGATE_DATABASE_URL": postgres.url(name)}
+    [granted] = run_each(folder, [["db", "grant-reader", "analyst"]], owner)
+    assert granted.exit_code == 0, granted.stderr
+    yield postgres.url(name), postgres.url(name, user="analyst")
+    postgres.drop(name)
+    postgres.execute("DROP ROLE analyst")
+
+
+@pytest.mark.database
+def test_everything_that_reads_works_with_rights_on_the_views_alone(folder: Path, analyst: tuple[str, str]) -> None:
+    owner, reader = analyst
+    by_views = [command for command in READING if command[0] not in {"status", "compare", "gate"}]
+    of_file = as_reader(folder, *by_views)
+    commands = [*by_views, ["db", "export", str(folder / "parquet")]]
+    results = run_each(folder, commands, {"NIGHTGATE_DATABASE_URL": reader})
+    failed = {" ".join(command): done.stderr for command, done in zip(commands, results, strict=True) if done.exit_code}
+    assert failed == {}
+    assert [done.stdout for done in results[:-1]] == [done.stdout for done in of_file]
+    assert len(pd.read_parquet(folder / "parquet" / "nights.parquet")) == 6
+
+    def forbidden(name: str) -> bool:
+        with psycopg.connect(reader) as connection:
+            try:
+                connection.execute(f"SELECT 1 FROM {name} LIMIT 1")
+            except psycopg.errors.InsufficientPrivilege:
+                return True
+        return False
+
+    tables = [*METADATA.tables, "alembic_version"]
+    assert {name for name in [*VIEWS, *tables] if forbidden(name)} == set(tables)
+    # As with a view that a later version adds.
+    with psycopg.connect(owner) as connection:
+        connection.execute("REVOKE SELECT ON gate_checks FROM analyst")
+    upgrade(owner)
+    assert not forbidden("gate_checks")
+
+
+@pytest.mark.database
+def test_rights_that_cannot_be_granted_are_refused_with_the_next_step(folder: Path, analyst: tuple[str, str]) -> None:
+    owner, reader = analyst
+    [of_file] = as_reader(folder, ["db", "grant-reader", "analyst"])
+    [unknown] = run_each(folder, [["db", "grant-reader", 'no "one"']], {"NIGHTGATE_DATABASE_URL": owner})
+    [not_owner] = run_each(folder, [["db", "grant-reader", "pg_monitor"]], {"NIGHTGATE_DATABASE_URL": reader})
+    assert (of_file.exit_code, unknown.exit_code, not_owner.exit_code) == (2, 2, 1)
+    assert "nightgate db backup FILE" in of_file.stderr
+    assert "CREATE ROLE" in unknown.stderr
+    assert "NIGHTGATE_DATABASE_URL" in not_owner.stderr
 
 
 def test_what_this_user_may_not_even_look_for_is_an_error_in_words(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nightgate.database.label_meanings import label_meanings, meaning_of_run, meaning_on
-from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.label_meaning import LabelMeaning
 from nightgate.runs import lifecycle, records
@@ -27,7 +26,7 @@ def night_with(database: Database, day: int, classes: list[str] | None) -> str:
 
 def test_names_of_class_numbers_that_change_are_another_meaning_and_unknown_ones_are_not(database: Database) -> None:
     runs = [night_with(database, day, names) for day, names in enumerate((None, ["one", "two"], ["two", "one"]))]
-    found = database.read(lambda session: label_meanings(session, Run.pipeline == "reviews"))
+    found = database.read(lambda session: label_meanings(session, "reviews"))
     before, usual, swapped = (found[run] for run in runs)
     assert before == USUAL
     assert usual == replace(USUAL, classes=("one", "two"))

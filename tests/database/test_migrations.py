@@ -23,6 +23,7 @@ from nightgate.database import connection as connections
 from nightgate.database import earlier, schema
 from nightgate.database import transactions as databases
 from nightgate.database.transactions import Database
+from nightgate.database.views import VIEWS
 from nightgate.errors import DatabaseError
 from nightgate.home import Home
 
@@ -48,13 +49,7 @@ def test_the_folder_of_the_migrations_does_not_shadow_alembic() -> None:
 
 def test_blank_to_head_makes_every_table_and_view(database_url: str) -> None:
     assert databases.upgrade(database_url) == (None, schema.HEAD)
-    views = {"metric_history", "epoch_results", "nightly_runs", "nights", "gate_checks", "slice_metrics", "confusion"}
-    views |= {"champion_timeline", "model_versions", "promotions", "snapshots", "quarantined_rows", "approvals"}
-    views |= {"anchor_timeline", "freezes", "gate_sides", "joint_outcomes", "seed_studies", "seed_runs"}
-    views |= {"forgotten_rows", "data_drift", "refresh_counts", "data_checks", "label_votes", "refreshes"}
-    views |= {"epoch_metrics"}
-    views |= {"champion_evaluations", "champion_evaluation_slices"}
-    assert views_and_tables(database_url) == {*schema.METADATA.tables, *views, "alembic_version"}
+    assert views_and_tables(database_url) == {*schema.METADATA.tables, *VIEWS, "alembic_version"}
 
 
 def test_an_upgrade_at_head_changes_nothing(migrated_url: str) -> None:

@@ -88,7 +88,9 @@ def test_every_command_has_help_and_so_has_every_option() -> None:
 @EVERY_PAGE
 def test_every_command_and_option_that_is_named_exists(page: str) -> None:
     known = commands()
-    used = re.findall(r"(?:^|[`(/ ])nightgate ((?:(?:db|gate) )?[a-z]+)([^`\n#]*)", PAGES[page], flags=re.MULTILINE)
+    used = re.findall(
+        r"(?:^|[`(/ ])nightgate ((?:(?:db|gate) )?[a-z]+(?:-[a-z]+)?)([^`\n#]*)", PAGES[page], flags=re.MULTILINE
+    )
     for name, rest in used:
         if name not in known:
             # Prose, such as "user nightgate runs": commands stand in code.
@@ -107,6 +109,7 @@ def test_the_views_and_their_columns_are_all_documented(database: Database) -> N
         *(names(line) for line in shared.splitlines() if line.startswith("|"))
     )
     listed["epoch_results"] = listed["metric_history"]
+    listed["slice_results"] |= listed["slice_metrics"]
     views = "SELECT name FROM sqlite_master WHERE type = 'view'"
     if database.dialect == "postgresql":
         views = "SELECT table_name AS name FROM information_schema.views WHERE table_schema = current_schema()"

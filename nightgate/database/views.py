@@ -1,0 +1,126 @@
+"""The views that users and commands query, and the types of their columns, which SQLite's views do not all declare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy.types import TypeDecorator
+
+from nightgate.database.column_types import UtcTime
+
+Kind = Literal["time", "date", "boolean", "integer", "number", "bytes", "json", "text"]
+
+VIEWS = (
+    *("nights", "nightly_runs", "attempts", "night_changes", "epoch_results", "metric_history", "epoch_metrics"),
+    *("slice_results", "slice_metrics", "confusion", "gate_checks", "gate_sides", "joint_outcomes"),
+    *("model_versions", "champion_timeline", "anchor_timeline", "promotions", "approvals", "freezes"),
+    *("champion_evaluations", "champion_evaluation_slices"),
+    *("snapshots", "refreshes", "refresh_counts", "data_checks", "data_drift", "label_votes", "quarantined_rows"),
+    *("forgotten_rows", "seed_studies", "seed_runs"),
+    *("run_documents", "snapshot_documents", "test_sets", "test_predictions", "reading"),
+)
+
+_TIMES = """
+announced_at begun_at created_at data_until deadline decided_at ended_at evaluated_at files_removed_at finished_at
+first_time frozen_at heartbeat_at last_time modified owner_started promoted_at quarantined_at recorded_at requested_at
+rows_from rows_to scheduled_for started_at valid_from valid_to window_start
+"""
+_INTEGERS = """
+anchor_version attempt attempts best_epoch bytes champion_fresh_rows champion_version count epoch epochs epochs_lost
+expected_version format golden_rows label_revision labels_corrected micro_batches model_version nonfinite_rows num_rows
+num_seeds owner_ticks pid position quarantined_rows reference_rows replaced_version restarts resumed_from_epoch rows
+rows_conflicting rows_deleted rows_duplicate rows_future rows_left_out rows_merged rows_new rows_outside
+rows_quarantined rows_redacted rows_replaced rows_seen rows_taken rows_test rows_total rows_train rows_trained
+rows_trained_on rows_used rows_validation rows_vanished runs seed size_bytes snapshots started_from step support
+test_rows test_rows_all threads version votes
+"""
+_NUMBERS = """
+accuracy anchor_f1 calibration_error candidate_value champion_f1 champion_fresh_f1 champion_value ci_high ci_low
+detectable_gain duration_seconds examples_per_second f1 f1_ci_high f1_ci_low f1_delta f1_macro f1_mean f1_spread
+f1_weighted fall fresh_ci_high fresh_ci_low gpu_seconds latency_ms learning_rate logit_difference min_f1 precision
+promotion_f1 recall reference_value slot_wait_seconds test_accuracy test_f1 test_f1_all test_precision test_recall
+threshold tokens_per_second tonight_value training_loss validation_f1 validation_loss value
+"""
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(_TIMES.split(), "time"),
+    **dict.fromkeys(("night", "first_night", "last_night", "resolved_night"), "date"),
+    **dict.fromkeys(("chosen", "dry_run", "is_best", "unchanged"), "boolean"),
+    **dict.fromkeys(_INTEGERS.split(), "integer"),
+    **dict.fromkeys(_NUMBERS.split(), "number"),
+    **dict.fromkeys(("classes", "config", "environment", "facts", "label_names", "manifest"), "json"),
+}
+_OTHERS: dict[str, Kind] = {
+    # A machine's precision, such as fp32.
+    **dict.fromkeys(("nights.precision", "nightly_runs.precision", "attempts.precision"), "text"),
+    **dict.fromkeys(("settings.value", "reading.value"), "text"),
+    **{f"test_sets.{name}": "bytes" for name in ("fingerprints", "labels", "seen_at", "groups", "slices")},
+    "test_predictions.labels": "bytes",
+}
+
+
+def kind_of(view: str, column: str) -> Kind:
+    """The type of a column that a view has."""
+    return _OTHERS.get(f"{view}.{column}") or _KINDS.get(column, "text")
+
+
+class _JsonText(TypeDecorator[Any]):
+    """JSON that a view gives as text."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        del dialect
+        return None if value is None else json.loads(value)
+
+
+_TYPES: dict[Kind, Any] = {"time": UtcTime(), "date": sa.Date(), "boolean": sa.Boolean(), "json": _JsonText()}
+
+
+def selecting(query: str, parameters: Mapping[str, Any] | None = None) -> sa.Executable:
+    """A query on the views whose rows have Python's types on both engines: aware times, dates, booleans, JSON.
+
+    Args:
+        parameters: values of `:name`, times and dates too.
+    """
+    statement = sa.text(query).bindparams(
+        *(sa.bindparam(name, value, type_=_type_of(value)) for name, value in (parameters or {}).items())
+    )
+    return statement.columns(**{name: _TYPES[kind] for name, kind in _KINDS.items() if kind in _TYPES})
+
+
+def _type_of(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return UtcTime()
+    return sa.Date() if isinstance(value, date) else None
+
+
+# --- who may read them ---
+
+
+def readers_of(connection: Connection) -> list[str]:
+    """The roles that may read the view `nights`, besides its owner; [] on SQLite."""
+    if connection.dialect.name == "sqlite":
+        return []
+    query = (
+        "SELECT DISTINCT p.grantee FROM information_schema.table_privileges AS p "
+        "JOIN pg_views AS v ON v.schemaname = p.table_schema AND v.viewname = p.table_name "
+        "WHERE p.table_schema = current_schema() AND p.table_name = 'nights' AND p.privilege_type = 'SELECT' "
+        "AND p.grantee <> v.viewowner ORDER BY p.grantee"
+    )
+    return list(connection.exec_driver_sql(query).scalars())
+
+
+def grant_views(connection: Connection, roles: Iterable[str]) -> None:
+    """Let roles read every view. A migration does it again for `readers_of`, since a new view is its owner's alone."""
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    for role in roles:
+        name = role if role == "PUBLIC" else quote(role)
+        schema = quote(str(connection.exec_driver_sql("SELECT current_schema()").scalar_one()))
+        connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {name}")
+        connection.exec_driver_sql(f"GRANT SELECT ON {', '.join(VIEWS)} TO {name}")
