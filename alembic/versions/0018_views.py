@@ -38,6 +38,10 @@ NOT EXISTS (
                        WHERE own.run_id = later.run_id AND own.attempt = later.attempt)))))
 """
 
+# Which run of a night counts: a promotion before later tries, a result before what broke, a dry run only alone.
+RANK = """CASE WHEN {0}.status = 'promoted' THEN 0 WHEN {0}.status = 'superseded' THEN 4 WHEN {0}.dry_run THEN 3
+                 WHEN {0}.status IN ('failed', 'cancelled', 'missed') THEN 2 ELSE 1 END"""
+
 # Refreshes on their own are no runs, and what they find has their id in place of a run's.
 RUNS_AND_REFRESHES = """(
     SELECT run_id, pipeline, night FROM run UNION ALL SELECT refresh_id AS run_id, pipeline, night FROM refresh)"""
@@ -52,37 +56,43 @@ IS_BEST = "COALESCE(s.epoch = r.best_epoch, 1 = 0) AS is_best"
 
 # --- what changed ---
 
-# Nights with a version, so that all facts are known, each with the one before.
-PAIRS = """
-    SELECT n.pipeline, n.night, n.run_id, LAG(n.run_id) OVER (PARTITION BY n.pipeline ORDER BY n.night) AS before_run_id
-    FROM nights AS n WHERE n.model_version IS NOT NULL"""
-FACTS = """
-    SELECT r.*, v.base_model_revision, (
-        SELECT c.version FROM promotion AS c
-        WHERE c.pipeline = r.pipeline AND c.valid_from <= r.started_at
-              AND (c.valid_to IS NULL OR c.valid_to > r.started_at)) AS in_force
-    FROM nightly_runs AS r JOIN model_version AS v ON v.run_id = r.run_id"""
-CHANGES = {
-    ("code", "code_version"): "{0}.code_version",
-    ("base_model", "base_model"): "{0}.base_model",
-    ("base_model", "base_model_revision"): "{0}.base_model_revision",
-    ("test_version", "test_version"): "{0}.test_version",
-    ("labels", "labels"): "{0}.labels",
-    ("average", "average"): "{0}.average",
-    ("metric", "metric_key"): "{0}.metric_key",
-    ("device", "device"): "{0}.device",
-    ("device", "precision"): "{0}.precision",
-    ("champion", "champion_version"): "CAST({0}.in_force AS TEXT)",
-    ("rows", "rows_total"): "CASE WHEN 10 * ABS(n.rows_total - b.rows_total) > b.rows_total "
-    "THEN CAST({0}.rows_total AS TEXT) END",
+# By kind and name: the value of a night `r` with its version `v` and the champion in force, as text.
+FACTS = {
+    ("code", "code_version"): "r.code_version",
+    ("base_model", "base_model"): "r.base_model",
+    ("base_model", "base_model_revision"): "v.base_model_revision",
+    ("test_version", "test_version"): "r.test_version",
+    ("labels", "labels"): "r.labels",
+    ("average", "average"): "r.average",
+    ("metric", "metric_key"): "r.metric_key",
+    ("device", "device"): "r.device",
+    ("device", "precision"): "r.precision",
+    ("champion", "champion_version"): """CAST((
+                SELECT c.version FROM promotion AS c
+                WHERE c.pipeline = r.pipeline AND c.valid_from <= r.started_at
+                      AND (c.valid_to IS NULL OR c.valid_to > r.started_at)) AS TEXT)""",
+    ("rows", "rows_total"): "CAST(r.rows_total AS TEXT)",
 }
 KINDS = " UNION ALL ".join(
-    f"SELECT CAST('{kind}' AS TEXT) AS kind, CAST('{name}' AS TEXT) AS name" for kind, name in CHANGES
+    f"SELECT CAST('{kind}' AS TEXT) AS kind, CAST('{name}' AS TEXT) AS name" for kind, name in FACTS
 )
+# Nights with a version, so that all facts are known, each beside the one before it.
+BESIDE = f"""
+        SELECT f.*, LAG(f.run_id) OVER w AS before_run_id,
+               {", ".join(f"LAG(f.{name}) OVER w AS before_{name}" for _, name in FACTS)}
+        FROM (
+            SELECT r.pipeline, r.night, r.run_id, {", ".join(f"{fact} AS {name}" for (_, name), fact in FACTS.items())}
+            FROM nights AS r JOIN model_version AS v ON v.run_id = r.run_id) AS f
+        WINDOW w AS (PARTITION BY f.pipeline ORDER BY f.night)"""
 
 
-def change(side: str) -> str:
-    return " ".join(f"WHEN '{name}' THEN {fact.format(side)}" for (_, name), fact in CHANGES.items())
+def differ(name: str) -> str:
+    """Whether a fact changed; a number of rows by more than a tenth."""
+    if name == "rows_total":
+        return (
+            f"10 * ABS(CAST(p.{name} AS INTEGER) - CAST(p.before_{name} AS INTEGER)) > CAST(p.before_{name} AS INTEGER)"
+        )
+    return f"COALESCE(p.{name}, '') <> COALESCE(p.before_{name}, '')"
 
 
 VIEWS = {
@@ -111,16 +121,15 @@ LEFT JOIN attempt AS d ON d.run_id = r.run_id AND d.attempt = (
     SELECT MAX(known.attempt) FROM attempt AS known WHERE known.run_id = r.run_id AND known.device IS NOT NULL)
 LEFT JOIN attempt AS q ON q.run_id = r.run_id AND q.attempt = r.attempt
 """,
-    # A promotion counts before later tries, a result before one that broke, a dry run only where nothing else has run.
-    "nights": """
+    # Not the first by `ORDER BY`: PostgreSQL would expect few rows of `run_id = (SELECT ...)`, and join them in loops.
+    "nights": f"""
 SELECT n.* FROM nightly_runs AS n
-WHERE n.run_id = (
-    SELECT c.run_id FROM run AS c
-    WHERE c.pipeline = n.pipeline AND c.night = n.night
-    ORDER BY CASE WHEN c.status = 'promoted' THEN 0 WHEN c.status = 'superseded' THEN 4 WHEN c.dry_run THEN 3
-                  WHEN c.status IN ('failed', 'cancelled', 'missed') THEN 2 ELSE 1 END,
-             c.started_at DESC, c.run_id DESC
-    LIMIT 1)
+WHERE NOT EXISTS (
+    SELECT 1 FROM run AS c
+    WHERE c.pipeline = n.pipeline AND c.night = n.night AND (
+        {RANK.format("c")} < {RANK.format("n")}
+        OR {RANK.format("c")} = {RANK.format("n")}
+        AND (c.started_at > n.started_at OR c.started_at = n.started_at AND c.run_id > n.run_id)))
 """,
     "attempts": f"""
 SELECT r.pipeline, r.night, a.run_id, a.attempt, a.status, a.trigger, a.error_type, a.reason, a.host, a.device,
@@ -138,16 +147,13 @@ FROM attempt AS a
 JOIN run AS r ON r.run_id = a.run_id
 """,
     "night_changes": f"""
-SELECT c.pipeline, c.night, c.run_id, c.kind, c.name, c.before, c.after, c.before_run_id
-FROM (
-    SELECT p.pipeline, p.night, p.run_id, k.kind, k.name, p.before_run_id,
-           CASE k.name {change("b")} END AS before,
-           CASE k.name {change("n")} END AS after
-    FROM ({PAIRS}) AS p
-    JOIN ({FACTS}) AS n ON n.run_id = p.run_id
-    JOIN ({FACTS}) AS b ON b.run_id = p.before_run_id
-    CROSS JOIN ({KINDS}) AS k) AS c
-WHERE COALESCE(c.before, '') <> COALESCE(c.after, '')
+SELECT p.pipeline, p.night, p.run_id, k.kind, k.name,
+       CASE k.name {" ".join(f"WHEN '{name}' THEN p.before_{name}" for _, name in FACTS)} END AS before,
+       CASE k.name {" ".join(f"WHEN '{name}' THEN p.{name}" for _, name in FACTS)} END AS after,
+       p.before_run_id
+FROM ({BESIDE}) AS p
+JOIN ({KINDS}) AS k ON CASE k.name {" ".join(f"WHEN '{name}' THEN {differ(name)}" for _, name in FACTS)} END
+WHERE p.before_run_id IS NOT NULL AND ({" OR ".join(differ(name) for _, name in FACTS)})
 """,
     "gate_checks": f"""
 SELECT r.pipeline, r.night, g.run_id, g.check_name, g.slice_name, g.slice_value, g.metric,

@@ -91,6 +91,7 @@ class Run(Timed, Base):
         one_of("average", ("weighted", "macro")),
         of("pipeline snapshot_id", "snapshot: pipeline snapshot_id"),
         sa.Index(None, "pipeline", "night"),
+        sa.Index(None, "pipeline", "snapshot_id"),
     )
 
     run_id: Mapped[Key]

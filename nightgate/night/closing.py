@@ -1,4 +1,5 @@
-"""What follows the end of a run, until it is done: the champion link, removal of files, the report, and the page.
+"""What follows the end of a run, until it is done: the champion link, removal of files, statistics of the
+database, the report, and the page.
 
 The end of a run is one transaction; these steps come after it. Each is idempotent, and `closed_at` of the run's row
 records that all are done. The end of a night, the same command again, a retry, the next night of the pipeline and
@@ -49,6 +50,7 @@ def _close(db: Database, row: RunRow, pipeline: Pipeline | None) -> bool:
         ("old versions", lambda: retention.sweep(db, db.home, pipeline or _configured(db, row))),
         # After the versions: those that are left say which snapshots are needed.
         ("old snapshots and runs", lambda: data_retention.sweep(db, pipeline or _configured(db, row))),
+        ("the statistics of the database", db.gather_statistics),
         ("its report or the page of its pipeline", partial(_write_pages, db, row)),
     )
     done = True

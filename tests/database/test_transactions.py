@@ -488,3 +488,20 @@ def test_text_that_postgresql_cannot_store_is_replaced(database: Database) -> No
 def test_sqlite_stores_times_as_text_of_fixed_width(database: Database) -> None:
     kind = database.frame("SELECT type FROM pragma_table_info('run') WHERE name = 'started_at'")
     assert kind.to_numpy().tolist() == [["VARCHAR(27)"]]
+
+
+def test_statistics_follow_the_rows(database: Database) -> None:
+    def rows() -> int:
+        query = (
+            "SELECT CAST(SUBSTR(stat, 1, INSTR(stat || ' ', ' ')) AS INTEGER) FROM sqlite_stat1 WHERE tbl = 'setting'"
+            if database.dialect == "sqlite"
+            else "SELECT CAST(reltuples AS INTEGER) FROM pg_class WHERE relname = 'setting'"
+        )
+        return int(database.read(lambda session: session.execute(sa.text(query)).scalar()) or 0)
+
+    for first in (0, 300):
+        settings = [schema.Setting(key=f"{first + number}", value="") for number in range(300)]
+        database.write(lambda session, settings=settings: session.add_all(settings))  # type: ignore[misc]
+        database.gather_statistics()
+        # SQLite looks at 400 rows and estimates the rest.
+        assert (first + 300) / 3 < rows() < (first + 300) * 3
