@@ -126,6 +126,7 @@ CREATE TABLE run (
 );
 CREATE INDEX ix_run_pipeline_night ON run (pipeline, night);
 CREATE INDEX ix_run_pipeline_snapshot_id ON run (pipeline, snapshot_id);
+CREATE INDEX ix_run_status ON run (status);
 CREATE TABLE seed_study (
     study_id TEXT NOT NULL, pipeline TEXT NOT NULL, snapshot_id TEXT NOT NULL, config_hash TEXT NOT NULL,
     code_version TEXT NOT NULL, average TEXT NOT NULL, num_seeds INTEGER NOT NULL, f1_mean {double},

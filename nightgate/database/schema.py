@@ -92,6 +92,7 @@ class Run(Timed, Base):
         of("pipeline snapshot_id", "snapshot: pipeline snapshot_id"),
         sa.Index(None, "pipeline", "night"),
         sa.Index(None, "pipeline", "snapshot_id"),
+        sa.Index(None, "status"),
     )
 
     run_id: Mapped[Key]
