@@ -23,6 +23,7 @@ NIGHT_COLUMNS = (
     *("pipeline", "night", "status", "run_id", "test_f1", "f1_ci_low", "f1_ci_high", "f1_delta", "model_version"),
     *("champion_version", "champion_f1", "test_rows", "rows_new", "reason", "alarm", "later_failure", "break_before"),
 )
+CHANGE_COLUMNS = ("pipeline", "night", "kind", "name", "before", "after")
 EPOCH_COLUMNS = (
     *("night", "epoch", "step", "training_loss", "validation_loss", "f1", "accuracy", "precision", "recall"),
     *("attempt", "learning_rate", "examples_per_second", "nonfinite", "recorded_at"),
@@ -88,6 +89,7 @@ def history(
     run_id: Annotated[str | None, typer.Option("--run", metavar="ID|latest", help="One run.")] = None,
     epochs: Annotated[bool, typer.Option(help="The epochs of one run, in the published table's shape.")] = False,
     slices: Annotated[bool, typer.Option(help="Metrics per class and slice of the run's best epoch.")] = False,
+    changes: Annotated[bool, typer.Option(help="What differs from the night before that was judged.")] = False,
     since: Annotated[str | None, typer.Option(metavar="DATE", help="Nights from this date on.")] = None,
     until: Annotated[str | None, typer.Option(metavar="DATE", help="Nights up to this date.")] = None,
     limit: Annotated[
@@ -95,7 +97,7 @@ def history(
     ] = None,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Show nights at a glance, or one run's epochs or slices.
+    """Show nights at a glance, or one run's epochs or slices, or what changed.
 
     A table has what fits the terminal, other formats have every column.
     """
@@ -106,12 +108,14 @@ def history(
     which: dict[str, Any] = {"run": run_id, "limit": limit}
     which |= {option: date_of(day) if day else None for option, day in (("since", since), ("until", until))}
     nothing = nothing_yet(f"the database has nothing like that{f' of {name}' if name else ''}", name)
-    if output is Format.table and not (run_id or epochs or slices):
+    if output is Format.table and not (run_id or epochs or slices or changes):
         text = _glance(name, which)
         say(text or nothing, err=not text)
         return
-    frame = nights.history(name, epochs=epochs, slices=slices, **which)
-    if epochs and not slices and output in {Format.table, Format.markdown} and not frame.empty:
+    frame = nights.history(name, epochs=epochs, slices=slices, changes=changes, **which)
+    if changes:
+        show(frame, output, nothing, columns=CHANGE_COLUMNS)
+    elif epochs and not slices and output in {Format.table, Format.markdown} and not frame.empty:
         say(published.published_table(frame))
         for own in published.own_tables(frame["run_id"].unique()):
             say(f"\n{own}")

@@ -147,6 +147,9 @@ def test_history_has_the_break_as_a_column_and_as_a_line(database: Database) -> 
     before, after = found["champion_f1"].iloc[1:]
     assert "t-0011223344" in sentence
     assert f"version 1: {before:.4f} before (night 2026-03-02), {after:.4f} after (night 2026-03-03)" in sentence
+    changed = nightgate.changes("reviews", since="2026-03-03")
+    assert changed.set_index("kind")[["before", "after"]].loc["metric"].tolist()[1] == "m-2"
+    assert set(changed["kind"]) >= {"metric", "test_version"}
     # Breaks do not depend on which nights are shown.
     assert list(nightgate.history("reviews", since="2026-03-03")["break_before"]) == [sentence]
     lines = formatted(found, Format.table, columns=("night", "test_f1"), before="break_before").splitlines()
