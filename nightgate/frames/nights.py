@@ -157,12 +157,15 @@ def _slices(db: Database, where: str, given: dict[str, Any]) -> pd.DataFrame:
 def later_failures(db: Database, nights: pd.DataFrame) -> pd.Series[Any]:
     """For each of these runs (pipeline, night, started_at), a later try of its night that failed or was cancelled."""
     names = sorted(set(nights["pipeline"]))
+    if not names:
+        return pd.Series(dtype=object)
+    given = {"first": nights["night"].min(), "last": nights["night"].max()}
     of_one = "AND pipeline = :pipeline " if len(names) == 1 else ""
     tries = select(
         db,
-        "SELECT pipeline, night, started_at, run_id, status, reason FROM nightly_runs "
-        f"WHERE status IN ('failed', 'cancelled') AND NOT dry_run {of_one}ORDER BY started_at",
-        {"pipeline": names[0]} if of_one else {},
+        "SELECT pipeline, night, started_at, run_id, status, reason FROM nightly_runs WHERE night >= :first "
+        f"AND night <= :last AND status IN ('failed', 'cancelled') AND NOT dry_run {of_one}ORDER BY started_at",
+        given | ({"pipeline": names[0]} if of_one else {}),
     )
     newest = {(row.pipeline, row.night): row for row in tries.itertuples(index=False)}
 

@@ -21,10 +21,10 @@ from sqlalchemy.orm import Session
 from nightgate import locks
 from nightgate.config.pipeline import Pipeline
 from nightgate.cron import instants
-from nightgate.database.schema import Attempt, Epoch, Run
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.errors import NightgateError
-from nightgate.frames.fleet import champion_evaluations, last_nights, open_freezes, records
+from nightgate.frames.fleet import champion_evaluations, last_nights, last_scheduled, open_freezes, records
 from nightgate.frames.nights import later_failures
 from nightgate.home import Home
 from nightgate.pipeline_files import load_pipeline, pipeline_files
@@ -121,7 +121,7 @@ def status(
 
 def used_pipelines(db: Database) -> set[str]:
     """Pipelines that have a run in the database, with or without a file."""
-    return set(db.read(lambda session: session.scalars(sa.select(Run.pipeline).distinct()).all()))
+    return set(db.frame("SELECT DISTINCT pipeline FROM nightly_runs")["pipeline"])
 
 
 def last_due(pipeline: Pipeline, before: datetime) -> datetime | None:
@@ -139,24 +139,24 @@ def due_between(pipeline: Pipeline, after: datetime, before: datetime) -> list[d
 
 
 def _running(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
-    def read(session: Session) -> list[tuple[Run, Attempt, int | None, str]]:
-        done = sa.select(sa.func.max(Epoch.epoch)).where(Epoch.run_id == Run.run_id).scalar_subquery()
-        found = session.execute(
-            sa.select(Run, Attempt, done)
-            .join(Attempt, (Attempt.run_id == Run.run_id) & (Attempt.attempt == Run.attempt))
-            .where(Run.status == "running")
-            .order_by(Attempt.started_at)
-        ).all()
+    query = selecting(
+        "SELECT r.pipeline, r.night, r.run_id, r.snapshot_id, r.best_epoch, r.verdict, d.config, a.attempt, a.slot, "
+        "a.host, a.pid, a.owner_started, a.owner_ticks, a.process_space, a.started_at, a.heartbeat_at, "
+        "(SELECT MAX(e.epoch) FROM metric_history AS e WHERE e.run_id = r.run_id) AS epochs_done "
+        "FROM nightly_runs AS r JOIN run_documents AS d ON d.run_id = r.run_id "
+        "JOIN attempts AS a ON a.run_id = r.run_id AND a.attempt = r.attempts "
+        "WHERE r.status = 'running' ORDER BY a.started_at"
+    )
+
+    def read(session: Session) -> list[tuple[sa.Row[Any], str]]:
         present = now(session)
-        return [(run, attempt, epoch, cause_of_death(attempt, present)) for run, attempt, epoch in found]
+        return [(run, cause_of_death(run, present)) for run in session.execute(query)]
 
     runs = db.read(read)
-    queues = {
-        slot: locks.queue(db.home, locks.SLOT + slot) for slot in {attempt.slot for _, attempt, *_ in runs} if slot
-    }
+    queues = {slot: locks.queue(db.home, locks.SLOT + slot) for slot in {run.slot for run, _ in runs} if slot}
     waiting = []
-    for run, attempt, epochs_done, death in runs:
-        places = queues.get(attempt.slot or "", [])
+    for run, death in runs:
+        places = queues.get(run.slot or "", [])
         ahead = [place.holder for place in places if place.waits]
         row: dict[str, Any] = {
             "section": "running",
@@ -164,9 +164,9 @@ def _running(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
             "night": run.night,
             "status": "dead" if death else "running",
             "run_id": run.run_id,
-            "attempt": attempt.attempt,
-            "since": attempt.started_at,
-            "host": attempt.host,
+            "attempt": run.attempt,
+            "since": run.started_at,
+            "host": run.host,
             "reason": death,
             "next_step": RECONCILE if death else "",
         }
@@ -175,30 +175,28 @@ def _running(db: Database, moment: datetime) -> Iterator[dict[str, Any]]:
             row |= {
                 "section": "waiting",
                 "status": "waiting",
-                "waits_for": f"slot {attempt.slot}",
+                "waits_for": f"slot {run.slot}",
                 "position": ahead.index(run.run_id) + 1,
                 "reason": f"held by {holders}" if holders else "",
             }
             waiting.append(row)
         else:
             recorded = read_progress(db.home.runs / run.run_id)
-            yield row | _progress(run, attempt, epochs_done, recorded, moment)
+            yield row | _progress(run, recorded, moment)
     yield from sorted(waiting, key=lambda row: (row["waits_for"], row["position"]))
 
 
-def _progress(
-    run: Run, attempt: Attempt, epochs_done: int | None, recorded: Recorded | None, moment: datetime
-) -> dict[str, Any]:
+def _progress(run: sa.Row[Any], recorded: Recorded | None, moment: datetime) -> dict[str, Any]:
     """Stage and progress of a run, from its row and from the progress file of this attempt."""
-    found: dict[str, Any] = {"epoch": epochs_done, "epochs": run.config["training"]["epochs"]}
+    found: dict[str, Any] = {"epoch": run.epochs_done, "epochs": run.config["training"]["epochs"]}
     if run.verdict is not None:
         return found | {"stage": "finishing"}
     if run.snapshot_id is None:
         return found | {"stage": "refreshing data"}
-    if recorded is None or recorded.attempt != attempt.attempt:
+    if recorded is None or recorded.attempt != run.attempt:
         return found | {"stage": "starting the training"}
     progress = recorded.progress
-    found |= {"epoch": progress.epoch or epochs_done, "step": progress.step, "total_steps": progress.total_steps}
+    found |= {"epoch": progress.epoch or run.epochs_done, "step": progress.step, "total_steps": progress.total_steps}
     if moment - recorded.at > FRESH:
         return found | {"stage": "scoring on test" if run.best_epoch else "at work"}
     stages = {"load": progress.detail or "loading", "train": "training", "evaluate": "evaluating", "save": "saving"}
@@ -286,7 +284,7 @@ def _next_nights(
     db: Database, known: Iterable[str], deployed: Mapping[str, Deployed] | None, moment: datetime
 ) -> Iterator[dict[str, Any]]:
     files = pipeline_files()
-    scheduled = dict(_last_scheduled(db))
+    scheduled = {row["pipeline"]: row["scheduled_for"] for row in records(last_scheduled(db))}
     for name in sorted({*known, *(deployed or ())}):
         row: dict[str, Any] = {"section": "next_night", "pipeline": name, "status": "unknown"}
         try:
@@ -321,15 +319,3 @@ def _with_freeze(freeze: FreezeRow | None, row: dict[str, Any]) -> dict[str, Any
         return row
     reasons = filter(None, (row.get("reason"), f"its nights are held, because it is {freeze}"))
     return row | {"reason": "; ".join(reasons), "next_step": row.get("next_step") or freeze.remedy}
-
-
-def _last_scheduled(db: Database) -> list[tuple[str, datetime]]:
-    """The instant of the last known night, missed or not, of each pipeline that runs on a schedule."""
-    first = (Attempt.run_id == Run.run_id) & (Attempt.attempt == 1)
-    query = (
-        sa.select(Run.pipeline, sa.func.max(Run.scheduled_for))
-        .join(Attempt, first, isouter=True)
-        .where(Run.scheduled_for.is_not(None), sa.or_(Run.status == "missed", Attempt.trigger == "schedule"))
-        .group_by(Run.pipeline)
-    )
-    return db.read(lambda session: [(name, at) for name, at in session.execute(query)])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import sqlalchemy as sa
@@ -82,8 +83,12 @@ def now(session: Session) -> datetime:
     return datetime.now(UTC)
 
 
-def cause_of_death(attempt: Attempt, moment: datetime) -> str:
-    """Why the attempt's process counts as dead; '' if it is alive. `moment` is `now(session)`."""
+def cause_of_death(attempt: Attempt | sa.Row[Any], moment: datetime) -> str:
+    """Why the attempt's process counts as dead; '' if it is alive. `moment` is `now(session)`.
+
+    Args:
+        attempt: it, or a row of the view `attempts`.
+    """
     named = f"its process (pid {attempt.pid} on {attempt.host})"
     is_here = (attempt.host, attempt.process_space) == (socket.gethostname(), process_space())
     lives = _lives(attempt) if is_here else None
@@ -95,7 +100,7 @@ def cause_of_death(attempt: Attempt, moment: datetime) -> str:
     return ""
 
 
-def _lives(attempt: Attempt) -> bool | None:
+def _lives(attempt: Attempt | sa.Row[Any]) -> bool | None:
     """Whether the attempt's process still exists; None where that is not known, or does not tell."""
     try:
         process = psutil.Process(attempt.pid)
