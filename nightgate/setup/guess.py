@@ -30,17 +30,8 @@ LABEL = (
     *("emotion", "intent", "score", "topic", "category", "spam", "toxic", "y"),
 )
 TIME = (
-    "created",
-    "posted",
-    "submitted",
-    "published",
-    "received",
-    "sent",
-    "date",
-    "datetime",
-    "time",
-    "timestamp",
-    "at",
+    *("created", "posted", "submitted", "published", "received", "sent"),
+    *("date", "datetime", "time", "timestamp", "at"),
 )
 UPDATED = ("updated", "modified", "changed", "edited")
 ID = ("id", "ids", "uuid", "guid", "key")
@@ -143,13 +134,8 @@ def _guess_text(guess: Guess, columns: Sequence[Column], known: Column | None, l
     alternative = f"or more columns, which are joined: {_either(one.name for one in others)}" if others else ""
     if titles:
         names = [titles[0].name, body.name]
-        alternative = "; ".join(filter(None, (f"or {quoted(body.name)} alone", alternative)))
-        guess.add(
-            "text",
-            _array(names),
-            f"{body.name!r} has {why}; {names[0]!r} is its title",
-            alternative,
-        )
+        why = f"{body.name!r} has {why}; {names[0]!r} is its title"
+        guess.add("text", _array(names), why, f"or {quoted(body.name)} alone", alternative)
         return [*titles, body]
     guess.add("text", quoted(body.name), why, alternative)
     return [body]

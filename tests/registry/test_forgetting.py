@@ -294,12 +294,10 @@ def test_a_version_whose_training_left_the_row_out_is_not_named(database: Databa
             database, opened.run_id, 1, night_rows.decision(), night_rows.evidence(), night_rows.scores()
         )
         promotion.add_version(database, opened.run_id, 1, lambda number: f"models/v{number}", size_bytes=1)
-        # Of the second it is not known.
-        rows = 20 if limit and day == 0 else None
-        database.write(
-            lambda session, of=opened, rows=rows: setattr(session.get_one(Run, of.run_id), "rows_trained", rows)
-        )
         lifecycle.finish_run(database, opened.run_id, 1, "held")
+    # It is not known of the second.
+    of_first = sa.update(Run).where(Run.night == night_rows.night(0).date).values(rows_trained=20)
+    database.write(lambda session: session.execute(of_first))
     chosen = training_rows(refreshed.snapshot, reviews.pipeline(source, training__max_train_rows=20), opened.data_until)
     left_out = refreshed.snapshot.rows("train").query("row_id not in @chosen.row_id")["row_id"].iloc[0]
     assert list(find(database, "reviews", [chosen["row_id"].iloc[0]]).versions) == [1, 2, 3]
