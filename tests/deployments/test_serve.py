@@ -45,6 +45,7 @@ from nightgate.errors import ConfigurationError, NightgateError
 from nightgate.home import open_home
 from nightgate.pipeline_files import load_pipeline
 from tests.conftest import free_port
+from tests.support.first_night import copy_first_night
 from tests.support.night import TRAPS, command, nightgate, set_traps, write_pipeline
 from tests.support.prefect_api import client, deployment
 from tests.support.production import within
@@ -369,6 +370,38 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_from_it_until_ctrl_c_e
     assert "checkpoint is kept" in run["reason"]
     (schedule,) = served.deployment().schedules
     assert schedule.active
+
+
+@pytest.mark.faults
+def test_a_night_that_is_cancelled_while_it_predicts_stays_held(prefect_server: str, tmp_path: Path) -> None:
+    home, log, output = tmp_path / "home", tmp_path / "serve.log", tmp_path / "predicted.csv"
+    first = copy_first_night(home)
+    more = f"\n[predict]\nsource = {{ kind = 'sample', rows_per_day = 90000, days = 10 }}\noutput = '{output}'\n"
+    pipeline, environment = tmp_path / "small.toml", {"PREFECT_API_URL": prefect_server}
+    pipeline.write_text(first.pipeline.read_text(encoding="utf-8") + more, encoding="utf-8")
+    process = start_serving(pipeline, home, log, "--take-over", **environment)
+    try:
+        comes_up(process, log, 60)
+        served = Served(process, prefect_server, "small", home, log)
+        within(30, lambda: _exists(served, "nightly/nightgate"), "the deployment")
+        with client(prefect_server) as prefect:
+            deployed = prefect.read_deployment_by_name("nightly/nightgate").id
+            run = prefect.create_flow_run_from_deployment(
+                deployed, parameters={"pipeline": "small", "night": "2026-01-06", "gate": {"min_f1": 1.0}}
+            )
+        within(120, lambda: served.rows("SELECT 1 FROM nightly_runs WHERE status = 'held'"), "its end")
+        within(60, lambda: [*(home / "predictions").rglob("*.rows")], "its prediction")
+        with client(prefect_server) as prefect:
+            prefect.set_flow_run_state(run.id, Cancelling())
+        # Whoever serves sets that state last, whatever the run returned.
+        assert served.ended(run, 60).type.value == "CANCELLED"
+        nightgate("reconcile", cwd=tmp_path, env={"NIGHTGATE_HOME": str(home), **environment})
+        assert (served.state(run).name, output.exists()) == ("Held", False)
+        [last] = served.rows("SELECT status FROM nightly_runs ORDER BY started_at DESC LIMIT 1")
+        assert last["status"] == "held"
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 @pytest.mark.faults
