@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
+from nightgate.database import earlier
 from nightgate.database.connection import (
     database_errors,
     make_engine,
@@ -55,6 +57,27 @@ def back_up(url: str, target: Path) -> None:
             damage = damage_of(copy.execute, "integrity_check")
         if damage:
             raise DatabaseError(f"the database {source} is damaged: {damage}", next_step="nightgate doctor --deep")
+
+
+def keep_earlier(url: str) -> Path | None:
+    """Copy a SQLite database that an upgrade moves beside itself; None: it has nothing to move, or the copy is there.
+
+    Raises:
+        DatabaseError, StorageError: as `back_up`.
+    """
+    parsed = parse_url(url)
+    path = sqlite_path(parsed)
+    if path is None or missing_file(parsed):
+        return None
+    copy = path.with_name(f"{path.stem}-{earlier.REVISION}{path.suffix}")
+    with database_errors(parsed), make_engine(parsed).connect() as connection:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        revisions = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
+    if revisions != [earlier.REVISION] or copy.exists():
+        return None
+    back_up(url, copy)
+    return copy
 
 
 def dump_command(url: str, target: Path) -> str:

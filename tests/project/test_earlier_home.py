@@ -13,6 +13,7 @@ import inspect
 import json
 import sqlite3
 import tarfile
+from contextlib import closing
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -61,6 +62,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     site = Site(tmp_path_factory.mktemp("earlier"))
     upgraded = site.run("db", "upgrade")
     assert upgraded.returncode == 0, upgraded.stderr
+    with closing(sqlite3.connect(site.folder / "home" / f"metrics-{earlier.REVISION}.db")) as copy:
+        assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [(earlier.REVISION,)]
     return site
 
 
