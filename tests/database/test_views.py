@@ -6,14 +6,17 @@ import json
 import re
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 
 from nightgate.database import schema
 from nightgate.database.transactions import Database
+from nightgate.database.views import VIEWS, kind_of
 from nightgate.frames.reader import tidy
 from nightgate.registry import promotion
 from nightgate.runs import lifecycle, records
@@ -353,3 +356,31 @@ def test_what_a_reader_needs_is_in_views(database: Database) -> None:
     [row] = database.frame("SELECT * FROM run_documents").to_dict("records")
     assert json.loads(str(row["config"])) == night_rows.pipeline().record()
     assert json.loads(str(row["label_names"])) == ["bad", "good"]
+
+
+DUCKDB = {
+    "integer": {"BIGINT", "INTEGER"},
+    "number": {"DOUBLE"},
+    "date": {"DATE"},
+    "boolean": {"BOOLEAN", "BIGINT"},
+    "bytes": {"BLOB"},
+    "text": {"VARCHAR"},
+    "json": {"VARCHAR"},
+    "time": {"VARCHAR"},
+}
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_duckdb_reads_every_view_of_a_sqlite_file_with_types(migrated_url: str) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    scanner = pytest.importorskip("duckdb_extension_sqlite_scanner")
+    [extension] = Path(scanner.__file__).parent.rglob("*.duckdb_extension")
+    with duckdb.connect(config={"allow_unsigned_extensions": "true"}) as connection:
+        connection.execute(f"LOAD '{extension}'")
+        connection.execute(f"ATTACH '{make_url(migrated_url).database}' AS home (TYPE sqlite, READ_ONLY)")
+        found = {
+            (view, name, kind)
+            for view in VIEWS
+            for name, kind, *_ in connection.execute(f"DESCRIBE home.{view}").fetchall()
+        }
+    assert {one for one in found if one[2] not in DUCKDB[kind_of(*one[:2])]} == set()
