@@ -97,7 +97,7 @@ def history(
     ] = None,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Show nights at a glance, or one run's epochs or slices, or what changed.
+    """Show nights at a glance, epochs, slices, or what changed.
 
     A table has what fits the terminal, other formats have every column.
     """

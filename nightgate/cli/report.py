@@ -12,7 +12,7 @@ from nightgate.cli.options import date_of, name_of, say
 
 def report(
     pipeline: Annotated[
-        str | None, typer.Argument(metavar="[PIPELINE]", help="Name of a pipeline or path of a TOML file.")
+        str | None, typer.Argument(metavar="PIPELINE", help="Name of a pipeline or path of a TOML file.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="One page of all pipelines.")] = False,
     output: Annotated[
@@ -25,9 +25,9 @@ def report(
         int, typer.Option(min=0, max=500, help="Show the texts of so many misclassified test rows of the last night.")
     ] = 0,
 ) -> None:
-    """Write the history of a pipeline as a page for a browser, in one file that needs no server.
+    """Write the history of a pipeline as a page for a browser.
 
-    The page has no text of any row unless --examples asks for it.
+    One file, which needs no server and has no text of any row unless --examples asks for it.
     """
     from nightgate.database.transactions import Database
     from nightgate.durable_files import user_path

@@ -42,6 +42,8 @@ READING = [
     ["history"],
     ["history", "small"],
     ["history", "small", "--changes"],
+    ["history"],
+    ["history", "small", "--changes"],
     ["history", "small", "--epochs"],
     ["history", "small", "--slices", "--since", "2026-01-05"],
     ["champion", "small"],
