@@ -147,6 +147,7 @@ def add_copies(db: Database, size: Size) -> list[str]:
         source = WRITTEN[number % size.written]
         names.append(f"{source}-{number:02}")
         db.write(lambda session, source=source, name=names[-1]: _copy(session, source, name))
+    db.write(_count_on)
     return names
 
 
@@ -662,7 +663,18 @@ def _copied(column: str, numbers: Mapping[str, int]) -> str:
 def move_rows(source: Database, target: Database) -> None:
     """Insert all rows of a database into an empty one, which may be of another engine."""
     for table in METADATA.sorted_tables:
-        found = source.read(lambda session, table=table: session.execute(sa.select(table)).mappings().all())
+        # A test set after its base.
+        query = sa.select(table).order_by(table.c.base_id.is_not(None)) if "base_id" in table.c else sa.select(table)
+        found = source.read(lambda session, query=query: session.execute(query).mappings().all())
         if found:
             rows = [dict(row) for row in found]
             target.write(lambda session, table=table, rows=rows: session.execute(sa.insert(table), rows))
+    target.write(_count_on)
+
+
+def _count_on(session: Session) -> None:
+    """Let PostgreSQL's counters go on behind numbers that were inserted as they are."""
+    if session.get_bind().dialect.name == "postgresql":
+        for column, table in (_COUNTED | {"slice_id": "slice", "document_id": "document"}).items():
+            counter = f"pg_get_serial_sequence('{table}', '{column}')"
+            session.execute(sa.text(f"SELECT setval({counter}, (SELECT MAX({column}) FROM {table}))"))

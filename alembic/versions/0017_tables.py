@@ -17,6 +17,9 @@ TYPES = {
     "sqlite": {"time": "VARCHAR(27)", "bytes": "BLOB", "double": "DOUBLE"},
     "postgresql": {"time": "TIMESTAMP WITH TIME ZONE", "bytes": "BYTEA", "double": "DOUBLE PRECISION"},
 }
+# A number that the database gives, and tables of short rows, whose key SQLite would store twice otherwise.
+TYPES["sqlite"] |= {"number": "INTEGER", "short": "WITHOUT ROWID"}
+TYPES["postgresql"] |= {"number": "SERIAL", "short": ""}
 KEPT = "ON DELETE RESTRICT ON UPDATE RESTRICT"
 
 TABLES = """
@@ -26,6 +29,11 @@ CREATE TABLE data_check (
     allowed_reason TEXT,
     CONSTRAINT pk_data_check PRIMARY KEY (run_id, attempt, check_name),
     CONSTRAINT ck_data_check_outcome CHECK (outcome IN ('passed', 'failed', 'allowed', 'not_run'))
+) {short};
+CREATE TABLE document (
+    document_id {number} NOT NULL, digest TEXT NOT NULL, content JSON NOT NULL,
+    CONSTRAINT pk_document PRIMARY KEY (document_id),
+    CONSTRAINT uq_document_digest UNIQUE (digest)
 );
 CREATE TABLE drift_statistic (
     run_id TEXT NOT NULL, attempt INTEGER NOT NULL, reference TEXT NOT NULL, statistic TEXT NOT NULL,
@@ -35,7 +43,7 @@ CREATE TABLE drift_statistic (
     CONSTRAINT pk_drift_statistic PRIMARY KEY (run_id, attempt, reference, statistic, slice_name),
     CONSTRAINT ck_drift_statistic_outcome CHECK (outcome IN ('passed', 'warning')),
     CONSTRAINT ck_drift_statistic_reference CHECK (reference IN ('champion', 'last_week'))
-);
+) {short};
 CREATE TABLE forgotten (
     pipeline TEXT NOT NULL, id_hash TEXT NOT NULL, forgotten_by TEXT NOT NULL, begun_at {time} NOT NULL,
     finished_at {time}, snapshots INTEGER NOT NULL, rows_redacted INTEGER NOT NULL, golden_rows INTEGER NOT NULL,
@@ -46,7 +54,7 @@ CREATE TABLE label_vote (
     pipeline TEXT NOT NULL, fingerprint TEXT NOT NULL, label TEXT NOT NULL, votes INTEGER NOT NULL,
     chosen BOOLEAN NOT NULL, run_id TEXT NOT NULL,
     CONSTRAINT pk_label_vote PRIMARY KEY (pipeline, fingerprint, label)
-);
+) {short};
 CREATE TABLE pipeline_freeze (
     freeze_id TEXT NOT NULL, pipeline TEXT NOT NULL, frozen_at {time} NOT NULL, frozen_by TEXT NOT NULL,
     reason TEXT NOT NULL, ended_at {time}, ended_by TEXT, end_reason TEXT,
@@ -69,10 +77,15 @@ CREATE TABLE refresh_count (
     CONSTRAINT pk_refresh_count PRIMARY KEY (run_id, attempt, position),
     CONSTRAINT ck_refresh_count_balance CHECK (rows_seen = rows_taken + rows_merged + rows_replaced + rows_deleted
         + rows_quarantined + rows_conflicting + rows_future + rows_outside)
-);
+) {short};
 CREATE TABLE setting (
     key TEXT NOT NULL, value TEXT NOT NULL,
     CONSTRAINT pk_setting PRIMARY KEY (key)
+);
+CREATE TABLE slice (
+    slice_id {number} NOT NULL, slice_name TEXT NOT NULL, slice_value TEXT NOT NULL,
+    CONSTRAINT pk_slice PRIMARY KEY (slice_id),
+    CONSTRAINT uq_slice_slice_name_slice_value UNIQUE (slice_name, slice_value)
 );
 CREATE TABLE snapshot (
     pipeline TEXT NOT NULL, snapshot_id TEXT NOT NULL, path TEXT NOT NULL, test_version TEXT NOT NULL,
@@ -84,10 +97,12 @@ CREATE TABLE snapshot (
 );
 CREATE TABLE test_set (
     pipeline TEXT NOT NULL, test_set_id TEXT NOT NULL, kind TEXT NOT NULL, num_rows INTEGER NOT NULL,
-    label_names JSON NOT NULL, fingerprints {bytes} NOT NULL, labels {bytes} NOT NULL, seen_at {bytes} NOT NULL,
-    groups {bytes}, slices {bytes} NOT NULL, recorded_at {time} NOT NULL,
+    label_names JSON NOT NULL, base_id TEXT, places {bytes}, fingerprints {bytes} NOT NULL, labels {bytes} NOT NULL,
+    seen_at {bytes} NOT NULL, groups {bytes}, slices {bytes} NOT NULL, recorded_at {time} NOT NULL,
     CONSTRAINT pk_test_set PRIMARY KEY (pipeline, test_set_id),
-    CONSTRAINT ck_test_set_kind CHECK (kind IN ('test', 'golden'))
+    CONSTRAINT ck_test_set_kind CHECK (kind IN ('test', 'golden')),
+    CONSTRAINT fk_test_set_pipeline_base_id FOREIGN KEY (pipeline, base_id) REFERENCES test_set (pipeline,
+        test_set_id) {kept}
 );
 CREATE TABLE refresh (
     refresh_id TEXT NOT NULL, pipeline TEXT NOT NULL, night DATE NOT NULL, status TEXT NOT NULL, reason TEXT,
@@ -112,7 +127,7 @@ CREATE TABLE run (
     champion_fresh_f1 {double}, champion_fresh_rows INTEGER, fresh_ci_low {double},
     fresh_ci_high {double}, anchor_version INTEGER, anchor_f1 {double}, labels_corrected INTEGER,
     metric_key TEXT, nonfinite TEXT NOT NULL, average TEXT NOT NULL, min_f1 {double},
-    label_names JSON NOT NULL, base_model TEXT NOT NULL, config JSON NOT NULL, config_hash TEXT NOT NULL,
+    label_names JSON NOT NULL, base_model TEXT NOT NULL, config_id INTEGER NOT NULL, config_hash TEXT NOT NULL,
     code_version TEXT NOT NULL, inputs JSON, reasons TEXT, started_at {time} NOT NULL, finished_at {time},
     prefect_flow_run_id TEXT, announced_at {time}, closed_at {time}, duration_seconds {double},
     CONSTRAINT pk_run PRIMARY KEY (run_id),
@@ -121,6 +136,7 @@ CREATE TABLE run (
         'missed', 'cancelled', 'failed')),
     CONSTRAINT ck_run_trigger CHECK (trigger IN ('schedule', 'manual', 'backfill', 'retry')),
     CONSTRAINT ck_run_verdict CHECK (verdict IN ('promote', 'hold', 'underpowered')),
+    CONSTRAINT fk_run_config_id FOREIGN KEY (config_id) REFERENCES document (document_id) {kept},
     CONSTRAINT fk_run_pipeline_snapshot_id FOREIGN KEY (pipeline, snapshot_id) REFERENCES snapshot (pipeline,
         snapshot_id) {kept}
 );
@@ -143,13 +159,14 @@ CREATE TABLE approval (
     CONSTRAINT fk_approval_run_id FOREIGN KEY (run_id) REFERENCES run (run_id) {kept}
 );
 CREATE TABLE attempt (
-    run_id TEXT NOT NULL, attempt INTEGER NOT NULL, status TEXT NOT NULL, trigger TEXT NOT NULL, error_type TEXT,
-    reason TEXT, host TEXT NOT NULL, pid INTEGER NOT NULL, owner_started {time}, owner_ticks BIGINT,
-    process_space TEXT, heartbeat_at {time}, device TEXT, precision TEXT, precision_reason TEXT, threads INTEGER,
-    resumed_from_epoch INTEGER, engine TEXT, engine_reason TEXT, micro_batches INTEGER,
+    attempt_id {number} NOT NULL, run_id TEXT NOT NULL, attempt INTEGER NOT NULL, status TEXT NOT NULL,
+    trigger TEXT NOT NULL, error_type TEXT, reason TEXT, host TEXT NOT NULL, pid INTEGER NOT NULL, owner_started {time},
+    owner_ticks BIGINT, process_space TEXT, heartbeat_at {time}, device TEXT, precision TEXT, precision_reason TEXT,
+    threads INTEGER, resumed_from_epoch INTEGER, engine TEXT, engine_reason TEXT, micro_batches INTEGER,
     restarts INTEGER NOT NULL DEFAULT 0, slot TEXT, slot_wait_seconds {double}, code_version TEXT NOT NULL,
     prefect_flow_run_id TEXT, started_at {time} NOT NULL, finished_at {time}, duration_seconds {double},
-    CONSTRAINT pk_attempt PRIMARY KEY (run_id, attempt),
+    CONSTRAINT pk_attempt PRIMARY KEY (attempt_id),
+    CONSTRAINT uq_attempt_run_id_attempt UNIQUE (run_id, attempt),
     CONSTRAINT ck_attempt_status CHECK (status IN ('running', 'waiting', 'promoted', 'held', 'skipped',
         'superseded', 'missed', 'cancelled', 'failed')),
     CONSTRAINT fk_attempt_run_id FOREIGN KEY (run_id) REFERENCES run (run_id) {kept}
@@ -161,13 +178,10 @@ CREATE TABLE seed_run (
     CONSTRAINT pk_seed_run PRIMARY KEY (study_id, seed),
     CONSTRAINT fk_seed_run_study_id FOREIGN KEY (study_id) REFERENCES seed_study (study_id) {kept}
 );
-CREATE TABLE confusion_cell (
-    run_id TEXT NOT NULL, attempt INTEGER NOT NULL, epoch INTEGER NOT NULL, split TEXT NOT NULL,
-    true_label TEXT NOT NULL, predicted_label TEXT NOT NULL, count INTEGER NOT NULL,
-    CONSTRAINT pk_confusion_cell PRIMARY KEY (run_id, attempt, epoch, split, true_label, predicted_label),
-    CONSTRAINT ck_confusion_cell_split CHECK (split IN ('validation', 'test')),
-    CONSTRAINT fk_confusion_cell_run_id_attempt FOREIGN KEY (run_id, attempt) REFERENCES attempt (run_id, attempt)
-        {kept}
+CREATE TABLE confusion_matrix (
+    attempt_id INTEGER NOT NULL, epoch INTEGER NOT NULL, is_test BOOLEAN NOT NULL, counts JSON NOT NULL,
+    CONSTRAINT pk_confusion_matrix PRIMARY KEY (attempt_id, epoch, is_test),
+    CONSTRAINT fk_confusion_matrix_attempt_id FOREIGN KEY (attempt_id) REFERENCES attempt (attempt_id) {kept}
 );
 CREATE TABLE epoch (
     run_id TEXT NOT NULL, attempt INTEGER NOT NULL, epoch INTEGER NOT NULL, step INTEGER NOT NULL,
@@ -178,15 +192,13 @@ CREATE TABLE epoch (
     tokens_per_second {double}, nonfinite TEXT NOT NULL, recorded_at {time} NOT NULL,
     CONSTRAINT pk_epoch PRIMARY KEY (run_id, attempt, epoch),
     CONSTRAINT fk_epoch_run_id_attempt FOREIGN KEY (run_id, attempt) REFERENCES attempt (run_id, attempt) {kept}
-);
+) {short};
 CREATE TABLE epoch_metric (
-    run_id TEXT NOT NULL, attempt INTEGER NOT NULL, epoch INTEGER NOT NULL, split TEXT NOT NULL, metric TEXT NOT NULL,
+    attempt_id INTEGER NOT NULL, epoch INTEGER NOT NULL, is_test BOOLEAN NOT NULL, metric TEXT NOT NULL,
     value {double}, reason TEXT NOT NULL,
-    CONSTRAINT pk_epoch_metric PRIMARY KEY (run_id, attempt, epoch, split, metric),
-    CONSTRAINT ck_epoch_metric_split CHECK (split IN ('validation', 'test')),
-    CONSTRAINT fk_epoch_metric_run_id_attempt FOREIGN KEY (run_id, attempt) REFERENCES attempt (run_id, attempt)
-        {kept}
-);
+    CONSTRAINT pk_epoch_metric PRIMARY KEY (attempt_id, epoch, is_test, metric),
+    CONSTRAINT fk_epoch_metric_attempt_id FOREIGN KEY (attempt_id) REFERENCES attempt (attempt_id) {kept}
+) {short};
 CREATE TABLE gate_check (
     run_id TEXT NOT NULL, attempt INTEGER NOT NULL, check_name TEXT NOT NULL, slice_name TEXT NOT NULL,
     slice_value TEXT NOT NULL, position INTEGER NOT NULL, metric TEXT NOT NULL, candidate_value {double},
@@ -195,7 +207,7 @@ CREATE TABLE gate_check (
     CONSTRAINT pk_gate_check PRIMARY KEY (run_id, attempt, check_name, slice_name, slice_value),
     CONSTRAINT ck_gate_check_outcome CHECK (outcome IN ('passed', 'failed', 'underpowered', 'warning', 'not_run')),
     CONSTRAINT fk_gate_check_run_id_attempt FOREIGN KEY (run_id, attempt) REFERENCES attempt (run_id, attempt) {kept}
-);
+) {short};
 CREATE TABLE gate_side (
     run_id TEXT NOT NULL, attempt INTEGER NOT NULL, side TEXT NOT NULL, version INTEGER, data_until {time},
     flaw TEXT NOT NULL, rows_trained_on INTEGER, calibration_error {double}, nonfinite_rows INTEGER NOT NULL,
@@ -206,33 +218,30 @@ CREATE TABLE gate_side (
     CONSTRAINT fk_gate_side_run_id_attempt FOREIGN KEY (run_id, attempt) REFERENCES attempt (run_id, attempt) {kept}
 );
 CREATE TABLE joint_outcome (
-    run_id TEXT NOT NULL, attempt INTEGER NOT NULL, scope TEXT NOT NULL, slice_name TEXT NOT NULL,
-    slice_value TEXT NOT NULL, reference TEXT NOT NULL, true_label TEXT NOT NULL, reference_label TEXT NOT NULL,
-    candidate_label TEXT NOT NULL, count INTEGER NOT NULL,
-    CONSTRAINT pk_joint_outcome PRIMARY KEY (run_id, attempt, scope, slice_name, slice_value, reference,
-        true_label, reference_label, candidate_label),
+    attempt_id INTEGER NOT NULL, scope TEXT NOT NULL, reference TEXT NOT NULL, counts JSON NOT NULL,
+    CONSTRAINT pk_joint_outcome PRIMARY KEY (attempt_id, scope, reference),
     CONSTRAINT ck_joint_outcome_scope CHECK (scope IN ('window', 'all', 'golden', 'slice')),
-    CONSTRAINT fk_joint_outcome_run_id_attempt FOREIGN KEY (run_id, attempt) REFERENCES attempt (run_id, attempt)
-        {kept}
+    CONSTRAINT fk_joint_outcome_attempt_id FOREIGN KEY (attempt_id) REFERENCES attempt (attempt_id) {kept}
 );
 CREATE TABLE model_version (
     pipeline TEXT NOT NULL, version INTEGER NOT NULL, run_id TEXT NOT NULL, attempt INTEGER NOT NULL,
-    path TEXT NOT NULL, created_at {time} NOT NULL, started_from INTEGER, base_model_revision TEXT, environment JSON,
-    size_bytes BIGINT, quarantined_at {time}, quarantined_by TEXT, quarantine_reason TEXT, files_removed_at {time},
+    path TEXT NOT NULL, created_at {time} NOT NULL, started_from INTEGER, base_model_revision TEXT,
+    environment_id INTEGER, size_bytes BIGINT, quarantined_at {time}, quarantined_by TEXT, quarantine_reason TEXT,
+    files_removed_at {time},
     CONSTRAINT pk_model_version PRIMARY KEY (pipeline, version),
     CONSTRAINT uq_model_version_run_id UNIQUE (run_id),
+    CONSTRAINT fk_model_version_environment_id FOREIGN KEY (environment_id) REFERENCES document (document_id) {kept},
     CONSTRAINT fk_model_version_run_id_attempt FOREIGN KEY (run_id, attempt) REFERENCES attempt (run_id, attempt)
         {kept}
 );
 CREATE TABLE slice_metric (
-    run_id TEXT NOT NULL, attempt INTEGER NOT NULL, epoch INTEGER NOT NULL, split TEXT NOT NULL,
-    slice_name TEXT NOT NULL, slice_value TEXT NOT NULL, support INTEGER NOT NULL, accuracy {double},
-    f1 {double}, precision {double}, recall {double},
-    CONSTRAINT pk_slice_metric PRIMARY KEY (run_id, attempt, epoch, split, slice_name, slice_value),
-    CONSTRAINT ck_slice_metric_split CHECK (split IN ('validation', 'test')),
-    CONSTRAINT fk_slice_metric_run_id_attempt FOREIGN KEY (run_id, attempt) REFERENCES attempt (run_id, attempt)
-        {kept}
-);
+    attempt_id INTEGER NOT NULL, slice_id INTEGER NOT NULL, epoch SMALLINT NOT NULL, is_test BOOLEAN NOT NULL,
+    support INTEGER NOT NULL, accuracy {double}, f1 {double}, precision {double},
+    recall {double},
+    CONSTRAINT pk_slice_metric PRIMARY KEY (attempt_id, slice_id, epoch, is_test),
+    CONSTRAINT fk_slice_metric_attempt_id FOREIGN KEY (attempt_id) REFERENCES attempt (attempt_id) {kept},
+    CONSTRAINT fk_slice_metric_slice_id FOREIGN KEY (slice_id) REFERENCES slice (slice_id) {kept}
+) {short};
 CREATE TABLE test_prediction (
     run_id TEXT NOT NULL, attempt INTEGER NOT NULL, side TEXT NOT NULL, kind TEXT NOT NULL, pipeline TEXT NOT NULL,
     test_set_id TEXT NOT NULL, model_run_id TEXT NOT NULL, labels {bytes} NOT NULL,
@@ -257,12 +266,14 @@ CREATE TABLE anchor (
 );
 CREATE UNIQUE INDEX uq_anchor_open ON anchor (pipeline) WHERE valid_to IS NULL;
 CREATE TABLE champion_evaluation (
-    pipeline TEXT NOT NULL, snapshot_id TEXT NOT NULL, model_version INTEGER NOT NULL, role TEXT NOT NULL,
-    run_id TEXT, evaluated_at {time} NOT NULL, rows_from {time}, rows_to {time}, rows INTEGER NOT NULL,
-    f1 {double}, f1_ci_low {double}, f1_ci_high {double}, accuracy {double},
-    min_f1 {double}, promotion_f1 {double}, fall {double}, alarms TEXT NOT NULL,
-    reason TEXT NOT NULL, policy JSON NOT NULL, announced_at {time},
-    CONSTRAINT pk_champion_evaluation PRIMARY KEY (pipeline, snapshot_id, model_version, role),
+    evaluation_id {number} NOT NULL, pipeline TEXT NOT NULL, snapshot_id TEXT NOT NULL, model_version INTEGER NOT NULL,
+    role TEXT NOT NULL, run_id TEXT, evaluated_at {time} NOT NULL, rows_from {time}, rows_to {time},
+    rows INTEGER NOT NULL, f1 {double}, f1_ci_low {double}, f1_ci_high {double}, accuracy {double}, min_f1 {double},
+    promotion_f1 {double}, fall {double}, alarms TEXT NOT NULL, reason TEXT NOT NULL, policy JSON NOT NULL,
+    announced_at {time},
+    CONSTRAINT pk_champion_evaluation PRIMARY KEY (evaluation_id),
+    CONSTRAINT uq_champion_evaluation_pipeline_snapshot_id_model_version_role UNIQUE (pipeline, snapshot_id,
+        model_version, role),
     CONSTRAINT ck_champion_evaluation_role CHECK (role IN ('champion', 'anchor')),
     CONSTRAINT fk_champion_evaluation_pipeline_model_version FOREIGN KEY (pipeline, model_version) REFERENCES
         model_version (pipeline, version) {kept},
@@ -284,15 +295,13 @@ CREATE TABLE promotion (
 CREATE INDEX ix_promotion_pipeline_valid_from ON promotion (pipeline, valid_from);
 CREATE UNIQUE INDEX uq_promotion_champion ON promotion (pipeline) WHERE valid_to IS NULL;
 CREATE TABLE champion_evaluation_slice (
-    pipeline TEXT NOT NULL, snapshot_id TEXT NOT NULL, model_version INTEGER NOT NULL, role TEXT NOT NULL,
-    slice_name TEXT NOT NULL, slice_value TEXT NOT NULL, support INTEGER NOT NULL, accuracy {double},
+    evaluation_id INTEGER NOT NULL, slice_id INTEGER NOT NULL, support INTEGER NOT NULL, accuracy {double},
     f1 {double}, precision {double}, recall {double},
-    CONSTRAINT pk_champion_evaluation_slice PRIMARY KEY (pipeline, snapshot_id, model_version, role, slice_name,
-        slice_value),
-    CONSTRAINT fk_champion_evaluation_slice_pipeline_snapshot_id_model_version_role FOREIGN KEY (pipeline,
-        snapshot_id, model_version, role) REFERENCES champion_evaluation (pipeline, snapshot_id, model_version,
-        role) {kept}
-);
+    CONSTRAINT pk_champion_evaluation_slice PRIMARY KEY (evaluation_id, slice_id),
+    CONSTRAINT fk_champion_evaluation_slice_evaluation_id FOREIGN KEY (evaluation_id) REFERENCES champion_evaluation
+        (evaluation_id) {kept},
+    CONSTRAINT fk_champion_evaluation_slice_slice_id FOREIGN KEY (slice_id) REFERENCES slice (slice_id) {kept}
+) {short};
 """
 
 

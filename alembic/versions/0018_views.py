@@ -47,6 +47,25 @@ RUNS_AND_REFRESHES = """(
     SELECT run_id, pipeline, night FROM run UNION ALL SELECT refresh_id AS run_id, pipeline, night FROM refresh)"""
 
 
+# Tables with most rows name an attempt by number, and say whether a row is of the test rows.
+OF_ATTEMPT = """
+JOIN attempt AS a ON a.attempt_id = {row}.attempt_id
+JOIN run AS r ON r.run_id = a.run_id"""
+SPLIT = "CASE WHEN {row}.is_test THEN 'test' ELSE 'validation' END"
+
+
+def no_later(table: str, and_: str = "AND own.is_test", row: str = "a") -> str:
+    """That no later attempt has rows in such a table."""
+    own = f"JOIN {table} AS own ON own.attempt_id = later.attempt_id {and_}"
+    return f"""NOT EXISTS (
+    SELECT 1 FROM attempt AS later {own} WHERE later.run_id = {row}.run_id AND later.attempt > {row}.attempt)"""
+
+
+def label(key: str) -> str:
+    """The name of the label whose number is a key of JSON counts."""
+    return f"(SELECT n.slice_value FROM slice AS n WHERE n.slice_id = CAST({key} AS INTEGER))"
+
+
 def of_last_attempt(table: str, row: str) -> str:
     later = f"later.run_id = {row}.run_id AND later.attempt > {row}.attempt"
     return f"NOT EXISTS (SELECT 1 FROM {table} AS later WHERE {later})"
@@ -163,40 +182,46 @@ FROM gate_check AS g
 JOIN run AS r ON r.run_id = g.run_id
 WHERE {of_last_attempt("gate_check", "g")}
 """,
-    "slice_metrics": """
-SELECT r.pipeline, r.night, s.run_id, s.attempt, s.epoch, s.split, s.slice_name, s.slice_value, s.support,
+    "slice_metrics": f"""
+SELECT r.pipeline, r.night, r.run_id, a.attempt, CAST(s.epoch AS INTEGER) AS epoch,
+       CAST({SPLIT.format(row="s")} AS TEXT) AS split, n.slice_name, n.slice_value, s.support,
        s.accuracy, s.f1, s.precision, s.recall
 FROM slice_metric AS s
-JOIN run AS r ON r.run_id = s.run_id
+JOIN slice AS n ON n.slice_id = s.slice_id{OF_ATTEMPT.format(row="s")}
 """,
     # Of validation the attempts of `epoch_results`; the test rows are scored once an attempt, by its best epoch.
     "slice_results": f"""
-SELECT r.pipeline, r.night, s.run_id, s.attempt, s.epoch, s.split, s.slice_name, s.slice_value, s.support,
-       s.accuracy, s.f1, s.precision, s.recall, {IS_BEST}, r.test_version
+SELECT r.pipeline, r.night, e.run_id, e.attempt, e.epoch, CAST('validation' AS TEXT) AS split, n.slice_name,
+       n.slice_value, s.support, s.accuracy, s.f1, s.precision, s.recall, {IS_BEST}, r.test_version
 FROM epoch AS e
 JOIN run AS r ON r.run_id = e.run_id
-JOIN slice_metric AS s ON s.run_id = e.run_id AND s.attempt = e.attempt AND s.epoch = e.epoch AND s.split = 'validation'
+JOIN attempt AS a ON a.run_id = e.run_id AND a.attempt = e.attempt
+JOIN slice_metric AS s ON s.attempt_id = a.attempt_id AND s.epoch = e.epoch AND NOT s.is_test
+JOIN slice AS n ON n.slice_id = s.slice_id
 WHERE {COUNTS.strip()}
 UNION ALL
-SELECT r.pipeline, r.night, s.run_id, s.attempt, s.epoch, s.split, s.slice_name, s.slice_value, s.support,
-       s.accuracy, s.f1, s.precision, s.recall, {IS_BEST}, r.test_version
+SELECT r.pipeline, r.night, r.run_id, a.attempt, CAST(s.epoch AS INTEGER) AS epoch, CAST('test' AS TEXT) AS split,
+       n.slice_name, n.slice_value, s.support, s.accuracy, s.f1, s.precision, s.recall, {IS_BEST}, r.test_version
 FROM run AS r
-JOIN slice_metric AS s ON s.run_id = r.run_id AND s.split = 'test' AND s.attempt = (
-    SELECT MAX(later.attempt) FROM slice_metric AS later WHERE later.run_id = r.run_id AND later.split = 'test')
+JOIN attempt AS a ON a.run_id = r.run_id
+JOIN slice_metric AS s ON s.attempt_id = a.attempt_id AND s.is_test
+JOIN slice AS n ON n.slice_id = s.slice_id
+WHERE {no_later("slice_metric")}
 """,
-    "epoch_metrics": """
-SELECT r.pipeline, r.night, m.run_id, m.attempt, m.epoch, m.split, m.metric, m.value, m.reason
-FROM epoch_metric AS m
-JOIN run AS r ON r.run_id = m.run_id
+    "epoch_metrics": f"""
+SELECT r.pipeline, r.night, r.run_id, a.attempt, m.epoch, CAST({SPLIT.format(row="m")} AS TEXT) AS split, m.metric,
+       m.value, m.reason
+FROM epoch_metric AS m{OF_ATTEMPT.format(row="m")}
 """,
     "confusion": f"""
-SELECT e.run_id, e.epoch, e.split, e.true_label, e.predicted_label, e.count, r.pipeline, r.night, e.attempt
-FROM confusion_cell AS e
-JOIN run AS r ON r.run_id = e.run_id
-WHERE (e.split = 'validation' AND {COUNTS})
-   OR (e.split = 'test' AND NOT EXISTS (
-       SELECT 1 FROM confusion_cell AS later
-       WHERE later.run_id = e.run_id AND later.split = 'test' AND later.attempt > e.attempt))
+SELECT e.run_id, e.epoch, CAST({SPLIT.format(row="e")} AS TEXT) AS split, CAST({label("t.key")} AS TEXT) AS true_label,
+       CAST({label("p.key")} AS TEXT) AS predicted_label, CAST(CAST(p.value AS TEXT) AS INTEGER) AS count, e.pipeline,
+       e.night, e.attempt
+FROM (SELECT r.pipeline, r.night, r.run_id, a.attempt, m.attempt_id, m.epoch, m.is_test, m.counts
+      FROM confusion_matrix AS m{OF_ATTEMPT.format(row="m")}) AS e
+CROSS JOIN json_each(e.counts) AS t
+CROSS JOIN json_each(t.value) AS p
+WHERE CASE WHEN e.is_test THEN {no_later("confusion_matrix", row="e")} ELSE {COUNTS.strip()} END
 """,
     "champion_timeline": """
 SELECT p.pipeline, p.version AS model_version, v.run_id, p.valid_from, p.valid_to, p.promoted_by, p.reason,
@@ -248,11 +273,16 @@ JOIN run AS r ON r.run_id = g.run_id
 WHERE {of_last_attempt("gate_side", "g")}
 """,
     "joint_outcomes": f"""
-SELECT r.pipeline, r.night, j.run_id, j.scope, j.slice_name, j.slice_value, j.reference, j.true_label,
-       j.reference_label, j.candidate_label, j.count, j.attempt
-FROM joint_outcome AS j
-JOIN run AS r ON r.run_id = j.run_id
-WHERE {of_last_attempt("joint_outcome", "j")}
+SELECT r.pipeline, r.night, r.run_id, j.scope, n.slice_name, n.slice_value, j.reference,
+       CAST({label("t.key")} AS TEXT) AS true_label, CAST(COALESCE({label("o.key")}, '') AS TEXT) AS reference_label,
+       CAST({label("c.key")} AS TEXT) AS candidate_label, CAST(CAST(c.value AS TEXT) AS INTEGER) AS count, a.attempt
+FROM joint_outcome AS j{OF_ATTEMPT.format(row="j")}
+CROSS JOIN json_each(j.counts) AS s
+CROSS JOIN json_each(s.value) AS t
+CROSS JOIN json_each(t.value) AS o
+CROSS JOIN json_each(o.value) AS c
+JOIN slice AS n ON n.slice_id = CAST(s.key AS INTEGER)
+WHERE {no_later("joint_outcome", "")}
 """,
     "champion_evaluations": """
 SELECT e.pipeline, e.model_version, e.evaluated_at, e.rows_from, e.rows_to, e.rows, e.f1, e.f1_ci_low, e.f1_ci_high,
@@ -261,11 +291,11 @@ SELECT e.pipeline, e.model_version, e.evaluated_at, e.rows_from, e.rows_to, e.ro
 FROM champion_evaluation AS e
 """,
     "champion_evaluation_slices": """
-SELECT e.pipeline, e.model_version, e.evaluated_at, e.role, e.snapshot_id, s.slice_name, s.slice_value, s.support,
+SELECT e.pipeline, e.model_version, e.evaluated_at, e.role, e.snapshot_id, n.slice_name, n.slice_value, s.support,
        s.accuracy, s.f1, s.precision, s.recall
 FROM champion_evaluation_slice AS s
-JOIN champion_evaluation AS e ON e.pipeline = s.pipeline AND e.snapshot_id = s.snapshot_id
-    AND e.model_version = s.model_version AND e.role = s.role
+JOIN slice AS n ON n.slice_id = s.slice_id
+JOIN champion_evaluation AS e ON e.evaluation_id = s.evaluation_id
 """,
     "seed_studies": """
 SELECT s.pipeline, s.study_id, s.snapshot_id, s.config_hash, s.code_version, s.average, s.num_seeds, s.f1_mean,
@@ -296,7 +326,7 @@ FROM snapshot AS s
 """,
     "test_sets": """
 SELECT t.pipeline, t.test_set_id, t.kind, t.num_rows, CAST(t.label_names AS TEXT) AS label_names, t.fingerprints,
-       t.labels, t.seen_at, t.groups, t.slices, t.recorded_at
+       t.labels, t.seen_at, t.groups, t.slices, t.recorded_at, t.base_id, t.places
 FROM test_set AS t
 """,
     "test_predictions": """
@@ -342,14 +372,16 @@ FROM quarantine AS q
 """,
     # Documents as text: what a run was asked to do, its labels, and how the version that it made was trained.
     "run_documents": """
-SELECT r.pipeline, r.night, r.run_id, r.started_at, r.snapshot_id, r.config_hash, CAST(r.config AS TEXT) AS config,
+SELECT r.pipeline, r.night, r.run_id, r.started_at, r.snapshot_id, r.config_hash, CAST(o.content AS TEXT) AS config,
        CAST(r.label_names AS TEXT) AS label_names,
        (SELECT CAST(c.value AS TEXT) FROM json_each(s.manifest) AS m CROSS JOIN json_each(m.value) AS c
         WHERE m.key = 'rules' AND c.key = 'classes') AS classes,
-       CAST(v.environment AS TEXT) AS environment
+       CAST(w.content AS TEXT) AS environment
 FROM run AS r
+JOIN document AS o ON o.document_id = r.config_id
 LEFT JOIN snapshot AS s ON s.pipeline = r.pipeline AND s.snapshot_id = r.snapshot_id
 LEFT JOIN model_version AS v ON v.run_id = r.run_id
+LEFT JOIN document AS w ON w.document_id = v.environment_id
 """,
     # What a reader has to know before it reads.
     "reading": """

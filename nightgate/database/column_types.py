@@ -17,6 +17,11 @@ def as_text(moment: datetime) -> str:
     return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
+def clean(text: str) -> str:
+    """Text without NUL, which PostgreSQL cannot store, and without lone surrogates, which neither engine can."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
+
+
 class UtcTime(TypeDecorator[datetime]):
     """An aware time: `timestamptz` on PostgreSQL, sortable text such as `2026-03-01T02:15:00.000000Z` on SQLite."""
 
@@ -54,16 +59,14 @@ class Finite(TypeDecorator[float]):
 
 
 class CleanText(TypeDecorator[str]):
-    """Text without NUL, which PostgreSQL cannot store, and without lone surrogates, which neither engine can."""
+    """Text as `clean` leaves it."""
 
     impl = sa.Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         del dialect
-        if value is None:
-            return None
-        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
+        return None if value is None else clean(value)
 
 
 class Base(DeclarativeBase):
@@ -87,6 +90,10 @@ class Base(DeclarativeBase):
 
 Key = Annotated[str, mapped_column(primary_key=True)]
 NumberKey = Annotated[int, mapped_column(primary_key=True, autoincrement=False)]
+Serial = Annotated[int, mapped_column(primary_key=True)]
+"""A number that the database gives."""
+WITHOUT_ROWID = {"sqlite_with_rowid": False}
+"""For tables of short rows, whose key SQLite would store twice otherwise."""
 
 
 class OfAttempt:

@@ -5,12 +5,14 @@ No message and no chained exception contains a password.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -88,6 +90,9 @@ def make_engine(url: str | URL, *, create: bool = False, foreign_keys: bool = Tr
         foreign_keys: False while migrations rebuild tables of SQLite, which would delete rows of their children.
     """
     parsed = parse_url(url) if isinstance(url, str) else url
+    # Without spaces: JSON holds most of what a night stores.
+    as_json = partial(json.dumps, separators=(",", ":"))
+    options: dict[str, Any] = {"poolclass": NullPool, "hide_parameters": True, "json_serializer": as_json}
     try:
         if parsed.get_backend_name() == "sqlite":
             target = _sqlite_target(parsed, create=create)
@@ -101,14 +106,13 @@ def make_engine(url: str | URL, *, create: bool = False, foreign_keys: bool = Tr
             engine = sa.create_engine(
                 "sqlite://",
                 creator=connect,
-                poolclass=NullPool,
-                hide_parameters=True,
+                **options,
             )
             _prepare_sqlite(engine, foreign_keys=foreign_keys)
         else:
             defaults = {"connect_timeout": "10", "application_name": "nightgate"}
             added = {key: value for key, value in defaults.items() if key not in parsed.query}
-            engine = sa.create_engine(parsed.update_query_dict(added), poolclass=NullPool, hide_parameters=True)
+            engine = sa.create_engine(parsed.update_query_dict(added), **options)
             _prepare_postgresql(engine)
     except ModuleNotFoundError as error:
         raise DatabaseError(

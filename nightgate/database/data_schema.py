@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Mapped
 
-from nightgate.database.column_types import Base, Key, OfAttempt, one_of
+from nightgate.database.column_types import WITHOUT_ROWID, Base, Key, OfAttempt, one_of
 
 REFERENCES = ("champion", "last_week")
 """What drift is measured against."""
@@ -43,6 +43,7 @@ class DriftRow(OfAttempt, Base):
     __table_args__ = (
         one_of("reference", REFERENCES),
         one_of("outcome", ("passed", "warning")),
+        WITHOUT_ROWID,
     )
 
     reference: Mapped[Key]

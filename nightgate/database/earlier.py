@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session
 
 from nightgate.database.schema import METADATA
+from nightgate.database.shared_values import document_id
 
 REVISION = "0016"
 """The last revision of before the first release."""
@@ -33,6 +36,65 @@ _SECONDS = {
     "sqlite": "ROUND((julianday(finished_at) - julianday(started_at)) * 86400.0, 3)",
     "postgresql": "ROUND(EXTRACT(EPOCH FROM finished_at - started_at), 3)",
 }
+_JSON = {
+    "sqlite": ("json_group_object", "json", "{}"),
+    "postgresql": ("json_object_agg", "", "CAST({} AS JSON)"),
+}
+"""What makes an object of keys and values, what tells SQLite that a value is JSON, and what tells PostgreSQL so."""
+_ATTEMPT = "JOIN attempt AS a ON a.run_id = o.run_id AND a.attempt = o.attempt"
+_SLICE = "JOIN slice AS n ON n.slice_name = o.slice_name AND n.slice_value = o.slice_value"
+_DOCUMENT = "(SELECT d.document_id FROM earlier_document AS d WHERE d.content = CAST(o.{column} AS TEXT))"
+
+
+def _label(row: str, column: str) -> str:
+    return f"JOIN slice AS {row} ON {row}.slice_name = 'label' AND {row}.slice_value = o.{column}"
+
+
+_SCORES = "o.support, o.accuracy, o.f1, o.precision, o.recall"
+_FILLED = {
+    "slice": """
+INSERT INTO slice (slice_name, slice_value)
+SELECT slice_name, slice_value FROM earlier_slice_metric
+UNION SELECT slice_name, slice_value FROM earlier_joint_outcome
+UNION SELECT slice_name, slice_value FROM earlier_champion_evaluation_slice
+UNION SELECT 'label', true_label FROM earlier_confusion_cell
+UNION SELECT 'label', true_label FROM earlier_joint_outcome
+UNION SELECT 'label', candidate_label FROM earlier_joint_outcome
+UNION SELECT 'label', reference_label FROM earlier_joint_outcome WHERE reference_label <> ''""",
+    "slice_metric": f"""
+INSERT INTO slice_metric (attempt_id, slice_id, epoch, is_test, support, accuracy, f1, precision, recall)
+SELECT a.attempt_id, n.slice_id, o.epoch, o.split = 'test', {_SCORES}
+FROM earlier_slice_metric AS o {_ATTEMPT} {_SLICE}""",
+    "epoch_metric": f"""
+INSERT INTO epoch_metric (attempt_id, epoch, is_test, metric, value, reason)
+SELECT a.attempt_id, o.epoch, o.split = 'test', o.metric, o.value, o.reason
+FROM earlier_epoch_metric AS o {_ATTEMPT}""",
+    "champion_evaluation_slice": f"""
+INSERT INTO champion_evaluation_slice (evaluation_id, slice_id, support, accuracy, f1, precision, recall)
+SELECT e.evaluation_id, n.slice_id, {_SCORES} FROM earlier_champion_evaluation_slice AS o {_SLICE}
+JOIN champion_evaluation AS e ON e.pipeline = o.pipeline AND e.snapshot_id = o.snapshot_id
+    AND e.model_version = o.model_version AND e.role = o.role""",
+}
+"""Tables that are filled by a statement of their own."""
+_COUNTS = {
+    "confusion_matrix": (
+        "attempt_id, epoch, is_test",
+        ("t", "p"),
+        f"""
+SELECT a.attempt_id, o.epoch, o.split = 'test' AS is_test, t.slice_id AS t, p.slice_id AS p, o.count AS counts
+FROM earlier_confusion_cell AS o {_ATTEMPT} {_label("t", "true_label")} {_label("p", "predicted_label")}""",
+    ),
+    "joint_outcome": (
+        "attempt_id, scope, reference",
+        ("s", "t", "r", "c"),
+        f"""
+SELECT a.attempt_id, o.scope, o.reference, n.slice_id AS s, t.slice_id AS t, COALESCE(r.slice_id, 0) AS r,
+       c.slice_id AS c, o.count AS counts
+FROM earlier_joint_outcome AS o {_ATTEMPT} {_SLICE} {_label("t", "true_label")} {_label("c", "candidate_label")}
+LEFT {_label("r", "reference_label")}""",
+    ),
+}
+"""Tables of counts in JSON: their key, the keys of each level of the JSON, and the counts one by one."""
 
 
 @contextmanager
@@ -51,10 +113,15 @@ def moved(connection: Connection, revision: str | None) -> Iterator[None]:
     _drop(connection, earlier)
     connection.exec_driver_sql("DELETE FROM alembic_version")
     yield
+    _fill_documents(connection)
     for table in METADATA.sorted_tables:
-        if table.name in earlier:
+        if table.name in _FILLED:
+            connection.exec_driver_sql(_FILLED[table.name])
+        elif table.name in _COUNTS:
+            connection.exec_driver_sql(_counts(connection, table.name))
+        elif table.name in earlier:
             _fill(connection, table)
-    _drop(connection, [f"earlier_{name}" for name in earlier])
+    _drop(connection, ["earlier_document", *(f"earlier_{name}" for name in earlier)])
 
 
 def _release_views(connection: Connection) -> None:
@@ -74,11 +141,42 @@ def _drop(connection: Connection, tables: list[str]) -> None:
         connection.exec_driver_sql(f"DROP TABLE {some}")
 
 
+def _fill_documents(connection: Connection) -> None:
+    """Store each configuration and environment once, and its number beside its earlier text."""
+    connection.exec_driver_sql("CREATE TABLE earlier_document (content TEXT, document_id INTEGER)")
+    texts = connection.exec_driver_sql(
+        "SELECT CAST(config AS TEXT) FROM earlier_run UNION SELECT CAST(environment AS TEXT) FROM earlier_model_version"
+    )
+    insert = sa.text("INSERT INTO earlier_document VALUES (:content, :number)")
+    with Session(connection) as session:
+        for text in texts.scalars().all():
+            if text not in {None, "null"}:
+                session.execute(insert, {"content": text, "number": document_id(session, json.loads(text))})
+
+
 def _fill(connection: Connection, table: sa.Table) -> None:
     """Copy the columns that both tables have, and what follows from others."""
     before = {column["name"] for column in sa.inspect(connection).get_columns(f"earlier_{table.name}")}
-    values = {column.name: column.name for column in table.columns if column.name in before}
+    values = {column.name: f"o.{column.name}" for column in table.columns if column.name in before}
     if table.name in {"run", "attempt"}:
         values["duration_seconds"] = _SECONDS[connection.dialect.name]
+    for number, column in (("config_id", "config"), ("environment_id", "environment")):
+        if column in before:
+            values[number] = _DOCUMENT.format(column=column)
+    if table.name == "run":  # as it is written now, so that no night seems to have other labels than the one before
+        values["label_names"] = _JSON[connection.dialect.name][2].format(
+            """REPLACE(CAST(o.label_names AS TEXT), '", "', '","')"""
+        )
     columns, selected = ", ".join(values), ", ".join(values.values())
-    connection.exec_driver_sql(f"INSERT INTO {table.name} ({columns}) SELECT {selected} FROM earlier_{table.name}")
+    connection.exec_driver_sql(f"INSERT INTO {table.name} ({columns}) SELECT {selected} FROM earlier_{table.name} AS o")
+
+
+def _counts(connection: Connection, table: str) -> str:
+    """The statement that packs counts into JSON, level by level from the innermost."""
+    group, as_json, _ = _JSON[connection.dialect.name]
+    place, keys, query = _COUNTS[table]
+    for level in reversed(range(len(keys))):
+        columns = ", ".join([place, *keys[:level]])
+        packed = f"{group}(CAST({keys[level]} AS TEXT), {as_json}(counts))"
+        query = f"SELECT {columns}, {packed} AS counts FROM ({query}) AS x GROUP BY {columns}"
+    return f"INSERT INTO {table} ({place}, counts) {query}"

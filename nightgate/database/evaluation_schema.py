@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Mapped
 
-from nightgate.database.column_types import Base, Key, NumberKey, of, one_of
+from nightgate.database.column_types import WITHOUT_ROWID, Base, NumberKey, Serial, of, one_of
 
 ROLES = ("champion", "anchor")
-_KEY = "pipeline snapshot_id model_version role"
 
 
 class ChampionEvaluation(Base):
@@ -21,12 +21,14 @@ class ChampionEvaluation(Base):
         one_of("role", ROLES),
         of("pipeline model_version", "model_version: pipeline version"),
         of("run_id", "run: run_id"),
+        sa.UniqueConstraint("pipeline", "snapshot_id", "model_version", "role"),
     )
 
-    pipeline: Mapped[Key]
-    snapshot_id: Mapped[Key]
-    model_version: Mapped[NumberKey]
-    role: Mapped[Key]
+    evaluation_id: Mapped[Serial]
+    pipeline: Mapped[str]
+    snapshot_id: Mapped[str]
+    model_version: Mapped[int]
+    role: Mapped[str]
     run_id: Mapped[str | None]
     """The night that it is a part of; NULL: it was evaluated on its own."""
     evaluated_at: Mapped[datetime]
@@ -58,14 +60,14 @@ class ChampionEvaluationSlice(Base):
     """The same rows by class (slice `label`) and by value of each slice."""
 
     __tablename__ = "champion_evaluation_slice"
-    __table_args__ = (of(_KEY, f"champion_evaluation: {_KEY}"),)
+    __table_args__ = (
+        of("evaluation_id", "champion_evaluation: evaluation_id"),
+        of("slice_id", "slice: slice_id"),
+        WITHOUT_ROWID,
+    )
 
-    pipeline: Mapped[Key]
-    snapshot_id: Mapped[Key]
-    model_version: Mapped[NumberKey]
-    role: Mapped[Key]
-    slice_name: Mapped[Key]
-    slice_value: Mapped[Key]
+    evaluation_id: Mapped[NumberKey]
+    slice_id: Mapped[NumberKey]
     support: Mapped[int]
     accuracy: Mapped[float | None]
     f1: Mapped[float | None]

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from nightgate.database.column_types import Base, Key, OfAttempt, of, one_of, one_open
+from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of, one_of, one_open
 
 SIDES = ("candidate", "champion", "anchor")
 ROW_SETS = ("test", "golden")
@@ -18,20 +18,25 @@ SCOPES = ("window", "all", "golden", "slice")
 class TestSet(Base):
     """Rows that models are evaluated on, stored once for all nights with the same rows. Bytes are zlib's.
 
-    `nightgate.runs.evidence_store` makes the id and reads the bytes.
+    Most sets differ little from an earlier one: they name it as their base, and hold the difference of each value from
+    that of the same row there; rows that it lacks differ from 0. `nightgate.runs.test_sets` writes and reads them.
     """
 
     __test__ = False
     __tablename__ = "test_set"
-    __table_args__ = (one_of("kind", ROW_SETS),)
+    __table_args__ = (one_of("kind", ROW_SETS), of("pipeline base_id", "test_set: pipeline test_set_id"))
 
     pipeline: Mapped[Key]
     test_set_id: Mapped[Key]
     kind: Mapped[str]
     num_rows: Mapped[int]
     label_names: Mapped[list[str]]
+    base_id: Mapped[str | None]
+    """The base, which is whole itself; NULL: this set is whole."""
+    places: Mapped[bytes | None]
+    """Place of each row in the base, -1 for those that it lacks: the step from the row before, 4 bytes a row."""
     fingerprints: Mapped[bytes]
-    """16 bytes a row."""
+    """16 bytes for each row that the base lacks."""
     labels: Mapped[bytes]
     """True class indices: a byte a row, two where there are more than 256 labels."""
     seen_at: Mapped[bytes]
@@ -93,22 +98,22 @@ class GateSide(OfAttempt, Base):
     """Other input of the checks, such as which test rows it was trained on: see `nightgate.runs.evidence_store`."""
 
 
-class JointOutcome(OfAttempt, Base):
+class JointOutcome(Base):
     """Joint counts of (true, reference, candidate) labels: sufficient statistics for every paired comparison."""
 
     __tablename__ = "joint_outcome"
-    __table_args__ = (one_of("scope", SCOPES), of("run_id attempt", "attempt: run_id attempt"))
+    __table_args__ = (
+        one_of("scope", SCOPES),
+        of("attempt_id", "attempt: attempt_id"),
+    )
 
+    attempt_id: Mapped[NumberKey]
     scope: Mapped[Key]
-    slice_name: Mapped[Key]
-    slice_value: Mapped[Key]
     reference: Mapped[Key]
     """'champion', 'anchor', or '' where there was none."""
-    true_label: Mapped[Key]
-    reference_label: Mapped[Key]
-    """'' without a reference."""
-    candidate_label: Mapped[Key]
-    count: Mapped[int]
+    counts: Mapped[dict[str, Any]]
+    """By `slice_id` of the slice, the true label, the reference's and the candidate's, of those that occur; the
+    reference's is '0' without one."""
 
 
 class Anchor(Base):

@@ -7,7 +7,7 @@ from datetime import date, datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of, one_of
+from nightgate.database.column_types import WITHOUT_ROWID, Base, Key, NumberKey, OfAttempt, of, one_of
 
 CHECK_OUTCOMES = ("passed", "failed", "allowed", "not_run")
 PLACES = ("taken", "merged", "replaced", "deleted", "quarantined", "conflicting", "future", "outside")
@@ -52,6 +52,7 @@ class RefreshCount(OfAttempt, Base):
     __tablename__ = "refresh_count"
     __table_args__ = (
         sa.CheckConstraint(f"rows_seen = {' + '.join(f'rows_{place}' for place in PLACES)}", name="balance"),
+        WITHOUT_ROWID,
     )
 
     position: Mapped[NumberKey]
@@ -75,7 +76,7 @@ class DataCheck(OfAttempt, Base):
     """One check of the data, with its numbers, and who let it fail."""
 
     __tablename__ = "data_check"
-    __table_args__ = (one_of("outcome", CHECK_OUTCOMES),)
+    __table_args__ = (one_of("outcome", CHECK_OUTCOMES), WITHOUT_ROWID)
 
     check_name: Mapped[Key]
     position: Mapped[int]
@@ -91,6 +92,7 @@ class LabelVote(Base):
     """How many rows with one text have a label, where they have several."""
 
     __tablename__ = "label_vote"
+    __table_args__ = (WITHOUT_ROWID,)
 
     pipeline: Mapped[Key]
     fingerprint: Mapped[Key]

@@ -9,14 +9,14 @@ from datetime import date, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, MappedSQLExpression, column_property, mapped_column
 
 import nightgate.database.data_schema
 import nightgate.database.evaluation_schema
 import nightgate.database.gate_schema
 import nightgate.database.metric_schema
 import nightgate.database.refresh_schema  # noqa: F401 (they add their tables to METADATA)
-from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of, one_of, one_open
+from nightgate.database.column_types import WITHOUT_ROWID, Base, Key, NumberKey, OfAttempt, Serial, of, one_of, one_open
 
 METADATA = Base.metadata
 """All tables, including those of the other modules."""
@@ -38,6 +38,24 @@ class Setting(Base):
 
     key: Mapped[Key]
     value: Mapped[str]
+
+
+class Document(Base):
+    """JSON that many rows share: configurations and environments."""
+
+    __tablename__ = "document"
+    __table_args__ = (sa.UniqueConstraint("digest"),)
+
+    document_id: Mapped[Serial]
+    digest: Mapped[str]
+    """Of the content: see `nightgate.database.shared_values`."""
+    content: Mapped[dict[str, Any]]
+
+
+def _content_of(number: Mapped[Any]) -> MappedSQLExpression[Any]:
+    """The content of the document with this number, loaded with its row."""
+    of_row = sa.select(Document.content).where(Document.document_id == number)
+    return column_property(of_row.correlate_except(Document).scalar_subquery())
 
 
 class Snapshot(Base):
@@ -90,6 +108,7 @@ class Run(Timed, Base):
         one_of("verdict", VERDICTS),
         one_of("average", ("weighted", "macro")),
         of("pipeline snapshot_id", "snapshot: pipeline snapshot_id"),
+        of("config_id", "document: document_id"),
         sa.Index(None, "pipeline", "night"),
         sa.Index(None, "pipeline", "snapshot_id"),
         sa.Index(None, "status"),
@@ -154,7 +173,8 @@ class Run(Timed, Base):
     """The F1 that was asked for; NULL where it follows from the test rows and they have not been judged."""
     label_names: Mapped[list[str]]
     base_model: Mapped[str]
-    config: Mapped[dict[str, Any]]
+    config_id: Mapped[int] = mapped_column()
+    config: Mapped[dict[str, Any]] = _content_of(config_id)
     config_hash: Mapped[str]
     code_version: Mapped[str]
     inputs: Mapped[dict[str, Any] | None]
@@ -172,10 +192,16 @@ class Attempt(Timed, Base):
     """One process's attempt at a run; a resumed run has another attempt."""
 
     __tablename__ = "attempt"
-    __table_args__ = (one_of("status", STATUSES), of("run_id", "run: run_id"))
+    __table_args__ = (
+        one_of("status", STATUSES),
+        of("run_id", "run: run_id"),
+        sa.UniqueConstraint("run_id", "attempt"),
+    )
 
-    run_id: Mapped[Key]
-    attempt: Mapped[NumberKey]
+    attempt_id: Mapped[Serial]
+    """Its key in the tables with most rows; `run_id` and `attempt` are those of the others and of all views."""
+    run_id: Mapped[str]
+    attempt: Mapped[int]
     status: Mapped[str]
     trigger: Mapped[str]
     error_type: Mapped[str | None]
@@ -232,7 +258,7 @@ class Epoch(OfAttempt, Base):
     """Training metrics of one epoch and scores on the validation rows."""
 
     __tablename__ = "epoch"
-    __table_args__ = (of("run_id attempt", "attempt: run_id attempt"),)
+    __table_args__ = (of("run_id attempt", "attempt: run_id attempt"), WITHOUT_ROWID)
 
     epoch: Mapped[NumberKey]
     step: Mapped[int]
@@ -257,7 +283,11 @@ class GateCheck(OfAttempt, Base):
     """One check of the gate, with its numbers. `slice_name` is '' for checks on all test rows."""
 
     __tablename__ = "gate_check"
-    __table_args__ = (one_of("outcome", OUTCOMES), of("run_id attempt", "attempt: run_id attempt"))
+    __table_args__ = (
+        one_of("outcome", OUTCOMES),
+        of("run_id attempt", "attempt: run_id attempt"),
+        WITHOUT_ROWID,
+    )
 
     check_name: Mapped[Key]
     slice_name: Mapped[Key]
@@ -303,7 +333,11 @@ class ModelVersion(Base):
     """A registered candidate, promoted or not, numbered per pipeline."""
 
     __tablename__ = "model_version"
-    __table_args__ = (sa.UniqueConstraint("run_id"), of("run_id attempt", "attempt: run_id attempt"))
+    __table_args__ = (
+        sa.UniqueConstraint("run_id"),
+        of("run_id attempt", "attempt: run_id attempt"),
+        of("environment_id", "document: document_id"),
+    )
 
     pipeline: Mapped[Key]
     version: Mapped[NumberKey]
@@ -315,7 +349,8 @@ class ModelVersion(Base):
     """The version whose weights training started from; NULL: the base model."""
     base_model_revision: Mapped[str | None]
     """The commit of the base model, or else a hash of its weights."""
-    environment: Mapped[dict[str, Any] | None]
+    environment_id: Mapped[int | None] = mapped_column()
+    environment: Mapped[dict[str, Any] | None] = _content_of(environment_id)
     """Python, libraries, machine and device that trained it."""
     size_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
     quarantined_at: Mapped[datetime | None]

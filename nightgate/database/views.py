@@ -58,7 +58,7 @@ _OTHERS: dict[str, Kind] = {
     # A machine's precision, such as fp32.
     **dict.fromkeys(("nights.precision", "nightly_runs.precision", "attempts.precision"), "text"),
     **dict.fromkeys(("settings.value", "reading.value"), "text"),
-    **{f"test_sets.{name}": "bytes" for name in ("fingerprints", "labels", "seen_at", "groups", "slices")},
+    **{f"test_sets.{name}": "bytes" for name in ("places", "fingerprints", "labels", "seen_at", "groups", "slices")},
     "test_predictions.labels": "bytes",
 }
 

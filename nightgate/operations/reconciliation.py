@@ -107,7 +107,7 @@ def record_missed(
                 continue
             reason = f"due at {instant:%Y-%m-%d %H:%M} UTC, and no run started"
             step = "check that server and worker are up and the schedule is active (`nightgate doctor`)"
-            run = _missed(pipeline, night, reason, step)
+            run = _missed(session, pipeline, night, reason, step)
             session.add(run)
             missed.append(run_row(session, run.run_id))
         return missed
@@ -125,16 +125,16 @@ def record_not_begun(db: Database, pipeline: Pipeline, night: Night, error: Nigh
         lock_pipeline(session, pipeline.name)
         of_night = (Run.pipeline == pipeline.name, Run.night == night.date, Run.dry_run.is_(False))
         if session.scalar(sa.select(sa.func.count()).select_from(Run).where(*of_night)) == 0:
-            run = _missed(pipeline, night, error.reason, error.next_step)
+            run = _missed(session, pipeline, night, error.reason, error.next_step)
             run.announced_at = run.finished_at
             session.add(run)
 
     db.write(work)
 
 
-def _missed(pipeline: Pipeline, night: Night, reason: str, next_step: str) -> Run:
+def _missed(session: Session, pipeline: Pipeline, night: Night, reason: str, next_step: str) -> Run:
     moment = datetime.now(UTC)
-    run = new_run(new_run_id(pipeline, night), pipeline, night, moment, dry_run=False)
+    run = new_run(session, new_run_id(pipeline, night), pipeline, night, moment, dry_run=False)
     run.finish(moment)
     run.attempt, run.status, run.closed_at = 0, "missed", moment
     run.reason = reason

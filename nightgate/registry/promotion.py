@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from nightgate.database.schema import ModelVersion, Promotion, Run
+from nightgate.database.shared_values import document_id
 from nightgate.database.transactions import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.registry import anchors, champion_link, freezes
@@ -77,7 +78,7 @@ def add_version(
                 created_at=datetime.now(UTC),
                 started_from=started_from,
                 base_model_revision=base_model_revision,
-                environment=environment,
+                environment_id=None if environment is None else document_id(session, environment),
                 size_bytes=size_bytes,
             )
         )

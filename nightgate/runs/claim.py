@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from nightgate.config.pipeline import Pipeline
 from nightgate.database.schema import Approval, Attempt, Run
+from nightgate.database.shared_values import document_id
 from nightgate.database.transactions import Database
 from nightgate.errors import DataCheckError, DataError, SnapshotError
 from nightgate.provenance import code_version
@@ -198,6 +199,7 @@ def _open_new(session: Session, claim: _Claim, refused: str) -> Run:
     if not refused:
         claim.check_ready(False)
     run = new_run(
+        session,
         claim.run_id,
         claim.pipeline,
         claim.night,
@@ -281,6 +283,7 @@ def new_run_id(pipeline: Pipeline, night: Night) -> str:
 
 
 def new_run(
+    session: Session,
     run_id: str,
     pipeline: Pipeline,
     night: Night,
@@ -304,7 +307,7 @@ def new_run(
         min_f1=None if pipeline.gate.min_f1 == "majority" else pipeline.gate.min_f1,
         label_names=list(pipeline.data.label_names),
         base_model=pipeline.training.base_model,
-        config=pipeline.record(),
+        config_id=document_id(session, pipeline.record()),
         config_hash=pipeline.config_hash,
         code_version=code_version(),
         started_at=moment,

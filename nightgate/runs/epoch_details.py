@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.database.column_types import OfAttempt
-from nightgate.database.metric_schema import ConfusionCell, EpochMetric, SliceMetric
-from nightgate.database.schema import Run
+from nightgate.database.column_types import Base
+from nightgate.database.metric_schema import ConfusionMatrix, EpochMetric, SliceMetric
+from nightgate.database.schema import Attempt, Run
+from nightgate.database.shared_values import SlicePair, slice_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,41 +25,57 @@ if TYPE_CHECKING:
 def add_details(
     session: Session,
     run: Run,
-    place: dict[str, Any],
+    attempt: int,
+    epoch: int,
     slices: Sequence[SliceScore],
     confusion: NDArray[np.int64] | None,
     metrics: Sequence[MetricValue],
+    *,
+    is_test: bool,
 ) -> None:
-    """Insert slices, confusion counts and own metrics of one epoch and split, unless they are recorded already."""
-    average = cast("Average", run.average)
-    if slices and not session.scalar(count_of(SliceMetric, **place)):
-        rows = [
-            place
-            | {
-                "slice_name": one.slice_name,
-                "slice_value": one.slice_value,
-                "support": one.scores.support,
-                "accuracy": one.scores.accuracy,
-                "f1": one.scores.f1(average),
-                "precision": one.scores.precision(average),
-                "recall": one.scores.recall(average),
-            }
-            for one in slices
-        ]
-        session.execute(sa.insert(SliceMetric), rows)
-    if confusion is not None and not session.scalar(count_of(ConfusionCell, **place)):
-        names = run.label_names
-        assert confusion.shape == (len(names), len(names)), f"{confusion.shape} for {len(names)} labels"
-        cells = [
-            place | {"true_label": true, "predicted_label": predicted, "count": int(confusion[row, column])}
-            for row, true in enumerate(names)
-            for column, predicted in enumerate(names)
-        ]
-        session.execute(sa.insert(ConfusionCell), cells)
-    if metrics and not session.scalar(count_of(EpochMetric, **place)):
+    """Insert slices, confusion counts and own metrics of one epoch.
+
+    Args:
+        is_test: they are of the test rows, not of the validation rows.
+    """
+    place = {"attempt_id": attempt_id(session, run.run_id, attempt), "epoch": epoch, "is_test": is_test}
+    labels = [("label", name) for name in run.label_names]
+    ids = slice_ids(session, [*labels, *((one.slice_name, one.slice_value) for one in slices)])
+    if slices:
+        average = cast("Average", run.average)
+        session.execute(sa.insert(SliceMetric), [place | slice_row(one, average, ids) for one in slices])
+    if confusion is not None:
+        assert confusion.shape == (len(labels), len(labels)), f"{confusion.shape} for {len(labels)} labels"
+        names = [str(ids[label]) for label in labels]
+        counts = {true: dict(zip(names, row, strict=True)) for true, row in zip(names, confusion.tolist(), strict=True)}
+        session.execute(sa.insert(ConfusionMatrix), place | {"counts": counts})
+    if metrics:
         session.execute(sa.insert(EpochMetric), [place | one.to_json() for one in metrics])
 
 
-def count_of(table: type[OfAttempt], **place: Any) -> sa.Select[Any]:
-    """A query for the number of rows of a table at a place."""
-    return sa.select(sa.func.count()).select_from(table).filter_by(**place)
+def attempt_id(session: Session, run_id: str, attempt: int) -> int:
+    """The number of an attempt in the tables with most rows."""
+    return session.scalars(sa.select(Attempt.attempt_id).filter_by(run_id=run_id, attempt=attempt)).one()
+
+
+def has_test_details(session: Session, run_id: str, attempt: int, epoch: int) -> bool:
+    """Whether slices, confusion counts or own metrics of an epoch on the test rows are recorded."""
+    place = {"attempt_id": attempt_id(session, run_id, attempt), "epoch": epoch, "is_test": True}
+    return is_recorded(session, (SliceMetric, ConfusionMatrix, EpochMetric), **place)
+
+
+def is_recorded(session: Session, tables: Sequence[type[Base]], **place: Any) -> bool:
+    """Whether one of the tables has a row at a place."""
+    return bool(session.scalar(sa.select(sa.or_(*(sa.exists(sa.select(one).filter_by(**place)) for one in tables)))))
+
+
+def slice_row(one: SliceScore, average: Average, ids: Mapping[SlicePair, int]) -> dict[str, Any]:
+    """The columns of the scores of one slice."""
+    return {
+        "slice_id": ids[one.slice_name, one.slice_value],
+        "support": one.scores.support,
+        "accuracy": one.scores.accuracy,
+        "f1": one.scores.f1(average),
+        "precision": one.scores.precision(average),
+        "recall": one.scores.recall(average),
+    }

@@ -14,7 +14,9 @@ from nightgate.database.data_schema import DriftRow
 from nightgate.database.evaluation_schema import ChampionEvaluation, ChampionEvaluationSlice
 from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import Run
+from nightgate.database.shared_values import slice_ids
 from nightgate.database.transactions import Database
+from nightgate.runs.epoch_details import slice_row
 from nightgate.runs.lifecycle import fenced
 
 if TYPE_CHECKING:
@@ -70,11 +72,17 @@ def find(
     db: Database, key: tuple[str, str, int, str], rows_from: datetime | None, policy: dict[str, Any]
 ) -> Evaluation | None:
     """The stored evaluation with this key (pipeline, snapshot, version, role), if it is whole and has these terms."""
-    row = db.read(lambda session: session.get(ChampionEvaluation, key))
+    row = db.read(lambda session: session.scalar(_at(*key)))
     if row is None or (row.rows_from, row.policy) != (rows_from, policy):
         return None
     found = _evaluation(row)
     return found if found.is_whole else None
+
+
+def _at(pipeline: str, snapshot_id: str, model_version: int, role: str) -> sa.Select[tuple[ChampionEvaluation]]:
+    return sa.select(ChampionEvaluation).filter_by(
+        pipeline=pipeline, snapshot_id=snapshot_id, model_version=model_version, role=role
+    )
 
 
 def record(
@@ -84,32 +92,24 @@ def record(
 
     Alarms that were published for that one are no news: a champion that cannot be scored is evaluated every time.
     """
-    key = {name: getattr(found, name) for name in ("pipeline", "snapshot_id", "model_version", "role")}
-    rows = [
-        key
-        | {
-            "slice_name": one.slice_name,
-            "slice_value": one.slice_value,
-            "support": one.scores.support,
-            "accuracy": one.scores.accuracy,
-            "f1": one.scores.f1(average),
-            "precision": one.scores.precision(average),
-            "recall": one.scores.recall(average),
-        }
-        for one in slices
-    ]
     values = {field.name: getattr(found, field.name) for field in fields(found)}
-
     values |= {"alarms": ", ".join(found.alarms), "policy": policy}
 
     def work(session: Session) -> None:
-        before = session.get(ChampionEvaluation, tuple(key.values()))
-        is_known = before is not None and set(found.alarms) <= set(_evaluation(before).alarms)
-        announced_at = before.announced_at if before is not None and is_known else None
-        for table in (ChampionEvaluationSlice, ChampionEvaluation):
-            session.execute(sa.delete(table).filter_by(**key))
-        session.execute(sa.insert(ChampionEvaluation), [values | {"announced_at": announced_at}])
-        if rows:
+        row = session.scalar(_at(found.pipeline, found.snapshot_id, found.model_version, found.role))
+        if row is None:
+            row = ChampionEvaluation()
+            session.add(row)
+        elif not set(found.alarms) <= set(_evaluation(row).alarms):
+            row.announced_at = None
+        for name, value in values.items():
+            setattr(row, name, value)
+        session.flush()
+        place = {"evaluation_id": row.evaluation_id}
+        session.execute(sa.delete(ChampionEvaluationSlice).filter_by(**place))
+        ids = slice_ids(session, [(one.slice_name, one.slice_value) for one in slices])
+        if slices:
+            rows = [place | slice_row(one, average, ids) for one in slices]
             session.execute(sa.insert(ChampionEvaluationSlice), rows)
 
     db.write(work)

@@ -3,18 +3,16 @@
     record_evidence(db, run_id, attempt, evidence, {"candidate": run_id, "champion": "..."})
     decide(load_evidence(db, run_id), policy)             # the same decision, or another policy's
 
-Test rows are stored once for all nights that share them, as columns of zlib-compressed bytes: a year of nights with
-5,000 test rows takes some tens of megabytes. A label is one byte, or two if a pipeline has more than 256 labels.
+Test rows are stored once for all nights that share them: see `nightgate.runs.test_sets`. Predicted labels are a byte
+each, or two if a pipeline has more than 256 labels, compressed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -28,16 +26,11 @@ from nightgate.database.label_meanings import meaning_of_run
 from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
-from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Serving, Side, Slice
+from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Serving, Side
 from nightgate.gate.test_window import microseconds
+from nightgate.runs import test_sets
 from nightgate.runs.lifecycle import fenced
-
-FINGERPRINT_BYTES = 16
-_NAME = f"S{FINGERPRINT_BYTES}"
-"""Fingerprints in numpy. All have this width, so its padding with zeros cannot make two of them equal."""
-
-SETS_AT_ONCE = 16
-"""Test sets read at a time: bounds the memory for a year of them."""
+from nightgate.runs.test_sets import array, compress, label_type, named
 
 
 def record_evidence(db: Database, run_id: str, attempt: int, evidence: Evidence, model_runs: Mapping[str, str]) -> None:
@@ -50,15 +43,21 @@ def record_evidence(db: Database, run_id: str, attempt: int, evidence: Evidence,
         RegistryError: another attempt has taken over, or the run has ended.
     """
     row_sets = {"test": evidence.test} | ({"golden": evidence.golden} if evidence.golden is not None else {})
-    packed = {kind: _packed(kind, rows, evidence.label_names) for kind, rows in row_sets.items()}
+
+    def pack(session: Session) -> dict[str, dict[str, Any]]:
+        pipeline = session.scalar(sa.select(Run.pipeline).filter_by(run_id=run_id)) or ""
+        return {
+            kind: test_sets.pack(session, pipeline, kind, rows, evidence.label_names) for kind, rows in row_sets.items()
+        }
+
+    packed = db.read(pack)  # before the transaction that keeps others from writing
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
         if session.get(GateSide, (run_id, attempt, "candidate")) is not None:
             return
-        for values in packed.values():
-            if session.get(TestSet, (run.pipeline, values["test_set_id"])) is None:
-                session.add(TestSet(pipeline=run.pipeline, recorded_at=datetime.now(UTC), **values))
+        for one in packed.values():
+            test_sets.add(session, one)
         session.flush()
         run.labels_corrected = _labels_corrected(session, run, evidence)
         for name in SIDES:
@@ -80,7 +79,7 @@ def record_evidence(db: Database, run_id: str, attempt: int, evidence: Evidence,
                             pipeline=run.pipeline,
                             test_set_id=packed[kind]["test_set_id"],
                             model_run_id=model_runs[name],
-                            labels=_bytes(labels, _label_type(evidence.label_names)),
+                            labels=_compressed(labels, evidence.label_names),
                         )
                     )
 
@@ -107,8 +106,8 @@ def load_evidence(db: Database, run_id: str) -> Evidence:
         }
         stored = session.scalars(sa.select(TestPrediction).filter_by(run_id=run_id, attempt=attempt)).all()
         predictions = {(row.side, row.kind): row for row in stored}
-        sets = {row.kind: session.get_one(TestSet, (row.pipeline, row.test_set_id)) for row in stored}
-        return _evidence(run, sides, predictions, sets)
+        rows = {row.kind: test_sets.load(session, row.pipeline, row.test_set_id).rows for row in stored}
+        return _evidence(run, sides, predictions, rows)
 
     return db.read(work)
 
@@ -146,16 +145,16 @@ def scorings_of(db: Database, pipeline: str, model_run_id: str, kind: str = "tes
 
     def scoring(session: Session, run_id: str, attempt: int, side: str) -> Scoring:
         stored = session.get_one(TestPrediction, (run_id, attempt, side, kind))
-        rows = session.get_one(TestSet, (pipeline, stored.test_set_id))
+        scored = test_sets.load(session, pipeline, stored.test_set_id)
         facts = session.get_one(GateSide, (run_id, attempt, side)).facts
         trained_on = facts["trained_on"] if kind == "test" else None
         return Scoring(
             run_id,
             session.get_one(Run, run_id).data_until,
-            tuple(rows.label_names),
-            _unpacked(rows),
-            _array(stored.labels, _label_type(rows.label_names)),
-            _mask(trained_on, rows.num_rows),
+            scored.label_names,
+            scored.rows,
+            labels_of(stored, scored.label_names),
+            _mask(trained_on, len(scored.rows)),
         )
 
     for key in db.read(lambda session: session.execute(query).tuples().all()):
@@ -195,20 +194,15 @@ def first_seen(db: Database, pipeline: str, fingerprints: list[str], tonight: da
         .join(Run, Run.run_id == TestPrediction.run_id)
         .where(TestPrediction.pipeline == pipeline, TestPrediction.kind == "test", Run.data_until < tonight)
     )
-    query = sa.select(TestSet.fingerprints, TestSet.seen_at).where(
-        TestSet.pipeline == pipeline, TestSet.test_set_id.in_(known_by_then)
-    )
-    wanted = bytes.fromhex("".join(fingerprints))
-    names, place = np.unique(np.frombuffer(wanted, dtype=_NAME), return_inverse=True)
+    names, place = np.unique(named(fingerprints), return_inverse=True)
 
     def work(session: Session) -> NDArray[np.int64]:
         earliest = np.full(len(names), microseconds(tonight), dtype=np.int64)
-        for stored, seen_at in session.execute(query.execution_options(yield_per=SETS_AT_ONCE)):
-            theirs = np.frombuffer(zlib.decompress(stored), dtype=_NAME)
-            at = np.searchsorted(names, theirs)
+        for stored in test_sets.load_all(session, pipeline, TestSet.test_set_id.in_(known_by_then)):
+            at = np.searchsorted(names, stored.names)
             at[at == len(names)] = 0
-            same = names[at] == theirs
-            np.minimum.at(earliest, at[same], _array(seen_at, "<i8")[same])
+            same = names[at] == stored.names
+            np.minimum.at(earliest, at[same], stored.seen_at[same])
         return earliest
 
     return db.read(work)[place] if fingerprints else np.empty(0, dtype=np.int64)
@@ -227,60 +221,19 @@ def _labels_corrected(session: Session, run: Run, evidence: Evidence) -> int | N
     before = session.execute(query).first()
     if before is None or meaning_of_run(session, before.run_id).change(meaning_of_run(session, run.run_id)):
         return None
-    stored = session.get_one(TestSet, (run.pipeline, before.test_set_id))
-    rows = _unpacked(stored)
-    then = dict(zip(rows.fingerprints, (stored.label_names[label] for label in rows.true.tolist()), strict=True))
-    now = zip(evidence.test.fingerprints, evidence.test.true.tolist(), strict=True)
-    return sum(1 for row, label in now if then.get(row, evidence.label_names[label]) != evidence.label_names[label])
+    stored = test_sets.load(session, run.pipeline, before.test_set_id)
+    at = stored.find(evidence.test.fingerprints)
+    then = np.array(stored.label_names)[stored.true[at[at >= 0]]]
+    return int((then != np.array(evidence.label_names)[evidence.test.true[at >= 0]]).sum())
 
 
-# --- rows ---
+def _compressed(labels: Labels, label_names: Sequence[str]) -> bytes:
+    """Predicted labels as bytes. Rows are in the order of their hashes, where looking for repetitions costs 20 %."""
+    return compress(labels, label_type(label_names), zlib.Z_HUFFMAN_ONLY)
 
 
-def _packed(kind: str, rows: Rows, label_names: tuple[str, ...]) -> dict[str, Any]:
-    """The columns of a row of `test_set`; its id is a hash of their content."""
-    plain = {
-        "fingerprints": bytes.fromhex("".join(rows.fingerprints)),
-        "labels": rows.true.astype(_label_type(label_names)).tobytes(),
-        "seen_at": rows.seen_at.astype("<i8").tobytes(),
-        "groups": b"" if rows.groups is None else rows.groups.astype("<i4").tobytes(),
-        "slices": json.dumps({one.name: [one.values, one.codes.tolist()] for one in rows.slices}).encode(),
-    }
-    digest = hashlib.sha256(json.dumps([kind, label_names]).encode())
-    for name, content in plain.items():
-        digest.update(f"{name} {len(content)} ".encode())
-        digest.update(content)
-    columns: dict[str, Any] = {name: zlib.compress(content) for name, content in plain.items()}
-    if rows.groups is None:
-        columns["groups"] = None
-    identity = {"test_set_id": f"e-{digest.hexdigest()[:16]}", "kind": kind, "num_rows": len(rows)}
-    return identity | {"label_names": list(label_names)} | columns
-
-
-def _unpacked(row: TestSet) -> Rows:
-    slices: dict[str, Any] = json.loads(zlib.decompress(row.slices))
-    text, width = zlib.decompress(row.fingerprints).hex(), 2 * FINGERPRINT_BYTES
-    return Rows(
-        true=_array(row.labels, _label_type(row.label_names)),
-        seen_at=_array(row.seen_at, "<i8"),
-        fingerprints=tuple(text[start : start + width] for start in range(0, len(text), width)),
-        groups=None if row.groups is None else _array(row.groups, "<i4"),
-        slices=tuple(
-            Slice(name, tuple(values), np.array(codes, dtype=np.int64)) for name, (values, codes) in slices.items()
-        ),
-    )
-
-
-def _label_type(label_names: list[str] | tuple[str, ...]) -> str:
-    return "<u1" if len(label_names) <= 256 else "<u2"
-
-
-def _bytes(values: NDArray[np.int64], kind: str) -> bytes:
-    return zlib.compress(values.astype(kind).tobytes())
-
-
-def _array(content: bytes, kind: str) -> NDArray[np.int64]:
-    return np.frombuffer(zlib.decompress(content), dtype=kind).astype(np.int64)
+def labels_of(stored: TestPrediction, label_names: Sequence[str]) -> Labels:
+    return array(stored.labels, label_type(label_names)).astype(np.int64)
 
 
 # --- sides ---
@@ -332,19 +285,17 @@ def _evidence(
     run: Run,
     sides: Mapping[str, GateSide],
     predictions: Mapping[tuple[str, str], TestPrediction],
-    sets: Mapping[str, TestSet],
+    rows: Mapping[str, Rows],
 ) -> Evidence:
-    if "test" not in sets:
+    if "test" not in rows:
         raise RegistryError(
             f"run {run.run_id} has no stored predictions", next_step="choose a night whose models were scored"
         )
-    rows = {kind: _unpacked(row) for kind, row in sets.items()}
-    kind_of_label = _label_type(run.label_names)
 
     def side(name: str) -> Side:
         row, facts = sides[name], sides[name].facts
         labels = {
-            kind: _array(predictions[name, kind].labels, kind_of_label) if (name, kind) in predictions else None
+            kind: labels_of(predictions[name, kind], run.label_names) if (name, kind) in predictions else None
             for kind in ("test", "golden")
         }
         served = facts["served"]

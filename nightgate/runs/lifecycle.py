@@ -107,7 +107,7 @@ def fenced(
 
 def attempt_of(session: Session, run: Run) -> Attempt:
     """The row of the run's current attempt."""
-    return session.get_one(Attempt, (run.run_id, run.attempt))
+    return session.scalars(sa.select(Attempt).filter_by(run_id=run.run_id, attempt=run.attempt)).one()
 
 
 def end(

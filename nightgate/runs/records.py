@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -27,12 +27,13 @@ from nightgate.database.data_schema import DriftRow
 from nightgate.database.gate_schema import JointOutcome
 from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import Epoch, GateCheck, Run, Snapshot
+from nightgate.database.shared_values import slice_ids
 from nightgate.database.transactions import Database
 from nightgate.errors import DataError
-from nightgate.gate.joint_counts import joint_outcomes
+from nightgate.gate.joint_counts import JointCounts, joint_outcomes
 from nightgate.metrics.comparability import metric_key
 from nightgate.runs import refresh_records
-from nightgate.runs.epoch_details import add_details, count_of
+from nightgate.runs.epoch_details import add_details, attempt_id, has_test_details, is_recorded
 from nightgate.runs.lifecycle import attempt_of, fenced
 from nightgate.runs.refresh_records import Finder
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nightgate.data.refresh import Refreshed
-    from nightgate.gate.decision import Decision, Measured
+    from nightgate.gate.decision import Check, Decision, Measured
     from nightgate.gate.evidence import Evidence
     from nightgate.metrics.classification import SliceScore
     from nightgate.metrics.confusion import Average, Scores
@@ -145,7 +146,7 @@ def record_failed_refresh(
 
 def has_drift(db: Database, run_id: str) -> bool:
     """Whether the drift of the run's night is recorded."""
-    return bool(db.read(lambda session: session.scalar(count_of(DriftRow, run_id=run_id))))
+    return db.read(lambda session: is_recorded(session, [DriftRow], run_id=run_id))
 
 
 def record_drift(db: Database, run_id: str, attempt: int, found: Sequence[tuple[str, DriftStatistic]]) -> None:
@@ -238,7 +239,8 @@ def record_epoch(
                 recorded_at=datetime.now(UTC),
             )
         )
-        add_details(session, run, key | {"split": "validation"}, slices, confusion, report.metrics)
+        found = (slices, confusion, report.metrics)
+        add_details(session, run, report.attempt, report.epoch, *found, is_test=False)
 
     db.write(work)
 
@@ -275,8 +277,8 @@ def record_test(
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
         run.best_epoch = best_epoch
-        place = {"run_id": run_id, "attempt": attempt, "epoch": best_epoch, "split": "test"}
-        add_details(session, run, place, slices, confusion, metrics)
+        if not has_test_details(session, run_id, attempt, best_epoch):
+            add_details(session, run, attempt, best_epoch, slices, confusion, metrics, is_test=True)
 
     db.write(work)
 
@@ -302,17 +304,36 @@ def record_decision(
         run.verdict, run.reason = decision.verdict, decision.reason
         if evidence is not None:
             _add_measured(run, evidence, decision.measured, scores)
-        if session.scalar(count_of(GateCheck, run_id=run_id, attempt=attempt)):
+        if is_recorded(session, [GateCheck], run_id=run_id, attempt=attempt):
             return
         place = {"run_id": run_id, "attempt": attempt}
-        for position, check in enumerate(decision.checks):
-            values = asdict(check)
-            del values["brief"]
-            session.add(GateCheck(**place, position=position, check_name=values.pop("name"), **values))
-        if outcomes:
-            session.execute(sa.insert(JointOutcome), [place | cell for cell in outcomes])
+        rows = [_check_row(place, position, check) for position, check in enumerate(decision.checks)]
+        session.execute(sa.insert(GateCheck), rows)
+        if evidence is not None and outcomes:
+            _add_outcomes(session, run, outcomes, evidence.label_names)
 
     db.write(work)
+
+
+def _check_row(place: dict[str, Any], position: int, check: Check) -> dict[str, Any]:
+    columns = {name: value for name, value in vars(check).items() if name not in {"name", "brief"}}
+    return place | {"position": position, "check_name": check.name} | columns
+
+
+def _add_outcomes(session: Session, run: Run, outcomes: Sequence[JointCounts], label_names: Sequence[str]) -> None:
+    labels = [("label", name) for name in label_names]
+    ids = slice_ids(session, [*labels, *((one.slice_name, one.slice_value) for one in outcomes)])
+    keys = {-1: "0"} | {index: str(ids[label]) for index, label in enumerate(labels)}
+    number = attempt_id(session, run.run_id, run.attempt)
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in outcomes:
+        counts: dict[str, Any] = {}
+        for (true, reference, candidate), count in one.counts.items():
+            counts.setdefault(keys[true], {}).setdefault(keys[reference], {})[keys[candidate]] = count
+        place = {"attempt_id": number, "scope": one.scope, "reference": one.reference, "counts": {}}
+        row = rows.setdefault((one.scope, one.reference), place)
+        row["counts"][str(ids[one.slice_name, one.slice_value])] = counts
+    session.execute(sa.insert(JointOutcome), list(rows.values()))
 
 
 def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scores | None) -> None:

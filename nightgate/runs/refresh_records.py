@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from nightgate.data.refresh_counts import PartCounts
 from nightgate.database.refresh_schema import PLACES, DataCheck, LabelVote, Refresh, RefreshCount
 from nightgate.database.schema import METADATA, QuarantinedRow, Run
+from nightgate.database.shared_values import insert_into
 
 if TYPE_CHECKING:
     from nightgate.config.checks import Allowed
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 MOST_PARTS = 1000
 """Parts with a row of their own each night; of the others those that did not change share one."""
 _AT_ONCE = 500
-_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 class Finder(NamedTuple):
@@ -70,13 +69,17 @@ def add_found(
     if session.get(RefreshCount, (*place.values(), 0)) is None and parts:
         rows = [place | {"position": at} | _columns(part) for at, part in enumerate(_bounded(parts))]
         session.execute(sa.insert(RefreshCount), rows)
+    found = []
     for position, check in enumerate(checks):
         by, why = (allowed.by, allowed.reason) if check.outcome == "allowed" else (None, None)
-        values = asdict(check)
-        row = DataCheck(check_name=values.pop("name"), position=position, allowed_by=by, allowed_reason=why, **place)
-        for name, value in values.items():
-            setattr(row, name, value)
-        session.merge(row)
+        facts = {"position": position, "check_name": check.name, "allowed_by": by, "allowed_reason": why}
+        found.append(
+            place | facts | {name: getattr(check, name) for name in ("value", "threshold", "outcome", "reason")}
+        )
+    if found:
+        insert = insert_into(session, DataCheck)
+        latest = insert.on_conflict_do_update(index_elements=[*place, "check_name"], set_=dict(insert.excluded))
+        session.execute(latest, found)
     _add_quarantined(session, run, quarantined)
 
 
@@ -112,7 +115,7 @@ def _add_quarantined(session: Session, run: Finder, quarantined: Sequence[Quaran
         (_row_key(row), row.reason): asdict(row) | facts | {"row_key": _row_key(row), "position": position}
         for position, row in enumerate(quarantined)
     }
-    insert = _INSERT[session.get_bind().dialect.name](QuarantinedRow)
+    insert = insert_into(session, QuarantinedRow)
     new, old = insert.excluded, QuarantinedRow
     latest = new.last_night >= old.last_night
     statement = insert.on_conflict_do_update(

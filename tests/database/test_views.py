@@ -62,6 +62,9 @@ COLUMNS = {
     "recall is_best test_version",
     "night_changes": "pipeline night run_id kind name before after before_run_id",
     "run_documents": "pipeline night run_id started_at snapshot_id config_hash config label_names classes environment",
+    "test_sets": "pipeline test_set_id kind num_rows label_names base_id places fingerprints labels seen_at groups "
+    "slices",
+    "test_predictions": "pipeline night run_id attempt side kind test_set_id model_run_id labels",
     "reading": "key value",
 }
 COLUMNS["nights"] = COLUMNS["nightly_runs"]
@@ -256,7 +259,7 @@ def test_gpu_seconds_are_those_of_all_attempts_on_a_gpu(database: Database) -> N
         database.write(lambda session, row=row: session.execute(row))  # type: ignore[misc]
     assert list(database.frame("SELECT gpu_seconds FROM attempts ORDER BY attempt")["gpu_seconds"]) == [0, 100, 1000, 0]
     [row] = database.frame("SELECT month, gpu_seconds, labels FROM nights").to_numpy().tolist()
-    assert row == ["2026-03", 1100.0, '["bad", "good"]']
+    assert row == ["2026-03", 1100.0, '["bad","good"]']
 
 
 def test_device_and_engine_are_those_of_the_last_attempt_that_had_one(database: Database) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from syrupy.assertion import SnapshotAssertion
 
 from nightgate.config.schedule import Schedule
@@ -320,7 +321,7 @@ def test_two_machines_on_one_sqlite_file_are_a_warning(database: Database) -> No
         opened = night_rows.open_run(database, pipeline(f"p{day}"), night(day))
 
         def move(session: Any, run_id: str = opened.run_id, host: str = host) -> None:
-            session.get_one(Attempt, (run_id, 1)).host = host
+            session.scalars(sa.select(Attempt).filter_by(run_id=run_id)).one().host = host
 
         database.write(move)
         [finding] = findings_of("workers")

@@ -144,7 +144,7 @@ def test_a_damaged_page_is_a_problem(lived_in: Home) -> None:
     path = lived_in.root / "metrics.db"
     content = bytearray(path.read_bytes())
     with Database.open(lived_in) as db:
-        pages: Any = db.frame("SELECT rootpage FROM sqlite_master WHERE name = 'confusion_cell'")
+        pages: Any = db.frame("SELECT rootpage FROM sqlite_master WHERE name = 'slice_metric'")
         size: Any = db.frame("PRAGMA page_size").iloc[0, 0]
     at = (int(pages["rootpage"].iloc[0]) - 1) * int(size)
     content[at + 8 : at + 200] = bytes(192)

@@ -143,7 +143,7 @@ def test_a_run_elsewhere_with_an_old_heartbeat_is_dead(database: Database) -> No
     opened = running(database)
 
     def move(session: Any) -> None:
-        attempt = session.get_one(Attempt, (opened.run_id, 1))
+        attempt = session.scalars(sa.select(Attempt).filter_by(run_id=opened.run_id)).one()
         attempt.host, attempt.heartbeat_at = "elsewhere", datetime.now(UTC) - timedelta(minutes=10)
 
     database.write(move)

@@ -22,7 +22,7 @@ from nightgate.gate.evidence import Evidence, Rows
 from nightgate.gate.joint_counts import joint_outcomes
 from nightgate.home import Home
 from nightgate.reports import report
-from nightgate.runs import evidence_store, lifecycle, records
+from nightgate.runs import evidence_store, lifecycle, records, test_sets
 from tests.support import evidence as made_up
 from tests.support import night_rows
 
@@ -216,9 +216,9 @@ def test_loading_evidence_that_is_not_stored_is_an_error(database: Database) -> 
 
 def test_labels_beyond_a_byte_are_stored_in_two() -> None:
     names = tuple(f"label {number}" for number in range(300))
-    kind = evidence_store._label_type(names)
+    kind = test_sets.label_type(names)
     high = np.array([0, 255, 256, 299])
-    assert evidence_store._array(evidence_store._bytes(high, kind), kind).tolist() == high.tolist()
+    assert test_sets.array(test_sets.compress(high, kind), kind).tolist() == high.tolist()
 
 
 def test_joint_outcomes_count_every_row_once_per_scope(database: Database) -> None:
@@ -227,7 +227,7 @@ def test_joint_outcomes_count_every_row_once_per_scope(database: Database) -> No
     frame = database.frame("SELECT * FROM joint_outcomes WHERE run_id = :run", {"run": run_id})
     decision = decide(evidence, Gate(min_f1=0.5))
     assert decision.measured is not None
-    assert len(frame) == len(joint_outcomes(evidence, decision.measured))
+    assert len(frame) == sum(len(one.counts) for one in joint_outcomes(evidence, decision.measured))
     totals = frame.groupby(["scope", "reference"])["count"].sum().to_dict()
     window = int(decision.measured.window.sum())
     assert totals == {

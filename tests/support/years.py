@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from nightgate.database import gate_schema, schema
+from nightgate.database.shared_values import document_id, slice_ids
 from nightgate.database.transactions import Database
 from tests.support import night_rows
 
@@ -16,36 +19,32 @@ EPOCHS = 5
 NIGHTS_AS_CHAMPION = 10
 """Every tenth night is promoted."""
 
-_LABELS = "labels(name) AS (VALUES ('1'), ('2'), ('3'), ('4'), ('5'))"
 _SLICES = (
-    "slices(name, value) AS (VALUES ('label', '1'), ('label', '2'), ('label', '3'), ('label', '4'), ('label', '5'), "
-    "('product', 'boots'), ('product', 'shirts'), ('product', 'trousers'))"
+    *(("label", value) for value in ("1", "2", "3", "4", "5")),
+    *(("product", value) for value in ("boots", "shirts", "trousers")),
 )
 _DETAILS = (
-    "INSERT INTO confusion_cell (run_id, attempt, epoch, split, true_label, predicted_label, count) "
-    f"WITH {_LABELS} SELECT e.run_id, e.attempt, e.epoch, 'validation', t.name, p.name, 7 "
-    "FROM epoch AS e CROSS JOIN labels AS t CROSS JOIN labels AS p",
-    "INSERT INTO confusion_cell (run_id, attempt, epoch, split, true_label, predicted_label, count) "
-    f"WITH {_LABELS} SELECT r.run_id, r.attempt, r.best_epoch, 'test', t.name, p.name, 9 "
-    "FROM run AS r CROSS JOIN labels AS t CROSS JOIN labels AS p WHERE r.best_epoch IS NOT NULL",
-    "INSERT INTO slice_metric (run_id, attempt, epoch, split, slice_name, slice_value, support, accuracy, f1, "
-    "precision, recall) "
-    f"WITH {_SLICES} SELECT e.run_id, e.attempt, e.epoch, 'validation', s.name, s.value, 70, 0.6, 0.6, 0.6, 0.6 "
-    "FROM epoch AS e CROSS JOIN slices AS s",
-    "INSERT INTO slice_metric (run_id, attempt, epoch, split, slice_name, slice_value, support, accuracy, f1, "
-    "precision, recall) "
-    f"WITH {_SLICES} SELECT r.run_id, r.attempt, r.best_epoch, 'test', s.name, s.value, 90, 0.6, 0.6, 0.6, 0.6 "
-    "FROM run AS r CROSS JOIN slices AS s WHERE r.best_epoch IS NOT NULL",
+    "INSERT INTO confusion_matrix (attempt_id, epoch, is_test, counts) "
+    "SELECT a.attempt_id, e.epoch, false, :confusion FROM epoch AS e "
+    "JOIN attempt AS a ON a.run_id = e.run_id AND a.attempt = e.attempt",
+    "INSERT INTO confusion_matrix (attempt_id, epoch, is_test, counts) "
+    "SELECT a.attempt_id, r.best_epoch, true, :confusion FROM run AS r "
+    "JOIN attempt AS a ON a.run_id = r.run_id AND a.attempt = r.attempt WHERE r.best_epoch IS NOT NULL",
+    "INSERT INTO slice_metric (attempt_id, slice_id, epoch, is_test, support, accuracy, f1, precision, recall) "
+    "SELECT a.attempt_id, s.slice_id, e.epoch, false, 70, 0.6, 0.6, 0.6, 0.6 FROM epoch AS e "
+    "JOIN attempt AS a ON a.run_id = e.run_id AND a.attempt = e.attempt CROSS JOIN slice AS s WHERE s.slice_name <> ''",
+    "INSERT INTO slice_metric (attempt_id, slice_id, epoch, is_test, support, accuracy, f1, precision, recall) "
+    "SELECT a.attempt_id, s.slice_id, r.best_epoch, true, 90, 0.6, 0.6, 0.6, 0.6 FROM run AS r "
+    "JOIN attempt AS a ON a.run_id = r.run_id AND a.attempt = r.attempt CROSS JOIN slice AS s "
+    "WHERE r.best_epoch IS NOT NULL AND s.slice_name <> ''",
     "INSERT INTO gate_check (run_id, attempt, check_name, slice_name, slice_value, position, metric, candidate_value, "
     "champion_value, threshold, ci_low, ci_high, rows_used, outcome, reason) "
-    f"WITH {_SLICES} SELECT r.run_id, r.attempt, 'slice_f1', s.name, s.value, 1, 'f1', 0.6, 0.6, 0.5, 0.5, 0.7, 90, "
+    "SELECT r.run_id, r.attempt, 'slice_f1', s.slice_name, s.slice_value, 1, 'f1', 0.6, 0.6, 0.5, 0.5, 0.7, 90, "
     "'passed', 'no class or slice fell behind' "
-    "FROM run AS r CROSS JOIN slices AS s WHERE r.best_epoch IS NOT NULL",
-    "INSERT INTO joint_outcome (run_id, attempt, scope, slice_name, slice_value, reference, true_label, "
-    "reference_label, candidate_label, count) "
-    f"WITH {_LABELS} SELECT r.run_id, r.attempt, 'window', '', '', 'champion', t.name, c.name, p.name, 3 "
-    "FROM run AS r CROSS JOIN labels AS t CROSS JOIN labels AS c CROSS JOIN labels AS p "
-    "WHERE r.champion_version IS NOT NULL",
+    "FROM run AS r CROSS JOIN slice AS s WHERE r.best_epoch IS NOT NULL AND s.slice_name <> ''",
+    "INSERT INTO joint_outcome (attempt_id, scope, reference, counts) "
+    "SELECT a.attempt_id, 'window', 'champion', :joint FROM run AS r "
+    "JOIN attempt AS a ON a.run_id = r.run_id AND a.attempt = r.attempt WHERE r.champion_version IS NOT NULL",
 )
 """Rows that are many times the nights, made by the database."""
 
@@ -64,12 +63,22 @@ def insert_nights(db: Database, *, pipelines: int, nights: int) -> list[str]:
                 rows.setdefault(table, []).append(row)
 
     def work(session: sa.orm.Session) -> None:
+        config_id = document_id(session, night_rows.pipeline().record())
+        for run in rows[schema.Run]:
+            run["config_id"] = config_id
         for table in schema.METADATA.sorted_tables:
             for model, some in rows.items():
                 if model.__table__ is table:
                     session.execute(sa.insert(model), some)
+        ids = slice_ids(session, [*_SLICES, ("", "")])
+        labels = [str(number) for (name, _), number in ids.items() if name == "label"]
+        confusion = {true: dict.fromkeys(labels, 7) for true in labels}
+        joint = {ids["", ""]: {true: {other: dict.fromkeys(labels, 3) for other in labels} for true in labels}}
+        counts = {"confusion": json.dumps(confusion), "joint": json.dumps(joint)}
         for statement in _DETAILS:
-            session.execute(sa.text(statement))
+            found = re.findall(r":(\w+)", statement)
+            cast = sa.text(re.sub(r":(\w+)", r"CAST(:\1 AS JSON)" if db.dialect == "postgresql" else r":\1", statement))
+            session.execute(cast, {name: counts[name] for name in found})
 
     db.write(work)
     if db.dialect == "postgresql":
@@ -112,7 +121,6 @@ def _night(name: str, day: int, nights: int) -> Iterator[tuple[type[schema.Base]
         "min_f1": 0.5,
         "label_names": ["1", "2", "3", "4", "5"],
         "base_model": pipeline.training.base_model,
-        "config": pipeline.record(),
         "config_hash": "c0ffee",
         "code_version": "0.1.0",
         "started_at": started,

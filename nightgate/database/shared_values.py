@@ -1,0 +1,59 @@
+"""Values that many rows share, stored once: slices with their values, and JSON such as a configuration.
+
+Each call is a part of the caller's transaction. Concurrent transactions may add the same value: one of them waits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from nightgate.database.column_types import Base, clean
+from nightgate.database.metric_schema import SliceName
+from nightgate.database.schema import Document
+
+SlicePair = tuple[str, str]
+"""Name and value of a slice."""
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+def insert_into(session: Session, table: type[Base]) -> Any:
+    """An INSERT of the session's dialect, which can say what to do about rows that exist."""
+    return _INSERT[session.get_bind().dialect.name](table)
+
+
+def slice_ids(session: Session, pairs: Collection[SlicePair]) -> dict[SlicePair, int]:
+    """The number of each slice and value; those that are new get one."""
+    stored = {pair: (clean(pair[0]), clean(pair[1])) for pair in pairs}
+    query = sa.select(SliceName.slice_name, SliceName.slice_value, SliceName.slice_id).where(
+        SliceName.slice_name.in_({name for name, _ in stored.values()})
+    )
+
+    def known() -> dict[SlicePair, int]:
+        return {(name, value): number for name, value, number in session.execute(query)}
+
+    found = known()
+    # In order, so that two transactions never wait for each other.
+    if new := sorted(set(stored.values()) - found.keys()):
+        rows = [{"slice_name": name, "slice_value": value} for name, value in new]
+        session.execute(insert_into(session, SliceName).on_conflict_do_nothing(), rows)
+        found = known()
+    return {pair: found[key] for pair, key in stored.items()}
+
+
+def document_id(session: Session, content: Mapping[str, Any]) -> int:
+    """The number of the stored JSON that equals `content`; if it is new, it gets one."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    query = sa.select(Document.document_id).filter_by(digest=digest)
+    known = session.scalar(query)
+    if known is None:
+        new = {"digest": digest, "content": content}
+        session.execute(insert_into(session, Document).values(new).on_conflict_do_nothing())
+        known = session.scalars(query).one()
+    return known
