@@ -20,7 +20,8 @@ from nightgate.cli.app import app
 from nightgate.database.transactions import Database
 from nightgate.pages.columns import by_column
 from nightgate.pages.data import largest_fall, page_of
-from nightgate.pages.page import as_html, write_page
+from nightgate.pages.page import as_html, write_page, write_page_of_all
+from nightgate.registry import freezes
 from tests.support.first_night import copy_first_night
 from tests.support.years import insert_nights
 
@@ -128,6 +129,25 @@ def test_since_leaves_earlier_nights_out_and_a_year_is_the_default(database: Dat
     assert later["nights"]["columns"]["night"][0] == "2027-03-01"
     assert set(later["epochs"]["columns"]["n"]) <= set(range(later["nights"]["rows"]))
     assert page_of(database, "unknown")["nights"]["rows"] == 0
+
+
+@pytest.mark.database
+def test_the_page_of_all_has_every_pipeline_those_that_need_somebody_first(database: Database) -> None:
+    calm, open_, frozen = insert_nights(database, pipelines=3, nights=30)
+    freezes.freeze(database, frozen, by="ada", reason="until the labels are checked")
+    write_page(database, database.home.page(open_), open_)
+    page = database.home.page()
+    write_page_of_all(database, page)
+    shown = data_of(page.read_text())["pipelines"]
+    assert [one["pipeline"] for one in shown] == [frozen, calm, open_]
+    assert [bool(one["needs"]) for one in shown] == [True, False, False]
+    assert f"nightgate unfreeze {frozen}" in shown[0]["remedy"]
+    assert [one["page"] for one in shown] == [None, None, f"{open_}/history.html"]
+    query = "SELECT night, test_f1, champion_version FROM nights WHERE pipeline = :name ORDER BY night"
+    for one in shown:
+        nights = database.frame(query, {"name": one["pipeline"]})
+        assert one["nights"]["columns"]["night"] == [str(night) for night in nights["night"]]
+        assert one["night"] == str(nights["night"].iloc[-1])
 
 
 # --- the file ---
