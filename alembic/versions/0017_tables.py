@@ -35,6 +35,11 @@ CREATE TABLE document (
     CONSTRAINT pk_document PRIMARY KEY (document_id),
     CONSTRAINT uq_document_digest UNIQUE (digest)
 );
+CREATE TABLE document_value (
+    document_id INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
+    CONSTRAINT pk_document_value PRIMARY KEY (document_id, name),
+    CONSTRAINT fk_document_value_document_id FOREIGN KEY (document_id) REFERENCES document (document_id) {kept}
+) {short};
 CREATE TABLE drift_statistic (
     run_id TEXT NOT NULL, attempt INTEGER NOT NULL, reference TEXT NOT NULL, statistic TEXT NOT NULL,
     slice_name TEXT NOT NULL, distance TEXT NOT NULL, value {double}, threshold {double},

@@ -52,6 +52,18 @@ class Document(Base):
     content: Mapped[dict[str, Any]]
 
 
+class DocumentValue(Base):
+    """One value of a document, as JSON: no SQL of both engines takes a document apart."""
+
+    __tablename__ = "document_value"
+    __table_args__ = (of("document_id", "document: document_id"), WITHOUT_ROWID)
+
+    document_id: Mapped[NumberKey]
+    name: Mapped[Key]
+    """Such as `training.learning_rate`."""
+    value: Mapped[str]
+
+
 def _content_of(number: Mapped[Any]) -> MappedSQLExpression[Any]:
     """The content of the document with this number, loaded with its row."""
     of_row = sa.select(Document.content).where(Document.document_id == number)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from nightgate.database.column_types import Base, clean
 from nightgate.database.metric_schema import SliceName
-from nightgate.database.schema import Document
+from nightgate.database.schema import Document, DocumentValue
 
 SlicePair = tuple[str, str]
 """Name and value of a slice."""
@@ -56,4 +56,18 @@ def document_id(session: Session, content: Mapping[str, Any]) -> int:
         new = {"digest": digest, "content": content}
         session.execute(insert_into(session, Document).values(new).on_conflict_do_nothing())
         known = session.scalars(query).one()
+        rows = [{"document_id": known, "name": name, "value": value} for name, value in values_of(content).items()]
+        if rows:
+            session.execute(insert_into(session, DocumentValue).on_conflict_do_nothing(), rows)
     return known
+
+
+def values_of(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """The values of nested JSON, each as JSON, by names such as `training.learning_rate`."""
+    found: dict[str, str] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            found |= values_of(value, f"{prefix}{key}.")
+        else:
+            found[clean(f"{prefix}{key}")] = json.dumps(value, ensure_ascii=False)
+    return found
