@@ -92,16 +92,32 @@ FACTS = {
                       AND (c.valid_to IS NULL OR c.valid_to > r.started_at)) AS TEXT)""",
     ("rows", "rows_total"): "CAST(r.rows_total AS TEXT)",
 }
+# Documents: their kind of change, and the number of the one that a night has.
+DOCUMENTS = {"setting": "config_id", "library": "environment_id"}
 KINDS = " UNION ALL ".join(
-    f"SELECT CAST('{kind}' AS TEXT) AS kind, CAST('{name}' AS TEXT) AS name" for kind, name in FACTS
+    [
+        *(
+            f"SELECT CAST('{kind}' AS TEXT) AS kind, CAST('{name}' AS TEXT) AS name, NULL AS path"
+            for kind, name in FACTS
+        ),
+        """
+    SELECT DISTINCT CAST('setting' AS TEXT) AS kind, d.name, d.name AS path
+    FROM document_value AS d WHERE d.name LIKE '%.%' AND d.name NOT LIKE 'libraries.%'""",
+        """
+    SELECT DISTINCT CAST('library' AS TEXT) AS kind, SUBSTR(d.name, 11) AS name, d.name AS path
+    FROM document_value AS d WHERE d.name LIKE 'libraries.%'""",
+        "SELECT CAST('library' AS TEXT) AS kind, CAST('Python' AS TEXT) AS name, CAST('python' AS TEXT) AS path",
+    ]
 )
+BY_NAME = {name: fact for (_, name), fact in FACTS.items()}
+BY_NAME |= {"config_id": "o.config_id", "environment_id": "v.environment_id"}
 # Nights with a version, so that all facts are known, each beside the one before it.
 BESIDE = f"""
         SELECT f.*, LAG(f.run_id) OVER w AS before_run_id,
-               {", ".join(f"LAG(f.{name}) OVER w AS before_{name}" for _, name in FACTS)}
+               {", ".join(f"LAG(f.{name}) OVER w AS before_{name}" for name in BY_NAME)}
         FROM (
-            SELECT r.pipeline, r.night, r.run_id, {", ".join(f"{fact} AS {name}" for (_, name), fact in FACTS.items())}
-            FROM nights AS r JOIN model_version AS v ON v.run_id = r.run_id) AS f
+            SELECT r.pipeline, r.night, r.run_id, {", ".join(f"{fact} AS {name}" for name, fact in BY_NAME.items())}
+            FROM nights AS r JOIN model_version AS v ON v.run_id = r.run_id JOIN run AS o ON o.run_id = r.run_id) AS f
         WINDOW w AS (PARTITION BY f.pipeline ORDER BY f.night)"""
 
 
@@ -111,7 +127,19 @@ def differ(name: str) -> str:
         return (
             f"10 * ABS(CAST(p.{name} AS INTEGER) - CAST(p.before_{name} AS INTEGER)) > CAST(p.before_{name} AS INTEGER)"
         )
+    if name in DOCUMENTS.values():
+        return f"p.{name} <> p.before_{name}"
     return f"COALESCE(p.{name}, '') <> COALESCE(p.before_{name}, '')"
+
+
+def shown(side: str) -> str:
+    """A fact of a night, or of the one before it, by kind and name."""
+    of_document = "(SELECT d.value FROM document_value AS d WHERE d.document_id = p.{0}{1} AND d.name = k.path)"
+    setting, library = (of_document.format(side, name) for name in DOCUMENTS.values())
+    facts = " ".join(f"WHEN '{name}' THEN p.{side}{name}" for _, name in FACTS)
+    return f"""CASE k.kind WHEN 'setting' THEN {setting}
+                WHEN 'library' THEN TRIM({library}, '"')
+                ELSE CASE k.name {facts} END END"""
 
 
 VIEWS = {
@@ -166,13 +194,23 @@ FROM attempt AS a
 JOIN run AS r ON r.run_id = a.run_id
 """,
     "night_changes": f"""
-SELECT p.pipeline, p.night, p.run_id, k.kind, k.name,
-       CASE k.name {" ".join(f"WHEN '{name}' THEN p.before_{name}" for _, name in FACTS)} END AS before,
-       CASE k.name {" ".join(f"WHEN '{name}' THEN p.{name}" for _, name in FACTS)} END AS after,
-       p.before_run_id
-FROM ({BESIDE}) AS p
-JOIN ({KINDS}) AS k ON CASE k.name {" ".join(f"WHEN '{name}' THEN {differ(name)}" for _, name in FACTS)} END
-WHERE p.before_run_id IS NOT NULL AND ({" OR ".join(differ(name) for _, name in FACTS)})
+SELECT c.pipeline, c.night, c.run_id, c.kind, c.name, c.before, c.after, c.before_run_id
+FROM (
+    SELECT p.pipeline, p.night, p.run_id, k.kind, k.name, p.before_run_id, {shown("before_")} AS before,
+           {shown("")} AS after
+    FROM ({BESIDE}) AS p
+    JOIN ({KINDS}) AS k ON CASE k.kind
+        {" ".join(f"WHEN '{kind}' THEN {differ(name)}" for kind, name in DOCUMENTS.items())}
+        ELSE CASE k.name {" ".join(f"WHEN '{name}' THEN {differ(name)}" for _, name in FACTS)} END END
+    WHERE p.before_run_id IS NOT NULL AND ({" OR ".join(differ(name) for name in BY_NAME)})) AS c
+WHERE COALESCE(c.before, '') <> COALESCE(c.after, '')
+""",
+    # Of the documents with the same hash, which differ in what changes no result, the one that was new last.
+    "settings": """
+SELECT h.pipeline, h.config_hash, v.name AS setting, v.value
+FROM (SELECT r.pipeline, r.config_hash, MAX(r.config_id) AS config_id FROM run AS r
+      GROUP BY r.pipeline, r.config_hash) AS h
+JOIN document_value AS v ON v.document_id = h.config_id
 """,
     "gate_checks": f"""
 SELECT r.pipeline, r.night, g.run_id, g.check_name, g.slice_name, g.slice_value, g.metric,

@@ -16,7 +16,16 @@ from nightgate.database.column_types import UtcTime
 Kind = Literal["time", "date", "boolean", "integer", "number", "bytes", "json", "text"]
 
 VIEWS = (
-    *("nights", "nightly_runs", "attempts", "night_changes", "epoch_results", "metric_history", "epoch_metrics"),
+    *(
+        "nights",
+        "nightly_runs",
+        "attempts",
+        "night_changes",
+        "settings",
+        "epoch_results",
+        "metric_history",
+        "epoch_metrics",
+    ),
     *("slice_results", "slice_metrics", "confusion", "gate_checks", "gate_sides", "joint_outcomes"),
     *("model_versions", "champion_timeline", "anchor_timeline", "promotions", "approvals", "freezes"),
     *("champion_evaluations", "champion_evaluation_slices"),

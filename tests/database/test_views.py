@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from nightgate.database import schema
+from nightgate.database.shared_values import document_id
 from nightgate.database.transactions import Database
 from nightgate.database.views import VIEWS, kind_of
 from nightgate.frames.reader import tidy
@@ -61,6 +62,7 @@ COLUMNS = {
     "slice_results": "pipeline night run_id attempt epoch split slice_name slice_value support accuracy f1 precision "
     "recall is_best test_version",
     "night_changes": "pipeline night run_id kind name before after before_run_id",
+    "settings": "pipeline config_hash setting value",
     "run_documents": "pipeline night run_id started_at snapshot_id config_hash config label_names classes environment",
     "test_sets": "pipeline test_set_id kind num_rows label_names base_id places fingerprints labels seen_at groups "
     "slices",
@@ -314,6 +316,24 @@ def test_changes_are_those_of_each_night_from_the_one_with_a_version_before(data
             session.execute(sa.update(table).where(table.run_id.in_(runs)).values({column: value}))
 
         database.write(change)
+    # Documents of another night on: a setting that changes the result, one that does not, and one that goes.
+    documents = [
+        ({"training": {"learning_rate": 5e-5, "keep": "newest"}, "schedule": {"cron": "15 3 * * *"}}, "2.10.0"),
+        ({"training": {"learning_rate": 1e-5}, "schedule": {"cron": "15 4 * * *"}}, "2.11.0"),
+    ]
+
+    def set_documents(session: Any) -> None:
+        for day, (config, torch) in zip((0, 20), documents, strict=True):
+            environment = {"python": "3.11.7", "libraries": {"torch": torch}}
+            runs = sa.select(schema.Run.run_id).filter(schema.Run.night >= night_rows.night(day).date)
+            for table, column, content in (
+                (schema.Run, "config_id", config),
+                (schema.ModelVersion, "environment_id", environment),
+            ):
+                number = document_id(session, content)
+                session.execute(sa.update(table).where(table.run_id.in_(runs)).values({column: number}))
+
+    database.write(set_documents)
     # By less than a tenth: no change.
     fewer = sa.update(schema.Run).filter_by(pipeline=names[1], night=night_rows.night(8).date).values(rows_total=3299)
     database.write(lambda session: session.execute(fewer))
@@ -343,10 +363,30 @@ def test_changes_are_those_of_each_night_from_the_one_with_a_version_before(data
                 expected.append((after["run_id"], kind, name, None if old is None else str(old), str(new)))
         if in_force(before) != in_force(after):
             expected.append((after["run_id"], "champion", "champion_version", in_force(before), in_force(after)))
+    for name in names:
+        first = next(one for one in nights if one["pipeline"] == name and one["night"] >= night_rows.night(20).date)
+        for kind, fact, old, new in (
+            ("setting", "training.learning_rate", "5e-05", "1e-05"),
+            ("setting", "training.keep", '"newest"', None),
+            ("setting", "schedule.cron", '"15 3 * * *"', '"15 4 * * *"'),
+            ("library", "torch", "2.10.0", "2.11.0"),
+        ):
+            expected.append((first["run_id"], kind, fact, old, new))
     found = database.frame("SELECT run_id, kind, name, before, after FROM night_changes").astype(object)
     rows = [tuple(None if pd.isna(value) else value for value in row) for row in found.itertuples(index=False)]
     assert sorted(rows, key=str) == sorted(expected, key=str)
-    assert {kind for _, kind, *_ in rows} == {*(kind for kind, *_ in CHANGED.values()), "champion"}
+    assert {kind for _, kind, *_ in rows} == {
+        *(kind for kind, *_ in CHANGED.values()),
+        "champion",
+        "setting",
+        "library",
+    }
+    found = database.frame("SELECT pipeline, setting, value FROM settings ORDER BY pipeline, setting")
+    assert [tuple(row) for row in found.to_numpy().tolist()] == [
+        (name, *setting)
+        for name in names
+        for setting in (("schedule.cron", '"15 4 * * *"'), ("training.learning_rate", "1e-05"))
+    ]
 
 
 def test_what_a_reader_needs_is_in_views(database: Database) -> None:
