@@ -202,9 +202,15 @@ def test_since_when_a_class_is_worse_and_what_changed_then_is_one_click(tab: Pag
     worst = tab.locator("#falls li").first
     night = FIRST_NIGHT + timedelta(days=STORY.other_setting.start)
     assert worst.get_by_role("button").inner_text() == "class 2"
-    assert f"on {night}" in worst.inner_text()
+    assert f"on {night}; changed then: training.learning_rate" in worst.inner_text()
     worst.get_by_role("button").click()
     assert chosen(tab)[1:] == [str(night)]
+    [stored] = written.rows(
+        "SELECT before, after FROM night_changes WHERE pipeline = :name AND name = 'training.learning_rate' "
+        "ORDER BY night LIMIT 1"
+    )
+    changed = {row[0]: row[1:] for row in cells(tab.locator("#changed"))}
+    assert changed["training.learning_rate"] == [stored["before"], stored["after"], str(night)]
     low, high = tab.evaluate(RANGES)[0]
     assert (high - low) / 86_400 < 60
 

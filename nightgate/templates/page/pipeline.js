@@ -78,7 +78,9 @@ function changeMarks(u) {
   const ratio = devicePixelRatio;
   ctx.save();
   ctx.fillStyle = colour("--muted");
-  for (const place of changesOf.keys()) {
+  for (const [place, rows] of changesOf) {
+    // A new champion has its own mark.
+    if (rows.every((row) => changes.kind[row] === "champion")) continue;
     const x = u.valToPos(at[place], "x", true);
     if (x < bbox.left || x > bbox.left + bbox.width) continue;
     ctx.beginPath();
