@@ -25,6 +25,7 @@ from nightgate.database.gate_schema import SIDES, GateSide, TestPrediction, Test
 from nightgate.database.label_meanings import meaning_of_run
 from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.errors import RegistryError
 from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Serving, Side
 from nightgate.gate.test_window import microseconds
@@ -93,18 +94,23 @@ def load_evidence(db: Database, run_id: str) -> Evidence:
         RegistryError: there is no such run, or it has no evidence.
     """
 
+    run_of = (
+        "SELECT r.run_id, r.pipeline, r.test_version, r.data_until, d.label_names, d.config FROM nightly_runs AS r "
+        "JOIN run_documents AS d ON d.run_id = r.run_id WHERE r.run_id = :run"
+    )
+    predictions_of = "SELECT * FROM test_predictions WHERE run_id = :run AND attempt = :attempt"
+
     def work(session: Session) -> Evidence:
-        run = session.get(Run, run_id)
-        attempt = session.scalar(sa.select(sa.func.max(GateSide.attempt)).where(GateSide.run_id == run_id))
-        if run is None or attempt is None:
+        run = session.execute(selecting(run_of, {"run": run_id})).one_or_none()
+        of_run = session.execute(selecting("SELECT * FROM gate_sides WHERE run_id = :run", {"run": run_id}))
+        sides = {row.side: row for row in of_run}
+        if run is None or not sides:
             raise RegistryError(
                 f"run {run_id} has no stored evidence: it was never judged",
                 next_step="choose a night that was judged; `nightgate history PIPELINE` shows their verdicts",
             )
-        sides = {
-            row.side: row for row in session.scalars(sa.select(GateSide).filter_by(run_id=run_id, attempt=attempt))
-        }
-        stored = session.scalars(sa.select(TestPrediction).filter_by(run_id=run_id, attempt=attempt)).all()
+        last = {"run": run_id, "attempt": sides["candidate"].attempt}
+        stored = session.execute(selecting(predictions_of, last)).all()
         predictions = {(row.side, row.kind): row for row in stored}
         rows = {row.kind: test_sets.load(session, row.pipeline, row.test_set_id).rows for row in stored}
         return _evidence(run, sides, predictions, rows)
@@ -134,31 +140,31 @@ def scorings_of(db: Database, pipeline: str, model_run_id: str, kind: str = "tes
     Args:
         kind: 'test', or 'golden' for the golden rows, which have no `trained_on`.
     """
-    last = sa.select(sa.func.max(GateSide.attempt)).where(GateSide.run_id == TestPrediction.run_id).scalar_subquery()
-    query = (
-        sa.select(TestPrediction.run_id, TestPrediction.attempt, TestPrediction.side)
-        .join(Run, Run.run_id == TestPrediction.run_id)
-        .where(TestPrediction.pipeline == pipeline, TestPrediction.model_run_id == model_run_id)
-        .where(TestPrediction.kind == kind, TestPrediction.attempt == last)
-        .order_by(Run.data_until.desc(), Run.started_at.desc(), TestPrediction.side)
+    # Of the last attempt that stored any, as all rows of `gate_sides`.
+    scored_by = (
+        "FROM test_predictions AS p JOIN gate_sides AS g ON g.run_id = p.run_id AND g.attempt = p.attempt "
+        "AND g.side = p.side JOIN nightly_runs AS r ON r.run_id = p.run_id "
+        "WHERE p.pipeline = :pipeline AND p.model_run_id = :model_run AND p.kind = :kind"
     )
+    chosen = {"pipeline": pipeline, "model_run": model_run_id, "kind": kind}
+    keys = f"SELECT p.run_id, p.side {scored_by} ORDER BY r.data_until DESC, r.started_at DESC, p.side"
+    one = f"SELECT p.test_set_id, p.labels, g.facts, r.data_until {scored_by} AND p.run_id = :run AND p.side = :side"
 
-    def scoring(session: Session, run_id: str, attempt: int, side: str) -> Scoring:
-        stored = session.get_one(TestPrediction, (run_id, attempt, side, kind))
+    def scoring(session: Session, run_id: str, side: str) -> Scoring:
+        stored = session.execute(selecting(one, chosen | {"run": run_id, "side": side})).one()
         scored = test_sets.load(session, pipeline, stored.test_set_id)
-        facts = session.get_one(GateSide, (run_id, attempt, side)).facts
-        trained_on = facts["trained_on"] if kind == "test" else None
+        trained_on = stored.facts["trained_on"] if kind == "test" else None
         return Scoring(
             run_id,
-            session.get_one(Run, run_id).data_until,
+            stored.data_until,
             scored.label_names,
             scored.rows,
             labels_of(stored, scored.label_names),
             _mask(trained_on, len(scored.rows)),
         )
 
-    for key in db.read(lambda session: session.execute(query).tuples().all()):
-        yield db.read(partial(scoring, run_id=key[0], attempt=key[1], side=key[2]))
+    for run_id, side in db.read(lambda session: session.execute(selecting(keys, chosen)).all()):
+        yield db.read(partial(scoring, run_id=run_id, side=side))
 
 
 @dataclass(frozen=True)
@@ -232,7 +238,7 @@ def _compressed(labels: Labels, label_names: Sequence[str]) -> bytes:
     return compress(labels, label_type(label_names), zlib.Z_HUFFMAN_ONLY)
 
 
-def labels_of(stored: TestPrediction, label_names: Sequence[str]) -> Labels:
+def labels_of(stored: sa.Row[Any], label_names: Sequence[str]) -> Labels:
     return array(stored.labels, label_type(label_names)).astype(np.int64)
 
 
@@ -282,9 +288,9 @@ def _mask(places: list[int] | None, num_rows: int) -> Mask | None:
 
 
 def _evidence(
-    run: Run,
-    sides: Mapping[str, GateSide],
-    predictions: Mapping[tuple[str, str], TestPrediction],
+    run: sa.Row[Any],
+    sides: Mapping[str, sa.Row[Any]],
+    predictions: Mapping[tuple[str, str], sa.Row[Any]],
     rows: Mapping[str, Rows],
 ) -> Evidence:
     if "test" not in rows:
@@ -302,7 +308,7 @@ def _evidence(
         return Side(
             predictions=labels["test"],
             data_until=row.data_until,
-            version=row.version,
+            version=row.model_version,
             flaw=row.flaw,
             relabelled=facts.get("relabelled", False),
             golden=labels["golden"],

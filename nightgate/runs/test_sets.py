@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from nightgate.database.gate_schema import TestSet
+from nightgate.database.views import selecting
 from nightgate.gate.evidence import Labels, Rows, Slice
 
 FINGERPRINT_BYTES = 16
@@ -38,7 +39,7 @@ _LARGEST = 0.1
 class StoredRows:
     """The rows of a stored test set. Each column is read from its bytes when it is asked for first."""
 
-    def __init__(self, stored: TestSet, base: StoredRows | None = None) -> None:
+    def __init__(self, stored: TestSet | sa.Row[Any], base: StoredRows | None = None) -> None:
         self.id = stored.test_set_id
         self.base = base
         self._stored = stored
@@ -145,7 +146,9 @@ def load(session: Session, pipeline: str, test_set_id: str, base: StoredRows | N
     Args:
         base: read before, and used if it is this one's.
     """
-    stored = session.get_one(TestSet, (pipeline, test_set_id))
+    session.flush()
+    query = "SELECT * FROM test_sets WHERE pipeline = :pipeline AND test_set_id = :test_set"
+    stored = session.execute(selecting(query, {"pipeline": pipeline, "test_set": test_set_id})).one()
     if stored.base_id is None:
         return StoredRows(stored)
     if base is None or base.id != stored.base_id:

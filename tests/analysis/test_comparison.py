@@ -19,6 +19,7 @@ from nightgate.analysis.comparison import Comparison, Section
 from nightgate.cli.app import app
 from nightgate.config.pipeline import Pipeline
 from nightgate.database import schema
+from nightgate.database.shared_values import document_id
 from nightgate.database.transactions import Database
 from nightgate.errors import ModelError
 from nightgate.metrics.bootstrap import f1_difference
@@ -160,7 +161,7 @@ def test_only_what_differs_in_the_configuration_and_the_environment_is_listed(da
     def record(session: sa.orm.Session) -> None:
         for version, environment in made.items():
             row = session.get_one(schema.ModelVersion, ("reviews", version))
-            row.environment, row.base_model_revision = environment, f"sha256:{version}"
+            row.environment_id, row.base_model_revision = document_id(session, environment), f"sha256:{version}"
 
     database.write(record)
     found = compare(database, 1, 2)

@@ -51,6 +51,8 @@ READING = [
     ["versions", "small"],
     ["snapshots", "small"],
     ["quarantine", "small"],
+    ["report", "small", "--output", "page.html"],
+    ["report", "--all", "--output", "all.html"],
     ["compare", "small", "1", "3"],
     ["gate", "power", "small"],
     ["gate", "replay", "small"],
@@ -148,9 +150,8 @@ def analyst(folder: Path, postgres: Any, migrated: Any) -> Iterator[tuple[str, s
 @pytest.mark.database
 def test_everything_that_reads_works_with_rights_on_the_views_alone(folder: Path, analyst: tuple[str, str]) -> None:
     owner, reader = analyst
-    by_views = [command for command in READING if command[0] not in {"compare", "gate"}]
-    of_file = as_reader(folder, *by_views)
-    commands = [*by_views, ["db", "export", str(folder / "parquet")]]
+    of_file = as_reader(folder, *READING)
+    commands = [*READING, ["db", "export", str(folder / "parquet")]]
     results = run_each(folder, commands, {"NIGHTGATE_DATABASE_URL": reader})
     failed = {" ".join(command): done.stderr for command, done in zip(commands, results, strict=True) if done.exit_code}
     assert failed == {}
@@ -217,6 +218,13 @@ def test_the_champion_predicts_and_doctor_checks_all_it_can(folder: Path) -> Non
     assert examined.exit_code == 1
     assert {one["check"] for one in findings if one["status"] == "problem"} == {"home", "database", "prefect server"}
     assert {"database file", "champions", "versions"} <= {one["check"] for one in findings if one["status"] == "ok"}
+
+
+@pytest.mark.slow
+@pytest.mark.database
+def test_the_champion_predicts_for_a_role_that_reads_the_views(folder: Path, analyst: tuple[str, str]) -> None:
+    [predicted] = run_each(folder, [["predict", "small", "great shoes"]], {"NIGHTGATE_DATABASE_URL": analyst[1]})
+    assert predicted.exit_code == 0, predicted.stderr
 
 
 @pytest.mark.slow
