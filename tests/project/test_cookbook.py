@@ -78,6 +78,19 @@ class Views:
         [version] = [row for _, row in self.model_versions.iterrows() if row["version"] == at["model_version"]]
         return pd.concat([at[["model_version", "promoted_by"]], version.drop("pipeline")])
 
+    def fall(self, scores: pd.DataFrame, column: str) -> pd.DataFrame:
+        """What changed about the night around which the mean of ten falls most, of `scores` in order."""
+        score = scores[column].reset_index(drop=True)
+        before, after = score.rolling(10).mean().shift(1), score.rolling(10).mean().shift(-9)
+        at = (after - before).idxmin()
+        nights = scores["night"].tolist()
+        changes = self.night_changes.query("kind != 'champion'")
+        near = changes[changes["night"].between(nights[at - 2], nights[at + 2])]
+        near = near.sort_values(["night", "kind", "name"])[["night", "kind", "name", "before", "after"]]
+        near = near.rename(columns={"night": "changed"})
+        assert len(near) > 0
+        return near.assign(night=nights[at], f1_before=before[at], f1_after=after[at])
+
 
 def comparable(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with the same types from both engines."""
@@ -247,6 +260,13 @@ def _(views: Views) -> pd.DataFrame:
     return version.merge(views.snapshots[["snapshot_id", "rows_total"]], on="snapshot_id")
 
 
+@answers("With which settings was it trained?")
+def _(views: Views) -> pd.DataFrame:
+    asked = ["training.base_model", "training.epochs", "training.learning_rate", "gate.policy", "gate.margin"]
+    settings = views.settings[views.settings["config_hash"] == views.champion_on("2025-07-01")["config_hash"]]
+    return settings[settings["setting"].isin(asked)].sort_values("setting")
+
+
 @answers("Every champion, and why it was promoted")
 def _(views: Views) -> pd.DataFrame:
     found = views.champion_timeline.sort_values("valid_from", ascending=False).head(8)
@@ -291,6 +311,12 @@ def _(views: Views) -> pd.DataFrame:
     return table.assign(nights=classes.groupby(month)["run_id"].nunique()).reset_index().rename_axis(columns=None)
 
 
+@answers("Since when is class 2 worse, and what changed?")
+def _(views: Views) -> pd.DataFrame:
+    ours = views.slice_results.query("slice_name == 'label' and slice_value == '2' and split == 'test'")
+    return views.fall(ours.sort_values("night"), "f1")
+
+
 @answers("Where is the newest model worst?")
 def _(views: Views) -> pd.DataFrame:
     return views.of_newest("slice_results").query("split == 'test'").nsmallest(4, "f1")
@@ -317,6 +343,27 @@ def _(views: Views) -> pd.DataFrame:
 
 
 # --- what changed ---
+
+
+@answers("Since when is it worse, and what changed?")
+def _(views: Views) -> pd.DataFrame:
+    falls = {key: views.fall(some, "test_f1") for key, some in views.judged.groupby("metric_key") if len(some) >= 20}
+    return min(falls.values(), key=lambda one: (one["f1_after"] - one["f1_before"]).iloc[0])
+
+
+@answers("What changed between two nights?")
+def _(views: Views) -> pd.DataFrame:
+    found = views.night_changes.query("'2025-06-01' <= night <= '2025-08-31' and kind != 'champion'")
+    return found.sort_values(["night", "kind", "name"])
+
+
+@answers("Did a setting help?")
+def _(views: Views) -> pd.DataFrame:
+    rates = views.settings.query("setting == 'training.learning_rate'")[["config_hash", "value"]]
+    nights = views.judged.merge(rates, on="config_hash").rename(columns={"value": "learning_rate"})
+    columns = {"nights": ("night", "size"), "mean_f1": ("test_f1", "mean")}
+    columns |= {"first_night": ("night", "min"), "last_night": ("night", "max")}
+    return counted(nights, "learning_rate", **columns).sort_values("mean_f1", ascending=False)
 
 
 @answers("Where do scores stop being comparable, and by how much did the scale move?")

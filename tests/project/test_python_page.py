@@ -5,11 +5,7 @@ pytest tests/project/test_python_page.py --snapshot-update      # writes both an
 
 from __future__ import annotations
 
-import code
-import contextlib
-import io
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +14,9 @@ import nbformat
 import pytest
 
 import nightgate
+from tests.support.doc_examples import executed
 
 DOCS = Path(__file__).parents[2] / "docs"
-EXAMPLES = re.compile(r"(?<=```pycon\n).*?(?=```)", re.DOTALL)
-
-
-def executed(page: str) -> str:
-    """The page with what its examples print now."""
-    console = code.InteractiveConsole()
-
-    def answered(example: re.Match[str]) -> str:
-        lines = []
-        for line in example[0].splitlines():
-            if line.startswith(">>> "):
-                printed = io.StringIO()
-                with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                    console.push(line.removeprefix(">>> "))
-                lines += [line, *printed.getvalue().splitlines()]
-        return "".join(f"{line}\n" for line in lines)
-
-    return EXAMPLES.sub(answered, page)
 
 
 @pytest.mark.usefixtures("year")
