@@ -309,7 +309,8 @@ def granted(engine: Engine) -> Result:
     theirs = make_url(engine.url).set(username="analyst").render_as_string(hide_password=False)
     reader = replace(engine, url=theirs)
     failed = [command for command in READING if math.isnan(commanded(reader, command))]
-    return at_most(f"commands that fail with rights on the views alone, of {len(READING)}", len(failed), 0)
+    named = f" ({', '.join(failed)})" if failed else ""
+    return at_most(f"commands that fail with rights on the views alone, of {len(READING)}{named}", len(failed), 0)
 
 
 def typed_for_duckdb(sqlite: Engine, postgresql: Engine) -> Result:
