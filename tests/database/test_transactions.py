@@ -436,7 +436,7 @@ def test_a_user_without_rights_can_read_and_not_write(
         with Database.open(database.home, url) as reader:
             assert remembered(reader) == set()
             assert len(status(reader)) == 2
-            with pytest.raises(DatabaseError, match="grant this user the right"):
+            with pytest.raises(DatabaseError, match="nightgate db grant-reader"):
                 remember(reader, "never")
         for command in ("history", "versions", "champion"):
             assert CliRunner().invoke(app, [command, "reviews"]).exit_code == 0
