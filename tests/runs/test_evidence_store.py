@@ -135,6 +135,31 @@ def test_nights_with_the_same_rows_share_them(database: Database) -> None:
     assert len(database.frame("SELECT * FROM test_prediction WHERE kind = 'test'")) == 4
 
 
+def test_a_set_that_differs_a_little_is_stored_as_its_difference_and_loaded_as_it_was(database: Database) -> None:
+    """Of tonight's rows some are new, some gone, and some have another label, slice or group; they are in any order."""
+    first = made_up.rows(1200, num_groups=400)
+    judged(database, bare(first, night_rows.night().data_until))
+    order = np.random.default_rng(1).permutation(1200)[10:]
+    kept = first.only(np.ones(1200, dtype=np.bool_))
+    [language] = kept.slices
+    assert kept.groups is not None
+    second = Rows(
+        true=np.r_[(kept.true[order] + (np.arange(1190) % 300 == 0)) % 3, 2],
+        seen_at=np.r_[kept.seen_at[order], -5],
+        fingerprints=(*(kept.fingerprints[row] for row in order), "ff" * 16),
+        groups=np.r_[kept.groups[order] - 7, 0],
+        slices=(replace(language, values=("de", "en", "fr"), codes=np.r_[language.codes[order], 2]),),
+    )
+    evidence = bare(second, night_rows.night(1).data_until)
+    assert same(evidence_store.load_evidence(database, judged(database, evidence, 1)), evidence)
+    third = bare(first.only(np.arange(1200) > 5), night_rows.night(2).data_until)
+    assert same(evidence_store.load_evidence(database, judged(database, third, 2)), third)
+    [small] = database.frame(
+        "SELECT num_rows, LENGTH(fingerprints) AS bytes FROM test_sets WHERE base_id IS NOT NULL AND num_rows = 1194"
+    ).to_dict("records")
+    assert small["bytes"] < 50
+
+
 def test_recorded_evidence_is_not_overwritten(database: Database) -> None:
     opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     evidence = made_up.evidence(300, data_until=night_rows.night().data_until)
