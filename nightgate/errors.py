@@ -191,6 +191,18 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"cannot write to {path}: {error.strerror}", next_step=remedies[error.errno]) from error
 
 
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """`storage_errors` for a path that the user named; any other OSError means that nothing can be at such a path."""
+    try:
+        with storage_errors(path):
+            yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write to {path}: {error.strerror or error}", next_step="name another place"
+        ) from error
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its type where it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

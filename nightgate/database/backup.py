@@ -27,7 +27,7 @@ from nightgate.database.connection import (
 )
 from nightgate.database.transactions import PATIENCE
 from nightgate.durable_files import replacing
-from nightgate.errors import ConfigurationError, DatabaseError, storage_errors
+from nightgate.errors import ConfigurationError, DatabaseError, output_errors
 
 
 def back_up(url: str, target: Path) -> None:
@@ -45,12 +45,12 @@ def back_up(url: str, target: Path) -> None:
     assert source is not None, "a server's database is copied by `dump_command`"
     if missing_file(parsed):
         raise DatabaseError(f"there is no database at {source}", next_step="check NIGHTGATE_HOME")
-    with storage_errors(target):
+    with output_errors(target):
         if target.exists():
             raise ConfigurationError(f"{target} exists already", next_step="name a file that does not exist")
         if not target.parent.is_dir():
             raise ConfigurationError(f"there is no folder {target.parent}", next_step="make it, or name another")
-    with storage_errors(target), database_errors(parsed), replacing(target) as draft:
+    with output_errors(target), database_errors(parsed), replacing(target) as draft:
         draft.touch(mode=0o600)
         retry(parsed, PATIENCE, partial(_copy, parsed, draft))
         with closing(sqlite3.connect(draft)) as copy:

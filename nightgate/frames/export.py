@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from nightgate.database.transactions import Database
 from nightgate.database.views import VIEWS, Kind, kind_of
 from nightgate.durable_files import replacing
-from nightgate.errors import ConfigurationError, storage_errors
+from nightgate.errors import ConfigurationError, output_errors
 
 ROWS_AT_ONCE = 20_000
 """Bounds the memory: some 100 MB for the widest view."""
@@ -40,7 +40,7 @@ def export(db: Database, folder: Path, pipeline: str | None = None, *, force: bo
         StorageError: the disk is full, read-only or not ours.
         DatabaseError: the database cannot be used.
     """
-    with storage_errors(folder):
+    with output_errors(folder):
         if folder.exists():
             others = [folder] if folder.is_file() else [path for path in folder.iterdir() if path.suffix != ".parquet"]
             if others or not force:

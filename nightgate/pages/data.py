@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nightgate.database.transactions import Database
+from nightgate.errors import ConfigurationError
 from nightgate.frames.nights import read_history
 from nightgate.frames.reader import tidy
 from nightgate.pages.columns import by_column, plain
@@ -42,12 +43,13 @@ def page_of(db: Database, pipeline: str, since: date | None = None) -> dict[str,
     """All that the page of `pipeline` shows, from the night `since` on.
 
     Raises:
+        ConfigurationError: it has no night since then.
         DatabaseError: the database cannot be used.
     """
-    nights = read_history(db, pipeline, since=since or first_night(db, pipeline))
+    nights = read_nights(db, pipeline, since)
     first = nights["night"].iloc[0] if len(nights) else date.max
     of = _Reader(db, pipeline, first, nights["run_id"])
-    slices, falls = _slices(of, nights)
+    slices, falls, left_out = _slices(of, nights)
     counts = of.rows(
         "SELECT run_id, CAST(SUM(rows_quarantined) AS INTEGER) AS rows_quarantined FROM refresh_counts "
         "WHERE {these} GROUP BY run_id"
@@ -61,6 +63,7 @@ def page_of(db: Database, pipeline: str, since: date | None = None) -> dict[str,
             "SELECT run_id, epoch, f1, validation_loss, training_loss FROM epoch_results WHERE {these}"
         ),
         "slices": slices,
+        "slices_left_out": left_out,
         "falls": falls,
         "confusion": by_column(_newest_cells(of), ("n", "true_label", "predicted_label", "count")),
         "drift": _drift(of, len(nights)),
@@ -68,7 +71,7 @@ def page_of(db: Database, pipeline: str, since: date | None = None) -> dict[str,
             "SELECT run_id, check_name, slice_name, slice_value, outcome FROM gate_checks "
             "WHERE {these} AND outcome IN ('failed', 'underpowered', 'warning') ORDER BY night, position"
         ),
-        "changes": of.columns("SELECT run_id, kind, name, before, after FROM night_changes WHERE {these}"),
+        "changes": by_column(_changes(of), ("n", "kind", "name", "before", "after")),
         "quarantine": of.table(
             "SELECT reason, CAST(COUNT(*) - COUNT(resolved_night) AS INTEGER) AS open, "
             "CAST(COUNT(resolved_night) AS INTEGER) AS resolved, MAX(first_night) AS newest "
@@ -83,13 +86,23 @@ def page_of(db: Database, pipeline: str, since: date | None = None) -> dict[str,
     }
 
 
-def first_night(db: Database, pipeline: str | None = None) -> date | None:
-    """The first night of the last year of a pipeline, or of all."""
+def read_nights(db: Database, pipeline: str | None, since: date | None) -> pd.DataFrame:
+    """The nights of a pipeline, or of all, since a date or of the last year.
+
+    Raises:
+        ConfigurationError: there are nights, but none since then.
+        DatabaseError: the database cannot be used.
+    """
     query, parameters = "SELECT MAX(night) AS night FROM nights", {}
     if pipeline is not None:
         query, parameters = f"{query} WHERE pipeline = :pipeline", {"pipeline": pipeline}
     newest = tidy(db.frame(query, parameters))["night"].iloc[0]
-    return None if newest is None else newest - timedelta(days=DAYS - 1)
+    if since is not None and newest is not None and newest < since:
+        raise ConfigurationError(
+            f"{pipeline or 'the home'} has no night since {since}; the newest is {newest}",
+            next_step=f"start with an earlier night, such as --since {newest}",
+        )
+    return read_history(db, pipeline, since=since or (newest and newest - timedelta(days=DAYS - 1)))
 
 
 class _Reader:
@@ -120,8 +133,15 @@ class _Reader:
         return by_column(found, list(found.columns))
 
 
-def _slices(of: _Reader, nights: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """F1 of each class and slice by night, those with most rows first, and where they fell."""
+def _changes(of: _Reader) -> pd.DataFrame:
+    """What changed by night; a new definition of the score only where none of its parts that are named did."""
+    found = of.rows("SELECT run_id, kind, name, before, after FROM night_changes WHERE {these}")
+    parts = found.loc[found["kind"].isin(["test_version", "labels", "average"]), "n"]
+    return found[(found["kind"] != "metric") | ~found["n"].isin(parts)]
+
+
+def _slices(of: _Reader, nights: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    """F1 of each class and slice by night, those with most rows first, where they fell, and how many are left out."""
     rows = of.rows(
         "SELECT run_id, slice_name, slice_value, support, f1 FROM slice_results "
         "WHERE {these} AND split = 'test' AND is_best"
@@ -137,11 +157,12 @@ def _slices(of: _Reader, nights: pd.DataFrame) -> tuple[list[dict[str, Any]], li
     # Classes first; of each name those with most rows.
     shown.sort(key=lambda one: (one["name"] != "label", one["name"]))
     falls.sort(key=lambda fall: fall["after"] - fall["before"])
-    return shown, falls[:5]
+    return shown, falls[:5], len(groups) - len(shown)
 
 
 def largest_fall(f1: pd.Series[float], segment: pd.Series[int]) -> dict[str, Any] | None:
-    """The night `n` from which a week's mean lies furthest below that of the week before, and both means.
+    """The night `n` from which a week's mean lies furthest below that of the week before, which began with the night
+    `since`, and both means; a week is seven nights with scores.
 
     None where no fall is more than noise. Only scores of one `segment`, which are comparable, are compared.
     """
@@ -153,7 +174,9 @@ def largest_fall(f1: pd.Series[float], segment: pd.Series[int]) -> dict[str, Any
         falls = (before - after).where(before - after > SURE * noise + 0.005).dropna()
         if len(falls):
             n: Any = falls.idxmax()
-            found.append({"n": int(n), "before": round(before[n], 4), "after": round(after[n], 4)})
+            places = scores.index.tolist()
+            since = places[places.index(n) - WEEK]
+            found.append({"n": int(n), "since": since, "before": round(before[n], 4), "after": round(after[n], 4)})
     return min(found, key=lambda fall: fall["after"] - fall["before"], default=None)
 
 

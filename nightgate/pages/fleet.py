@@ -7,9 +7,8 @@ from typing import Any
 
 from nightgate.database.transactions import Database
 from nightgate.frames.fleet import read_fleet
-from nightgate.frames.nights import read_history
 from nightgate.pages.columns import by_column, plain
-from nightgate.pages.data import first_night
+from nightgate.pages.data import read_nights
 from nightgate.plain_text import printable
 
 COLUMNS = ("pipeline", "night", "status", "champion_version", "champion_since", "needs", "remedy")
@@ -25,10 +24,11 @@ def page_of_all(db: Database, since: date | None = None) -> dict[str, Any]:
     """All that the page of all pipelines shows, from the night `since` on.
 
     Raises:
+        ConfigurationError: none has a night since then.
         DatabaseError: the database cannot be used.
     """
     fleet = read_fleet(db)
-    nights = read_history(db, None, since=since or first_night(db))
+    nights = read_nights(db, None, since)
     nights["reason"] = [reason and printable(reason, LONGEST_REASON) for reason in nights["reason"]]
     fleet = fleet.assign(calm=fleet["needs"] == "").sort_values(["calm", "pipeline"])
     rows = zip(*(plain(fleet[name]) for name in COLUMNS), strict=True)

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from nightgate import __version__
 from nightgate.database.transactions import Database
 from nightgate.durable_files import write_whole
+from nightgate.errors import ConfigurationError, output_errors
 from nightgate.home import Home
 from nightgate.pages.columns import by_column
 from nightgate.pages.data import page_of
@@ -36,6 +37,7 @@ def write_page(db: Database, path: Path, pipeline: str, since: date | None = Non
         examples: so many misclassified test rows of the last night, with their texts.
 
     Raises:
+        ConfigurationError: there is no night since then, or `path` cannot be that of a file.
         RegistryError: there are no examples.
         DatabaseError: the database cannot be used.
         StorageError: the file cannot be written.
@@ -46,20 +48,28 @@ def write_page(db: Database, path: Path, pipeline: str, since: date | None = Non
     if examples:
         found = misclassified(db, pipeline, examples)
         data["examples"] = by_column(found, list(found.columns))
-    write_whole(path, as_html(f"Nights of {pipeline}", data).encode())
+    _write(path, as_html(f"Nights of {pipeline}", data))
 
 
 def write_page_of_all(db: Database, path: Path, since: date | None = None) -> None:
     """Write the page of all pipelines, whole or not at all.
 
     Raises:
+        ConfigurationError: there is no night since then, or `path` cannot be that of a file.
         DatabaseError: the database cannot be used.
         StorageError: the file cannot be written.
     """
     data = page_of_all(db, since)
     pages = _links(db.home, path, [db.home.page(one["pipeline"]) for one in data["pipelines"]])
     data["pipelines"] = [one | {"page": page} for one, page in zip(data["pipelines"], pages, strict=True)]
-    write_whole(path, as_html("All pipelines", data).encode())
+    _write(path, as_html("All pipelines", data))
+
+
+def _write(path: Path, page: str) -> None:
+    with output_errors(path):
+        if path.is_dir():
+            raise ConfigurationError(f"{path} is a folder", next_step=f"name a file, such as {path / 'history.html'}")
+        write_whole(path, page.encode())
 
 
 def as_html(title: str, data: dict[str, Any]) -> str:

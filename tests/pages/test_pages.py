@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from nightgate.cli.app import app
-from nightgate.database.transactions import Database
+from nightgate.database.schema import Run
+from nightgate.database.transactions import Database, prepare
+from nightgate.errors import ConfigurationError
+from nightgate.home import Home
+from nightgate.pages import data
 from nightgate.pages.columns import by_column
 from nightgate.pages.data import largest_fall, page_of
 from nightgate.pages.page import as_html, write_page, write_page_of_all
@@ -75,7 +82,7 @@ def test_the_largest_fall_begins_on_the_night_from_which_scores_are_lower() -> N
     f1[[12, 38, 45]] = np.nan  # nights that failed
     fall = largest_fall(f1, pd.Series(0, f1.index))
     assert fall is not None
-    assert fall["n"] == 40
+    assert (fall["n"], fall["since"]) == (40, 32)  # one of the seven nights before had no score
     assert fall["before"] == pytest.approx(0.60, abs=0.005)
     assert fall["after"] == pytest.approx(0.45, abs=0.005)
 
@@ -129,6 +136,41 @@ def test_since_leaves_earlier_nights_out_and_a_year_is_the_default(database: Dat
     assert later["nights"]["columns"]["night"][0] == "2027-03-01"
     assert set(later["epochs"]["columns"]["n"]) <= set(range(later["nights"]["rows"]))
     assert page_of(database, "unknown")["nights"]["rows"] == 0
+    page, newest = database.home.page(name), later["nights"]["columns"]["night"][-1]
+    write_page(database, page, name)
+    before = page.read_bytes()
+    since = date.fromisoformat(newest) + timedelta(days=1)
+    for write in (partial(write_page, pipeline=name), write_page_of_all):
+        with pytest.raises(ConfigurationError, match=newest) as refused:
+            write(database, page, since=since)
+        assert f"--since {newest}" in str(refused.value.next_step)
+    assert page.read_bytes() == before
+
+
+@pytest.mark.database
+def test_a_new_definition_of_the_score_is_not_named_beside_its_part_and_slices_left_out_are_counted(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [name] = insert_nights(database, pipelines=1, nights=8)
+
+    def work(session: Session) -> None:
+        for day, changed in ((3, {"metric_key": "m-1", "test_version": "t-1"}), (6, {"metric_key": "m-2"})):
+            session.execute(
+                sa.update(Run).where(Run.run_id.in_([f"{name}-{later:04}" for later in range(day, 8)])).values(changed)
+            )
+
+    database.write(work)
+    page = page_of(database, name)
+    changes = page["changes"]["columns"]
+    kinds = [changes["kind"]["of"][at] for at in changes["kind"]["at"]] if "of" in changes["kind"] else changes["kind"]
+    assert [one for one in zip(changes["n"], kinds, strict=True) if one[1] != "champion"] == [
+        (3, "test_version"),
+        (6, "metric"),
+    ]
+    assert (len(page["slices"]), page["slices_left_out"]) == (8, 0)
+    monkeypatch.setattr(data, "MOST_SLICES", 5)
+    page = page_of(database, name)
+    assert (len(page["slices"]), page["slices_left_out"]) == (5, 3)
 
 
 @pytest.mark.database
@@ -217,6 +259,24 @@ def test_what_no_page_can_be_made_of_is_refused(arguments: list[str], next_step:
     done = CliRunner().invoke(app, ["report", *arguments])
     assert done.exit_code == 2
     assert next_step in done.stderr
+
+
+def test_where_no_page_can_be_is_an_error(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(home)
+    monkeypatch.setenv("NIGHTGATE_HOME", str(home.root))
+    here = tmp_path / "here"
+    (here / "folder").mkdir(parents=True)
+    (here / "file").write_text("as it was")
+    monkeypatch.chdir(here)
+    nowhere = ["file/page.html", "/proc/x/page.html", "a" * 300]
+    of_page = [(["report", "--all", "--output"], place) for place in ["folder", ".", *nowhere]]
+    for command, place in [*of_page, *((["db", "export"], place) for place in nowhere)]:
+        done = CliRunner().invoke(app, [*command, place])
+        assert done.exit_code == 2, (command, place)
+        assert place in done.stderr
+        assert "next: name a" in done.stderr
+    assert {path.name for path in here.rglob("*")} == {"folder", "file"}
+    assert (here / "file").read_text() == "as it was"
 
 
 @pytest.mark.process

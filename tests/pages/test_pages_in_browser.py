@@ -17,6 +17,7 @@ import pytest
 from benchmarks.fleet import FIRST_NIGHT, YEAR, Story, write_fleet
 from nightgate.database.transactions import Database, prepare
 from nightgate.home import open_home
+from nightgate.pages import data as page_data
 from nightgate.pages.page import write_page, write_page_of_all
 from nightgate.registry import freezes
 from nightgate.runs import lifecycle
@@ -127,6 +128,23 @@ def test_a_page_is_small_and_quickly_drawn(
 # --- a pipeline ---
 
 
+def test_the_head_dates_its_scores_and_changes_have_words(
+    tab: Page, written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until = written.rows("SELECT night FROM nights WHERE pipeline = :name AND test_f1 IS NOT NULL ORDER BY night DESC")
+    opened(tab, written.page)
+    for tile in (0, 1):
+        assert f"night {until[0]['night']}" in tab.locator(".tile").nth(tile).inner_text()
+    named = {row[1] for row in cells(tab.locator("#change-table"))}
+    assert {"champion", "code", "rows", "torch", "test version", "training.learning_rate"} <= named
+    assert named.isdisjoint({"metric", "definition of the score"})
+    assert tab.locator("#left-out").inner_text() == ""
+    monkeypatch.setattr(page_data, "MOST_SLICES", 4)
+    write_page(written.db, tmp_path / "few.html", NAME)
+    opened(tab, tmp_path / "few.html")
+    assert tab.locator("#left-out").inner_text().startswith("The 4 classes and slices")
+
+
 def plot(tab: Page, label: str) -> Locator:
     return tab.get_by_role("group", name=label)
 
@@ -202,7 +220,10 @@ def test_since_when_a_class_is_worse_and_what_changed_then_is_one_click(tab: Pag
     worst = tab.locator("#falls li").first
     night = FIRST_NIGHT + timedelta(days=STORY.other_setting.start)
     assert worst.get_by_role("button").inner_text() == "class 2"
-    assert f"on {night}; changed then: training.learning_rate" in worst.inner_text()
+    assert worst.inner_text().endswith(f"on {night}; changed: training.learning_rate on {night}")
+    assert "champion" not in tab.locator("#falls").inner_text()
+    [doubled] = written.rows("SELECT night FROM night_changes WHERE pipeline = :name AND kind = 'rows'")
+    assert f"changed: rows on {doubled['night']}" in tab.locator("#falls").inner_text()
     worst.get_by_role("button").click()
     assert chosen(tab)[1:] == [str(night)]
     [stored] = written.rows(
@@ -321,6 +342,7 @@ def test_pipelines_that_need_somebody_come_first_and_a_name_opens_its_nights(tab
     tab.keyboard.press("End")
     [newest] = written.rows("SELECT MAX(night) AS night FROM nights WHERE pipeline = :name")
     assert str(newest["night"]) in tab.locator("#said").inner_text()
+    assert f"night {newest['night']}" in first.locator("[data-name=F1]").inner_text()
 
 
 def test_the_page_of_all_links_pages_that_are_there(tab: Page, written: Written) -> None:

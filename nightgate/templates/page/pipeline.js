@@ -26,14 +26,15 @@ function head() {
   const alarmed = alarm >= 0 && alarm >= latest(nights.champion_fresh_f1);
   const n = latest(nights.test_f1);
   const versus = n < 0 ? null : nights.champion_version[n];
+  const dated = (detail) => [detail, n < 0 ? "" : el("small", {}, `night ${nights.night[n]}`)];
   const number = nights.status.filter((one) => one === "promoted").length;
   const pill = last < 0 ? "" : mark(nights.status[last]);
   if (pill) pill.classList.add("pill");
   $("status").replaceChildren(pill);
   $("lead").textContent = last < 0 ? "No night yet." : `Night ${nights.night[last]}: ${nights.reason[last] || nights.status[last]}`;
   tiles([
-    ["F1 on test", score(nights.test_f1[n]), interval(nights.f1_ci_low[n], nights.f1_ci_high[n])],
-    ["Against the champion", gap(nights.f1_delta[n]), versus === null ? "no champion" : `version ${versus}: ${score(nights.champion_f1[n])}`, nights.f1_delta[n] > 0 ? "good" : "calm"],
+    ["F1 on test", score(nights.test_f1[n]), dated(interval(nights.f1_ci_low[n], nights.f1_ci_high[n]))],
+    ["Against the champion", gap(nights.f1_delta[n]), dated(versus === null ? "no champion" : `version ${versus}: ${score(nights.champion_f1[n])}`), nights.f1_delta[n] > 0 ? "good" : "calm"],
     ["Champion", now < 0 ? "none" : `version ${champions.model_version[now]}`, now < 0 ? "" : `since ${champions.valid_from[now].slice(0, 10)}`],
     ["Nights since a promotion", promoted < 0 ? NONE : last - promoted, `${number} of ${nights.length} promoted`],
     ["Alarm", alarmed ? "yes" : "none", alarm < 0 ? "" : `last on ${nights.night[alarm]}`, alarmed ? "bad" : "calm"],
@@ -67,10 +68,11 @@ function panel(place) {
 }
 
 const clipped = (text) => (text === null ? "none" : text.length > 120 ? `${text.slice(0, 117)}…` : text);
-/** What a change is of: a setting by its name, a library, or the kind itself. */
+const WORDS = { champion_version: "champion", code_version: "code", metric_key: "definition of the score", rows_total: "rows" };
+/** What a change is of: settings and libraries by their names, the rest in words. */
 const what = (row) => {
-  const [kind, name] = [changes.kind[row], changes.name[row]];
-  return !name || name === kind ? kind.replaceAll("_", " ") : kind === "setting" ? name : `${name} (${kind.replaceAll("_", " ")})`;
+  const name = changes.name[row];
+  return ["setting", "library"].includes(changes.kind[row]) ? name : WORDS[name] || name.replaceAll("_", " ");
 };
 
 function changeMarks(u) {
@@ -238,16 +240,20 @@ function slices() {
   $("slice-name").replaceChildren(...names.map((name) => el("option", { value: name }, name === "label" ? "classes" : name)));
   $("slice-name").addEventListener("change", () => sliceLines($("slice-name").value));
   sliceLines(names[0]);
-  const causes = (place) => [place - 2, place - 1, place].flatMap((near) => changesOf.get(near) || []).map(what);
+  if (data.slices_left_out) $("left-out").textContent = `The ${data.slices.length} classes and slices with most rows are shown; ${data.slices_left_out} others are left out.`;
+  // A new champion is only another opponent: it makes no candidate worse.
+  const causes = ({ n, since }) => [...changes.n.keys()]
+    .filter((row) => changes.n[row] > since && changes.n[row] <= n && changes.kind[row] !== "champion")
+    .map((row) => `${what(row)} on ${nights.night[changes.n[row]]}`);
   const falls = data.falls.map((fall) =>
     el("li", {},
       el("button", { type: "button", class: "link", onclick: () => (sliceLines(($("slice-name").value = fall.name)), show(fall.n)) },
         `${fall.name === "label" ? "class" : fall.name} ${fall.value}`),
       ` fell from ${score(fall.before)} to ${score(fall.after)} on ${nights.night[fall.n]}`,
-      causes(fall.n).length ? `; changed then: ${causes(fall.n).join(", ")}` : "",
+      causes(fall).length ? `; changed: ${causes(fall).join(", ")}` : "",
     ),
   );
-  $("falls").replaceChildren(...(falls.length ? [el("h3", {}, "Largest falls"), el("p", { class: "small" }, "Mean F1 of a week against the week before, within nights that are comparable."), el("ul", {}, falls)] : []));
+  $("falls").replaceChildren(...(falls.length ? [el("h3", {}, "Largest falls"), el("p", { class: "small" }, "Mean F1 of seven scored nights against the seven before, all comparable, and what changed between the first of the fourteen and the fall."), el("ul", {}, falls)] : []));
 }
 
 /** Choose a night and the one before it, no others, and zoom to them. */

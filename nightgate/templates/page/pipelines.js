@@ -51,7 +51,7 @@ function row(one) {
     el("td", {}, open, one.needs ? el("p", { class: "needs" }, one.needs, one.remedy ? el("code", {}, one.remedy) : "") : ""),
     el("td", {}, sparkline(nights)),
     el("td", { "data-name": "last night" }, one.night || NONE, " ", one.status ? mark(one.status) : ""),
-    el("td", { "data-name": "F1" }, el("b", {}, score(nights.test_f1[n])), el("small", {}, interval(nights.f1_ci_low[n], nights.f1_ci_high[n]))),
+    el("td", { "data-name": "F1" }, el("b", {}, score(nights.test_f1[n])), el("small", {}, interval(nights.f1_ci_low[n], nights.f1_ci_high[n])), n < 0 ? "" : el("small", {}, `night ${nights.night[n]}`)),
     el("td", { "data-name": "champion" }, one.champion_version === null ? "none" : `version ${one.champion_version}`, el("small", {}, one.champion_since ? `since ${one.champion_since.slice(0, 10)}` : "")),
   ];
   const line = el("tr", { class: one.needs ? "wanted" : null }, shown);
