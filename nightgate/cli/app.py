@@ -25,7 +25,7 @@ from nightgate.cli.data import forget, quarantine, snapshots
 from nightgate.cli.database import database_app
 from nightgate.cli.decide import approve, freeze, promote, reconcile, reject, rollback, unfreeze
 from nightgate.cli.gate import compare, export, gate_app, push
-from nightgate.cli.options import OutputFormat, PipelineName, TakeOver, date_of, person, say, show
+from nightgate.cli.options import OutputFormat, PipelineName, TakeOver, person, say, show
 from nightgate.cli.parts import evaluate, refresh
 from nightgate.cli.predict import predict
 from nightgate.cli.read import champion, history, status, versions
@@ -34,6 +34,7 @@ from nightgate.cli.seeds import seeds
 from nightgate.cli.setup import check, init
 from nightgate.cli.tables_as_text import Format
 from nightgate.errors import NightgateError
+from nightgate.frames.dates import date_of
 from nightgate.logs import without_secrets
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nightgate.cli.options import OutputFormat, PipelineName, VersionName, date_of, name_of, nothing_yet, say, show
+from nightgate.cli.options import OutputFormat, PipelineName, VersionName, name_of, nothing_yet, say, show
 from nightgate.cli.tables_as_text import Format
 from nightgate.errors import ConfigurationError
+from nightgate.frames.dates import date_of
 from nightgate.plain_text import as_json
 
 if TYPE_CHECKING:

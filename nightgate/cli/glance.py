@@ -34,6 +34,8 @@ ALWAYS = {"night", "status", F1, GAIN}
 """Columns that leave little room for the reason; others have to leave more."""
 LEAST, ROOM = 12, 36
 """Width of the reason in a narrow terminal, and in one with more columns."""
+SCORE = 6
+"""Width of an F1 without its interval."""
 FEWEST_BARS = 5
 """Least width of the picture of a pipeline among others."""
 
@@ -122,7 +124,8 @@ def fleet(pipelines: pd.DataFrame, page: Page) -> list[str]:
         return []
     cells: dict[str, list[str]] = {}
     for row in rows:
-        version, score = row["champion_version"], row["test_f1"]
+        version = row["champion_version"]
+        score = next((one for one in reversed(row["scores"]) if one is not None), None)
         values = {
             "pipeline": f"{'!' if row['needs'] else ' '} {row['pipeline']}",
             "last night": f"{row['night']} {row['status']}",
@@ -213,10 +216,10 @@ def _table(rows: Sequence[Row], champions: Sequence[Row], page: Page) -> Iterato
     room = page.width - gutter - sum(widths.values()) - GAP * len(widths)
 
     def line(mark: str, cells: Mapping[str, str], text: str) -> str:
-        fixed = "".join(f"{cells[name]:<{size + GAP}}" for name, size in widths.items())
+        fixed = "".join(f"{cells[name][:size]:<{size + GAP}}" for name, size in widths.items())
         return f"{mark:<{gutter}}{fixed}{text}".rstrip()
 
-    yield line("", columns[0], "reason")
+    yield line("", columns[0], "reason" if room >= LEAST else "")
     starts = [group[0]["started_at"] for group in groups]
     by_hand: dict[int, list[Row]] = {}
     for one in champions:
@@ -230,7 +233,7 @@ def _table(rows: Sequence[Row], champions: Sequence[Row], page: Page) -> Iterato
         if len(group) > 1:
             yield f"{'':<{gutter}}{first['night']} to {last['night']}: {_summary(group)}"
         else:
-            yield line(_marks(first), _cells(first), _reason(first, room, page))
+            yield line(_marks(first), _cells(first), _reason(first, room, page) if room >= LEAST else "")
         if first["later_failure"]:
             yield from page.note(f"{first['night']}: {first['later_failure']}")
         for one in by_hand.get(at, ()):
@@ -296,8 +299,11 @@ def _fitting(cells: Mapping[str, Sequence[str]], width: int) -> dict[str, int]:
     """The columns that fit, and their widths; none that is empty."""
     found: dict[str, int] = {}
     for name, column in cells.items():
-        needed = max(map(cell_len, column))
-        if any(column[1:]) and needed + GAP + (LEAST if name in ALWAYS else ROOM) <= width:
+        needed, room = max(map(cell_len, column)), LEAST if name in ALWAYS else ROOM
+        if name == F1 and needed + GAP + room > width:
+            # The score without its interval, rather than a reason.
+            needed, room = SCORE, 0
+        if any(column[1:]) and needed + GAP + room <= width:
             found[name] = needed
             width -= needed + GAP
     return found

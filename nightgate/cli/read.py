@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nightgate.cli.options import OutputFormat, PipelineName, date_of, moment_of, name_of, nothing_yet, say, show
+from nightgate.cli.options import OutputFormat, PipelineName, name_of, nothing_yet, say, show
 from nightgate.cli.tables_as_text import Format
+from nightgate.errors import ConfigurationError
+from nightgate.frames.dates import date_of, moment_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +25,8 @@ NIGHT_COLUMNS = (
     *("pipeline", "night", "status", "run_id", "test_f1", "f1_ci_low", "f1_ci_high", "f1_delta", "model_version"),
     *("champion_version", "champion_f1", "test_rows", "rows_new", "reason", "alarm", "later_failure", "break_before"),
 )
+NARROW = 60
+"""Columns of a terminal in which not even the changes of one setting fit a table."""
 CHANGE_COLUMNS = ("pipeline", "night", "kind", "name", "before", "after")
 EPOCH_COLUMNS = (
     *("night", "epoch", "step", "training_loss", "validation_loss", "f1", "accuracy", "precision", "recall"),
@@ -105,25 +109,52 @@ def history(
     from nightgate.frames import nights
 
     name = None if pipeline is None else name_of(pipeline)
-    which: dict[str, Any] = {"run": run_id, "limit": limit}
-    which |= {option: date_of(day) if day else None for option, day in (("since", since), ("until", until))}
-    nothing = nothing_yet(f"the database has nothing like that{f' of {name}' if name else ''}", name)
+    since_day, until_day = (date_of(day) if day else None for day in (since, until))
+    which: dict[str, Any] = {"run": run_id, "since": since_day, "until": until_day, "limit": limit}
+    if run_id == "latest" and name is None:
+        raise ConfigurationError(
+            "--run latest is the newest night of one pipeline",
+            next_step="write `nightgate history PIPELINE --run latest`",
+        )
+    of = f" of {name}" if name else ""
+    nothing = nothing_yet(f"the database has no such night{of}", name)
     if output is Format.table and not (run_id or epochs or slices or changes):
         text = _glance(name, which)
         say(text or nothing, err=not text)
         return
     frame = nights.history(name, epochs=epochs, slices=slices, changes=changes, **which)
+    why = ""
     if changes:
-        show(frame, output, nothing, columns=CHANGE_COLUMNS)
-    elif epochs and not slices and output in {Format.table, Format.markdown} and not frame.empty:
+        if frame.empty and (run_id or not nights.history(name, **which).empty):
+            nothing = f"nothing changed{of}: compared are nights that trained, each with the one before"
+    elif name and (epochs or slices or run_id):
+        why = nights.why_no_epochs(name, run_id, since_day, until_day)
+    if why and not frame.empty and (run_id or not any(which.values())):
+        say(f"shown: run {frame['run_id'].iloc[0]}, night {frame['night'].iloc[0]}; {why.splitlines()[0]}", err=True)
+    if changes:
+        _show_changes(frame, output, nothing, named=name is not None)
+    elif epochs and output in {Format.table, Format.markdown} and not frame.empty:
         say(published.published_table(frame))
         for own in published.own_tables(frame["run_id"].unique()):
             say(f"\n{own}")
     elif epochs or slices or run_id:
-        why = nights.why_no_epochs(name, run_id) if name and frame.empty else ""
         show(frame, output, why or nothing, columns=SLICE_COLUMNS if slices else EPOCH_COLUMNS)
     else:
         show(frame, output, nothing, columns=NIGHT_COLUMNS)
+
+
+def _show_changes(frame: pd.DataFrame, output: Format, nothing: str, *, named: bool) -> None:
+    """A table; a paragraph for each change where the terminal is narrow."""
+    from nightgate.cli.glance import Page
+
+    page = Page.of_terminal()
+    if output is not Format.table or page.width >= NARROW or frame.empty:
+        show(frame, output, nothing, columns=CHANGE_COLUMNS[named:])
+        return
+    for row in frame[list(CHANGE_COLUMNS)].fillna("").itertuples(index=False):
+        of = "" if named else f"{row.pipeline} "
+        for line in page.wrapped(f"{of}{row.night} {row.kind} {row.name}: {row.before} -> {row.after}", 4):
+            say(line)
 
 
 def _glance(pipeline: str | None, which: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from nightgate.cli.options import date_of, name_of, say
+from nightgate.cli.options import name_of, say
+from nightgate.frames.dates import date_of
 
 
 def report(

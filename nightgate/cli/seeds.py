@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nightgate.cli.options import OutputFormat, PipelineName, date_of, say, show
+from nightgate.cli.options import OutputFormat, PipelineName, say, show
 from nightgate.cli.tables_as_text import Format
 from nightgate.errors import ConfigurationError
+from nightgate.frames.dates import date_of
 
 if TYPE_CHECKING:
     from nightgate.analysis.seed_study import Study

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from nightgate.database.transactions import Database
+from nightgate.frames.dates import moment_of
 from nightgate.frames.reader import open_reader, select
 
 
@@ -19,11 +20,14 @@ def champion(pipeline: str, at: datetime | str | None = None) -> pd.DataFrame:
 
     Args:
         at: a time, or text such as 2026-03-01T06:00; without a zone it is UTC.
+
+    Raises:
+        ConfigurationError: `at` is not a time.
     """
     given: dict[str, Any] = {"pipeline": pipeline}
     moment = "c.valid_to IS NULL"
     if at is not None:
-        instant = pd.Timestamp(at).to_pydatetime()
+        instant = moment_of(at) if isinstance(at, str) else pd.Timestamp(at).to_pydatetime()
         given["at"] = instant if instant.tzinfo else instant.replace(tzinfo=UTC)
         moment = "c.valid_from <= :at AND (c.valid_to > :at OR c.valid_to IS NULL)"
     query = (

@@ -52,11 +52,11 @@ def checks(
     """One row per check of the gate and slice, in the gate's order (`gate_checks`): the values of candidate and
     champion, threshold, interval (`float64`), `rows_used` (`Int64`), `outcome` and `reason`.
 
-    The arguments are those of `nightgate.epochs`: by default the newest night of each pipeline.
+    The arguments are those of `nightgate.epochs`: by default the newest night of each pipeline that was judged.
     """
-    is_open = not (run or since or until or limit)
+    is_open = (run, since, until, limit) == (None,) * 4
     with open_reader() as db:
-        where, given = chosen(db, pipeline, "latest" if is_open else run, since, until, limit)
+        where, given = chosen(db, pipeline, "latest" if is_open else run, since, until, limit, having="gate_checks")
         return select(
             db, f"SELECT x.* FROM gate_checks AS x WHERE {where} ORDER BY x.pipeline, x.night, x.position", given
         )

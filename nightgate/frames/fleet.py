@@ -8,6 +8,9 @@ nights. `CROSS JOIN` keeps SQLite's order of tables.
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -18,6 +21,8 @@ from nightgate.frames.reader import tidy
 SCORES = 30
 """Nights whose F1 is in the frame."""
 BROKEN = ("failed", "missed")
+SILENT_GAPS, SILENT_DAYS = 3, 3
+"""A pipeline is silent after so many of its usual gaps between nights, and more days than these."""
 
 PIPELINES = """WITH RECURSIVE known(pipeline) AS (
     SELECT (SELECT r.pipeline FROM nightly_runs AS r ORDER BY r.pipeline LIMIT 1)
@@ -27,13 +32,17 @@ PIPELINES = """WITH RECURSIVE known(pipeline) AS (
 """The pipelines that have runs, and NULL: 7 ms for 36,500 nights, of which `SELECT DISTINCT` reads all (60 ms)."""
 
 
-def read_fleet(db: Database) -> pd.DataFrame:
+def read_fleet(db: Database, today: date | None = None) -> pd.DataFrame:
     """A row per pipeline that has had a night, with that night's run and how its champion does.
 
     Columns: pipeline, night, run_id, status, reason, next_step, test_f1, f1_ci_low, f1_ci_high, champion_version,
     champion_since; `scores`, the F1 of the last nights, oldest first, None where there is none; `needs`, why somebody
     has to look today, and `remedy`, the command for it; both are '' where nobody has to.
+
+    Args:
+        today: the date in UTC unless given.
     """
+    today = today or datetime.now(UTC).date()
     recent = recent_nights(db)
     last = recent[recent["place"] == 1].drop(columns=["place"]).reset_index(drop=True)
     scores: dict[str, list[float | None]] = {}
@@ -43,6 +52,9 @@ def read_fleet(db: Database) -> pd.DataFrame:
     names = {"model_version": "champion_version", "valid_from": "champion_since"}
     found = last.merge(tidy(db.frame(query)).rename(columns=names), on="pipeline", how="left")
     needs: dict[str, list[tuple[str, str]]] = {name: [] for name in found["pipeline"]}
+    for name, nights in recent.groupby("pipeline")["night"]:
+        if silent := _silent_days(list(nights), today):
+            needs[str(name)].append((f"no night for {silent:,} days", "nightgate doctor"))
     for row in records(recent):
         if row["status"] == "waiting" or (row["place"] == 1 and row["status"] in BROKEN):
             needs[row["pipeline"]].append((f"night {row['night']} {row['status']}: {row['reason']}", row["next_step"]))
@@ -58,6 +70,13 @@ def read_fleet(db: Database) -> pd.DataFrame:
         needs=["; ".join(why for why, _ in needs[name]) for name in found["pipeline"]],
         remedy=[next((remedy for _, remedy in needs[name] if remedy), "") for name in found["pipeline"]],
     )
+
+
+def _silent_days(nights: list[date], today: date) -> int:
+    """Days since the newest of these nights (newest first), 0 where that is not unusual for them."""
+    usual = median([(newer - older).days for newer, older in pairwise(nights)] or [1])
+    silent = (today - nights[0]).days
+    return silent if silent > max(SILENT_DAYS, SILENT_GAPS * usual) else 0
 
 
 def recent_nights(db: Database) -> pd.DataFrame:

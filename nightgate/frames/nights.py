@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from nightgate.database.transactions import Database
+from nightgate.errors import ConfigurationError
 from nightgate.frames.changes import read_changes
 from nightgate.frames.reader import Day, chosen, open_reader, select
 from nightgate.label_meaning import LabelMeaning
@@ -53,7 +54,8 @@ def history(
         limit: the newest nights, so many of each pipeline.
 
     Raises:
-        RegistryError: there is no home here, or no such run.
+        RegistryError: there is no home here.
+        ConfigurationError: there is no such run, or an argument is wrong.
         DatabaseError: the database cannot be used.
     """
     which: dict[str, Any] = {"run": run, "since": since, "until": until, "limit": limit}
@@ -74,7 +76,7 @@ def epochs(
     `epoch`, `step`, `attempt` and `support` are `Int64`, losses and scores `float64`, `recorded_at` is aware (UTC).
 
     Args:
-        run: a run id, or "latest". Without it and without dates or a limit: the newest night of each pipeline.
+        run: a run id, or "latest": the newest night of each pipeline that has epochs, as without any of these four.
         pipeline, since, until, limit: as for `history`, which says what is raised too.
     """
     with open_reader() as db:
@@ -113,12 +115,16 @@ def read_history(
 ) -> pd.DataFrame:
     """The frame of `history`, from an open database."""
     which: dict[str, Any] = {"run": run, "since": since, "until": until, "limit": limit}
+    if epochs + slices + changes > 1:
+        raise ConfigurationError(
+            "epochs, slices and changes are one table each", next_step="ask for one of them at a time"
+        )
     if changes:
         return read_changes(db, pipeline, **which)
     if epochs or slices or run is not None:
-        if not any(which.values()):
+        if all(value is None for value in which.values()):
             which["run"] = "latest"
-        where, given = chosen(db, pipeline, **which)
+        where, given = chosen(db, pipeline, **which, having="epoch_results")
         return _slices(db, where, given) if slices else _epochs(db, where, given)
     where, given = chosen(db, pipeline, **which, details=False)
     nights = select(db, f"SELECT x.* FROM nights AS x WHERE {where} ORDER BY x.pipeline, x.night", given, view="nights")
@@ -180,15 +186,16 @@ def later_failures(db: Database, nights: pd.DataFrame) -> pd.Series[Any]:
     return pd.Series([described(*row) for row in shown], index=nights.index, dtype=object)
 
 
-def why_no_epochs(pipeline: str, run: str | None) -> str:
-    """Status, reason and next step of a run without epochs; '' where there is no such run.
+def why_no_epochs(pipeline: str, run: str | None, since: Day | None = None, until: Day | None = None) -> str:
+    """Status, reason and next step of a run without epochs; '' where there is no such run or it has some.
 
     Args:
         run: a run id, or "latest" or None for the newest night's run.
     """
+    without = "NOT EXISTS (SELECT e.run_id FROM epoch_results AS e WHERE e.run_id = x.run_id)"
     with open_reader() as db:
-        where, given = chosen(db, pipeline, run or "latest")
-        query = f"SELECT run_id, night, status, reason, next_step FROM nightly_runs AS x WHERE {where}"
+        where, given = chosen(db, pipeline, run or "latest", since, until)
+        query = f"SELECT run_id, night, status, reason, next_step FROM nightly_runs AS x WHERE {where} AND {without}"
         rows = select(db, query, given).to_dict("records")
     if not rows:
         return ""

@@ -10,7 +10,8 @@ import pandas as pd
 from nightgate.database.column_types import as_text
 from nightgate.database.transactions import Database
 from nightgate.database.views import kind_of
-from nightgate.errors import RegistryError
+from nightgate.errors import ConfigurationError
+from nightgate.frames.dates import date_of
 from nightgate.home import home_for_reading
 
 Day = date | str
@@ -36,6 +37,7 @@ def chosen(
     limit: int | None = None,
     *,
     details: bool = True,
+    having: str = "",
 ) -> tuple[str, dict[str, Any]]:
     """The condition on rows `x` (pipeline, night, run_id) of these nights' runs that count, and its parameters.
 
@@ -45,16 +47,26 @@ def chosen(
         since, until: the first and the last night, both included.
         limit: the newest nights of each pipeline, so many.
         details: whether `x` is a view of rows of all runs, not `nights`.
+        having: the view in which "latest" has to have rows: a night that was skipped has no epochs.
 
     Raises:
-        RegistryError: there is no such run.
+        ConfigurationError: a date or the limit is none, or there is no such run.
     """
-    if run == "latest":
-        run, limit = None, 1
-    days = {name: date.fromisoformat(str(day)) for name, day in (("since", since), ("until", until)) if day is not None}
+    days = {name: date_of(str(day)) for name, day in (("since", since), ("until", until)) if day is not None}
+    if len(days) == 2 and days["since"] > days["until"]:
+        raise ConfigurationError(
+            f"since {days['since']} is after until {days['until']}",
+            next_step="write the earlier date as `since`",
+        )
+    if limit is not None and limit < 1:
+        raise ConfigurationError(f"limit is {limit}", next_step="choose 1 or more, the number of nights")
     given: dict[str, Any] = days | ({} if pipeline is None else {"pipeline": pipeline})
     conditions = {"pipeline": "x.pipeline = :pipeline", "since": "x.night >= :since", "until": "x.night <= :until"}
     where = " AND ".join(conditions[name] for name in given) or "1 = 1"
+    kept = where
+    if run == "latest":
+        run, limit = None, 1
+        kept += f" AND EXISTS (SELECT h.run_id FROM {having} AS h WHERE h.run_id = x.run_id)" if having else ""
     if run is not None:
         _must_exist(db, pipeline, run)
         return f"{where} AND x.run_id = :run", given | {"run": run}
@@ -63,7 +75,7 @@ def chosen(
         return where + (counting if details else ""), given
     newest = (
         "SELECT x.run_id, ROW_NUMBER() OVER (PARTITION BY x.pipeline ORDER BY x.night DESC) AS place "
-        f"FROM nights AS x WHERE {where}"
+        f"FROM nights AS x WHERE {kept}"
     )
     counted = f"SELECT c.run_id FROM ({newest}) AS c WHERE c.place <= :limit"
     return f"{where} AND x.run_id IN ({counted})", given | {"limit": limit}
@@ -71,10 +83,15 @@ def chosen(
 
 def _must_exist(db: Database, pipeline: str | None, run: str) -> None:
     found = db.frame("SELECT pipeline FROM nightly_runs WHERE run_id = :run", {"run": run})["pipeline"]
-    if found.empty or pipeline not in {None, found.iloc[0]}:
-        raise RegistryError(
-            f"pipeline {pipeline} has no run {run}" if pipeline else f"there is no run {run}",
+    if found.empty:
+        raise ConfigurationError(
+            f"there is no run {run}",
             next_step=f"choose a run_id from `nightgate history {pipeline or 'PIPELINE'} --format csv`",
+        )
+    if pipeline not in {None, found.iloc[0]}:
+        raise ConfigurationError(
+            f"run {run} is one of pipeline {found.iloc[0]}, not of {pipeline}",
+            next_step=f"see `nightgate history {found.iloc[0]} --run {run}`",
         )
 
 

@@ -255,10 +255,13 @@ def test_history_lists_the_nights_since_a_date(run: Run) -> None:
 
 
 def test_history_of_all_pipelines_is_a_line_each(run: Run) -> None:
-    head, row, _, last = run("history").stdout.splitlines()
+    head, row, *_ = run("history").stdout.splitlines()
     assert head.split()[:3] == ["pipeline", "last", "night"]
     assert (row.split()[:2], row.split()[3]) == (["small", NIGHT], "1")
-    assert last == "0 of 1 need somebody today"
+    # The night is of a year that is over.
+    *_, tally, needs, remedy = run("history").stdout.splitlines()
+    assert (tally, needs.startswith("small: no night for ")) == ("1 of 1 need somebody today:", True)
+    assert "nightgate doctor" in remedy
 
 
 def test_a_history_in_parquet_has_the_rows_and_columns_of_json(first: FirstNight, run: Run) -> None:
@@ -390,8 +393,29 @@ def test_champion_at_a_time_is_the_one_of_that_time(run: Run) -> None:
 
 def test_a_run_that_does_not_exist_is_an_error(run: Run) -> None:
     done = run("history", "small", "--run", "small-20200101-000000")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "small-20200101-000000" in done.stderr
+
+
+def test_a_choice_of_nights_that_cannot_be_is_bad_usage(run: Run) -> None:
+    for options, words in (
+        (("small", "--since", "2026-02-02", "--until", "2026-01-01"), ("2026-02-02", "2026-01-01")),
+        (("--run", "latest"), ("nightgate history PIPELINE --run latest",)),
+        (("small", "--epochs", "--slices"), ("epochs", "slices")),
+    ):
+        done = run("history", *options)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert all(word in done.stderr for word in words)
+
+
+def test_a_night_on_which_nothing_changed_is_said_to_be_one(first: FirstNight, run: Run) -> None:
+    [(run_id,)] = rows(first.home, "SELECT run_id FROM nightly_runs WHERE model_version = 1")
+    for chosen in (("--run", run_id), ("--limit", "1")):
+        done = run("history", "small", "--changes", *chosen)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "nothing changed" in done.stderr
+        assert "nightgate run" not in done.stderr
+    assert "nothing changed" not in run("history", "small", "--changes", "--since", "2999-01-01").stderr
 
 
 def test_a_reader_of_a_pipe_that_ends_is_no_error(first: FirstNight) -> None:

@@ -14,6 +14,8 @@ from rich.cells import cell_len
 from syrupy.assertion import SnapshotAssertion
 
 from nightgate.cli.glance import ASCII, MARKS, UNICODE, Page, fleet, glance, sparkline
+from nightgate.cli.read import _show_changes
+from nightgate.cli.tables_as_text import Format
 
 FIRST = date(2025, 12, 1)
 MISSING = dict.fromkeys(
@@ -101,7 +103,7 @@ def quarter() -> tuple[pd.DataFrame, pd.DataFrame]:
     )
 
 
-@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
 def test_a_quarter_at_a_glance(width: int, snapshot: SnapshotAssertion) -> None:
     assert "\n".join(glance(*quarter(), Page(width), older=True)) == snapshot
 
@@ -198,3 +200,16 @@ def test_all_pipelines_have_a_line_each_and_those_in_need_a_next_step(width: int
     lines = fleet(found, Page(width))
     assert max(map(cell_len, lines)) <= width
     assert "\n".join(lines) == snapshot
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_what_changed_has_name_and_both_values_at_any_width(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    row = {"pipeline": "reviews", "night": FIRST, "kind": "setting", "name": "training.learning_rate"}
+    changed = pd.DataFrame([row | {"before": "2e-05", "after": None}, row | {"before": "3e-05", "after": "2e-05"}])
+    _show_changes(changed, Format.table, "", named=True)
+    words = capsys.readouterr().out.split()
+    assert [words.count(word) for word in ("training.learning_rate", "training.learning_rate:")][width == 40] == 2
+    assert (words.count("2e-05"), words.count("3e-05")) == (2, 1)

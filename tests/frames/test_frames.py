@@ -8,10 +8,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 import nightgate
+from nightgate.cli.app import app
 from nightgate.database.transactions import Database
-from nightgate.errors import RegistryError
+from nightgate.errors import ConfigurationError
 from nightgate.frames import epochs, fleet, nights
 from nightgate.registry import freezes, promotion
 from nightgate.runs import evaluations, records
@@ -114,8 +116,40 @@ def test_one_run_is_found_by_id_or_as_the_latest(database: Database) -> None:
     assert set(nightgate.history("reviews", run="latest")["run_id"]) == {runs[1]}
     assert set(nightgate.history("reviews", epochs=True)["run_id"]) == {runs[1]}
     for wrong in ({"pipeline": "reviews", "run": "unknown"}, {"pipeline": "other", "run": runs[0]}):
-        with pytest.raises(RegistryError, match="nightgate history"):
+        with pytest.raises(ConfigurationError, match="nightgate history"):
             nightgate.history(**wrong)
+    with pytest.raises(ConfigurationError, match="nightgate history reviews"):
+        nightgate.history("other", run=runs[0])
+
+
+def test_the_latest_run_is_of_the_newest_night_that_has_epochs(database: Database) -> None:
+    judged = published_run(database)
+    skipped = night_rows.open_run(database, night_rows.pipeline(), night_rows.night(1))
+    finish_run(database, skipped.run_id, 1, "skipped", reason="too few new rows")
+    for found in (nightgate.epochs("reviews"), nightgate.slices(run="latest"), nightgate.checks("reviews")):
+        assert set(found["run_id"]) == {judged}
+    for options in (["--epochs"], ["--slices"], ["--run", "latest"]):
+        done = CliRunner().invoke(app, ["history", "reviews", *options])
+        assert (done.exit_code, bool(done.stdout)) == (0, True)
+        assert all(part in done.stderr for part in (judged, skipped.run_id, "too few new rows"))
+    done = CliRunner().invoke(app, ["history", "reviews", "--epochs", "--until", "2026-03-01"])
+    assert (done.exit_code, done.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize(
+    "wrong", [{"since": "junk"}, {"until": "2026-13-01"}, {"limit": 0}, {"since": "2026-03-02", "until": "2026-03-01"}]
+)
+def test_a_date_or_limit_that_is_none_is_refused_with_the_next_step(wrong: dict[str, Any]) -> None:
+    ask: Any
+    for ask in (nightgate.history, nightgate.epochs, nightgate.slices, nightgate.checks, nightgate.changes):
+        with pytest.raises(ConfigurationError, match="next: ") as refused:
+            ask("reviews", **wrong)
+        assert all(str(value) in str(refused.value) for value in wrong.values())
+    with pytest.raises(ConfigurationError, match="next: "):
+        nightgate.champion("reviews", at="junk")
+    with pytest.raises(ConfigurationError, match="next: "):
+        nightgate.history("reviews", epochs=True, slices=True)
 
 
 def test_a_run_without_epochs_is_explained_by_its_status(database: Database) -> None:
@@ -176,9 +210,25 @@ def test_all_pipelines_say_how_they_do_and_who_needs_somebody(database: Database
     for name, status in (("broken", "failed"), ("quiet", "skipped")):
         run = night_rows.open_run(database, night_rows.pipeline(name), night_rows.night())
         finish_run(database, run.run_id, run.attempt, status, reason="no rows", next_step="bring rows")
-    broken, quiet, reviews = fleet.records(fleet.read_fleet(database))
+    broken, quiet, reviews = fleet.records(fleet.read_fleet(database, date(2026, 3, 4)))
     assert (broken["needs"], broken["remedy"]) == ("night 2026-03-01 failed: no rows", "bring rows")
     assert (quiet["needs"], quiet["remedy"], quiet["scores"], quiet["champion_version"]) == ("", "", [None], None)
     assert (reviews["status"], reviews["scores"], reviews["champion_version"]) == ("held", [None, 0.6], version)
     assert reviews["needs"] == f"champion: drifted; frozen since {datetime.now(UTC):%Y-%m-%d} by ada: rude answers"
     assert reviews["remedy"] == "nightgate run reviews"
+
+
+def test_a_pipeline_without_a_night_for_three_of_its_usual_gaps_needs_somebody(database: Database) -> None:
+    for name, days in (("once", (0,)), ("nightly", (0, 1, 2, 9, 10)), ("weekly", (0, 7, 14))):
+        for day in days:
+            run = night_rows.open_run(database, night_rows.pipeline(name), night_rows.night(day))
+            finish_run(database, run.run_id, run.attempt, "skipped", reason="no rows")
+
+    def needing(day: date) -> dict[str, tuple[str, str]]:
+        rows = fleet.records(fleet.read_fleet(database, day))
+        return {row["pipeline"]: (row["needs"], row["remedy"]) for row in rows if row["needs"]}
+
+    assert list(needing(date(2026, 3, 14))) == ["once"]
+    assert needing(date(2026, 3, 15))["nightly"] == ("no night for 4 days", "nightgate doctor")
+    assert "weekly" not in needing(date(2026, 4, 5))
+    assert needing(date(2026, 4, 6))["weekly"] == ("no night for 22 days", "nightgate doctor")

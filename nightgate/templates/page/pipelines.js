@@ -95,9 +95,9 @@ const statuses = all.map((one) => one.status);
 const number = (status) => statuses.filter((one) => one === status).length;
 tiles([
   ["Need somebody", all.filter((one) => one.needs).length, `of ${all.length} pipelines`],
-  ["Promoted", number("promoted"), "last night"],
-  ["Held", number("held"), "last night"],
-  ["Failed or missed", number("failed") + number("missed"), "last night"],
+  ["Promoted", number("promoted"), "newest night"],
+  ["Held", number("held"), "newest night"],
+  ["Failed or missed", number("failed") + number("missed"), "newest night"],
   ["Without a champion", all.filter((one) => one.champion_version === null).length, "held or failed so far"],
 ]);
 $("filter").addEventListener("input", arrange);
