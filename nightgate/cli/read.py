@@ -127,7 +127,7 @@ def history(
     if changes:
         if frame.empty and (run_id or not nights.history(name, **which).empty):
             nothing = f"nothing changed{of}: compared are nights that trained, each with the one before"
-    elif name and (epochs or slices or run_id):
+    elif run_id or (name and (epochs or slices)):
         why = nights.why_no_epochs(name, run_id, since_day, until_day)
     if why and not frame.empty and (run_id or not any(which.values())):
         say(f"shown: run {frame['run_id'].iloc[0]}, night {frame['night'].iloc[0]}; {why.splitlines()[0]}", err=True)

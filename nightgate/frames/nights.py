@@ -186,7 +186,7 @@ def later_failures(db: Database, nights: pd.DataFrame) -> pd.Series[Any]:
     return pd.Series([described(*row) for row in shown], index=nights.index, dtype=object)
 
 
-def why_no_epochs(pipeline: str, run: str | None, since: Day | None = None, until: Day | None = None) -> str:
+def why_no_epochs(pipeline: str | None, run: str | None, since: Day | None = None, until: Day | None = None) -> str:
     """Status, reason and next step of a run without epochs; '' where there is no such run or it has some.
 
     Args:

@@ -257,7 +257,7 @@ def test_history_lists_the_nights_since_a_date(run: Run) -> None:
 def test_history_of_all_pipelines_is_a_line_each(run: Run) -> None:
     head, row, *_ = run("history").stdout.splitlines()
     assert head.split()[:3] == ["pipeline", "last", "night"]
-    assert (row.split()[:2], row.split()[3]) == (["small", NIGHT], "1")
+    assert (row.split()[:3], row.split()[4]) == (["!", "small", NIGHT], "1")
     # The night is of a year that is over.
     *_, tally, needs, remedy = run("history").stdout.splitlines()
     assert (tally, needs.startswith("small: no night for ")) == ("1 of 1 need somebody today:", True)

@@ -132,6 +132,8 @@ def test_the_latest_run_is_of_the_newest_night_that_has_epochs(database: Databas
         done = CliRunner().invoke(app, ["history", "reviews", *options])
         assert (done.exit_code, bool(done.stdout)) == (0, True)
         assert all(part in done.stderr for part in (judged, skipped.run_id, "too few new rows"))
+    done = CliRunner().invoke(app, ["history", "--run", skipped.run_id])
+    assert (done.exit_code, done.stdout, "too few new rows" in done.stderr) == (0, "", True)
     done = CliRunner().invoke(app, ["history", "reviews", "--epochs", "--until", "2026-03-01"])
     assert (done.exit_code, done.stderr) == (0, "")
 

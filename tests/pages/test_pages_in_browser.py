@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import time_machine
 
 from benchmarks.fleet import FIRST_NIGHT, YEAR, Story, write_fleet
 from nightgate.database.transactions import Database, prepare
@@ -68,7 +69,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
         write_fleet(db, replace(YEAR, nights=NIGHTS, pipelines=PIPELINES))
         trouble(db)
         write_page(db, home.page(NAME), NAME)
-        write_page_of_all(db, home.page())
+        with time_machine.travel(datetime.combine(FIRST_NIGHT + timedelta(days=NIGHTS), time(12), UTC)):
+            write_page_of_all(db, home.page())
         yield Written(db, home.page(NAME), home.page())
 
 
