@@ -123,13 +123,13 @@ def history(
         say(text or nothing, err=not text)
         return
     frame = nights.history(name, epochs=epochs, slices=slices, changes=changes, **which)
-    why = ""
+    why, latest = "", run_id == "latest" or not any(which.values())
     if changes:
-        if frame.empty and (run_id or not nights.history(name, **which).empty):
+        if frame.empty and (run_id or not nights.history(name, **which | {"limit": 1}).empty):
             nothing = f"nothing changed{of}: compared are nights that trained, each with the one before"
-    elif run_id or (name and (epochs or slices)):
+    elif (latest or frame.empty) and (run_id or (name and (epochs or slices))):
         why = nights.why_no_epochs(name, run_id, since_day, until_day)
-    if why and not frame.empty and (run_id or not any(which.values())):
+    if why and not frame.empty:
         say(f"shown: run {frame['run_id'].iloc[0]}, night {frame['night'].iloc[0]}; {why.splitlines()[0]}", err=True)
     if changes:
         _show_changes(frame, output, nothing, named=name is not None)
