@@ -52,7 +52,7 @@ def test_json_escapes_control_characters_and_keeps_the_value() -> None:
     assert as_json("Größe 很好") == '"Größe 很好"'
 
 
-@pytest.mark.parametrize("output", list(Format))
+@pytest.mark.parametrize("output", [one for one in Format if one is not Format.parquet])
 @pytest.mark.parametrize("vertical", [True, False])
 def test_a_table_is_clean_and_machine_formats_keep_values(
     capsys: pytest.CaptureFixture[str], output: Format, vertical: bool
@@ -63,6 +63,8 @@ def test_a_table_is_clean_and_machine_formats_keep_values(
     if output is Format.table:
         assert is_clean(printed)
         assert "x" * LONGEST not in printed
+    elif output is Format.markdown:
+        assert is_clean(printed)
     elif output is Format.json:
         assert is_clean(printed)
         assert [row["label"] for row in json.loads(printed)] == list(frame["label"])

@@ -132,11 +132,16 @@ def test_the_order_of_rows_is_kept_and_every_row_is_scored_once() -> None:
     assert sorted(np.concatenate(list(chosen.batches(encoded, 4))).tolist()) == list(range(40))
 
 
-def test_a_packed_batch_has_at_most_the_tokens_of_the_padded_one() -> None:
+@pytest.mark.parametrize("least", [0, 400])
+def test_a_packed_batch_has_at_most_the_tokens_of_the_padded_one_unless_these_are_few(
+    monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    monkeypatch.setattr(forward, "TOKENS_OF_A_BATCH", least)
     encoded = texts(0)
     chosen = forward.choose(build("bert", {}, torch.float32), encoded)
     sizes = [int(encoded.lengths[rows].sum()) for rows in chosen.batches(encoded, 4)]
-    assert max(sizes) <= 4 * int(encoded.lengths.max())
+    most = max(4 * int(encoded.lengths.max()), least)
+    assert most / 2 < max(sizes) <= most
     assert len(sizes) < 10
 
 
