@@ -10,8 +10,9 @@ from typing import Any
 
 from alembic import context
 
+from nightgate.database.backup import keep_earlier
 from nightgate.database.connection import database_url, parse_url
-from nightgate.database.earlier import moved
+from nightgate.database.earlier import REVISION, moved
 from nightgate.database.schema import METADATA
 from nightgate.database.transactions import migrating
 from nightgate.home import open_home
@@ -28,11 +29,14 @@ def run_migrations() -> None:
             context.run_migrations()
         return
     patience = {"patience": given["patience"]} if "patience" in given else {}
-    with migrating(url, **patience) as (connection, revision), moved(connection, revision):
+    with migrating(url, **patience) as (connection, revision):
         given["revision"] = revision
-        # SQLite alters a table by rebuilding it, inside the one transaction that `migrating` holds.
-        context.configure(connection=connection, render_as_batch=connection.dialect.name == "sqlite", **options)
-        context.run_migrations()
+        if revision == REVISION:  # while no one else can write
+            keep_earlier(url)
+        with moved(connection, revision):
+            # SQLite alters a table by rebuilding it, inside the one transaction that `migrating` holds.
+            context.configure(connection=connection, render_as_batch=connection.dialect.name == "sqlite", **options)
+            context.run_migrations()
 
 
 run_migrations()

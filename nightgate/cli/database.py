@@ -16,16 +16,17 @@ database_app = typer.Typer(help="The metrics database.", no_args_is_help=True)
 @database_app.command("upgrade")
 def upgrade_database() -> None:
     """Create the metrics database, or migrate it to this version."""
-    from nightgate.database.backup import keep_earlier
+    from nightgate.database.backup import earlier_copy
     from nightgate.database.connection import database_url
+    from nightgate.database.earlier import REVISION
     from nightgate.database.transactions import upgrade
     from nightgate.database_urls import safe_url
     from nightgate.home import open_home
 
     url = database_url(open_home())
-    if copy := keep_earlier(url):
-        say(f"{copy}: the database as it was")
     before, after = upgrade(url)
+    if before == REVISION and (copy := earlier_copy(url)):
+        say(f"{copy}: the database as it was")
     change = f"already at revision {after}" if before == after else f"from {before or 'blank'} to revision {after}"
     say(f"{safe_url(url)}: {change}")
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from nightgate.database import earlier
@@ -50,6 +49,27 @@ def back_up(url: str, target: Path) -> None:
             raise ConfigurationError(f"{target} exists already", next_step="name a file that does not exist")
         if not target.parent.is_dir():
             raise ConfigurationError(f"there is no folder {target.parent}", next_step="make it, or name another")
+    _copy_verified(parsed, source, target)
+
+
+def earlier_copy(url: str) -> Path | None:
+    """The file beside a SQLite database to which an upgrade that moves it copies it first; None for a server."""
+    path = sqlite_path(parse_url(url))
+    return path and path.with_name(f"{path.stem}-{earlier.REVISION}{path.suffix}")
+
+
+def keep_earlier(url: str) -> None:
+    """Copy a SQLite database that is about to be moved, in place of the copy that a failed try left.
+
+    Raises:
+        DatabaseError, StorageError: as `back_up`.
+    """
+    parsed = parse_url(url)
+    if (source := sqlite_path(parsed)) and (copy := earlier_copy(url)):
+        _copy_verified(parsed, source, copy)
+
+
+def _copy_verified(parsed: URL, source: Path, target: Path) -> None:
     with output_errors(target), database_errors(parsed), replacing(target) as draft:
         draft.touch(mode=0o600)
         retry(parsed, PATIENCE, partial(_copy, parsed, draft))
@@ -57,27 +77,6 @@ def back_up(url: str, target: Path) -> None:
             damage = damage_of(copy.execute, "integrity_check")
         if damage:
             raise DatabaseError(f"the database {source} is damaged: {damage}", next_step="nightgate doctor --deep")
-
-
-def keep_earlier(url: str) -> Path | None:
-    """Copy a SQLite database that an upgrade moves beside itself; None: it has nothing to move, or the copy is there.
-
-    Raises:
-        DatabaseError, StorageError: as `back_up`.
-    """
-    parsed = parse_url(url)
-    path = sqlite_path(parsed)
-    if path is None or missing_file(parsed):
-        return None
-    copy = path.with_name(f"{path.stem}-{earlier.REVISION}{path.suffix}")
-    with database_errors(parsed), make_engine(parsed).connect() as connection:
-        if not sa.inspect(connection).has_table("alembic_version"):
-            return None
-        revisions = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
-    if revisions != [earlier.REVISION] or copy.exists():
-        return None
-    back_up(url, copy)
-    return copy
 
 
 def dump_command(url: str, target: Path) -> str:

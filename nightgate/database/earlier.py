@@ -19,6 +19,13 @@ TOO_OLD = {f"{number:04}" for number in range(1, int(REVISION))}
 COMMIT = "9ae906d"
 """A commit whose `nightgate db upgrade` migrates those to it."""
 
+_TABLES = (
+    "anchor approval attempt champion_evaluation champion_evaluation_slice confusion_cell data_check drift_statistic "
+    "epoch epoch_metric forgotten gate_check gate_side joint_outcome label_vote model_version pipeline_freeze "
+    "promotion quarantine refresh refresh_count run seed_run seed_study setting slice_metric snapshot test_prediction "
+    "test_set"
+)
+"""The tables of that revision: others in the database are not Nightgate's, and stay as they are."""
 _VIEWS = (
     "anchor_timeline approvals champion_evaluation_slices champion_evaluations champion_timeline confusion data_checks "
     "data_drift epoch_metrics epoch_results forgotten_rows freezes gate_checks gate_sides joint_outcomes label_votes "
@@ -29,7 +36,8 @@ _STUBS = """
 SELECT c.relname, string_agg(format('CAST(NULL AS %s) AS %I', format_type(a.atttypid, a.atttypmod), a.attname), ', '
                              ORDER BY a.attnum)
 FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0
-WHERE c.relkind = 'v' AND c.relname = ANY(:views) AND c.relnamespace = CAST(current_schema() AS regnamespace)
+WHERE c.relkind = 'v' AND c.relname = ANY(:views)
+    AND c.relnamespace = CAST(quote_ident(current_schema()) AS regnamespace)
 GROUP BY c.relname
 """
 _SECONDS = {
@@ -106,11 +114,13 @@ def moved(connection: Connection, revision: str | None) -> Iterator[None]:
     if revision != REVISION:
         yield
         return
+    tables = _TABLES.split()
     _release_views(connection)
-    earlier = [name for name in sa.inspect(connection).get_table_names() if name != "alembic_version"]
-    for name in earlier:
+    if connection.dialect.name == "postgresql":  # a copy alone would let others write rows that it does not have
+        connection.exec_driver_sql(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
+    for name in tables:
         connection.exec_driver_sql(f"CREATE TABLE earlier_{name} AS SELECT * FROM {name}")
-    _drop(connection, earlier)
+    _drop(connection, tables)
     connection.exec_driver_sql("DELETE FROM alembic_version")
     yield
     _fill_documents(connection)
@@ -119,9 +129,9 @@ def moved(connection: Connection, revision: str | None) -> Iterator[None]:
             connection.exec_driver_sql(_FILLED[table.name])
         elif table.name in _COUNTS:
             connection.exec_driver_sql(_counts(connection, table.name))
-        elif table.name in earlier:
+        elif table.name in tables:
             _fill(connection, table)
-    _drop(connection, ["earlier_document", *(f"earlier_{name}" for name in earlier)])
+    _drop(connection, ["earlier_document", *(f"earlier_{name}" for name in tables)])
 
 
 def _release_views(connection: Connection) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.database.transactions import Database
-from nightgate.database.views import VIEWS, grant_views
+from nightgate.database.views import VIEWS, grant
 from nightgate.errors import ConfigurationError, DatabaseError
+
+_UNREADABLE = "SELECT v FROM unnest(CAST(:views AS TEXT[])) AS v WHERE NOT has_table_privilege(:role, v, 'SELECT')"
 
 
 def grant_reader(db: Database, role: str) -> None:
-    """Let a role read every view, and those that later versions add: see `grant_views`.
+    """Let a role read every view, and those that later versions add: see `readers_kept`.
 
     Raises:
         ConfigurationError: the database is a SQLite file, which has no roles, or there is no such role.
@@ -24,18 +28,25 @@ def grant_reader(db: Database, role: str) -> None:
         )
     query = sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role").bindparams(role=role)
     if db.read(lambda session: session.scalar(query)) is None:
+        create = 'CREATE ROLE "{}" LOGIN'.format(role.replace('"', '""'))
         raise ConfigurationError(
-            f"{db.name} has no role {role!r}", next_step=f"create it first: psql -c 'CREATE ROLE \"{role}\" LOGIN'"
+            f"{db.name} has no role {role!r}", next_step=f"create it first: psql -c {shlex.quote(create)}"
         )
 
     def work(session: Session) -> None:
-        grant_views(session.connection(), [role])
+        connection = session.connection()
+        schema = str(session.scalar(sa.select(sa.func.current_schema())))
+        grant(connection, f"USAGE ON SCHEMA {connection.dialect.identifier_preparer.quote_identifier(schema)}", role)
+        grant(connection, f"SELECT ON {', '.join(VIEWS)}", role)
         # To one who may not grant it, PostgreSQL says so in a warning.
-        may_read = sa.func.has_table_privilege(role, sa.literal(VIEWS[0]), "SELECT")
-        if not session.scalar(sa.select(may_read)):
+        usable = session.scalar(sa.select(sa.func.has_schema_privilege(role, schema, "USAGE")))
+        lacking = [] if usable else [f"USAGE on the schema {schema}"]
+        if unreadable := session.scalars(sa.text(_UNREADABLE), {"views": list(VIEWS), "role": role}).all():
+            lacking.append(f"SELECT on {', '.join(unreadable)}")
+        if lacking:
             raise DatabaseError(
-                f"{db.name}: this user may not grant rights on the views",
-                next_step="set NIGHTGATE_DATABASE_URL to one that names their owner",
+                f"{db.name}: role {role!r} lacks {' and '.join(lacking)}, and this user may not grant it",
+                next_step="set NIGHTGATE_DATABASE_URL to one that names the owner of the schema and of the views",
             )
 
     db.write(work)

@@ -29,7 +29,7 @@ from nightgate.database.connection import (
     unchanged,
 )
 from nightgate.database.failures import UPGRADE
-from nightgate.database.views import grant_views, readers_of
+from nightgate.database.views import readers_kept
 from nightgate.database_urls import safe_url
 from nightgate.errors import DatabaseError, storage_errors
 from nightgate.home import Home
@@ -295,9 +295,8 @@ def migrating(url: str, *, patience: float = PATIENCE) -> Iterator[tuple[Connect
         revision, ours = _state(connection, safe_url(parsed))
         if revision is not None and not (ours and revision in {earlier.REVISION, *_known_revisions()}):
             raise _wrong_revision(parsed, revision, ours=ours)
-        readers = readers_of(connection)
-        yield connection, revision
-        grant_views(connection, readers)
+        with readers_kept(connection):
+            yield connection, revision
         if engine.dialect.name == "sqlite" and (
             broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()
         ):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date, datetime
 from typing import Any, Literal
 
@@ -111,25 +112,31 @@ def _type_of(value: Any) -> Any:
 
 # --- who may read them ---
 
+_READERS = """
+SELECT r.rolname FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a JOIN pg_roles AS r ON r.oid = a.grantee
+WHERE c.relnamespace = CAST(quote_ident(current_schema()) AS regnamespace) AND c.relname = ANY(:views)
+    AND a.privilege_type = 'SELECT' AND a.grantee <> c.relowner
+GROUP BY r.rolname HAVING COUNT(DISTINCT c.relname) = :count
+"""
 
-def readers_of(connection: Connection) -> list[str]:
-    """The roles that may read the view `nights`, besides its owner; [] on SQLite."""
+
+@contextmanager
+def readers_kept(connection: Connection) -> Iterator[None]:
+    """Around migrations: roles of PostgreSQL that may read every view may read the new ones too.
+
+    A new view is its owner's alone. Whoever may read some of the views only, or reads as everybody, gets no more.
+    """
     if connection.dialect.name == "sqlite":
-        return []
-    query = (
-        "SELECT DISTINCT p.grantee FROM information_schema.table_privileges AS p "
-        "JOIN pg_views AS v ON v.schemaname = p.table_schema AND v.viewname = p.table_name "
-        "WHERE p.table_schema = current_schema() AND p.table_name = 'nights' AND p.privilege_type = 'SELECT' "
-        "AND p.grantee <> v.viewowner ORDER BY p.grantee"
-    )
-    return list(connection.exec_driver_sql(query).scalars())
+        yield
+        return
+    before = [name for name in sa.inspect(connection).get_view_names() if name in VIEWS]
+    readers = connection.execute(sa.text(_READERS), {"views": before, "count": len(before)}).scalars().all()
+    yield
+    if new := [name for name in VIEWS if name not in before]:
+        for role in readers:
+            grant(connection, f"SELECT ON {', '.join(new)}", role)
 
 
-def grant_views(connection: Connection, roles: Iterable[str]) -> None:
-    """Let roles read every view. A migration does it again for `readers_of`, since a new view is its owner's alone."""
-    quote = connection.dialect.identifier_preparer.quote_identifier
-    for role in roles:
-        name = role if role == "PUBLIC" else quote(role)
-        schema = quote(str(connection.exec_driver_sql("SELECT current_schema()").scalar_one()))
-        connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {name}")
-        connection.exec_driver_sql(f"GRANT SELECT ON {', '.join(VIEWS)} TO {name}")
+def grant(connection: Connection, right: str, role: str) -> None:
+    """Give a right to a role of PostgreSQL, whatever its name."""
+    connection.exec_driver_sql(f"GRANT {right} TO {connection.dialect.identifier_preparer.quote_identifier(role)}")

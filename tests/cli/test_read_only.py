@@ -168,9 +168,10 @@ def test_everything_that_reads_works_with_rights_on_the_views_alone(folder: Path
 
     tables = [*METADATA.tables, "alembic_version"]
     assert {name for name in [*VIEWS, *tables] if forbidden(name)} == set(tables)
-    # As with a view that a later version adds.
+    # A later version adds a view.
     with psycopg.connect(owner) as connection:
-        connection.execute("REVOKE SELECT ON gate_checks FROM analyst")
+        connection.execute("DROP VIEW gate_checks")
+        connection.execute("UPDATE alembic_version SET version_num = '0017'")
     upgrade(owner)
     assert not forbidden("gate_checks")
 
@@ -178,13 +179,35 @@ def test_everything_that_reads_works_with_rights_on_the_views_alone(folder: Path
 @pytest.mark.database
 def test_rights_that_cannot_be_granted_are_refused_with_the_next_step(folder: Path, analyst: tuple[str, str]) -> None:
     owner, reader = analyst
-    [of_file] = as_reader(folder, ["db", "grant-reader", "analyst"])
-    [unknown] = run_each(folder, [["db", "grant-reader", 'no "one"']], {"NIGHTGATE_DATABASE_URL": owner})
-    [not_owner] = run_each(folder, [["db", "grant-reader", "pg_monitor"]], {"NIGHTGATE_DATABASE_URL": reader})
-    assert (of_file.exit_code, unknown.exit_code, not_owner.exit_code) == (2, 2, 1)
+    everybody, app = '"PUBLIC"', '"the \'o%wner"'  # a role of that name is not everybody
+    with psycopg.connect(owner) as connection:
+        connection.execute(f"CREATE ROLE {everybody}")
+        connection.execute(f"CREATE ROLE {app} LOGIN")
+        connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {app}")
+        for view in set(VIEWS) - {"settings"}:
+            connection.execute(f"ALTER VIEW {view} OWNER TO {app}")
+        connection.execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+        connection.execute(f"GRANT USAGE ON SCHEMA public TO {app}")
+    asked = ["db", "grant-reader", "PUBLIC"]
+    [of_file] = as_reader(folder, asked)
+    [not_owner] = run_each(folder, [asked], {"NIGHTGATE_DATABASE_URL": reader})
+    of_app = owner.replace("postgres:@", "the%20%27o%25wner:@", 1)
+    [half_owner] = run_each(folder, [asked], {"NIGHTGATE_DATABASE_URL": of_app})
+    unknown, granted = run_each(folder, [["db", "grant-reader", 'no "one"'], asked], {"NIGHTGATE_DATABASE_URL": owner})
+    with psycopg.connect(owner) as connection:
+        query = "SELECT v FROM unnest(%s::text[]) AS v WHERE has_table_privilege('public', v, 'SELECT')"
+        readable_by_all = connection.execute(query, [[*VIEWS]]).fetchall()
+        connection.execute(f"REASSIGN OWNED BY {app} TO postgres")
+        for role in (everybody, app):
+            connection.execute(f"DROP OWNED BY {role}")
+            connection.execute(f"DROP ROLE {role}")
+    results = (of_file, unknown, not_owner, half_owner, granted)
+    assert [done.exit_code for done in results] == [2, 2, 1, 1, 0], results
     assert "nightgate db backup FILE" in of_file.stderr
-    assert "CREATE ROLE" in unknown.stderr
+    assert 'CREATE ROLE "no ""one""" LOGIN' in " ".join(unknown.stderr.split())
     assert "NIGHTGATE_DATABASE_URL" in not_owner.stderr
+    assert "USAGE on the schema public and SELECT on settings," in " ".join(half_owner.stderr.split())
+    assert readable_by_all == []
 
 
 def test_what_this_user_may_not_even_look_for_is_an_error_in_words(folder: Path) -> None:

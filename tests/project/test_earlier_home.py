@@ -13,6 +13,9 @@ import inspect
 import json
 import sqlite3
 import tarfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -23,8 +26,9 @@ import sqlalchemy as sa
 
 from nightgate.database import earlier, schema
 from nightgate.database.column_types import UtcTime
-from nightgate.database.connection import make_engine
+from nightgate.database.connection import make_engine, parse_url, sqlite_path
 from nightgate.database.transactions import upgrade
+from nightgate.database.views import VIEWS
 from tests.support.night import nightgate
 
 pytestmark = pytest.mark.process
@@ -108,15 +112,40 @@ def test_its_waiting_candidate_is_rejected_and_the_next_night_runs_on_its_snapsh
     assert len(list((site.folder / "home/golden/small").iterdir())) == 1
 
 
-def test_every_view_shows_the_same_rows_after_the_move(database_url: str, tmp_path: Path) -> None:
+ANALYST, BOARD = 'an "odd" %s na\'me', "board"
+
+
+@pytest.fixture
+def roles(dialect: str, database_url: str, request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """A role for all views and one for a single view, quoted; none on SQLite."""
+    if dialect == "sqlite":
+        yield []
+        return
+    postgres = request.getfixturevalue("postgres")
+    names = ['"{}"'.format(name.replace('"', '""')) for name in (ANALYST, BOARD)]
+    for name in names:
+        postgres.execute(f"CREATE ROLE {name}")
+    yield names
+    for name in names:
+        postgres.execute(f"DROP OWNED BY {name}", parse_url(database_url).database)
+        postgres.execute(f"DROP ROLE {name}")
+
+
+def test_every_view_shows_the_same_rows_after_the_move(database_url: str, roles: list[str], tmp_path: Path) -> None:
     Site(tmp_path)
     source = make_engine(f"sqlite:///{tmp_path / 'home' / 'metrics.db'}")
     target = make_engine(database_url, create=True)
     with source.connect() as old, target.begin() as new:
         copy_database(old, new)
         new.exec_driver_sql("CREATE VIEW of_others AS SELECT r.f1, n.status FROM epoch_results AS r, nights AS n")
-        if target.dialect.name == "postgresql":
-            new.exec_driver_sql("GRANT SELECT ON nightly_runs TO PUBLIC")
+        new.exec_driver_sql("CREATE TABLE mine AS SELECT 1 AS x")
+        if roles:
+            views_of_then = ", ".join(sa.inspect(new).get_view_names())
+            new.execute(sa.DDL(f"GRANT SELECT ON {views_of_then} TO {roles[0].replace('%', '%%')}"))
+            new.exec_driver_sql(f"GRANT SELECT ON nights TO {roles[1]}, PUBLIC")
+    copy = (path := sqlite_path(parse_url(database_url))) and path.with_name(f"blank-{earlier.REVISION}.db")
+    if copy:
+        copy.write_text("what a failed try left")
 
     def shown() -> dict[str, set[tuple[Any, ...]]]:
         with target.connect() as connection:
@@ -132,15 +161,32 @@ def test_every_view_shows_the_same_rows_after_the_move(database_url: str, tmp_pa
     before = shown()
     empty = {"anchor_timeline", "forgotten_rows", "label_votes", "seed_runs", "seed_studies", "epoch_metrics"}
     assert {view for view, rows in before.items() if not rows} <= empty
-    assert upgrade(database_url) == (earlier.REVISION, schema.HEAD)
+    late = "SELECT value FROM setting WHERE key = 'late'"
+    with ThreadPoolExecutor() as other, target.connect() as writer:
+        writer.exec_driver_sql("INSERT INTO setting VALUES ('late', 'not lost')")
+        moving = other.submit(upgrade, database_url)
+        time.sleep(1)
+        writer.commit()
+        assert moving.result(60) == (earlier.REVISION, schema.HEAD)
+    if copy:
+        with closing(sqlite3.connect(copy)) as kept:
+            assert kept.execute(late).fetchall() == [("not lost",)]
     after = shown()
     for view, rows in before.items():
         assert after[view] == rows, view
     with target.connect() as connection:
-        assert {*sa.inspect(connection).get_table_names()} == {*schema.METADATA.tables, "alembic_version"}
-        if target.dialect.name == "postgresql":
-            granted = "SELECT has_table_privilege('public', 'nightly_runs', 'SELECT')"
-            assert connection.exec_driver_sql(granted).scalar()
+        assert {*sa.inspect(connection).get_table_names()} == {*schema.METADATA.tables, "alembic_version", "mine"}
+        assert connection.exec_driver_sql("SELECT x FROM mine").scalar_one() == 1
+        assert connection.exec_driver_sql(late).scalar_one() == "not lost"
+        if roles:
+            may_read = sa.text(
+                "SELECT v FROM unnest(CAST(:views AS TEXT[])) AS v WHERE has_table_privilege(:role, v, 'SELECT')"
+            )
+            readable = {
+                role: set(connection.scalars(may_read, {"views": [*VIEWS], "role": role}))
+                for role in (ANALYST, BOARD, "public")
+            }
+            assert readable == {ANALYST: {*VIEWS}, BOARD: {"nights"}, "public": {"nights"}}
 
 
 def copy_database(old: sa.Connection, new: sa.Connection) -> None:
