@@ -265,6 +265,7 @@ class Writer:
         candidate = self._model(day)
         best = self._train(place, candidate, day)
         if story.crashes(day) and run.attempt == 1:
+            lifecycle.record_attempt(*place, heartbeat_at=datetime.now(UTC))
             self._pass(hours=1)
             resumed = self._open(pipeline, night)
             place = (self._db, resumed.run_id, resumed.attempt)

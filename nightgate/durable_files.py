@@ -57,13 +57,14 @@ def remove_drafts(folder: Path, *, nested: bool = False) -> None:
             draft.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write a file atomically and durably.
 
     Raises:
         StorageError: the disk is full or read-only.
     """
     with storage_errors(path), replacing(path) as draft:
+        draft.touch(mode)
         draft.write_bytes(content)
 
 

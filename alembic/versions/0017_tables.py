@@ -170,6 +170,7 @@ CREATE TABLE attempt (
     threads INTEGER, resumed_from_epoch INTEGER, engine TEXT, engine_reason TEXT, micro_batches INTEGER,
     restarts INTEGER NOT NULL DEFAULT 0, slot TEXT, slot_wait_seconds {double}, code_version TEXT NOT NULL,
     prefect_flow_run_id TEXT, started_at {time} NOT NULL, finished_at {time}, duration_seconds {double},
+    busy_seconds {double},
     CONSTRAINT pk_attempt PRIMARY KEY (attempt_id),
     CONSTRAINT uq_attempt_run_id_attempt UNIQUE (run_id, attempt),
     CONSTRAINT ck_attempt_status CHECK (status IN ('running', 'waiting', 'promoted', 'held', 'skipped',

@@ -111,13 +111,14 @@ KINDS = " UNION ALL ".join(
 )
 BY_NAME = {name: fact for (_, name), fact in FACTS.items()}
 BY_NAME |= {"config_id": "o.config_id", "environment_id": "v.environment_id"}
-# Nights with a version, so that all facts are known, each beside the one before it.
+# Nights with a version, so that all facts are known, each beside the one before it; a dry run changes no pipeline.
 BESIDE = f"""
         SELECT f.*, LAG(f.run_id) OVER w AS before_run_id,
                {", ".join(f"LAG(f.{name}) OVER w AS before_{name}" for name in BY_NAME)}
         FROM (
             SELECT r.pipeline, r.night, r.run_id, {", ".join(f"{fact} AS {name}" for name, fact in BY_NAME.items())}
-            FROM nights AS r JOIN model_version AS v ON v.run_id = r.run_id JOIN run AS o ON o.run_id = r.run_id) AS f
+            FROM nights AS r JOIN model_version AS v ON v.run_id = r.run_id JOIN run AS o ON o.run_id = r.run_id
+            WHERE NOT r.dry_run) AS f
         WINDOW w AS (PARTITION BY f.pipeline ORDER BY f.night)"""
 
 
@@ -159,7 +160,7 @@ SELECT r.pipeline, r.night, r.run_id, r.status, r.reason, r.error_type, r.next_s
        r.champion_fresh_rows, r.fresh_ci_low, r.fresh_ci_high, r.anchor_version, r.anchor_f1, r.metric_key,
        r.labels_corrected, r.rows_trained, r.label_revision, r.reasons,
        CAST(SUBSTR(CAST(r.night AS TEXT), 1, 7) AS TEXT) AS month,
-       CAST(COALESCE((SELECT SUM(g.duration_seconds) FROM attempt AS g
+       CAST(COALESCE((SELECT SUM(g.busy_seconds) FROM attempt AS g
                       WHERE g.run_id = r.run_id AND g.device <> 'cpu'), 0) AS DOUBLE PRECISION) AS gpu_seconds,
        CAST(r.label_names AS TEXT) AS labels
 FROM run AS r
@@ -186,7 +187,7 @@ SELECT r.pipeline, r.night, a.run_id, a.attempt, a.status, a.trigger, a.error_ty
         WHERE e.run_id = a.run_id AND e.attempt = a.attempt) AS epochs,
        (SELECT CAST(COUNT(e.epoch) AS INTEGER) FROM epoch AS e
         WHERE e.run_id = a.run_id AND e.attempt = a.attempt AND NOT ({COUNTS})) AS epochs_lost,
-       CAST(CASE WHEN a.device <> 'cpu' THEN COALESCE(a.duration_seconds, 0) ELSE 0 END AS DOUBLE PRECISION)
+       CAST(CASE WHEN a.device <> 'cpu' THEN COALESCE(a.busy_seconds, 0) ELSE 0 END AS DOUBLE PRECISION)
            AS gpu_seconds,
        a.slot, a.slot_wait_seconds, a.code_version, a.prefect_flow_run_id, a.started_at, a.finished_at,
        a.heartbeat_at, a.duration_seconds, a.pid, a.owner_started, a.owner_ticks, a.process_space

@@ -41,9 +41,10 @@ WHERE c.relkind = 'v' AND c.relname = ANY(:views)
 GROUP BY c.relname
 """
 _SECONDS = {
-    "sqlite": "ROUND((julianday(finished_at) - julianday(started_at)) * 86400.0, 3)",
-    "postgresql": "ROUND(EXTRACT(EPOCH FROM finished_at - started_at), 3)",
+    "sqlite": "ROUND((julianday({end}) - julianday(started_at)) * 86400.0, 3)",
+    "postgresql": "ROUND(EXTRACT(EPOCH FROM {end} - started_at), 3)",
 }
+_BUSY_UNTIL = "CASE WHEN heartbeat_at < finished_at OR finished_at IS NULL THEN heartbeat_at ELSE finished_at END"
 _JSON = {
     "sqlite": ("json_group_object", "json", "{}"),
     "postgresql": ("json_object_agg", "", "CAST({} AS JSON)"),
@@ -169,7 +170,11 @@ def _fill(connection: Connection, table: sa.Table) -> None:
     before = {column["name"] for column in sa.inspect(connection).get_columns(f"earlier_{table.name}")}
     values = {column.name: f"o.{column.name}" for column in table.columns if column.name in before}
     if table.name in {"run", "attempt"}:
-        values["duration_seconds"] = _SECONDS[connection.dialect.name]
+        seconds = _SECONDS[connection.dialect.name]
+        values["duration_seconds"] = seconds.format(end="finished_at")
+    if table.name == "attempt":  # until the last heartbeat: the next follows within 15 seconds, or the process is idle
+        busy = f"{seconds.format(end=_BUSY_UNTIL)} - COALESCE(slot_wait_seconds, 0)"
+        values["busy_seconds"] = f"CASE WHEN {busy} > 0 THEN {busy} ELSE 0 END"
     for number, column in (("config_id", "config"), ("environment_id", "environment")):
         if column in before:
             values[number] = _DOCUMENT.format(column=column)

@@ -247,6 +247,8 @@ class Attempt(Timed, Base):
     """Until it held the slot; NULL: it never did. What Prefect's queue held back has waited before its start."""
     code_version: Mapped[str]
     prefect_flow_run_id: Mapped[str | None]
+    busy_seconds: Mapped[float | None]
+    """How long it held its machine, without the waits for the slot and for an approval; NULL while it runs."""
 
 
 class Approval(Base):

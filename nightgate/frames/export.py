@@ -42,7 +42,7 @@ def export(db: Database, folder: Path, pipeline: str | None = None, *, force: bo
     """
     with output_errors(folder):
         if folder.exists():
-            others = [folder] if folder.is_file() else [path for path in folder.iterdir() if path.suffix != ".parquet"]
+            others = [one for one in folder.iterdir() if not _is_ours(one)] if folder.is_dir() else [folder]
             if others or not force:
                 raise ConfigurationError(
                     f"{folder} exists already" + (f", with {others[0].name}, which no export wrote" if others else ""),
@@ -56,6 +56,11 @@ def export(db: Database, folder: Path, pipeline: str | None = None, *, force: bo
                     view: _write(session.connection(), view, draft / f"{view}.parquet", pipeline) for view in VIEWS
                 }
             )
+
+
+def _is_ours(path: Path) -> bool:
+    is_of_view = path.suffix == ".parquet" and path.stem in VIEWS
+    return is_of_view and path.is_file() and not path.is_symlink()
 
 
 def _write(connection: Connection, view: str, path: Path, pipeline: str | None) -> int:

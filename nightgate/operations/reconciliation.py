@@ -65,7 +65,8 @@ def cancel(db: Database, run: RunRow, by: str, *, deployed: bool) -> RunRow | No
     try:
         if run.status == "waiting":
             return reject(db, run.run_id, by="cancel", reason=by)
-        finish_run(db, run.run_id, run.attempt, "cancelled", reason=reason, error_type="cancelled", next_step=step)
+        why = {"reason": reason, "error_type": "cancelled", "next_step": step}
+        finish_run(db, run.run_id, run.attempt, "cancelled", **why, is_lost=True)
     except RegistryError:
         return None
     return read_run(db, run.run_id)

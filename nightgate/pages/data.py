@@ -77,6 +77,13 @@ def page_of(db: Database, pipeline: str, since: date | None = None) -> dict[str,
             "CAST(COUNT(resolved_night) AS INTEGER) AS resolved, MAX(first_night) AS newest "
             "FROM quarantined_rows WHERE pipeline = :pipeline GROUP BY reason ORDER BY open DESC, reason"
         ),
+        # Of all runs: those that a later one of the same night replaced cost the same.
+        "months": of.table(
+            "SELECT month, CAST(COUNT(DISTINCT night) AS INTEGER) AS nights, "
+            "CAST(SUM(CASE WHEN status = 'promoted' THEN 1 ELSE 0 END) AS INTEGER) AS promoted, "
+            "SUM(duration_seconds) AS duration_seconds, SUM(gpu_seconds) AS gpu_seconds FROM nightly_runs "
+            "WHERE pipeline = :pipeline AND night >= :first GROUP BY month ORDER BY month DESC"
+        ),
         "champions": of.table(
             "SELECT c.model_version, c.valid_from, c.valid_to, c.promoted_by, c.reason, v.test_f1 "
             "FROM champion_timeline AS c "

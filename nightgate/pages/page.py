@@ -48,7 +48,8 @@ def write_page(db: Database, path: Path, pipeline: str, since: date | None = Non
     if examples:
         found = misclassified(db, pipeline, examples)
         data["examples"] = by_column(found, list(found.columns))
-    _write(path, as_html(f"Nights of {pipeline}", data))
+    # With texts it is closed to other users, as the home is.
+    _write(path, as_html(f"Nights of {pipeline}", data), 0o600 if examples else 0o666)
 
 
 def write_page_of_all(db: Database, path: Path, since: date | None = None) -> None:
@@ -65,11 +66,11 @@ def write_page_of_all(db: Database, path: Path, since: date | None = None) -> No
     _write(path, as_html("All pipelines", data))
 
 
-def _write(path: Path, page: str) -> None:
+def _write(path: Path, page: str, mode: int = 0o666) -> None:
     with output_errors(path):
         if path.is_dir():
             raise ConfigurationError(f"{path} is a folder", next_step=f"name a file, such as {path / 'history.html'}")
-        write_whole(path, page.encode())
+        write_whole(path, page.encode(), mode)
 
 
 def as_html(title: str, data: dict[str, Any]) -> str:

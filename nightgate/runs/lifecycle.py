@@ -21,7 +21,7 @@ from nightgate.runs.liveness import cause_of_death, now
 log = logging.getLogger(__name__)
 
 
-def record_attempt(db: Database, run_id: str, attempt: int, **facts: str | float) -> None:
+def record_attempt(db: Database, run_id: str, attempt: int, **facts: str | float | datetime) -> None:
     """Store what is known of an attempt, by column of the table `attempt`."""
 
     def work(session: Session) -> None:
@@ -47,8 +47,12 @@ def finish_run(
     reason: str | None = None,
     error_type: str | None = None,
     next_step: str | None = None,
+    is_lost: bool = False,
 ) -> None:
     """End a run with any status but `promoted`, which `promote_candidate` sets in one transaction with the champion.
+
+    Args:
+        is_lost: as of `end`.
 
     Raises:
         RegistryError: another attempt has taken over, or the run has ended.
@@ -60,7 +64,7 @@ def finish_run(
         run = session.get(Run, run_id)
         if run is not None and (run.attempt, run.status) == (attempt, status) and reason in {None, run.reason}:
             return  # an earlier try was committed, and its answer was lost
-        end(session, fenced(session, run_id, attempt), status, moment, reason, error_type, next_step)
+        end(session, fenced(session, run_id, attempt), status, moment, reason, error_type, next_step, is_lost=is_lost)
 
     db.write(work)
 
@@ -118,11 +122,21 @@ def end(
     reason: str | None,
     error_type: str | None = None,
     next_step: str | None = None,
+    *,
+    is_lost: bool = False,
 ) -> None:
-    """End a run with its attempt, or let it wait. `reason` None leaves the gate's."""
+    """End a run with its attempt, or let it wait. `reason` None leaves the gate's.
+
+    Args:
+        is_lost: another process ends it: its own was at work until its last heartbeat.
+    """
     run.next_step = next_step or None
     run.announced_at = run.closed_at = None
-    for row in (run, attempt_of(session, run)):
+    attempt = attempt_of(session, run)
+    if attempt.status == "running":  # one that waits for an approval has stopped already
+        at_work = ((is_lost and attempt.heartbeat_at) or moment) - attempt.started_at
+        attempt.busy_seconds = round(max(0.0, at_work.total_seconds() - (attempt.slot_wait_seconds or 0.0)), 3)
+    for row in (run, attempt):
         row.status, row.error_type = status, error_type
         row.finish(None if status == "waiting" else moment)
         row.reason = reason if reason is not None else row.reason
@@ -157,7 +171,7 @@ def fail_dead_runs(session: Session, pipeline_name: str, moment: datetime, *, gi
         if not reason:
             continue
         step = f"run that night again: nightgate run {run.pipeline} --night {run.night}"
-        end(session, run, "failed", moment, reason, CrashedError.error_type, step)
+        end(session, run, "failed", moment, reason, CrashedError.error_type, step, is_lost=True)
         log.warning("run %s has failed: %s", run.run_id, reason)
         failed.append(run)
     return failed

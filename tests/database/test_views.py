@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from nightgate.database.shared_values import document_id
 from nightgate.database.transactions import Database
 from nightgate.database.views import VIEWS, kind_of
 from nightgate.frames.reader import tidy
-from nightgate.registry import promotion
+from nightgate.operations import reconciliation
+from nightgate.registry import approvals, promotion
 from nightgate.runs import lifecycle, records
 from tests.support import night_rows
 from tests.support.years import insert_nights
@@ -257,11 +258,45 @@ def test_gpu_seconds_are_those_of_all_attempts_on_a_gpu(database: Database) -> N
     for number, device in enumerate(("cpu", "NVIDIA H200", "NVIDIA H200", None), 1):
         opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
         lifecycle.finish_run(database, opened.run_id, number, "failed")
-        row = sa.update(schema.Attempt).filter_by(attempt=number).values(device=device, duration_seconds=10.0**number)
+        row = sa.update(schema.Attempt).filter_by(attempt=number).values(device=device, busy_seconds=10.0**number)
         database.write(lambda session, row=row: session.execute(row))  # type: ignore[misc]
     assert list(database.frame("SELECT gpu_seconds FROM attempts ORDER BY attempt")["gpu_seconds"]) == [0, 100, 1000, 0]
     [row] = database.frame("SELECT month, gpu_seconds, labels FROM nights").to_numpy().tolist()
     assert row == ["2026-03", 1100.0, '["bad","good"]']
+
+
+def test_a_gpu_that_waits_or_whose_process_is_dead_costs_nothing(database: Database) -> None:
+    began = datetime.now(UTC) - timedelta(hours=2)
+
+    def set_attempt(run: Any, **facts: Any) -> None:
+        change = sa.update(schema.Attempt).filter_by(run_id=run.run_id).values(device="NVIDIA H200", **facts)
+        database.write(lambda session: session.execute(change))
+
+    def gpu_seconds(run: Any) -> float:
+        query = "SELECT a.gpu_seconds, n.gpu_seconds AS total FROM attempts AS a JOIN nightly_runs AS n "
+        [row] = database.frame(f"{query} ON n.run_id = a.run_id WHERE a.run_id = :id", {"id": run.run_id}).to_numpy()
+        assert row[0] == row[1]
+        return float(row[0])
+
+    waits, _ = night_rows.judged_version(database)
+    set_attempt(waits, started_at=began, slot_wait_seconds=600.0)
+    night_rows.await_approval(database, waits)
+    assert gpu_seconds(waits) == pytest.approx(6600, abs=30)
+    set_attempt(waits, started_at=began - timedelta(hours=10))
+    approvals.reject(database, waits.run_id, by="ada", reason="no")
+    assert gpu_seconds(waits) == pytest.approx(6600, abs=30)
+
+    dead = night_rows.opened(database, 1)
+    set_attempt(dead, started_at=began, heartbeat_at=began + timedelta(seconds=1000))
+    cancelled = night_rows.opened(database, 2)
+    assert gpu_seconds(dead) == 1000
+    set_attempt(cancelled, started_at=began, heartbeat_at=began + timedelta(seconds=500))
+    reconciliation.cancel(database, cancelled, "its run was cancelled in Prefect", deployed=True)
+    assert gpu_seconds(cancelled) == 500
+    hasty = night_rows.opened(database, 3)
+    set_attempt(hasty, slot_wait_seconds=600.0)
+    lifecycle.finish_run(database, hasty.run_id, 1, "held")
+    assert gpu_seconds(hasty) == 0
 
 
 def test_device_and_engine_are_those_of_the_last_attempt_that_had_one(database: Database) -> None:
@@ -337,9 +372,13 @@ def test_changes_are_those_of_each_night_from_the_one_with_a_version_before(data
     # By less than a tenth: no change.
     fewer = sa.update(schema.Run).filter_by(pipeline=names[1], night=night_rows.night(8).date).values(rows_total=3299)
     database.write(lambda session: session.execute(fewer))
+    # A dry run changes no pipeline.
+    alone = {"pipeline": names[1], "night": night_rows.night(30).date}
+    rehearsal = sa.update(schema.Run).filter_by(**alone).values(rows_total=9000, dry_run=True)
+    database.write(lambda session: session.execute(rehearsal))
     query = (
         "SELECT n.*, v.base_model_revision FROM nights AS n JOIN model_versions AS v ON v.run_id = n.run_id "
-        "ORDER BY n.pipeline, n.night"
+        "WHERE NOT n.dry_run ORDER BY n.pipeline, n.night"
     )
     frame = tidy(database.frame(query)).astype(object)
     nights: Any = frame.where(frame.notna(), None).to_dict("records")

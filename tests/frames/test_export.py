@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,16 @@ def test_a_folder_is_only_replaced_by_force_and_only_if_it_is_an_export(database
     assert pd.read_parquet(folder / "nights.parquet").empty
     assert run_export(folder, "--force").exit_code == 0
     assert len(pd.read_parquet(folder / "nights.parquet")) == 3
-    (folder / "notes.txt").write_text("of a user")
-    assert run_export(folder, "--force").exit_code == 2
-    assert (folder / "notes.txt").read_text() == "of a user"
+    for name in ("notes.txt", "reviews.parquet", "nights.parquet/part-0.parquet"):
+        shutil.rmtree(folder)
+        assert run_export(folder).exit_code == 0
+        other = folder / name
+        if other.parent != folder:
+            other.parent.unlink()
+            other.parent.mkdir()
+        other.write_text("of a user")
+        assert run_export(folder, "--force").exit_code == 2
+        assert other.read_text() == "of a user"
 
 
 def test_an_export_that_fails_leaves_nothing(database: Database, tmp_path: Path) -> None:

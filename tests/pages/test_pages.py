@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from nightgate.cli.app import app
-from nightgate.database.schema import Run
+from nightgate.database.schema import Attempt, Run
 from nightgate.database.transactions import Database, prepare
 from nightgate.errors import ConfigurationError
 from nightgate.home import Home
@@ -101,6 +101,8 @@ def test_noise_is_no_fall_and_scores_that_are_not_comparable_are_not_compared() 
 @pytest.mark.database
 def test_a_page_has_all_that_the_views_have_of_its_nights(database: Database) -> None:
     name, _ = insert_nights(database, pipelines=2, nights=60)
+    on_gpu = sa.update(Attempt).values(device="NVIDIA H200", busy_seconds=60.0)
+    database.write(lambda session: session.execute(on_gpu))
     page = page_of(database, name)
     query = "SELECT run_id, night, status, test_f1 FROM nights WHERE pipeline = :name ORDER BY night"
     nights = database.frame(query, {"name": name})
@@ -121,6 +123,12 @@ def test_a_page_has_all_that_the_views_have_of_its_nights(database: Database) ->
     )
     assert sum(value is not None for one in page["slices"] for value in one["f1"]) == scores > 0
     assert page["slices"][0]["name"] == "label"
+    # Runs that another of the same night replaced cost the same.
+    costs = database.frame("SELECT run_id, gpu_seconds FROM nightly_runs WHERE pipeline = :name", {"name": name})
+    months = page["months"]["columns"]
+    assert len(costs) > len(nights) == sum(months["nights"])
+    assert sum(months["gpu_seconds"]) == costs["gpu_seconds"].sum() > 0
+    assert months["month"] == sorted({night[:7] for night in stored["night"]}, reverse=True)
     assert page["champions"]["rows"] == 6
     assert page["champions"]["columns"]["valid_to"][-1] is None
     for part in ("epochs", "confusion", "changes"):
@@ -298,6 +306,7 @@ def test_a_night_leaves_its_pipelines_page_and_examples_come_only_when_asked_for
     shown = tmp_path / "with texts.html"
     done = CliRunner().invoke(app, ["report", "small", "--examples", "4", "--output", str(shown)])
     assert done.exit_code == 0, done.stderr
+    assert (page.stat().st_mode & 0o044, shown.stat().st_mode & 0o777) == (0o044, 0o600)
     examples = data_of(shown.read_text())["examples"]
     assert 1 <= examples["rows"] <= 4
     assert set(examples["columns"]) == {"true_label", "predicted_label", "text"}

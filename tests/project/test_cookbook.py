@@ -410,7 +410,10 @@ def _(views: Views) -> pd.DataFrame:
 @answers("GPU hours per promotion")
 def _(views: Views) -> pd.DataFrame:
     runs = views.nightly_runs.query("night >= @HALF")
-    seconds = views.attempts.query("device == 'NVIDIA H200'").groupby("run_id")["duration_seconds"].sum()
+    on_gpu = views.attempts.query("device == 'NVIDIA H200'")
+    until = on_gpu["finished_at"].where(on_gpu["error_type"] != "crashed", on_gpu["heartbeat_at"])
+    seconds = (until - on_gpu["started_at"]).dt.total_seconds() - on_gpu["slot_wait_seconds"]
+    seconds = seconds.groupby(on_gpu["run_id"]).sum()
     runs = runs.assign(
         month=runs["night"].str[:7],
         hours=runs["run_id"].map(seconds).fillna(0) / 3600,
@@ -445,10 +448,11 @@ def _(views: Views) -> pd.DataFrame:
     nights = nights.assign(
         is_promoted=nights["status"] == "promoted",
         is_failed=nights["status"] == "failed",
-        hours=nights["gpu_seconds"] / 3600,
     )
     columns = {"nights": ("night", "size"), "promoted": ("is_promoted", "sum"), "failed": ("is_failed", "sum")}
-    return counted(nights, "pipeline", **columns, mean_f1=("test_f1", "mean"), gpu_hours=("hours", "sum"))
+    found = counted(nights, "pipeline", **columns, mean_f1=("test_f1", "mean"))
+    runs = views.all("nightly_runs").query("night >= @QUARTER")
+    return found.assign(gpu_hours=found["pipeline"].map(runs.groupby("pipeline")["gpu_seconds"].sum()) / 3600)
 
 
 # --- other pages ---

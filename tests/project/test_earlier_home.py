@@ -137,6 +137,7 @@ def test_every_view_shows_the_same_rows_after_the_move(database_url: str, roles:
     target = make_engine(database_url, create=True)
     with source.connect() as old, target.begin() as new:
         copy_database(old, new)
+        new.exec_driver_sql("UPDATE attempt SET device = 'NVIDIA H200', slot_wait_seconds = 5 WHERE status = 'waiting'")
         new.exec_driver_sql("CREATE VIEW of_others AS SELECT r.f1, n.status FROM epoch_results AS r, nights AS n")
         new.exec_driver_sql("CREATE TABLE mine AS SELECT 1 AS x")
         if roles:
@@ -175,6 +176,9 @@ def test_every_view_shows_the_same_rows_after_the_move(database_url: str, roles:
     for view, rows in before.items():
         assert after[view] == rows, view
     with target.connect() as connection:
+        # From the start to the last heartbeat, which a run that waits for an approval has no more.
+        on_gpu = connection.exec_driver_sql("SELECT gpu_seconds FROM attempts WHERE gpu_seconds > 0").scalars()
+        assert list(on_gpu) == [pytest.approx(10.09, abs=0.005)]
         assert {*sa.inspect(connection).get_table_names()} == {*schema.METADATA.tables, "alembic_version", "mine"}
         assert connection.exec_driver_sql("SELECT x FROM mine").scalar_one() == 1
         assert connection.exec_driver_sql(late).scalar_one() == "not lost"

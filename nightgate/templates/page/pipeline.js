@@ -342,13 +342,10 @@ function dataAndCost() {
   $("quarantine").replaceChildren(reasons.length ? table(["reason", "open", "resolved", "newest"], reasons.reason.map((reason, row) => [reason.replaceAll("_", " "), count(reasons.open[row]), count(reasons.resolved[row]), reasons.newest[row]])) : "");
   small("duration", "Duration", "duration_seconds", duration, { bars: true });
   small("gpu", "Time on a GPU", "gpu_seconds", duration, { bars: true, colour: "--training" });
-  const months = [...new Set(nights.night.map((night) => night.slice(0, 7)))].reverse();
-  $("months").replaceChildren(table(["month", "nights", "promoted", "hours", "GPU hours", "GPU hours a promotion"], months.map((month) => {
-    const of = nights.night.flatMap((night, place) => (night.startsWith(month) ? [place] : []));
-    const hours = (name) => of.reduce((sum, place) => sum + (nights[name][place] || 0), 0) / 3600;
-    const promoted = of.filter((place) => nights.status[place] === "promoted").length;
-    const gpu = hours("gpu_seconds");
-    return [month, of.length, promoted, hours("duration_seconds").toFixed(1), gpu.toFixed(1), promoted && gpu ? (gpu / promoted).toFixed(1) : NONE];
+  const months = frame(data.months);
+  $("months").replaceChildren(table(["month", "nights", "promoted", "hours", "GPU hours", "GPU hours a promotion"], months.month.map((month, row) => {
+    const [promoted, gpu] = [months.promoted[row], months.gpu_seconds[row] / 3600];
+    return [month, months.nights[row], promoted, (months.duration_seconds[row] / 3600).toFixed(1), gpu.toFixed(1), promoted && gpu ? (gpu / promoted).toFixed(1) : NONE];
   }), "right"));
 }
 
