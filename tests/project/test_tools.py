@@ -29,6 +29,7 @@ PAGE = ROOT / "docs/tools.md"
     ],
 )
 @pytest.mark.process
+@pytest.mark.slow
 def test_datasette_answers_the_queries_of_its_file(query: str, column: str, year_home: Path) -> None:
     pytest.importorskip("datasette")
     assert f"`/metrics/{query}`" in PAGE.read_text(encoding="utf-8")
