@@ -515,6 +515,7 @@ def test_a_full_disk_fails_the_night_and_the_same_command_completes_it_once_ther
 # --- last: the night that has retried all along ---
 
 
+@pytest.mark.slow
 def test_an_unreachable_database_is_reported_without_its_password(unreachable: subprocess.Popen[str]) -> None:
     output, errors = unreachable.communicate(timeout=90)
     done = subprocess.CompletedProcess([], unreachable.returncode, output, errors)

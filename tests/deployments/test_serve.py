@@ -50,7 +50,7 @@ from tests.support.night import TRAPS, command, nightgate, set_traps, write_pipe
 from tests.support.prefect_api import client, deployment
 from tests.support.production import within
 
-pytestmark = [pytest.mark.flow, pytest.mark.process]
+pytestmark = [pytest.mark.flow, pytest.mark.process, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 

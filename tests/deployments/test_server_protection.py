@@ -26,7 +26,7 @@ from flows.server.connection import started_server
 from tests.conftest import csrf_headers
 from tests.support.production import within
 
-pytestmark = [pytest.mark.flow, pytest.mark.process]
+pytestmark = [pytest.mark.flow, pytest.mark.process, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 EVIL = "http://evil.example"

@@ -486,6 +486,7 @@ def test_a_server_that_answers_is_used(prefect_server: str) -> None:
     assert messages == [f"using the Prefect server at {prefect_server}"]
 
 
+@pytest.mark.slow
 def test_without_a_server_that_answers_a_temporary_one_is_started(
     environment: Path, tmp_path: Path, pipeline: Pipeline, prefect_server: str
 ) -> None:
@@ -509,6 +510,7 @@ def test_without_a_server_that_answers_a_temporary_one_is_started(
     assert list(rows(home, "SELECT status FROM nightly_runs")["status"]) == ["failed"]
 
 
+@pytest.mark.slow
 def test_a_temporary_server_that_does_not_come_up_is_an_error_with_a_next_step(
     environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,6 +227,7 @@ def test_a_damaged_anchor_is_a_flaw_of_its_own_and_costs_no_night(site: Path, en
         raise DataError("enough", next_step="-")
 
 
+@pytest.mark.slow
 def test_the_champion_is_scored_again_whatever_an_earlier_night_stored(site: Path, environment: Path) -> None:
     pipeline = load_pipeline(site, {"gate.min_f1": 0.0})
     # The same weights as the champion's, so the labels of both must agree.

@@ -199,6 +199,7 @@ def test_new_rows_alone_are_predicted_and_added(site: Site, tmp_path: Path) -> N
     assert predict("small", configured_rows(site.pipeline, source), output.name, new_rows_only=True).rows == 0
 
 
+@pytest.mark.slow
 def test_a_prediction_at_work_holds_up_none_into_another_output(site: Site, tmp_path: Path) -> None:
     done = []
 
