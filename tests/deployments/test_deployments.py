@@ -47,7 +47,7 @@ from tests.support.night import TRAPS, nightgate, set_traps, write_pipeline
 from tests.support.prefect_api import client, deployment
 from tests.support.production import within
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 SCHEDULE = '\n[schedule]\ncron = "45 4 * * *"\ntimezone = "Europe/Berlin"\n'

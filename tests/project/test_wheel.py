@@ -103,12 +103,13 @@ def test_the_wheel_holds_migrations_and_pipelines_and_no_package_that_shadows_an
         assert f"deployments/pipelines/{path.name}" in names
     for path in (*ROOT.glob("nightgate/*.py"), *ROOT.glob("tasks/*.py"), *ROOT.glob("flows/*.py")):
         assert path.relative_to(ROOT).as_posix() in names
-    for path in ROOT.glob("nightgate/templates/*"):
+    for path in filter(Path.is_file, ROOT.glob("nightgate/templates/**/*")):
         assert path.relative_to(ROOT).as_posix() in names
     assert "nightgate/py.typed" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
+@pytest.mark.slow
 def test_the_installed_package_is_the_wheel_and_not_the_checkout(installed: Installed) -> None:
     code = "import nightgate, flows.nightly as f, alembic; print(nightgate.__file__, f.__file__, alembic.__file__)"
     done = installed.run(str(installed.bin / "python"), "-c", code)

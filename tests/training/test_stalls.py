@@ -22,7 +22,7 @@ from nightgate.training.supervisor import train
 from tests.support.stand_in import stand_in
 from tests.support.tiny import tiny_pipeline
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

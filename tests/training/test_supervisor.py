@@ -246,6 +246,7 @@ def test_closing_the_generator_stops_the_child_within_seconds_and_keeps_the_chec
     assert "checkpoint/epoch-0001/state.json" in files(job.attempt_dir)
 
 
+@pytest.mark.slow
 def test_an_exception_in_the_caller_stops_the_child(tmp_path: Path) -> None:
     class Cancelled(BaseException):
         pass
@@ -317,6 +318,7 @@ def test_the_child_is_never_more_than_one_epoch_ahead_of_its_caller(tmp_path: Pa
     assert len(finish(running).reports) == 3
 
 
+@pytest.mark.slow
 def test_weights_that_are_nan_fail_the_run_at_its_first_step(tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
