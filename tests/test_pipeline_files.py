@@ -183,8 +183,8 @@ def test_metrics_lie_beside_the_file_and_count_by_name_where_they_are_set(tmp_pa
         file.write_text(text.replace('name = "template"', 'name = "one"'))
         return load_pipeline(file)
 
-    one = load("a", ["mae", "own.py", "../shared/other.py", "owner/name"])
-    assert one.training.metrics == ("mae", f"{tmp_path}/a/own.py", f"{tmp_path}/shared/other.py", "owner/name")
+    one = load("a", ["mae", "own.py", "../common/other.py", "owner/name"])
+    assert one.training.metrics == ("mae", f"{tmp_path}/a/own.py", f"{tmp_path}/common/other.py", "owner/name")
     assert load("b", ["mae", "own.py"]).config_hash == load("c", ["mae", "own.py"]).config_hash
     assert load("b", ["mae"]).config_hash != load("b", ["mse"]).config_hash
     assert check().config_hash == "2e5165eeb936", "as before there were metrics"

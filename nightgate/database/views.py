@@ -124,7 +124,7 @@ GROUP BY r.rolname HAVING COUNT(DISTINCT c.relname) = :count
 def readers_kept(connection: Connection) -> Iterator[None]:
     """Around migrations: roles of PostgreSQL that may read every view may read the new ones too.
 
-    A new view is its owner's alone. Whoever may read some of the views only, or reads as everybody, gets no more.
+    A new view is its owner's alone. A role that may read some of the views only, or by a grant to PUBLIC, gets no more.
     """
     if connection.dialect.name == "sqlite":
         yield
