@@ -180,9 +180,9 @@ def finish_study(db: Database, study_id: str) -> SeedStudy:
 
 def read_study(db: Database, study_id: str) -> pd.DataFrame:
     """The rows of a study in `seed_runs`, ordered by seed."""
-    from nightgate.frames.reader import tidy
+    from nightgate.frames.reader import select
 
-    return tidy(db.frame("SELECT * FROM seed_runs WHERE study_id = :study ORDER BY seed", {"study": study_id}))
+    return select(db, "SELECT * FROM seed_runs WHERE study_id = :study ORDER BY seed", {"study": study_id})
 
 
 def newest_study(session: Session, pipeline: Pipeline, *, before: datetime | None = None) -> SeedStudy | None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
 
-from nightgate.frames.fleet import SCORES, records
+from nightgate.frames.fleet import SCORES
+from nightgate.frames.reader import records
 from nightgate.plain_text import printable
 
 if TYPE_CHECKING:

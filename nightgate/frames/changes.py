@@ -54,9 +54,8 @@ def checks(
 
     The arguments are those of `nightgate.epochs`: by default the newest night of each pipeline that was judged.
     """
-    is_open = (run, since, until, limit) == (None,) * 4
     with open_reader() as db:
-        where, given = chosen(db, pipeline, "latest" if is_open else run, since, until, limit, having="gate_checks")
+        where, given = chosen(db, pipeline, run, since, until, limit, having="gate_checks")
         return select(
             db, f"SELECT x.* FROM gate_checks AS x WHERE {where} ORDER BY x.pipeline, x.night, x.position", given
         )

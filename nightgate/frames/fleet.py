@@ -11,12 +11,11 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 import pandas as pd
 
 from nightgate.database.transactions import Database
-from nightgate.frames.reader import tidy
+from nightgate.frames.reader import records, select
 
 SCORES = 30
 """Nights whose F1 is in the frame."""
@@ -50,7 +49,7 @@ def read_fleet(db: Database, today: date | None = None) -> pd.DataFrame:
         scores.setdefault(row["pipeline"], []).append(row["test_f1"])
     query = "SELECT pipeline, model_version, valid_from FROM champion_timeline WHERE valid_to IS NULL"
     names = {"model_version": "champion_version", "valid_from": "champion_since"}
-    found = last.merge(tidy(db.frame(query)).rename(columns=names), on="pipeline", how="left")
+    found = last.merge(select(db, query).rename(columns=names), on="pipeline", how="left")
     needs: dict[str, list[tuple[str, str]]] = {name: [] for name in found["pipeline"]}
     for name, nights in recent.groupby("pipeline")["night"]:
         if silent := _silent_days(list(nights), today):
@@ -89,7 +88,7 @@ def recent_nights(db: Database) -> pd.DataFrame:
         SELECT n.pipeline, n.night, n.run_id, n.status, n.reason, n.next_step, n.test_f1, n.f1_ci_low, n.f1_ci_high
         FROM oldest AS o CROSS JOIN nights AS n WHERE n.pipeline = o.pipeline AND n.night >= o.night
         ORDER BY n.pipeline, n.night DESC"""
-    found = tidy(db.frame(query, {"skip": SCORES - 1}))
+    found = select(db, query, {"skip": SCORES - 1})
     return found.assign(place=found.groupby("pipeline").cumcount() + 1)
 
 
@@ -104,7 +103,7 @@ def last_nights(db: Database) -> pd.DataFrame:
                n.finished_at, n.reason, n.next_step
         FROM newest AS o CROSS JOIN nights AS n WHERE n.pipeline = o.pipeline AND n.night = o.night
         ORDER BY n.pipeline"""
-    return tidy(db.frame(query))
+    return select(db, query)
 
 
 def last_scheduled(db: Database) -> pd.DataFrame:
@@ -117,7 +116,7 @@ def last_scheduled(db: Database) -> pd.DataFrame:
                 WHERE a.run_id = r.run_id AND a.attempt = 1 AND a.trigger = 'schedule'))
             ORDER BY r.night DESC LIMIT 1) AS scheduled_for
         FROM known AS k WHERE k.pipeline IS NOT NULL"""
-    return tidy(db.frame(query))
+    return select(db, query)
 
 
 def champion_evaluations(db: Database) -> pd.DataFrame:
@@ -130,14 +129,8 @@ def champion_evaluations(db: Database) -> pd.DataFrame:
         "AND c.model_version = e.model_version AND c.valid_to IS NULL WHERE e.role = 'champion') AS newest "
         "WHERE place = 1 ORDER BY pipeline"
     )
-    return tidy(db.frame(query))
+    return select(db, query)
 
 
 def open_freezes(db: Database) -> pd.DataFrame:
-    return tidy(db.frame("SELECT pipeline, frozen_at, frozen_by, reason FROM freezes WHERE ended_at IS NULL"))
-
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame, None for a missing value."""
-    found: Any = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return list(found)
+    return select(db, "SELECT pipeline, frozen_at, frozen_by, reason FROM freezes WHERE ended_at IS NULL")

@@ -19,7 +19,7 @@ import pandas as pd
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError
 from nightgate.frames.changes import read_changes
-from nightgate.frames.reader import Day, chosen, open_reader, select
+from nightgate.frames.reader import Day, chosen, open_reader, records, select
 from nightgate.label_meaning import LabelMeaning
 from nightgate.metrics.comparability import Break, ScoredNight, breaks
 
@@ -122,15 +122,15 @@ def read_history(
     if changes:
         return read_changes(db, pipeline, **which)
     if epochs or slices or run is not None:
-        if all(value is None for value in which.values()):
-            which["run"] = "latest"
         where, given = chosen(db, pipeline, **which, having="epoch_results")
         return _slices(db, where, given) if slices else _epochs(db, where, given)
     where, given = chosen(db, pipeline, **which, details=False)
     nights = select(db, f"SELECT x.* FROM nights AS x WHERE {where} ORDER BY x.pipeline, x.night", given, view="nights")
+    of_one = "AND pipeline = :pipeline " if pipeline else ""
     alarms = db.frame(
         "SELECT pipeline, snapshot_id, alarm FROM champion_evaluations WHERE role = 'champion' AND alarm IS NOT NULL "
-        "ORDER BY evaluated_at"
+        f"{of_one}ORDER BY evaluated_at",
+        {"pipeline": pipeline} if pipeline else {},
     )
     of_snapshot = {(name, snapshot): alarm for name, snapshot, alarm in alarms.itertuples(index=False)}
     alarm = [of_snapshot.get(key) for key in zip(nights["pipeline"], nights["snapshot_id"], strict=True)]
@@ -220,11 +220,9 @@ def _breaks(db: Database, pipeline: str | None, run_ids: pd.Series[Any]) -> dict
     configured = _configurations(db, where, given)
     parsed = cache(json.loads)
     by_run: dict[str, Break | None] = {}
-    facts = nights.astype(object).where(nights.notna(), None)
-    for _, of_pipeline in facts.groupby("pipeline", sort=False):
+    for _, of_pipeline in nights.groupby("pipeline", sort=False):
         scored = []
-        rows: Any = of_pipeline.to_dict("records")
-        for row in rows:
+        for row in records(of_pipeline):
             _, name, config_hash = (row.pop(key) for key in ("run_id", "pipeline", "config_hash"))
             names, classes = parsed(row.pop("label_names")), row.pop("classes")
             config = configured[name, config_hash]

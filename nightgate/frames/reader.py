@@ -47,7 +47,8 @@ def chosen(
         since, until: the first and the last night, both included.
         limit: the newest nights of each pipeline, so many.
         details: whether `x` is a view of rows of all runs, not `nights`.
-        having: the view in which "latest" has to have rows: a night that was skipped has no epochs.
+        having: the view in which "latest" has to have rows: a night that was skipped has no epochs. With it, "latest"
+            is what is meant where no run, date or limit is given.
 
     Raises:
         ConfigurationError: a date or the limit is none, or there is no such run.
@@ -64,6 +65,8 @@ def chosen(
     conditions = {"pipeline": "x.pipeline = :pipeline", "since": "x.night >= :since", "until": "x.night <= :until"}
     where = " AND ".join(conditions[name] for name in given) or "1 = 1"
     kept = where
+    if having and (run, since, until, limit) == (None, None, None, None):
+        run = "latest"
     if run == "latest":
         run, limit = None, 1
         kept += f" AND EXISTS (SELECT h.run_id FROM {having} AS h WHERE h.run_id = x.run_id)" if having else ""
@@ -132,3 +135,9 @@ def tidy(frame: pd.DataFrame, view: str = "") -> pd.DataFrame:
         elif kind == "number" and pd.api.types.infer_dtype(column) != "string":
             frame[name] = column.astype(float)
     return frame
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame, None for a missing value."""
+    found: Any = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return list(found)

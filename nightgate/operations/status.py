@@ -24,8 +24,9 @@ from nightgate.cron import instants
 from nightgate.database.transactions import Database
 from nightgate.database.views import selecting
 from nightgate.errors import NightgateError
-from nightgate.frames.fleet import champion_evaluations, last_nights, last_scheduled, open_freezes, records
+from nightgate.frames.fleet import champion_evaluations, last_nights, last_scheduled, open_freezes
 from nightgate.frames.nights import later_failures
+from nightgate.frames.reader import records
 from nightgate.home import Home
 from nightgate.pipeline_files import load_pipeline, pipeline_files
 from nightgate.registry.approvals import command, open_approvals

@@ -11,7 +11,7 @@ import pandas as pd
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError
 from nightgate.frames.nights import read_history
-from nightgate.frames.reader import tidy
+from nightgate.frames.reader import select
 from nightgate.pages.columns import by_column, plain
 
 DAYS = 365
@@ -103,7 +103,7 @@ def read_nights(db: Database, pipeline: str | None, since: date | None) -> pd.Da
     query, parameters = "SELECT MAX(night) AS night FROM nights", {}
     if pipeline is not None:
         query, parameters = f"{query} WHERE pipeline = :pipeline", {"pipeline": pipeline}
-    newest = tidy(db.frame(query, parameters))["night"].iloc[0]
+    newest = select(db, query, parameters)["night"].iloc[0]
     if since is not None and newest is not None and newest < since:
         raise ConfigurationError(
             f"{pipeline or 'the home'} has no night since {since}; the newest is {newest}",
@@ -117,12 +117,12 @@ class _Reader:
 
     def __init__(self, db: Database, pipeline: str, first: date, runs: pd.Series[Any]) -> None:
         self._db = db
-        self._parameters = {"pipeline": pipeline, "first": str(first) if db.dialect == "sqlite" else first}
+        self._parameters = {"pipeline": pipeline, "first": first}
         self._places = {run: place for place, run in enumerate(runs)}
 
     def frame(self, query: str) -> pd.DataFrame:
         used = {name: value for name, value in self._parameters.items() if f":{name}" in query}
-        return tidy(self._db.frame(query, used))
+        return select(self._db, query, used)
 
     def table(self, query: str) -> dict[str, Any]:
         found = self.frame(query)

@@ -20,7 +20,7 @@ from nightgate.database.transactions import Database
 from nightgate.durable_files import sha256_of
 from nightgate.errors import RegistryError
 from nightgate.frames.epochs import markdown_table, own_metrics, own_rows, published_table
-from nightgate.frames.reader import tidy
+from nightgate.frames.reader import select
 from nightgate.gate.decision import Decision
 from nightgate.home import Home
 from nightgate.metrics.bootstrap import Interval
@@ -135,7 +135,7 @@ _RUN = (
 
 def _run_facts(db: Database, run_id: str) -> _RunFacts:
     epochs = db.frame(_EPOCHS, {"run_id": run_id})
-    [run] = tidy(db.frame(_RUN, {"run_id": run_id})).to_dict("records")
+    [run] = select(db, _RUN, {"run_id": run_id}).to_dict("records")
     return _RunFacts(
         night=str(run["night"]),
         code_version=str(run["code_version"]),

@@ -27,7 +27,7 @@ from nightgate.database.transactions import Database
 from nightgate.errors import SnapshotError
 from nightgate.frames.epochs import own_metrics
 from nightgate.frames.nights import read_history
-from nightgate.frames.reader import tidy
+from nightgate.frames.reader import select
 from nightgate.home import Home
 from nightgate.reports.shares import SnapshotShares, read_shares
 from nightgate.reports.training_diagnosis import EarlierNight, EpochFacts, Finding, MachineFacts, diagnose
@@ -301,7 +301,7 @@ def _one(db: Database, query: str, run_id: str) -> Row | None:
 
 
 def _rows(db: Database, query: str, run_id: str) -> tuple[Row, ...]:
-    return _records(tidy(db.frame(query, {"run": run_id})))
+    return _records(select(db, query, {"run": run_id}))
 
 
 def _records(frame: pd.DataFrame) -> tuple[Row, ...]:
