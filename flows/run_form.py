@@ -57,6 +57,7 @@ FREE_TEXT = {
     "base_model": (f"^(package:|/)?{_PARTS}/?$", 300),
     "base_model_revision": (f"^{_PARTS}$", 100),
     "approval_timeout": ("^[1-9][0-9]{0,4}[dwh]$", None),
+    "full_every": ("^[1-9][0-9]{0,4}[dwh]$", None),
     "test_window": ("^[1-9][0-9]{0,4}[dwh]$", None),
 }
 """Pattern, and maximum length if the pattern sets none, of the fields that are neither choice nor number."""

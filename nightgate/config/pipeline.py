@@ -99,6 +99,9 @@ class Pipeline(Section):
         # Not their folder, which differs between machines.
         metrics = [metric_name(one) for one in record["training"].pop("metrics")]
         record["training"] |= {"metrics": metrics} if metrics else {}
+        if record["training"]["start_from"] == "base":
+            for name in ("replay", "continued_rate", "full_every"):
+                del record["training"][name]
         rules = record["data"].pop("checks")["columns"]
         record["data"] |= {"columns": rules} if rules else {}
         # How a table is read again never counts; fields that earlier releases did not have only where they are set.

@@ -36,7 +36,8 @@ def learning_rates(recipe: Training, total_steps: int) -> Callable[[int], float]
     """A function from the number of a step, from 1, to its learning rate, by the schedules of transformers."""
     from transformers import get_scheduler
 
-    warmup = math.ceil(recipe.warmup_ratio * total_steps)
+    # A warm-up begins at 0: as the only step of a short night it would learn nothing.
+    warmup = min(math.ceil(recipe.warmup_ratio * total_steps), total_steps - 1)
     shape = recipe.lr_scheduler_type
     name = "constant_with_warmup" if shape == "constant" and warmup else shape
     unused = torch.optim.SGD([torch.zeros(1)], lr=recipe.learning_rate)

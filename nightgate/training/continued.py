@@ -1,0 +1,118 @@
+"""A training that goes on from a version: which rows it learns, by which recipe, and what its line has learnt then.
+
+    learnt = read_learnt(version)                                   # of the version that it goes on from
+    at = draw(rows, learnt, replay=1.0, least=16, seed=(42, 19723))  # places of the new rows and of old ones
+    recipe = continued_recipe(pipeline.training)                    # one pass at a tenth of the rate
+
+Every version has the keys and labels of all rows that it and the versions it goes on from were trained on, in a file of
+its own: neither their files nor their snapshots are needed to know them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nightgate.config.training import Training
+from nightgate.errors import ModelError, first_line, storage_errors
+
+LEARNT_FILE = "learnt.parquet"
+_ON_DISK = pa.schema([pa.field("text_key", pa.uint64(), nullable=False), pa.field("label", pa.int32(), nullable=False)])
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class LabelledKeys:
+    """Rows as the keys of their texts, each once, with their class indices: `text_key` and `label` of a snapshot."""
+
+    keys: NDArray[np.uint64]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def within(self, others: LabelledKeys) -> Mask:
+        """Which rows the others have with the same label, shape [rows]."""
+        if not len(others):
+            return np.zeros(len(self), bool)
+        order = np.argsort(others.keys, kind="stable")
+        at = order[np.minimum(np.searchsorted(others.keys, self.keys, sorter=order), len(order) - 1)]
+        found: Mask = (others.keys[at] == self.keys) & (others.labels[at] == self.labels)
+        return found
+
+    def joined(self, newer: LabelledKeys) -> LabelledKeys:
+        """The rows of both; of a text that both have the newer label."""
+        kept = ~np.isin(self.keys, newer.keys)
+        return LabelledKeys(
+            np.concatenate([self.keys[kept], newer.keys]), np.concatenate([self.labels[kept], newer.labels])
+        )
+
+
+def draw(
+    available: LabelledKeys, learnt: LabelledKeys, *, replay: float, least: int, seed: Sequence[int]
+) -> NDArray[np.intp]:
+    """Places of the rows to learn among those that are available, ascending: all new ones and a sample of old ones.
+
+    Args:
+        available: the rows that a full training would learn. A row is old if it was learnt with this label.
+        replay: old rows for each new one, drawn uniformly.
+        least: rows to learn, new or old, where there are so many: those of one step.
+        seed: the same seed and rows give the same places.
+    """
+    is_old = available.within(learnt)
+    new, old = np.flatnonzero(~is_old), np.flatnonzero(is_old)
+    num_old = min(len(old), max(round(replay * len(new)), least - len(new)))
+    drawn = np.random.default_rng(seed).choice(old, num_old, replace=False, shuffle=False)
+    return np.sort(np.concatenate([new, drawn]))
+
+
+def continued_recipe(training: Training) -> Training:
+    """One pass at a fraction of the rate, whose schedule starts anew; nothing is chosen on validation."""
+    return training.model_copy(
+        update={
+            "epochs": 1,
+            "learning_rate": training.learning_rate * training.continued_rate,
+            "early_stopping_patience": 0,
+        }
+    )
+
+
+def lost(learnt: LabelledKeys, held: LabelledKeys) -> int:
+    """Rows learnt that are not held any more, or with another label."""
+    return int(np.count_nonzero(~learnt.within(held)))
+
+
+def write_learnt(folder: Path, learnt: LabelledKeys) -> None:
+    """Write what a line has learnt into the folder of its newest model.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    order = np.argsort(learnt.keys, kind="stable")
+    table = pa.table([learnt.keys[order], learnt.labels[order].astype(np.int32)], schema=_ON_DISK)
+    with storage_errors(folder):
+        pq.write_table(table, folder / LEARNT_FILE, compression="zstd")
+
+
+def read_learnt(folder: Path) -> LabelledKeys:
+    """What the line of the version in this folder has learnt.
+
+    Raises:
+        ModelError: the file is missing, as in a version of an earlier release, or damaged.
+    """
+    path = folder / LEARNT_FILE
+    try:
+        table = pq.read_table(path)
+        return LabelledKeys(table["text_key"].to_numpy(), table["label"].to_numpy().astype(np.int64))
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ModelError(
+            f"{path} does not say which rows the model has learnt: {first_line(error)}",
+            next_step="train in full once: nightgate run PIPELINE --set training.start_from=base",
+        ) from error
