@@ -105,8 +105,15 @@ class Pipeline(Section):
         rules = record["data"].pop("checks")["columns"]
         record["data"] |= {"columns": rules} if rules else {}
         # How a table is read again never counts; fields that earlier releases did not have only where they are set.
-        later = {"updated": "", "deleted": "", "time_format": "", "delimiter": "", "quoting": "auto"}
-        for table in (record["data"], record["data"]["source"]):
+        later = {
+            "updated": "",
+            "deleted": "",
+            "time_format": "",
+            "delimiter": "",
+            "quoting": "auto",
+            "class_weight": "none",
+        }
+        for table in (record["data"], record["data"]["source"], record["training"]):
             for name in [name for name in table if name in ("lag", "sweep") or table[name] == later.get(name, ...)]:
                 del table[name]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]

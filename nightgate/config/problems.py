@@ -32,6 +32,7 @@ FOREIGN = {
         "training.base_model": "model_name_or_path model_name model pretrained_model_name_or_path",
         "training.dropout": "hidden_dropout_prob",
         "training.label_smoothing": "label_smoothing_factor",
+        "training.class_weight": "class_weights",
         "training.warmup_ratio": "warmup_steps",
         "training.lr_scheduler_type": "lr_scheduler scheduler",
         "training.precision": "fp16 bf16 amp mixed_precision",

@@ -51,6 +51,8 @@ class Training(Section):
     """Dropout of the hidden layers, the attention and the head; 'model' keeps the base model's own."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes."""
+    class_weight: Literal["none", "balanced"] = "none"
+    """How rows count in the training loss: alike, or such that all classes weigh the same."""
     early_stopping_patience: int = Field(default=0, ge=0, le=1000)
     """Epochs without a better validation F1 before training stops; 0: never."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"

@@ -61,6 +61,7 @@ class Engine:
     Args:
         total_steps: length of the learning rate's schedule.
         train, others: all rows to train on and to score; the vocabulary keeps their tokens.
+        class_weights: of the loss of each class, shape [labels]; None: all count alike.
         world: the processes that share the work; None for a single one.
     """
 
@@ -74,6 +75,7 @@ class Engine:
         *others: Encoded,
         wins: Wins = Wins(),
         world: World | None = None,
+        class_weights: NDArray[np.float64] | None = None,
     ) -> None:
         self.loaded, self.recipe, self.picked, self.world = loaded, recipe, picked, world or World()
         self.model: Any = loaded.model.to(picked.device)
@@ -86,6 +88,8 @@ class Engine:
         """Why texts are packed or padded, and how much of the vocabulary is kept."""
         self.train = self._own_ids(train)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        like = self.parameters[0]
+        self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).to(like)
         self.optimizer = make_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(picked.device.type, enabled=picked.dtype == torch.float16)
         self.graphs: StepGraphs | None = None
@@ -233,12 +237,13 @@ class Engine:
         # Every part of every process gets texts of all lengths: about the same time and memory.
         mine = share(np.argsort(self.train.lengths[rows], kind="stable"), self.world)
         losses = [torch.zeros((), device=device)]
+        whole = len(rows) if self.class_weights is None else self.class_weights[torch.from_numpy(labels)].sum()
         for number in range(min(self.micro_batches, len(mine))):
             part = mine[number :: self.micro_batches]
             target = torch.from_numpy(labels[part]).to(device, non_blocking=True)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = self.forward.logits(self.train, rows[part])
-            loss = self._cross_entropy(logits, target, "sum") / len(rows)
+            loss = self._cross_entropy(logits, target, "sum") / whole
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return sum(losses[1:], losses[0])
@@ -247,15 +252,19 @@ class Engine:
         """Finish a step of fixed shape: mean loss of the texts of weight 1, backward pass, clipping, AdamW."""
         # None instead of zeros, before the step: the graph being recorded must own the gradients' memory.
         self.optimizer.zero_grad(set_to_none=True)
-        loss = (self._cross_entropy(logits, target, "none") * weight).sum() / weight.sum()
+        whole = weight if self.class_weights is None else weight * self.class_weights[target]
+        loss = (self._cross_entropy(logits, target, "none") * weight).sum() / whole.sum()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._clip_and_step()
         return loss.detach()
 
     def _cross_entropy(self, logits: Tensor, target: Tensor, reduction: str) -> Tensor:
-        """The recipe's loss, in float32 at least."""
+        """The recipe's loss with the weights of the classes, in float32 at least."""
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        return functional.cross_entropy(wide, target, label_smoothing=self.recipe.label_smoothing, reduction=reduction)
+        smoothing = self.recipe.label_smoothing
+        return functional.cross_entropy(
+            wide, target, self.class_weights, reduction=reduction, label_smoothing=smoothing
+        )
 
     def _clip_and_step(self) -> None:
         if self.recipe.max_grad_norm > 0:

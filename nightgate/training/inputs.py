@@ -36,6 +36,8 @@ class Prepared:
     train: Encoded
     train_labels: NDArray[np.int64]
     """Class index of each row, [rows]."""
+    class_weights: NDArray[np.float64] | None
+    """Of each class in the training loss, [labels]; None: rows count alike."""
     validation: Encoded
     validation_labels: NDArray[np.int64]
 
@@ -69,7 +71,19 @@ def prepare(job: TrainJob, pipeline: Pipeline, report: Report) -> Prepared:
 
         return encode(loaded.tokenizer, texts, loaded.max_length, on_chunk)
 
-    return Prepared(loaded, tokens(train_texts), train_labels, tokens(validation_texts), validation_labels)
+    names = pipeline.data.label_names
+    weights = balanced(train_labels, len(names)) if pipeline.training.class_weight == "balanced" else None
+    if weights is not None:
+        shown = (f"{name} {weight:.3g}" for name, weight in zip(names, weights, strict=True))
+        log.info("weights of the classes in the training loss: %s", ", ".join(shown))
+    return Prepared(loaded, tokens(train_texts), train_labels, weights, tokens(validation_texts), validation_labels)
+
+
+def balanced(labels: NDArray[np.int64], num_labels: int) -> NDArray[np.float64]:
+    """Weight of each class by which all weigh the same, as in scikit-learn; 0 for a class without rows."""
+    counts = np.bincount(labels, minlength=num_labels)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return np.where(counts, weights, 0.0)
 
 
 def seed_epoch(seed: int, epoch: int, rank: int = 0) -> np.random.Generator:

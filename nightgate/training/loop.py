@@ -161,9 +161,10 @@ class _Run:
         self.rows = rows = prepare(job, pipeline, self._report)
         self.steps_per_epoch = math.ceil(len(rows.train_labels) / self.recipe.batch_size)
         self.total_steps = self.steps_per_epoch * self.recipe.epochs
-        wins = Wins(graphs=cuda_graphs.are_wanted(picked.device))
+        wins, weights = Wins(graphs=cuda_graphs.are_wanted(picked.device)), rows.class_weights
+        encoded = rows.train, rows.validation
         self.engine = Engine(
-            rows.loaded, self.recipe, picked, self.total_steps, rows.train, rows.validation, wins=wins, world=world
+            rows.loaded, self.recipe, picked, self.total_steps, *encoded, wins=wins, world=world, class_weights=weights
         )
         self.engine_reason = f"{self.engine.reason}; {threads[1]}"
         log.debug("%s", self.engine_reason)

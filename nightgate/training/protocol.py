@@ -112,9 +112,9 @@ class EpochReport(_Message):
     step: int
     """Optimiser steps since the start of the run."""
     training_loss: float
-    """Mean over the epoch's examples, with label smoothing."""
+    """Mean over the epoch's examples, with label smoothing and class weights."""
     validation_loss: float
-    """Mean cross-entropy over the validation rows, without label smoothing."""
+    """Mean cross-entropy over the validation rows, without either."""
     learning_rate: float
     """At the epoch's last step."""
     examples_per_second: float

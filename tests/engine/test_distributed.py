@@ -49,7 +49,7 @@ def ranks(above: int) -> list[psutil.Process]:
 def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     # 13 leaves a last batch that is smaller, and odd shares.
-    recipe = {"dropout": 0.0, "batch_size": 13, "epochs": 2, "learning_rate": 1e-3}
+    recipe = {"dropout": 0.0, "batch_size": 13, "epochs": 2, "learning_rate": 1e-3, "class_weight": "balanced"}
     alone, result = finish(tiny_job(tmp_path, run="alone", **recipe))
     monkeypatch.setenv("NIGHTGATE_PROCESSES", "2")
     job = tiny_job(tmp_path, run="two", **recipe)

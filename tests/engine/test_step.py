@@ -20,6 +20,7 @@ from nightgate.engine.devices import Picked
 from nightgate.engine.encoding import Encoded, encode
 from nightgate.engine.optimizer import learning_rates, make_optimizer
 from nightgate.engine.step import Engine, Wins
+from nightgate.training.inputs import balanced
 from tests.support.tiny import write_tiny_model
 
 pytestmark = [
@@ -55,11 +56,15 @@ def load(base: Path, dtype: torch.dtype = torch.float64, dropout: float | None =
 def texts(loaded: LoadedModel, rows: int = 90, seed: int = 0) -> tuple[Encoded, Any]:
     rng = np.random.default_rng(seed)
     chosen = [" ".join(rng.choice(SENTENCES, int(rng.integers(1, 4)))) for _ in range(rows)]
-    return encode(loaded.tokenizer, chosen, loaded.max_length), rng.integers(0, len(LABELS), rows)
+    return encode(loaded.tokenizer, chosen, loaded.max_length), rng.choice(len(LABELS), rows, p=(0.1, 0.3, 0.6))
 
 
 def recipe(**training: Any) -> Training:
     return Training(**{"epochs": 2, "learning_rate": 3e-3, "batch_size": 8, **training})
+
+
+def weights_of(training: Training, labels: Any) -> Any:
+    return balanced(labels, len(LABELS)) if training.class_weight == "balanced" else None
 
 
 def batches(rows: int = 90) -> list[Any]:
@@ -76,13 +81,17 @@ def stock_steps(loaded: LoadedModel, training: Training, train: Encoded, labels:
     model = loaded.model.train()
     optimizer = make_optimizer(model, training)
     rate = learning_rates(training, STEPS)
+    weights = weights_of(training, labels)
     losses = []
     for number, rows in enumerate(batches(), 1):
         for group in optimizer.param_groups:
             group["lr"] = rate(number)
         logits = model(**train.batch(rows)).logits
         loss = functional.cross_entropy(
-            logits, torch.from_numpy(labels[rows]), label_smoothing=training.label_smoothing
+            logits,
+            torch.from_numpy(labels[rows]),
+            None if weights is None else torch.from_numpy(weights),
+            label_smoothing=training.label_smoothing,
         )
         optimizer.zero_grad()
         loss.backward()
@@ -100,6 +109,7 @@ def exported(engine: Engine, folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+BALANCED = {"class_weight": "balanced", "label_smoothing": 0.1}
 WINS = {
     "none": Wins(packed=False, cls_only=False, trimmed=False),
     "packed": Wins(cls_only=False, trimmed=False),
@@ -110,14 +120,15 @@ WINS = {
 
 
 @pytest.mark.parametrize("wins", WINS)
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "warmup_ratio": 0.3, "label_smoothing": 0.1}])
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "warmup_ratio": 0.3, **BALANCED}])
 def test_ten_steps_in_fp64_are_those_of_the_stock_loop(
     base: Path, tmp_path: Path, wins: str, options: dict[str, Any]
 ) -> None:
     stock, ours = load(base), load(base)
     train, labels = texts(stock)
     expected = stock_steps(stock, recipe(**options), train, labels)
-    engine = engine_of(ours, recipe(**options), train, wins=WINS[wins])
+    weights = weights_of(recipe(**options), labels)
+    engine = engine_of(ours, recipe(**options), train, wins=WINS[wins], class_weights=weights)
     assert (engine.vocabulary is not None) == WINS[wins].trimmed
     found = [float(engine.step(rows, labels[rows])) for rows in batches()]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
@@ -166,8 +177,9 @@ def test_a_resumed_engine_gives_the_same_numbers(base: Path, dtype: torch.dtype)
         assert torch.equal(second.weights()[name], tensor), name
 
 
+@pytest.mark.parametrize("options", [{}, BALANCED])
 def test_a_batch_that_does_not_fit_is_computed_in_parts_and_the_step_stays_the_same(
-    base: Path, caplog: pytest.LogCaptureFixture
+    base: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
 ) -> None:
     whole, parts = load(base), load(base)
     train, labels = texts(whole)
@@ -178,9 +190,10 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts_and_the_step_stays_the_s
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     parts.model.bert.embeddings.register_forward_pre_hook(short_of_memory, with_kwargs=True)
-    training = recipe()
-    one = engine_of(whole, training, train)
-    other = engine_of(parts, training, train)
+    training = recipe(**options)
+    weights = weights_of(training, labels)
+    one = engine_of(whole, training, train, class_weights=weights)
+    other = engine_of(parts, training, train, class_weights=weights)
     with caplog.at_level(logging.WARNING):
         for rows in batches():
             expected, found = one.step(rows, labels[rows]), other.step(rows, labels[rows])
@@ -206,12 +219,13 @@ def test_a_single_row_that_does_not_fit_is_an_error(base: Path) -> None:
     assert engine.micro_batches == 8
 
 
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "max_grad_norm": 0.0}])
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.0, **BALANCED}])
 def test_steps_of_fixed_shape_equal_plain_steps(base: Path, options: dict[str, Any]) -> None:
     plain, filled = load(base), load(base)
     train, labels = texts(plain)
-    one = engine_of(plain, recipe(**options), train)
-    other = engine_of(filled, recipe(**options), train, wins=Wins(graphs=True))
+    weights = weights_of(recipe(**options), labels)
+    one = engine_of(plain, recipe(**options), train, class_weights=weights)
+    other = engine_of(filled, recipe(**options), train, wins=Wins(graphs=True), class_weights=weights)
     assert one.graphs is None
     assert other.graphs is not None
     for rows in [*batches()[:-1], batches()[-1][:3]]:

@@ -12,20 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from syrupy.assertion import SnapshotAssertion
 from torch import nn
 
 from nightgate import cpu_threads
 from nightgate.config.training import Training
+from nightgate.data.snapshots import open_snapshot
 from nightgate.engine import base_model_folder, base_models, devices
 from nightgate.engine.encoding import CHUNK, encode
 from nightgate.engine.optimizer import learning_rates, make_optimizer
 from nightgate.errors import ModelError, NonFiniteLossError, SnapshotError
 from nightgate.training.checkpoints import newest_checkpoint
-from nightgate.training.inputs import seed_epoch
+from nightgate.training.inputs import balanced, seed_epoch
 from nightgate.training.loop import _Losses, _recipe, train
 from nightgate.training.protocol import EpochReport, Progress, TrainJob, TrainResult
-from nightgate.training.scoring import logits_of, mean_cross_entropy
+from nightgate.training.scoring import columns, logits_of, mean_cross_entropy
 from tests.support.tiny import tiny_job, write_tiny_model
 
 # transformers 5 leaves the tokenizer's files to the garbage collector.
@@ -181,11 +183,28 @@ def test_a_run_of_another_recipe_is_not_resumed(tmp_path: Path, caplog: pytest.L
     assert "attempt-1/checkpoint" in caplog.text
 
 
-def test_validation_loss_leaves_label_smoothing_out(tmp_path: Path) -> None:
-    recorder, _ = run(tiny_job(tmp_path, label_smoothing=0.3, epochs=1))
+def test_label_smoothing_and_class_weights_are_in_the_training_loss_alone(tmp_path: Path) -> None:
+    # One batch, at a rate of nearly 0: the saved model gives the logits of its loss.
+    one_step = {"epochs": 1, "batch_size": 300, "learning_rate": 1e-12, "dropout": 0.0}
+    job = tiny_job(tmp_path, label_smoothing=0.3, class_weight="balanced", **one_step)
+    recorder, result = run(job)
     stored = np.load(recorder.reports[0].predictions)
     plain = nn.functional.cross_entropy(torch.tensor(stored["logits"]), torch.tensor(stored["labels"])).item()
     assert recorder.reports[0].validation_loss == pytest.approx(plain, rel=1e-6)
+
+    texts, labels = columns(open_snapshot(job.snapshot).rows("train"))
+    loaded = base_models.load_trained(result.best_model, named="it")
+    logits = logits_of(loaded.model, encode(loaded.tokenizer, texts, 32), batch_size=16)
+    weights = compute_class_weight("balanced", classes=np.arange(3), y=labels).astype(np.float32)
+    expected = nn.functional.cross_entropy(
+        torch.tensor(logits), torch.tensor(labels), torch.tensor(weights), label_smoothing=0.3
+    )
+    assert recorder.reports[0].training_loss == pytest.approx(expected.item(), rel=1e-5)
+    assert np.ptp(weights) > 0.1
+
+
+def test_a_class_without_training_rows_has_weight_0() -> None:
+    assert balanced(np.array([0, 0, 0, 2]), 3).tolist() == pytest.approx([4 / 6, 0, 4 / 2])
 
 
 def test_dropout_of_the_recipe_reaches_the_model_and_its_configuration(tmp_path: Path) -> None:
