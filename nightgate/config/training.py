@@ -56,7 +56,7 @@ class Training(Section):
     early_stopping_patience: int = Field(default=0, ge=0, le=1000)
     """Epochs without a better validation F1 before training stops; 0: never."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """'auto': bf16 or fp16 with loss scaling on a GPU, fp32 on a CPU; the reason is logged."""
+    """'auto': bf16 where it is native, else fp32, on a GPU fp16 with loss scaling; the reason is stored."""
     seed: int = Field(default=42, ge=0, le=2**32 - 1)
     """Seed of the new head, the order of rows and dropout."""
     start_from: Literal["base", "champion"] = "base"

@@ -78,7 +78,7 @@ class StepGraphs:
         learn: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> None:
         self.classifier, self.train, self.learn = classifier, train, learn
-        self.device, self.dtype = picked.device, picked.dtype
+        self.device, self.picked = picked.device, picked
         self.ids = torch.from_numpy(train.ids).to(self.device)
         self.types = None if train.type_ids is None else torch.from_numpy(train.type_ids).to(self.device)
         self.granularity = min(BUCKET, train.max_length)
@@ -185,7 +185,7 @@ class StepGraphs:
             layout.bounds.copy_(bucket.bounds)
         types = None if self.types is None else self.types[bucket.token].long()
         batch = PackedBatch(self.ids[bucket.token].long(), types, layout)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.picked.autocast():
             logits = self.classifier(batch)
         return self.learn(logits, bucket.target, bucket.real)
 

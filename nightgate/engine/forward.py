@@ -1,6 +1,7 @@
 """Logits of rows, on packed texts where the architecture allows it, else on padded ones.
 
 A few rows are first run both ways: if their logits differ from the stock model's by more than 1e-4, texts are padded.
+They are also run in bf16 where that was chosen for a CPU: if their logits differ by more than 5 %, float32 is used.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nightgate.engine import packing
+from nightgate.engine import devices, packing
+from nightgate.engine.devices import Picked
 from nightgate.engine.distributed import World
 from nightgate.engine.encoding import Encoded
 from nightgate.engine.partition import cut
@@ -21,6 +23,8 @@ from nightgate.errors import first_line
 
 TOLERANCE = 1e-4
 """Largest difference between packed and stock logits, of weights in float32."""
+BF16_TOLERANCE = 0.05
+"""Largest difference between logits in bf16 and float32, as a share of the largest logit."""
 ROWS_TO_CHECK = 8
 TOKENS_OF_A_BATCH = 1024
 """Least tokens of a packed batch without gradients: batches of few short texts cost calls rather than products."""
@@ -39,6 +43,7 @@ class Packed:
 
     def __init__(self, classifier: packing.PackedClassifier, reason: str) -> None:
         self.classifier, self.model, self.reason = classifier, classifier.model, reason
+        self.picked = _full(self.model)
 
     def logits(self, encoded: Encoded, rows: Rows) -> Tensor:
         """[rows, labels], in the order of `rows`."""
@@ -73,6 +78,7 @@ class Padded:
 
     def __init__(self, model: Any, reason: str) -> None:
         self.model, self.reason = model, reason
+        self.picked = _full(model)
 
     def logits(self, encoded: Encoded, rows: Rows) -> Tensor:
         """[rows, labels], in the order of `rows`."""
@@ -100,8 +106,23 @@ class Padded:
 Forward = Packed | Padded
 
 
-def choose(model: Any, encoded: Encoded, *, pack: bool = True, cls_only: bool = True) -> Forward:
-    """`Packed` where it gives the stock model's logits on rows of `encoded`, else `Padded`."""
+def choose(
+    model: Any, encoded: Encoded, picked: Picked | None = None, *, pack: bool = True, cls_only: bool = True
+) -> Forward:
+    """`Packed` where it gives the stock model's logits on rows of `encoded`, else `Padded`.
+
+    What is returned has the precision, and its reason, as `picked`: that of the argument (None: the model's own type),
+    or float32 if that is tentative and this model is narrow or its logits would differ.
+    """
+    chosen = _choose(model, encoded, pack, cls_only)
+    if picked is not None:
+        chosen.picked = devices.for_model(picked, model)
+        if chosen.picked.is_tentative and len(encoded):
+            chosen.picked = _checked(chosen, encoded)
+    return chosen
+
+
+def _choose(model: Any, encoded: Encoded, pack: bool, cls_only: bool) -> Forward:
     if not pack:
         return Padded(model, "padded texts, as requested")
     classifier, why = packing.packed(model, cls_only=cls_only)
@@ -140,7 +161,8 @@ def run(
     logits = torch.zeros(len(encoded), int(chosen.model.config.num_labels), device=device)
     chosen.model.eval()
     done = 0
-    with torch.inference_mode():
+    # One context: weights are cast once.
+    with torch.inference_mode(), chosen.picked.autocast():
         for number, rows in enumerate(chosen.batches(encoded, batch_size)):
             if number % world.size == world.rank:
                 logits[torch.from_numpy(rows).to(device)] = chosen.logits(encoded, rows).float()
@@ -152,18 +174,36 @@ def run(
     return found
 
 
+def _full(model: Any) -> Picked:
+    return Picked(model.device, torch.float32, "in the type of the weights")
+
+
 def _difference(packed: Packed, padded: Padded, encoded: Encoded) -> float:
     """Largest difference between packed and padded logits over rows of all lengths; NaN where packed ones are NaN."""
+    ours, stock = _logits_of_few(packed, encoded), _logits_of_few(padded, encoded)
+    # NaN in the weights is reported by the training, on both paths.
+    return float((ours - stock).abs().max()) if torch.isfinite(stock).all() else 0.0
+
+
+def _checked(chosen: Forward, encoded: Encoded) -> Picked:
+    """The precision of `chosen`, or float32 where its logits differ."""
+    full = _logits_of_few(chosen, encoded)
+    with chosen.picked.autocast():
+        half = _logits_of_few(chosen, encoded)
+    apart = float((half - full).abs().max() / full.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
+    if apart <= BF16_TOLERANCE or not torch.isfinite(full).all():
+        return chosen.picked
+    return chosen.picked.in_fp32(f"bf16 changes logits by {apart:.1%} of the largest, allowed is {BF16_TOLERANCE:.0%}")
+
+
+def _logits_of_few(path: Forward, encoded: Encoded) -> Tensor:
+    """Logits of rows of all lengths, without dropout."""
     count = min(ROWS_TO_CHECK, len(encoded))
     rows = np.argsort(encoded.lengths, kind="stable")[np.linspace(0, len(encoded) - 1, count).astype(np.int64)]
-    was_training = packed.model.training
-    packed.model.eval()
+    was_training = path.model.training
+    path.model.eval()
     try:
         with torch.inference_mode():
-            ours, stock = packed.logits(encoded, rows), padded.logits(encoded, rows)
-            if not torch.isfinite(stock).all():
-                # NaN in the weights is reported by the training, on both paths.
-                return 0.0
-            return float((ours - stock).abs().max())
+            return path.logits(encoded, rows)
     finally:
-        packed.model.train(was_training)
+        path.model.train(was_training)

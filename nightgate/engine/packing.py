@@ -89,7 +89,7 @@ class PackedClassifier:
         self._padding = int(body.embeddings.padding_idx) if adapter.counts_from_padding else None
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        """Logits [texts, labels]."""
+        """Logits [texts, labels], by a head that is computed in the type of the weights, also under autocast."""
         layout, training = batch.layout, self.model.training
         inputs: dict[str, Any] = {"input_ids": batch.ids[None], "position_ids": self._positions(batch)[None]}
         if self._takes_types:
@@ -103,7 +103,8 @@ class PackedClassifier:
             first = last.first_tokens(hidden, layout, self.dropout, training=training)
         else:
             first = last(hidden, layout, self.dropout, training=training)[layout.first]
-        return self._head(self.model, first[:, None])
+        with torch.autocast(first.device.type, enabled=False):
+            return self._head(self.model, first[:, None].to(self.model.dtype))
 
     def _positions(self, batch: PackedBatch) -> Tensor:
         if self._padding is None:

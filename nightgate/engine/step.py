@@ -59,6 +59,7 @@ class Engine:
     """A model in training.
 
     Args:
+        picked: device and precision; the engine's own `picked` is float32 where this model needs it.
         total_steps: length of the learning rate's schedule.
         train, others: all rows to train on and to score; the vocabulary keeps their tokens.
         class_weights: of the loss of each class, shape [labels]; None: all count alike.
@@ -77,12 +78,13 @@ class Engine:
         world: World | None = None,
         class_weights: NDArray[np.float64] | None = None,
     ) -> None:
-        self.loaded, self.recipe, self.picked, self.world = loaded, recipe, picked, world or World()
+        self.loaded, self.recipe, self.world = loaded, recipe, world or World()
         self.model: Any = loaded.model.to(picked.device)
         self.steps_done = 0
         self.micro_batches = 1
         self.rate = learning_rates(recipe, total_steps)
-        self.forward = forward.choose(self.model, train, pack=wins.packed, cls_only=wins.cls_only)
+        self.forward = forward.choose(self.model, train, picked, pack=wins.packed, cls_only=wins.cls_only)
+        self.picked = picked = self.forward.picked
         self.vocabulary, why = self._trim([train, *others]) if wins.trimmed else (None, "whole, as requested")
         self.reason = f"{self.forward.reason}; vocabulary: {why}"
         """Why texts are packed or padded, and how much of the vocabulary is kept."""
@@ -233,7 +235,7 @@ class Engine:
                 torch.cuda.empty_cache()
 
     def _summed(self, rows: Rows, labels: NDArray[np.int64]) -> Tensor:
-        device, dtype = self.picked.device, self.picked.dtype
+        device = self.picked.device
         # Every part of every process gets texts of all lengths: about the same time and memory.
         mine = share(np.argsort(self.train.lengths[rows], kind="stable"), self.world)
         losses = [torch.zeros((), device=device)]
@@ -241,7 +243,7 @@ class Engine:
         for number in range(min(self.micro_batches, len(mine))):
             part = mine[number :: self.micro_batches]
             target = torch.from_numpy(labels[part]).to(device, non_blocking=True)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with self.picked.autocast():
                 logits = self.forward.logits(self.train, rows[part])
             loss = self._cross_entropy(logits, target, "sum") / whole
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -72,6 +72,7 @@ class RunState:
     engine: str = ""
     """'packed' or 'padded'."""
     engine_reason: str = ""
+    precision_reason: str = ""
     micro_batches: int = 1
     base_digest: str = ""
     """Hash of the original word table, from which an export restores the rows that were trimmed."""

@@ -68,31 +68,29 @@ def train(job: TrainJob, listener: Listener, world: World | None = None) -> Trai
         StorageError: the disk is full or read-only; the last checkpoint is whole.
     """
     pipeline = Pipeline.model_validate(job.pipeline)
-    picked = devices.pick(pipeline.training.precision)
     threads, why = pick_threads()
     torch.set_num_threads(threads)
-    log.info("training in %s", picked.reason)
     listener.progress(Progress("load", epochs=pipeline.training.epochs, detail="looking for a checkpoint"))
     checkpoint = checkpoints.newest_checkpoint(job.run_dir, _recipe(job, pipeline))
     if checkpoint is not None and checkpoint.state.finished:
         log.info("all epochs are done, see %s", checkpoint.path)
         for report in checkpoint.state.reports:
             listener.epoch_done(report)
-        return _result(job, checkpoint.state, picked, resumed_from=checkpoint.state.epoch)
-    run = _Run(job, pipeline, picked, (threads, why), listener, checkpoint, world or World())
-    return _result(job, run.train(), picked, resumed_from=run.resumed_from)
+        return _result(job, checkpoint.state, resumed_from=checkpoint.state.epoch)
+    run = _Run(job, pipeline, (threads, why), listener, checkpoint, world or World())
+    return _result(job, run.train(), resumed_from=run.resumed_from)
 
 
-def _result(job: TrainJob, state: RunState, picked: devices.Picked, *, resumed_from: int) -> TrainResult:
+def _result(job: TrainJob, state: RunState, *, resumed_from: int) -> TrainResult:
     return TrainResult(
         best_epoch=state.best_epoch,
         best_model=job.run_dir / state.best_folder,
         epochs_run=state.epoch,
         stopped_early=state.reports[-1].stopped_early,
         resumed_from=resumed_from,
-        device=devices.describe(picked.device),
-        precision=picked.precision,
-        precision_reason=picked.reason,
+        device=state.reports[-1].device,
+        precision=state.reports[-1].precision,
+        precision_reason=state.precision_reason,
         threads=state.threads,
         engine=state.engine,
         engine_reason=state.engine_reason,
@@ -144,14 +142,13 @@ class _Run:
         self,
         job: TrainJob,
         pipeline: Pipeline,
-        picked: devices.Picked,
         threads: tuple[int, str],
         listener: Listener,
         checkpoint: Checkpoint | None,
         world: World,
     ) -> None:
         self.job, self.pipeline, self.recipe = job, pipeline, pipeline.training
-        self.picked, self.listener, self.world = picked, listener, world
+        self.listener, self.world = listener, world
         self.attempt_dir = job.attempt_dir
         own_metrics = () if world.rank else self.recipe.metrics
         self.metrics = EpochMetrics(len(pipeline.data.label_names), self.attempt_dir / checkpoints.METRICS, own_metrics)
@@ -161,12 +158,14 @@ class _Run:
         self.rows = rows = prepare(job, pipeline, self._report)
         self.steps_per_epoch = math.ceil(len(rows.train_labels) / self.recipe.batch_size)
         self.total_steps = self.steps_per_epoch * self.recipe.epochs
-        wins, weights = Wins(graphs=cuda_graphs.are_wanted(picked.device)), rows.class_weights
-        encoded = rows.train, rows.validation
+        picked, weights = devices.pick(self.recipe.precision), rows.class_weights
+        wins, encoded = Wins(graphs=cuda_graphs.are_wanted(picked.device)), (rows.train, rows.validation)
         self.engine = Engine(
             rows.loaded, self.recipe, picked, self.total_steps, *encoded, wins=wins, world=world, class_weights=weights
         )
+        self.picked = self.engine.picked
         self.engine_reason = f"{self.engine.reason}; {threads[1]}"
+        log.info("training in %s", self.picked.reason)
         log.debug("%s", self.engine_reason)
         self.state = RunState(
             recipe=_recipe(job, pipeline),
@@ -181,6 +180,7 @@ class _Run:
             reports=(),
             engine=self.engine.kind,
             engine_reason=self.engine_reason,
+            precision_reason=self.picked.reason,
             base_digest=self.engine.digest(),
             rows_trained=len(rows.train_labels),
         )
@@ -202,19 +202,19 @@ class _Run:
             log.warning("starting anew: the base model or its vocabulary is not that of %s", checkpoint.path)
             return
         log.info("resuming after epoch %d, from %s", then.epoch, checkpoint.path)
-        if then.threads != now.threads:
-            log.warning(
-                "earlier epochs ran with %d threads, this attempt has %d: the last digits may differ",
-                then.threads,
-                now.threads,
-            )
-        if then.engine != now.engine:
-            log.warning("earlier epochs ran on %s texts, this attempt on %s ones", then.engine, now.engine)
+        for what, before, after in (
+            ("threads", then.threads, now.threads),
+            ("engine", then.engine, now.engine),
+            ("precision", then.reports[-1].precision, self.picked.precision),
+        ):
+            if before != after:
+                log.warning("%s: earlier epochs had %s, this attempt has %s; digits may differ", what, before, after)
         self.engine.restore(checkpoint.weights(self.job.run_dir), checkpoint.moments(), then.step)
         self.engine.micro_batches = then.micro_batches
         if then.scaler:
             self.engine.scaler.load_state_dict(then.scaler)
-        self.state = replace(then, threads=now.threads, engine=now.engine, engine_reason=now.engine_reason)
+        own = {name: getattr(now, name) for name in ("threads", "engine", "engine_reason", "precision_reason")}
+        self.state = replace(then, **own)
         self.resumed_from = then.epoch
         for report in then.reports:
             self.listener.epoch_done(report)

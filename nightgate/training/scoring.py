@@ -101,7 +101,7 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
     pipeline = Pipeline.model_validate(job.pipeline)
     threads, why = pick_threads()
     torch.set_num_threads(threads)
-    device, _, _ = devices.pick("fp32")
+    device = devices.pick("fp32").device
     log.debug("scoring in fp32 on %s", device)
     log.debug("%s", why)
     on_progress(Progress("load", detail="reading the snapshot"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nightgate.engine import forward
+from nightgate.engine import devices, forward
 from nightgate.engine.attention import Layout, attend, attend_from_first
 from nightgate.engine.dropout import LEVELS, Dropout
 from nightgate.engine.encoding import Encoded
@@ -120,6 +120,24 @@ def test_a_model_without_the_parts_that_its_adapter_names_is_padded() -> None:
     adapted, why = packing.packed(model)
     assert adapted is None
     assert "query" in why
+
+
+@pytest.mark.parametrize("architecture", ["bert", "mpnet"])
+def test_bf16_is_checked_on_the_models_own_rows(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "LEAST_WIDTH", SHAPE["hidden_size"])
+    tentative = devices.Picked(torch.device("cpu"), torch.bfloat16, "native", is_tentative=True)
+    model, encoded = build(architecture, {"pad_token_id": 1}, torch.float32), texts(1)
+    chosen, full = forward.choose(model, encoded, tentative), forward.choose(model, encoded)
+    assert chosen.picked == tentative
+    found, expected = (forward.run(path, encoded, batch_size=8) for path in (chosen, full))
+    assert 0 < np.abs(found - expected).max() < forward.BF16_TOLERANCE * np.abs(expected).max()
+    # The norm removes the constant, but bf16 has lost the hidden state beside it.
+    model.base_model.encoder.layer[1].output.dense.bias.data += 1000
+    wrong = forward.choose(model, encoded, tentative)
+    assert wrong.picked.precision == "fp32"
+    assert "allowed is 5%" in wrong.picked.reason
+    asked = devices.pick("bf16")
+    assert forward.choose(model, encoded, asked).picked == asked
 
 
 def test_the_order_of_rows_is_kept_and_every_row_is_scored_once() -> None:

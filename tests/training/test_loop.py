@@ -83,8 +83,9 @@ def numbers(recorder: Recorder) -> list[tuple[float, ...]]:
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path: Path) -> None:
-    first, second = (run(tiny_job(tmp_path, run=name))[0] for name in ("a", "b"))
+    (first, result), (second, _) = (run(tiny_job(tmp_path, run=name)) for name in ("a", "b"))
     assert numbers(first) == numbers(second)
+    assert result.precision == first.reports[0].precision == "fp32", "by its width, whatever the CPU computes"
     assert numbers(run(tiny_job(tmp_path, run="c", seed=7))[0]) != numbers(first)
 
 
@@ -304,12 +305,34 @@ def test_cross_entropy_is_torchs_and_shows_what_is_not_finite() -> None:
 # --- devices ---
 
 
-def test_auto_on_a_machine_without_a_gpu_is_fp32() -> None:
+@pytest.mark.parametrize(
+    ("capabilities", "gain", "precision"),
+    [
+        ({"avx512_bf16": True}, 2.0, "bf16"),
+        ({"avx512_bf16": True, "amx_bf16": True}, devices.LEAST_GAIN, "bf16"),
+        ({"avx512_bf16": True}, 1.29, "fp32"),
+        ({"avx512_bf16": True}, math.nan, "fp32"),
+        ({"avx512_bf16": False, "avx512_f": True}, 9.9, "fp32"),
+        ({}, 9.9, "fp32"),
+    ],
+)
+def test_a_cpu_computes_in_bf16_where_that_is_native_and_faster(
+    capabilities: dict[str, Any], gain: float, precision: str
+) -> None:
+    picked = devices.pick_on_cpu(capabilities, lambda: gain)
+    assert (picked.device.type, picked.precision) == ("cpu", precision)
+    assert picked.reason.startswith(f"{precision} on the CPU: ")
+
+
+def test_auto_measures_this_cpu_and_a_narrow_model_is_in_fp32_on_every_cpu(loaded: base_models.LoadedModel) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     picked = devices.pick("auto")
-    assert (picked.device.type, picked.precision) == ("cpu", "fp32")
-    assert torch.__version__ in picked.reason
+    native = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
+    assert picked.precision == ("bf16" if native and devices.gain_of_bf16() >= devices.LEAST_GAIN else "fp32")
+    assert devices.for_model(picked, loaded.model).precision == "fp32"
+    # A person's own choice stays.
+    assert devices.for_model(devices.pick("bf16"), loaded.model).precision == "bf16"
 
 
 def test_threads_are_the_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
