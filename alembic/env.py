@@ -13,7 +13,7 @@ from alembic import context
 from nightgate.database.backup import keep_earlier
 from nightgate.database.connection import database_url, parse_url
 from nightgate.database.earlier import REVISION, moved
-from nightgate.database.schema import METADATA
+from nightgate.database.schema import HEAD, METADATA
 from nightgate.database.transactions import migrating
 from nightgate.home import open_home
 
@@ -27,6 +27,7 @@ def run_migrations() -> None:
         context.configure(dialect_name=dialect, literal_binds=True, transactional_ddl=True, **options)
         with context.begin_transaction():
             context.run_migrations()
+            make_views()
         return
     patience = {"patience": given["patience"]} if "patience" in given else {}
     with migrating(url, **patience) as (connection, revision):
@@ -37,6 +38,13 @@ def run_migrations() -> None:
             # SQLite alters a table by rebuilding it, inside the one transaction that `migrating` holds.
             context.configure(connection=connection, render_as_batch=connection.dialect.name == "sqlite", **options)
             context.run_migrations()
+            if revision != HEAD == context.get_context().get_current_revision():
+                make_views()
+
+
+def make_views() -> None:
+    """Make the views from the tables of the last revision, whatever the revisions before it had."""
+    context.script.get_revision("0018").module.make_views()
 
 
 run_migrations()

@@ -1,12 +1,15 @@
 """The views that users query: the SQL contract. Columns are only ever added, at the end.
 
+`env.py` makes them, once the tables are those of the last revision: a later revision that adds a column to a table only
+adds it to the texts here.
+
 One text for both engines, and for DuckDB, which reads the views of a SQLite file by parsing their texts itself: hence
 `COUNT` of a column and no function that only one engine has.
 """
 
 from __future__ import annotations
 
-from alembic import op
+from alembic import context
 
 revision = "0018"
 down_revision = "0017"
@@ -437,7 +440,15 @@ FROM forgotten AS f
 
 
 def upgrade() -> None:
-    # On PostgreSQL a view that is there is replaced: dropped, it would lose who may read it. SQLite has no grants.
-    create = "CREATE OR REPLACE VIEW" if op.get_context().dialect.name == "postgresql" else "CREATE VIEW"
+    pass
+
+
+def make_views() -> None:
+    """Make all views, in place of those that are there."""
     for name, query in VIEWS.items():
-        op.execute(f"{create} {name} AS {query.strip()}")
+        # On PostgreSQL a view that is there is replaced: dropped, it would lose who may read it. SQLite has no grants.
+        if context.get_context().dialect.name == "postgresql":
+            context.execute(f"CREATE OR REPLACE VIEW {name} AS {query.strip()}")
+        else:
+            context.execute(f"DROP VIEW IF EXISTS {name}")
+            context.execute(f"CREATE VIEW {name} AS {query.strip()}")

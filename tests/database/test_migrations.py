@@ -13,6 +13,7 @@ from pathlib import Path
 import alembic
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -50,6 +51,15 @@ def test_the_folder_of_the_migrations_does_not_shadow_alembic() -> None:
 def test_blank_to_head_makes_every_table_and_view(database_url: str) -> None:
     assert databases.upgrade(database_url) == (None, schema.HEAD)
     assert views_and_tables(database_url) == {*schema.METADATA.tables, *VIEWS, "alembic_version"}
+
+
+def test_an_upgrade_renews_views_of_an_earlier_revision(database_url: str) -> None:
+    command.upgrade(databases.alembic_config(database_url), "0017")
+    execute(database_url, "CREATE VIEW freezes AS SELECT pipeline FROM pipeline_freeze")
+    assert databases.upgrade(database_url) == ("0017", schema.HEAD)
+    columns = sa.inspect(connections.make_engine(database_url)).get_columns("freezes")
+    assert [column["name"] for column in columns][:2] == ["pipeline", "frozen_at"]
+    assert views_and_tables(database_url) >= {*VIEWS}
 
 
 def test_an_upgrade_at_head_changes_nothing(migrated_url: str) -> None:
