@@ -78,22 +78,24 @@ IS_BEST = "COALESCE(s.epoch = r.best_epoch, 1 = 0) AS is_best"
 
 # --- what changed ---
 
-# By kind and name: the value of a night `r` with its version `v` and the champion in force, as text.
+# By kind and name: a fact of a run `r`, of its version `v` and of the attempt `a` that made it, as text. {0} is '' for
+# a night and 'b' for the one before.
 FACTS = {
-    ("code", "code_version"): "r.code_version",
-    ("base_model", "base_model"): "r.base_model",
-    ("base_model", "base_model_revision"): "v.base_model_revision",
-    ("test_version", "test_version"): "r.test_version",
-    ("labels", "labels"): "r.labels",
-    ("average", "average"): "r.average",
-    ("metric", "metric_key"): "r.metric_key",
-    ("device", "device"): "r.device",
-    ("device", "precision"): "r.precision",
+    ("code", "code_version"): "{0}r.code_version",
+    ("base_model", "base_model"): "{0}r.base_model",
+    ("base_model", "base_model_revision"): "{0}v.base_model_revision",
+    ("test_version", "test_version"): "{0}r.test_version",
+    ("labels", "labels"): "CAST({0}r.label_names AS TEXT)",
+    ("average", "average"): "{0}r.average",
+    ("metric", "metric_key"): "{0}r.metric_key",
+    ("device", "device"): "{0}a.device",
+    ("device", "precision"): "{0}a.precision",
+    # In force when the run started. The index has it first.
     ("champion", "champion_version"): """CAST((
-                SELECT c.version FROM promotion AS c
-                WHERE c.pipeline = r.pipeline AND c.valid_from <= r.started_at
-                      AND (c.valid_to IS NULL OR c.valid_to > r.started_at)) AS TEXT)""",
-    ("rows", "rows_total"): "CAST(r.rows_total AS TEXT)",
+                SELECT CASE WHEN c.valid_to IS NULL OR c.valid_to > {0}r.started_at THEN c.version END
+                FROM promotion AS c WHERE c.pipeline = {0}r.pipeline AND c.valid_from <= {0}r.started_at
+                ORDER BY c.valid_from DESC LIMIT 1) AS TEXT)""",
+    ("rows", "rows_total"): "CAST({0}r.rows_total AS TEXT)",
 }
 # Documents: their kind of change, and the number of the one that a night has.
 DOCUMENTS = {"setting": "config_id", "library": "environment_id"}
@@ -113,16 +115,23 @@ KINDS = " UNION ALL ".join(
     ]
 )
 BY_NAME = {name: fact for (_, name), fact in FACTS.items()}
-BY_NAME |= {"config_id": "o.config_id", "environment_id": "v.environment_id"}
-# Nights with a version, so that all facts are known, each beside the one before it; a dry run changes no pipeline.
+BY_NAME |= {"config_id": "{0}r.config_id", "environment_id": "{0}v.environment_id"}
+# Nights with a version, so that all facts are known, each beside the one before it; a dry run changes no pipeline. The
+# window has one column: it is computed over all nights, also where few are asked for.
 BESIDE = f"""
-        SELECT f.*, LAG(f.run_id) OVER w AS before_run_id,
-               {", ".join(f"LAG(f.{name}) OVER w AS before_{name}" for name in BY_NAME)}
+        SELECT n.pipeline, n.night, n.run_id, n.before_run_id,
+               {", ".join(f"{fact.format('')} AS {name}" for name, fact in BY_NAME.items())},
+               {", ".join(f"{fact.format('b')} AS before_{name}" for name, fact in BY_NAME.items())}
         FROM (
-            SELECT r.pipeline, r.night, r.run_id, {", ".join(f"{fact} AS {name}" for name, fact in BY_NAME.items())}
-            FROM nights AS r JOIN model_version AS v ON v.run_id = r.run_id JOIN run AS o ON o.run_id = r.run_id
-            WHERE NOT r.dry_run) AS f
-        WINDOW w AS (PARTITION BY f.pipeline ORDER BY f.night)"""
+            SELECT r.pipeline, r.night, r.run_id,
+                   LAG(r.run_id) OVER (PARTITION BY r.pipeline ORDER BY r.night) AS before_run_id
+            FROM nights AS r WHERE r.model_version IS NOT NULL AND NOT r.dry_run) AS n
+        JOIN run AS r ON r.run_id = n.run_id
+        JOIN model_version AS v ON v.run_id = r.run_id
+        JOIN attempt AS a ON a.run_id = v.run_id AND a.attempt = v.attempt
+        JOIN run AS br ON br.run_id = n.before_run_id
+        JOIN model_version AS bv ON bv.run_id = br.run_id
+        JOIN attempt AS ba ON ba.run_id = bv.run_id AND ba.attempt = bv.attempt"""
 
 
 def differ(name: str) -> str:
@@ -197,16 +206,16 @@ SELECT r.pipeline, r.night, a.run_id, a.attempt, a.status, a.trigger, a.error_ty
 FROM attempt AS a
 JOIN run AS r ON r.run_id = a.run_id
 """,
+    # DISTINCT keeps engines from joining `k` before they have left out the nights on which nothing changed.
     "night_changes": f"""
 SELECT c.pipeline, c.night, c.run_id, c.kind, c.name, c.before, c.after, c.before_run_id
 FROM (
     SELECT p.pipeline, p.night, p.run_id, k.kind, k.name, p.before_run_id, {shown("before_")} AS before,
            {shown("")} AS after
-    FROM ({BESIDE}) AS p
+    FROM (SELECT DISTINCT p.* FROM ({BESIDE}) AS p WHERE {" OR ".join(differ(name) for name in BY_NAME)}) AS p
     JOIN ({KINDS}) AS k ON CASE k.kind
         {" ".join(f"WHEN '{kind}' THEN {differ(name)}" for kind, name in DOCUMENTS.items())}
-        ELSE CASE k.name {" ".join(f"WHEN '{name}' THEN {differ(name)}" for _, name in FACTS)} END END
-    WHERE p.before_run_id IS NOT NULL AND ({" OR ".join(differ(name) for name in BY_NAME)})) AS c
+        ELSE CASE k.name {" ".join(f"WHEN '{name}' THEN {differ(name)}" for _, name in FACTS)} END END) AS c
 WHERE COALESCE(c.before, '') <> COALESCE(c.after, '')
 """,
     # Of the documents with the same hash, which differ in what changes no result, the one that was new last.
