@@ -14,7 +14,7 @@ LEVELS = 1 << 16
 
 
 class Dropout:
-    """A seeded sequence of dropout masks on the CPU. On a GPU and under autocast, dropout is torch's."""
+    """A seeded sequence of dropout masks on the CPU, the same in every precision. On a GPU, dropout is torch's."""
 
     def __init__(self) -> None:
         self._generator = np.random.Generator(np.random.SFC64(0))
@@ -34,7 +34,7 @@ class Dropout:
 
     def add(self, residual: Tensor, values: Tensor, rate: float) -> Tensor:
         """`residual + dropout(values)`."""
-        if rate and (values.device.type != "cpu" or torch.is_autocast_enabled("cpu")):
+        if rate and values.device.type != "cpu":
             return residual + functional.dropout(values, rate)
         mask, scale = self.mask(values.numel(), rate, values.dtype)
         if mask is None:

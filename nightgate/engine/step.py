@@ -35,7 +35,7 @@ from nightgate.engine.devices import Picked
 from nightgate.engine.distributed import World, share
 from nightgate.engine.encoding import Encoded
 from nightgate.engine.forward import Rows
-from nightgate.engine.optimizer import learning_rates, make_optimizer
+from nightgate.engine.optimizer import TableGradient, clip, learning_rates, make_optimizer
 from nightgate.errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ class Engine:
         like = self.parameters[0]
         self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).to(like)
         self.optimizer = make_optimizer(self.model, recipe)
+        self.table = self._table_gradient()
         self.scaler = torch.amp.GradScaler(picked.device.type, enabled=picked.dtype == torch.float16)
         self.graphs: StepGraphs | None = None
         if wins.graphs and self.world.size == 1 and isinstance(self.forward, forward.Packed):
@@ -210,6 +211,12 @@ class Engine:
             return None, f"whole, {len(used)} of {known} words are in use"
         return vocabulary.trim(self.model, used)
 
+    def _table_gradient(self) -> TableGradient | None:
+        table = self.model.get_input_embeddings()
+        is_plain = type(table) is nn.Embedding and table.weight.requires_grad and not table.scale_grad_by_freq
+        # The exchange of several processes and CUDA graphs need dense gradients.
+        return TableGradient(table) if is_plain and self.world.size == 1 and table.weight.is_cpu else None
+
     def _own_ids(self, encoded: Encoded) -> Encoded:
         if self.vocabulary is None:
             return encoded
@@ -271,10 +278,11 @@ class Engine:
     def _clip_and_step(self) -> None:
         if self.recipe.max_grad_norm > 0:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
-        # Under fp16 the scaler skips a step whose gradients overflowed and lowers its scale.
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            clip(self.parameters, self.recipe.max_grad_norm)
+        with nullcontext() if self.table is None else self.table.dense():
+            # Under fp16 the scaler skips a step whose gradients overflowed and lowers its scale.
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
 
     def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:

@@ -230,6 +230,18 @@ def test_dropout_keeps_the_share_and_the_mean_and_repeats_by_seed() -> None:
     assert torch.equal(dropout.add(zeros, ones, 0.0), ones)
 
 
+def test_dropout_drops_the_same_elements_in_every_precision() -> None:
+    zeros = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        dropout, ones = Dropout(), torch.ones(1000, dtype=dtype)
+        dropout.seed(1)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            zeros.append(dropout.add(torch.zeros_like(ones), ones, 0.3) == 0)
+    assert 200 < int(zeros[0].sum()) < 400
+    assert torch.equal(zeros[0], zeros[1])
+    assert torch.equal(zeros[0], zeros[2])
+
+
 def test_dropout_of_neighbours_is_independent() -> None:
     dropout = Dropout()
     dropout.seed(3)
