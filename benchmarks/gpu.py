@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from benchmarks import ours, stock
 from benchmarks import workload as work
 from benchmarks.nights import nightgate
-from benchmarks.process import VARIANTS, Spec, Worker, now
+from benchmarks.process import BEST, BEST_BF16, OURS, OURS_BF16, Spec, Worker, now
 from benchmarks.results import Result, at_most, log, missing, parser, results_table
 from benchmarks.workload import BATCH, MAX_LENGTH, SHAPES, Workload
 from nightgate.config.training import Training
@@ -201,15 +201,15 @@ def speed(lab: Lab) -> Iterator[Result]:
     batches = 125 if lab.on_gpu else 2
     spec = Spec(lab.workload, base, lab.folder, lab.device, 1, steps, batches, 1, openmp_settings())
     times = []
-    for variant, serve in ((VARIANTS[1], stock.serve), (VARIANTS[-1], ours.serve)):
+    best, own_one = (BEST_BF16, OURS_BF16) if devices.pick("auto").precision == "bf16" else (BEST, OURS)
+    for variant, serve in ((best, stock.serve), (own_one, ours.serve)):
         with closing(Worker(variant.name, spec, serve, variant)) as worker:
             worker.answer()
             # The first round warms up.
             times.append([[worker.ask(command) for command in ("steps", "evaluate")] for _ in range(2)][1])
-    precision = devices.pick("auto").precision
     for what, theirs, own in zip(("a step", "1,000 rows"), *times, strict=True):
         found = f"{1000 * theirs:.2f} ms, {1000 * own:.2f} ms: {theirs / own:.2f}x"
-        yield Result(f"speed: {what}, the Trainer at its best and the engine in {precision}", found)
+        yield Result(f"speed: {what}, the Trainer at its best and the engine, both in {best.precision}", found)
 
 
 def _step_seconds(lab: Lab, engine: Engine) -> float:

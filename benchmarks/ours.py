@@ -21,7 +21,7 @@ def serve(pipe: Connection, spec: Spec, variant: Variant) -> None:
     torch.set_num_threads(cpu_threads.pick_threads()[0])
     workload = spec.workload
     trained, evaluated = spec.rows(variant)
-    picked = devices.pick("auto")
+    picked = devices.pick(variant.precision)
     engine = Engine(
         work.load(spec.folder),
         Training(max_length=MAX_LENGTH, batch_size=BATCH, eval_batch_size=BATCH),

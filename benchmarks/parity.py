@@ -28,6 +28,7 @@ from nightgate import cpu_threads
 from nightgate.config.training import Training
 from nightgate.engine import base_models, devices
 from nightgate.engine.base_models import LoadedModel
+from nightgate.engine.devices import Picked
 from nightgate.engine.step import Engine
 
 LONGEST = 40
@@ -83,12 +84,17 @@ class _Comparison:
         stock_losses, _ = self._stock(FP32_STEPS, double=False)
         ours = self._ours(FP32_STEPS, double=False)
         flipped = int((ours.logits.argmax(axis=1) != ours.plain.argmax(axis=1)).sum())
-        return [
+        results = [
             at_most(f"loss, fp32, {FP32_STEPS} steps: largest difference", _largest(ours.losses, stock_losses), 1e-5),
             at_most("untouched rows of the word table whose bits changed", self._changed(ours.weights), 0),
             at_most("logits of the export in plain transformers: largest difference", _largest(*ours[2:]), 1e-5),
             at_most(f"argmax flipped by the export, of {len(ours.plain)} rows", flipped, 0),
         ]
+        if devices.pick("auto").precision == "bf16":
+            losses = self._ours(FP32_STEPS, double=False, picked=devices.pick("bf16")).losses
+            what = f"loss, bf16, {FP32_STEPS} steps: largest difference from the Trainer's in fp32"
+            results.append(at_most(what, _largest(losses, stock_losses), 1e-2))
+        return results
 
     def _stock(self, steps: int, *, double: bool) -> tuple[list[float], dict[str, Tensor]]:
         """Losses of the steps, and the weights after them."""
@@ -107,11 +113,11 @@ class _Comparison:
         ).train()
         return losses, {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
 
-    def _ours(self, steps: int, *, double: bool) -> _Trained:
+    def _ours(self, steps: int, *, double: bool, picked: Picked | None = None) -> _Trained:
         engine = Engine(
             self._model(double),
             Training(max_length=MAX_LENGTH, batch_size=BATCH, learning_rate=self.rate),
-            devices.Picked(torch.device(self._device(double)), torch.float32, "compared in full precision"),
+            picked or Picked(torch.device(self._device(double)), torch.float32, "compared in full precision"),
             steps,
             self.encoded,
             self.workload.encoded(),  # the word table is as large as in the timed runs

@@ -28,7 +28,6 @@ from benchmarks.workload import Rows, Workload, rounds
 from nightgate.engine.step import Wins
 
 LEAD_SEED, EVALUATION_SEED = 2_000, 1_000
-DEFAULTS, BEST, OURS = "defaults", "best", "ours"
 
 
 class WorkerError(Exception):
@@ -41,24 +40,30 @@ class Variant:
 
     name: str
     title: str
+    precision: str = "fp32"
     wins: Wins | None = None
     """Optimisations of the engine; None for the stock Trainer."""
+    is_tuned: bool = True
+    """Whether the Trainer is at its best: grouped by length, threads and OpenMP set as Nightgate sets them. The engine
+    takes the batches of the Trainer's defaults."""
 
     @property
-    def is_tuned(self) -> bool:
-        """Whether threads and OpenMP are set as Nightgate sets them, not left to torch."""
-        return self.name != DEFAULTS
+    def is_grouped(self) -> bool:
+        return self.wins is None and self.is_tuned
 
 
-VARIANTS = (
-    # Dynamic padding, random order, fp32, fused AdamW.
-    Variant(DEFAULTS, "Trainer, defaults"),
-    # Grouped by length; on a GPU bf16 where it is native, and loading in 4 processes.
-    Variant(BEST, "Trainer at its best"),
-    Variant("packed", "ours: packed texts", Wins(cls_only=False, trimmed=False)),
-    Variant("first", "+ last layer for first tokens", Wins(trimmed=False)),
-    Variant(OURS, "+ trimmed vocabulary (ours)", Wins()),
+DEFAULTS = Variant("defaults", "Trainer, defaults (fp32)", is_tuned=False)
+"""Dynamic padding, random order, fused AdamW, threads and OpenMP left to torch."""
+BEST = Variant("best", "Trainer at its best, fp32")
+BEST_BF16 = Variant("best-bf16", "Trainer at its best, bf16", "bf16")
+OURS = Variant("ours", "ours, fp32", wins=Wins())
+OURS_BF16 = Variant("ours-bf16", "ours, bf16", "bf16", Wins())
+VARIANTS = (DEFAULTS, BEST, BEST_BF16, OURS, OURS_BF16)
+PARTS = (
+    Variant("packed", "packed texts alone, fp32", wins=Wins(cls_only=False, trimmed=False)),
+    Variant("first", "+ last layer for first tokens, fp32", wins=Wins(trimmed=False)),
 )
+"""Rows between the Trainer and ours: one for each part of the engine, on top of the row before."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Spec:
 
     def rows(self, variant: Variant) -> tuple[list[list[Rows]], list[Rows]]:
         """Batches of each round, of which the first is not timed, and the rows that each round evaluates."""
-        grouped, count = variant.name == BEST, self.rounds + 1
+        grouped, count = variant.is_grouped, self.rounds + 1
         timed = rounds(self.workload, grouped, count, self.steps, self.seed)
         # The first step of a round wakes threads and fills caches that other variants have emptied. A night has
         # 12,500 steps without a pause.

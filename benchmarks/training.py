@@ -1,12 +1,12 @@
 """The training engine against the stock `Trainer`, with its defaults and at its best: quality first, then speed.
 
-    python -m benchmarks.training --shape multi|l6 --device cpu|cuda [--median 75] [--rounds N]
+    python -m benchmarks.training --shape multi|l6 --device cpu|cuda [--median 75] [--rounds N] [--parts]
 
 Needs the extra `bench` (accelerate, which the stock Trainer requires); works offline.
 
 First the quality gates: engine and Trainer train the same model on the same batches and must agree, else the command
 names the difference and exits with 1. Then all variants are timed in one run, each in a process of its own, in turns
-whose order rotates from round to round.
+whose order rotates from round to round. Those in bf16 need hardware that computes it natively.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import ours, parity, stock
-from benchmarks.process import BEST, DEFAULTS, OURS, VARIANTS, Spec, Variant, Worker, WorkerError
+from benchmarks.process import BEST, BEST_BF16, DEFAULTS, OURS, PARTS, VARIANTS, Spec, Variant, Worker, WorkerError
 from benchmarks.results import exit_code, facts_list, log, machine_facts, missing, parser, ratio, results_table, table
 from benchmarks.workload import BATCH, EPOCHS, SHAPES, STEPS_PER_EPOCH, VALIDATION_ROWS, drawn
 from nightgate.cpu_threads import openmp_settings
+from nightgate.engine import devices
 from nightgate.errors import NightgateError
 
 ROUNDS, SEED = 9, 1
@@ -74,9 +75,7 @@ def _run(options: argparse.Namespace, scratch: Path) -> int:
     facts = machine_facts("torch", "transformers", "accelerate")
     workers: dict[Variant, Worker] = {}
     with _closing(workers.values()):
-        for variant in VARIANTS:
-            if options.quick and variant.name not in (DEFAULTS, OURS):
-                continue
+        for variant in _variants(options):
             log(f"starting: {variant.title}")
             serve = ours.serve if variant.wins else stock.serve
             timed = replace(spec, folder=folder)
@@ -102,23 +101,32 @@ def _measure(workers: dict[Variant, Worker], rounds: int) -> Measured:
     return measured
 
 
-def speed_table(measured: Measured) -> str:
-    """Medians; ratios are paired by round, with the smallest and the largest."""
-    head = ["variant", "ms a step", "x defaults", "x at its best", "s per 1,000 rows evaluated", "x defaults"]
-    head += ["x at its best", "peak memory, MB", "5 epochs of the published recipe, h"]
-    references = {variant.name: found for variant, found in measured.items() if variant.name in (DEFAULTS, BEST)}
+def _variants(options: argparse.Namespace) -> list[Variant]:
+    if options.quick:
+        return [DEFAULTS, OURS]
+    has_bf16 = devices.pick("auto").precision == "bf16"
+    variants = [variant for variant in VARIANTS if has_bf16 or variant.precision != "bf16"]
+    return [*variants, *PARTS] if options.parts else variants
 
-    def ratios(name: str, command: str, values: list[float]) -> list[str]:
-        others = [references.get(other) if other != name else None for other in (DEFAULTS, BEST)]
-        return [str(ratio(other[command], values)) if other else "" for other in others]
+
+def speed_table(measured: Measured) -> str:
+    """Medians; ratios are paired by round, with their interval."""
+    references = {"defaults": DEFAULTS, "its best, fp32": BEST, "its best, bf16": BEST_BF16}
+    beside = [f"x {name}" for name, variant in references.items() if variant in measured]
+    head = ["variant", "ms a step", *beside, "s per 1,000 rows evaluated", *beside]
+    head += ["peak memory, MB", "5 epochs of the published recipe, h"]
+
+    def ratios(variant: Variant, command: str) -> list[str]:
+        others = [other for other in references.values() if other in measured]
+        values = measured[variant][command]
+        return ["" if other is variant else str(ratio(measured[other][command], values)) for other in others]
 
     rows = []
     for variant, found in measured.items():
         step, evaluation = statistics.median(found["steps"]), statistics.median(found["evaluate"])
         seconds = EPOCHS * (STEPS_PER_EPOCH * step + VALIDATION_ROWS / 1000 * evaluation)
         cells = [variant.title, f"{1000 * step:,.0f}" if step >= 0.1 else f"{1000 * step:.2f}"]
-        cells += ratios(variant.name, "steps", found["steps"])
-        cells += [f"{evaluation:.3g}", *ratios(variant.name, "evaluate", found["evaluate"])]
+        cells += [*ratios(variant, "steps"), f"{evaluation:.3g}", *ratios(variant, "evaluate")]
         rows.append((*cells, f"{found['memory'][-1] / 1e6:,.0f}", f"{seconds / 3600:.2f}"))
     return table(head, rows)
 
@@ -139,6 +147,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     cli.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     cli.add_argument("--median", type=int, default=31, help="tokens of the median row")
     cli.add_argument("--rounds", type=int, default=ROUNDS, help="paired rounds")
+    cli.add_argument("--parts", action="store_true", help="a row for each part of the engine too")
     cli.add_argument("--quick", action="store_true", help="a tiny shape, two variants, in seconds: a smoke test")
     cli.add_argument(
         "--sabotage", action="store_true", help="train the engine at a rate 0.1 %% too high: gates must fail"
