@@ -81,7 +81,8 @@ class Layout:
         """Indices of the gathers to and from groups: (qkv to, qkv from, one of the three to, one of the three from).
 
         `[tokens, 3, heads]` becomes `[3, text, head, place]`, and `[tokens, heads]` becomes `[text, head, place]`.
-        Places after a text's end repeat its first token and are not gathered back.
+        Places after a text's end repeat its first token and are not gathered back. The last tensor is false for them,
+        [text x head x place, 1].
         """
         if heads not in self._gathers:
             head = np.arange(heads)[:, None]
@@ -94,7 +95,8 @@ class Layout:
             part = np.arange(3)
             three = (token_of * 3 * heads + head_of + heads * part[:, None]).ravel()
             back_three = (back.reshape(self.tokens, 1, heads) + len(one) * part[:, None]).ravel()
-            self._gathers[heads] = tuple(torch.from_numpy(index) for index in (three, back_three, one, back))
+            found = three, back_three, one, back, valid[:, None]
+            self._gathers[heads] = tuple(torch.from_numpy(index) for index in found)
         return self._gathers[heads]
 
 
@@ -106,8 +108,8 @@ class Group:
         place = np.arange(width)
         self.valid = place < lengths[:, None]
         self.tokens = starts[:, None] + np.where(self.valid, place, 0)
-        self.padding = None if self.valid.all() else torch.from_numpy(~self.valid)
-        """Places after a text's end, bool [count, width]; None where all texts are of one length."""
+        self.padding = None if self.valid.all() else torch.from_numpy(np.where(self.valid, 0, -np.inf))[:, None, None]
+        """What is added to scores, [count, 1, 1, width]: -inf after a text's end; None where texts have one length."""
 
 
 def attend(qkv: Tensor, layout: Layout, heads: int, dropout: Dropout, rate: float) -> Tensor:
@@ -152,7 +154,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, layout: Layout, heads: int, mask: Tensor | None, scale: float) -> Tensor:
         tokens, width = qkv.shape[0], qkv.shape[1] // 3
-        gather, _, one, scatter = layout.gathers(heads)
+        gather, _, one, scatter, _ = layout.gathers(heads)
         rows = qkv.reshape(-1, width // heads).index_select(0, gather)
         query, key, value = (_by_text(part, layout, heads) for part in rows.chunk(3))
         probabilities = qkv.new_empty(_num_cells(layout, heads))
@@ -160,13 +162,9 @@ class _Attention(torch.autograd.Function):
         squares = _squares(probabilities, layout, heads)
         for group, square, q, k in zip(layout.groups, squares, query, key, strict=True):
             torch.baddbmm(square, q, k.transpose(1, 2), beta=0, alpha=(width // heads) ** -0.5, out=square)
-            of_texts = square.view(group.count, heads, group.width, group.width)
             if group.padding is not None:
-                of_texts.masked_fill_(group.padding[:, None, None, :], -torch.inf)
+                square.view(group.count, heads, group.width, group.width).add_(group.padding.to(square.dtype))
             torch.softmax(square, -1, out=square)
-            if group.padding is not None:
-                # With probability 0 in rows and columns, padding reaches neither output nor gradient.
-                of_texts.masked_fill_(group.padding[:, None, :, None], 0)
         kept = probabilities if mask is None else probabilities * mask
         for square, v, o in zip(_squares(kept, layout, heads), value, _by_text(out, layout, heads), strict=True):
             torch.bmm(square, v, out=o)
@@ -180,8 +178,10 @@ class _Attention(torch.autograd.Function):
         rows, probabilities, kept, mask = ctx.saved_tensors
         layout, heads = ctx.layout, ctx.heads
         tokens, width = gradient.shape
-        _, scatter, gather, _ = layout.gathers(heads)
+        _, scatter, gather, _, valid = layout.gathers(heads)
         coming = gradient.reshape(-1, width // heads).index_select(0, gather)
+        # Outputs after a text's end were not gathered back.
+        coming.mul_(valid.to(coming.dtype))
         if mask is not None:
             coming.mul_(ctx.scale)
         going = torch.empty_like(rows)

@@ -96,9 +96,9 @@ class PackedClassifier:
             types = torch.zeros_like(batch.ids) if batch.types is None else batch.types
             inputs["token_type_ids"] = types[None]
         hidden = self._project(self._embeddings(**inputs))[0]
-        if hidden.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            # Norms, activations, dropout and the sums of residuals follow the type of their input.
-            hidden = hidden.to(torch.get_autocast_dtype("cpu"))
+        if hidden.is_cpu and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
+            # Norms, activations, dropout and residuals follow the type of their input. fp16 could overflow there.
+            hidden = hidden.bfloat16()
         *lower, last = self._layers
         for layer in lower:
             hidden = layer(hidden, layout, self.dropout, training=training)
