@@ -19,7 +19,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nightgate.data.batches import SMALL
-from nightgate.data.columns import Columns, take
+from nightgate.data.columns import Columns
 from nightgate.durable_files import sha256_of, sync
 from nightgate.errors import SnapshotError, first_line, storage_errors
 
@@ -54,7 +54,6 @@ INDEX = {name: kind for name, kind in SMALL.items() if name != "text_rest"} | {
     "seen": np.int32,  # number of the delta that had the row first
 }
 """Columns of the index."""
-_NO_ROWS = pa.table({name: np.empty(0, kind) for name, kind in INDEX.items()})
 _PACKED = ("time", "updated", "text_at", "place")
 _FEW = ("own_label", "label", "given", "split", "state", "part", "seen")
 
@@ -101,19 +100,18 @@ class Chain:
         Raises:
             SnapshotError: a file cannot be read.
         """
-        tables = [_read(delta.path / INDEX_FILE, columns) for delta in self.deltas] or [_NO_ROWS.select(columns)]
         gone = [
             _read(delta.path / SUPERSEDED_FILE, ["place"])["place"].to_numpy()
             for delta in self.deltas
             if SUPERSEDED_FILE in delta.facts["files"] and not superseded
         ]
-        table = pa.concat_tables(tables)
-        found: Columns = {name: table[name].to_numpy() for name in columns} | {"place": np.arange(table.num_rows)}
-        if not gone:
-            return found
-        holds = np.ones(table.num_rows, bool)
-        holds[np.concatenate(gone)] = False
-        return take(found, holds)
+        with ExitStack() as opened:
+            files = {path: opened.enter_context(_opened(path)) for path in [d.path / INDEX_FILE for d in self.deltas]}
+            place = np.arange(sum(file.metadata.num_rows for file in files.values()))
+            if gone:
+                place = np.delete(place, np.concatenate(gone))
+            # Column by column: memory that is used for the first time costs more than the reading.
+            return {name: _column(files, name, place if gone else None) for name in columns} | {"place": place}
 
     def texts(self, places: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """These columns of the texts at these places, in their order.
@@ -336,11 +334,31 @@ def new_delta(folder: Path, number: int, schema: pa.Schema, *, mark: str = "") -
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _column(files: Mapping[Path, pq.ParquetFile], name: str, rows: NDArray[np.int64] | None) -> NDArray[Any]:
+    """The rows, or all, of a column of several files; of one value it takes no memory."""
+    parts = []
+    for path, file in files.items():
+        with _named(path):
+            parts.append(file.read([name])[name].to_numpy())
+    column = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, INDEX[name]), *parts])
+    if rows is not None:
+        column = column[rows]
+    if len(column) and (column == column[0]).all():
+        return np.broadcast_to(column[0], column.shape)
+    return column
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    # Without a buffer for all columns that are asked for.
+    with _named(path), pq.ParquetFile(path, pre_buffer=False) as file:
+        yield file
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        with pq.ParquetFile(path) as file:
-            yield file
+        yield
     except (OSError, pa.ArrowException) as error:
         raise SnapshotError(f"{path} cannot be read: {first_line(error)}", next_step=AGAIN) from error
 

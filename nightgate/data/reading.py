@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nightgate.data.base import Base
 from nightgate.data.batches import Worked, work
-from nightgate.data.columns import Columns, Growing, Mask, among, distinct, repeated, take
+from nightgate.data.columns import Columns, Growing, Mask, among, distinct, take
 from nightgate.data.deltas import INDEX, DeltaDraft
 from nightgate.data.rules import hashed_shares, sides_of
 from nightgate.data.tip import Tip
@@ -74,10 +74,11 @@ class KnownRows:
         # A fifth of the time of np.lexsort, which only equal rows need.
         self._rows = rows[np.argsort(index["facts"][rows])]
         self._facts = index["facts"][self._rows]
-        equal = np.flatnonzero(among(self._facts, repeated(self._facts)))
+        same = self._facts[1:] == self._facts[:-1]
+        equal = np.flatnonzero(np.append(same, False) | np.append(False, same)) if same.any() else rows[:0]
         few = self._rows[equal]
         self._rows[equal] = few[np.lexsort((few, index["part"][few], index["facts"][few]))]
-        self._found_of_run = np.zeros(len(rows) + 1, np.int64)
+        self._found_of_run = np.zeros(len(rows) + 1, np.int32)
         self._found = np.zeros(len(rows), bool)
         self._part = index["part"][self._rows]
 
@@ -106,10 +107,11 @@ class KnownRows:
 
     def moved(self, index: Columns) -> Mask:
         """Rows that were in another part than the index says, which it says from now on."""
-        part = index["part"].copy()
-        part[self._rows] = self._part
-        moved: Mask = part != index["part"]
-        index["part"] = part
+        moved = np.zeros(len(index["part"]), bool)
+        moved[self._rows] = self._part != index["part"][self._rows]
+        if moved.any():
+            index["part"] = index["part"].copy()
+            index["part"][self._rows] = self._part
         return moved
 
 

@@ -329,7 +329,7 @@ def _largest(column: Keys, values: Codes) -> Codes:
 def _read(path: Path) -> Entries:
     try:
         # A year has a file a night: read_table takes four times as long for a small one.
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
             entries: Entries = file.read(["entry"])["entry"].to_numpy()
     except (OSError, KeyError, pa.ArrowException) as error:
         raise SnapshotError(
