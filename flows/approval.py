@@ -80,6 +80,12 @@ def decide_orphans(db: Database, client: SyncPrefectClient) -> list[RunRow]:
     return ended
 
 
+def was_asked(client: SyncPrefectClient, flow_run_id: UUID, run_id: str) -> bool:
+    """Whether a Prefect run has opened the form for the approval of a night."""
+    keys = [state.state_details.pause_key or "" for state in client.read_flow_run_states(flow_run_id)]
+    return any(key.startswith(_key(run_id)) for key in keys)
+
+
 def is_orphan(client: SyncPrefectClient, run: FlowRun) -> bool:
     """Whether the run's deployment was removed, so that nothing starts it again."""
     try:

@@ -265,7 +265,10 @@ def event_id(end: RunRow) -> UUID:
 
 
 def _events_of_alarms(db: Database, one: Evaluation) -> Iterator[Event]:
-    """An event for each name in `train_on` that an alarm stands for; the first that starts a night now names it."""
+    """An event for each name in `train_on` that an alarm stands for, if that is new or starts a night.
+
+    The first event that starts a night names its deployment.
+    """
     payload = {
         "pipeline": one.pipeline,
         "model_version": one.model_version,
@@ -280,13 +283,15 @@ def _events_of_alarms(db: Database, one: Evaluation) -> Iterator[Event]:
         "reason": one.reason,
         "next_step": f"nightgate run {one.pipeline}",
     }
-    starting = _starting(db, one)
+    starting, news = _starting(db, one), evaluations.news(db, one)
     for name, event in STARTING.items():
         if ALARMS[name].isdisjoint(one.alarms):
             continue
         starts = _deployment_of(one.pipeline) if name in starting else None
         if starts:
             starting = ()
+        elif ALARMS[name].isdisjoint(news):
+            continue
         event_id = uuid5(NAMESPACE_URL, f"nightgate:{one.pipeline}/{one.model_version}/{one.evaluated_at}/{event}")
         yield make_event(event, one.pipeline, payload, None, event_id, starts)
 

@@ -31,7 +31,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from flows.approval import decide_orphans, is_orphan
+from flows.approval import decide_orphans, is_orphan, was_asked
 from flows.events import announce_all, heartbeat, send, send_heartbeats
 from flows.homes import check_home_of_run, nights_of, own, own_tag, pipeline_of
 from flows.run_end import rename_run
@@ -228,6 +228,8 @@ def agree(db: Database, client: SyncPrefectClient) -> None:
 def obey_cancels(db: Database, client: SyncPrefectClient) -> list[RunRow]:
     """End cancelled runs that no worker ends: their worker is gone, or they are suspended.
 
+    A cancel before the form for an approval was opened ended the night's prediction and decides nothing.
+
     A process of theirs that still lives learns it from the database at its next heartbeat.
     """
     known = {UUID(one.prefect_flow_run_id): one for one in reconciliation.unfinished(db) if one.prefect_flow_run_id}
@@ -243,6 +245,7 @@ def obey_cancels(db: Database, client: SyncPrefectClient) -> list[RunRow]:
     ended = [
         reconciliation.cancel(db, known[run.id], CANCELLED_BY, deployed=run.deployment_id is not None)
         for run in waiting
+        if known[run.id].status != "waiting" or was_asked(client, run.id, known[run.id].run_id)
     ]
     return [one for one in ended if one is not None]
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Alarm = Literal["below_min_f1", "champion_dropped", "drifted"]
 NEWS = timedelta(days=7)
-"""Age beyond which an alarm is no news: its events are not published any more."""
+"""Age beyond which an alarm is no news: its events are not published any more. An alarm that comes again within it is
+none either: F1 may go up and down around a limit."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,25 @@ def unannounced(db: Database, now: datetime | None = None) -> list[Evaluation]:
         .order_by(ChampionEvaluation.evaluated_at)
     )
     return db.read(lambda session: [_evaluation(row) for row in session.scalars(query)])
+
+
+def news(db: Database, one: Evaluation) -> frozenset[Alarm]:
+    """The alarms of an evaluation that were not published of the version's last one, nor of one within `NEWS`."""
+    table = ChampionEvaluation
+    query = (
+        sa.select(table)
+        .filter_by(pipeline=one.pipeline, model_version=one.model_version, role=one.role)
+        .where(table.evaluated_at < one.evaluated_at)
+        .order_by(table.evaluated_at.desc())
+    )
+
+    def work(session: Session) -> frozenset[Alarm]:
+        earlier = session.scalars(query).all()
+        recent = [row for row in earlier if row is earlier[0] or row.evaluated_at > one.evaluated_at - NEWS]
+        known = {alarm for row in recent if row.announced_at for alarm in _evaluation(row).alarms}
+        return frozenset(one.alarms) - known
+
+    return db.read(work)
 
 
 def mark_announced(db: Database, one: Evaluation) -> None:

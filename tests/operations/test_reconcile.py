@@ -286,6 +286,27 @@ def test_a_cancelled_run_that_does_not_react_has_the_command_that_resumes_it(
     assert (f"`prefect flow-run retry {run.id}`" if deployed else "`nightgate run reviews --night 2026-03-01`") in step
 
 
+def test_a_cancel_holds_a_candidate_whose_approval_was_asked_for_and_not_one_whose_night_still_predicts(
+    api: SyncPrefectClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.reconcile.CANCEL_PATIENCE", timedelta())
+    ends = {}
+    for day, asked in enumerate((True, False)):
+        run = run_of_prefect(api, Running())
+        night, _ = night_rows.judged_version(database, day, prefect_flow_run_id=str(run.id))
+        night_rows.await_approval(database, night)
+        # Pause in the UI leaves another key.
+        key = f"approval-{night.run_id}" if asked else None
+        api.set_flow_run_state(run.id, Suspended(pause_key=key), force=True)
+        api.set_flow_run_state(run.id, Cancelled(), force=True)
+        obey_cancels(database, api)
+        ends[asked] = night_rows.one(database, night.run_id)["status"]
+    assert ends == {True: "held", False: "waiting"}
+    [still] = approvals.open_approvals(database)
+    assert approvals.approve(database, still.run_id, by="ada", reason="it reads well").status == "promoted"
+    assert after_reconcile(api, database, run).name == "Promoted"
+
+
 @pytest.mark.parametrize(("state", "status"), [(Cancelling(), "cancelled"), (Crashed(), "failed")])
 def test_a_process_that_died_before_it_said_why_was_cancelled_if_prefect_cancels_its_run(
     api: SyncPrefectClient, database: Database, state: State[Any], status: str

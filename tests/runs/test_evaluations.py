@@ -117,3 +117,31 @@ def test_a_night_has_the_score_of_the_champion(database: Database) -> None:
     row = night_rows.one(database, run.run_id)
     assert (row["champion_fresh_f1"], row["champion_fresh_rows"]) == (0.5, 240)
     assert (row["fresh_ci_low"], row["fresh_ci_high"]) == (0.4, 0.6)
+
+
+def test_an_alarm_is_news_once_however_often_it_is_raised_and_again_after_a_week_without_it(database: Database) -> None:
+    version = night_rows.held_version(database)
+    began = datetime.now(UTC)
+    raised = {
+        0: ("champion_dropped",),
+        1: ("champion_dropped",),
+        2: ("champion_dropped", "drifted"),
+        3: (),
+        4: ("drifted",),
+        30: ("drifted",),  # nothing is known of the days between
+        31: (),
+        45: ("champion_dropped", "drifted"),
+    }
+    news = {}
+    for day, alarms in raised.items():
+        found = evaluation(version, day, alarms=alarms, evaluated_at=began + timedelta(days=day))
+        evaluations.record(database, found, POLICY, (), "weighted")
+        news[day] = set(evaluations.news(database, found))
+        if day != 0:  # the server was away on the first one
+            evaluations.mark_announced(database, found)
+    assert {day: alarms for day, alarms in news.items() if alarms} == {
+        0: {"champion_dropped"},
+        1: {"champion_dropped"},
+        2: {"drifted"},
+        45: {"champion_dropped", "drifted"},
+    }
