@@ -54,20 +54,20 @@ def pick(precision: str) -> Picked:
 
     The first call takes some 0.1 s on a CPU with native bf16.
     """
-    has_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", torch.cuda.current_device()) if has_gpu else torch.device("cpu")
+    if not torch.cuda.is_available():
+        # Older releases of PyTorch do not know the CPU's capabilities.
+        return pick_on_cpu(precision, getattr(torch.cpu, "get_capabilities", dict)(), gain_of_bf16)
+    device = torch.device("cuda", torch.cuda.current_device())
     place = _name(device)
     if precision != "auto":
         return Picked(device, DTYPES[precision], f"{precision} on {place}: training.precision = {precision!r}")
-    if not has_gpu:
-        return pick_on_cpu(torch.cpu.get_capabilities(), gain_of_bf16)
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return Picked(device, torch.bfloat16, f"bf16 on {place}: it computes bf16 natively")
     return Picked(device, torch.float16, f"fp16 with loss scaling on {place}: it has no native bf16")
 
 
-def pick_on_cpu(capabilities: Mapping[str, Any], gain: Callable[[], float]) -> Picked:
-    """bf16 or float32 on a CPU.
+def pick_on_cpu(precision: str, capabilities: Mapping[str, Any], gain: Callable[[], float]) -> Picked:
+    """Precision on a CPU: bf16 or float32 for 'auto'.
 
     Args:
         capabilities: as `torch.cpu.get_capabilities` names them.
@@ -75,6 +75,11 @@ def pick_on_cpu(capabilities: Mapping[str, Any], gain: Callable[[], float]) -> P
     """
     full = Picked(torch.device("cpu"), torch.float32, "")
     names = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
+    if precision != "auto":
+        is_slow = precision == "fp16" or (precision == "bf16" and not names)
+        note = f", slow because this CPU emulates {precision}" if is_slow else ""
+        reason = f"{precision} on the CPU: training.precision = {precision!r}{note}"
+        return Picked(full.device, DTYPES[precision], reason)
     if not names:
         no_gpu = f"no GPU that this PyTorch ({torch.__version__}) can use"
         return full.in_fp32(f"it does not compute bf16 natively (AVX512-BF16 or AMX); {no_gpu}")

@@ -306,22 +306,27 @@ def test_cross_entropy_is_torchs_and_shows_what_is_not_finite() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "gain", "precision"),
+    ("asked", "capabilities", "gain", "precision", "is_slow"),
     [
-        ({"avx512_bf16": True}, 2.0, "bf16"),
-        ({"avx512_bf16": True, "amx_bf16": True}, devices.LEAST_GAIN, "bf16"),
-        ({"avx512_bf16": True}, 1.29, "fp32"),
-        ({"avx512_bf16": True}, math.nan, "fp32"),
-        ({"avx512_bf16": False, "avx512_f": True}, 9.9, "fp32"),
-        ({}, 9.9, "fp32"),
+        ("auto", {"avx512_bf16": True}, 2.0, "bf16", False),
+        ("auto", {"avx512_bf16": True, "amx_bf16": True}, devices.LEAST_GAIN, "bf16", False),
+        ("auto", {"avx512_bf16": True}, 1.29, "fp32", False),
+        ("auto", {"avx512_bf16": True}, math.nan, "fp32", False),
+        ("auto", {"avx512_bf16": False, "avx512_f": True}, 9.9, "fp32", False),
+        ("auto", {}, 9.9, "fp32", False),
+        ("bf16", {}, 0.2, "bf16", True),
+        ("bf16", {"amx_bf16": True}, 0.2, "bf16", False),
+        ("fp32", {"amx_bf16": True}, 2.0, "fp32", False),
     ],
 )
-def test_a_cpu_computes_in_bf16_where_that_is_native_and_faster(
-    capabilities: dict[str, Any], gain: float, precision: str
+def test_a_cpu_computes_in_bf16_where_that_is_native_and_faster_or_asked_for(
+    asked: str, capabilities: dict[str, Any], gain: float, precision: str, is_slow: bool
 ) -> None:
-    picked = devices.pick_on_cpu(capabilities, lambda: gain)
+    picked = devices.pick_on_cpu(asked, capabilities, lambda: gain)
     assert (picked.device.type, picked.precision) == ("cpu", precision)
+    assert picked.is_tentative == (asked == "auto" and precision == "bf16")
     assert picked.reason.startswith(f"{precision} on the CPU: ")
+    assert ("slow" in picked.reason) == is_slow
 
 
 def test_auto_measures_this_cpu_and_a_narrow_model_is_in_fp32_on_every_cpu(loaded: base_models.LoadedModel) -> None:
