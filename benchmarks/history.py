@@ -234,18 +234,21 @@ def asked(engine: Engine, size: Size) -> list[Result]:
     slowest = max(times, key=lambda title: times[title])
     with environment(engine):
         import nightgate
+        from nightgate.frames.nights import read_history
+        from nightgate.frames.reader import open_reader
         from nightgate.operations.status import status
 
         newest = nightgate.versions(PIPELINE)["run_id"].iloc[-1]
-        slices = best(lambda: nightgate.history(PIPELINE, run=newest, slices=True))
-        shown = best(lambda: status(engine.db))
+        with open_reader() as db:
+            slices = best(lambda: read_history(db, PIPELINE, run=newest, slices=True))
+            shown = best(lambda: status(db))
     name = engine.name
     return [
         at_most(f"slowest query of the cookbook ({slowest}), ms, {name}", times[slowest], LIMITS[name]),
         at_most(f"last quarter of all pipelines, ms, {name}", run(quarter), 250),
         at_most(f"all time of all pipelines, ms, {name}", run(re.sub(r"WHERE night >= '[\d-]+'", "", quarter)), 1000),
         at_most(f"queries of `nightgate status`, ms, {name}", shown, 200),
-        at_most(f"`history --slices` of a run, ms, {name}", slices, 10),
+        at_most(f"queries of `history --slices` of a run, ms, {name}", slices, 10),
         *([*lines(engine, size), *pages(engine)] if engine.db.dialect == "sqlite" else ()),
     ]
 

@@ -18,13 +18,12 @@ def snapshots(pipeline: PipelineName, output: OutputFormat = Format.table) -> No
     """List snapshots with rows, bytes, runs, and why they are kept."""
     from humanize import naturalsize
 
-    from nightgate.database.transactions import Database
-    from nightgate.home import home_for_reading
+    from nightgate.frames.reader import open_reader
     from nightgate.pipeline_files import is_path, load_pipeline, pipeline_files
     from nightgate.registry.data_retention import listing
 
     name = name_of(pipeline)
-    with Database.open(home_for_reading(), any_home=True) as db:
+    with open_reader() as db:
         has_file = pipeline in pipeline_files() or is_path(pipeline)
         frame = listing(db, name, load_pipeline(pipeline).retention if has_file else None)
     if output is Format.table and len(frame):

@@ -48,14 +48,11 @@ def status(output: OutputFormat = Format.table) -> None:
     Times are UTC.
     """
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    from nightgate.home import home_for_reading
-
-    home = home_for_reading()
     from nightgate.cli.status_table import as_text
-    from nightgate.database.transactions import Database
+    from nightgate.frames.reader import open_reader
     from nightgate.operations.status import status
 
-    with Database.open(home, any_home=True) as db:
+    with open_reader() as db:
         frame = status(db, _deployed())
     if output is Format.table:
         say(as_text(frame))

@@ -30,10 +30,9 @@ def report(
 
     One file, which needs no server and has no text of any row unless --examples asks for it.
     """
-    from nightgate.database.transactions import Database
     from nightgate.durable_files import user_path
     from nightgate.errors import ConfigurationError
-    from nightgate.home import home_for_reading
+    from nightgate.frames.reader import open_reader
     from nightgate.pages.page import write_page, write_page_of_all
 
     if (pipeline is None) != every:
@@ -48,9 +47,8 @@ def report(
             next_step="name the pipeline, and with --output a file that only its readers can open",
         )
     first = date_of(since) if since else None
-    home = home_for_reading()
-    path = user_path(output) if output else home.page(name)
-    with Database.open(home, any_home=True) as db:
+    with open_reader() as db:
+        path = user_path(output) if output else db.home.page(name)
         if name is None:
             write_page_of_all(db, path, first)
         else:

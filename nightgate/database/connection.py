@@ -20,7 +20,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from nightgate.database.failures import Failure, postgresql_failure, sqlite_failure
@@ -82,17 +82,24 @@ def parse_url(text: str) -> URL:
     return url
 
 
-def make_engine(url: str | URL, *, create: bool = False, foreign_keys: bool = True) -> Engine:
-    """An engine without a connection pool. Nothing is opened yet.
+def make_engine(url: str | URL, *, create: bool = False, keep: bool = False, foreign_keys: bool = True) -> Engine:
+    """An engine that closes each connection after its use. Nothing is opened yet.
 
     Args:
         create: create a missing SQLite file. Otherwise a missing file is an error.
+        keep: keep a connection for the next use, until the engine is disposed of.
         foreign_keys: False while migrations rebuild tables of SQLite, which would delete rows of their children.
     """
     parsed = parse_url(url) if isinstance(url, str) else url
     # Without spaces: JSON holds most of what a night stores.
     as_json = partial(json.dumps, separators=(",", ":"))
-    options: dict[str, Any] = {"poolclass": NullPool, "hide_parameters": True, "json_serializer": as_json}
+    options: dict[str, Any] = {"hide_parameters": True, "json_serializer": as_json}
+    path = sqlite_path(parsed)
+    # A file that this user cannot write may be opened as one that does not change, which has to be looked at each time.
+    if keep and (path is None or os.access(path.parent, os.W_OK)):
+        options |= {"poolclass": QueuePool, "pool_size": 1}
+    else:
+        options |= {"poolclass": NullPool}
     try:
         if parsed.get_backend_name() == "sqlite":
             target = _sqlite_target(parsed, create=create)

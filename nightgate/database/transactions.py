@@ -1,8 +1,8 @@
 """The metrics database: transactions with retries, checks when it is opened, and its migrations.
 
 SQLite by default (`metrics.db` in the home), PostgreSQL by `NIGHTGATE_DATABASE_URL`. A transaction is a function of a
-session, so that it can be retried while the database is locked or briefly unavailable. No connection is kept between
-transactions: a night has few of them, hours apart, and a server restart would break it.
+session, so that it can be retried while the database is locked or briefly unavailable. A night keeps no connection
+between transactions: it has few of them, hours apart.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ _MIGRATION_LOCK = 7_203_150_315
 class Database:
     """The metrics database, ready for transactions."""
 
-    def __init__(self, home: Home, url: URL, *, patience: float = PATIENCE) -> None:
+    def __init__(self, home: Home, url: URL, *, patience: float = PATIENCE, keep: bool = False) -> None:
         self.home = home
         self.patience = patience
         self._url = url
-        self._engine = make_engine(url)
+        self._engine = make_engine(url, keep=keep)
         self._writer = self._engine.execution_options(writes=True)
         # By default each query of a PostgreSQL transaction sees what others have committed by then.
         snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
@@ -75,21 +75,28 @@ class Database:
         check: bool = True,
         any_home: bool = False,
         patience: float = PATIENCE,
+        keep: bool = False,
     ) -> Database:
         """Open the database at `url`, or the one that the environment names.
 
         Args:
             check: require this version's revision, and paths relative to `home`.
             any_home: skip the check of the home, for readers of metrics that use no files.
+            keep: keep one connection until `close`, for what takes seconds: opening one takes PostgreSQL some 8 ms, and
+                its first queries are slow.
 
         Raises:
             DatabaseError: it is missing, unreachable, another program's, at another revision or of another home.
         """
-        database = cls(home, parse_url(url or database_url(home)), patience=patience)
-        if check:
-            database._check_revision()
-            if not any_home:
-                database._check_home()
+        database = cls(home, parse_url(url or database_url(home)), patience=patience, keep=keep)
+        try:
+            if check:
+                database._check_revision()
+                if not any_home:
+                    database._check_home()
+        except BaseException:
+            database.close()
+            raise
         return database
 
     def __repr__(self) -> str:

@@ -286,6 +286,21 @@ def test_a_transaction_whose_connection_is_cut_is_retried(database: Database, po
 
 
 @ON_POSTGRESQL
+def test_a_kept_connection_serves_all_reads_until_it_is_cut(
+    database: Database, migrated_url: str, postgres: Any
+) -> None:
+    def pid(db: Database) -> int:
+        return int(db.frame("SELECT pg_backend_pid() AS pid")["pid"][0])
+
+    assert pid(database) != pid(database)
+    with Database.open(database.home, migrated_url, keep=True) as reader:
+        first = pid(reader)
+        assert pid(reader) == first
+        postgres.execute(f"SELECT pg_terminate_backend({first})")
+        assert pid(reader) != first
+
+
+@ON_POSTGRESQL
 def test_a_server_that_restarts_is_waited_for(
     database: Database, postgres: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
