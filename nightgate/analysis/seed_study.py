@@ -27,6 +27,7 @@ from nightgate.config.pipeline import Pipeline
 from nightgate.database.gate_schema import SeedRun, SeedStudy
 from nightgate.database.schema import ModelVersion, Promotion, Run, Snapshot
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.errors import ConfigurationError, DataError
 from nightgate.logs import without_secrets
 from nightgate.provenance import code_version
@@ -185,27 +186,28 @@ def read_study(db: Database, study_id: str) -> pd.DataFrame:
     return select(db, "SELECT * FROM seed_runs WHERE study_id = :study ORDER BY seed", {"study": study_id})
 
 
-def newest_study(session: Session, pipeline: Pipeline, *, before: datetime | None = None) -> SeedStudy | None:
-    """The newest finished study of this configuration with at least `LEAST_SEEDS` seeds, before an instant (aware).
+def newest_study(db: Database, pipeline: Pipeline, *, before: datetime | None = None) -> dict[str, Any] | None:
+    """The newest finished study of this configuration with at least `LEAST_SEEDS` seeds, before an instant (aware): a
+    row of `seed_studies`.
 
     Labels, data and training must be the same. The snapshot may differ, as it does every night: the spread is a
     property of the configuration.
     """
-    query = sa.select(SeedStudy).where(
-        SeedStudy.pipeline == pipeline.name,
-        SeedStudy.config_hash == config_hash(pipeline),
-        SeedStudy.finished_at.is_not(None),
-        SeedStudy.num_seeds >= LEAST_SEEDS,
-        SeedStudy.f1_spread.is_not(None),
+    query = (
+        "SELECT * FROM seed_studies WHERE pipeline = :pipeline AND config_hash = :config_hash "
+        f"AND num_seeds >= {LEAST_SEEDS} AND f1_spread IS NOT NULL AND finished_at IS NOT NULL "
+        f"{'' if before is None else 'AND finished_at <= :before '}ORDER BY finished_at DESC, study_id LIMIT 1"
     )
-    query = query if before is None else query.where(SeedStudy.finished_at <= before)
-    return session.scalars(query.order_by(SeedStudy.finished_at.desc(), SeedStudy.study_id).limit(1)).first()
+    given = {"pipeline": pipeline.name, "config_hash": config_hash(pipeline)}
+    statement = selecting(query, given if before is None else given | {"before": before})
+    found = db.read(lambda session: session.execute(statement).mappings().first())
+    return None if found is None else dict(found)
 
 
 def newest_spread(db: Database, pipeline: Pipeline) -> float | None:
     """Standard deviation of F1 between the seeds of `newest_study`; None: there is none."""
-    found = db.read(lambda session: newest_study(session, pipeline))
-    return found.f1_spread if found else None
+    found = newest_study(db, pipeline)
+    return found["f1_spread"] if found else None
 
 
 def describe_margin(gate: Gate, spread: float) -> str:

@@ -192,16 +192,19 @@ class Database:
         if revision != schema.HEAD:
             raise _wrong_revision(self._url, revision, ours=ours)
 
-    def _check_home(self) -> None:
-        def recorded(session: Session) -> str | None:
-            found: str | None = session.scalar(sa.text("SELECT value FROM reading WHERE key = 'home_id'"))
-            return found
+    def home_id(self) -> str | None:
+        """The id of the home that its paths are relative to; None: no night has been recorded."""
+        found: str | None = self.read(
+            lambda session: session.scalar(sa.text("SELECT value FROM reading WHERE key = 'home_id'"))
+        )
+        return found
 
-        known = self.read(recorded)
+    def _check_home(self) -> None:
+        known = self.home_id()
         if known is None:
             with suppress(IntegrityError):  # another worker recorded its home first
                 self.write(lambda session: session.add(schema.Setting(key="home_id", value=self.home.id)))
-            known = self.read(recorded)
+            known = self.home_id()
         if known != self.home.id:
             raise DatabaseError(
                 f"the database {self.name} belongs to home {known}, "

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from nightgate import locks
 from nightgate.database.connection import database_url, parse_url, sqlite_path
-from nightgate.database.schema import Attempt, Run, Setting
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.database_urls import safe_url
 from nightgate.errors import DatabaseError
 from nightgate.home import Home, find_home, home_path
@@ -118,7 +118,7 @@ def place_findings(home: Path, database: Path | None, known: Iterable[tuple[str,
 
 def _shared_home(db: Database, home: Home) -> Iterator[Finding]:
     """Whether this home is that of the database, and not a copy."""
-    known = db.read(lambda session: session.scalar(sa.select(Setting.value).where(Setting.key == "home_id")))
+    known = db.home_id()
     if known is None:
         return
     remedy = "set NIGHTGATE_HOME to the folder that the other workers share"
@@ -135,14 +135,9 @@ def _shared_home(db: Database, home: Home) -> Iterator[Finding]:
 
 
 def _workers(db: Database) -> Iterator[Finding]:
-    since = datetime.now(UTC) - RECENT
-    query = (
-        sa.select(Attempt.host, sa.func.max(Attempt.started_at))
-        .where(Attempt.started_at > since)
-        .group_by(Attempt.host)
-        .order_by(Attempt.host)
-    )
-    hosts = [host for host, _ in db.read(lambda session: session.execute(query).all())]
+    query = "SELECT DISTINCT host FROM attempts WHERE started_at > :since ORDER BY host"
+    since = {"since": datetime.now(UTC) - RECENT}
+    hosts = db.read(lambda session: session.scalars(selecting(query, since)).all())
     found = f"runs of the last {RECENT.days} days: on {', '.join(hosts) or 'no machine'}"
     if len(hosts) > 1 and db.dialect == "sqlite":
         remedy = "if these are several machines and not containers on one, set NIGHTGATE_DATABASE_URL to PostgreSQL"
@@ -152,15 +147,15 @@ def _workers(db: Database) -> Iterator[Finding]:
 
 
 def _runs(db: Database) -> Iterator[Finding]:
+    query = selecting(
+        "SELECT a.* FROM nightly_runs AS r JOIN attempts AS a ON a.run_id = r.run_id AND a.attempt = r.attempts "
+        "WHERE r.status = 'running' ORDER BY a.run_id"
+    )
+
     def dead(session: Session) -> list[tuple[str, str]]:
-        rows = session.execute(
-            sa.select(Run, Attempt)
-            .join(Attempt, (Attempt.run_id == Run.run_id) & (Attempt.attempt == Run.attempt))
-            .where(Run.status == "running")
-            .order_by(Run.run_id)
-        ).all()
+        rows = session.execute(query).all()
         moment = now(session)
-        return [(run.run_id, cause_of_death(attempt, moment)) for run, attempt in rows]
+        return [(attempt.run_id, cause_of_death(attempt, moment)) for attempt in rows]
 
     found = db.read(dead)
     for run_id, death in found:

@@ -11,10 +11,8 @@ from humanize import naturalsize
 from sqlalchemy.orm import Session
 
 from nightgate.database.backup import damage_of
-from nightgate.database.data_schema import Forgotten
-from nightgate.database.gate_schema import SeedStudy
-from nightgate.database.schema import ModelVersion, Promotion, Run, Setting
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.errors import DatabaseError, ModelError, NightgateError
 from nightgate.gate.wording import listed
 from nightgate.home import Home, find_home
@@ -52,7 +50,7 @@ def examine(*, deep: bool = False) -> Iterator[Finding]:
             yield file
         if file and file.status == "problem":
             return  # other queries may fail
-        if home is None or db.read(_home_id) not in {None, home.id}:
+        if home is None or db.home_id() not in {None, home.id}:
             return
         folders = sorted(folder for folder in home.models.glob("*/v[0-9]*") if folder.is_dir())
         runs = sorted(folder for folder in home.runs.glob("*") if folder.is_dir())
@@ -68,29 +66,15 @@ def examine(*, deep: bool = False) -> Iterator[Finding]:
 
 def _half_forgotten(session: Session) -> list[str]:
     """Pipelines with an id whose rows are not gone everywhere, and who asked for it."""
-    query = sa.select(Forgotten).where(Forgotten.finished_at.is_(None)).order_by(Forgotten.begun_at)
-    found = session.scalars(query)
+    query = selecting("SELECT * FROM forgotten_rows WHERE finished_at IS NULL ORDER BY begun_at")
+    found = session.execute(query)
     return [f"{row.pipeline}, begun {row.begun_at:%Y-%m-%d %H:%M} UTC by {row.forgotten_by}" for row in found]
 
 
-def _home_id(session: Session) -> str | None:
-    return session.scalar(sa.select(Setting.value).where(Setting.key == "home_id"))
-
-
 def _versions(session: Session) -> VersionRows:
-    """Every version with `champion`: whether it is one."""
-    now = (Promotion.pipeline == ModelVersion.pipeline) & (Promotion.version == ModelVersion.version)
-    query = (
-        sa.select(
-            ModelVersion.pipeline,
-            ModelVersion.run_id,
-            ModelVersion.path,
-            ModelVersion.size_bytes,
-            ModelVersion.files_removed_at,
-            Promotion.promotion_id.is_not(None).label("champion"),
-        )
-        .join(Promotion, now & Promotion.valid_to.is_(None), isouter=True)
-        .order_by(ModelVersion.pipeline, ModelVersion.version)
+    query = selecting(
+        "SELECT pipeline, run_id, path, size_bytes, files_removed_at, status FROM model_versions "
+        "ORDER BY pipeline, version"
     )
     return session.execute(query).all()
 
@@ -114,7 +98,7 @@ def _champions(home: Home, rows: VersionRows, deep: bool) -> Iterator[Finding]:
     """Whether the folder of each champion is that of its row, with every file as it was registered."""
     verified = []
     # A missing folder is found with those of other versions.
-    champions = [row for row in rows if row.champion and home.absolute(row.path).is_dir()]
+    champions = [row for row in rows if row.status == "champion" and home.absolute(row.path).is_dir()]
     size = sum(row.size_bytes or 0 for row in champions)
     is_read = deep or size <= READ_AT_ONCE["champions"]
     for row in champions:
@@ -174,5 +158,5 @@ def _run_of(folder: Path) -> str:
 
 
 def _known_runs(session: Session) -> set[str]:
-    studies = session.scalars(sa.select(SeedStudy.study_id))
-    return {*session.scalars(sa.select(Run.run_id)), *(f"seeds-{study}" for study in studies)}
+    query = "SELECT run_id FROM nightly_runs UNION ALL SELECT 'seeds-' || study_id FROM seed_studies"
+    return {*session.scalars(sa.text(query))}

@@ -12,11 +12,10 @@ import os
 import uuid
 from pathlib import Path
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.database.schema import ModelVersion, Promotion
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.durable_files import sync
 from nightgate.errors import NightgateError, storage_errors
 from nightgate.home import Home
@@ -75,11 +74,8 @@ def update(db: Database, pipeline_name: str) -> str:
 
 def _wanted(session: Session, home: Home, pipeline_name: str) -> str | None:
     """The champion's folder, relative to the folder of the link."""
-    path = session.scalar(
-        sa.select(ModelVersion.path)
-        .join(Promotion, (Promotion.pipeline == ModelVersion.pipeline) & (Promotion.version == ModelVersion.version))
-        .where(Promotion.pipeline == pipeline_name, Promotion.valid_to.is_(None))
-    )
+    query = "SELECT path FROM champion_timeline WHERE pipeline = :pipeline AND valid_to IS NULL"
+    path = session.scalar(selecting(query, {"pipeline": pipeline_name}))
     return os.path.relpath(home.absolute(path), home.models / pipeline_name) if path is not None else None
 
 

@@ -6,7 +6,6 @@ however it ended.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -15,25 +14,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import sqlalchemy as sa
-from sqlalchemy.orm import Session
-
 from nightgate.analysis.seed_study import newest_study
 from nightgate.config.pipeline import Pipeline
-from nightgate.database.gate_schema import SeedStudy
-from nightgate.database.schema import Attempt, ModelVersion, Promotion, Run
 from nightgate.database.transactions import Database
+from nightgate.database.views import selecting
 from nightgate.errors import SnapshotError
 from nightgate.frames.epochs import own_metrics
 from nightgate.frames.nights import read_history
-from nightgate.frames.reader import select
+from nightgate.frames.reader import records, select
 from nightgate.home import Home
 from nightgate.reports.shares import SnapshotShares, read_shares
 from nightgate.reports.training_diagnosis import EarlierNight, EpochFacts, Finding, MachineFacts, diagnose
 
 EARLIER_NIGHTS = 14
 """Earlier nights whose speed is compared with tonight's."""
+IN_FORCE = "t.promoted_at <= :moment AND (t.ended_at IS NULL OR t.ended_at > :moment)"
 
 Row = Mapping[str, Any]
 """A row of a view; missing values are None, never NaN."""
@@ -74,7 +69,7 @@ class ReportFacts:
     slices: tuple[Row, ...] = ()
     """Of `slice_metrics` on the test rows; classes are slices named `label`."""
     attempts: tuple[Row, ...] = ()
-    """Of the table `attempt`, by number."""
+    """Of `attempts`, by number."""
     approval: Row | None = None
     """Of `approvals`."""
     quarantined: Mapping[str, int] | None = None
@@ -92,7 +87,7 @@ class ReportFacts:
     shares_note: str = ""
     """Why one of the two is missing."""
     seed_study: Row | None = None
-    """Of the table `seed_study`: the newest of this configuration with enough seeds when the run ended."""
+    """Of `seed_studies`: the newest of this configuration with enough seeds when the run ended."""
     findings: tuple[Finding, ...] = ()
     model_path: Path | None = None
     """Of the version that this night made."""
@@ -110,8 +105,10 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
     with Database.open(home, keep=True) as db:
         run = _one(db, "SELECT * FROM nightly_runs WHERE run_id = :run", run_id)
         assert run is not None, f"there is no run {run_id}"
-        stored = db.read(lambda session: _stored(session, run_id))
-        pipeline: Pipeline = stored["pipeline"]
+        documents = selecting("SELECT config, label_names FROM run_documents WHERE run_id = :run", {"run": run_id})
+        config, label_names = db.read(lambda session: session.execute(documents).one())
+        pipeline = Pipeline.model_validate(config)
+        attempts = _rows(db, "SELECT * FROM attempts WHERE run_id = :run ORDER BY attempt", run_id)
         epochs = _rows(db, "SELECT * FROM epoch_results WHERE run_id = :run ORDER BY epoch", run_id)
         scored = read_history(db, run["pipeline"], run=run_id, slices=True)
         cells = _rows(db, "SELECT * FROM confusion WHERE run_id = :run AND split = 'test'", run_id)
@@ -129,33 +126,36 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
             "WHERE r.run_id = :run GROUP BY q.reason ORDER BY COUNT(*) DESC, q.reason"
         )
         quarantined = _rows(db, open_then, run_id)
-        champion = _champion(home, stored["champion"])
+        version = _one(db, "SELECT path FROM model_versions WHERE run_id = :run", run_id)
+        # Only a night that was judged has recorded its champion.
+        of_night = "t.model_version = :version" if run["champion_version"] is not None else IN_FORCE
+        champion = _champion(db, run, of_night)
         tonight, before, note = _shares(home, db, run, champion) if snapshots else (None, None, "")
         return ReportFacts(
             run=run,
             pipeline=pipeline,
-            label_names=stored["label_names"],
+            label_names=tuple(label_names),
             report_path=home.report(run_id),
             page_path=home.page(run["pipeline"]),
             epochs=epochs,
             own_metrics=own_metrics(db, run_id),
             checks=_rows(db, "SELECT * FROM gate_checks WHERE run_id = :run ORDER BY position", run_id),
             broken_data=_rows(db, broken, run_id),
-            confusion=_matrix(stored["label_names"], cells),
-            slices=_records(scored[scored["split"] == "test"]),
-            attempts=stored["attempts"],
+            confusion=_matrix(tuple(label_names), cells),
+            slices=tuple(records(scored[scored["split"] == "test"])),
+            attempts=attempts,
             approval=_one(db, "SELECT * FROM approvals WHERE run_id = :run", run_id),
             quarantined={str(row["reason"]): int(row["count"]) for row in quarantined},
             drift=_rows(db, drift, run_id),
             evaluation=_one(db, evaluated, run_id),
             champion=champion,
-            current_champion=_champion(home, stored["current"]),
+            current_champion=_champion(db, run, "t.ended_at IS NULL"),
             tonight=tonight,
             before=before,
             shares_note=note,
-            seed_study=stored["seed_study"],
-            findings=_findings(run, stored, epochs, _earlier(db, run, pipeline)),
-            model_path=home.absolute(stored["model_path"]) if stored["model_path"] else None,
+            seed_study=newest_study(db, pipeline, before=run["finished_at"]),
+            findings=_findings(run, pipeline, attempts, epochs, _earlier(db, run, pipeline)),
+            model_path=home.absolute(version["path"]) if version else None,
         )
 
 
@@ -166,63 +166,32 @@ def epoch_facts(epochs: Iterable[Row]) -> list[EpochFacts]:
 
 
 def _findings(
-    run: Row, stored: Mapping[str, Any], epochs: Iterable[Row], earlier: tuple[EarlierNight, ...]
+    run: Row, pipeline: Pipeline, attempts: Iterable[Row], epochs: Iterable[Row], earlier: tuple[EarlierNight, ...]
 ) -> tuple[Finding, ...]:
-    training = stored["pipeline"].training
     machine = MachineFacts(
         device=run["device"],
         precision=run["precision"],
-        restarts=sum(attempt["restarts"] for attempt in stored["attempts"]),
+        restarts=sum(attempt["restarts"] for attempt in attempts),
         micro_batches=run["micro_batches"],
         slot=run.get("slot") or "",
         train_rows=run["rows_trained"],
         earlier=earlier,
     )
-    return tuple(diagnose(epoch_facts(epochs), run["min_f1"], training, machine))
+    return tuple(diagnose(epoch_facts(epochs), run["min_f1"], pipeline.training, machine))
 
 
-def _stored(session: Session, run_id: str) -> dict[str, Any]:
-    """What no view shows."""
-    run = session.get_one(Run, run_id)
-    attempts = session.scalars(sa.select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.attempt))
-    champions = (
-        sa.select(Promotion, ModelVersion, Run.snapshot_id)
-        .join(ModelVersion, (ModelVersion.pipeline == Promotion.pipeline) & (ModelVersion.version == Promotion.version))
-        .join(Run, Run.run_id == ModelVersion.run_id)
-        .where(Promotion.pipeline == run.pipeline)
-        .order_by(Promotion.valid_from.desc())
-        .limit(1)
+def _champion(db: Database, run: Row, which: str) -> Champion | None:
+    """The last champion of the run's pipeline that meets a condition on its row `t` of `promotions`."""
+    query = (
+        "SELECT v.version, v.path, v.run_id, v.snapshot_id, t.promoted_at FROM promotions AS t "
+        "JOIN model_versions AS v ON v.pipeline = t.pipeline AND v.version = t.model_version "
+        f"WHERE t.pipeline = :pipeline AND {which} ORDER BY t.promoted_at DESC LIMIT 1"
     )
-    # Only a night that was judged has recorded its champion.
-    if run.champion_version is not None:
-        met = champions.where(Promotion.version == run.champion_version)
-    else:
-        met = champions.where(
-            Promotion.valid_from <= run.started_at,
-            sa.or_(Promotion.valid_to.is_(None), Promotion.valid_to > run.started_at),
-        )
-    pipeline = Pipeline.model_validate(run.config)
-    study = newest_study(session, pipeline, before=run.finished_at)
-    return {
-        "pipeline": pipeline,
-        "label_names": tuple(map(str, run.label_names)),
-        "attempts": tuple(map(_as_row, attempts)),
-        "seed_study": _as_row(study) if study else None,
-        "model_path": session.scalar(sa.select(ModelVersion.path).where(ModelVersion.run_id == run_id)),
-        "champion": session.execute(met).first(),
-        "current": session.execute(champions.where(Promotion.valid_to.is_(None))).first(),
-    }
-
-
-def _as_row(stored: Attempt | SeedStudy) -> Row:
-    return {name.key: getattr(stored, name.key) for name in stored.__mapper__.attrs}
-
-
-def _champion(home: Home, found: Any) -> Champion | None:
-    if found is None:
-        return None
-    promotion, version, snapshot_id = found
-    return Champion(version.version, home.absolute(version.path), version.run_id, snapshot_id, promotion.valid_from)
+    given = {"pipeline": run["pipeline"], "version": run["champion_version"], "moment": run["started_at"]}
+    for row in records(select(db, query, given)):
+        path = db.home.absolute(row["path"])
+        return Champion(row["version"], path, row["run_id"], row["snapshot_id"], row["promoted_at"])
+    return None
 
 
 def _shares(
@@ -256,31 +225,28 @@ def _read(home: Home, db: Database, pipeline: str, snapshot_id: str | None) -> S
 def _earlier(db: Database, run: Row, pipeline: Pipeline) -> tuple[EarlierNight, ...]:
     """The speed of the nights before with the same amount of work per example."""
 
-    def alike(session: Session) -> list[str]:
-        query = (
-            sa.select(Run.run_id, Run.config)
-            .where(Run.pipeline == run["pipeline"], Run.night < run["night"], Run.best_epoch.is_not(None))
-            .order_by(Run.night.desc(), Run.started_at.desc())
-            .limit(EARLIER_NIGHTS)
-        )
-        same = {name: getattr(pipeline.training, name) for name in ("base_model", "max_length", "batch_size")}
-        return [
-            run_id
-            for run_id, config in session.execute(query)
-            if {name: config["training"].get(name) for name in same} == same
-        ]
-
-    runs = db.read(alike)
+    query = selecting(
+        "SELECT r.run_id, d.config FROM nightly_runs AS r JOIN run_documents AS d ON d.run_id = r.run_id "
+        "WHERE r.pipeline = :pipeline AND r.night < :night AND r.best_epoch IS NOT NULL "
+        "ORDER BY r.night DESC, r.started_at DESC LIMIT :limit",
+        {"pipeline": run["pipeline"], "night": run["night"], "limit": EARLIER_NIGHTS},
+    )
+    same = {name: getattr(pipeline.training, name) for name in ("base_model", "max_length", "batch_size")}
+    runs = [
+        run_id
+        for run_id, config in db.read(lambda session: session.execute(query).all())
+        if {name: config["training"].get(name) for name in same} == same
+    ]
     if not runs:
         return ()
     names = {f"run_{place}": run_id for place, run_id in enumerate(runs)}
-    query = (
+    speed_of = (
         "SELECT e.run_id, r.device, r.precision, e.examples_per_second FROM epoch_results AS e "
         "JOIN nightly_runs AS r ON r.run_id = e.run_id "
         f"WHERE e.run_id IN ({', '.join(f':{name}' for name in names)}) AND e.examples_per_second > 0"
     )
     speeds: dict[tuple[str, str, str], list[float]] = {}
-    for row in _records(db.frame(query, names)):
+    for row in records(db.frame(speed_of, names)):
         if row["device"] and row["precision"]:
             key = (row["run_id"], row["device"], row["precision"])
             speeds.setdefault(key, []).append(float(row["examples_per_second"]))
@@ -301,19 +267,4 @@ def _one(db: Database, query: str, run_id: str) -> Row | None:
 
 
 def _rows(db: Database, query: str, run_id: str) -> tuple[Row, ...]:
-    return _records(select(db, query, {"run": run_id}))
-
-
-def _records(frame: pd.DataFrame) -> tuple[Row, ...]:
-    return tuple({str(name): _plain(value) for name, value in row.items()} for row in frame.to_dict("records"))
-
-
-def _plain(value: Any) -> Any:
-    """A value without NumPy and pandas types; None for what is missing or not finite."""
-    if value is None or value is pd.NaT or value is pd.NA:
-        return None
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, pd.Timestamp):
-        return value.to_pydatetime(warn=False)
-    return value.item() if hasattr(value, "item") else value
+    return tuple(records(select(db, query, {"run": run_id})))

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
-from nightgate.database.gate_schema import SIDES, GateSide, TestPrediction, TestSet
+from nightgate.database.gate_schema import SIDES, GateSide, TestPrediction
 from nightgate.database.label_meanings import meaning_of_run
 from nightgate.database.schema import Run
 from nightgate.database.transactions import Database
@@ -194,17 +194,12 @@ def first_seen(db: Database, pipeline: str, fingerprints: list[str], tonight: da
     For sources whose rows have no time. New rows get `tonight`; only nights before it count, so that a backfill ignores
     later nights.
     """
-    # All earlier sets are read: a row that was missing from the last night's set is in older ones only.
-    known_by_then = (
-        sa.select(TestPrediction.test_set_id)
-        .join(Run, Run.run_id == TestPrediction.run_id)
-        .where(TestPrediction.pipeline == pipeline, TestPrediction.kind == "test", Run.data_until < tonight)
-    )
     names, place = np.unique(named(fingerprints), return_inverse=True)
 
     def work(session: Session) -> NDArray[np.int64]:
         earliest = np.full(len(names), microseconds(tonight), dtype=np.int64)
-        for stored in test_sets.load_all(session, pipeline, TestSet.test_set_id.in_(known_by_then)):
+        # All earlier sets: a row that was missing from the last night's set is in older ones only.
+        for stored in test_sets.load_before(session, pipeline, tonight):
             at = np.searchsorted(names, stored.names)
             at[at == len(names)] = 0
             same = names[at] == stored.names

@@ -156,11 +156,16 @@ def load(session: Session, pipeline: str, test_set_id: str, base: StoredRows | N
     return StoredRows(stored, base)
 
 
-def load_all(session: Session, pipeline: str, *where: sa.ColumnElement[bool]) -> Iterator[StoredRows]:
-    """The test sets that meet the conditions, those of one base after each other, so that it is read once."""
-    base_id = sa.func.coalesce(TestSet.base_id, TestSet.test_set_id)
+def load_before(session: Session, pipeline: str, moment: datetime) -> Iterator[StoredRows]:
+    """The test sets of nights before an instant (aware), sets of one base in a row: it is read once."""
+    query = (
+        "SELECT t.test_set_id FROM test_sets AS t WHERE t.pipeline = :pipeline AND t.test_set_id IN ("
+        "SELECT p.test_set_id FROM test_predictions AS p JOIN nightly_runs AS r ON r.run_id = p.run_id "
+        "WHERE p.pipeline = :pipeline AND p.kind = 'test' AND r.data_until < :moment) "
+        "ORDER BY COALESCE(t.base_id, t.test_set_id)"
+    )
     base = None
-    for test_set_id in session.scalars(sa.select(TestSet.test_set_id).where(*where).order_by(base_id)).all():
+    for test_set_id in session.scalars(selecting(query, {"pipeline": pipeline, "moment": moment})).all():
         found = load(session, pipeline, test_set_id, base)
         base = found.base or found
         yield found

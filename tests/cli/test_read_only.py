@@ -11,6 +11,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from nightgate.database.schema import METADATA
 from nightgate.database.transactions import Database, upgrade
 from nightgate.database.views import VIEWS
 from nightgate.home import existing_home
+from nightgate.reports.facts import gather
+from nightgate.runs.evidence_store import first_seen, load_evidence
 
 pytestmark = pytest.mark.process
 
@@ -148,8 +151,14 @@ def analyst(folder: Path, postgres: Any, migrated: Any) -> Iterator[tuple[str, s
 
 
 @pytest.mark.database
-def test_everything_that_reads_works_with_rights_on_the_views_alone(folder: Path, analyst: tuple[str, str]) -> None:
+def test_everything_that_reads_works_with_rights_on_the_views_alone(
+    folder: Path, analyst: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     owner, reader = analyst
+    reports = of_each_night(folder)
+    with monkeypatch.context() as environment:
+        environment.setenv("NIGHTGATE_DATABASE_URL", reader)
+        assert of_each_night(folder) == reports
     of_file = as_reader(folder, *READING)
     commands = [*READING, ["db", "export", str(folder / "parquet")]]
     results = run_each(folder, commands, {"NIGHTGATE_DATABASE_URL": reader})
@@ -174,6 +183,19 @@ def test_everything_that_reads_works_with_rights_on_the_views_alone(folder: Path
         connection.execute("UPDATE alembic_version SET version_num = '0017'")
     upgrade(owner)
     assert not forbidden("gate_checks")
+
+
+def of_each_night(folder: Path) -> list[Any]:
+    """What a report shows of each night, and since when its test rows are known."""
+    home = existing_home(folder / "home", only_read=True)
+    found: list[Any] = []
+    with Database.open(home) as db:
+        for run_id in db.frame("SELECT run_id FROM nights ORDER BY night")["run_id"]:
+            found.append(gather(home, run_id, snapshots=False))
+            if found[-1].run["verdict"]:
+                rows = list(load_evidence(db, run_id).test.fingerprints)
+                found.append(first_seen(db, "small", rows, datetime(2026, 1, 8, tzinfo=UTC)).tolist())
+    return found
 
 
 @pytest.mark.database
@@ -245,9 +267,21 @@ def test_the_champion_predicts_and_doctor_checks_all_it_can(folder: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.database
-def test_the_champion_predicts_for_a_role_that_reads_the_views(folder: Path, analyst: tuple[str, str]) -> None:
-    [predicted] = run_each(folder, [["predict", "small", "great shoes"]], {"NIGHTGATE_DATABASE_URL": analyst[1]})
-    assert predicted.exit_code == 0, predicted.stderr
+def test_models_are_used_and_examined_by_a_role_that_reads_the_views(folder: Path, analyst: tuple[str, str]) -> None:
+    subprocess.run(["chmod", "-R", "u+w", str(folder / "home")], check=True)
+    commands = (
+        ["predict", "small", "great shoes"],
+        ["gate", "replay", "small", "--rescore"],
+        ["push", "small", "champion", "owner/name", "--dry-run"],
+        ["doctor", "--format", "json"],
+    )
+    url = {"NIGHTGATE_DATABASE_URL": analyst[1]}
+    predicted, replayed, pushed, examined = run_each(folder, commands, url | {"HF_HUB_OFFLINE": "1"})
+    assert (predicted.exit_code, replayed.exit_code) == (0, 0), (predicted.stderr, replayed.stderr)
+    assert "model.safetensors" in pushed.stdout, pushed.stderr  # what comes then needs the hub
+    problems = [one for one in json.loads(examined.stdout) if one["status"] == "problem"]
+    assert {one["check"] for one in problems} == {"database", "prefect server"}, problems
+    assert "cannot write" in problems[0]["found"]
 
 
 @pytest.mark.slow
