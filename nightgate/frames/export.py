@@ -42,11 +42,11 @@ def export(db: Database, folder: Path, pipeline: str | None = None, *, force: bo
     """
     with output_errors(folder):
         if folder.exists():
-            others = [one for one in folder.iterdir() if not _is_ours(one)] if folder.is_dir() else [folder]
-            if others or not force:
+            foreign = _foreign(folder)
+            if foreign or not force:
+                more = "" if foreign else ", or replace it with --force"
                 raise ConfigurationError(
-                    f"{folder} exists already" + (f", with {others[0].name}, which no export wrote" if others else ""),
-                    next_step="name a folder that does not exist" + ("" if others else ", or replace it with --force"),
+                    f"{folder} {foreign or 'exists already'}", next_step=f"name a folder that does not exist{more}"
                 )
         with replacing(folder) as draft:
             # As a backup: rows that were refused are in it, with some of their text.
@@ -56,6 +56,14 @@ def export(db: Database, folder: Path, pipeline: str | None = None, *, force: bo
                     view: _write(session.connection(), view, draft / f"{view}.parquet", pipeline) for view in VIEWS
                 }
             )
+
+
+def _foreign(path: Path) -> str:
+    """What at `path` no export wrote; '' if there is nothing else."""
+    if not path.is_dir():
+        return "is a file, not a folder"
+    others = [one.name for one in path.iterdir() if not _is_ours(one)]
+    return f"holds {others[0]}, which no export wrote" if others else ""
 
 
 def _is_ours(path: Path) -> bool:

@@ -111,8 +111,11 @@ def test_a_folder_is_only_replaced_by_force_and_only_if_it_is_an_export(database
             other.parent.unlink()
             other.parent.mkdir()
         other.write_text("of a user")
-        assert run_export(folder, "--force").exit_code == 2
+        refused = run_export(folder, "--force")
+        assert refused.exit_code == 2
+        assert f"holds {name.split('/')[0]}" in " ".join(refused.stderr.split())
         assert other.read_text() == "of a user"
+    assert "is a file" in " ".join(run_export(other, "--force").stderr.split())
 
 
 def test_an_export_that_fails_leaves_nothing(database: Database, tmp_path: Path) -> None:
