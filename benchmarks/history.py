@@ -48,6 +48,7 @@ from nightgate.registry import promotion
 from nightgate.runs import claim, evaluations, evidence_store, lifecycle, records
 
 QUARTER = "How was the last quarter of every pipeline?"
+NEEDS = "Which pipelines need somebody today?"
 PIPELINE = "reviews"
 LIMITS = {"SQLite": 20, "PostgreSQL": 50}
 """Milliseconds of a query about one pipeline."""
@@ -154,7 +155,7 @@ def opened(name: str, home: Home) -> Iterator[Engine]:
             stack.callback(server.cleanup)
             url = server.get_uri(database="postgres")
         transactions.upgrade(url)
-        yield Engine(name, stack.enter_context(Database.open(home, url, any_home=True)), url)
+        yield Engine(name, stack.enter_context(Database.open(home, url)), url)
 
 
 # --- what a night adds ---
@@ -229,7 +230,7 @@ def asked(engine: Engine, size: Size) -> list[Result]:
         recent = sql.replace("'2025-", f"'{last}-")
         return best(lambda: engine.db.read(lambda session: session.execute(sa.text(recent)).all()))
 
-    quarter = queries.pop(QUARTER)
+    quarter, needs = queries.pop(QUARTER), queries.pop(NEEDS)
     times = {title: run(sql) for title, sql in queries.items()}
     slowest = max(times, key=lambda title: times[title])
     with environment(engine):
@@ -246,6 +247,7 @@ def asked(engine: Engine, size: Size) -> list[Result]:
     return [
         at_most(f"slowest query of the cookbook ({slowest}), ms, {name}", times[slowest], LIMITS[name]),
         at_most(f"last quarter of all pipelines, ms, {name}", run(quarter), 250),
+        at_most(f"which of all pipelines need somebody, ms, {name}", run(needs), 250),
         at_most(f"all time of all pipelines, ms, {name}", run(re.sub(r"WHERE night >= '[\d-]+'", "", quarter)), 1000),
         at_most(f"queries of `nightgate status`, ms, {name}", shown, 200),
         at_most(f"queries of `history --slices` of a run, ms, {name}", slices, 10),

@@ -69,14 +69,16 @@ def name_of(pipeline: str) -> str:
     Raises:
         ConfigurationError: there is neither a file nor a run of it; the nearest name is suggested.
     """
-    from nightgate.frames.nights import pipelines
+    from nightgate.frames.reader import open_reader
     from nightgate.pipeline_files import is_path, load_pipeline, pipeline_files, unknown_pipeline
+    from nightgate.registry.versions import known_pipelines
 
     files = pipeline_files()
     if pipeline in files or is_path(pipeline):
         return load_pipeline(pipeline).name
     try:
-        known = pipelines()
+        with open_reader() as db:
+            known = known_pipelines(db)
     except RegistryError:  # there is no home yet
         known = []
     if pipeline not in known:

@@ -245,10 +245,3 @@ def _configurations(db: Database, where: str, given: dict[str, Any]) -> dict[tup
     one_each = f"SELECT MIN(x.run_id) FROM run_documents AS x WHERE {where} GROUP BY x.pipeline, x.config_hash"
     rows = db.frame(f"SELECT pipeline, config_hash, config FROM run_documents WHERE run_id IN ({one_each})", given)
     return {(name, config_hash): json.loads(config) for name, config_hash, config in rows.itertuples(index=False)}
-
-
-def pipelines() -> list[str]:
-    """Names of the pipelines that have runs or refreshes."""
-    with open_reader() as db:
-        found = db.frame("SELECT pipeline FROM run_documents UNION SELECT pipeline FROM refreshes")
-        return [str(name) for name in found["pipeline"]]

@@ -137,20 +137,25 @@ def _rows(db: Database, query: str, parameters: dict[str, Any]) -> list[VersionR
     return db.read(lambda session: [VersionRow(**row._mapping) for row in session.execute(statement)])
 
 
+def known_pipelines(db: Database) -> list[str]:
+    """Names of the pipelines that have runs or refreshes."""
+    query = sa.text("SELECT pipeline FROM nightly_runs UNION SELECT pipeline FROM refreshes")
+    return db.read(lambda session: sorted(session.scalars(query)))
+
+
 def require_pipeline(db: Database, pipeline_name: str) -> None:
     """Check that the database knows the pipeline.
 
     Raises:
         RegistryError: the pipeline never had a run; the known ones are listed.
     """
-    names = sa.text("SELECT pipeline FROM run_documents UNION SELECT pipeline FROM refreshes")
-    known = db.read(lambda session: session.scalars(names).all())
+    known = known_pipelines(db)
     if pipeline_name in known:
         return
     near = difflib.get_close_matches(pipeline_name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise RegistryError(
-        f"the database knows no pipeline {pipeline_name!r}; {hint}known: {', '.join(sorted(known)) or 'none'}",
+        f"the database knows no pipeline {pipeline_name!r}; {hint}known: {', '.join(known) or 'none'}",
         next_step=f"name one of them, or run `nightgate run {pipeline_name}`",
     )
 

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import nightgate
+from benchmarks.cookbook import questions
 from nightgate.cli.app import app
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError
@@ -212,12 +213,22 @@ def test_all_pipelines_say_how_they_do_and_who_needs_somebody(database: Database
     for name, status in (("broken", "failed"), ("quiet", "skipped")):
         run = night_rows.open_run(database, night_rows.pipeline(name), night_rows.night())
         finish_run(database, run.run_id, run.attempt, status, reason="no rows", next_step="bring rows")
-    broken, quiet, reviews = fleet.records(fleet.read_fleet(database, date(2026, 3, 4)))
+    waiting, _ = night_rows.judged_version(database, name="strict")
+    night_rows.await_approval(database, waiting)
+    broken, quiet, reviews, strict = fleet.records(fleet.read_fleet(database, date(2026, 3, 4)))
     assert (broken["needs"], broken["remedy"]) == ("night 2026-03-01 failed: no rows", "bring rows")
     assert (quiet["needs"], quiet["remedy"], quiet["scores"], quiet["champion_version"]) == ("", "", [None], None)
     assert (reviews["status"], reviews["scores"], reviews["champion_version"]) == ("held", [None, 0.6], version)
     assert reviews["needs"] == f"champion: drifted; frozen since {datetime.now(UTC):%Y-%m-%d} by ada: rude answers"
     assert reviews["remedy"] == "nightgate run reviews"
+    assert strict["needs"].startswith("night 2026-03-01 waiting: ")
+    asked = database.frame(questions()["Which pipelines need somebody today?"].replace("'2026-01-02'", "'2026-03-01'"))
+    assert list(zip(asked["pipeline"], asked["need"], strict=True)) == [
+        ("broken", "last night failed"),
+        ("reviews", "alarm"),
+        ("reviews", "frozen by ada"),
+        ("strict", "approval"),
+    ]
 
 
 def test_a_pipeline_without_a_night_for_three_of_its_usual_gaps_needs_somebody(database: Database) -> None:

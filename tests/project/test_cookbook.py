@@ -442,6 +442,13 @@ def _(views: Views) -> pd.DataFrame:
     return nights.head(5)
 
 
+@answers("Which pipelines need somebody today?")
+def _(views: Views) -> pd.DataFrame:
+    # The other needs are compared with those of `nightgate history` in tests/frames.
+    last = counted(views.all("nights"), "pipeline", night=("night", "max"))
+    return last.assign(need="no night since " + last["night"], reason=None, next_step="nightgate doctor")
+
+
 @answers("How was the last quarter of every pipeline?")
 def _(views: Views) -> pd.DataFrame:
     nights = views.all("nights").query("night >= @QUARTER")
