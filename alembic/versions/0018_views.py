@@ -22,9 +22,10 @@ SELECT r.pipeline, r.night, e.run_id, e.attempt, e.epoch, e.step, e.training_los
        CASE r.average WHEN 'macro' THEN e.precision_macro ELSE e.precision_weighted END AS precision,
        CASE r.average WHEN 'macro' THEN e.recall_macro ELSE e.recall_weighted END AS recall,
        r.average, e.f1_weighted, e.f1_macro, e.learning_rate, e.examples_per_second, e.nonfinite, e.recorded_at,
-       e.support, e.tokens_per_second
+       e.support, e.tokens_per_second, a.precision AS compute_precision
 FROM epoch AS e
 JOIN run AS r ON r.run_id = e.run_id
+JOIN attempt AS a ON a.run_id = e.run_id AND a.attempt = e.attempt
 """
 
 # The line that counts. A later attempt replaces all that lies behind the epoch from which it started, as soon as it has
@@ -55,6 +56,10 @@ OF_ATTEMPT = """
 JOIN attempt AS a ON a.attempt_id = {row}.attempt_id
 JOIN run AS r ON r.run_id = a.run_id"""
 SPLIT = "CASE WHEN {row}.is_test THEN 'test' ELSE 'validation' END"
+# Of the test rows' scores, of an attempt `a`. Before it was stored all were computed in fp32.
+SCORED_IN = "COALESCE(a.scoring_precision, 'fp32')"
+COMPUTED_IN = f"CASE WHEN {{row}}.is_test THEN {SCORED_IN} ELSE a.precision END AS compute_precision"
+OWN_ATTEMPT = "JOIN attempt AS a ON a.run_id = {row}.run_id AND a.attempt = {row}.attempt"
 
 
 def no_later(table: str, and_: str = "AND own.is_test", row: str = "a") -> str:
@@ -90,6 +95,7 @@ FACTS = {
     ("metric", "metric_key"): "{0}r.metric_key",
     ("device", "device"): "{0}a.device",
     ("device", "precision"): "{0}a.precision",
+    ("precision", "scoring_precision"): "COALESCE({0}a.scoring_precision, 'fp32')",
     # In force when the run started. The index has it first.
     ("champion", "champion_version"): """CAST((
                 SELECT CASE WHEN c.valid_to IS NULL OR c.valid_to > {0}r.started_at THEN c.version END
@@ -174,7 +180,8 @@ SELECT r.pipeline, r.night, r.run_id, r.status, r.reason, r.error_type, r.next_s
        CAST(SUBSTR(CAST(r.night AS TEXT), 1, 7) AS TEXT) AS month,
        CAST(COALESCE((SELECT SUM(g.busy_seconds) FROM attempt AS g
                       WHERE g.run_id = r.run_id AND g.device <> 'cpu'), 0) AS DOUBLE PRECISION) AS gpu_seconds,
-       CAST(r.label_names AS TEXT) AS labels
+       CAST(r.label_names AS TEXT) AS labels,
+       CASE WHEN r.test_rows IS NOT NULL THEN COALESCE(d.scoring_precision, 'fp32') END AS scoring_precision
 FROM run AS r
 LEFT JOIN model_version AS v ON v.run_id = r.run_id
 LEFT JOIN attempt AS d ON d.run_id = r.run_id AND d.attempt = (
@@ -202,7 +209,8 @@ SELECT r.pipeline, r.night, a.run_id, a.attempt, a.status, a.trigger, a.error_ty
        CAST(CASE WHEN a.device <> 'cpu' THEN COALESCE(a.busy_seconds, 0) ELSE 0 END AS DOUBLE PRECISION)
            AS gpu_seconds,
        a.slot, a.slot_wait_seconds, a.code_version, a.prefect_flow_run_id, a.started_at, a.finished_at,
-       a.heartbeat_at, a.duration_seconds, a.pid, a.owner_started, a.owner_ticks, a.process_space
+       a.heartbeat_at, a.duration_seconds, a.pid, a.owner_started, a.owner_ticks, a.process_space,
+       a.scoring_precision
 FROM attempt AS a
 JOIN run AS r ON r.run_id = a.run_id
 """,
@@ -228,22 +236,24 @@ JOIN document_value AS v ON v.document_id = h.config_id
     "gate_checks": f"""
 SELECT r.pipeline, r.night, g.run_id, g.check_name, g.slice_name, g.slice_value, g.metric,
        g.candidate_value, g.champion_value, g.threshold, g.ci_low, g.ci_high, g.rows_used, g.outcome, g.reason,
-       g.attempt, g.position
+       g.attempt, g.position, {SCORED_IN} AS precision
 FROM gate_check AS g
 JOIN run AS r ON r.run_id = g.run_id
+{OWN_ATTEMPT.format(row="g")}
 WHERE {of_last_attempt("gate_check", "g")}
 """,
     "slice_metrics": f"""
 SELECT r.pipeline, r.night, r.run_id, a.attempt, CAST(s.epoch AS INTEGER) AS epoch,
        CAST({SPLIT.format(row="s")} AS TEXT) AS split, n.slice_name, n.slice_value, s.support,
-       s.accuracy, s.f1, s.precision, s.recall
+       s.accuracy, s.f1, s.precision, s.recall, {COMPUTED_IN.format(row="s")}
 FROM slice_metric AS s
 JOIN slice AS n ON n.slice_id = s.slice_id{OF_ATTEMPT.format(row="s")}
 """,
     # Of validation the attempts of `epoch_results`; the test rows are scored once an attempt, by its best epoch.
     "slice_results": f"""
 SELECT r.pipeline, r.night, e.run_id, e.attempt, e.epoch, CAST('validation' AS TEXT) AS split, n.slice_name,
-       n.slice_value, s.support, s.accuracy, s.f1, s.precision, s.recall, {IS_BEST}, r.test_version
+       n.slice_value, s.support, s.accuracy, s.f1, s.precision, s.recall, {IS_BEST}, r.test_version,
+       a.precision AS compute_precision
 FROM epoch AS e
 JOIN run AS r ON r.run_id = e.run_id
 JOIN attempt AS a ON a.run_id = e.run_id AND a.attempt = e.attempt
@@ -252,7 +262,8 @@ JOIN slice AS n ON n.slice_id = s.slice_id
 WHERE {COUNTS.strip()}
 UNION ALL
 SELECT r.pipeline, r.night, r.run_id, a.attempt, CAST(s.epoch AS INTEGER) AS epoch, CAST('test' AS TEXT) AS split,
-       n.slice_name, n.slice_value, s.support, s.accuracy, s.f1, s.precision, s.recall, {IS_BEST}, r.test_version
+       n.slice_name, n.slice_value, s.support, s.accuracy, s.f1, s.precision, s.recall, {IS_BEST}, r.test_version,
+       {SCORED_IN} AS compute_precision
 FROM run AS r
 JOIN attempt AS a ON a.run_id = r.run_id
 JOIN slice_metric AS s ON s.attempt_id = a.attempt_id AND s.is_test
@@ -261,14 +272,15 @@ WHERE {no_later("slice_metric")}
 """,
     "epoch_metrics": f"""
 SELECT r.pipeline, r.night, r.run_id, a.attempt, m.epoch, CAST({SPLIT.format(row="m")} AS TEXT) AS split, m.metric,
-       m.value, m.reason
+       m.value, m.reason, {COMPUTED_IN.format(row="m")}
 FROM epoch_metric AS m{OF_ATTEMPT.format(row="m")}
 """,
     "confusion": f"""
 SELECT e.run_id, e.epoch, CAST({SPLIT.format(row="e")} AS TEXT) AS split, CAST({label("t.key")} AS TEXT) AS true_label,
        CAST({label("p.key")} AS TEXT) AS predicted_label, CAST(CAST(p.value AS TEXT) AS INTEGER) AS count, e.pipeline,
-       e.night, e.attempt
-FROM (SELECT r.pipeline, r.night, r.run_id, a.attempt, m.attempt_id, m.epoch, m.is_test, m.counts
+       e.night, e.attempt, e.compute_precision
+FROM (SELECT r.pipeline, r.night, r.run_id, a.attempt, m.attempt_id, m.epoch, m.is_test, m.counts,
+             {COMPUTED_IN.format(row="m")}
       FROM confusion_matrix AS m{OF_ATTEMPT.format(row="m")}) AS e
 CROSS JOIN json_each(e.counts) AS t
 CROSS JOIN json_each(t.value) AS p
@@ -296,9 +308,10 @@ SELECT v.pipeline, v.version, v.run_id, r.night,
        v.path, r.test_f1, r.f1_ci_low, r.f1_ci_high, r.test_rows, r.test_version, r.best_epoch, r.snapshot_id,
        r.data_until, r.base_model, r.config_hash, r.code_version, v.created_at, v.attempt,
        v.started_from, v.base_model_revision, v.size_bytes, v.quarantined_at, v.quarantined_by, v.quarantine_reason,
-       v.files_removed_at, r.rows_trained, r.average
+       v.files_removed_at, r.rows_trained, r.average, COALESCE(a.scoring_precision, 'fp32') AS scoring_precision
 FROM model_version AS v
 JOIN run AS r ON r.run_id = v.run_id
+JOIN attempt AS a ON a.run_id = v.run_id AND a.attempt = v.attempt
 """,
     "approvals": """
 SELECT r.pipeline, r.night, a.run_id, v.version AS model_version, a.requested_at, a.deadline, a.expected_version,
@@ -318,15 +331,17 @@ FROM pipeline_freeze AS f
     "gate_sides": f"""
 SELECT r.pipeline, r.night, g.run_id, g.side, g.version AS model_version, g.data_until, g.flaw, g.rows_trained_on,
        g.calibration_error, g.nonfinite_rows, g.latency_ms, g.size_bytes, g.logit_difference, g.serving_flaw, g.attempt,
-       CAST(g.facts AS TEXT) AS facts
+       CAST(g.facts AS TEXT) AS facts, {SCORED_IN} AS precision
 FROM gate_side AS g
 JOIN run AS r ON r.run_id = g.run_id
+{OWN_ATTEMPT.format(row="g")}
 WHERE {of_last_attempt("gate_side", "g")}
 """,
     "joint_outcomes": f"""
 SELECT r.pipeline, r.night, r.run_id, j.scope, n.slice_name, n.slice_value, j.reference,
        CAST({label("t.key")} AS TEXT) AS true_label, CAST(COALESCE({label("o.key")}, '') AS TEXT) AS reference_label,
-       CAST({label("c.key")} AS TEXT) AS candidate_label, CAST(CAST(c.value AS TEXT) AS INTEGER) AS count, a.attempt
+       CAST({label("c.key")} AS TEXT) AS candidate_label, CAST(CAST(c.value AS TEXT) AS INTEGER) AS count, a.attempt,
+       {SCORED_IN} AS precision
 FROM joint_outcome AS j{OF_ATTEMPT.format(row="j")}
 CROSS JOIN json_each(j.counts) AS s
 CROSS JOIN json_each(s.value) AS t
@@ -338,12 +353,12 @@ WHERE {no_later("joint_outcome", "")}
     "champion_evaluations": """
 SELECT e.pipeline, e.model_version, e.evaluated_at, e.rows_from, e.rows_to, e.rows, e.f1, e.f1_ci_low, e.f1_ci_high,
        e.accuracy, NULLIF(e.alarms, '') AS alarm, e.role, e.reason, e.snapshot_id, e.run_id, e.min_f1, e.promotion_f1,
-       e.fall, e.announced_at
+       e.fall, e.announced_at, CASE WHEN e.f1 IS NOT NULL THEN COALESCE(e.precision, 'fp32') END AS precision
 FROM champion_evaluation AS e
 """,
     "champion_evaluation_slices": """
 SELECT e.pipeline, e.model_version, e.evaluated_at, e.role, e.snapshot_id, n.slice_name, n.slice_value, s.support,
-       s.accuracy, s.f1, s.precision, s.recall
+       s.accuracy, s.f1, s.precision, s.recall, COALESCE(e.precision, 'fp32') AS compute_precision
 FROM champion_evaluation_slice AS s
 JOIN slice AS n ON n.slice_id = s.slice_id
 JOIN champion_evaluation AS e ON e.evaluation_id = s.evaluation_id
@@ -355,7 +370,8 @@ FROM seed_study AS s
 """,
     "seed_runs": """
 SELECT s.pipeline, n.study_id, n.seed, n.best_epoch, n.validation_f1, n.test_f1, n.test_accuracy, n.error,
-       n.duration_seconds, n.recorded_at
+       n.duration_seconds, n.recorded_at,
+       CASE WHEN n.test_f1 IS NOT NULL THEN COALESCE(n.precision, 'fp32') END AS precision
 FROM seed_run AS n
 JOIN seed_study AS s ON s.study_id = n.study_id
 """,
@@ -380,10 +396,12 @@ SELECT t.pipeline, t.test_set_id, t.kind, t.num_rows, CAST(t.label_names AS TEXT
        t.labels, t.seen_at, t.groups, t.slices, t.recorded_at, t.base_id, t.places
 FROM test_set AS t
 """,
-    "test_predictions": """
-SELECT t.pipeline, r.night, t.run_id, t.attempt, t.side, t.kind, t.test_set_id, t.model_run_id, t.labels
+    "test_predictions": f"""
+SELECT t.pipeline, r.night, t.run_id, t.attempt, t.side, t.kind, t.test_set_id, t.model_run_id, t.labels,
+       {SCORED_IN} AS precision
 FROM test_prediction AS t
 JOIN run AS r ON r.run_id = t.run_id
+{OWN_ATTEMPT.format(row="t")}
 """,
     "refreshes": """
 SELECT f.pipeline, f.night, f.refresh_id, f.status, f.reason, f.error_type, f.next_step, f.data_until, f.snapshot_id,

@@ -138,7 +138,7 @@ def compare(db: Database, first: VersionRow, second: VersionRow, scored: Scored 
 
 
 def rows_in_common(db: Database, first: VersionRow, second: VersionRow) -> Scored | None:
-    """The newest test rows that both versions were scored on, on any nights; None: there are none.
+    """The newest test rows that both versions were scored on in one precision, on any nights; None: there are none.
 
     Rows that either was trained on are left out, and nights on which labels meant something else.
     """
@@ -154,7 +154,7 @@ def rows_in_common(db: Database, first: VersionRow, second: VersionRow) -> Score
     if not all(scorings) or meanings[first.run_id].change(meanings[second.run_id]):
         return None
     newest = max((nights[0] for nights in scorings), key=lambda scoring: scoring.data_until)
-    given = [labels_given(nights) for nights in scorings]
+    given = [labels_given(nights, newest.precision) for nights in scorings]
     place = {name: index for index, name in enumerate(newest.label_names)}
     names = newest.rows.fingerprints
     shared = [

@@ -207,7 +207,7 @@ class Chain:
         self._begin_with(first)
         self.meanings = db.read(lambda session: label_meanings(session, pipeline))
         self._db, self._pipeline, self._rescorer = db, pipeline, rescorer
-        self._known: dict[tuple[str, str], dict[str, Given]] = {}
+        self._known: dict[tuple[str, str, str], dict[str, Given]] = {}
 
     def _begin_with(self, evidence: Evidence) -> None:
         """Take the champion and the anchor that the night really had."""
@@ -289,14 +289,15 @@ class Chain:
             golden=golden,
             serving=Serving(size_bytes=version.size_bytes),
         )
-        given = [self._given(version, "test").get(name) for name in evidence.test.fingerprints]
+        labels = self._given(version, "test", evidence.precision)
+        given = [labels.get(name) for name in evidence.test.fingerprints]
         place = {name: index for index, name in enumerate(evidence.label_names)}
         known = np.array([one is not None and one.label in place for one in given])
         share = float(known[window].mean()) if window.any() else 0.0
         if share >= NEARLY_ALL and not lacking:
-            labels = [place[one.label] if one and one.label in place else 0 for one in given]
+            predictions = np.array([place[one.label] if one and one.label in place else 0 for one in given])
             trained_on, why = _trained_on(given, known)
-            return replace(made, predictions=np.array(labels), trained_on=trained_on, unknown_line=why), known
+            return replace(made, predictions=predictions, trained_on=trained_on, unknown_line=why), known
         if self._rescorer is None:
             return f"version {version.version} was scored on {100 * share:.1f} % of the rows that decide"
         try:
@@ -312,15 +313,17 @@ class Chain:
     def _golden(self, version: VersionRow, evidence: Evidence) -> np.typing.NDArray[np.int64] | None:
         if evidence.golden is None:
             return None
-        given = [self._given(version, "golden").get(name) for name in evidence.golden.fingerprints]
+        labels = self._given(version, "golden", evidence.precision)
+        given = [labels.get(name) for name in evidence.golden.fingerprints]
         if any(one is None or one.label not in evidence.label_names for one in given):
             return None
         return np.array([evidence.label_names.index(one.label) for one in given if one is not None])
 
-    def _given(self, version: VersionRow, kind: str) -> dict[str, Given]:
-        key = (version.run_id, kind)
+    def _given(self, version: VersionRow, kind: str, precision: str) -> dict[str, Given]:
+        key = (version.run_id, kind, precision)
         if key not in self._known:
-            self._known[key] = labels_given(scorings_of(self._db, self._pipeline, version.run_id, kind))
+            scorings = scorings_of(self._db, self._pipeline, version.run_id, kind)
+            self._known[key] = labels_given(scorings, precision)
         return self._known[key]
 
 

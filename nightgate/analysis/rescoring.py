@@ -1,4 +1,7 @@
-"""Score versions on rows of a night that did not score them, on request and without storing the result."""
+"""Score versions on rows of a night that did not score them, on request and without storing the result.
+
+They are computed in the precision of that night's own scores, which they are compared with.
+"""
 
 from __future__ import annotations
 
@@ -78,11 +81,13 @@ def rescore(
     for folder in folders.values():
         verify_version(folder)
     query = selecting(
-        "SELECT d.pipeline, d.config, d.label_names, s.path FROM run_documents AS d "
-        "JOIN snapshots AS s ON s.pipeline = d.pipeline AND s.snapshot_id = d.snapshot_id WHERE d.run_id = :run",
+        "SELECT d.pipeline, d.config, d.label_names, s.path, g.precision FROM run_documents AS d "
+        "JOIN snapshots AS s ON s.pipeline = d.pipeline AND s.snapshot_id = d.snapshot_id "
+        "JOIN gate_sides AS g ON g.run_id = d.run_id AND g.side = 'candidate' WHERE d.run_id = :run",
         {"run": run_id},
     )
-    pipeline, config, label_names, path = db.read(lambda session: session.execute(query).one())
+    pipeline, config, label_names, path, precision = db.read(lambda session: session.execute(query).one())
+    config = config | {"training": config["training"] | {"precision": precision}}
     snapshot = home.absolute(path)
     rows = open_snapshot(snapshot).rows("test", ["row_id", "fingerprint", "text"])
     if tuple(rows["fingerprint"]) != fingerprints:

@@ -76,7 +76,7 @@ def train_seed(study: Study, seed: int, on_progress: OnProgress | None = None) -
         snapshot = open_snapshot(home.absolute(study.snapshot))
         pipeline = Pipeline.model_validate(study.record_of(seed))
         best, trained = _train(study, pipeline, home, folder, on_progress)
-        test = _score(pipeline, snapshot, folder, trained.best_model, on_progress)
+        test, precision = _score(pipeline, snapshot, folder, trained.best_model, on_progress)
         score = SeedScore(
             seed=seed,
             best_epoch=trained.best_epoch,
@@ -84,6 +84,7 @@ def train_seed(study: Study, seed: int, on_progress: OnProgress | None = None) -
             test_f1=test.f1(pipeline.gate.average),
             test_accuracy=test.accuracy,
             duration_seconds=round(time.monotonic() - began, 3),
+            precision=precision,
         )
         write_whole(folder / SCORE_FILE, json.dumps(asdict(score)).encode())
         remove_checkpoints(folder)
@@ -171,13 +172,17 @@ def _train(
     return epochs[result.best_epoch], result
 
 
-def _score(pipeline: Pipeline, snapshot: Snapshot, folder: Path, model: Path, on_progress: OnProgress | None) -> Scores:
+def _score(
+    pipeline: Pipeline, snapshot: Snapshot, folder: Path, model: Path, on_progress: OnProgress | None
+) -> tuple[Scores, str]:
+    """Scores on the test rows, and the precision in which they were computed."""
     job = ScoreJob(
         pipeline=pipeline.record(),
         snapshot=snapshot.path,
         models={"candidate": model},
         out=folder / "test",
     )
-    written = supervisor.score_models(job, on_progress=on_progress).written
+    found = supervisor.score_models(job, on_progress=on_progress)
     references = snapshot.rows("test", ["label"])["label"].to_numpy(dtype=np.int64)
-    return classification.score(references, read_predictions(written["candidate"]), len(pipeline.data.label_names))
+    predictions = read_predictions(found.written["candidate"])
+    return classification.score(references, predictions, len(pipeline.data.label_names)), found.precision

@@ -84,6 +84,8 @@ class SeedScore:
     test_f1: float | None
     test_accuracy: float | None
     duration_seconds: float
+    precision: str | None = None
+    """Of the test scores; None: of an earlier version, which scored in fp32."""
 
 
 def config_hash(pipeline: Pipeline) -> str:
@@ -225,7 +227,7 @@ def _record(db: Database, study: Study, seed: int, **facts: Any) -> None:
         lock_pipeline(session, study.pipeline.name)
         known = session.get(SeedRun, (study.study_id, seed))
         if known is None or known.test_f1 is None:
-            blank = dict.fromkeys(("best_epoch", "validation_f1", "test_f1", "test_accuracy", "error"))
+            blank = dict.fromkeys(("best_epoch", "validation_f1", "test_f1", "test_accuracy", "error", "precision"))
             row = blank | {"duration_seconds": None} | facts
             session.merge(SeedRun(study_id=study.study_id, seed=seed, recorded_at=datetime.now(UTC), **row))
 

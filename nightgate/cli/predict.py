@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,9 @@ from nightgate.cli.tables_as_text import Format, formatted
 from nightgate.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
     from nightgate.config.pipeline import Pipeline
     from nightgate.config.predict import Output
@@ -151,9 +153,13 @@ def _print(name: str, rows: Rows, version: str, output: Format, with_text: bool)
     home = existing_home(only_read=True)
     with Database.open(home) as db:
         classifier = Classifier.open(resolve_version(db, name, version).folder(home))
+
+    def probabilities(texts: Sequence[str]) -> tuple[NDArray[np.float64], str]:
+        return classifier.probabilities(texts), classifier.precision
+
     frames: list[pd.DataFrame] = []
     for window in windows(rows):
-        found = predictions_of(window, classifier.probabilities, classifier.manifest, with_text=with_text)
+        found = predictions_of(window, probabilities, classifier.manifest, with_text=with_text)
         frame = found.select(sorted(found.column_names, key=lambda name: (*SHOWN, name).index(name))).to_pandas()
         if output is Format.csv:
             text = formatted(frame, output)

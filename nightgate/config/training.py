@@ -12,6 +12,7 @@ ShippedMetric = Literal[
     "accuracy", "balanced_accuracy", "cohen_kappa", "f1", "mae", "matthews_correlation", "mse", "precision", "recall"
 ]
 """Metrics that come with the package."""
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 LOCAL_MODEL = ("package:", ".", "/", "~")
 """How a base model begins that is not of the hub."""
 
@@ -55,7 +56,7 @@ class Training(Section):
     """How rows count in the training loss: alike, or such that all classes weigh the same."""
     early_stopping_patience: int = Field(default=0, ge=0, le=1000)
     """Epochs without a better validation F1 before training stops; 0: never."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    precision: Precision = "auto"
     """'auto': bf16 where it is native, else fp32, on a GPU fp16 with loss scaling; the reason is stored."""
     seed: int = Field(default=42, ge=0, le=2**32 - 1)
     """Seed of the new head, the order of rows and dropout."""

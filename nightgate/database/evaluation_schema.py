@@ -54,6 +54,8 @@ class ChampionEvaluation(Base):
     """`average`, `confidence` and `min_f1` of the gate: with others it is evaluated again."""
     announced_at: Mapped[datetime | None]
     """When the events of its alarms were published; NULL while they are pending."""
+    precision: Mapped[str | None]
+    """In which it was computed; NULL: of an earlier version, which scored in fp32."""
 
 
 class ChampionEvaluationSlice(Base):

@@ -193,3 +193,5 @@ class SeedRun(Base):
     """Why it has no score."""
     duration_seconds: Mapped[float | None]
     recorded_at: Mapped[datetime]
+    precision: Mapped[str | None]
+    """Of the test scores; NULL: of an earlier version, which scored in fp32."""

@@ -20,7 +20,7 @@ from nightgate.database.column_types import WITHOUT_ROWID, Base, Key, NumberKey,
 
 METADATA = Base.metadata
 """All tables, including those of the other modules."""
-HEAD = "0018"
+HEAD = "0019"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -249,6 +249,8 @@ class Attempt(Timed, Base):
     prefect_flow_run_id: Mapped[str | None]
     busy_seconds: Mapped[float | None]
     """How long it held its machine, without the waits for the slot and for an approval; NULL while it runs."""
+    scoring_precision: Mapped[str | None]
+    """Of the scores on the test rows; NULL: none yet, or of an earlier version, which scored in fp32."""
 
 
 class Approval(Base):

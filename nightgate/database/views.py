@@ -65,8 +65,14 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys(("classes", "config", "environment", "facts", "label_names", "manifest"), "json"),
 }
 _OTHERS: dict[str, Kind] = {
-    # A machine's precision, such as fp32.
-    **dict.fromkeys(("nights.precision", "nightly_runs.precision", "attempts.precision"), "text"),
+    # Of arithmetic, such as fp32.
+    **{
+        f"{view}.precision": "text"
+        for view in (
+            *("nights", "nightly_runs", "attempts", "gate_checks", "gate_sides", "joint_outcomes", "test_predictions"),
+            *("champion_evaluations", "seed_runs"),
+        )
+    },
     **dict.fromkeys(("settings.value", "reading.value"), "text"),
     **{f"test_sets.{name}": "bytes" for name in ("places", "fingerprints", "labels", "seen_at", "groups", "slices")},
     "test_predictions.labels": "bytes",

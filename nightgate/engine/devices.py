@@ -49,18 +49,25 @@ class Picked(NamedTuple):
         return Picked(self.device, torch.float32, f"fp32 on {_name(self.device)}: {why}")
 
 
-def pick(precision: str) -> Picked:
+def pick(precision: str, name: str | None = None) -> Picked:
     """Device and dtype for `training.precision` ('auto', 'bf16', 'fp16', 'fp32').
 
     The first call takes some 0.1 s on a CPU with native bf16.
+
+    Args:
+        name: of the device, for PyTorch; None: a GPU if there is one.
     """
-    if not torch.cuda.is_available():
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cpu":
         # Older releases of PyTorch do not know the CPU's capabilities.
         return pick_on_cpu(precision, getattr(torch.cpu, "get_capabilities", dict)(), gain_of_bf16)
-    device = torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     place = _name(device)
     if precision != "auto":
         return Picked(device, DTYPES[precision], f"{precision} on {place}: training.precision = {precision!r}")
+    if device.type != "cuda":
+        return Picked(device, torch.float32, f"fp32 on {place}")
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return Picked(device, torch.bfloat16, f"bf16 on {place}: it computes bf16 natively")
     return Picked(device, torch.float16, f"fp16 with loss scaling on {place}: it has no native bf16")
@@ -121,7 +128,7 @@ def _seconds(dtype: torch.dtype, repeats: int = 5) -> float:
 
 
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type.upper()}"
 
 
 def describe(device: torch.device) -> str:

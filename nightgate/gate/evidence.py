@@ -66,6 +66,8 @@ class Serving:
     """Largest absolute difference from the night's own logits."""
     flipped: int = 0
     """Rows with another label, beyond what the tolerance explains."""
+    rounded: int = 0
+    """Rows with another label in the precision of the night's scores than in float32."""
     latency_ms: float | None = None
     """Median for a single text after warm-up, models timed in alternation."""
     size_bytes: int | None = None
@@ -125,6 +127,8 @@ class Evidence:
     """Average of that study's F1; None: the policy's."""
     golden_note: str = ""
     """Why golden rows that should exist do not."""
+    precision: str = "fp32"
+    """In which all predictions were computed."""
 
     @property
     def anchored_by_champion(self) -> bool:

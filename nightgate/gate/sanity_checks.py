@@ -136,6 +136,8 @@ def serving(case: Case) -> Check:
             f"a fresh process without Nightgate's code gets the same logits on {served.rows:,} rows, within "
             f"{served.logit_difference:.1e} (at most {SERVING_TOLERANCE:g})"
         )
+        if case.evidence.precision != "fp32":
+            same += f" in fp32; scored in {case.evidence.precision}, {served.rounded:,} of them have another label"
         found = [same, *_budgets(case, served, faults)]
     return Check(
         name="serving",

@@ -1,6 +1,7 @@
 """Predictions of a version: `nightgate.load_champion("reviews").predict(["Fits well", "Broke at once"])`.
 
-Texts are normalised, tokenised and truncated by the code of training, so the test score holds for these predictions.
+Texts are normalised, tokenised and truncated by the code of training, and computed in its precision, so the test score
+holds for these predictions.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nightgate.config.training import Precision
 from nightgate.errors import DataError, ModelError
 from nightgate.models.version_folder import RESTORE, verify_version
 from nightgate.text_rules import join_texts
 
 if TYPE_CHECKING:
+    from nightgate.engine.devices import Picked
     from nightgate.engine.forward import Forward
 
 TEXTS_TO_PACK = 64
@@ -37,7 +40,7 @@ class Prediction:
 class Classifier:
     """A verified version, loaded in evaluation mode. Not thread-safe: the tokenizer has state."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], loaded: Any, device: str) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], loaded: Any, picked: Picked) -> None:
         configured = int(manifest["configuration"]["training"]["max_length"])
         self.path = path
         self.manifest = manifest
@@ -45,40 +48,49 @@ class Classifier:
         self.version: int = manifest["version"]
         self.label_names: tuple[str, ...] = tuple(manifest["label_names"])
         self.max_length: int = min(configured, loaded.max_length)
-        self.device = device
-        self._model = loaded.model.to(device).eval()
+        self.device = str(picked.device)
+        self._picked = picked
+        self._model = loaded.model.to(picked.device).eval()
         self._tokenizer = loaded.tokenizer
         self._packed: Forward | None = None
         """How many texts at once are computed, chosen when there are some."""
 
     @classmethod
-    def open(cls, path: Path, *, device: str | None = None) -> Classifier:
+    def open(cls, path: Path, *, device: str | None = None, precision: Precision | None = None) -> Classifier:
         """Verify and load the version at `path`.
 
         Args:
             device: as PyTorch names it; None uses a GPU if there is one.
+            precision: 'auto', 'bf16', 'fp16' or 'fp32', as `training.precision`; None uses that of the version.
 
         Raises:
             ModelError: the folder is incomplete or altered, or cannot be loaded.
+            DataError: there is no such precision.
         """
+        if precision is not None and precision not in get_args(Precision):
+            raise DataError(f"precision is {precision!r}", next_step=f"give one of {', '.join(get_args(Precision))}")
         manifest = verify_version(path)
         named = f"version {manifest['version']} of {manifest['pipeline']}"
         with _transformers_settings_restored():
             # Imported here: commands that only list versions need no PyTorch.
-            import torch
+            from nightgate.engine import base_models, devices
 
-            from nightgate.engine import base_models
-
+            picked = devices.pick(precision or manifest["configuration"]["training"]["precision"], device)
             loaded = base_models.load_trained(path, named=named)
             found = base_models.labels_of(loaded.model)
         if found != manifest["label_names"]:
             raise ModelError(
                 f"{named} has the labels {found}, its manifest says {manifest['label_names']}", next_step=RESTORE
             )
-        return cls(path, manifest, loaded, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(path, manifest, loaded, picked)
 
     def __repr__(self) -> str:
-        return f"<Classifier {self.pipeline} version {self.version} on {self.device}>"
+        return f"<Classifier {self.pipeline} version {self.version} on {self.device} in {self.precision}>"
+
+    @property
+    def precision(self) -> str:
+        """'bf16', 'fp16' or 'fp32'. On a CPU the first texts may turn bf16 into fp32, where its logits would differ."""
+        return self._picked.precision
 
     def predict(self, texts: Sequence[str | Sequence[str]], batch_size: int = 32) -> list[Prediction]:
         """Predict the label of each text, in order; texts longer than `max_length` tokens are truncated.
@@ -126,9 +138,13 @@ class Classifier:
         from nightgate.engine.encoding import encode
 
         encoded = encode(self._tokenizer, texts, self.max_length)
-        if self._packed is None and len(encoded) >= TEXTS_TO_PACK:
-            self._packed = forward.choose(self._model, encoded)
-        chosen = self._packed or forward.Padded(self._model, "padded texts: they are few")
+        chosen = self._packed
+        if chosen is None:
+            are_many = len(encoded) >= TEXTS_TO_PACK
+            chosen = forward.choose(self._model, encoded, self._picked, pack=are_many)
+            self._packed = chosen if are_many else None
+            # Decided by the first texts, once and for all that follow.
+            self._picked = chosen.picked._replace(is_tentative=False) if len(encoded) else self._picked
         return forward.run(chosen, encoded, batch_size, on_batch).astype(np.float64)
 
 

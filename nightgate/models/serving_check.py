@@ -74,7 +74,7 @@ def serve(
     Args:
         models: stock folders by name.
         texts: normalised, as the night scored them.
-        expected: by model, the night's logits [texts, labels], columns in the order of `label_names`.
+        expected: by model, the night's logits [texts, labels] in float32, columns in the order of `label_names`.
         max_length: by model, the tokens that texts are truncated to.
         reference: a model that is served for comparison only. If a process dies or hangs that serves it alone, that is
             its flaw: a champion that no process can open any more must not fail every night.
@@ -115,7 +115,7 @@ def check_version(folder: Path, texts: Sequence[str], *, timeout: float = 300.0)
     A version that does not match its manifest or that `Classifier` cannot load has that as its flaw. Raises as `serve`.
     """
     try:
-        own = Classifier.open(folder, device="cpu")
+        own = Classifier.open(folder, device="cpu", precision="fp32")
     except ModelError as error:
         return Serving(flaw=error.reason)
     expected = {"it": own.logits(texts).astype(np.float32)}

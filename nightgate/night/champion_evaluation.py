@@ -5,7 +5,7 @@
 
 Rows of all splits count, but for those that the version or an ancestor learnt. What counts is the refresh that a row
 came with, not its time: a label that comes late is known late. Predictions are kept beside the version's run, so that
-each row is scored once. `docs/evaluate.md` explains the alarms.
+each row is scored once, or again when the precision has changed. `docs/evaluate.md` explains the alarms.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -72,6 +72,8 @@ class _Side:
     """Why it cannot be scored, as a clause behind its name; '' if it can."""
     predictions: NDArray[np.int64] | None = None
     """Class indices in the pipeline's order, shape [rows]."""
+    precision: str | None = None
+    """In which they were computed."""
 
     @property
     def name(self) -> str:
@@ -207,13 +209,17 @@ def _scored(
     snapshot: Snapshot,
     sides: Sequence[_Side],
     score: Callable[[ScoreJob], ScoreResult],
+    anew: Collection[str] = (),
 ) -> list[_Side]:
-    """The sides with their predictions: those of rows that were evaluated before are read, the others computed."""
+    """The sides with their predictions: those that earlier evaluations kept, but for the roles `anew`, and new ones."""
+    names = pipeline.data.label_names
     stores = {side.role: home.runs / side.version.run_id / "evaluation" for side in sides}
-    stored = {side.role: _read(stores[side.role] / PREDICTIONS, pipeline.data.label_names) for side in sides}
+    stored: dict[str, tuple[pd.Series[Any], str]] = {
+        role: (_NONE, "") if role in anew else _read(store / PREDICTIONS, names) for role, store in stores.items()
+    }
     missing, models, flaws = {}, {}, dict[str, str]()
     for side in sides:
-        lacks = ~np.isin(side.rows["text_key"], stored[side.role].index)
+        lacks = ~np.isin(side.rows["text_key"], stored[side.role][0].index)
         if side.flaw or not lacks.any():
             continue
         try:
@@ -231,38 +237,50 @@ def _scored(
         job = ScoreJob(pipeline.record(), snapshot.path, models, out, places=places)
         result, broken = score_with_flaws(job, score)
         flaws |= broken
+        others = [role for role in result.written if stored[role][1] not in {"", result.precision}]
+        if others:  # the predictions of an evaluation have one precision
+            return _scored(home, pipeline, snapshot, sides, score, {*anew, *others})
         for role, file in result.written.items():
             logits = load_logits(file)
             if count := nonfinite_rows(logits):
                 flaws[role] = f"gives {count:,} rows a logit that is NaN or infinite"
                 continue
-            found = pd.Series(logits.argmax(axis=1), index=rows["text_key"])
-            stored[role] = pd.concat([stored[role], found[~found.index.isin(stored[role].index)]])
-            _write(stores[role] / PREDICTIONS, stored[role], pipeline.data.label_names)
+            known, found = stored[role][0], pd.Series(logits.argmax(axis=1), index=rows["text_key"])
+            stored[role] = pd.concat([known, found[~found.index.isin(known.index)]]), result.precision
+            _write(stores[role] / PREDICTIONS, *stored[role], names)
         shutil.rmtree(out, ignore_errors=True)
     return [
         replace(side, flaw=flaw)
         if (flaw := side.flaw or flaws.get(side.role, ""))
-        else replace(side, predictions=np.asarray(stored[side.role].loc[side.rows["text_key"]], np.int64))
+        else _with_predictions(side, *stored[side.role])
         for side in sides
     ]
 
 
-def _read(file: Path, label_names: Sequence[str]) -> pd.Series[Any]:
-    """Predicted classes by key of the text; empty where none are stored, or for other labels."""
+def _with_predictions(side: _Side, stored: pd.Series[Any], precision: str) -> _Side:
+    predictions = np.asarray(stored.loc[side.rows["text_key"]], np.int64)
+    return replace(side, predictions=predictions, precision=precision or None)
+
+
+_NONE = pd.Series(np.empty(0, np.int64), index=np.empty(0, np.uint64))
+
+
+def _read(file: Path, label_names: Sequence[str]) -> tuple[pd.Series[Any], str]:
+    """Predicted classes by key of the text, and their precision; none where none are stored, or for other labels."""
     try:
         with np.load(file, allow_pickle=False) as found:
             if found["label_names"].tolist() == list(label_names):
-                return pd.Series(found["predictions"], index=found["text_key"])
+                precision = str(found["precision"]) if "precision" in found else "fp32"  # as an earlier version scored
+                return pd.Series(found["predictions"], index=found["text_key"]), precision
     except (OSError, ValueError, KeyError):
         pass  # missing or damaged: all are scored again
-    return pd.Series(np.empty(0, np.int64), index=np.empty(0, np.uint64))
+    return _NONE, ""
 
 
-def _write(file: Path, predictions: pd.Series[Any], label_names: Sequence[str]) -> None:
-    content = io.BytesIO()
+def _write(file: Path, predictions: pd.Series[Any], precision: str, label_names: Sequence[str]) -> None:
+    content, text_key = io.BytesIO(), predictions.index.to_numpy()
     np.savez_compressed(
-        content, text_key=predictions.index.to_numpy(), predictions=predictions, label_names=np.array(label_names)
+        content, text_key=text_key, predictions=predictions, precision=precision, label_names=np.array(label_names)
     )
     write_whole(file, content.getvalue())
 
@@ -286,6 +304,7 @@ def _evaluate(
         rows=len(side.rows),
         reason=f"no labelled rows came {since}",
         run_id=run_id,
+        precision=side.precision,
     )
     clauses, alarms, slices = [found.reason], list[Alarm](), []
     if side.predictions is None:

@@ -56,6 +56,7 @@ def gather_evidence(run: NightRun, snapshot: Snapshot, trained: Trained, scored:
         seed_spread=seed_study.newest_spread(run.db, run.pipeline),
         seed_average=run.pipeline.gate.average,
         golden_note=_golden_note(scored.golden.note, frames, golden),
+        precision=scored.result.precision,
     )
 
 

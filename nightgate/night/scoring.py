@@ -53,6 +53,7 @@ def score_on_test(run: NightRun, snapshot: Snapshot, trained: Trained) -> Scored
         # A folder per attempt: an earlier one that was given up may still be writing.
         out=run.directory / f"attempt-{run.attempt}" / "test",
         golden=golden.path,
+        serve=NUM_SERVED,
     )
     score = partial(supervisor.score_models, on_progress=run.while_ours(), on_restart=run.record_restart)
     result, flaws = score_with_flaws(job, score)
@@ -95,19 +96,20 @@ def _flaw(score: Callable[[ScoreJob], ScoreResult], job: ScoreJob) -> str:
 def try_serving(run: NightRun, snapshot: Snapshot, scored: Scored) -> Served:
     """Open the saved candidate as its users will: in a fresh process, offline, without this package.
 
-    The champion is served beside it, so that their latencies can be compared.
+    The champion is served beside it, so that their latencies can be compared. Plain `transformers` computes in float32,
+    so the night's logits of these rows are in float32 too, whatever the precision of its scores.
     """
     if scored.golden.path is None:
-        logits, rows = scored.result.written, snapshot.rows("test", ["text"])
+        written, rows = scored.result.written, snapshot.rows("test", ["text"])
     else:
-        logits, rows = scored.result.golden, scored.golden.rows(["text"])
+        written, rows = scored.result.golden, scored.golden.rows(["text"])
     texts = rows["text"].astype(str).tolist()[:NUM_SERVED]
     models = {name: one.folder for name, one in scored.models.items() if name != "anchor" and not one.flaw}
     began = time.monotonic()
     served = serve(
         models,
         texts,
-        {name: load_logits(logits[name])[: len(texts)] for name in models},
+        {name: load_logits(scored.result.serve[name]) for name in models},
         scored.result.max_length,
         run.pipeline.data.label_names,
         reference="champion",
@@ -115,6 +117,8 @@ def try_serving(run: NightRun, snapshot: Snapshot, scored: Scored) -> Served:
     log.info(LIFE, "serving", time.monotonic() - began, "")
     for name, found in served.items():
         log.debug("%s in a fresh process: %s", name, found.flaw or f"{found.latency_ms:.1f} ms a text")
+        in_fp32, as_scored = (load_logits(files[name]).argmax(axis=1) for files in (scored.result.serve, written))
+        served[name] = replace(found, rounded=int((in_fp32 != as_scored[: len(texts)]).sum()))
     return Served(served["candidate"], served.get("champion"))
 
 

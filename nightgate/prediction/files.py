@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from nightgate.durable_files import replacing, user_path
 from nightgate.errors import DataError, first_line, storage_errors
-from nightgate.prediction.rows import KEYS, keys_of
+from nightgate.prediction.rows import KEYS, PRECISION, keys_of
 
 CHUNK = 8192
 """Rows that are read at a time."""
@@ -43,8 +43,8 @@ class PredictionFile:
             return
         with _readable(self.name):
             found, first = self._start()
-        # Without the column, as one of an earlier version, it is replaced.
-        fixed = {name for name in self.schema.names if not name.startswith("probability_")} - {"pipeline"}
+        # Without these columns, as one of an earlier version, it is replaced.
+        fixed = {name for name in self.schema.names if not name.startswith("probability_")} - {"pipeline", PRECISION}
         problem = ""
         if not fixed <= set(found):
             problem = f"no predictions of this kind: it has no column {', '.join(sorted(fixed - set(found)))}"

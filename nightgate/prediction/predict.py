@@ -37,7 +37,7 @@ from nightgate.errors import ConfigurationError, storage_errors
 from nightgate.home import existing_home
 from nightgate.models.version_folder import read_manifest
 from nightgate.prediction.files import PredictionFile
-from nightgate.prediction.rows import KEYS, keys_of, rows_of_source, windows
+from nightgate.prediction.rows import KEYS, PRECISION, keys_of, rows_of_source, windows
 from nightgate.registry import versions
 from nightgate.registry.champions import resolve_version
 from nightgate.schedule import tonight
@@ -149,10 +149,13 @@ def predict(
                 if left:
                     job = PredictJob(folder, scratch, batch_size, texts)
                     score = stack.enter_context(predictor(job, on_progress=on_progress))
-                for window, part in left.items():
-                    predicted = predictions_of(pq.read_table(window), score, manifest, with_text=with_text)
-                    with replacing(part) as draft:
-                        pq.write_table(predicted, draft)
+                while left:
+                    for window, part in left.items():
+                        predicted = predictions_of(pq.read_table(window), score, manifest, with_text=with_text)
+                        with replacing(part) as draft:
+                            pq.write_table(predicted, draft)
+                    # Of a killed run, which another machine may have had.
+                    left = _in_another_precision(parts, of=set(left))
                 written = Counts()
                 if parts or not known:
                     target.write(written.counted(map(pq.read_table, parts.values())), adds=new_rows_only)
@@ -188,6 +191,7 @@ def schema_of(label_names: Sequence[str], *, with_text: bool) -> pa.Schema:
                 ("probability", pa.float64()),
             ),
             *(("reason", pa.string()), ("pipeline", pa.string()), ("model_version", pa.int64())),
+            (PRECISION, pa.string()),
             ("predicted_at", pa.timestamp("us", "UTC")),
             *((f"probability_{name}", pa.float64()) for name in label_names),
         ]
@@ -202,9 +206,9 @@ def predictions_of(
     unique = list(dict.fromkeys(text for text in texts if text))
     place = {text: number for number, text in enumerate(unique)}
     # A row without a text takes the last one, which is no number.
-    found = np.full((len(unique) + 1, len(manifest["label_names"])), np.nan)
+    found, precision = np.full((len(unique) + 1, len(manifest["label_names"])), np.nan), ""
     if unique:
-        found[:-1] = probabilities(unique)
+        found[:-1], precision = probabilities(unique)
     shares = found[[place.get(text, -1) for text in texts]]
     schema = schema_of(manifest["label_names"], with_text=with_text)
     has_text = pa.array([text is not None for text in texts])
@@ -215,6 +219,7 @@ def predictions_of(
         "probability": _or_null(shares.max(axis=1)),
         "pipeline": pa.array([manifest["pipeline"]] * len(texts), pa.string()),
         "model_version": pa.array([manifest["version"]] * len(texts), pa.int64()),
+        PRECISION: pa.compute.if_else(has_text, precision, None),
         "predicted_at": pa.array([datetime.now(UTC)] * len(texts), pa.timestamp("us", "UTC")),
         **{f"probability_{name}": _or_null(shares[:, at]) for at, name in enumerate(manifest["label_names"])},
     }
@@ -263,6 +268,15 @@ def _spool(rows: Rows, target: Any, scratch: Path, new_rows_only: bool) -> int:
     for number, window in enumerate(windows(new_rows() if new_rows_only else rows)):
         pq.write_table(window, scratch / f"{number:09}.rows")
     return known
+
+
+def _in_another_precision(parts: dict[Path, Path], *, of: set[Path]) -> dict[Path, Path]:
+    """The windows whose predictions have another precision than those of the windows `of`."""
+    found = {
+        window: set(pq.read_table(part, columns=[PRECISION])[PRECISION].to_pylist()) for window, part in parts.items()
+    }
+    wanted = {None}.union(*(found[window] for window in of))
+    return {window: part for window, part in parts.items() if len(wanted) > 1 and not found[window] <= wanted}
 
 
 def _parts(scratch: Path, manifest: dict[str, Any], schema: pa.Schema) -> dict[Path, Path]:

@@ -30,6 +30,8 @@ NO_TEXT, FORGOTTEN = "empty_text", "forgotten"
 SCHEMA = pa.schema([(name, pa.string()) for name in ("origin", "id", "text", "reason")])
 """Of windows. id: the source's, else the fingerprint of the text. text: normalised; null with a reason."""
 
+PRECISION = "precision"
+"""The column that says in which precision a row was predicted; null without a prediction."""
 KEYS = ("origin", "id", "reason")
 """The columns by which a row is found again: `keys_of`."""
 

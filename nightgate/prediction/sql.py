@@ -7,13 +7,15 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from nightgate.config.predict import SqlTable
 from nightgate.database_urls import safe_url, without_secrets
 from nightgate.errors import DataError, SourceUnavailableError
-from nightgate.prediction.rows import KEYS, keys_of
+from nightgate.prediction.rows import KEYS, PRECISION, keys_of
 from nightgate.sources.sql import engine_of, may_pass, url_of
 
 CHUNK = 8192
@@ -21,7 +23,10 @@ _TYPES = {pa.string(): sa.Text, pa.float64(): sa.Double, pa.int64(): sa.Integer}
 
 
 class PredictionTable:
-    """The predictions of one pipeline in a table, which is created if missing. It may have other columns besides."""
+    """The predictions of one pipeline in a table, which is created if missing. It may have other columns besides.
+
+    One of an earlier version has no precision, which was fp32: it gets the column, with NULL in its rows.
+    """
 
     def __init__(self, settings: SqlTable, schema: pa.Schema, pipeline: str) -> None:
         self._settings, self.schema = settings, schema
@@ -48,7 +53,7 @@ class PredictionTable:
             if not inspector.has_table(self._table.name, self._table.schema):
                 return
             found = [column["name"] for column in inspector.get_columns(self._table.name, self._table.schema)]
-        if missing := [name for name in self.schema.names if name not in found]:
+        if missing := [name for name in self.schema.names if name not in {*found, PRECISION}]:
             raise DataError(
                 f"{self.name} has no column {', '.join(missing)}, which these predictions have; it has "
                 f"{', '.join(found)}",
@@ -72,6 +77,11 @@ class PredictionTable:
         """
         with self._connected() as connection:
             self._table.create(connection, checkfirst=True)
+            found = sa.inspect(connection).get_columns(self._table.name, self._table.schema)
+            if PRECISION not in (column["name"] for column in found):
+                of_version = sa.Column(PRECISION, sa.Text, nullable=True)
+                alter = Operations(MigrationContext.configure(connection))
+                alter.add_column(self._table.name, of_version, schema=self._table.schema)
             if not adds:
                 connection.execute(self._table.delete().where(self._is_ours))
             for part in parts:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from nightgate.config.training import Precision
 from nightgate.database.transactions import Database
 from nightgate.errors import ModelError, RegistryError
 from nightgate.gate import sanity_checks
@@ -31,12 +32,15 @@ log = logging.getLogger(__name__)
 # --- finding ---
 
 
-def load_champion(pipeline: str, *, home: str | Path | None = None, device: str | None = None) -> Classifier:
+def load_champion(
+    pipeline: str, *, home: str | Path | None = None, device: str | None = None, precision: Precision | None = None
+) -> Classifier:
     """The pipeline's champion, verified and loaded.
 
     Args:
         home: default `NIGHTGATE_HOME`, else `.nightgate/`.
         device: as PyTorch names it; None uses a GPU if there is one.
+        precision: 'auto', 'bf16', 'fp16' or 'fp32', as `training.precision`; None uses that of the champion.
 
     Raises:
         RegistryError: there is no home, no such pipeline, or no champion yet.
@@ -46,7 +50,7 @@ def load_champion(pipeline: str, *, home: str | Path | None = None, device: str 
     opened = existing_home(home, only_read=True)
     with Database.open(opened) as db:
         champion = _champion(db, pipeline)
-    return Classifier.open(champion.folder(opened), device=device)
+    return Classifier.open(champion.folder(opened), device=device, precision=precision)
 
 
 def resolve_version(db: Database, pipeline: str, text: str | int) -> VersionRow:

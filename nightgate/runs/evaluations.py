@@ -59,6 +59,8 @@ class Evaluation:
     alarms: tuple[Alarm, ...] = ()
     run_id: str | None = None
     """The night that it is a part of, if any."""
+    precision: str | None = None
+    """In which the predictions were computed."""
 
     @property
     def is_whole(self) -> bool:

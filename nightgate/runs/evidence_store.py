@@ -30,7 +30,7 @@ from nightgate.errors import RegistryError
 from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Serving, Side
 from nightgate.gate.test_window import microseconds
 from nightgate.runs import test_sets
-from nightgate.runs.lifecycle import fenced
+from nightgate.runs.lifecycle import attempt_of, fenced
 from nightgate.runs.test_sets import array, compress, label_type, named
 
 
@@ -61,6 +61,7 @@ def record_evidence(db: Database, run_id: str, attempt: int, evidence: Evidence,
             test_sets.add(session, one)
         session.flush()
         run.labels_corrected = _labels_corrected(session, run, evidence)
+        attempt_of(session, run).scoring_precision = evidence.precision
         for name in SIDES:
             side: Side | None = getattr(evidence, name)
             if side is None:
@@ -132,6 +133,8 @@ class Scoring:
     predictions: Labels
     trained_on: Mask | None
     """The rows that the model was trained on; None if unknown."""
+    precision: str
+    """In which the predictions were computed."""
 
 
 def scorings_of(db: Database, pipeline: str, model_run_id: str, kind: str = "test") -> Iterator[Scoring]:
@@ -148,7 +151,8 @@ def scorings_of(db: Database, pipeline: str, model_run_id: str, kind: str = "tes
     )
     chosen = {"pipeline": pipeline, "model_run": model_run_id, "kind": kind}
     keys = f"SELECT p.run_id, p.side {scored_by} ORDER BY r.data_until DESC, r.started_at DESC, p.side"
-    one = f"SELECT p.test_set_id, p.labels, g.facts, r.data_until {scored_by} AND p.run_id = :run AND p.side = :side"
+    columns = "p.test_set_id, p.labels, p.precision, g.facts, r.data_until"
+    one = f"SELECT {columns} {scored_by} AND p.run_id = :run AND p.side = :side"
 
     def scoring(session: Session, run_id: str, side: str) -> Scoring:
         stored = session.execute(selecting(one, chosen | {"run": run_id, "side": side})).one()
@@ -161,6 +165,7 @@ def scorings_of(db: Database, pipeline: str, model_run_id: str, kind: str = "tes
             scored.rows,
             labels_of(stored, scored.label_names),
             _mask(trained_on, len(scored.rows)),
+            stored.precision,
         )
 
     for run_id, side in db.read(lambda session: session.execute(selecting(keys, chosen)).all()):
@@ -176,10 +181,10 @@ class Given:
     """Whether the model or one of its ancestors was trained on the row; None if unknown."""
 
 
-def labels_given(scorings: Iterable[Scoring]) -> dict[str, Given]:
-    """The newest label of every row of a model's `scorings_of`, by fingerprint."""
+def labels_given(scorings: Iterable[Scoring], precision: str) -> dict[str, Given]:
+    """The newest label of every row of a model's `scorings_of` in this precision, by fingerprint."""
     found: dict[str, Given] = {}
-    for scoring in scorings:
+    for scoring in (one for one in scorings if one.precision == precision):
         trained_on = scoring.trained_on.tolist() if scoring.trained_on is not None else [None] * len(scoring.rows)
         for row, label, trained in zip(
             scoring.rows.fingerprints, scoring.predictions.tolist(), trained_on, strict=True
@@ -246,7 +251,9 @@ def _side_row(run_id: str, attempt: int, name: str, side: Side, evidence: Eviden
     facts: dict[str, Any] = {
         "trained_on": trained_on,
         "unknown_line": side.unknown_line,
-        "served": None if served is None else {"rows": served.rows, "flipped": served.flipped},
+        "served": None
+        if served is None
+        else {"rows": served.rows, "flipped": served.flipped, "rounded": served.rounded},
     }
     if name == "candidate":
         facts |= {"seed_spread": evidence.seed_spread, "golden_note": evidence.golden_note}
@@ -341,4 +348,5 @@ def _evidence(
         # A night uses seed studies of its own configuration only.
         seed_average=run.config["gate"]["average"],
         golden_note=sides["candidate"].facts["golden_note"],
+        precision=sides["candidate"].precision,
     )

@@ -67,6 +67,9 @@ class ScoreJob(_Message):
     """In place of a whole split: rows of each split, as `Snapshot.rows` takes them, one split after the other."""
     golden: Path | None = None
     """Folder of golden rows (`nightgate.data.golden_rows`), scored to `<name>.golden.npz`."""
+    serve: int = 0
+    """Number of the first golden rows, or else of the first rows, whose logits in fp32 are written to
+    `<name>.serve.npz`: a fresh process with plain transformers computes in fp32."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,8 @@ class PredictJob(_Message):
     """Most texts that will be handed over."""
 
 
-TEXTS, PROBABILITIES = "texts.json", "probabilities.npy"
-"""A window's normalised texts, and float64 [texts, labels] in the order of the manifest's labels."""
+TEXTS, PROBABILITIES = "texts.json", "probabilities.npz"
+"""A window's normalised texts; float64 [texts, labels] in the order of the manifest's labels, and their precision."""
 
 Job = TrainJob | ScoreJob | PredictJob
 JOBS: dict[str, type[Job]] = {"train": TrainJob, "score": ScoreJob, "predict": PredictJob}
@@ -174,6 +177,10 @@ class ScoreResult(_Message):
     """npz of the golden rows, in their order; empty without golden rows."""
     max_length: dict[str, int]
     """Tokens at which texts were cut."""
+    precision: str
+    """'bf16', 'fp16' or 'fp32', the same for all models."""
+    serve: dict[str, Path]
+    """npz of the first `job.serve` rows in fp32; empty if that is 0."""
     metrics: tuple[MetricValue, ...] = ()
     """Of `training.metrics`, of the candidate on all rows of the split."""
 

@@ -1,4 +1,4 @@
-"""Score trained models on rows of a snapshot, always in float32, as plain `transformers` will run them for users."""
+"""Score trained models on rows of a snapshot in the pipeline's precision, all models of a job in the same one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from nightgate.cpu_threads import pick_threads
 from nightgate.durable_files import write_whole
 from nightgate.engine import devices, forward
 from nightgate.engine.base_models import labels_of, load_trained
+from nightgate.engine.devices import Picked
 from nightgate.engine.encoding import Encoded, encode
 from nightgate.errors import ModelError
 from nightgate.models.classifier import Classifier
@@ -49,7 +50,7 @@ def logits_of(
     batch_size: int,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Logits:
-    """Logits [rows, labels] in the order of `encoded`, packed or padded as in training.
+    """Logits [rows, labels] in the order of `encoded`, packed or padded as in training, in float32.
 
     `on_batch(rows done, rows)` is called after each batch.
     """
@@ -87,7 +88,8 @@ def columns(frame: pd.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
 def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> ScoreResult:
     """Score each model of a job and write the files of its `ScoreResult`.
 
-    Columns of `logits` are in the order of the pipeline's labels, whatever the order in a model's configuration.
+    Columns of `logits` are in the order of the pipeline's labels, whatever the order in a model's configuration. Where
+    one model needs float32, all are computed in it, so that a comparison has one precision.
 
     Raises:
         ModelError: a model is missing, damaged, or has other labels.
@@ -101,8 +103,6 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
     pipeline = Pipeline.model_validate(job.pipeline)
     threads, why = pick_threads()
     torch.set_num_threads(threads)
-    device = devices.pick("fp32").device
-    log.debug("scoring in fp32 on %s", device)
     log.debug("%s", why)
     on_progress(Progress("load", detail="reading the snapshot"))
     snapshot, wanted = open_snapshot(job.snapshot), ["text", "label"]
@@ -115,18 +115,31 @@ def score_models(job: ScoreJob, on_progress: Callable[[Progress], None]) -> Scor
     # Each text once: a golden row may be a test row as well.
     unique = list(dict.fromkeys(text for texts, _ in sets.values() for text in texts))
     index = {text: row for row, text in enumerate(unique)}
-    written: dict[str, dict[str, Path]] = {kind: {} for kind in ("", ".golden")}
-    max_length: dict[str, int] = {}
+    served, served_labels = sets[".golden" if job.golden is not None else ""]
+    serve = [index[text] for text in served[: job.serve]]
+    scored, picked = _in_one_precision(pipeline, job, unique, serve, on_progress)
+    written: dict[str, dict[str, Path]] = {kind: {} for kind in ("", ".golden", ".serve")}
     metrics: tuple[MetricValue, ...] = ()
-    for name, folder in job.models.items():
-        logits, max_length[name] = _score(pipeline, name, folder, unique, device, on_progress)
+    for name, one in scored.items():
         for kind, (texts, labels) in sets.items():
-            of_rows = logits[[index[text] for text in texts]]
+            of_rows = one.logits[[index[text] for text in texts]]
             written[kind][name] = write_predictions(job.out / f"{name}{kind}.npz", of_rows, labels)
             if name == "candidate" and not kind and pipeline.training.metrics:
                 own = EpochMetrics(len(pipeline.data.label_names), job.out / "evaluate", pipeline.training.metrics)
                 metrics = own.own(labels, of_rows.argmax(axis=1).astype(np.int64))
-    return ScoreResult(written=written[""], golden=written[".golden"], max_length=max_length, metrics=metrics)
+        if job.serve:
+            written[".serve"][name] = write_predictions(
+                job.out / f"{name}.serve.npz", one.serve, served_labels[: job.serve]
+            )
+    log.info("scored in %s", picked.reason)
+    return ScoreResult(
+        written=written[""],
+        golden=written[".golden"],
+        max_length={name: one.max_length for name, one in scored.items()},
+        precision=picked.precision,
+        serve=written[".serve"],
+        metrics=metrics,
+    )
 
 
 def open_for_prediction(job: PredictJob, on_progress: Callable[[Progress], None]) -> Callable[[], None]:
@@ -161,9 +174,39 @@ def open_for_prediction(job: PredictJob, on_progress: Callable[[Progress], None]
 
         found = classifier.probabilities(texts, job.batch_size, on_batch)
         done += len(texts)
-        np.save(job.out / PROBABILITIES, found)
+        np.savez(job.out / PROBABILITIES, probabilities=found, precision=classifier.precision)
 
     return predict
+
+
+class _Scored(NamedTuple):
+    """A model's logits, columns in the order of the pipeline's labels."""
+
+    logits: Logits
+    serve: Logits
+    """Of the texts to serve alone, in float32."""
+    max_length: int
+    picked: Picked
+
+
+def _in_one_precision(
+    pipeline: Pipeline, job: ScoreJob, texts: list[str], serve: list[int], on_progress: Callable[[Progress], None]
+) -> tuple[dict[str, _Scored], Picked]:
+    """All models by name, and their precision.
+
+    Args:
+        serve: places in `texts` of those to serve.
+    """
+    picked = devices.pick(pipeline.training.precision)
+    while True:
+        scored: dict[str, _Scored] = {}
+        for name, folder in job.models.items():
+            scored[name] = one = _score(pipeline, name, folder, texts, serve, picked, on_progress)
+            if one.picked.precision != picked.precision:
+                picked = one.picked
+                break
+        else:
+            return scored, picked
 
 
 def _score(
@@ -171,10 +214,10 @@ def _score(
     name: str,
     folder: Path,
     texts: list[str],
-    device: torch.device,
+    serve: list[int],
+    picked: Picked,
     on_progress: Callable[[Progress], None],
-) -> tuple[Logits, int]:
-    """Logits [texts, labels] in the order of the pipeline's labels, and the model's maximum length."""
+) -> _Scored:
     on_progress(Progress("load", detail=f"loading the {name}"))
     loaded = load_trained(folder, named=f"the {name}")
     own_columns = _columns_for(pipeline.data.label_names, labels_of(loaded.model), name, folder)
@@ -200,8 +243,16 @@ def _score(
             )
         )
 
-    logits = logits_of(loaded.model.to(device), encoded, batch_size=batch_size, on_batch=on_batch)
-    return logits[:, own_columns], loaded.max_length
+    model = loaded.model.to(picked.device)
+    chosen = forward.choose(model, encoded, picked)
+    log.debug("%s", chosen.reason)
+    logits = forward.run(chosen, encoded, batch_size, on_batch)
+    if chosen.picked.precision == "fp32":
+        exact = logits[serve]
+    else:
+        served = encode(loaded.tokenizer, [texts[place] for place in serve], loaded.max_length)
+        exact = logits_of(model, served, batch_size=batch_size)
+    return _Scored(logits[:, own_columns], exact[:, own_columns], loaded.max_length, chosen.picked)
 
 
 def _columns_for(label_names: Sequence[str], own: list[str], name: str, folder: Path) -> list[int]:

@@ -314,9 +314,9 @@ def test_later_columns_are_at_the_end(database: Database, view: str) -> None:
         "nonfinite engine micro_batches slot slot_wait_seconds announced_at window_start test_rows_all test_f1_all "
         "rows_left_out detectable_gain champion_fresh_f1 champion_fresh_rows fresh_ci_low fresh_ci_high "
         "anchor_version anchor_f1 metric_key labels_corrected rows_trained label_revision reasons month "
-        "gpu_seconds labels"
+        "gpu_seconds labels scoring_precision"
         if view.startswith("night")
-        else "support tokens_per_second"
+        else "support tokens_per_second compute_precision"
     ).split()
     assert list(database.frame(f"SELECT * FROM {view}").columns)[-len(later) :] == later
 
@@ -331,6 +331,7 @@ CHANGED: dict[str, tuple[str, str, Any]] = {
     "metric_key": ("metric", "metric_key", "m-1"),
     "device": ("device", "device", "NVIDIA H200"),
     "precision": ("device", "precision", "bf16"),
+    "scoring_precision": ("precision", "scoring_precision", "bf16"),
     "rows_total": ("rows", "rows_total", 4000),
 }
 
@@ -343,7 +344,7 @@ def test_changes_are_those_of_each_night_from_the_one_with_a_version_before(data
         def change(session: Any, fact: str = fact, value: Any = value, day: Any = day) -> None:
             runs = sa.select(schema.Run.run_id).where(schema.Run.pipeline == names[0], schema.Run.night >= day)
             table: Any = schema.Run
-            if fact in {"device", "precision"}:
+            if fact in {"device", "precision", "scoring_precision"}:
                 table = schema.Attempt
             elif fact == "base_model_revision":
                 table = schema.ModelVersion

@@ -60,6 +60,16 @@ def test_a_prediction_has_the_probability_of_every_label(classifier: Classifier)
     assert found.probability == max(found.probabilities.values()) == found.probabilities[found.label]
 
 
+def test_the_precision_can_be_chosen(classifier: Classifier, version: Path) -> None:
+    half = Classifier.open(version, device="cpu", precision="bf16")
+    for texts in (TEXTS, TEXTS * 30):
+        apart = abs(half.logits(texts) - classifier.logits(texts)).max()
+        assert 1e-5 < apart < 0.05 * abs(classifier.logits(texts)).max()
+    assert (half.precision, classifier.precision) == ("bf16", "fp32")
+    with pytest.raises(DataError, match="bf17"):
+        Classifier.open(version, precision="bf17")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
 def test_neither_order_nor_batch_size_changes_a_prediction(classifier: Classifier, batch_size: int) -> None:
     one_by_one = [classifier.predict([text])[0] for text in TEXTS]
@@ -107,7 +117,7 @@ def test_a_batch_size_below_one_is_an_error(classifier: Classifier) -> None:
 
 
 def test_a_classifier_has_pipeline_version_labels_and_length(classifier: Classifier, version: Path) -> None:
-    assert repr(classifier) == "<Classifier reviews version 1 on cpu>"
+    assert repr(classifier) == "<Classifier reviews version 1 on cpu in fp32>"
     assert (classifier.pipeline, classifier.version, classifier.path) == ("reviews", 1, version)
     assert classifier.label_names == LABELS
     assert classifier.max_length == 16

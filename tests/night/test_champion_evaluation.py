@@ -138,8 +138,15 @@ def test_rows_count_from_when_their_label_is_known_are_scored_once_and_a_fall_ra
     again = site.evaluate(min_f1=0.99)
     assert (again.rows, again.f1, again.fall) == (fallen.rows, fallen.f1, fallen.fall)
     assert scored == [120, 10, 120, 250]
+    # Of another machine, with another precision: for a new row all are scored again.
+    with np.load(stored) as kept:
+        np.savez(stored, **(dict(kept) | {"precision": "bf16"}))
+    site.add(site.rows(9, 1))
+    assert (site.evaluate().rows, scored[4:]) == (251, [1, 251])
     with Database.open(site.home) as db:
-        assert db.frame("SELECT rows FROM champion_evaluations ORDER BY rows_to")["rows"].tolist() == [0, 120, 130, 250]
+        found = db.frame("SELECT rows, precision FROM champion_evaluations ORDER BY rows_to")
+        assert found["rows"].tolist() == [0, 120, 130, 250, 251]
+        assert found["precision"].dropna().tolist() == ["fp32"] * 4, "none without rows"
         slices = db.frame("SELECT * FROM champion_evaluation_slices WHERE slice_name = 'label'")
         assert slices.groupby("snapshot_id")["support"].sum()[fallen.snapshot_id] == 250
 

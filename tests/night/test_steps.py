@@ -338,7 +338,7 @@ def test_a_candidate_whose_anchor_was_moved_after_it_was_judged_is_held(
     with open_night(blind_anchor, night_of(blind_anchor, 7)) as run:
         snapshot, trained = steps.refresh(run), trained_as(always(ANOTHER, environment))
         champion, anchor = versions.champion(run.db, "small"), versions.anchor(run.db, "small")
-        scored = Scored(champion, anchor, {}, GoldenSet("", None, "", ()), ScoreResult({}, {}, {}))
+        scored = Scored(champion, anchor, {}, GoldenSet("", None, "", ()), ScoreResult({}, {}, {}, "fp32", {}))
         judged = Judged(night_rows.decision(), night_rows.scores())
         records.record_decision(run.db, run.run_id, run.attempt, judged.decision, None, judged.test)
         version = steps.register_candidate(run, snapshot, trained, judged)
@@ -589,7 +589,7 @@ class Scoring:
         self.jobs.append(list(job.models))
         if set(self.kills) & set(job.models):
             raise self.error
-        return ScoreResult(dict(job.models), {}, {})
+        return ScoreResult(dict(job.models), {}, {}, "fp32", {})
 
 
 SIDES = {name: Path(name) for name in ("candidate", "champion", "anchor")}

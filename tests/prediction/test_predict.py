@@ -121,6 +121,7 @@ def test_every_row_of_the_source_has_its_place_blank_ones_too(site: Site) -> Non
             assert row["probability"] == max(numbers) == row[f"probability_{row['label']}"]
             assert sum(numbers) == pytest.approx(1)
     assert {row["model_version"] for row in found} == {1}
+    assert [row["precision"] for row in found] == [None if row["reason"] else "fp32" for row in found]
     assert (site.done.rows, site.done.without_text, site.done.version) == (26, 3, 1)
 
 
@@ -146,6 +147,35 @@ def test_probabilities_are_those_of_the_champion_and_of_plain_transformers(site:
     # As many as are packed give the same.
     many = champion.probabilities(plain * 4)
     assert np.allclose(many, np.tile(stock, (4, 1)), atol=1e-5)
+
+
+def test_predictions_of_a_killed_run_are_used_in_the_same_precision_only(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine may have had the killed run. What it wrote has a precision of its own."""
+    monkeypatch.setattr(rows, "WINDOW_ROWS", 8)
+    output, given = tmp_path / "out.parquet", list(configured_rows(site.pipeline))
+
+    def ends_early(*_: Any, **__: Any) -> None:
+        raise DataError("the disk is away")
+
+    def run_again() -> list[pa.Table]:
+        with monkeypatch.context() as patch:
+            patch.setattr(PredictionFile, "write", ends_early)
+            with pytest.raises(DataError, match="disk is away"):
+                predict("small", given, str(output))
+        return sorted((site.home / "predictions").rglob("*.parquet"))
+
+    first, other, *rest = run_again()
+    kept = pq.read_table(first)
+    of_bf16 = pa.compute.if_else(kept["precision"].is_valid(), "bf16", None)
+    pq.write_table(kept.set_column(kept.column_names.index("precision"), "precision", of_bf16), first)
+    other.unlink()
+    untouched = [part.stat().st_mtime_ns for part in rest]
+    run_again()
+    assert [part.stat().st_mtime_ns for part in rest] == untouched
+    predict("small", given, str(output))
+    assert pq.read_table(output)["precision"].to_pylist() == site.table["precision"].to_pylist()
 
 
 def test_ids_that_were_forgotten_are_not_read(site: Site) -> None:
@@ -212,7 +242,9 @@ def test_a_prediction_at_work_holds_up_none_into_another_output(site: Site, tmp_
     assert [one.rows for one in done] == [1]
 
 
-def test_a_table_is_replaced_or_gains_new_rows(site: Site, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_replaced_or_gains_new_rows(
+    site: Site, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SHOP_URL", database_url)
     settings = SqlTable(kind="sql", url_env="SHOP_URL", table="predicted")
     output = PredictionTable(settings, site.table.schema, "small")
@@ -235,6 +267,15 @@ def test_a_table_is_replaced_or_gains_new_rows(site: Site, database_url: str, mo
     with engine.begin() as connection:
         counts = "SELECT pipeline, COUNT(*) FROM predicted GROUP BY 1 ORDER BY 1"
         assert [*map(tuple, connection.execute(sa.text(counts)))] == [("other", 5), ("small", 26)]
+        # As an earlier version made it.
+        connection.execute(sa.text("ALTER TABLE predicted DROP COLUMN precision"))
+    fresh = tmp_path / "fresh.csv"
+    write_csv(fresh, [["n40", "great, would buy again", ""]])
+    source = FilesSource(kind="files", paths=(str(fresh),))
+    assert predict("small", configured_rows(site.pipeline, source), settings, new_rows_only=True).rows == 1
+    with engine.begin() as connection:
+        counts = "SELECT precision, COUNT(*) FROM predicted GROUP BY 1 ORDER BY 1 NULLS FIRST"
+        assert [*map(tuple, connection.execute(sa.text(counts)))] == [(None, 31), ("fp32", 1)]
         connection.execute(sa.text("ALTER TABLE predicted DROP COLUMN label"))
     engine.dispose()
     with pytest.raises(DataError, match="no column label"):

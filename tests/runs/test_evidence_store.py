@@ -187,13 +187,14 @@ def test_labels_of_a_model_are_collected_over_its_nights(database: Database) -> 
     judged(database, later, 1, champion_run)
     scorings = list(evidence_store.scorings_of(database, "reviews", champion_run))
     assert [len(one.rows) for one in scorings] == [200, 300]
-    found = evidence_store.labels_given(scorings)
+    found = evidence_store.labels_given(scorings, "fp32")
     assert len(found) == 500
     assert later.champion is not None
     assert later.champion.predictions is not None
     given = [made_up.LABELS.index(found[name].label) for name in test.fingerprints]
     assert given == later.champion.predictions.tolist()
     assert not any(one.trained_on for one in found.values())
+    assert evidence_store.labels_given(scorings, "bf16") == {}
 
 
 def test_a_row_without_time_has_the_date_of_the_first_night_that_had_it(database: Database) -> None:

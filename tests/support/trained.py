@@ -9,7 +9,7 @@ from tests.support.tiny import write_tiny_model
 
 
 def write_trained_model(
-    folder: Path, label_names: Sequence[str], *, max_length: int = 32, sharpness: float = 1
+    folder: Path, label_names: Sequence[str], *, max_length: int = 32, sharpness: float = 1, hidden_size: int = 32
 ) -> Path:
     """Write `folder/best` and return it.
 
@@ -20,7 +20,7 @@ def write_trained_model(
 
     from nightgate.engine import base_models
 
-    base = write_tiny_model(folder / "base")
+    base = write_tiny_model(folder / "base", hidden_size=hidden_size)
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     loaded = base_models.load_classifier(base, label_names, named="base", max_length=max_length)

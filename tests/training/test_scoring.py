@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from nightgate.data.golden_rows import golden_rows
 from nightgate.data.snapshots import open_snapshot, write_snapshot
+from nightgate.engine import devices
 from nightgate.metrics.calibration import nonfinite_rows
+from nightgate.models.serving_check import serve
 from nightgate.training.protocol import Progress, ScoreJob, ScoreResult
 from nightgate.training.scoring import score_models
 from tests.support.tiny import tiny_job
@@ -57,6 +59,36 @@ def test_golden_rows_are_scored_too_and_each_text_once(job: ScoreJob, tmp_path: 
     assert all((logits["candidate"][row] == by_text[rows["text"][row]]).all() for row in both)
     alone, _ = scored(replace(job, golden=None, out=tmp_path / "alone"))
     assert (alone.golden, alone.max_length) == ({}, {"candidate": 32})
+
+
+def in_precision(job: ScoreJob, precision: str, out: Path) -> ScoreJob:
+    pipeline = job.pipeline | {"training": job.pipeline["training"] | {"precision": precision}}
+    return replace(job, pipeline=pipeline, out=out, serve=8)
+
+
+def test_what_is_scored_in_bf16_is_served_by_plain_transformers_in_fp32(job: ScoreJob, tmp_path: Path) -> None:
+    _, exact = scored(in_precision(job, "fp32", tmp_path / "fp32"))
+    half, rounded = scored(in_precision(job, "bf16", tmp_path / "bf16"))
+    assert half.precision == "bf16"
+    apart = np.abs(rounded["candidate"] - exact["candidate"]).max()
+    assert 1e-4 < apart < 0.05 * np.abs(exact["candidate"]).max()
+    texts = open_snapshot(job.snapshot).rows("validation")["text"].tolist()[:8]
+    expected = {"candidate": np.load(half.serve["candidate"])["logits"]}
+    served = serve(job.models, texts, expected, half.max_length, LABELS)["candidate"]
+    assert (served.flaw, served.rows, served.flipped) == ("", 8, 0)
+    assert served.logit_difference is not None
+    assert served.logit_difference < 1e-4
+
+
+def test_all_models_of_a_job_have_the_precision_of_the_one_that_needs_most(job: ScoreJob, tmp_path: Path) -> None:
+    """On a CPU with native bf16 the wide model alone is scored in it; elsewhere both are in fp32 anyway."""
+    wide = write_trained_model(tmp_path / "wide", LABELS, hidden_size=devices.LEAST_WIDTH)
+    precision = devices.pick("auto").precision
+    for models, expected in (({"champion": wide}, precision), ({"champion": wide, **job.models}, "fp32")):
+        result, _ = scored(replace(in_precision(job, "auto", tmp_path / "out"), models=models))
+        assert result.precision == expected
+    _, logits = scored(replace(in_precision(job, "fp32", tmp_path / "fp32"), models={"champion": wide}))
+    assert (np.load(result.written["champion"])["logits"] == logits["champion"]).all()
 
 
 def golden_of(job: ScoreJob, folder: Path) -> Path:
