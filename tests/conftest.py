@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import os
+import secrets
 import shutil
 import socket
 import sqlite3
@@ -15,6 +16,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -282,10 +284,13 @@ def year(
 
 
 def free_port() -> int:
-    """A loopback port that is free now."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    """A loopback port that is free now, below those that the kernel gives to connections while a server starts."""
+    while True:
+        # Not of `random`, which tests seed: two processes would draw the same ones.
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as taken, suppress(OSError):
+            taken.bind(("127.0.0.1", port))
+            return port
 
 
 @pytest.fixture(scope="session")

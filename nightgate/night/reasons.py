@@ -40,7 +40,10 @@ log = logging.getLogger(__name__)
 
 ALARMS = {"drift": {"drifted"}, "champion_dropped": {"champion_dropped", "below_min_f1"}}
 """The alarms of the champion's evaluation that each name in `[schedule] train_on` stands for."""
-_WORDS = {"drift": ("drift", "no drift"), "champion_dropped": ("champion dropped", "champion not dropped")}
+_WORDS = {
+    "drift": ("drift", "no drift"),
+    "champion_dropped": ("champion dropped", "no alarm that the champion dropped"),
+}
 _TRAINED = ("promoted", "held", "waiting")
 _BROKEN = ("failed", "cancelled")
 

@@ -234,8 +234,7 @@ def test_the_runs_name_says_pipeline_night_and_verdict(twins: Twins, prefect_ser
 
 
 def test_the_end_of_a_night_is_an_event_that_carries_the_reason(twins: Twins, prefect_server: str) -> None:
-    found = events(prefect_server, "nightgate.promoted", "small")
-    (event,) = [one for one in found if str(flow_run_id(twins.state)) in str(one["related"])]
+    (event,) = events(prefect_server, "nightgate.promoted", "small", flow_run_id(twins.state))
     assert event["payload"]["night"] == NIGHT
     assert event["payload"]["reason"] in str(twins.state.message)
     assert event["payload"]["next_step"] == "nothing to do; `nightgate rollback small --reason TEXT` undoes it"

@@ -85,9 +85,7 @@ def test_a_prediction_says_what_it_wrote_and_fails_visibly(
         failed = predict("small", return_state=True)
     assert run.name == f"small predict: {num_rows} rows by version 1 to {output}"
     assert (failed.is_failed(), output.read_text(encoding="utf-8")) == (True, "something else\n")
-    # Other tests have failed runs of this pipeline on the same server.
-    run_id = str(failed.state_details.flow_run_id)
-    [event] = [one for one in events(prefect_server, "nightgate.failed", "small") if run_id in str(one["related"])]
+    [event] = events(prefect_server, "nightgate.failed", "small", failed.state_details.flow_run_id)
     assert event["payload"]["error_type"] == "data"
 
 

@@ -24,9 +24,15 @@ def deployment(api_url: str, full_name: str) -> DeploymentResponse:
         return prefect.read_deployment_by_name(full_name)
 
 
-def events(api_url: str, name: str, pipeline: str) -> list[dict[str, Any]]:
-    """The events of a name about a pipeline, once there is one: the server stores them a moment later."""
-    about = {"event": {"name": [name]}, "resource": {"id": [f"nightgate.pipeline.{pipeline}"]}}
+def events(api_url: str, name: str, pipeline: str, flow_run_id: object = None) -> list[dict[str, Any]]:
+    """The events of a name about a pipeline, once there is one: the server stores them a moment later.
+
+    Args:
+        flow_run_id: of one Prefect run alone, where other tests' runs of this pipeline may be at the same server.
+    """
+    about: dict[str, Any] = {"event": {"name": [name]}, "resource": {"id": [f"nightgate.pipeline.{pipeline}"]}}
+    if flow_run_id is not None:
+        about["related"] = {"id": [f"prefect.flow-run.{flow_run_id}"]}
 
     def stored() -> list[dict[str, Any]]:
         return list(prefect.request("POST", "/events/filter", json={"filter": about}).json()["events"])
