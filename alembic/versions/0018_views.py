@@ -181,7 +181,8 @@ SELECT r.pipeline, r.night, r.run_id, r.status, r.reason, r.error_type, r.next_s
        CAST(COALESCE((SELECT SUM(g.busy_seconds) FROM attempt AS g
                       WHERE g.run_id = r.run_id AND g.device <> 'cpu'), 0) AS DOUBLE PRECISION) AS gpu_seconds,
        CAST(r.label_names AS TEXT) AS labels,
-       CASE WHEN r.test_rows IS NOT NULL THEN COALESCE(d.scoring_precision, 'fp32') END AS scoring_precision
+       CASE WHEN r.test_rows IS NOT NULL THEN COALESCE(d.scoring_precision, 'fp32') END AS scoring_precision,
+       r.training, r.started_from, r.training_reason
 FROM run AS r
 LEFT JOIN model_version AS v ON v.run_id = r.run_id
 LEFT JOIN attempt AS d ON d.run_id = r.run_id AND d.attempt = (
@@ -308,7 +309,8 @@ SELECT v.pipeline, v.version, v.run_id, r.night,
        v.path, r.test_f1, r.f1_ci_low, r.f1_ci_high, r.test_rows, r.test_version, r.best_epoch, r.snapshot_id,
        r.data_until, r.base_model, r.config_hash, r.code_version, v.created_at, v.attempt,
        v.started_from, v.base_model_revision, v.size_bytes, v.quarantined_at, v.quarantined_by, v.quarantine_reason,
-       v.files_removed_at, r.rows_trained, r.average, COALESCE(a.scoring_precision, 'fp32') AS scoring_precision
+       v.files_removed_at, r.rows_trained, r.average, COALESCE(a.scoring_precision, 'fp32') AS scoring_precision,
+       r.training, r.training_reason, r.dry_run
 FROM model_version AS v
 JOIN run AS r ON r.run_id = v.run_id
 JOIN attempt AS a ON a.run_id = v.run_id AND a.attempt = v.attempt

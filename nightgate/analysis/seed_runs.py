@@ -31,7 +31,6 @@ from nightgate.errors import StorageError, storage_errors
 from nightgate.home import Home, existing_home
 from nightgate.metrics import classification
 from nightgate.metrics.confusion import Scores
-from nightgate.models import version_folder
 from nightgate.settings import read_settings
 from nightgate.training import launch, supervisor
 from nightgate.training.checkpoints import remove_checkpoints
@@ -148,9 +147,6 @@ def _train(
     study: Study, pipeline: Pipeline, home: Home, folder: Path, on_progress: OnProgress | None
 ) -> tuple[EpochReport, TrainResult]:
     """Report of the best epoch, and the result of the training."""
-    start_from = home.absolute(study.start_from) if study.start_from else None
-    if start_from is not None:
-        version_folder.verify_version(start_from)
     job = TrainJob(
         run_dir=folder,
         # A new number: files of a killed process are never mixed with those of this one.
@@ -158,7 +154,6 @@ def _train(
         snapshot=home.absolute(study.snapshot),
         pipeline=pipeline.record(),
         data_until=study.data_until,
-        start_from=start_from,
     )
     result: TrainResult | None = None
 

@@ -6,8 +6,8 @@
     newest_spread(db, pipeline)                           # the unit of the gate's margin
 
 A study is identified by snapshot, configuration (without the seed and the gate's policy) and code. Opened again, it
-trains only what is missing, and can grow. `nightgate.analysis.seed_runs` trains the seeds. A study opens no run and
-changes neither champion nor nights.
+trains only what is missing, and can grow. `nightgate.analysis.seed_runs` trains the seeds, each in full: those that go
+on from one version share its luck. A study opens no run and changes neither champion nor nights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from nightgate.config.gate import Gate
 from nightgate.config.pipeline import Pipeline
 from nightgate.database.gate_schema import SeedRun, SeedStudy
-from nightgate.database.schema import ModelVersion, Promotion, Run, Snapshot
+from nightgate.database.schema import Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.database.views import selecting
 from nightgate.errors import ConfigurationError, DataError
@@ -55,8 +55,6 @@ class Study:
     snapshot_id: str
     snapshot: str
     """Path relative to the home."""
-    start_from: str | None
-    """Path relative to the home of the champion at the start of the study; None: training does not start from it."""
     data_until: str
     """ISO time with an offset, from which `train_window` counts back."""
     seeds: tuple[int, ...]
@@ -89,9 +87,10 @@ class SeedScore:
 
 
 def config_hash(pipeline: Pipeline) -> str:
-    """The pipeline's hash without seed, own metrics and the gate's policy, which no score depends on."""
+    """The pipeline's hash without what no score of a study depends on: seed, own metrics, the gate's policy, and
+    `start_from`, because every seed trains in full."""
     record = pipeline.record()
-    record["training"] |= {"seed": 0, "metrics": []}
+    record["training"] |= {"seed": 0, "metrics": [], "start_from": "base"}
     record["gate"] = Gate(average=pipeline.gate.average).model_dump(mode="json")
     return Pipeline.model_validate(record).config_hash
 
@@ -114,7 +113,7 @@ def open_study(db: Database, pipeline: Pipeline, num_seeds: int, night: date | N
     study_id = f"{pipeline.name}-{identity.hexdigest()[:12]}"
     seeds = seeds_of(pipeline, num_seeds)
 
-    def work(session: Session) -> tuple[list[int], str | None]:
+    def work(session: Session) -> list[int]:
         lock_pipeline(session, pipeline.name)
         row = session.get(SeedStudy, study_id)
         if row is None:
@@ -131,10 +130,9 @@ def open_study(db: Database, pipeline: Pipeline, num_seeds: int, night: date | N
             session.add(row)
             session.flush()
         scored = sa.select(SeedRun.seed).where(SeedRun.study_id == study_id, SeedRun.test_f1.is_not(None))
-        from_champion = pipeline.training.start_from == "champion"
-        return list(session.scalars(scored)), _champion_path(session, row) if from_champion else None
+        return list(session.scalars(scored))
 
-    scored, start_from = db.write(work)
+    scored = db.write(work)
     return Study(
         study_id=study_id,
         pipeline=pipeline,
@@ -142,7 +140,6 @@ def open_study(db: Database, pipeline: Pipeline, num_seeds: int, night: date | N
         home_id=db.home.id,
         snapshot_id=snapshot.snapshot_id,
         snapshot=snapshot.path,
-        start_from=start_from,
         data_until=str(snapshot.manifest["data_until"]),
         seeds=seeds,
         missing=tuple(seed for seed in seeds if seed not in scored),
@@ -262,17 +259,3 @@ def _snapshot(db: Database, pipeline: Pipeline, night: date | None) -> Snapshot:
             next_step="run a night with this configuration first, or restore [data] and [split] of that night",
         )
     return snapshot
-
-
-def _champion_path(session: Session, study: SeedStudy) -> str | None:
-    """Path of the champion when the study began, so that all its seeds start from the same version."""
-    query = (
-        sa.select(ModelVersion.path)
-        .join(Promotion, (Promotion.pipeline == ModelVersion.pipeline) & (Promotion.version == ModelVersion.version))
-        .where(
-            Promotion.pipeline == study.pipeline,
-            Promotion.valid_from <= study.started_at,
-            sa.or_(Promotion.valid_to.is_(None), Promotion.valid_to > study.started_at),
-        )
-    )
-    return session.scalar(query)

@@ -61,13 +61,13 @@ class Training(Section):
     seed: int = Field(default=42, ge=0, le=2**32 - 1)
     """Seed of the new head, the order of rows and dropout."""
     start_from: Literal["base", "champion"] = "base"
-    """Train in full from the base model every night, or go on from the last version on new rows and a replay."""
+    """Train in full from the base model every night, or go on from the last version on new rows and old ones."""
     replay: float = Field(default=1.0, ge=0, le=100)
-    """Old rows for each new one, of a night that goes on."""
+    """With start_from champion: old rows for each new one."""
     continued_rate: float = Field(default=0.1, gt=0, le=1)
-    """The learning rate of a night that goes on, as a share of `learning_rate`."""
+    """With start_from champion: the rate of a night that goes on, as a share of `learning_rate`."""
     full_every: Duration = "15d"
-    """Time after which a night trains in full again; '': only where it must."""
+    """With start_from champion: time after which a night trains in full again; '': only where it must."""
     max_train_rows: int = Field(default=0, ge=0)
     """At most this many training rows; 0: all."""
     keep: Literal["newest", "random"] = "newest"
@@ -79,13 +79,6 @@ class Training(Section):
     def _revision_has_a_hub(self) -> Training:
         if self.base_model_revision and self.base_model.startswith(LOCAL_MODEL):
             raise ValueError(f"base_model_revision is for models of the hub, not for {self.base_model!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _continues_as_it_is_told(self) -> Training:
-        for name in ("replay", "continued_rate", "full_every"):
-            if getattr(self, name) != Training.model_fields[name].default:
-                raise ValueError(f"{name}: this release does not act on it yet; leave it out")
         return self
 
     @model_validator(mode="after")

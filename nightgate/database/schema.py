@@ -20,7 +20,7 @@ from nightgate.database.column_types import WITHOUT_ROWID, Base, Key, NumberKey,
 
 METADATA = Base.metadata
 """All tables, including those of the other modules."""
-HEAD = "0019"
+HEAD = "0020"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -144,7 +144,13 @@ class Run(Timed, Base):
     rows_new: Mapped[int | None]
     rows_total: Mapped[int | None]
     rows_trained: Mapped[int | None]
-    """Training rows after `train_window` and `max_train_rows`."""
+    """Training rows after `train_window` and `max_train_rows`; of a night that went on those that it learnt."""
+    training: Mapped[str | None]
+    """'full' or 'continued'; NULL before that was decided."""
+    started_from: Mapped[int | None]
+    """The version that it went on from; NULL: the base model."""
+    training_reason: Mapped[str | None]
+    """Why it went on, or trained in full; NULL where the pipeline always trains in full."""
     label_revision: Mapped[int | None]
     """Test rows whose label was corrected since the last snapshot."""
     best_epoch: Mapped[int | None]

@@ -23,7 +23,7 @@ from nightgate.data.tip import hold_data
 from nightgate.errors import DataError, ModelError, RegistryError, SnapshotError, TrainingError
 from nightgate.metrics import classification, confusion
 from nightgate.models import version_folder
-from nightgate.night import reasons
+from nightgate.night import reasons, starting
 from nightgate.night.champion_evaluation import evaluate_champion
 from nightgate.night.closing import close_ended
 from nightgate.night.drift import record_drift
@@ -173,13 +173,15 @@ def fine_tune(
     if champion is not None:
         # Now and not after the training: with a damaged champion no night can end.
         version_folder.verify_version(run.home.absolute(champion.path))
-    start = champion if run.pipeline.training.start_from == "champion" else None
-    if start is None and run.pipeline.training.start_from == "champion":
-        log.info("no champion to start from yet: starting from %s", run.pipeline.training.base_model)
-    result = _train(run, _train_job(run, snapshot, start), on_epoch, on_progress)
+    start = starting.choose(run, snapshot)
+    if start.reason:
+        log.info("%s", start)
+        started_from = start.version.version if start.version else None
+        records.record_start(run.db, run.run_id, run.attempt, started_from, start.reason)
+    result = _train(run, _train_job(run, snapshot, start.version), on_epoch, on_progress)
     records.record_training(run.db, run.run_id, run.attempt, result)
-    if start is not None:
-        return Trained(result, start.version, start.base_model_revision)
+    if start.version is not None:
+        return Trained(result, start.version.version, start.version.base_model_revision)
     settings = run.pipeline.training
     return Trained(result, None, base_model_revision(settings.base_model, settings.base_model_revision))
 

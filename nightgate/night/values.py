@@ -44,7 +44,7 @@ class Trained:
 
     result: TrainResult
     started_from: int | None
-    """The champion's version that training started from; None: the base model."""
+    """The version that training went on from; None: the base model."""
     base_model_revision: str | None
 
     def __str__(self) -> str:

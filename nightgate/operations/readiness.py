@@ -11,7 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,11 @@ def examine(pipeline: Pipeline, db: Database | None) -> Readiness:
         db: None where nothing was run yet.
     """
     hub = Hub(NIGHT_SECONDS)
-    starts_from_champion = (
-        pipeline.training.start_from == "champion"
-        and db is not None
-        and versions.champion(db, pipeline.name) is not None
-    )
-    model = () if starts_from_champion else (base_model(pipeline, hub),)
-    return Readiness((source(pipeline, hub), *model, *own_metrics(pipeline, hub)))
+    model = base_model(pipeline, hub)
+    goes_on = pipeline.training.start_from == "champion" and db is not None and versions.versions(db, pipeline.name)
+    if goes_on and model.status == "problem":
+        model = replace(model, status="warning")  # only a full training needs it
+    return Readiness((source(pipeline, hub), model, *own_metrics(pipeline, hub)))
 
 
 def _is_of_rows(finding: Finding) -> bool:

@@ -18,6 +18,7 @@ from nightgate.database.views import selecting
 from nightgate.errors import ModelError, NightgateError, RegistryError, first_line, without_credentials
 from nightgate.models.version_folder import CARD, MANIFEST, verify_version
 from nightgate.registry.versions import VersionRow
+from nightgate.training.continued import LEARNT_FILE
 
 LINEAGE = "lineage.json"
 _KEPT = (
@@ -63,6 +64,8 @@ def lay_out(
     for name in manifest["files"]:
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
+        if name == LEARNT_FILE:
+            continue  # of use only where the rows are
         if name != CARD:
             # Not a copy: weights are large, and nothing here writes to them.
             copy.symlink_to((folder / name).resolve())

@@ -92,13 +92,22 @@ def choose(sizes: Mapping[int, int], needed: Set[int], former: Set[int], retenti
 
 
 def needed(session: Session, pipeline_name: str) -> set[int]:
-    """The champion, the anchor, the target of a rollback, and candidates that are judged or wait for approval."""
+    """The champion, the anchor, the target of a rollback, candidates that are judged or wait for approval, and the
+    version that the next night or a running one goes on from."""
     in_use = (
         sa.select(Promotion.version).where(Promotion.pipeline == pipeline_name, Promotion.valid_to.is_(None)),
         sa.select(Anchor.version).where(Anchor.pipeline == pipeline_name, Anchor.valid_to.is_(None)),
         sa.select(ModelVersion.version)
         .join(Run, Run.run_id == ModelVersion.run_id)
         .where(ModelVersion.pipeline == pipeline_name, Run.status.in_(("running", "waiting"))),
+        sa.select(Run.started_from).where(
+            Run.pipeline == pipeline_name, Run.started_from.is_not(None), Run.status == "running"
+        ),
+        sa.select(ModelVersion.version)
+        .join(Run, Run.run_id == ModelVersion.run_id)
+        .where(ModelVersion.pipeline == pipeline_name, Run.dry_run.is_(False), Run.training_reason.is_not(None))
+        .order_by(Run.night.desc(), ModelVersion.version.desc())
+        .limit(1),
     )
     found = {version for query in in_use for version in session.scalars(query)}
     before = next((version for version, flaw in champions_before(session, pipeline_name) if not flaw), None)

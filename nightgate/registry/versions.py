@@ -60,6 +60,9 @@ class VersionRow:
     promoting_run_id: str | None = None
     """The run that promoted it; None for a manual promotion or a rollback."""
     reason: str | None = None
+    training: str | None = None
+    """'full' or 'continued'; None in an earlier release."""
+    dry_run: bool = False
 
     def folder(self, home: Home) -> Path:
         """The folder of its files.
@@ -96,7 +99,7 @@ _VERSION = (
     "v.pipeline, v.version, v.run_id, v.night, v.status, v.path, v.test_f1 AS f1, v.f1_ci_low, v.f1_ci_high, "
     "v.test_rows, v.test_version, v.best_epoch, v.snapshot_id, v.data_until, v.base_model, v.config_hash, "
     "v.code_version, v.created_at, v.started_from, v.base_model_revision, v.size_bytes, v.quarantined_at, "
-    "v.quarantined_by, v.quarantine_reason, v.files_removed_at"
+    "v.quarantined_by, v.quarantine_reason, v.files_removed_at, v.training, v.dry_run"
 )
 _CHAMPION = (
     f"SELECT {_VERSION}, t.promoted_at AS valid_from, t.ended_at AS valid_to, t.promoted_by, t.promoting_run_id, "

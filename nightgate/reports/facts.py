@@ -177,7 +177,8 @@ def _findings(
         train_rows=run["rows_trained"],
         earlier=earlier,
     )
-    return tuple(diagnose(epoch_facts(epochs), run["min_f1"], pipeline.training, machine))
+    goes_on = run["training"] == "continued"
+    return tuple(diagnose(epoch_facts(epochs), run["min_f1"], pipeline.training, machine, goes_on=goes_on))
 
 
 def _champion(db: Database, run: Row, which: str) -> Champion | None:
@@ -228,8 +229,9 @@ def _earlier(db: Database, run: Row, pipeline: Pipeline) -> tuple[EarlierNight, 
     query = selecting(
         "SELECT r.run_id, d.config FROM nightly_runs AS r JOIN run_documents AS d ON d.run_id = r.run_id "
         "WHERE r.pipeline = :pipeline AND r.night < :night AND r.best_epoch IS NOT NULL "
-        "ORDER BY r.night DESC, r.started_at DESC LIMIT :limit",
-        {"pipeline": run["pipeline"], "night": run["night"], "limit": EARLIER_NIGHTS},
+        "AND COALESCE(r.training, 'full') = :training ORDER BY r.night DESC, r.started_at DESC LIMIT :limit",
+        {name: run[name] for name in ("pipeline", "night")}
+        | {"training": run["training"] or "full", "limit": EARLIER_NIGHTS},
     )
     same = {name: getattr(pipeline.training, name) for name in ("base_model", "max_length", "batch_size")}
     runs = [

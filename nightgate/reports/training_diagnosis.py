@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
 from nightgate.config.training import Training
@@ -85,6 +85,8 @@ def diagnose(
     min_f1: float | None,
     training: Training | None = None,
     machine: MachineFacts | None = None,
+    *,
+    goes_on: bool = False,
 ) -> list[Finding]:
     """Findings about one run, those of the training first; none for a healthy run.
 
@@ -92,13 +94,17 @@ def diagnose(
         min_f1: the gate's threshold, compared with validation F1, which is optimistic; None: not known yet.
         training: the run's settings, from which remedies start; None: the defaults.
         machine: None: no findings about it.
+        goes_on: whether it went on from a version, in one epoch of few rows.
     """
     seen = sorted(epochs, key=lambda epoch: epoch.epoch)
     settings = training or Training()
     found: list[Finding | None] = []
     if seen:
         overfitting = _overfitting(seen, settings)
-        found += [overfitting, _low_score(seen, min_f1, settings, overfits=overfitting is not None)]
+        low = _low_score(seen, min_f1, settings, overfits=overfitting is not None)
+        if low and goes_on:
+            low = replace(low, remedy="Train in full: --set training.start_from=base")
+        found += [overfitting, low]
     if machine:
         found += [
             _stalled(machine),

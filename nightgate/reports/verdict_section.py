@@ -113,6 +113,7 @@ def evidence(facts: ReportFacts) -> list[tuple[str, str]]:
     """
     found = {
         "Trained for": "" if facts.run["status"] == "skipped" else facts.run["reasons"],
+        "Training": _training(facts.run),
         "Test window": _window(facts.run),
         "Power": unstated(_power(facts.run), facts.run["reason"]),
         "Anchor": _anchor(facts.run),
@@ -120,6 +121,13 @@ def evidence(facts: ReportFacts) -> list[tuple[str, str]]:
         "Seeds": _seeds(facts),
     }
     return [(name, sentence) for name, sentence in found.items() if sentence]
+
+
+def _training(run: Row) -> str:
+    if not run["training_reason"]:
+        return ""
+    begun = "in full" if run["started_from"] is None else f"continued from version {run['started_from']}"
+    return f"{begun}: {run['training_reason']}"
 
 
 def _window(run: Row) -> str:

@@ -28,7 +28,7 @@ from nightgate.sources.found_files import matching_files
 
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub; without its answer the commit in the local cache counts."""
-_MISSING = "missing"
+MISSING = "missing"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -72,8 +72,8 @@ def _base_model(training: Training, home: Home) -> str:
         if folder is not None:
             return _hash_of(folder, home.root / "base-models.json")
     except (ModelError, OSError):  # the training reports it
-        return _MISSING
-    return _commit(training.base_model, training.base_model_revision) or _MISSING
+        return MISSING
+    return _commit(training.base_model, training.base_model_revision) or MISSING
 
 
 def _commit(name: str, revision: str) -> str | None:
@@ -94,7 +94,7 @@ def _golden_file(golden: str) -> str:
     try:
         return _joined(sha256_of(file.path) if file.is_local else file.version for file in matching_files((golden,)))
     except (DataError, OSError):
-        return _MISSING
+        return MISSING
 
 
 def _hash_of(folder: Path, cache: Path) -> str:

@@ -1,6 +1,7 @@
 """Record the results of a night's steps in the database, each in one transaction.
 
     record_snapshot(db, run_id, attempt, refreshed)
+    record_start(db, run_id, attempt, started_from, reason)
     record_epoch(db, run_id, attempt, report, ...)    # when the epoch is evaluated, not at the end
     record_training(db, run_id, attempt, trained)
     record_test(db, run_id, attempt, best_epoch, ...)
@@ -245,12 +246,24 @@ def record_epoch(
     db.write(work)
 
 
+def record_start(db: Database, run_id: str, attempt: int, started_from: int | None, reason: str | None) -> None:
+    """Record, before it trains, which version the run goes on from, and why; None: it trains in full."""
+
+    def work(session: Session) -> None:
+        run = fenced(session, run_id, attempt)
+        run.training = "full" if started_from is None else "continued"
+        run.started_from, run.training_reason = started_from, reason
+
+    db.write(work)
+
+
 def record_training(db: Database, run_id: str, attempt: int, trained: TrainResult) -> None:
     """Record how the attempt trained, and its best epoch."""
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
         run.best_epoch, run.rows_trained = trained.best_epoch, trained.rows_trained
+        run.training = run.training or "full"
         row = attempt_of(session, run)
         row.device, row.precision, row.threads = trained.device, trained.precision, trained.threads
         row.precision_reason, row.resumed_from_epoch = trained.precision_reason, trained.resumed_from

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +23,11 @@ from numpy.typing import NDArray
 from nightgate.config.training import Training
 from nightgate.errors import ModelError, first_line, storage_errors
 
+if TYPE_CHECKING:
+    from nightgate.data.snapshots import Snapshot
+
 LEARNT_FILE = "learnt.parquet"
-_ON_DISK = pa.schema([pa.field("text_key", pa.uint64(), nullable=False), pa.field("label", pa.int32(), nullable=False)])
+_ON_DISK = pa.schema([("text_key", pa.uint64()), ("label", pa.int32()), ("time", pa.timestamp("us", tz="UTC"))])
 
 Mask = NDArray[np.bool_]
 
@@ -34,9 +38,14 @@ class LabelledKeys:
 
     keys: NDArray[np.uint64]
     labels: NDArray[np.int64]
+    times: NDArray[np.int64] | None = None
+    """In microseconds; None where rows have none."""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def at(self, places: NDArray[np.intp]) -> LabelledKeys:
+        return LabelledKeys(self.keys[places], self.labels[places], None if self.times is None else self.times[places])
 
     def within(self, others: LabelledKeys) -> Mask:
         """Which rows the others have with the same label, shape [rows]."""
@@ -49,10 +58,9 @@ class LabelledKeys:
 
     def joined(self, newer: LabelledKeys) -> LabelledKeys:
         """The rows of both; of a text that both have the newer label."""
-        kept = ~np.isin(self.keys, newer.keys)
-        return LabelledKeys(
-            np.concatenate([self.keys[kept], newer.keys]), np.concatenate([self.labels[kept], newer.labels])
-        )
+        kept = self.at(np.flatnonzero(~np.isin(self.keys, newer.keys)))
+        times = None if kept.times is None or newer.times is None else np.concatenate([kept.times, newer.times])
+        return LabelledKeys(np.concatenate([kept.keys, newer.keys]), np.concatenate([kept.labels, newer.labels]), times)
 
 
 def draw(
@@ -84,9 +92,27 @@ def continued_recipe(training: Training) -> Training:
     )
 
 
+def labelled_keys(snapshot: Snapshot, places: NDArray[np.intp] | None = None) -> LabelledKeys:
+    """The training rows of a snapshot, or those at these places among them.
+
+    Raises:
+        SnapshotError: a file cannot be read.
+    """
+    with_time = ["time"] if "time" in snapshot.columns else []
+    frame = snapshot.rows("train", ["text_key", "label", *with_time], at=places)
+    times = frame["time"].to_numpy("datetime64[us]").astype(np.int64) if with_time else None
+    return LabelledKeys(frame["text_key"].to_numpy(), frame["label"].to_numpy(np.int64), times)
+
+
 def lost(learnt: LabelledKeys, held: LabelledKeys) -> int:
-    """Rows learnt that are not held any more, or with another label."""
-    return int(np.count_nonzero(~learnt.within(held)))
+    """Rows learnt that are not held any more, or with another label.
+
+    Those that are older than any row held don't count: they left a source that keeps its newest rows only.
+    """
+    gone = ~learnt.within(held)
+    if learnt.times is not None and held.times is not None and len(held):
+        gone &= learnt.times >= held.times.min()
+    return int(np.count_nonzero(gone))
 
 
 def write_learnt(folder: Path, learnt: LabelledKeys) -> None:
@@ -95,8 +121,10 @@ def write_learnt(folder: Path, learnt: LabelledKeys) -> None:
     Raises:
         StorageError: the disk is full or read-only.
     """
-    order = np.argsort(learnt.keys, kind="stable")
-    table = pa.table([learnt.keys[order], learnt.labels[order].astype(np.int32)], schema=_ON_DISK)
+    rows = learnt.at(np.argsort(learnt.keys, kind="stable"))
+    times = pa.nulls(len(rows), pa.int64()) if rows.times is None else pa.array(rows.times)
+    columns = [pa.array(rows.keys), pa.array(rows.labels.astype(np.int32)), times.cast(_ON_DISK.field("time").type)]
+    table = pa.table(columns, schema=_ON_DISK)
     with storage_errors(folder):
         pq.write_table(table, folder / LEARNT_FILE, compression="zstd")
 
@@ -110,7 +138,8 @@ def read_learnt(folder: Path) -> LabelledKeys:
     path = folder / LEARNT_FILE
     try:
         table = pq.read_table(path)
-        return LabelledKeys(table["text_key"].to_numpy(), table["label"].to_numpy().astype(np.int64))
+        times = None if table["time"].null_count else table["time"].cast(pa.int64()).to_numpy()
+        return LabelledKeys(table["text_key"].to_numpy(), table["label"].to_numpy().astype(np.int64), times)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ModelError(
             f"{path} does not say which rows the model has learnt: {first_line(error)}",

@@ -18,6 +18,7 @@ from nightgate.engine import base_model_folder, base_models
 from nightgate.engine.base_models import LoadedModel
 from nightgate.engine.encoding import Encoded, encode
 from nightgate.errors import DataError, ModelError
+from nightgate.training.continued import LabelledKeys, draw, labelled_keys, read_learnt
 from nightgate.training.protocol import Phase, TrainJob
 from nightgate.training.scoring import columns
 
@@ -38,6 +39,8 @@ class Prepared:
     """Class index of each row, [rows]."""
     class_weights: NDArray[np.float64] | None
     """Of each class in the training loss, [labels]; None: rows count alike."""
+    learnt: LabelledKeys
+    """What the line of the model has learnt after this training."""
     validation: Encoded
     validation_labels: NDArray[np.int64]
 
@@ -47,15 +50,22 @@ def prepare(job: TrainJob, pipeline: Pipeline, report: Report) -> Prepared:
 
     Raises:
         DataError: there are no training or no validation rows.
-        ModelError: the base model cannot be found, loaded or used, or the champion has other labels.
+        ModelError: the base model cannot be found, loaded or used, or the version to go on from has other labels.
     """
     from nightgate.data.snapshots import open_snapshot
-    from nightgate.data.training_rows import training_rows
+    from nightgate.data.training_rows import training_positions
 
     report("load", detail="reading the snapshot")
     snapshot = open_snapshot(job.snapshot)
     data_until = datetime.fromisoformat(job.data_until)
-    train_texts, train_labels = columns(training_rows(snapshot, pipeline, data_until))
+    places = training_positions(snapshot, pipeline, data_until)
+    available = learnt = labelled_keys(snapshot, places)
+    if job.start_from is not None:
+        before, recipe = read_learnt(job.start_from), pipeline.training
+        seed = (recipe.seed, int(data_until.timestamp()))
+        drawn = draw(available, before, replay=recipe.replay, least=recipe.batch_size, seed=seed)
+        places, learnt = places[drawn], before.joined(available.at(drawn))
+    train_texts, train_labels = columns(snapshot.rows("train", ["text", "label"], at=places))
     validation_texts, validation_labels = columns(snapshot.rows("validation", ["text", "label"]))
     for split, labels in (("training", train_labels), ("validation", validation_labels)):
         if not len(labels):
@@ -72,11 +82,13 @@ def prepare(job: TrainJob, pipeline: Pipeline, report: Report) -> Prepared:
         return encode(loaded.tokenizer, texts, loaded.max_length, on_chunk)
 
     names = pipeline.data.label_names
-    weights = balanced(train_labels, len(names)) if pipeline.training.class_weight == "balanced" else None
+    # Of all rows, because those of a night that goes on are few.
+    weights = balanced(available.labels, len(names)) if pipeline.training.class_weight == "balanced" else None
     if weights is not None:
         shown = (f"{name} {weight:.3g}" for name, weight in zip(names, weights, strict=True))
         log.info("weights of the classes in the training loss: %s", ", ".join(shown))
-    return Prepared(loaded, tokens(train_texts), train_labels, weights, tokens(validation_texts), validation_labels)
+    train, validation = tokens(train_texts), tokens(validation_texts)
+    return Prepared(loaded, train, train_labels, weights, learnt, validation, validation_labels)
 
 
 def balanced(labels: NDArray[np.int64], num_labels: int) -> NDArray[np.float64]:
@@ -105,7 +117,7 @@ def _load_model(job: TrainJob, pipeline: Pipeline, report: Report) -> LoadedMode
         report("load", detail=what, done=done, total=total)
 
     if job.start_from is not None:
-        folder, named = job.start_from, "the champion to start from"
+        folder, named = job.start_from, "the version to go on from"
         _check_labels(folder, pipeline)
     else:
         report("load", detail=f"finding {recipe.base_model}")
@@ -128,6 +140,6 @@ def _check_labels(folder: Path, pipeline: Pipeline) -> None:
     own, wanted = base_models.labels_in(folder), list(pipeline.data.label_names)
     if own != wanted:
         raise ModelError(
-            f"the champion in {folder} has the labels {own}, the pipeline {wanted}",
-            next_step="set training.start_from = 'base' for the night in which labels change",
+            f"the model in {folder} has the labels {own}, the pipeline {wanted}",
+            next_step="train in full: --set training.start_from=base",
         )

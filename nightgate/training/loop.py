@@ -16,6 +16,7 @@ import statistics
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +32,7 @@ from nightgate.engine.step import Engine, Wins
 from nightgate.errors import NonFiniteLossError
 from nightgate.training import checkpoints
 from nightgate.training.checkpoints import Checkpoint, RunState
+from nightgate.training.continued import continued_recipe, write_learnt
 from nightgate.training.epoch_metrics import EpochMetrics
 from nightgate.training.inputs import prepare, seed_epoch
 from nightgate.training.protocol import EpochReport, Phase, Progress, TrainJob, TrainResult
@@ -68,6 +70,8 @@ def train(job: TrainJob, listener: Listener, world: World | None = None) -> Trai
         StorageError: the disk is full or read-only; the last checkpoint is whole.
     """
     pipeline = Pipeline.model_validate(job.pipeline)
+    if job.start_from is not None:
+        pipeline = pipeline.model_copy(update={"training": continued_recipe(pipeline.training)})
     threads, why = pick_threads()
     torch.set_num_threads(threads)
     listener.progress(Progress("load", epochs=pipeline.training.epochs, detail="looking for a checkpoint"))
@@ -312,9 +316,12 @@ class _Run:
             best = self.job.run_dir / state.best_weights
             self.engine.load_weights(checkpoints.load_tensors(best, state.hashes[state.best_weights]))
         best_step = state.best_epoch * self.steps_per_epoch
-        self.state = checkpoints.save_finished(
-            self.job.run_dir, self.attempt_dir, state, lambda folder: self.engine.export(folder, best_step)
-        ).state
+
+        def export(folder: Path) -> None:
+            self.engine.export(folder, best_step)
+            write_learnt(folder, self.rows.learnt)
+
+        self.state = checkpoints.save_finished(self.job.run_dir, self.attempt_dir, state, export).state
         shutil.rmtree(self.attempt_dir / checkpoints.METRICS, ignore_errors=True)
 
     def _train_epoch(self, epoch: int, saver: checkpoints.Saver) -> tuple[_Losses, float, float]:

@@ -45,7 +45,8 @@ class TrainJob(_Message):
     data_until: str
     """ISO time with an offset, from which `train_window` counts back."""
     start_from: Path | None = None
-    """Folder of the champion to train further; None starts from `training.base_model`."""
+    """Folder of the version to go on from, on rows that its line has not learnt and a replay of others; None trains in
+    full from `training.base_model`."""
 
     @property
     def attempt_dir(self) -> Path:
@@ -163,7 +164,7 @@ class TrainResult(_Message):
     micro_batches: int
     """Parts in which a batch was computed for lack of memory; 1 when it fitted whole. The step is the same."""
     rows_trained: int | None = None
-    """Training rows after `train_window` and `max_train_rows`; None in a checkpoint of an earlier release."""
+    """Rows of one epoch; None in a checkpoint of an earlier release."""
 
 
 @dataclass(frozen=True)

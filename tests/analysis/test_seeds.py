@@ -400,10 +400,11 @@ def test_a_worker_with_another_home_is_refused(
     assert str(site.home.root) in raised.value.reason
 
 
-def test_training_from_the_champion_uses_the_one_at_the_start_of_the_study(site: Database, pipeline: Pipeline) -> None:
-    assert seed_study.open_study(site, pipeline, 1).start_from is None
-    from_champion = one_epoch(pipeline, start_from="champion")
-    assert seed_study.open_study(site, from_champion, 1).start_from == "models/small/v0001"
+def test_seeds_of_a_pipeline_that_goes_on_train_in_full(site: Database, pipeline: Pipeline) -> None:
+    goes_on = one_epoch(pipeline, start_from="champion", replay=2)
+    assert (
+        seed_study.open_study(site, goes_on, 1).study_id == seed_study.open_study(site, one_epoch(pipeline), 1).study_id
+    )
 
 
 @pytest.mark.parametrize("options", [("--no-prefect", "--workers", 2), ("--address", "tcp://x:1", "--workers", 2)])

@@ -314,7 +314,7 @@ def test_later_columns_are_at_the_end(database: Database, view: str) -> None:
         "nonfinite engine micro_batches slot slot_wait_seconds announced_at window_start test_rows_all test_f1_all "
         "rows_left_out detectable_gain champion_fresh_f1 champion_fresh_rows fresh_ci_low fresh_ci_high "
         "anchor_version anchor_f1 metric_key labels_corrected rows_trained label_revision reasons month "
-        "gpu_seconds labels scoring_precision"
+        "gpu_seconds labels scoring_precision training started_from training_reason"
         if view.startswith("night")
         else "support tokens_per_second compute_precision"
     ).split()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import re
 import shutil
 import uuid
 import zlib
@@ -42,7 +42,7 @@ from nightgate.gate.decision import Measured
 from nightgate.gate.evidence import Evidence, Serving
 from nightgate.home import Home, open_home
 from nightgate.label_meaning import LabelMeaning
-from nightgate.models import serving_check, version_folder
+from nightgate.models import serving_check
 from nightgate.night import ending, scoring, steps
 from nightgate.night.evidence import gather_evidence
 from nightgate.night.night import Steps, run_night, run_steps
@@ -116,18 +116,9 @@ def evidence_of(run: RunRow) -> Evidence:
 # --- the champion ---
 
 
-@pytest.mark.slow
-def test_training_that_starts_from_the_champion_uses_and_records_it(site: Path, environment: Path) -> None:
-    pipeline = load_pipeline(site, {**SHORT, "training.start_from": "champion"})
-    run = run_night(pipeline, night_of(pipeline, 6))
-    job = json.loads((environment / "runs" / run.run_id / "attempt-1" / "job.json").read_text())
-    assert job["start_from"] == str(environment / "models/small/v0001")
-    manifest = version_folder.verify_version(environment / "models/small/v0002")
-    assert manifest["base_model"]["started_from_version"] == 1
-
-
-def test_a_first_night_that_should_start_from_the_champion_starts_from_the_base_model(held_night: FirstNight) -> None:
-    assert "no champion to start from yet" in held_night.done.stderr
+def test_a_first_night_that_should_go_on_trains_in_full_and_says_why(held_night: FirstNight) -> None:
+    assert "trains in full: there is no version of an earlier night" in held_night.done.stderr
+    assert re.search(r"Training +in full: there is no version of an earlier night", held_night.done.stdout)
 
 
 @pytest.mark.slow
@@ -193,14 +184,6 @@ def test_drift_of_the_new_rows_is_recorded_once_a_run(site: Path) -> None:
     used = found.groupby("reference")["reference_rows"].max()
     assert used["champion"] == rows["rows_trained"].iloc[0]
     assert 150 < used["last_week"] < rows["rows_new"].iloc[0]
-
-
-@pytest.mark.slow
-def test_training_cannot_start_from_a_champion_with_other_labels_and_says_so(site: Path) -> None:
-    pipeline = load_pipeline(site, {**SHORT, "training.start_from": "champion", "data.labels": [5, 4, 3, 2, 1]})
-    with pytest.raises(ModelError, match=r"\['5', '4', '3', '2', '1'\]") as raised:
-        run_night(pipeline, night_of(pipeline, 6))
-    assert "training.start_from = 'base'" in raised.value.next_step
 
 
 def test_a_damaged_champion_ends_the_night_before_it_trains(site: Path, environment: Path) -> None:

@@ -166,7 +166,9 @@ def test_a_test_row_whose_near_copy_left_training_is_marked_for_models_of_before
     files += memory.write(of)
     write_tip(tmp_path, replace(EMPTY, memory={of.name: files}))
     test_row = {**keys_of(tmp_path, rows([2], "r")), "cluster": np.array([7], np.uint64)}
-    for line, seen in ((before, [True]), (Line((without_rows(tmp_path, files),)), [False])):
+    after = Line((without_rows(tmp_path, files),))
+    goes_on = Line((*after.snapshots, *before.snapshots))
+    for line, seen in ((before, [True]), (after, [False]), (goes_on, [True])):
         mask, why = trained_on(line, test_row)
         assert mask is not None, why
         assert mask.tolist() == seen

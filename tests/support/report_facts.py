@@ -21,7 +21,8 @@ COLUMNS = (
     "champion_f1 f1_delta model_version base_model config_hash code_version device precision started_at finished_at "
     "duration_seconds prefect_flow_run_id dry_run average min_f1 test_accuracy test_precision test_recall nonfinite "
     "engine micro_batches window_start test_rows_all test_f1_all rows_left_out detectable_gain champion_fresh_f1 "
-    "champion_fresh_rows fresh_ci_low fresh_ci_high anchor_version anchor_f1 metric_key rows_trained"
+    "champion_fresh_rows fresh_ci_low fresh_ci_high anchor_version anchor_f1 metric_key rows_trained "
+    "training started_from training_reason"
 )
 
 EPOCH_COLUMNS = ("training_loss", "epoch", "step", "validation_loss", "accuracy", "f1", "precision", "recall")

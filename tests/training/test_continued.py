@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,11 @@ def test_old_rows_are_drawn_uniformly_and_others_every_night() -> None:
 @given(some_rows, some_rows)
 def test_a_line_keeps_every_row_with_its_newest_label(before: LabelledKeys, tonight: LabelledKeys) -> None:
     assert as_dict(before.joined(tonight)) == as_dict(before) | as_dict(tonight)
+    tonight_at, before_at = (replace(one, times=one.keys.astype(np.int64) % 1000) for one in (tonight, before))
+    if len(tonight):
+        oldest = tonight_at.times.min()
+        is_young = before_at.times >= oldest
+        assert lost(before_at, tonight_at) == (~before.within(tonight) & is_young).sum()
     held = as_dict(tonight)
     assert lost(before, tonight) == sum(held.get(key) != label for key, label in as_dict(before).items())
 
@@ -71,6 +77,9 @@ def test_what_was_learnt_is_read_as_it_was_written_and_a_damaged_file_is_named(t
     learnt = rows({2**64 - 1: 3, 7: 0, 12: 1})
     write_learnt(tmp_path, learnt)
     assert as_dict(read_learnt(tmp_path)) == as_dict(learnt)
+    assert read_learnt(tmp_path).times is None
+    write_learnt(tmp_path, replace(learnt, times=np.array([30, 10, -20])))
+    assert read_learnt(tmp_path).times.tolist() == [10, -20, 30]  # type: ignore[union-attr]
     (tmp_path / LEARNT_FILE).write_bytes(b"PAR1")
     with pytest.raises(ModelError, match=LEARNT_FILE) as raised:
         read_learnt(tmp_path)

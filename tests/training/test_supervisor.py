@@ -100,7 +100,7 @@ def test_a_run_reports_every_epoch_and_leaves_exactly_these_files(uninterrupted:
         "attempt-1/log.txt",
         "attempt-1/checkpoint/epoch-0003/state.json",
         *(f"attempt-1/epochs/epoch-000{epoch}.npz" for epoch in (1, 2, 3)),
-        *(f"attempt-1/best/{best}/{name}" for name in STOCK),
+        *(f"attempt-1/best/{best}/{name}" for name in (*STOCK, "learnt.parquet")),
     }
     assert ended.result.best_model == job.attempt_dir / "best" / best
     assert (ended.result.epochs_run, ended.result.resumed_from, ended.result.device) == (3, 0, "cpu")
