@@ -24,6 +24,7 @@ from nightgate.engine.encoding import CHUNK, encode
 from nightgate.engine.optimizer import learning_rates, make_optimizer
 from nightgate.errors import ModelError, NonFiniteLossError, SnapshotError
 from nightgate.training.checkpoints import newest_checkpoint
+from nightgate.training.continued import labelled_keys, lost, read_learnt
 from nightgate.training.inputs import balanced, seed_epoch
 from nightgate.training.loop import _Losses, _recipe, train
 from nightgate.training.protocol import EpochReport, Progress, TrainJob, TrainResult
@@ -223,6 +224,30 @@ def test_a_champion_with_other_labels_is_no_start(tmp_path: Path) -> None:
     job = replace(tiny_job(tmp_path, run="next"), start_from=result.best_model)
     with pytest.raises(ModelError, match=r"\['bad', 'middling', 'ugly'\]"):
         run(job)
+
+
+def test_a_training_that_goes_on_learns_the_same_rows_again_after_a_kill(tmp_path: Path) -> None:
+    _, first = run(tiny_job(tmp_path, epochs=2))
+    before = read_learnt(first.best_model)
+    more = tiny_job(tmp_path, run="next", rows=240, replay=0.5, continued_rate=0.2, early_stopping_patience=1)
+    job = replace(more, start_from=first.best_model)
+    whole, ended = run(job)
+    available = labelled_keys(open_snapshot(job.snapshot))
+    new = int((~available.within(before)).sum())
+    assert 0 < new < 40
+    assert ended.rows_trained == new + round(new / 2)
+    assert lost(available, read_learnt(ended.best_model)) == lost(before, read_learnt(ended.best_model)) == 0
+    assert [(report.epoch, report.is_best, report.stopped_early) for report in whole.reports] == [(1, True, False)]
+    assert whole.seen[-1].epochs == 1
+    assert whole.reports[0].learning_rate <= 0.2 * 3e-3
+
+    killed = replace(job, run_dir=job.run_dir.with_name("killed"))
+    run_and_die(killed, 1)
+    again, resumed = run(replace(killed, attempt=2))
+    assert numbers(again) == numbers(whole)
+    assert resumed.rows_trained == ended.rows_trained
+    other, _ = run(replace(job, run_dir=job.run_dir.with_name("later"), data_until="2026-02-05T00:00:00+00:00"))
+    assert numbers(other) != numbers(whole), "another night replays other rows"
 
 
 def test_the_weights_of_the_best_epoch_are_kept_and_not_those_of_the_last(tmp_path: Path) -> None:
