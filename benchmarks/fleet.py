@@ -44,7 +44,7 @@ from nightgate.metrics.confusion import confusion_counts
 from nightgate.metrics.drift import DriftStatistic
 from nightgate.operations.reconciliation import mark_announced, mark_closed
 from nightgate.registry import freezes, promotion
-from nightgate.runs import claim, evaluations, evidence_store, lifecycle, records
+from nightgate.runs import claim, evaluations, lifecycle, records
 from nightgate.runs.evaluations import Evaluation
 from nightgate.runs.liveness import Owner
 from nightgate.runs.run_row import RunRow, read_run
@@ -252,26 +252,25 @@ class Writer:
         if story.fails(day):
             return self._fail(place)
         refreshed = self._refreshed(day, night)
-        records.record_snapshot(*place, refreshed)
-        records.record_drift(*place, self._drift(day))
+        records.record_snapshot(*place, refreshed, drift=list(self._drift(day)))
         quiet = story.is_quiet(day) and not force
+        champion = None
         if self._champion is not None:
-            fresh = self._evaluated(self._champion, day, refreshed.snapshot.id, run.run_id)
-            evaluations.record_of_night(*place, fresh)
+            champion = self._evaluated(self._champion, day, refreshed.snapshot.id, run.run_id)
             self._pass(seconds=20)
-        records.record_reasons(*place, self._inputs(day, refreshed, pipeline), self._why(refreshed))
+        records.record_reasons(*place, self._inputs(day, refreshed, pipeline), self._why(refreshed), champion)
         if quiet:
             return self._end(place, "skipped", reason="too few rows are new since the last training")
         candidate = self._model(day)
-        best = self._train(place, candidate, day)
+        self._train(place, candidate, day)
         if story.crashes(day) and run.attempt == 1:
             lifecycle.record_attempt(*place, heartbeat_at=datetime.now(UTC))
             self._pass(hours=1)
             resumed = self._open(pipeline, night)
             place = (self._db, resumed.run_id, resumed.attempt)
             lifecycle.record_attempt(*place, slot="gpu", slot_wait_seconds=0.0)
-            best = self._train(place, candidate, day, resumed_from=1)
-        return self._judge(place, day, night, pipeline, candidate, best)
+            self._train(place, candidate, day, resumed_from=1)
+        return self._judge(place, day, night, pipeline, candidate)
 
     def _open(self, pipeline: Pipeline, night: Night, *, force: bool = False) -> RunRow:
         host = f"worker-{1 + len(self._name) % 2}"
@@ -279,7 +278,7 @@ class Writer:
         return claim.open_run(self._db, pipeline, night, owner=owner, force=force)
 
     def _judge(
-        self, place: tuple[Database, str, int], day: int, night: Night, pipeline: Pipeline, candidate: _Model, best: int
+        self, place: tuple[Database, str, int], day: int, night: Night, pipeline: Pipeline, candidate: _Model
     ) -> RunRow:
         (db, run_id, _), champion = place, self._champion
         self._pass(minutes=3)
@@ -301,12 +300,12 @@ class Writer:
         made_by = {"candidate": run_id}
         if champion is not None:
             made_by |= dict.fromkeys(("champion", "anchor"), champion.run_id)
-        evidence_store.record_evidence(*place, evidence, made_by)
         decision = decide(evidence, pipeline.gate)
         window = decision.measured.window
         right, predicted = rows.true[window], candidate.predictions[at][window]
-        records.record_test(*place, best, self._scored(at[window], predicted), _counts(right, predicted))
-        records.record_decision(*place, decision, evidence, score(right, predicted, len(LABELS)))
+        scores = score(right, predicted, len(LABELS))
+        details = (self._scored(at[window], predicted), _counts(right, predicted))
+        records.record_decision(*place, decision, evidence, made_by, scores, *details)
         libraries = {"torch": self._story.torch(day), "transformers": "5.1.0"}
         version = promotion.add_version(
             *place,
@@ -424,8 +423,8 @@ class Writer:
             serving=Serving(rows=64, logit_difference=1e-6, latency_ms=latency, size_bytes=470_000_000),
         )
 
-    def _train(self, place: tuple[Database, str, int], model: _Model, day: int, resumed_from: int = 0) -> int:
-        """Record the epochs of an attempt; returns the best one. That of a night that crashes ends after two."""
+    def _train(self, place: tuple[Database, str, int], model: _Model, day: int, resumed_from: int = 0) -> None:
+        """Record the epochs of an attempt. That of a night that crashes ends after two."""
         attempt = place[2]
         dies = self._story.crashes(day) and attempt == 1
         at = self._tonight(day)[: max(100, self._size.test_rows // 10)]
@@ -455,10 +454,8 @@ class Writer:
             )
             counts = _counts(self._true[at], predicted)
             records.record_epoch(*place, report, report.scores, self._scored(at, predicted), counts)
-            machine = {name: getattr(report, name) for name in ("device", "precision", "engine", "engine_reason")}
-            lifecycle.record_attempt(*place, **machine)
         if dies:
-            return best
+            return
         result = TrainResult(
             best_epoch=best,
             best_model=Path("best"),
@@ -475,7 +472,6 @@ class Writer:
             rows_trained=40 * self._rows_a_night,
         )
         records.record_training(*place, result)
-        return best
 
     def _scored(self, at: Labels, predicted: Labels) -> list[SliceScore]:
         return slice_scores(self._columns.iloc[at], self._true[at], predicted, len(LABELS), LABELS)

@@ -45,7 +45,7 @@ from nightgate.database import transactions
 from nightgate.database.transactions import Database
 from nightgate.home import Home, open_home
 from nightgate.registry import promotion
-from nightgate.runs import claim, evaluations, evidence_store, lifecycle, records
+from nightgate.runs import claim, evaluations, lifecycle, records
 
 QUARTER = "How was the last quarter of every pipeline?"
 NEEDS = "Which pipelines need somebody today?"
@@ -54,8 +54,7 @@ LIMITS = {"SQLite": 20, "PostgreSQL": 50}
 """Milliseconds of a query about one pipeline."""
 LEDGER: dict[Any, tuple[str, ...]] = {
     claim: ("open_run",),
-    evaluations: ("record", "record_of_night"),
-    evidence_store: ("record_evidence",),
+    evaluations: ("record",),
     lifecycle: ("finish_run", "record_attempt"),
     promotion: ("add_version", "promote_candidate"),
     records: tuple(name for name in dir(records) if name.startswith("record_")),

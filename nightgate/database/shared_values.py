@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -24,8 +24,16 @@ _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.ins
 
 
 def insert_into(session: Session, table: type[Base]) -> Any:
-    """An INSERT of the session's dialect, which can say what to do about rows that exist."""
+    """An INSERT of the session's dialect, which can say what to do about rows that exist. SQLAlchemy compiles it every
+    time.
+    """
     return _INSERT[session.get_bind().dialect.name](table)
+
+
+def add_rows(session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows that are new. Not as objects, nor by the ORM's own INSERT, which take two to four times as long."""
+    if rows:
+        session.execute(sa.insert(cast("sa.Table", table.__table__)), rows)
 
 
 def slice_ids(session: Session, pairs: Collection[SlicePair]) -> dict[SlicePair, int]:

@@ -26,7 +26,6 @@ from nightgate.engine import base_model_folder
 from nightgate.errors import NightgateError
 from nightgate.home import Home
 from nightgate.metrics.drift import Counts, DriftStatistic, measure_drift
-from nightgate.night.run import NightRun
 from nightgate.registry import versions
 from nightgate.registry.versions import VersionRow
 from nightgate.runs import records
@@ -40,15 +39,6 @@ _NAMES = {"champion": "the champion's training rows", "last_week": "the rows of 
 
 Places = Mapping[str, NDArray[np.intp]]
 """Rows by split: their places, ascending, as `Snapshot.rows` takes them."""
-
-
-def record_drift(run: NightRun, snapshot: Snapshot) -> None:
-    """Measure the drift of the rows that the previous snapshot lacks, and record it; once a run, in its first attempt
-    that comes to it.
-    """
-    if not records.has_drift(run.db, run.run_id):
-        found = drift_of(run.db, run.pipeline, snapshot, run.data_until)
-        records.record_drift(run.db, run.run_id, run.attempt, found)
 
 
 def drift_of(

@@ -26,14 +26,14 @@ from nightgate.models import version_folder
 from nightgate.night import reasons, starting
 from nightgate.night.champion_evaluation import evaluate_champion
 from nightgate.night.closing import close_ended
-from nightgate.night.drift import record_drift
+from nightgate.night.drift import drift_of
 from nightgate.night.run import NightRun
 from nightgate.night.values import Evaluated, Judged, Trained
 from nightgate.provenance import base_model_revision, environment
 from nightgate.registry import approvals, register, versions
 from nightgate.registry.register import Candidate
 from nightgate.registry.versions import VersionRow
-from nightgate.runs import evaluations, inputs, lifecycle, records
+from nightgate.runs import inputs, lifecycle, records
 from nightgate.runs.run_row import RunRow
 from nightgate.settings import read_settings
 from nightgate.training import supervisor
@@ -74,7 +74,6 @@ def refresh(run: NightRun) -> Snapshot:
     if run.snapshot_path is not None:
         snapshot = open_snapshot(run.snapshot_path)
         log.info("resuming with %s", snapshot)
-        record_drift(run, snapshot)
         return snapshot
     due = run.night.scheduled_for
     if not run.pipeline.data.has_times and due is not None and run.data_until - due > LATE:
@@ -100,8 +99,8 @@ def refresh(run: NightRun) -> Snapshot:
         except DataError as error:
             records.record_failed_refresh(run.db, run.run_id, run.attempt, error, run.allowed)
             raise
-        records.record_snapshot(run.db, run.run_id, run.attempt, refreshed, run.allowed)
-    record_drift(run, refreshed.snapshot)
+        drift = drift_of(run.db, run.pipeline, refreshed.snapshot, run.data_until)
+        records.record_snapshot(run.db, run.run_id, run.attempt, refreshed, run.allowed, drift)
     return refreshed.snapshot
 
 
@@ -119,8 +118,6 @@ def evaluate(run: NightRun, snapshot: Snapshot) -> Evaluated:
     except (ModelError, RegistryError, SnapshotError, TrainingError) as error:
         log.warning("the champion was not evaluated: %s", error.reason)
         return Evaluated(None, error.reason)
-    if found:
-        evaluations.record_of_night(run.db, run.run_id, run.attempt, found[0])
     return Evaluated(found)
 
 
@@ -136,7 +133,7 @@ def decide(run: NightRun, snapshot: Snapshot, evaluated: Evaluated) -> RunRow | 
     spread = seed_study.newest_spread(run.db, run.pipeline) if in_spreads else None
     found = inputs.inputs(run.pipeline, run.home, snapshot.id, spread)
     decision = reasons.decide(reasons.gather(run, snapshot, found, evaluated.alarms), run.pipeline.schedule)
-    records.record_reasons(run.db, run.run_id, run.attempt, found, str(decision))
+    records.record_reasons(run.db, run.run_id, run.attempt, found, str(decision), evaluated.champion)
     log.info("%s: %s", "trains" if decision.train else "skipped", decision)
     if decision.undecided:
         raise ModelError(
@@ -239,17 +236,6 @@ def record_epoch(run: NightRun, snapshot: Snapshot, report: EpochReport) -> None
         classification.slice_scores(rows, references, predictions, len(names), names),
         confusion.confusion_counts(references, predictions, len(names)),
     )
-    if report.attempt == run.attempt:
-        # Now, and not when the training has ended: a night that fails has these facts too.
-        lifecycle.record_attempt(
-            run.db,
-            run.run_id,
-            run.attempt,
-            device=report.device,
-            precision=report.precision,
-            engine=report.engine,
-            engine_reason=report.engine_reason,
-        )
     accuracy = report.scores.accuracy or 0.0
     log.info("%s, accuracy %.4f, training loss %.4f", describe_epoch(run, report), accuracy, report.training_loss)
 

@@ -28,9 +28,13 @@ class Evaluated:
     """Why not."""
 
     @property
+    def champion(self) -> Evaluation | None:
+        return next(iter(self.found or ()), None)
+
+    @property
     def alarms(self) -> frozenset[str] | None:
         """Of the champion; None: it could not be evaluated."""
-        if self.found is None or not all(one.is_whole for one in self.found if one.role == "champion"):
+        if self.found is None or (self.champion and not self.champion.is_whole):
             return None
         return frozenset(name for one in self.found for name in one.alarms)
 

@@ -11,7 +11,7 @@ from nightgate.metrics import classification, confusion
 from nightgate.night.evidence import gather_evidence
 from nightgate.night.run import NightRun
 from nightgate.night.values import Judged, Scored, Served, Trained
-from nightgate.runs import evidence_store, records
+from nightgate.runs import records
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,6 @@ def judge(run: NightRun, snapshot: Snapshot, trained: Trained, scored: Scored, s
     evidence = gather_evidence(run, snapshot, trained, scored, served)
     sides = {"champion": scored.champion, "anchor": scored.anchor}
     made_by = {"candidate": run.run_id} | {name: row.run_id for name, row in sides.items() if row is not None}
-    evidence_store.record_evidence(run.db, run.run_id, run.attempt, evidence, made_by)
     began = time.monotonic()
     decision = decide(evidence, run.pipeline.gate)
     log.info(DECIDED, time.monotonic() - began)
@@ -33,15 +32,17 @@ def judge(run: NightRun, snapshot: Snapshot, trained: Trained, scored: Scored, s
     frame, names = snapshot.rows("test")[window], run.pipeline.data.label_names
     references, predictions = evidence.test.true[window], evidence.candidate.predictions[window]
     test = classification.score(references, predictions, len(names))
-    records.record_test(
+    records.record_decision(
         run.db,
         run.run_id,
         run.attempt,
-        trained.result.best_epoch,
+        decision,
+        evidence,
+        made_by,
+        test,
         classification.slice_scores(frame, references, predictions, len(names), names),
         confusion.confusion_counts(references, predictions, len(names)),
         scored.result.metrics,
     )
-    records.record_decision(run.db, run.run_id, run.attempt, decision, evidence, test)
     log.info("verdict: %s: %s", decision.verdict, decision.reason)
     return Judged(decision, test)

@@ -14,10 +14,9 @@ from nightgate.database.data_schema import DriftRow
 from nightgate.database.evaluation_schema import ChampionEvaluation, ChampionEvaluationSlice
 from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import Run
-from nightgate.database.shared_values import slice_ids
+from nightgate.database.shared_values import add_rows, slice_ids
 from nightgate.database.transactions import Database
 from nightgate.runs.epoch_details import slice_row
-from nightgate.runs.lifecycle import fenced
 
 if TYPE_CHECKING:
     from nightgate.metrics.classification import SliceScore
@@ -111,23 +110,10 @@ def record(
         place = {"evaluation_id": row.evaluation_id}
         session.execute(sa.delete(ChampionEvaluationSlice).filter_by(**place))
         ids = slice_ids(session, [(one.slice_name, one.slice_value) for one in slices])
-        if slices:
-            rows = [place | slice_row(one, average, ids) for one in slices]
-            session.execute(sa.insert(ChampionEvaluationSlice), rows)
+        add_rows(session, ChampionEvaluationSlice, [place | slice_row(one, average, ids) for one in slices])
 
     db.write(work)
     return found
-
-
-def record_of_night(db: Database, run_id: str, attempt: int, champion: Evaluation) -> None:
-    """Record in the row of a night how the champion did."""
-
-    def work(session: Session) -> None:
-        run = fenced(session, run_id, attempt)
-        run.champion_fresh_f1, run.champion_fresh_rows = champion.f1, champion.rows
-        run.fresh_ci_low, run.fresh_ci_high = champion.f1_ci_low, champion.f1_ci_high
-
-    db.write(work)
 
 
 def unannounced(db: Database, now: datetime | None = None) -> list[Evaluation]:

@@ -1,6 +1,7 @@
 """Store the gate's evidence of a night in the database, and load it to decide the night again.
 
-    record_evidence(db, run_id, attempt, evidence, {"candidate": run_id, "champion": "..."})
+    packed = pack(db, run_id, evidence)
+    db.write(lambda session: add(session, run, evidence, packed, {"candidate": run_id, "champion": "..."}))
     decide(load_evidence(db, run_id), policy)             # the same decision, or another policy's
 
 Test rows are stored once for all nights that share them: see `nightgate.runs.test_sets`. Predicted labels are a byte
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
@@ -24,68 +25,64 @@ from sqlalchemy.orm import Session
 from nightgate.database.gate_schema import SIDES, GateSide, TestPrediction
 from nightgate.database.label_meanings import meaning_of_run
 from nightgate.database.schema import Run
+from nightgate.database.shared_values import add_rows
 from nightgate.database.transactions import Database
 from nightgate.database.views import selecting
 from nightgate.errors import RegistryError
 from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Serving, Side
 from nightgate.gate.test_window import microseconds
 from nightgate.runs import test_sets
-from nightgate.runs.lifecycle import attempt_of, fenced
 from nightgate.runs.test_sets import array, compress, label_type, named
 
 
-def record_evidence(db: Database, run_id: str, attempt: int, evidence: Evidence, model_runs: Mapping[str, str]) -> None:
-    """Store the evidence of a night. Idempotent: recorded evidence is not overwritten.
+class Packed(NamedTuple):
+    """What is computed before the transaction that keeps others from writing."""
 
-    Args:
-        model_runs: by side, the run that trained its model.
+    test_sets: dict[str, dict[str, Any]]
+    """By kind, as of `test_sets.pack`."""
+    labels_corrected: int | None
 
-    Raises:
-        RegistryError: another attempt has taken over, or the run has ended.
-    """
+
+def pack(db: Database, run_id: str, evidence: Evidence) -> Packed:
+    """Prepare the evidence of a night for `add`."""
     row_sets = {"test": evidence.test} | ({"golden": evidence.golden} if evidence.golden is not None else {})
 
-    def pack(session: Session) -> dict[str, dict[str, Any]]:
-        pipeline = session.scalar(sa.select(Run.pipeline).filter_by(run_id=run_id)) or ""
-        return {
-            kind: test_sets.pack(session, pipeline, kind, rows, evidence.label_names) for kind, rows in row_sets.items()
+    def work(session: Session) -> Packed:
+        run = session.get_one(Run, run_id)
+        sets = {
+            kind: test_sets.pack(session, run.pipeline, kind, rows, evidence.label_names)
+            for kind, rows in row_sets.items()
         }
+        return Packed(sets, _labels_corrected(session, run, evidence))
 
-    packed = db.read(pack)  # before the transaction that keeps others from writing
+    return db.read(work)
 
-    def work(session: Session) -> None:
-        run = fenced(session, run_id, attempt)
-        if session.get(GateSide, (run_id, attempt, "candidate")) is not None:
-            return
-        for one in packed.values():
-            test_sets.add(session, one)
-        session.flush()
-        run.labels_corrected = _labels_corrected(session, run, evidence)
-        attempt_of(session, run).scoring_precision = evidence.precision
-        for name in SIDES:
-            side: Side | None = getattr(evidence, name)
-            if side is None:
+
+def add(session: Session, run: Run, evidence: Evidence, packed: Packed, made_by: Mapping[str, str]) -> None:
+    """Store the evidence of a night.
+
+    Args:
+        made_by: by side, the run that trained its model.
+    """
+    for one in packed.test_sets.values():
+        test_sets.add(session, one)
+    run.labels_corrected = packed.labels_corrected
+    place = {"run_id": run.run_id, "attempt": run.attempt}
+    sides, predictions = [], []
+    for name in SIDES:
+        side: Side | None = getattr(evidence, name)
+        if side is None:
+            continue
+        is_champion = name == "anchor" and evidence.anchored_by_champion
+        sides.append(place | _side_row(name, side, evidence, is_champion=is_champion))
+        for kind, labels in (("test", side.predictions), ("golden", side.golden)):
+            if labels is None or kind not in packed.test_sets or is_champion:
                 continue
-            is_champion = name == "anchor" and evidence.anchored_by_champion
-            session.add(_side_row(run_id, attempt, name, side, evidence, is_champion=is_champion))
-            if is_champion:
-                continue
-            for kind, labels in (("test", side.predictions), ("golden", side.golden)):
-                if labels is not None and kind in packed:
-                    session.add(
-                        TestPrediction(
-                            run_id=run_id,
-                            attempt=attempt,
-                            side=name,
-                            kind=kind,
-                            pipeline=run.pipeline,
-                            test_set_id=packed[kind]["test_set_id"],
-                            model_run_id=model_runs[name],
-                            labels=_compressed(labels, evidence.label_names),
-                        )
-                    )
-
-    db.write(work)
+            set_id = {name: packed.test_sets[kind][name] for name in ("pipeline", "test_set_id")}
+            content = {"model_run_id": made_by[name], "labels": _compressed(labels, evidence.label_names)}
+            predictions.append(place | {"side": name, "kind": kind} | set_id | content)
+    add_rows(session, GateSide, sides)
+    add_rows(session, TestPrediction, predictions)
 
 
 def load_evidence(db: Database, run_id: str) -> Evidence:
@@ -245,7 +242,7 @@ def labels_of(stored: sa.Row[Any], label_names: Sequence[str]) -> Labels:
 # --- sides ---
 
 
-def _side_row(run_id: str, attempt: int, name: str, side: Side, evidence: Evidence, *, is_champion: bool) -> GateSide:
+def _side_row(name: str, side: Side, evidence: Evidence, *, is_champion: bool) -> dict[str, Any]:
     trained_on = None if side.trained_on is None else np.flatnonzero(side.trained_on).tolist()
     served = side.serving
     facts: dict[str, Any] = {
@@ -263,22 +260,20 @@ def _side_row(run_id: str, attempt: int, name: str, side: Side, evidence: Eviden
         facts["nights"] = evidence.champion_nights
     if is_champion:
         facts["is_champion"] = True
-    return GateSide(
-        run_id=run_id,
-        attempt=attempt,
-        side=name,
-        version=side.version,
-        data_until=side.data_until,
-        flaw=side.flaw,
-        rows_trained_on=None if trained_on is None else len(trained_on),
-        calibration_error=side.calibration_error,
-        nonfinite_rows=side.nonfinite_rows,
-        latency_ms=served.latency_ms if served else None,
-        size_bytes=served.size_bytes if served else None,
-        logit_difference=served.logit_difference if served else None,
-        serving_flaw=served.flaw if served else "",
-        facts=facts,
-    )
+    return {
+        "side": name,
+        "version": side.version,
+        "data_until": side.data_until,
+        "flaw": side.flaw,
+        "rows_trained_on": None if trained_on is None else len(trained_on),
+        "calibration_error": side.calibration_error,
+        "nonfinite_rows": side.nonfinite_rows,
+        "latency_ms": served.latency_ms if served else None,
+        "size_bytes": served.size_bytes if served else None,
+        "logit_difference": served.logit_difference if served else None,
+        "serving_flaw": served.flaw if served else "",
+        "facts": facts,
+    }
 
 
 def _mask(places: list[int] | None, num_rows: int) -> Mask | None:

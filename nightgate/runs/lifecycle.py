@@ -20,6 +20,9 @@ from nightgate.runs.liveness import cause_of_death, now
 
 log = logging.getLogger(__name__)
 
+_LOCKED = sa.select(Run).where(Run.run_id == sa.bindparam("run_id")).with_for_update()
+"""Built once: it is half the work of `Session.get`, and begins every write of a night."""
+
 
 def record_attempt(db: Database, run_id: str, attempt: int, **facts: str | float | datetime) -> None:
     """Store what is known of an attempt, by column of the table `attempt`."""
@@ -93,7 +96,7 @@ def fenced(
         RegistryError: the run does not exist, another attempt has taken over, or it has ended.
     """
     # Read again under the lock: the session may hold the row as it was before.
-    run = session.get(Run, run_id, with_for_update=True, populate_existing=True)
+    run = session.scalar(_LOCKED, {"run_id": run_id}, execution_options={"populate_existing": True})
     if run is None:
         raise error(f"there is no run {run_id}")
     if run.attempt != attempt:

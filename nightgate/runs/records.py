@@ -4,7 +4,6 @@
     record_start(db, run_id, attempt, started_from, reason)
     record_epoch(db, run_id, attempt, report, ...)    # when the epoch is evaluated, not at the end
     record_training(db, run_id, attempt, trained)
-    record_test(db, run_id, attempt, best_epoch, ...)
     record_decision(db, run_id, attempt, decision, ...)
 
 Idempotent: what is recorded already is not overwritten. `nightgate.runs.claim` starts runs,
@@ -14,7 +13,7 @@ Idempotent: what is recorded already is not overwritten. `nightgate.runs.claim` 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,14 +26,14 @@ from nightgate.config.checks import NONE_ALLOWED, Allowed
 from nightgate.database.data_schema import DriftRow
 from nightgate.database.gate_schema import JointOutcome
 from nightgate.database.refresh_schema import Refresh
-from nightgate.database.schema import Epoch, GateCheck, Run, Snapshot
-from nightgate.database.shared_values import slice_ids
+from nightgate.database.schema import Attempt, Epoch, GateCheck, Run, Snapshot
+from nightgate.database.shared_values import add_rows, slice_ids
 from nightgate.database.transactions import Database
 from nightgate.errors import DataError
 from nightgate.gate.joint_counts import JointCounts, joint_outcomes
 from nightgate.metrics.comparability import metric_key
-from nightgate.runs import refresh_records
-from nightgate.runs.epoch_details import add_details, attempt_id, has_test_details, is_recorded
+from nightgate.runs import evidence_store, refresh_records
+from nightgate.runs.epoch_details import add_details, is_recorded
 from nightgate.runs.lifecycle import attempt_of, fenced
 from nightgate.runs.refresh_records import Finder
 
@@ -48,19 +47,31 @@ if TYPE_CHECKING:
     from nightgate.metrics.classification import SliceScore
     from nightgate.metrics.confusion import Average, Scores
     from nightgate.metrics.drift import DriftStatistic
+    from nightgate.runs.evaluations import Evaluation
     from nightgate.training.protocol import EpochReport, MetricValue, TrainResult
 
 
 def record_snapshot(
-    db: Database, run_id: str, attempt: int, refreshed: Refreshed, allowed: Allowed = NONE_ALLOWED
+    db: Database,
+    run_id: str,
+    attempt: int,
+    refreshed: Refreshed,
+    allowed: Allowed = NONE_ALLOWED,
+    drift: Sequence[tuple[str, DriftStatistic]] = (),
 ) -> None:
-    """Record the run's snapshot, its row counts, data checks and quarantined rows."""
+    """Record the run's snapshot, its row counts, data checks, quarantined rows and drift.
+
+    Args:
+        drift: of its new rows, each statistic with the name of its reference; a run keeps what it recorded first.
+    """
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
         _add_snapshot(db, session, run.pipeline, refreshed)
         refresh_records.add_refreshed(session, Finder.of(run), refreshed, allowed)
         _take_counts(run, refreshed)
+        if drift and not is_recorded(session, DriftRow, run_id=run_id):
+            _add_drift(session, Finder.of(run), drift)
 
     db.write(work)
 
@@ -123,12 +134,22 @@ def _add_snapshot(db: Database, session: Session, pipeline_name: str, refreshed:
     session.flush()
 
 
-def record_reasons(db: Database, run_id: str, attempt: int, inputs: dict[str, str], reasons: str) -> None:
-    """Record what the run's result depends on, and for which reasons it trains or does not."""
+def record_reasons(
+    db: Database,
+    run_id: str,
+    attempt: int,
+    inputs: dict[str, str],
+    reasons: str,
+    champion: Evaluation | None = None,
+) -> None:
+    """Record what the run's result depends on, for which reasons it trains or does not, and how the champion did."""
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
         run.inputs, run.reasons = inputs, reasons
+        if champion is not None:
+            run.champion_fresh_f1, run.champion_fresh_rows = champion.f1, champion.rows
+            run.fresh_ci_low, run.fresh_ci_high = champion.f1_ci_low, champion.f1_ci_high
 
     db.write(work)
 
@@ -145,21 +166,10 @@ def record_failed_refresh(
     db.write(work)
 
 
-def has_drift(db: Database, run_id: str) -> bool:
-    """Whether the drift of the run's night is recorded."""
-    return db.read(lambda session: is_recorded(session, [DriftRow], run_id=run_id))
-
-
-def record_drift(db: Database, run_id: str, attempt: int, found: Sequence[tuple[str, DriftStatistic]]) -> None:
-    """Record the drift of tonight's new rows; each statistic with the name of its reference."""
-    db.write(lambda session: _add_drift(session, Finder.of(fenced(session, run_id, attempt)), found))
-
-
 def _add_drift(session: Session, finder: Finder, found: Sequence[tuple[str, DriftStatistic]]) -> None:
     place = {"run_id": finder.run_id, "attempt": finder.attempt}
     rows = [place | {"reference": name, "outcome": one.outcome} | asdict(one) for name, one in found]
-    if rows:
-        session.execute(sa.insert(DriftRow), rows)
+    add_rows(session, DriftRow, rows)
 
 
 def previous_snapshot(
@@ -208,7 +218,8 @@ def record_epoch(
     slices: Sequence[SliceScore] = (),
     confusion: NDArray[np.int64] | None = None,
 ) -> None:
-    """Record an epoch and its scores on the validation rows.
+    """Record an epoch, its scores on the validation rows, and on what its attempt computes: a night that fails later
+    has these facts too.
 
     Args:
         attempt: the current attempt; `report.attempt` trained the epoch, and may be an earlier one whose row was lost.
@@ -226,22 +237,18 @@ def record_epoch(
         "tokens_per_second": report.tokens_per_second,
     }
     key = {"run_id": run_id, "attempt": report.attempt, "epoch": report.epoch}
+    others = {"step": report.step, "nonfinite": _nonfinite(values), "recorded_at": datetime.now(UTC)}
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
-        if session.get(Epoch, key) is not None:
+        if is_recorded(session, Epoch, **key):
             return
-        session.add(
-            Epoch(
-                **key,
-                **values,
-                step=report.step,
-                nonfinite=_nonfinite(values),
-                recorded_at=datetime.now(UTC),
-            )
-        )
+        add_rows(session, Epoch, [key | values | others])
+        trained_by = session.scalars(sa.select(Attempt).filter_by(run_id=run_id, attempt=report.attempt)).one()
+        if trained_by.attempt == attempt:
+            _take_machine(trained_by, report)
         found = (slices, confusion, report.metrics)
-        add_details(session, run, report.attempt, report.epoch, *found, is_test=False)
+        add_details(session, run, trained_by.attempt_id, report.epoch, *found, is_test=False)
 
     db.write(work)
 
@@ -265,35 +272,15 @@ def record_training(db: Database, run_id: str, attempt: int, trained: TrainResul
         run.best_epoch, run.rows_trained = trained.best_epoch, trained.rows_trained
         run.training = run.training or "full"
         row = attempt_of(session, run)
-        row.device, row.precision, row.threads = trained.device, trained.precision, trained.threads
+        _take_machine(row, trained)
+        row.threads, row.micro_batches = trained.threads, trained.micro_batches
         row.precision_reason, row.resumed_from_epoch = trained.precision_reason, trained.resumed_from
-        row.engine, row.engine_reason, row.micro_batches = trained.engine, trained.engine_reason, trained.micro_batches
 
     db.write(work)
 
 
-def record_test(
-    db: Database,
-    run_id: str,
-    attempt: int,
-    best_epoch: int,
-    slices: Sequence[SliceScore] = (),
-    confusion: NDArray[np.int64] | None = None,
-    metrics: Sequence[MetricValue] = (),
-) -> None:
-    """Record the best epoch on the test rows, by class and slice; `record_decision` records the totals.
-
-    Args:
-        metrics: the pipeline's own, which are of all test rows.
-    """
-
-    def work(session: Session) -> None:
-        run = fenced(session, run_id, attempt)
-        run.best_epoch = best_epoch
-        if not has_test_details(session, run_id, attempt, best_epoch):
-            add_details(session, run, attempt, best_epoch, slices, confusion, metrics, is_test=True)
-
-    db.write(work)
+def _take_machine(row: Attempt, of: EpochReport | TrainResult) -> None:
+    row.device, row.precision, row.engine, row.engine_reason = of.device, of.precision, of.engine, of.engine_reason
 
 
 def record_decision(
@@ -302,28 +289,41 @@ def record_decision(
     attempt: int,
     decision: Decision,
     evidence: Evidence | None = None,
+    made_by: Mapping[str, str] | None = None,
     scores: Scores | None = None,
+    slices: Sequence[SliceScore] = (),
+    confusion: NDArray[np.int64] | None = None,
+    metrics: Sequence[MetricValue] = (),
 ) -> None:
-    """Record the verdict, its reason and checks, and the measurements on the test rows.
+    """Record the verdict, its reason and checks, the measurements on the test rows, and the evidence.
 
     Args:
-        evidence: for the joint outcomes; None if nothing could be measured.
-        scores: of the candidate on the rows of the verdict.
+        evidence: None if nothing could be measured.
+        made_by: by side of the evidence, the run that trained its model; None: only joint outcomes are stored of it.
+        scores, slices, confusion: of the candidate, which is the best epoch, on the rows of the verdict.
+        metrics: the pipeline's own, which are of all test rows.
     """
     outcomes = joint_outcomes(evidence, decision.measured) if evidence else []
+    # Before the transaction that keeps others from writing.
+    packed = evidence_store.pack(db, run_id, evidence) if evidence and made_by else None
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
         run.verdict, run.reason = decision.verdict, decision.reason
         if evidence is not None:
             _add_measured(run, evidence, decision.measured, scores)
-        if is_recorded(session, [GateCheck], run_id=run_id, attempt=attempt):
+        if is_recorded(session, GateCheck, run_id=run_id, attempt=attempt):
             return
         place = {"run_id": run_id, "attempt": attempt}
         rows = [_check_row(place, position, check) for position, check in enumerate(decision.checks)]
-        session.execute(sa.insert(GateCheck), rows)
+        add_rows(session, GateCheck, rows)
+        if evidence is not None and packed is not None and made_by is not None:
+            evidence_store.add(session, run, evidence, packed, made_by)
+        number = attempt_of(session, run).attempt_id
+        if run.best_epoch is not None:
+            add_details(session, run, number, run.best_epoch, slices, confusion, metrics, is_test=True)
         if evidence is not None and outcomes:
-            _add_outcomes(session, run, outcomes, evidence.label_names)
+            _add_outcomes(session, number, outcomes, evidence.label_names)
 
     db.write(work)
 
@@ -333,11 +333,10 @@ def _check_row(place: dict[str, Any], position: int, check: Check) -> dict[str, 
     return place | {"position": position, "check_name": check.name} | columns
 
 
-def _add_outcomes(session: Session, run: Run, outcomes: Sequence[JointCounts], label_names: Sequence[str]) -> None:
+def _add_outcomes(session: Session, number: int, outcomes: Sequence[JointCounts], label_names: Sequence[str]) -> None:
     labels = [("label", name) for name in label_names]
     ids = slice_ids(session, [*labels, *((one.slice_name, one.slice_value) for one in outcomes)])
     keys = {-1: "0"} | {index: str(ids[label]) for index, label in enumerate(labels)}
-    number = attempt_id(session, run.run_id, run.attempt)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for one in outcomes:
         counts: dict[str, Any] = {}
@@ -346,7 +345,7 @@ def _add_outcomes(session: Session, run: Run, outcomes: Sequence[JointCounts], l
         place = {"attempt_id": number, "scope": one.scope, "reference": one.reference, "counts": {}}
         row = rows.setdefault((one.scope, one.reference), place)
         row["counts"][str(ids[one.slice_name, one.slice_value])] = counts
-    session.execute(sa.insert(JointOutcome), list(rows.values()))
+    add_rows(session, JointOutcome, list(rows.values()))
 
 
 def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scores | None) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from nightgate.data.refresh_counts import PartCounts
 from nightgate.database.refresh_schema import PLACES, DataCheck, LabelVote, Refresh, RefreshCount
 from nightgate.database.schema import METADATA, QuarantinedRow, Run
-from nightgate.database.shared_values import insert_into
+from nightgate.database.shared_values import add_rows, insert_into
 
 if TYPE_CHECKING:
     from nightgate.config.checks import Allowed
@@ -68,7 +68,7 @@ def add_found(
     place = {"run_id": run.run_id, "attempt": run.attempt}
     if session.get(RefreshCount, (*place.values(), 0)) is None and parts:
         rows = [place | {"position": at} | _columns(part) for at, part in enumerate(_bounded(parts))]
-        session.execute(sa.insert(RefreshCount), rows)
+        add_rows(session, RefreshCount, rows)
     found = []
     for position, check in enumerate(checks):
         by, why = (allowed.by, allowed.reason) if check.outcome == "allowed" else (None, None)
@@ -201,5 +201,4 @@ def _replace_votes(
         for text in texts
         for label, votes in text.votes.items()
     ]
-    if rows:
-        session.execute(sa.insert(LabelVote), rows)
+    add_rows(session, LabelVote, rows)

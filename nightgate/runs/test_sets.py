@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from nightgate.database.gate_schema import TestSet
+from nightgate.database.shared_values import insert_into
 from nightgate.database.views import selecting
 from nightgate.gate.evidence import Labels, Rows, Slice
 
@@ -193,8 +194,9 @@ def pack(session: Session, pipeline: str, kind: str, rows: Rows, label_names: Se
 
 def add(session: Session, packed: dict[str, Any]) -> None:
     """Insert a test set, unless it is stored."""
-    if session.get(TestSet, (packed["pipeline"], packed["test_set_id"])) is None:
-        session.add(TestSet(recorded_at=datetime.now(UTC), **packed))
+    if "kind" in packed:
+        row = packed | {"recorded_at": datetime.now(UTC)}
+        session.execute(insert_into(session, TestSet).values(row).on_conflict_do_nothing())
 
 
 def label_type(label_names: Sequence[str]) -> str:

@@ -174,8 +174,9 @@ def test_rows_written_once_per_run_are_those_of_the_last_attempt(database: Datab
         opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
         refreshed = night_rows.refreshed(database, snapshot, bad_rows=attempt)
         records.record_snapshot(database, opened.run_id, attempt, refreshed)
-        records.record_test(database, opened.run_id, attempt, attempt, night_rows.slices(), night_rows.confusion())
-        records.record_decision(database, opened.run_id, attempt, night_rows.decision())
+        records.record_training(database, opened.run_id, attempt, night_rows.trained(best_epoch=attempt))
+        details = {"slices": night_rows.slices(), "confusion": night_rows.confusion()}
+        records.record_decision(database, opened.run_id, attempt, night_rows.decision(), **details)
         lifecycle.finish_run(database, opened.run_id, attempt, "failed")
     assert set(database.frame("SELECT attempt FROM gate_checks")["attempt"]) == {2}
     assert len(database.frame("SELECT * FROM gate_checks")) == 2

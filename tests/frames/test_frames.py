@@ -49,9 +49,9 @@ def published_run(database: Database, day: int = 0) -> str:
             night_rows.slices(f1),
         )
     records.record_training(database, opened.run_id, 1, night_rows.trained(best_epoch=3))
-    records.record_test(database, opened.run_id, 1, 3, night_rows.slices(0.5))
     decision, evidence = night_rows.decision(), night_rows.evidence()
-    records.record_decision(database, opened.run_id, 1, decision, evidence, night_rows.scores())
+    details = {"scores": night_rows.scores(), "slices": night_rows.slices(0.5)}
+    records.record_decision(database, opened.run_id, 1, decision, evidence, **details)
     finish_run(database, opened.run_id, 1, "held", reason="a rehearsal")
     return opened.run_id
 

@@ -323,7 +323,7 @@ def test_a_candidate_whose_anchor_was_moved_after_it_was_judged_is_held(
         champion, anchor = versions.champion(run.db, "small"), versions.anchor(run.db, "small")
         scored = Scored(champion, anchor, {}, GoldenSet("", None, "", ()), ScoreResult({}, {}, {}, "fp32", {}))
         judged = Judged(night_rows.decision(), night_rows.scores())
-        records.record_decision(run.db, run.run_id, run.attempt, judged.decision, None, judged.test)
+        records.record_decision(run.db, run.run_id, run.attempt, judged.decision, scores=judged.test)
         version = steps.register_candidate(run, snapshot, trained, judged)
         anchors.move(run.db, "small", 1, by="ada", reason="2 is blind")
         row = ending.finish(run, scored, judged, version)

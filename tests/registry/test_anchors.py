@@ -17,7 +17,7 @@ from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.gate.decision import Check, Outcome
 from nightgate.registry import anchors, approvals, promotion
 from nightgate.registry import versions as version_rows
-from nightgate.runs import evidence_store, lifecycle, records
+from nightgate.runs import lifecycle, records
 from tests.support import night_rows
 from tests.support.night_rows import promote, promote_itself, roll_back
 
@@ -140,9 +140,8 @@ def waiting(
     side = replace(plain.candidate, version=judged_against)
     evidence = replace(plain, anchor=None if judged_against is None else side)
     made_by = dict.fromkeys(("candidate", "anchor"), opened.run_id)
-    evidence_store.record_evidence(database, opened.run_id, 1, evidence, made_by)
     decision = replace(night_rows.decision(), checks=checks)
-    records.record_decision(database, opened.run_id, 1, decision)
+    records.record_decision(database, opened.run_id, 1, decision, evidence, made_by)
     promotion.add_version(database, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
     night_rows.await_approval(database, opened, expected)
     return opened.run_id

@@ -291,7 +291,7 @@ def test_a_version_whose_training_left_the_row_out_is_not_named(database: Databa
         refreshed = refresh(pipeline, reviews.NIGHT, database.home)
         records.record_snapshot(database, opened.run_id, opened.attempt, refreshed)
         records.record_decision(
-            database, opened.run_id, 1, night_rows.decision(), night_rows.evidence(), night_rows.scores()
+            database, opened.run_id, 1, night_rows.decision(), night_rows.evidence(), scores=night_rows.scores()
         )
         promotion.add_version(database, opened.run_id, 1, lambda number: f"models/v{number}", size_bytes=1)
         lifecycle.finish_run(database, opened.run_id, 1, "held")

@@ -407,9 +407,9 @@ def judged(db: Database, day: int = 0, *, speed: float = 50.0, snapshot: Snapsho
     records.record_epoch(db, run, attempt, epoch, night_rows.scores(0.5), night_rows.slices(), night_rows.confusion())
     runs.record_attempt(db, run, attempt, device="cpu", precision="fp32")
     records.record_training(db, run, attempt, night_rows.trained(best_epoch=1))
-    records.record_test(db, run, attempt, 1, night_rows.slices(0.7), night_rows.confusion())
     decision = night_rows.decision("promote", 0.6, 0.55 if day else None)
-    records.record_decision(db, run, attempt, decision, night_rows.evidence(day or None), night_rows.scores())
+    details = {"scores": night_rows.scores(), "slices": night_rows.slices(0.7), "confusion": night_rows.confusion()}
+    records.record_decision(db, run, attempt, decision, night_rows.evidence(day or None), **details)
     version = promotion.add_version(db, run, attempt, lambda number: f"models/reviews/v{number:04d}")
     own = {"run_id": run, "attempt": attempt}
     promotion.promote_candidate(db, "reviews", version, expected=day or None, by="gate", reason="F1", **own)

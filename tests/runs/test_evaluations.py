@@ -30,7 +30,7 @@ def statistic(value: float, name: str = "label_shares", slice_name: str = "") ->
 def measured(database: Database, day: int, *found: tuple[str, DriftStatistic]) -> datetime:
     """A night with this drift; the instant of its data."""
     run = night_rows.opened(database, day, trigger="backfill")
-    records.record_drift(database, run.run_id, run.attempt, found)
+    records.record_snapshot(database, run.run_id, run.attempt, night_rows.refreshed(database), drift=found)
     lifecycle.finish_run(database, run.run_id, run.attempt, "held")
     return run.data_until
 
@@ -113,7 +113,7 @@ def test_the_newest_evaluation_of_the_champion_is_in_the_status_and_its_alarm_wa
 
 def test_a_night_has_the_score_of_the_champion(database: Database) -> None:
     run = night_rows.opened(database)
-    evaluations.record_of_night(database, run.run_id, run.attempt, evaluation(1, 1))
+    records.record_reasons(database, run.run_id, run.attempt, {}, "-", evaluation(1, 1))
     row = night_rows.one(database, run.run_id)
     assert (row["champion_fresh_f1"], row["champion_fresh_rows"]) == (0.5, 240)
     assert (row["fresh_ci_low"], row["fresh_ci_high"]) == (0.4, 0.6)

@@ -44,9 +44,8 @@ def judged(db: Database, evidence: Evidence, day: int = 0, champion_run: str | N
     """Judge and end a run by `evidence`; returns its id."""
     opened = night_rows.open_run(db, night_rows.pipeline(), replace(night_rows.night(day), trigger="backfill"))
     of = dict.fromkeys(("champion", "anchor"), champion_run or opened.run_id) | {"candidate": opened.run_id}
-    evidence_store.record_evidence(db, opened.run_id, opened.attempt, evidence, of)
     decision = decide(evidence, Gate(min_f1=0.5))
-    records.record_decision(db, opened.run_id, opened.attempt, decision, evidence, night_rows.scores())
+    records.record_decision(db, opened.run_id, opened.attempt, decision, evidence, of, night_rows.scores())
     lifecycle.finish_run(db, opened.run_id, opened.attempt, "held")
     return opened.run_id
 
@@ -165,8 +164,8 @@ def test_recorded_evidence_is_not_overwritten(database: Database) -> None:
     evidence = made_up.evidence(300, data_until=night_rows.night().data_until)
     of = dict.fromkeys(("candidate", "champion"), opened.run_id)
     for share in (0.64, 0.2):
-        candidate = made_up.side(evidence.test, evidence.golden, share, seed=5)
-        evidence_store.record_evidence(database, opened.run_id, 1, replace(evidence, candidate=candidate), of)
+        found = replace(evidence, candidate=made_up.side(evidence.test, evidence.golden, share, seed=5))
+        records.record_decision(database, opened.run_id, 1, decide(found, Gate(min_f1=0.5)), found, of)
     stored = evidence_store.load_evidence(database, opened.run_id).candidate.predictions
     assert stored is not None
     assert (stored == evidence.test.true).mean() > 0.5

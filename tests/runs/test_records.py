@@ -42,8 +42,9 @@ def record_epoch(database: Database, run: RunRow, f1: float = 0.6) -> None:
 
 
 def record_decision(database: Database, run: RunRow, decision: Decision) -> None:
-    evidence, scores = night_rows.evidence(), night_rows.scores()
-    records.record_decision(database, run.run_id, run.attempt, decision, evidence, scores)
+    evidence, made_by = night_rows.evidence(), {"candidate": run.run_id}
+    details = (night_rows.scores(), night_rows.slices(), night_rows.confusion())
+    records.record_decision(database, run.run_id, run.attempt, decision, evidence, made_by, *details)
 
 
 # --- opening ---
@@ -186,7 +187,6 @@ def writes(database: Database, run_id: str) -> list[Callable[[], Any]]:
         lambda: records.record_snapshot(database, run_id, 1, night_rows.refreshed(database)),
         lambda: records.record_epoch(database, run_id, 1, night_rows.report(1), night_rows.scores()),
         lambda: records.record_training(database, run_id, 1, night_rows.trained()),
-        lambda: records.record_test(database, run_id, 1, 1, night_rows.slices()),
         lambda: records.record_decision(database, run_id, 1, night_rows.decision()),
         lambda: add_version(database, run_id, 1, str),
         lambda: lifecycle.finish_run(database, run_id, 1, "failed", reason="late"),
@@ -318,7 +318,7 @@ def test_how_an_attempt_trained_is_recorded(database: Database) -> None:
 
 def test_the_decision_comes_with_its_checks_and_both_sides(database: Database) -> None:
     run = opened(database)
-    records.record_test(database, run.run_id, 1, 2, night_rows.slices(), night_rows.confusion())
+    records.record_training(database, run.run_id, 1, night_rows.trained(best_epoch=2))
     record_decision(database, run, night_rows.decision("promote", 0.6, 0.55))
     row = run_row(database, run.run_id)
     assert (row["verdict"], row["best_epoch"], row["test_f1"], row["champion_f1"]) == ("promote", 2, 0.6, 0.55)

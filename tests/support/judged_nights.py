@@ -16,7 +16,7 @@ from nightgate.gate.decide import decide
 from nightgate.gate.evidence import Evidence, Rows, Serving, Side
 from nightgate.gate.test_window import microseconds
 from nightgate.registry import promotion
-from nightgate.runs import evidence_store, records
+from nightgate.runs import records
 from nightgate.runs.lifecycle import finish_run
 from tests.support import night_rows
 
@@ -100,9 +100,8 @@ def judged_night(
     evidence = replace(evidence, **changes)
     runs = {"candidate": opened.run_id}
     runs |= {name: one.run_id for name, one in (("champion", champion), ("anchor", anchor or champion)) if one}
-    evidence_store.record_evidence(db, opened.run_id, opened.attempt, evidence, runs)
     decision = decide(evidence, pipeline.gate)
-    records.record_decision(db, opened.run_id, opened.attempt, decision, evidence, night_rows.scores())
+    records.record_decision(db, opened.run_id, opened.attempt, decision, evidence, runs, night_rows.scores())
     version = promotion.add_version(db, opened.run_id, opened.attempt, lambda number: f"models/reviews/v{number:04d}")
     if decision.verdict == "promote":
         own = {"run_id": opened.run_id, "attempt": opened.attempt}

@@ -233,7 +233,7 @@ def judged_version(
     """A judged run of that night, still running, and the number of its version, which has no folder."""
     # As a backfill: tests open nights in any order.
     opened = open_run(db, pipeline(name), replace(night(day), trigger="backfill"), **options)
-    records.record_decision(db, opened.run_id, opened.attempt, decision(verdict), evidence(), scores())
+    records.record_decision(db, opened.run_id, opened.attempt, decision(verdict), evidence(), scores=scores())
     version = promotion.add_version(
         db, opened.run_id, opened.attempt, lambda number: f"models/{name}/v{number:04d}", size_bytes=1_000_000
     )
