@@ -28,7 +28,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from benchmarks.cookbook import questions
-from benchmarks.fleet import Size, Writer, add_copies, few_resamples, move_rows, write_fleet
+from benchmarks.fleet import add_copies, move_rows, write_fleet
+from benchmarks.fleet_nights import Size, Writer, few_resamples
 from benchmarks.results import (
     Result,
     at_most,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import time_machine
 
-from benchmarks.fleet import FIRST_NIGHT, YEAR, Story, write_fleet
+from benchmarks.fleet import write_fleet
+from benchmarks.fleet_nights import FIRST_NIGHT, YEAR, Story
 from nightgate.database.transactions import Database, prepare
 from nightgate.home import open_home
 from nightgate.pages import data as page_data
