@@ -173,7 +173,6 @@ def _prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
         del record
         # Python's own transactions begin deferred and late; `began` issues BEGIN instead.
         connection.isolation_level = None
-        connection.execute(f"PRAGMA busy_timeout = {LOCK_SECONDS * 1000}")
         connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             try:

@@ -102,13 +102,14 @@ def record(
         if row is None:
             row = ChampionEvaluation()
             session.add(row)
-        elif not set(found.alarms) <= set(_evaluation(row).alarms):
-            row.announced_at = None
+        else:
+            session.execute(sa.delete(ChampionEvaluationSlice).filter_by(evaluation_id=row.evaluation_id))
+            if not set(found.alarms) <= set(_evaluation(row).alarms):
+                row.announced_at = None
         for name, value in values.items():
             setattr(row, name, value)
         session.flush()
         place = {"evaluation_id": row.evaluation_id}
-        session.execute(sa.delete(ChampionEvaluationSlice).filter_by(**place))
         ids = slice_ids(session, [(one.slice_name, one.slice_value) for one in slices])
         add_rows(session, ChampionEvaluationSlice, [place | slice_row(one, average, ids) for one in slices])
 

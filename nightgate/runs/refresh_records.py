@@ -51,8 +51,9 @@ class Finder(NamedTuple):
 def add_refreshed(session: Session, run: Finder, refreshed: Refreshed, allowed: Allowed) -> None:
     """Store what a refresh that made a snapshot found."""
     add_found(session, run, refreshed.quarantined, refreshed.parts, refreshed.checks, allowed)
-    if _is_newest(session, run):
-        _resolve(session, run, refreshed)
+    taken_in = _last_taken_in(session, run)
+    if taken_in is None or taken_in <= run.night:  # no refresh of a later date has made a snapshot
+        _resolve(session, run, refreshed, taken_in)
         _replace_votes(session, run, refreshed.votes, refreshed.counted)
 
 
@@ -134,13 +135,7 @@ def _add_quarantined(session: Session, run: Finder, quarantined: Sequence[Quaran
     session.execute(statement, list(rows.values()))
 
 
-def _is_newest(session: Session, run: Finder) -> bool:
-    """Whether no refresh of a later date has made a snapshot."""
-    newest = _last_taken_in(session, run)
-    return newest is None or newest <= run.night
-
-
-def _resolve(session: Session, run: Finder, refreshed: Refreshed) -> None:
+def _resolve(session: Session, run: Finder, refreshed: Refreshed, taken_in: date | None) -> None:
     """Resolve rows that tonight's refresh would have found again: those of other parts stand as they were.
 
     A part that was put back after a refresh that failed counts as unchanged. What only the failed refresh found in it
@@ -148,7 +143,6 @@ def _resolve(session: Session, run: Finder, refreshed: Refreshed) -> None:
     """
     parts = refreshed.parts
     standing = {part.part for part in parts if (part.unchanged and part.quarantined) or not part.complete}
-    taken_in = _last_taken_in(session, run)
     found_now = sa.and_(QuarantinedRow.run_id == run.run_id, QuarantinedRow.attempt == run.attempt)
     old = QuarantinedRow
     query = sa.select(old.row_key, old.reason, old.part, old.row_id, old.first_night).where(
