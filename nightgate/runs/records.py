@@ -317,13 +317,14 @@ def record_decision(
         place = {"run_id": run_id, "attempt": attempt}
         rows = [_check_row(place, position, check) for position, check in enumerate(decision.checks)]
         add_rows(session, GateCheck, rows)
+        judged = attempt_of(session, run)
         if evidence is not None and packed is not None and made_by is not None:
             evidence_store.add(session, run, evidence, packed, made_by)
-        number = attempt_of(session, run).attempt_id
+            judged.scoring_precision = evidence.precision
         if run.best_epoch is not None:
-            add_details(session, run, number, run.best_epoch, slices, confusion, metrics, is_test=True)
+            add_details(session, run, judged.attempt_id, run.best_epoch, slices, confusion, metrics, is_test=True)
         if evidence is not None and outcomes:
-            _add_outcomes(session, number, outcomes, evidence.label_names)
+            _add_outcomes(session, judged.attempt_id, outcomes, evidence.label_names)
 
     db.write(work)
 
