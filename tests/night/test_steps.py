@@ -93,9 +93,9 @@ def broken_by(kind: type[BaseException], said: str = "") -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def held_night(tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
-    """A first night that is held: there is a version 1 and no champion."""
+    """A first night that is held, in bf16: there is a version 1 and no champion."""
     pipeline, home = first_night().pipeline, tmp_path_factory.mktemp("held") / "home"
-    settings = {**SHORT, "gate.min_f1": 1.0, "training.start_from": "champion"}
+    settings = {**SHORT, "gate.min_f1": 1.0, "training.start_from": "champion", "training.precision": "bf16"}
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     arguments = ("run", pipeline, "--night", "2026-01-05", "--no-prefect", *options)
     done = nightgate(*arguments, cwd=home.parent, env={"NIGHTGATE_HOME": str(home)})
@@ -119,6 +119,20 @@ def evidence_of(run: RunRow) -> Evidence:
 def test_a_first_night_that_should_go_on_trains_in_full_and_says_why(held_night: FirstNight) -> None:
     assert "trains in full: there is no version of an earlier night" in held_night.done.stderr
     assert re.search(r"Training +in full: there is no version of an earlier night", held_night.done.stdout)
+
+
+def test_a_night_in_bf16_says_so_on_every_row_and_its_model_is_served_in_fp32(held_night: FirstNight) -> None:
+    with Database.open(open_home(held_night.home)) as db:
+        for view, column in (
+            *((name, "precision") for name in ("nights", "gate_checks", "gate_sides", "test_predictions")),
+            *((name, "compute_precision") for name in ("epoch_results", "slice_metrics", "confusion")),
+            *((name, "scoring_precision") for name in ("nights", "model_versions")),
+        ):
+            assert set(db.frame(f"SELECT {column} FROM {view}")[column]) == {"bf16"}, (view, column)
+        [served] = db.frame("SELECT * FROM gate_checks WHERE check_name = 'serving'").to_dict("records")
+    assert served["outcome"] == "passed"
+    assert served["candidate_value"] < 1e-4
+    assert "scored in bf16" in served["reason"]
 
 
 @pytest.mark.slow
