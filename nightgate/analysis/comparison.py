@@ -328,7 +328,7 @@ def _classes_of_own_nights(db: Database, a: _Facts, b: _Facts) -> Section:
 
 
 def _data(a: _Facts, b: _Facts) -> Section:
-    pairs = _pairs(a.run, b.run, "snapshot_id", "data_until", "rows_new", "rows_trained")
+    pairs = _pairs(a.run, b.run, "snapshot_id", "data_until", "rows_new", "rows_trained", "training")
     for name in ("rows_total", "rows_train", "rows_validation", "rows_test", "first_time", "last_time"):
         first, second = (getattr(one.snapshot, name, None) for one in (a, b))
         gap = second - first if isinstance(first, int) and isinstance(second, int) else None

@@ -34,7 +34,7 @@ class Resources(Section):
 
 class Retention(Section):
     """What is kept on disk. The champion, the previous one, the anchor and candidates under review always are, and
-    what a run needs to go on; rows in SQL are never removed."""
+    what a run, or the next night, needs to go on; rows in SQL are never removed."""
 
     models: int = Field(default=20, ge=1, le=100_000)
     """How many of the newest versions keep their files, besides all former champions and anchors that are not

@@ -66,8 +66,9 @@ def choose(run: NightRun, snapshot: Snapshot) -> Start:
     line = [trunk]
     while line[-1].started_from is not None:
         line.append(by_number[line[-1].started_from])
-    why = next(_reasons(run, snapshot, line), "")
-    return Start(None, why) if why else Start(trunk, f"version {line[-1].version} of {line[-1].night} learnt all rows")
+    if why := next(_reasons(run, snapshot, line), ""):
+        return Start(None, why)
+    return Start(trunk, f"the last full training is version {line[-1].version} of {line[-1].night}")
 
 
 def _trunk(run: NightRun, snapshot: Snapshot, rows: list[VersionRow]) -> tuple[VersionRow | None, str]:

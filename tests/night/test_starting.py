@@ -123,7 +123,7 @@ def fail(_: NightRun) -> None:
 
 def test_a_night_goes_on_from_the_newest_earlier_version_of_its_recipe(shop: Shop) -> None:
     # Whatever the gate said: all of these are held.
-    assert str(night(shop, 2)) == "goes on from version 1: version 1 of 2026-03-01 learnt all rows"
+    assert str(night(shop, 2)) == "goes on from version 1: the last full training is version 1 of 2026-03-01"
     assert begun(night(shop, 3)) == 2
     assert begun(night(shop, 4, dry_run=True)) == 3, "version 4 changes nothing"
     assert begun(night(shop, 4)) == 3
@@ -140,7 +140,7 @@ def test_a_night_goes_on_from_the_newest_earlier_version_of_its_recipe(shop: Sho
     assert night(shop, 8, end=skip, training__start_from="base") == Start()
     with Database.open(open_home()) as db:
         sides = db.frame("SELECT training, started_from, training_reason FROM nights WHERE model_version = 8")
-        assert sides.values.tolist() == [["continued", 6, "version 1 of 2026-03-01 learnt all rows"]]
+        assert sides.values.tolist() == [["continued", 6, "the last full training is version 1 of 2026-03-01"]]
         found = db.frame("SELECT training FROM model_versions ORDER BY version")["training"].tolist()
         assert found == ["full", *["continued"] * 5, "full", "continued"]
         _proves_its_line(db)
@@ -168,10 +168,10 @@ def test_a_night_trains_in_full_where_the_line_must_not_be_gone_on_with(shop: Sh
 
     def why(**settings: Any) -> str:
         start = night(shop, 3, end=skip, force=True, **settings)
-        assert (start.version is None) == ("learnt all rows" not in start.reason)
+        assert (start.version is None) == ("the last full training" not in start.reason)
         return start.reason
 
-    assert "learnt all rows" in why()
+    assert why() == "the last full training is version 1 of 2026-03-01"
     assert why(training__max_length=16) == "training.max_length was 128 and is 16"
     other = write_tiny_model(environment / "other", seed=5)
     assert "base model was" in why(training__base_model=str(other))
