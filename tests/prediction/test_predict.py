@@ -149,6 +149,7 @@ def test_probabilities_are_those_of_the_champion_and_of_plain_transformers(site:
     assert np.allclose(many, np.tile(stock, (4, 1)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_predictions_of_a_killed_run_are_used_in_the_same_precision_only(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
