@@ -23,8 +23,8 @@ from nightgate.gate.decide import decide
 from nightgate.gate.decision import Decision
 from nightgate.gate.evidence import Evidence, Rows, Serving, Side, Slice
 from nightgate.gate.near_miss import near_miss
-from nightgate.runs.evidence_store import load_evidence
-from nightgate.runs.records import record_decision
+from nightgate.runs.evidence_store import add, load_evidence, pack
+from nightgate.runs.lifecycle import fenced
 from tests.support import night_rows
 from tests.support.gate_night import DAY, SERVED, TONIGHT, UNTIL, check, outcomes
 
@@ -330,9 +330,9 @@ def test_stored_evidence_gives_the_same_decision(
     source = {"source": {"kind": "sample"}, "labels": list(evidence.label_names)}
     pipeline = Pipeline.model_validate({"name": f"reviews-{next(RUNS)}", "data": source})
     opened = night_rows.open_run(database, pipeline, replace(night_rows.night(), data_until=evidence.data_until))
-    first = decide(evidence, policy)
-    record_decision(database, opened.run_id, 1, first, evidence, dict.fromkeys(SIDES, opened.run_id))
-    again = decide(load_evidence(database, opened.run_id), policy)
+    packed, made_by = pack(database, opened.run_id, evidence), dict.fromkeys(SIDES, opened.run_id)
+    database.write(lambda session: add(session, fenced(session, opened.run_id, 1), evidence, packed, made_by))
+    again, first = decide(load_evidence(database, opened.run_id), policy), decide(evidence, policy)
     same(first, again)
     assert np.array_equal(first.measured.window, again.measured.window)
 
