@@ -62,11 +62,14 @@ COMPUTED_IN = f"CASE WHEN {{row}}.is_test THEN {SCORED_IN} ELSE a.precision END 
 OWN_ATTEMPT = "JOIN attempt AS a ON a.run_id = {row}.run_id AND a.attempt = {row}.attempt"
 
 
-def no_later(table: str, and_: str = "AND own.is_test", row: str = "a") -> str:
-    """That no later attempt has rows in such a table."""
-    own = f"JOIN {table} AS own ON own.attempt_id = later.attempt_id {and_}"
-    return f"""NOT EXISTS (
-    SELECT 1 FROM attempt AS later {own} WHERE later.run_id = {row}.run_id AND later.attempt > {row}.attempt)"""
+def is_last(table: str, and_: str = "AND own.is_test", row: str = "a") -> str:
+    """That the attempt of a row of such a table is the last of its run with rows there.
+
+    Not as `NOT EXISTS`: PostgreSQL compares all attempts of all pipelines then.
+    """
+    own = f"SELECT 1 FROM {table} AS own WHERE own.attempt_id = other.attempt_id {and_}"
+    return f"""{row}.attempt = (
+    SELECT MAX(other.attempt) FROM attempt AS other WHERE other.run_id = {row}.run_id AND EXISTS ({own}))"""
 
 
 def label(key: str) -> str:
@@ -269,7 +272,7 @@ FROM run AS r
 JOIN attempt AS a ON a.run_id = r.run_id
 JOIN slice_metric AS s ON s.attempt_id = a.attempt_id AND s.is_test
 JOIN slice AS n ON n.slice_id = s.slice_id
-WHERE {no_later("slice_metric")}
+WHERE {is_last("slice_metric")}
 """,
     "epoch_metrics": f"""
 SELECT r.pipeline, r.night, r.run_id, a.attempt, m.epoch, CAST({SPLIT.format(row="m")} AS TEXT) AS split, m.metric,
@@ -285,7 +288,7 @@ FROM (SELECT r.pipeline, r.night, r.run_id, a.attempt, m.attempt_id, m.epoch, m.
       FROM confusion_matrix AS m{OF_ATTEMPT.format(row="m")}) AS e
 CROSS JOIN json_each(e.counts) AS t
 CROSS JOIN json_each(t.value) AS p
-WHERE CASE WHEN e.is_test THEN {no_later("confusion_matrix", row="e")} ELSE {COUNTS.strip()} END
+WHERE CASE WHEN e.is_test THEN {is_last("confusion_matrix", row="e")} ELSE {COUNTS.strip()} END
 """,
     "champion_timeline": """
 SELECT p.pipeline, p.version AS model_version, v.run_id, p.valid_from, p.valid_to, p.promoted_by, p.reason,
@@ -350,7 +353,7 @@ CROSS JOIN json_each(s.value) AS t
 CROSS JOIN json_each(t.value) AS o
 CROSS JOIN json_each(o.value) AS c
 JOIN slice AS n ON n.slice_id = CAST(s.key AS INTEGER)
-WHERE {no_later("joint_outcome", "")}
+WHERE {is_last("joint_outcome", "")}
 """,
     "champion_evaluations": """
 SELECT e.pipeline, e.model_version, e.evaluated_at, e.rows_from, e.rows_to, e.rows, e.f1, e.f1_ci_low, e.f1_ci_high,

@@ -16,7 +16,7 @@ NIGHT_COLUMNS = (
     *("night", "status", "reason", "test_f1", "f1_ci_low", "f1_ci_high", "min_f1", "champion_f1", "break_before"),
     *("bridge_before", "bridge_after"),
 )
-LONGEST_REASON = 160
+LONGEST_REASON = 110
 """Characters: half of the page is reasons."""
 
 
