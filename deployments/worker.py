@@ -27,7 +27,6 @@ import psutil
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.logging.configuration import setup_logging
-from prefect.settings import temporary_settings
 from prefect.utilities.processutils import command_to_string
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
@@ -35,8 +34,8 @@ from deployments.deploy import FLOW_ENVIRONMENT
 from flows.homes import is_foreign, own_tag
 from flows.import_guard import guard_imports
 from flows.reconcile import reconcile_regularly
-from flows.server.connection import client_settings, configured_server, running_server
-from nightgate.errors import NightgateError
+from flows.server.connection import running_server
+from nightgate.errors import ConfigurationError, NightgateError, first_line, without_credentials
 from nightgate.logs import without_secrets
 from nightgate.settings import read_settings, unknown_settings
 
@@ -186,10 +185,19 @@ def main(arguments: list[str] | None = None) -> None:
     setup_logging()
     for warning in unknown_settings():
         _say(f"warning: {warning}")
-    # Without an address it is the server of `nightgate serve`, whose password is in the home.
-    api_url = configured_server()
-    with temporary_settings(client_settings(api_url)) if api_url else running_server():
-        anyio.run(work, PatientWorker(chosen.pool, chosen.name, chosen.queue))
+    lost: BaseException | None = None
+    with running_server() as api_url:
+        try:
+            anyio.run(work, PatientWorker(chosen.pool, chosen.name, chosen.queue))
+        except* httpx.HTTPError as errors:
+            lost = errors
+    while isinstance(lost, BaseExceptionGroup):
+        lost = lost.exceptions[0]
+    if lost is not None:
+        raise ConfigurationError(
+            f"the Prefect server at {without_credentials(api_url)} fails: {first_line(lost)}",
+            next_step="start it, then this worker again",
+        )
 
 
 if __name__ == "__main__":

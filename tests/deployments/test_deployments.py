@@ -463,17 +463,20 @@ def test_deploy_says_who_executes_the_runs(deployed: Site, prefect_server: str) 
         prefect.delete_work_pool("other-pool")
 
 
-def test_a_worker_refuses_a_bad_setting_in_words() -> None:
+@pytest.mark.parametrize(
+    ("setting", "value"), [("NIGHTGATE_SLOT_LIMITS", "many"), ("PREFECT_API_URL", "http://127.0.0.1:9/api")]
+)
+def test_a_worker_refuses_a_bad_setting_in_words(setting: str, value: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "deployments.worker"],
         cwd=ROOT,
-        env={**os.environ, "NIGHTGATE_SLOT_LIMITS": "many"},
+        env={**os.environ, "PREFECT_CLIENT_MAX_RETRIES": "0", setting: value},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
-    assert "NIGHTGATE_SLOT_LIMITS" in done.stderr
+    assert setting in done.stderr
     assert "Traceback" not in done.stderr
 
 
