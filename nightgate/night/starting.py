@@ -109,9 +109,18 @@ def _reasons(run: NightRun, snapshot: Snapshot, line: list[VersionRow]) -> Itera
     except (ModelError, RegistryError) as error:
         yield f"version {trunk.version} cannot be gone on from: {error.reason}"
         return
-    gone = lost(learnt, labelled_keys(snapshot))
+    # Forgotten rows count whatever their age: those that are as old as any are no trace of a source's limit.
+    gone = max(lost(learnt, labelled_keys(snapshot)), _forgotten(run, line))
     if gone > MOST_LOST * len(learnt):
         yield f"{gone:,} of the {len(learnt):,} rows learnt are deleted, corrected or forgotten"
+
+
+def _forgotten(run: NightRun, line: list[VersionRow]) -> int:
+    """Ids that were forgotten after a version of the line had learnt them."""
+    query = selecting("SELECT versions FROM forgotten_rows WHERE pipeline = :pipeline", {"pipeline": run.pipeline.name})
+    numbers = {str(row.version) for row in line}
+    found = run.db.read(lambda session: session.scalars(query).all())
+    return sum(not numbers.isdisjoint(versions.split(", ")) for versions in found)
 
 
 def _behind(run: NightRun, trunk: VersionRow, root: VersionRow) -> Iterator[str]:

@@ -105,7 +105,8 @@ def needed(session: Session, pipeline_name: str) -> set[int]:
         ),
         sa.select(ModelVersion.version)
         .join(Run, Run.run_id == ModelVersion.run_id)
-        .where(ModelVersion.pipeline == pipeline_name, Run.dry_run.is_(False), Run.training_reason.is_not(None))
+        .where(ModelVersion.pipeline == pipeline_name, Run.dry_run.is_(False))
+        .where(sa.exists().where(Run.pipeline == pipeline_name, Run.training_reason.is_not(None)).correlate(None))
         .order_by(Run.night.desc(), ModelVersion.version.desc())
         .limit(1),
     )

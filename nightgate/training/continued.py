@@ -34,7 +34,10 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class LabelledKeys:
-    """Rows as the keys of their texts, each once, with their class indices: `text_key` and `label` of a snapshot."""
+    """Rows as the keys of their texts with their class indices: `text_key` and `label` of a snapshot.
+
+    A text that was learnt with several labels is there with each, the newest last.
+    """
 
     keys: NDArray[np.uint64]
     labels: NDArray[np.int64]
@@ -48,19 +51,19 @@ class LabelledKeys:
         return LabelledKeys(self.keys[places], self.labels[places], None if self.times is None else self.times[places])
 
     def within(self, others: LabelledKeys) -> Mask:
-        """Which rows the others have with the same label, shape [rows]."""
+        """Which rows the others have with the same label, their newest, shape [rows]."""
         if not len(others):
             return np.zeros(len(self), bool)
         order = np.argsort(others.keys, kind="stable")
-        at = order[np.minimum(np.searchsorted(others.keys, self.keys, sorter=order), len(order) - 1)]
+        at = order[np.maximum(np.searchsorted(others.keys, self.keys, side="right", sorter=order) - 1, 0)]
         found: Mask = (others.keys[at] == self.keys) & (others.labels[at] == self.labels)
         return found
 
     def joined(self, newer: LabelledKeys) -> LabelledKeys:
-        """The rows of both; of a text that both have the newer label."""
-        kept = self.at(np.flatnonzero(~np.isin(self.keys, newer.keys)))
-        times = None if kept.times is None or newer.times is None else np.concatenate([kept.times, newer.times])
-        return LabelledKeys(np.concatenate([kept.keys, newer.keys]), np.concatenate([kept.labels, newer.labels]), times)
+        """The rows of both; one that was corrected stays with its old label, too, so that `lost` goes on counting it."""
+        added = newer.at(np.flatnonzero(~newer.within(self)))
+        times = None if self.times is None or added.times is None else np.concatenate([self.times, added.times])
+        return LabelledKeys(np.concatenate([self.keys, added.keys]), np.concatenate([self.labels, added.labels]), times)
 
 
 def draw(
@@ -105,7 +108,7 @@ def labelled_keys(snapshot: Snapshot, places: NDArray[np.intp] | None = None) ->
 
 
 def lost(learnt: LabelledKeys, held: LabelledKeys) -> int:
-    """Rows learnt that are not held any more, or with another label.
+    """Rows learnt that are not held any more, or with another label, also if that was learnt since.
 
     Those that are older than any row held don't count: they left a source that keeps its newest rows only.
     """

@@ -147,6 +147,10 @@ def test_a_night_goes_on_from_the_newest_earlier_version_of_its_recipe(shop: Sho
         removed = retention.sweep(db, db.home, shop.pipeline(retention__models=1, retention__disk="1MB"))
     assert removed == [2, 3, 4, 5, 6, 7]
     assert begun(night(shop, 9, end=skip)) == 8, "the trunk and what proves its line are left"
+    assert night(shop, 10, training__start_from="base") == Start()
+    with Database.open(open_home()) as db:
+        assert retention.sweep(db, db.home, shop.pipeline(retention__models=1, retention__disk="1MB")) == [8]
+    assert begun(night(shop, 11, end=skip)) == 9, "one that gave no reason is a trunk as well"
 
 
 def _proves_its_line(db: Database) -> None:
@@ -199,8 +203,9 @@ def test_a_night_trains_in_full_where_the_line_must_not_be_gone_on_with(shop: Sh
             weights.write_bytes(content)
             assert ("model.safetensors is altered" in why()) == (content is not kept)
 
-        rows = open_snapshot(db.home.snapshots / "kettles" / _snapshot_of(db)).rows("train", ["row_id"])["row_id"]
-        found = forgetting.forget(db, "kettles", rows.head(4).tolist(), by="a test")
+        rows = open_snapshot(db.home.snapshots / "kettles" / _snapshot_of(db)).rows("train", ["row_id", "time"])
+        # The oldest, as if they had left the source by their age.
+        found = forgetting.forget(db, "kettles", rows.nsmallest(4, "time")["row_id"].tolist(), by="a test")
         assert found.versions == {1: "trained on it", 2: "trained on it"}
     assert re.fullmatch(r"4 of the \d+ rows learnt are deleted, corrected or forgotten", why())
 

@@ -63,7 +63,11 @@ def test_old_rows_are_drawn_uniformly_and_others_every_night() -> None:
 
 @given(some_rows, some_rows)
 def test_a_line_keeps_every_row_with_its_newest_label(before: LabelledKeys, tonight: LabelledKeys) -> None:
-    assert as_dict(before.joined(tonight)) == as_dict(before) | as_dict(tonight)
+    line = before.joined(tonight)
+    assert as_dict(line) == as_dict(before) | as_dict(tonight)
+    assert lost(line, tonight) == lost(before, tonight), "what was corrected is lost in every later night, too"
+    assert len(line.joined(tonight)) == len(line)
+    assert before.within(line.joined(before)).all(), "a label that was corrected back is not new again"
     tonight_at, before_at = (replace(one, times=one.keys.astype(np.int64) % 1000) for one in (tonight, before))
     if len(tonight):
         oldest = tonight_at.times.min()
@@ -80,6 +84,8 @@ def test_what_was_learnt_is_read_as_it_was_written_and_a_damaged_file_is_named(t
     assert read_learnt(tmp_path).times is None
     write_learnt(tmp_path, replace(learnt, times=np.array([30, 10, -20])))
     assert read_learnt(tmp_path).times.tolist() == [10, -20, 30]  # type: ignore[union-attr]
+    write_learnt(tmp_path, learnt.joined(rows({7: 1, 5: 2})))
+    assert as_dict(read_learnt(tmp_path)) == as_dict(learnt) | {7: 1, 5: 2}
     (tmp_path / LEARNT_FILE).write_bytes(b"PAR1")
     with pytest.raises(ModelError, match=LEARNT_FILE) as raised:
         read_learnt(tmp_path)
