@@ -57,7 +57,9 @@ class TableGradient:
     def dense(self) -> Iterator[None]:
         """Give the parameter its dense gradient within the block, and none after it."""
         gradient = self._weight.grad
-        assert gradient is not None
+        if gradient is None or not gradient.is_sparse:  # the model does not use its table, or computes with it
+            yield
+            return
         rows = gradient.indices()[0]
         self._weight.grad = self._zeros.index_copy_(0, rows, gradient.values())
         yield
@@ -67,7 +69,8 @@ class TableGradient:
 
 def _coalesce(weight: Tensor) -> None:
     assert weight.grad is not None
-    weight.grad = weight.grad.coalesce()
+    if weight.grad.is_sparse:
+        weight.grad = weight.grad.coalesce()
 
 
 def learning_rates(recipe: Training, total_steps: int) -> Callable[[int], float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,23 @@ def test_a_resumed_engine_gives_the_same_numbers(base: Path, dtype: torch.dtype)
     assert steps(second, batches()[4:]) == uninterrupted
     for name, tensor in first.weights().items():
         assert torch.equal(second.weights()[name], tensor), name
+
+
+def test_a_model_whose_encoder_and_decoder_share_a_word_table_takes_the_steps_of_the_stock_loop(base: Path) -> None:
+    from transformers import T5Config, T5ForSequenceClassification
+
+    words = load(base)
+    special = {"eos_token_id": words.tokenizer.sep_token_id, "pad_token_id": words.tokenizer.pad_token_id}
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "num_labels": len(LABELS)}
+    config = T5Config(vocab_size=len(words.tokenizer), dropout_rate=0.0, decoder_start_token_id=0, **sizes, **special)
+    torch.manual_seed(1)
+    stock = replace(words, model=T5ForSequenceClassification(config).double())
+    ours = copy.deepcopy(stock)
+    train, labels = texts(stock)
+    expected = stock_steps(stock, recipe(), train, labels)
+    engine = engine_of(ours, recipe(), train)
+    found = [float(engine.step(rows, labels[rows])) for rows in batches()]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("options", [{}, BALANCED])
