@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from nightgate.durable_files import replacing, user_path
@@ -54,7 +55,7 @@ class PredictionFile:
             raise DataError(
                 f"{self.name} exists and holds {problem}", next_step="name another output, or remove that file"
             )
-        if adds and found != self.schema.names:
+        if adds and found not in (self.schema.names, [name for name in self.schema.names if name != PRECISION]):
             raise DataError(
                 f"{self.name} has the columns {', '.join(found)}; these predictions have "
                 f"{', '.join(self.schema.names)}",
@@ -89,6 +90,8 @@ class PredictionFile:
                 draft.unlink()
             with replacing(self.path) as draft:
                 existing = self.path if adds and self.path.exists() else None
+                if existing and existing.suffix != ".jsonl" and PRECISION not in self._start()[0]:
+                    existing, parts = None, chain(self._of_earlier_version(), parts)
                 if self.path.suffix == ".parquet":
                     self._write_parquet(draft, existing, parts)
                 else:
@@ -110,6 +113,18 @@ class PredictionFile:
                 return list(first), first
             reader = csv.DictReader(text)
             return list(reader.fieldnames or ()), next(reader, {})
+
+    def _of_earlier_version(self) -> Iterator[pa.Table]:
+        """Its rows with the column that an earlier version did not write, empty."""
+        as_written = pyarrow.csv.ConvertOptions(
+            null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+        )
+        as_csv = pyarrow.dataset.CsvFileFormat(
+            pyarrow.csv.ParseOptions(newlines_in_values=True), convert_options=as_written
+        )
+        kind = "parquet" if self.path.suffix == ".parquet" else as_csv
+        for batch in pyarrow.dataset.dataset(self.path, self.schema, kind).to_batches(batch_size=CHUNK):
+            yield pa.Table.from_batches([batch])
 
     def _write_parquet(self, draft: Path, existing: Path | None, parts: Iterator[pa.Table]) -> None:
         with pq.ParquetWriter(draft, self.schema) as writer:

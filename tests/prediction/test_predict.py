@@ -214,6 +214,18 @@ def test_a_file_of_any_format_has_the_same_rows_and_gains_only_new_ones(site: Si
     assert (again.rows, again.known, path.read_bytes()) == (0, 26, before)
     output.write(iter([site.table.slice(0, 2)]), adds=True)
     assert len(read[name.partition(".")[2]](path)) == 28  # type: ignore[operator]
+    # As an earlier version wrote it.
+    PredictionFile(str(path), site.table.schema.remove(site.table.schema.get_field_index("precision")), "small").write(
+        iter([site.table.drop_columns("precision")]), adds=False
+    )
+    output.check(adds=True)
+    output.write(iter([site.table]), adds=True)
+    found = read[name.partition(".")[2]](path)  # type: ignore[operator]
+    assert found["precision"].notna().tolist() == [False] * 26 + [
+        one is not None for one in site.table["label"].to_pylist()
+    ]
+    others = found.drop(columns="precision")
+    pd.testing.assert_frame_equal(others[:26], others[26:].reset_index(drop=True))
 
 
 def test_new_rows_alone_are_predicted_and_added(site: Site, tmp_path: Path) -> None:
