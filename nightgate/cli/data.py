@@ -70,5 +70,6 @@ def forget(
     for version, how in found.versions.items():
         say(f"version {version}: {how}", err=True)
     if found.versions:
-        say("a model keeps what it learnt: train another without the rows, and promote it", err=True)
+        say("a model keeps what it learnt: train another without the rows, and promote it:", err=True)
+        say(f"nightgate run {pipeline} --force --set training.start_from=base", err=True)
     say("nothing was changed" if dry_run else forgetting.NOT_REACHED, err=True)

@@ -4,8 +4,8 @@
     found = forget(db, "reviews", ["4711"], by="ada")
 
 Idempotent: what a killed process left is finished by the same call. A model keeps what it learnt, so the versions that
-were trained on the rows are named. What stays are hashes: of texts in test sets, of ids in the split memory, which
-prove what a model has seen, and of the id in the audit row.
+were trained on the rows are named. What stays are hashes: of texts in test sets, of ids in the split memory and of the
+texts that a version learnt, which prove what a model has seen, and of the id in the audit row.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class LabelledKeys:
         return found
 
     def joined(self, newer: LabelledKeys) -> LabelledKeys:
-        """The rows of both; one that was corrected stays with its old label, too, so that `lost` goes on counting it."""
+        """The rows of both; one that was corrected stays with its old label, too, which `lost` goes on counting."""
         added = newer.at(np.flatnonzero(~newer.within(self)))
         times = None if self.times is None or added.times is None else np.concatenate([self.times, added.times])
         return LabelledKeys(np.concatenate([self.keys, added.keys]), np.concatenate([self.labels, added.labels]), times)
