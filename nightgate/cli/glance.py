@@ -1,7 +1,8 @@
 """Nights at a glance: the lines that `nightgate history` prints, one a night, the newest at the bottom.
 
-Nights in a row that trained nothing for the same reason are one line. A break in comparability, a promotion by hand and
-a later try that broke have lines of their own. No line is wider than the terminal.
+Nights in a row that trained nothing for the same reason are one line. A break in comparability, a promotion by hand, a
+later try that broke, and why a night trained in full where others go on, have lines of their own. No line is wider than
+the terminal.
 """
 
 from __future__ import annotations
@@ -235,6 +236,8 @@ def _table(rows: Sequence[Row], champions: Sequence[Row], page: Page) -> Iterato
             yield f"{'':<{gutter}}{first['night']} to {last['night']}: {_summary(group)}"
         else:
             yield line(_marks(first), _cells(first), _reason(first, room, page) if room >= LEAST else "")
+        if len(group) == 1 and first["training"] == "full" and first["training_reason"]:
+            yield from page.note(f"{first['night']} trained in full: {first['training_reason']}")
         if first["later_failure"]:
             yield from page.note(f"{first['night']}: {first['later_failure']}")
         for one in by_hand.get(at, ()):
@@ -282,6 +285,7 @@ def _cells(row: Row) -> dict[str, str]:
         F1: "" if score is None else f"{score:.4f}" + ("" if low is None else f" {low:.3f}-{high:.3f}"),
         GAIN: f"{'' if gain is None else f'{gain:+.4f}':<7} {_count(champion):>5}".rstrip(),
         "run": row["run_id"],
+        "went on from": _count(row["started_from"]),
         "champion F1": "" if theirs is None else f"{theirs:.4f}",
         "new rows": _count(row["rows_new"]),
         "test rows": _count(row["test_rows"]),

@@ -28,7 +28,7 @@ NIGHT_COLUMNS = (
         "test_rows",
     ),
     *("best_epoch", "duration_seconds", "gpu_seconds", "break_before", "bridge_before", "bridge_after"),
-    *("later_failure", "alarm"),
+    *("later_failure", "alarm", "started_from", "training_reason"),
 )
 MOST_SLICES = 60
 """Classes and slices of a page: those with most rows."""

@@ -98,7 +98,7 @@ def epochs(facts: ReportFacts) -> list[Block]:
         [Strong(cell) for cell in row] if at == best else row for at, row in enumerate(cells)
     ]
     note = f"F1, precision and recall are {run['average']} averages on the validation rows"
-    if best is not None:
+    if best is not None and len(facts.epochs) > 1:
         note += f", which chose epoch {run['best_epoch']}: its row is optimistic. Nothing was chosen on the test rows"
     if run["champion_f1"] is not None:
         note += ". The champion's line is its F1 on tonight's test rows"

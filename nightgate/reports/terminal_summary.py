@@ -65,7 +65,7 @@ def result_lines(facts: ReportFacts) -> Iterator[str]:
     yield ""
     if facts.epochs:
         yield published_table(pd.DataFrame(list(facts.epochs)))
-        if run["best_epoch"] is not None:
+        if run["best_epoch"] is not None and len(facts.epochs) > 1:
             yield f"\nBest epoch by validation F1 ({run['average']}): {run['best_epoch']}"
         yield ""
     shown, left_out = checks(facts)

@@ -127,7 +127,8 @@ def _training(run: Row) -> str:
     if not run["training_reason"]:
         return ""
     begun = "in full" if run["started_from"] is None else f"continued from version {run['started_from']}"
-    return f"{begun}: {run['training_reason']}"
+    learnt = "" if run["rows_trained"] is None else f", {rows(run['rows_trained'])}"
+    return f"{begun}{learnt}: {run['training_reason']}"
 
 
 def _window(run: Row) -> str:

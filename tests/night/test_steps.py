@@ -118,7 +118,9 @@ def evidence_of(run: RunRow) -> Evidence:
 
 def test_a_first_night_that_should_go_on_trains_in_full_and_says_why(held_night: FirstNight) -> None:
     assert "trains in full: there is no version of an earlier night" in held_night.done.stderr
-    assert re.search(r"Training +in full: there is no version of an earlier night", held_night.done.stdout)
+    assert re.search(r"Training +in full, [\d,]+ rows: there is no version of an earlier night", held_night.done.stdout)
+    page = held_night.home / "reports" / "small" / "history.html"
+    assert "there is no version of an earlier night" in page.read_text()
 
 
 def test_a_night_in_bf16_says_so_on_every_row_and_its_model_is_served_in_fp32(held_night: FirstNight) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from syrupy.assertion import SnapshotAssertion
 from nightgate.config.pipeline import Pipeline
 from nightgate.database.transactions import Database
 from nightgate.home import Home, open_home
-from nightgate.reports import terminal_summary
+from nightgate.reports import sections, terminal_summary
 from nightgate.runs import lifecycle, records
 from nightgate.schedule import Night
 from tests.support import judged_nights, night_rows, report_facts
@@ -76,6 +77,13 @@ def test_the_result_of_a_promoted_and_of_a_held_night(
         *terminal_summary.result_lines(held),
     ]
     assert "\n".join(lines) == snapshot
+
+
+def test_of_a_night_of_one_epoch_none_is_called_the_best() -> None:
+    whole = report_facts.published_night()
+    one = replace(whole, epochs=whole.epochs[:1], run={**whole.run, "best_epoch": 1})
+    assert ["Best epoch" in "\n".join(terminal_summary.result_lines(facts)) for facts in (whole, one)] == [True, False]
+    assert ["optimistic" in str(sections.epochs(facts)) for facts in (whole, one)] == [True, False]
 
 
 def test_a_long_reason_is_cut_and_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:

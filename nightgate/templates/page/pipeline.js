@@ -54,6 +54,7 @@ function panel(place) {
     of("champion_version") !== null && ["champion", `version ${of("champion_version")}: ${score(of("champion_f1"))}`],
     of("f1_delta") !== null && ["gain", gap(of("f1_delta"))],
     of("rows_total") !== null && ["rows", `${count(of("rows_total"))}, ${count(of("rows_new"))} new`],
+    of("training_reason") !== null && ["training", training(place)],
     of("test_rows") !== null && ["test rows", count(of("test_rows"))],
     of("duration_seconds") !== null && ["took", duration(of("duration_seconds"))],
   ].filter(Boolean);
@@ -142,6 +143,13 @@ function showChosen() {
   charts.forEach((one) => one.redraw(false));
 }
 
+/** How a night trained where nights go on from the last version. */
+const training = (n) => {
+  if (nights.training_reason[n] === null) return NONE;
+  const version = nights.started_from[n];
+  return `${version === null ? "in full" : `continued from version ${version}`}: ${nights.training_reason[n]}`;
+};
+
 const FACTS = [
   ["status", (n) => mark(nights.status[n])],
   ["F1 on test", (n) => score(nights.test_f1[n])],
@@ -150,6 +158,7 @@ const FACTS = [
   ["gain", (n) => gap(nights.f1_delta[n])],
   ["reason", (n) => nights.reason[n] || ""],
   ["rows, new", (n) => `${count(nights.rows_total[n])}, ${count(nights.rows_new[n])}`],
+  ...(latest(nights.training_reason) < 0 ? [] : [["training", training]]),
   ["rows that decided", (n) => count(nights.test_rows[n])],
   ["best epoch", (n) => count(nights.best_epoch[n])],
   ["duration", (n) => duration(nights.duration_seconds[n])],
@@ -199,7 +208,7 @@ function compare() {
     ...apart.map((place) => el("div", { class: "callout warn" }, `${nights.night[place]}: ${nights.break_before[place]}`)),
     rows.length
       ? table(["what", "before", "after", "on"], rows)
-      : el("p", { class: "small" }, "Nothing of settings, code, base model, libraries, test version, labels, device or champion."),
+      : el("p", { class: "small" }, "Nothing of settings, code, base model, libraries, test version, labels, device, precision or champion."),
   );
 }
 
