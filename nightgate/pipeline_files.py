@@ -232,7 +232,7 @@ def check_pipeline(
 
     Args:
         origin: names the document in errors.
-        inherited: by dotted key the file of each value that another file has, which errors name too.
+        inherited: by dotted key the file of each value that another file has. Errors say where a value is from.
     """
     problems: list[str] = []
     for key, value in (overrides or {}).items():
@@ -247,8 +247,9 @@ def check_pipeline(
     else:
         if not problems:
             return pipeline
-    others = {key: file for key, file in (inherited or {}).items() if not _sets(overrides or (), key)}
-    problems = [_with_file(problem, others) for problem in problems]
+    places = {key: str(file) for key, file in (inherited or {}).items() if not _sets(overrides or (), key)}
+    places |= dict.fromkeys(overrides or (), "given for this run")
+    problems = [_with_place(problem, places) for problem in problems]
     raise ConfigurationError(
         f"{origin} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:",
         problems,
@@ -260,13 +261,13 @@ def _sets(overrides: Iterable[str], key: str) -> bool:
     return any(one == key or one.startswith(f"{key}.") for one in overrides)
 
 
-def _with_file(problem: str, inherited: Mapping[str, Path]) -> str:
-    """A problem such as `data.labels: ...`, or `data: labels: ...`, with the file that has the value."""
+def _with_place(problem: str, places: Mapping[str, str]) -> str:
+    """A problem such as `data.labels: ...`, or `data: labels: ...`, with the place of the value."""
     where, _, rest = problem.partition(": ")
     parts = f"{where}.{rest.partition(' ')[0].rstrip(':')}".split(".")
     keys = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    file = next((inherited[key] for key in keys if key in inherited), None)
-    return problem if file is None else f"{problem} ({file})"
+    place = next((places[key] for key in keys if key in places), None)
+    return problem if place is None else f"{problem} ({place})"
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Annotated
 from zoneinfo import available_timezones
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from nightgate.cron import check_cron, check_nightly
 from nightgate.text_rules import normalise_text
@@ -36,8 +36,8 @@ def _known_timezone(name: str) -> str:
     return name
 
 
-def _duration(text: str) -> str:
-    if text and not re.fullmatch(r"[1-9][0-9]{0,4}[dwh]", text):
+def _duration(text: object) -> object:
+    if text != "" and not re.fullmatch(r"[1-9][0-9]{0,4}[dwh]", str(text)):
         raise ValueError(f"{text!r} is not a duration: write a number and d, w or h, such as '365d', or '' for none")
     return text
 
@@ -58,7 +58,7 @@ def _time_format(text: str) -> str:
 Timezone = Annotated[str, AfterValidator(_known_timezone)]
 NightlyCron = Annotated[str, AfterValidator(check_nightly)]
 Cron = Annotated[str, AfterValidator(check_cron)]
-Duration = Annotated[str, AfterValidator(_duration)]
+Duration = Annotated[str, BeforeValidator(_duration)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 Label = Annotated[str, Field(max_length=100)] | bool | int | float
 TimeFormat = Annotated[str, AfterValidator(_time_format)]
