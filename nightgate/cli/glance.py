@@ -315,9 +315,10 @@ def _fitting(cells: Mapping[str, Sequence[str]], width: int) -> dict[str, int]:
 
 
 def _reason(row: Row, room: int, page: Page) -> str:
-    """The reason, or as much of its first clause as there is room for, after the alarm."""
+    """The reason, or as much of its first clause as there is room for, after the alarm and whether it was a dry run."""
     corrected = row["labels_corrected"]
     alarm = [f"alarm: {row['alarm']}"] if row["alarm"] else []
+    alarm += ["dry run"] if row["dry_run"] else []
     labels = [f"labels of {corrected:,} test rows were corrected"] if corrected else []
     reason = row["reason"] or ""
     whole, brief = ("; ".join([*alarm, *filter(None, [text]), *labels]) for text in (reason, _clause(reason)))

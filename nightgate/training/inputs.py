@@ -85,7 +85,7 @@ def prepare(job: TrainJob, pipeline: Pipeline, report: Report) -> Prepared:
     # Of all rows, because those of a night that goes on are few.
     weights = balanced(available.labels, len(names)) if pipeline.training.class_weight == "balanced" else None
     if weights is not None:
-        shown = (f"{name} {weight:.3g}" for name, weight in zip(names, weights, strict=True))
+        shown = (f"{name!r} {weight:.3g}" for name, weight in zip(names, weights, strict=True))
         log.info("weights of the classes in the training loss: %s", ", ".join(shown))
     train, validation = tokens(train_texts), tokens(validation_texts)
     return Prepared(loaded, train, train_labels, weights, learnt, validation, validation_labels)

@@ -22,7 +22,7 @@ MISSING = dict.fromkeys(
     (
         *("reason", "test_f1", "f1_ci_low", "f1_ci_high", "f1_delta", "champion_version", "champion_f1", "device"),
         *("model_version", "rows_new", "test_rows", "duration_seconds", "code_version", "labels_corrected", "alarm"),
-        *("break_before", "later_failure", "training", "started_from", "training_reason"),
+        *("break_before", "later_failure", "training", "started_from", "training_reason", "dry_run"),
     )
 )
 ROW = re.compile(r"^[!*~ ]*(\d{4}-\d\d-\d\d)(?: to (\d{4}-\d\d-\d\d): ([\d,]+) nights)?")
@@ -115,10 +115,11 @@ def test_a_table_says_from_what_nights_went_on_and_why_one_trained_in_full() -> 
         judged(0.5, None, 1, training="full", training_reason=""),
         judged(0.5, 0.0, 2, started_from=1, **goes_on),
         judged(0.5, 0.0, 3, training="full", training_reason=why),
-        judged(0.5, 0.0, 4, started_from=3, **goes_on),
+        judged(0.5, 0.0, 4, started_from=3, dry_run=True, **goes_on),
     )
     wide, usual = (glance(nights, timeline(), Page(width), older=False) for width in (200, 120))
     notes = [line for line in usual if line.startswith(UNICODE.rule)]
+    assert ["dry run; " in line for line in usual if ROW.match(line)] == [False, False, False, True]
     assert notes == [f"{UNICODE.rule} 2025-12-03 trained in full: {why}"]
     at = next(line.index("went on from") for line in wide if "went on from" in line)
     assert [line[at : at + 4].strip() for line in wide if ROW.match(line)] == ["", "1", "", "3"]
