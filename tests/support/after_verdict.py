@@ -102,7 +102,7 @@ class Case:
             golden = golden_set(run.pipeline, run.home, snapshot, run.night)
             written = dict.fromkeys(models, source / "attempt-1" / "test" / "candidate.npz")
             of_golden = dict.fromkeys(models, source / "attempt-1" / "test" / "candidate.golden.npz")
-            result = ScoreResult(written, of_golden if golden.path else {}, dict.fromkeys(models, 32), "fp32", {})
+            result = ScoreResult(written, of_golden if golden.path else {}, dict.fromkeys(models, 32), "fp32", written)
             return Scored(champion, versions.anchor(run.db, run.pipeline.name), models, golden, result)
 
         def judge(*given: Any) -> Judged:
