@@ -119,8 +119,9 @@ def compared(journal: Journal) -> list[Result]:
     if stocks := pairs("fp32", "trainer"):
         gap = interval([100 * (ours["f1"] - theirs["f1"]) for ours, theirs in stocks])
         what = f"f1, fp32 minus Trainer, {len(stocks)} seeds: mean (95 % interval)"
-        within = gap.low <= 0 <= gap.high if len(stocks) >= FEWEST else None
-        results.append(Result(what, str(gap), "0 is within", within))
+        limited = len(stocks) >= FEWEST
+        within = gap.low <= 0 <= gap.high if limited else None
+        results.append(Result(what, str(gap), "0 is within" if limited else "", within))
     return results
 
 
