@@ -250,6 +250,8 @@ def check_pipeline(
     places = {key: str(file) for key, file in (inherited or {}).items() if not _sets(overrides or (), key)}
     places |= dict.fromkeys(overrides or (), "given for this run")
     problems = [_with_place(problem, places) for problem in problems]
+    # Their keys alone: a value may hold a password.
+    origin += f" with --set {', '.join(overrides)}" if overrides else ""
     raise ConfigurationError(
         f"{origin} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:",
         problems,

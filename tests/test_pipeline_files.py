@@ -312,6 +312,7 @@ def test_a_problem_names_the_file_in_which_it_stands(
 @pytest.mark.usefixtures("folder")
 def test_a_wrong_setting_names_no_file_that_it_overrides() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        load_pipeline("shop", {"training.epochs": 0})
+        load_pipeline("shop", {"training.epochs": 0, "split.test": 0.5, "split.validation": 0.5})
+    assert "shop.toml with --set training.epochs, split.test, split.validation has " in caught.value.reason
     [problem] = caught.value.problems
     assert problem.endswith("(given for this run)")

@@ -113,7 +113,7 @@ def policy_of(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Gate:
         )
     # The rest of a stored configuration may be invalid in this version, and has no effect here.
     rest = {"name": "replay", "data": {"source": {"kind": "sample"}, "labels": ["one", "other"]}}
-    return check_pipeline({**rest, "gate": dict(config["gate"])}, "--set", overrides).gate
+    return check_pipeline({**rest, "gate": dict(config["gate"])}, "the stored gate", overrides).gate
 
 
 def replay(
