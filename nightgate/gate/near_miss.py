@@ -36,7 +36,7 @@ class Setting:
     """The value that was used."""
 
     def __str__(self) -> str:
-        return f"gate.{self.field}={_text(self.value)} would have let it pass (it was {self.now})"
+        return f"gate.{self.field}={_text(self.value)} would have let it pass ({self.field} was {self.now})"
 
 
 def near_miss(evidence: Evidence, policy: Gate, decision: Decision) -> Setting | None:

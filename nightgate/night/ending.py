@@ -20,8 +20,7 @@ def finish(run: NightRun, scored: Scored, judged: Judged, version: int) -> RunRo
 
         return run.finish("held", decision.reason, next_step(run, decision, version))
     if run.dry_run:
-        manual = f"nightgate promote {name} {version} --reason TEXT"
-        return run.finish("held", f"dry run, not promoted: {decision.reason}", manual)
+        return run.finish("held", f"dry run, not promoted: {decision.reason}", "run the same without --dry-run")
     frozen = freezes.frozen(run.db, name)
     if frozen is not None:
         return run.finish("held", f"{frozen}; else it would have been promoted: {decision.reason}", frozen.remedy)

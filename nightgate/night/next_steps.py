@@ -25,20 +25,32 @@ REMEDIES = {
 
 def next_step(run: NightRun, decision: Decision, version: int) -> str:
     """What to do about a held night; never empty."""
-    evidence = evidence_store.load_evidence(run.db, run.run_id)
-    return remedy(evidence, run.pipeline.gate, decision, run.pipeline.name, version, lambda: _diagnosis(run))
+    evidence, number = evidence_store.load_evidence(run.db, run.run_id), None if run.dry_run else version
+    return remedy(evidence, run.pipeline.gate, decision, run.pipeline.name, number, lambda: _diagnosis(run))
 
 
 def remedy(
-    evidence: Evidence, policy: Gate, decision: Decision, pipeline: str, version: int, diagnosis: Callable[[], str]
+    evidence: Evidence,
+    policy: Gate,
+    decision: Decision,
+    pipeline: str,
+    version: int | None,
+    diagnosis: Callable[[], str],
 ) -> str:
-    """The next step for a decision; `diagnosis` returns what the training would need, or ''."""
-    manual = f"to promote it all the same: nightgate promote {pipeline} {version} --reason TEXT"
+    """The next step for a decision.
+
+    Args:
+        version: None: of a dry run, which is not to be promoted.
+        diagnosis: returns what the training would need, or ''.
+    """
+    promote = f"nightgate promote {pipeline} {version or 'VERSION'} --reason TEXT"
+    if version is None:
+        promote = f"run the same without --dry-run, then `{promote}`"
+    manual = f"to promote it all the same: {promote}"
     champion, anchor = evidence.champion, evidence.anchor
     if champion is not None and champion.relabelled:
         return (
-            f"restore label and labels in [data] if they were not meant to change; else accept the new ones: "
-            f"nightgate promote {pipeline} {version} --reason TEXT"
+            f"restore label and labels in [data] if they were not meant to change; else accept the new ones: {promote}"
         )
     if champion is not None and champion.flaw:
         return manual

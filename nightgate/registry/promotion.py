@@ -335,7 +335,9 @@ def _require_permission(
     if candidate.run_id != run.run_id:
         raise PromotionLostError(f"run {run.run_id} may not promote version {candidate.version} of {candidate.run_id}")
     if run.dry_run:
-        raise PromotionLostError(f"run {run.run_id} is a dry run: it may not promote", next_step=anyway)
+        raise PromotionLostError(
+            f"run {run.run_id} is a dry run: it may not promote", next_step="run the same without --dry-run"
+        )
     if run.verdict != "promote":
         raise PromotionLostError(
             f"run {run.run_id} may not promote: its verdict is {run.verdict or 'not recorded'}", next_step=anyway

@@ -235,7 +235,8 @@ def test_a_dry_run_of_two_nights_does_everything_but_promote(
         environment, "SELECT night, status, verdict, dry_run, model_version FROM nightly_runs ORDER BY started_at"
     )
     assert found == [("2026-01-06", "held", "promote", 1, 1), (NIGHT, "held", "promote", 1, 2)]
-    assert "nightgate promote small 1 --reason TEXT" in done.stdout
+    assert done.stdout.count("without --dry-run") == 2
+    assert "nightgate promote" not in done.stdout
     assert rows(environment, "SELECT * FROM champion_timeline") == []
 
 

@@ -13,10 +13,12 @@ from tests.support.gate_night import SERVED, first_night, labels, night, of_cand
 POLICY = Gate(min_f1=0.5)
 
 
-def step_after(evidence: Evidence, finding: str = "--set training.epochs=8", policy: Gate = POLICY) -> str:
+def step_after(
+    evidence: Evidence, finding: str = "--set training.epochs=8", policy: Gate = POLICY, version: int | None = 7
+) -> str:
     decision = decide(evidence, policy)
     assert decision.verdict != "promote", decision.reason
-    return remedy(evidence, policy, decision, "reviews", 7, lambda: finding)
+    return remedy(evidence, policy, decision, "reviews", version, lambda: finding)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,11 @@ def test_the_next_step_is_about_what_failed_and_says_how_to_promote_it_all_the_s
 ) -> None:
     assert step_after(evidence).startswith(step)
     assert step_after(evidence).endswith(": nightgate promote reviews 7 --reason TEXT")
+    of_dry_run = step_after(evidence, version=None)
+    assert of_dry_run.startswith(step)
+    assert of_dry_run.endswith(
+        ": run the same without --dry-run, then `nightgate promote reviews VERSION --reason TEXT`"
+    )
 
 
 def test_an_anchor_of_no_use_is_replaced_by_the_champion() -> None:
@@ -62,14 +69,14 @@ def test_a_window_that_is_too_small_to_tell_is_answered_with_the_number_of_rows_
 
 def test_a_limit_that_was_missed_is_named_with_the_value_that_passes_and_once() -> None:
     for policy, text in (
-        (Gate(min_f1=0.7), "--set gate.min_f1=0.62 would have let it pass (it was 0.7)"),
+        (Gate(min_f1=0.7), "--set gate.min_f1=0.62 would have let it pass (min_f1 was 0.7)"),
         (Gate(min_f1=0.5, max_calibration_error=0.01), "--set gate.max_calibration_error=0.0501 "),
     ):
         step = step_after(night(0.62), finding="", policy=policy)
         assert step.count("would have let it pass") == step.count(text) == 1
     slow = of_candidate(night(), serving=replace(SERVED, latency_ms=8.1))
     step = step_after(slow, finding="", policy=Gate(min_f1=0.5, blocking=("latency",)))
-    assert "--set gate.max_latency_ratio=2.0251 would have let it pass (it was 2)" in step
+    assert "--set gate.max_latency_ratio=2.0251 would have let it pass (max_latency_ratio was 2)" in step
     assert "log" not in step
 
 
