@@ -46,6 +46,7 @@ from nightgate.reports.page import (
 )
 from nightgate.reports.shares import SnapshotShares, length_edges
 from nightgate.reports.terminal_summary import EXAMPLE_QUERY, diagnosis_sentences
+from nightgate.training.continued import continued_recipe
 
 TABLE_ROWS = 60
 CHART_COLUMNS = 6
@@ -284,7 +285,8 @@ def how_it_ran(facts: ReportFacts) -> list[Block]:
     if attempts:
         found.append(("Attempts", [f"{len(attempts)}, restarts after a stall: {restarts}"]))
     found.append(("Base model", [Code(run["base_model"])]))
-    found.append(("Settings", _settings(facts.pipeline.training)))
+    recipe = facts.pipeline.training
+    found.append(("Settings", _settings(continued_recipe(recipe) if run["training"] == "continued" else recipe)))
     found.append(("Configuration", [Code(run["config_hash"]), f", Nightgate {run['code_version']}"]))
     if run["prefect_flow_run_id"]:
         found.append(("Flow run", [Code(run["prefect_flow_run_id"])]))
@@ -317,13 +319,14 @@ def _attempts(attempts: Iterable[Row], stated: str | None) -> Table:
 
 
 def _settings(training: Training) -> Spans:
-    """What differs from the published recipe."""
+    """What differs from the published recipe; of a night that goes on, what was in use."""
     changed = {
         name: value
         for name, value in training.model_dump().items()
         if name not in ("base_model", "metrics") and value != getattr(Training(), name)
     }
-    spans = [span for name, value in changed.items() for span in (", ", Code(f"{name}={value}"))]
+    shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in changed.items()}
+    spans = [span for name, value in shown.items() for span in (", ", Code(f"{name}={value}"))]
     return [*spans[1:], "; the rest as in the published recipe"] if spans else ["the published recipe"]
 
 

@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from syrupy.assertion import SnapshotAssertion
 
 from nightgate.analysis import seed_study
+from nightgate.config.training import Training
 from nightgate.data.refresh import Refreshed
 from nightgate.data.snapshots import Snapshot, write_snapshot
 from nightgate.database.gate_schema import SeedStudy
@@ -127,6 +128,14 @@ def test_the_artifact_of_a_promoted_and_of_a_held_night(snapshot: SnapshotAssert
     held = without_pictures(report.as_markdown(report.as_page(judged_night(num_slices=300, failed=14))))
     verdict_of_held = held[: held.index("## Checks of classes and slices")]
     assert f"{promoted}\n{'=' * 80}\n\n{verdict_of_held}" == snapshot
+
+
+def test_the_settings_are_those_that_were_in_use() -> None:
+    recipe = Training(epochs=3, learning_rate=2e-5, start_from="champion")
+    pipeline = configured().model_copy(update={"training": recipe})
+    for training, used in (("full", "epochs=3, learning_rate=2e-05"), ("continued", "epochs=1, learning_rate=2e-06")):
+        shown = words_of(*sections.how_it_ran(blank(run={"training": training}, pipeline=pipeline)))
+        assert f"{used}, start_from=champion;" in shown
 
 
 def test_both_forms_have_the_same_sections_pictures_and_numbers() -> None:
