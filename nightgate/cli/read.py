@@ -37,7 +37,7 @@ SLICE_COLUMNS = (
     *("night", "epoch", "attempt"),
 )
 VERSION_COLUMNS = (
-    *("version", "status", "night", "test_f1", "test_rows", "run_id"),
+    *("version", "status", "night", "test_f1", "training", "run_id", "test_rows"),
     *("f1_ci_low", "f1_ci_high", "test_version", "path"),
 )
 
@@ -200,7 +200,12 @@ def versions(pipeline: PipelineName, output: OutputFormat = Format.table) -> Non
 
     name = name_of(pipeline)
     nothing = nothing_yet(f"{name} has no versions yet", name)
-    show(_absolute(champions.versions(name)), output, nothing, columns=VERSION_COLUMNS)
+    frame, columns = _absolute(champions.versions(name)), list(VERSION_COLUMNS)
+    if frame["started_from"].isna().all():
+        columns.remove("training")
+    elif output in {Format.table, Format.markdown}:
+        frame["training"] = ("from " + frame["started_from"].astype("string")).fillna("full")
+    show(frame, output, nothing, columns=columns)
 
 
 def _absolute(frame: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from nightgate.cli import read
 from nightgate.config.pipeline import Pipeline
 from nightgate.data.snapshots import Snapshot, open_snapshot
 from nightgate.database.connection import database_url
@@ -121,7 +122,10 @@ def fail(_: NightRun) -> None:
     raise DataError("enough")
 
 
-def test_a_night_goes_on_from_the_newest_earlier_version_of_its_recipe(shop: Shop) -> None:
+def test_a_night_goes_on_from_the_newest_earlier_version_of_its_recipe(
+    shop: Shop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     # Whatever the gate said: all of these are held.
     assert str(night(shop, 2)) == "goes on from version 1: the last full training is version 1 of 2026-03-01"
     assert begun(night(shop, 3)) == 2
@@ -143,6 +147,12 @@ def test_a_night_goes_on_from_the_newest_earlier_version_of_its_recipe(shop: Sho
         assert sides.values.tolist() == [["continued", 6, "the last full training is version 1 of 2026-03-01"]]
         found = db.frame("SELECT training FROM model_versions ORDER BY version")["training"].tolist()
         assert found == ["full", *["continued"] * 5, "full", "continued"]
+        read.versions("kettles")
+        head, *table = capsys.readouterr().out.splitlines()
+        assert max(map(len, table)) <= 80
+        at = head.index("training")
+        shown = [line[at : at + 8].strip() for line in table]
+        assert shown == ["full", *(f"from {number}" for number in (1, 2, 3, 3, 3)), "full", "from 6"]
         _proves_its_line(db)
         removed = retention.sweep(db, db.home, shop.pipeline(retention__models=1, retention__disk="1MB"))
     assert removed == [2, 3, 4, 5, 6, 7]
