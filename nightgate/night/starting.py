@@ -7,10 +7,11 @@ depends on is stored before the night trains, so an attempt that is resumed choo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -27,7 +28,7 @@ from nightgate.models import version_folder
 from nightgate.night.run import NightRun
 from nightgate.registry import versions
 from nightgate.registry.versions import VersionRow
-from nightgate.runs.inputs import MISSING, changed
+from nightgate.runs.inputs import MISSING
 from nightgate.training.continued import labelled_keys, lost, read_learnt
 
 log = logging.getLogger(__name__)
@@ -74,30 +75,42 @@ def choose(run: NightRun, snapshot: Snapshot) -> Start:
 def _trunk(run: NightRun, snapshot: Snapshot, rows: list[VersionRow]) -> tuple[VersionRow | None, str]:
     """The newest version of an earlier night that tonight's recipe would have made, or why there is none."""
     earlier = [row for row in rows if row.night < run.night.date and not row.dry_run]
+    if not earlier:
+        return None, "there is no version of an earlier night"
     earlier.sort(key=lambda row: (row.night, row.version), reverse=True)
-    first = ""
-    tonight = _recipe(run, run.run_id)
-    for row in takewhile(lambda one: not _is_due(run, one), earlier):
-        then = _recipe(run, row.run_id)
-        both = tonight.keys() & then.keys()
-        differ = changed(*({name: of[name] for name in of if name in both} for of in (then, tonight)))
-        if row.test_version != version_of(snapshot, run.pipeline):
-            meant = run.db.read(partial(meaning_of_run, run_id=row.run_id))
-            flaw = meant.flaw(meaning_of(snapshot, run.pipeline))
-            differ.insert(0, f"version {row.version} {flaw}" if flaw else "rows are divided anew")
+    why = _due(run, earlier[0])
+    inputs = sa.select(Run.inputs).where(Run.run_id == run.run_id)
+    tonight = _recipe(run.pipeline.record(), run.db.read(lambda session: session.scalar(inputs)))
+    for row in takewhile(lambda one: not _due(run, one), earlier):
+        differ = _differences(run, snapshot, tonight, row)
         if not differ:
             return row, ""
-        first = first or ", ".join(differ)
-    if first or not earlier:
-        return None, first or "there is no version of an earlier night"
-    return None, _due(run, earlier[0])
+        why = why or ", ".join(differ)
+    return None, why
+
+
+def _differences(run: NightRun, snapshot: Snapshot, tonight: Mapping[str, str], row: VersionRow) -> list[str]:
+    """How tonight's recipe, labels and division of the rows differ from those of a version."""
+    of_run = sa.select(Run.config, Run.inputs).where(Run.run_id == row.run_id)
+    then = _recipe(*run.db.read(lambda session: session.execute(of_run).one()))
+    # What one of the two does not know is no difference.
+    differ = [
+        f"{name} was {then[name]} and is {value}"
+        for name, value in tonight.items()
+        if name in then and then[name] != value
+    ]
+    if row.test_version != version_of(snapshot, run.pipeline):
+        meant = run.db.read(partial(meaning_of_run, run_id=row.run_id))
+        flaw = meant.flaw(meaning_of(snapshot, run.pipeline))
+        differ.insert(0, f"version {row.version} {flaw}" if flaw else "rows are divided anew")
+    return differ
 
 
 def _reasons(run: NightRun, snapshot: Snapshot, line: list[VersionRow]) -> Iterator[str]:
     """Why the line, from the trunk back to its full training, must not be gone on with."""
     trunk, root = line[0], line[-1]
-    if _is_due(run, root):
-        yield _due(run, root)
+    if why := _due(run, root):
+        yield why
     for row in line:
         if row.quarantined_at is not None:
             yield f"version {row.version} of the line was taken back: {row.quarantine_reason}"
@@ -120,7 +133,7 @@ def _forgotten(run: NightRun, line: list[VersionRow]) -> int:
     query = selecting("SELECT versions FROM forgotten_rows WHERE pipeline = :pipeline", {"pipeline": run.pipeline.name})
     numbers = {str(row.version) for row in line}
     found = run.db.read(lambda session: session.scalars(query).all())
-    return sum(not numbers.isdisjoint(versions.split(", ")) for versions in found)
+    return sum(not numbers.isdisjoint(named.split(", ")) for named in found)
 
 
 def _behind(run: NightRun, trunk: VersionRow, root: VersionRow) -> Iterator[str]:
@@ -135,7 +148,7 @@ def _behind(run: NightRun, trunk: VersionRow, root: VersionRow) -> Iterator[str]
         return
     seen = sa.func.coalesce(evaluation.rows_to, evaluation.evaluated_at)
     query = (
-        sa.select(evaluation.alarms)
+        sa.select(evaluation.alarms, seen.label("seen"))
         .where(evaluation.pipeline == champion.pipeline, evaluation.model_version == champion.version)
         .where(evaluation.role == "champion", evaluation.evaluated_at >= champion.valid_from, evaluation.alarms != "")
         .where(seen <= run.data_until)
@@ -143,26 +156,22 @@ def _behind(run: NightRun, trunk: VersionRow, root: VersionRow) -> Iterator[str]
         .limit(1)
     )
     # One alarm of a champion starts one full training.
-    first = run.db.read(lambda session: session.execute(query.add_columns(seen.label("seen"))).first())
+    first = run.db.read(lambda session: session.execute(query).first())
     if first is not None and first.seen > root.data_until:
         yield f"the champion's evaluation raised {first.alarms} since version {root.version}"
 
 
-def _is_due(run: NightRun, row: VersionRow) -> bool:
-    """Whether `full_every` has passed since the night of a version, by the schedule's wall clock."""
-    zone, every = ZoneInfo(run.pipeline.schedule.timezone), duration(run.pipeline.training.full_every)
-    return every is not None and run.data_until.astimezone(zone) - row.data_until.astimezone(zone) >= every
-
-
 def _due(run: NightRun, row: VersionRow) -> str:
-    every = run.pipeline.training.full_every
-    return f"full_every is {every}, and version {row.version} is of {row.night}"
+    """Why a version is too old to go on from, by `full_every` and the schedule's wall clock; '' if it is not."""
+    zone, full_every = ZoneInfo(run.pipeline.schedule.timezone), run.pipeline.training.full_every
+    every = duration(full_every)
+    if every is None or run.data_until.astimezone(zone) - row.data_until.astimezone(zone) < every:
+        return ""
+    return f"full_every is {full_every}, and version {row.version} is of {row.night}"
 
 
-def _recipe(run: NightRun, run_id: str) -> dict[str, str]:
+def _recipe(config: Mapping[str, Any], inputs: Mapping[str, str] | None) -> dict[str, str]:
     """What shapes the model of a run, as text by name; without the base model where that was out of reach."""
-    of_run = sa.select(Run.config, Run.inputs).where(Run.run_id == run_id)
-    config, inputs = run.db.read(lambda session: session.execute(of_run).one())
     settings = Training().model_dump(mode="json") | config["training"]
     found = {f"training.{name}": str(value) for name, value in settings.items() if name not in _OF_A_NIGHT}
     found["data.train_window"] = str(config["data"].get("train_window", ""))

@@ -125,9 +125,8 @@ def write_learnt(folder: Path, learnt: LabelledKeys) -> None:
         StorageError: the disk is full or read-only.
     """
     rows = learnt.at(np.argsort(learnt.keys, kind="stable"))
-    times = pa.nulls(len(rows), pa.int64()) if rows.times is None else pa.array(rows.times)
-    columns = [pa.array(rows.keys), pa.array(rows.labels.astype(np.int32)), times.cast(_ON_DISK.field("time").type)]
-    table = pa.table(columns, schema=_ON_DISK)
+    times = pa.nulls(len(rows)) if rows.times is None else rows.times
+    table = pa.table({"text_key": rows.keys, "label": rows.labels, "time": times}).cast(_ON_DISK)
     with storage_errors(folder):
         pq.write_table(table, folder / LEARNT_FILE, compression="zstd")
 
