@@ -105,6 +105,8 @@ FACTS = {
                 FROM promotion AS c WHERE c.pipeline = {0}r.pipeline AND c.valid_from <= {0}r.started_at
                 ORDER BY c.valid_from DESC LIMIT 1) AS TEXT)""",
     ("rows", "rows_total"): "CAST({0}r.rows_total AS TEXT)",
+    # NULL where no night goes on from another.
+    ("training", "training"): "COALESCE({0}r.training, 'full')",
 }
 # Documents: their kind of change, and the number of the one that a night has.
 DOCUMENTS = {"setting": "config_id", "library": "environment_id"}
@@ -219,16 +221,20 @@ FROM attempt AS a
 JOIN run AS r ON r.run_id = a.run_id
 """,
     # DISTINCT keeps engines from joining `k` before they have left out the nights on which nothing changed.
+    # A setting that one side lacks and the other has as its default is no change: a release added or removed it.
     "night_changes": f"""
 SELECT c.pipeline, c.night, c.run_id, c.kind, c.name, c.before, c.after, c.before_run_id
 FROM (
     SELECT p.pipeline, p.night, p.run_id, k.kind, k.name, p.before_run_id, {shown("before_")} AS before,
-           {shown("")} AS after
+           {shown("")} AS after,
+           (SELECT COUNT(d.name) FROM document_value AS d WHERE d.document_id IN (p.config_id, p.before_config_id)
+                AND d.name = k.path AND d.is_default) AS defaults
     FROM (SELECT DISTINCT p.* FROM ({BESIDE}) AS p WHERE {" OR ".join(differ(name) for name in BY_NAME)}) AS p
     JOIN ({KINDS}) AS k ON CASE k.kind
         {" ".join(f"WHEN '{kind}' THEN {differ(name)}" for kind, name in DOCUMENTS.items())}
         ELSE CASE k.name {" ".join(f"WHEN '{name}' THEN {differ(name)}" for _, name in FACTS)} END END) AS c
 WHERE COALESCE(c.before, '') <> COALESCE(c.after, '')
+      AND (c.defaults = 0 OR (c.before IS NOT NULL AND c.after IS NOT NULL))
 """,
     # Of the documents with the same hash, which differ in what changes no result, the one that was new last.
     "settings": """

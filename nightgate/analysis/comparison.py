@@ -7,6 +7,7 @@ versions were scored on, and of these on the rows newer than all that either was
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, cast
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from nightgate.analysis.rescoring import newest_judged, rescore
+from nightgate.config.pipeline import Pipeline
 from nightgate.database.label_meanings import label_meanings, meaning_of_run
 from nightgate.database.transactions import Database
 from nightgate.database.views import selecting
@@ -337,6 +339,9 @@ def _data(a: _Facts, b: _Facts) -> Section:
 
 
 def _configuration(first: Mapping[str, Any], second: Mapping[str, Any]) -> Section:
+    # As this release reads them, if it does: a setting that it added is no difference.
+    with suppress(ValueError):
+        first, second = (Pipeline.model_validate(one).record() for one in (first, second))
     pairs = _differing(first, second)
     return Section("configuration", "Configuration", pairs, "" if pairs else "the same")
 

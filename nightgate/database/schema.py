@@ -20,7 +20,7 @@ from nightgate.database.column_types import WITHOUT_ROWID, Base, Key, NumberKey,
 
 METADATA = Base.metadata
 """All tables, including those of the other modules."""
-HEAD = "0020"
+HEAD = "0021"
 """The revision that this version reads and writes."""
 
 STATUSES = ("running", "waiting", "promoted", "held", "skipped", "superseded", "missed", "cancelled", "failed")
@@ -62,6 +62,8 @@ class DocumentValue(Base):
     name: Mapped[Key]
     """Such as `training.learning_rate`."""
     value: Mapped[str]
+    is_default: Mapped[bool | None]
+    """Whether it is known to be the default of a setting; NULL in an earlier release."""
 
 
 def _content_of(number: Mapped[Any]) -> MappedSQLExpression[Any]:

@@ -55,8 +55,12 @@ def slice_ids(session: Session, pairs: Collection[SlicePair]) -> dict[SlicePair,
     return {pair: found[key] for pair, key in stored.items()}
 
 
-def document_id(session: Session, content: Mapping[str, Any]) -> int:
-    """The number of the stored JSON that equals `content`; if it is new, it gets one."""
+def document_id(session: Session, content: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> int:
+    """The number of the stored JSON that equals `content`; if it is new, it gets one.
+
+    Args:
+        given: its values that are not defaults; None: all of them.
+    """
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     query = sa.select(Document.document_id).filter_by(digest=digest)
     known = session.scalar(query)
@@ -64,7 +68,11 @@ def document_id(session: Session, content: Mapping[str, Any]) -> int:
         new = {"digest": digest, "content": content}
         session.execute(insert_into(session, Document).values(new).on_conflict_do_nothing())
         known = session.scalars(query).one()
-        rows = [{"document_id": known, "name": name, "value": value} for name, value in values_of(content).items()]
+        own = values_of(content if given is None else given)
+        rows = [
+            {"document_id": known, "name": name, "value": value, "is_default": name not in own}
+            for name, value in values_of(content).items()
+        ]
         if rows:
             session.execute(insert_into(session, DocumentValue).on_conflict_do_nothing(), rows)
     return known

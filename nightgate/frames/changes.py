@@ -17,7 +17,7 @@ def changes(
     limit: int | None = None,
 ) -> pd.DataFrame:
     """One row per thing that differs from the night before that was trained (`night_changes`): settings, code,
-    libraries, base model, test version, labels, device, precision, champion, rows. All
+    libraries, base model, test version, labels, device, precision, champion, rows, training in full or not. All
     columns but `night` are text.
 
     The arguments are those of `nightgate.history`.

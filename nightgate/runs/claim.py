@@ -307,7 +307,7 @@ def new_run(
         min_f1=None if pipeline.gate.min_f1 == "majority" else pipeline.gate.min_f1,
         label_names=list(pipeline.data.label_names),
         base_model=pipeline.training.base_model,
-        config_id=document_id(session, pipeline.record()),
+        config_id=document_id(session, pipeline.record(), pipeline.model_dump(mode="json", exclude_defaults=True)),
         config_hash=pipeline.config_hash,
         code_version=code_version(),
         started_at=moment,

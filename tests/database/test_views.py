@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from datetime import UTC, datetime, timedelta
@@ -334,11 +335,12 @@ CHANGED: dict[str, tuple[str, str, Any]] = {
     "precision": ("device", "precision", "bf16"),
     "scoring_precision": ("precision", "scoring_precision", "bf16"),
     "rows_total": ("rows", "rows_total", 4000),
+    "training": ("training", "training", "continued"),
 }
 
 
 def test_changes_are_those_of_each_night_from_the_one_with_a_version_before(database: Database) -> None:
-    names = insert_nights(database, pipelines=2, nights=45)
+    names = insert_nights(database, pipelines=2, nights=49)
     for number, (fact, (_, _, value)) in enumerate(CHANGED.items()):
         day = night_rows.night(3 + 4 * number).date
 
@@ -353,10 +355,14 @@ def test_changes_are_those_of_each_night_from_the_one_with_a_version_before(data
             session.execute(sa.update(table).where(table.run_id.in_(runs)).values({column: value}))
 
         database.write(change)
-    # Documents of another night on: a setting that changes the result, one that does not, and one that goes.
+    # Documents of another night on: a setting that changes the result, one that does not, one that goes and one that
+    # comes; and those of another release, which lacks a setting with its default and has another.
     documents = [
-        ({"training": {"learning_rate": 5e-5, "keep": "newest"}, "schedule": {"cron": "15 3 * * *"}}, "2.10.0"),
-        ({"training": {"learning_rate": 1e-5}, "schedule": {"cron": "15 4 * * *"}}, "2.11.0"),
+        (
+            {"training": {"learning_rate": 5e-5, "keep": "newest", "old": 1}, "schedule": {"cron": "15 3 * * *"}},
+            "2.10.0",
+        ),
+        ({"training": {"learning_rate": 1e-5, "replay": 4.0, "new": 1}, "schedule": {"cron": "15 4 * * *"}}, "2.11.0"),
     ]
 
     def set_documents(session: Any) -> None:
@@ -367,7 +373,10 @@ def test_changes_are_those_of_each_night_from_the_one_with_a_version_before(data
                 (schema.Run, "config_id", config),
                 (schema.ModelVersion, "environment_id", environment),
             ):
-                number = document_id(session, content)
+                given = copy.deepcopy(content)
+                for name in ("old", "new"):
+                    given.get("training", {}).pop(name, None)
+                number = document_id(session, content, given)
                 session.execute(sa.update(table).where(table.run_id.in_(runs)).values({column: number}))
 
     database.write(set_documents)
@@ -383,6 +392,7 @@ def test_changes_are_those_of_each_night_from_the_one_with_a_version_before(data
         "WHERE NOT n.dry_run ORDER BY n.pipeline, n.night"
     )
     frame = tidy(database.frame(query)).astype(object)
+    frame["training"] = frame["training"].fillna("full")
     nights: Any = frame.where(frame.notna(), None).to_dict("records")
     reigns: Any = tidy(database.frame("SELECT * FROM champion_timeline")).to_dict("records")
 
@@ -409,6 +419,7 @@ def test_changes_are_those_of_each_night_from_the_one_with_a_version_before(data
         for kind, fact, old, new in (
             ("setting", "training.learning_rate", "5e-05", "1e-05"),
             ("setting", "training.keep", '"newest"', None),
+            ("setting", "training.replay", None, "4.0"),
             ("setting", "schedule.cron", '"15 3 * * *"', '"15 4 * * *"'),
             ("library", "torch", "2.10.0", "2.11.0"),
         ):
@@ -426,8 +437,21 @@ def test_changes_are_those_of_each_night_from_the_one_with_a_version_before(data
     assert [tuple(row) for row in found.to_numpy().tolist()] == [
         (name, *setting)
         for name in names
-        for setting in (("schedule.cron", '"15 4 * * *"'), ("training.learning_rate", "1e-05"))
+        for setting in (
+            ("schedule.cron", '"15 4 * * *"'),
+            ("training.learning_rate", "1e-05"),
+            ("training.new", "1"),
+            ("training.replay", "4.0"),
+        )
     ]
+
+
+def test_a_run_stores_which_of_its_settings_are_defaults(database: Database) -> None:
+    night_rows.open_run(database, night_rows.pipeline(learning_rate=1e-5), night_rows.night())
+    query = sa.select(schema.DocumentValue.name, schema.DocumentValue.is_default)
+    found = database.read(lambda session: dict(session.execute(query).tuples().all()))
+    names = ("training.replay", "gate.confidence", "predict.source", "training.learning_rate", "data.labels")
+    assert [found[name] for name in names] == [True, True, True, False, False]
 
 
 def test_what_a_reader_needs_is_in_views(database: Database) -> None:

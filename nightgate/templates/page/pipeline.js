@@ -208,7 +208,7 @@ function compare() {
     ...apart.map((place) => el("div", { class: "callout warn" }, `${nights.night[place]}: ${nights.break_before[place]}`)),
     rows.length
       ? table(["what", "before", "after", "on"], rows)
-      : el("p", { class: "small" }, "Nothing of settings, code, base model, libraries, test version, labels, device, precision or champion."),
+      : el("p", { class: "small" }, "Nothing of settings, training in full or not, code, base model, libraries, test version, labels, device, precision or champion."),
   );
 }
 
