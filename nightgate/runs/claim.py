@@ -47,7 +47,7 @@ def open_run(
     - A night that has ended stays as it is, unless `force`: a manual run gets its row as it ended, and a second
       Prefect run gets a row of its own with status `superseded`.
     - A run that is not the only one of its pipeline, or older than a night that was run, is `superseded`.
-    - A retry of the same Prefect run takes over at once: Prefect has given the earlier process up.
+    - A retry of the same Prefect run takes over at once, forced or not: Prefect has given the earlier process up.
     - A resumed Prefect run whose night waits for an approval is returned in state `waiting` even while another run is
       active: a human decision is always accepted. When its night no longer waits, it is returned as it ended.
 
@@ -161,7 +161,9 @@ def _claimed(session: Session, claim: _Claim) -> Run:
         return known  # it waits, or an earlier try was committed, and its answer was lost
     fail_dead_runs(session, name, claim.moment, given_up=claim.prefect_flow_run_id)
     refused = _active_run(session, name) or claim.overtaken or _overtaken(session, name, claim.night)
-    if latest is not None and not (refused or claim.force):
+    # A Prefect run that was forced opens one run: its retries go on with that.
+    is_retry = latest is not None and claim.prefect_flow_run_id in {latest.prefect_flow_run_id} - {None}
+    if latest is not None and not refused and (is_retry or not claim.force):
         if latest.status in ENDED:
             if claim.prefect_flow_run_id in {None, latest.prefect_flow_run_id}:
                 return latest

@@ -77,6 +77,17 @@ def test_force_and_another_night_open_a_new_run(database: Database, options: dic
     assert not other.ended
 
 
+def test_a_retry_of_a_forced_prefect_run_opens_no_further_run(database: Database) -> None:
+    options: dict[str, Any] = {"force": True, "prefect_flow_run_id": "flow-1"}
+    lifecycle.finish_run(database, opened(database).run_id, 1, "held")
+    first = opened(database, **options, owner=Owner.here())
+    second = opened(database, **options)
+    assert (second.run_id, second.attempt, second.status) == (first.run_id, 2, "running")
+    lifecycle.finish_run(database, first.run_id, 2, "held", reason="because")
+    assert opened(database, **options) == replace(second, status="held", reason="because")
+    assert opened(database, **options | {"prefect_flow_run_id": "flow-2"}).run_id != first.run_id
+
+
 @pytest.mark.parametrize("status", ["failed", "cancelled", "running"])
 def test_a_run_that_failed_was_cancelled_or_died_is_resumed(database: Database, status: str) -> None:
     first = opened(database)
