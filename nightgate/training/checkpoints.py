@@ -298,6 +298,8 @@ def _save(
         raise
     state.hashes.clear()
     state.hashes.update(named)
+    if _attempt_number(attempt_dir) < max(map(_attempt_number, run_dir.glob("attempt-*"))):
+        return Checkpoint(path, state)  # given up, and not stopped yet: the later attempt may need any of the files
     # Earlier epochs of all attempts, and temporary files of killed ones: safetensors makes its own beside ours.
     kept = {path, *(run_dir / name for name in (state.weights, state.best_weights, state.best_folder))}
     for kind in ("checkpoint", "weights", "best"):

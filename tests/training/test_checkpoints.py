@@ -221,6 +221,14 @@ def test_the_checkpoint_with_the_most_epochs_counts_over_all_attempts(tmp_path: 
     assert list(tmp_path.glob("attempt-*/weights/*")) == [tmp_path / third.state.weights]
 
 
+def test_an_attempt_that_was_given_up_and_goes_on_removes_nothing(tmp_path: Path) -> None:
+    first = save(tmp_path, 1, attempt=1)
+    later = save(tmp_path, 3, attempt=2, before=save(tmp_path, 2, attempt=2, before=first.state).state, best=False)
+    save(tmp_path, 2, attempt=1, before=first.state)
+    assert newest(tmp_path).path == later.path
+    assert equal(load_tensors(tmp_path / later.state.best_weights), weights_of(2))
+
+
 def test_training_on_loaded_tensors_leaves_their_files_alone(tmp_path: Path) -> None:
     found = save(tmp_path, 1)
     for tensor in (*found.weights(tmp_path).values(), *found.moments().values()):
@@ -266,7 +274,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     before = save(tmp_path, 2, attempt=2).state
     later = save(tmp_path, 3, attempt=2, before=before, best=False)
     shutil.copytree(tmp_path / "kept", tmp_path / "attempt-1", dirs_exist_ok=True)
-    assert newest(tmp_path) == later
+    assert newest(tmp_path).path == later.path
     DAMAGES[damage](later.path, tmp_path)
     assert newest(tmp_path) == earlier
     assert str(later.path) in caplog.text
