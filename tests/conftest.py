@@ -37,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         # Workers inherit it.
         os.environ["TESTS_SHARED_ROOT"] = str(root)
+    # Nothing here must survive a power cut, and of small files a flush is the most expensive part.
+    os.fsync = lambda _: None
     for name, folder in (("HF_HOME", "hf"), ("PREFECT_HOME", "prefect"), ("XDG_RUNTIME_DIR", "run")):
         (root / folder).mkdir(mode=0o700)
         os.environ[name] = str(root / folder)
@@ -132,7 +134,7 @@ class PostgresServer:
 def postgres(session_root: Path) -> Iterator[PostgresServer]:
     """The session's PostgreSQL: started when the first test asks for it."""
     server = PostgresServer(session_root / "pg")
-    # Nothing here must survive a power cut, and a database per test is many small files to flush.
+    # As of `os.fsync` above: a database per test is many small files to flush.
     server.execute("ALTER SYSTEM SET fsync = off")
     server.execute("SELECT pg_reload_conf()")
     yield server

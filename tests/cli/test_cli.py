@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -22,7 +23,7 @@ from typer.testing import CliRunner
 
 from nightgate.cli import read
 from nightgate.cli.app import app
-from tests.support.first_night import FirstNight, copy_first_night
+from tests.support.first_night import FirstNight, copy_first_night, held_night
 from tests.support.night import NIGHT, nightgate
 
 pytestmark = pytest.mark.process
@@ -52,10 +53,12 @@ def run(first: FirstNight) -> Run:
 
 
 @pytest.fixture(scope="module")
-def forced(first: FirstNight, run: Run) -> subprocess.CompletedProcess[str]:
-    """The same night again, with another recipe and a gate that no candidate passes."""
-    settings = ("--set", "training.epochs=1", "--set", "gate.min_f1=0.99")
-    return run("run", first.pipeline, "--night", NIGHT, "--no-prefect", "--force", "--fail-on-held", *settings)
+def forced(first: FirstNight) -> subprocess.CompletedProcess[str]:
+    """The same night again in that home, with another recipe and a gate that no candidate passes."""
+    held = held_night()
+    shutil.rmtree(first.home)
+    shutil.copytree(held.home, first.home, symlinks=True)
+    return held.done
 
 
 def rows(home: Path, query: str) -> list[tuple[Any, ...]]:

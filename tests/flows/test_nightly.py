@@ -55,17 +55,18 @@ from nightgate.database.transactions import Database, upgrade
 from nightgate.errors import DatabaseError, DataError, NightgateError, SourceUnavailableError
 from nightgate.home import Home, open_home
 from nightgate.models import version_folder
-from nightgate.night.night import run_night
 from nightgate.night.run import open_night
 from nightgate.pipeline_files import load_pipeline
 from nightgate.schedule import Night, chosen_night
 from nightgate.sources.kinds import wanted_columns
 from nightgate.training import supervisor
 from nightgate.training.protocol import Progress
+from tasks import progress
 from tasks.night import STEPS, step
 from tasks.progress import LiveProgress
 from tests.conftest import free_port
-from tests.support.night import NIGHT, write_pipeline
+from tests.support.first_night import first_night
+from tests.support.night import NIGHT
 from tests.support.prefect_api import client, events
 from tests.support.stand_in import stand_in
 from tests.support.tiny import tiny_pipeline
@@ -127,8 +128,8 @@ def page_of(api_url: str, run_id: UUID) -> str:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    return load_pipeline(write_pipeline(tmp_path_factory.mktemp("pipeline")))
+def pipeline() -> Pipeline:
+    return load_pipeline(first_night().pipeline)
 
 
 @dataclass
@@ -147,17 +148,13 @@ def results() -> set[Path]:
 
 @pytest.fixture(scope="module")
 def twins(pipeline: Pipeline, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
-    """The same night twice, in homes of their own: through the flow, and by the bare calls."""
-    folder = tmp_path_factory.mktemp("twins")
+    """The same night twice, in homes of their own: through the flow, and with `--no-prefect`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NIGHTGATE_HOME", "")
-        in_flow = migrated_home(folder / "flow")
+        in_flow = migrated_home(tmp_path_factory.mktemp("twins") / "flow")
         before = results()
         state = run_flow_of(pipeline, prefect_server)
-        stored = results() - before
-        bare = migrated_home(folder / "bare")
-        run_night(pipeline, that_night(pipeline))
-        yield Twins(state, in_flow, bare, stored)
+        yield Twins(state, in_flow, open_home(first_night().home), results() - before)
 
 
 def test_a_night_that_promotes_completes_under_that_name_and_says_why(twins: Twins) -> None:
@@ -250,7 +247,11 @@ def test_the_runs_page_shows_the_progress_up_to_its_end(twins: Twins, prefect_se
     assert artifact.description == f"2 epochs, the best one is epoch {best}"
 
 
-def test_progress_is_shown_while_the_training_runs_and_a_server_that_is_away_does_no_harm(prefect_server: str) -> None:
+def test_progress_is_shown_while_the_training_runs_and_a_server_that_is_away_does_no_harm(
+    prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_UPDATES", 0.2)
+    monkeypatch.setattr(progress, "SECONDS_TO_END", 1)
     half = Progress("train", 1, 1, 10, 20, loss=0.5, eta_seconds=60)
 
     @flow
@@ -267,7 +268,7 @@ def test_progress_is_shown_while_the_training_runs_and_a_server_that_is_away_doe
         began = time.monotonic()
         with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}), LiveProgress("away") as live:
             live.end("all")
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 5
 
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         trains()

@@ -27,6 +27,8 @@ from nightgate.registry import data_retention
 from nightgate.registry.champions import load_champion
 from nightgate.runs.evaluations import Evaluation
 from nightgate.schedule import chosen_night, tonight
+from nightgate.training.protocol import ScoreJob, ScoreResult
+from nightgate.training.scoring import score_models
 from tests.support.tiny import tiny_pipeline, write_tiny_reviews
 
 pytestmark = pytest.mark.process
@@ -88,17 +90,22 @@ def site(first: tuple[Path, Pipeline], environment: Path, tmp_path: Path) -> Sit
     return Site(environment, tmp_path, pipeline.model_copy(update={"data": data}))
 
 
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of rows of each scoring, which this process does as its child would."""
+    counts: list[int] = []
+
+    def score(job: ScoreJob, **_: Any) -> ScoreResult:
+        counts.append(sum(len(places) for places in (job.places or {}).values()))
+        return score_models(job, lambda _: None)
+
+    monkeypatch.setattr(champion_evaluation.supervisor, "score_models", score)
+    return counts
+
+
 def test_rows_count_from_when_their_label_is_known_are_scored_once_and_a_fall_raises_the_alarm(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, scored: list[int]
 ) -> None:
-    scored: list[int] = []
-    score = champion_evaluation.supervisor.score_models
-
-    def counted(job: Any, **options: Any) -> Any:
-        scored.append(sum(map(len, job.places.values())))
-        return score(job, **options)
-
-    monkeypatch.setattr(champion_evaluation.supervisor, "score_models", counted)
     # Straight after the promotion nothing has come.
     none = site.evaluate()
     assert (none.rows, none.f1, none.alarms) == (0, None, ())
@@ -172,6 +179,7 @@ def test_retention_waits_for_an_evaluation_on_its_own(site: Site, monkeypatch: p
         assert not sweep.is_alive()
 
 
+@pytest.mark.usefixtures("scored")
 def test_rows_that_the_version_learnt_or_was_chosen_by_do_not_count(site: Site) -> None:
     snapshot = newest_snapshot(site.home, "tiny")
     learnt, judged = snapshot.rows("train").iloc[0], snapshot.rows("test").iloc[0]

@@ -57,8 +57,7 @@ from nightgate.training.predictions import read_predictions
 from nightgate.training.protocol import ScoreJob, ScoreResult, TrainResult
 from tests.support import night_rows
 from tests.support.after_verdict import Case
-from tests.support.first_night import FirstNight, copy_first_night, first_night
-from tests.support.night import nightgate
+from tests.support.first_night import copy_first_night, first_night, held_night
 from tests.support.tiny import tiny_pipeline, write_tiny_model, write_tiny_reviews
 
 pytestmark = pytest.mark.process
@@ -91,18 +90,6 @@ def broken_by(kind: type[BaseException], said: str = "") -> Iterator[None]:
     assert said in str(raised.value)
 
 
-@pytest.fixture(scope="module")
-def held_night(tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
-    """A first night that is held, in bf16: there is a version 1 and no champion."""
-    pipeline, home = first_night().pipeline, tmp_path_factory.mktemp("held") / "home"
-    settings = {**SHORT, "gate.min_f1": 1.0, "training.start_from": "champion", "training.precision": "bf16"}
-    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    arguments = ("run", pipeline, "--night", "2026-01-05", "--no-prefect", *options)
-    done = nightgate(*arguments, cwd=home.parent, env={"NIGHTGATE_HOME": str(home)})
-    assert "HELD" in done.stdout, done.stderr
-    return FirstNight(pipeline, home, done)
-
-
 def the_row(run: NightRun | RunRow) -> dict[str, Any]:
     with Database.open(open_home()) as db:
         return night_rows.one(db, run.run_id)
@@ -116,22 +103,26 @@ def evidence_of(run: RunRow) -> Evidence:
 # --- the champion ---
 
 
-def test_a_first_night_that_should_go_on_trains_in_full_and_says_why(held_night: FirstNight) -> None:
-    assert "trains in full: there is no version of an earlier night" in held_night.done.stderr
-    assert re.search(r"Training +in full, [\d,]+ rows: there is no version of an earlier night", held_night.done.stdout)
-    page = held_night.home / "reports" / "small" / "history.html"
-    assert "there is no version of an earlier night" in page.read_text()
+def test_a_first_night_that_should_go_on_trains_in_full_and_says_why() -> None:
+    held = held_night()
+    assert "trains in full: there is no version of an earlier night" in held.done.stderr
+    assert re.search(r"Training +in full, [\d,]+ rows: there is no version of an earlier night", held.done.stdout)
+    run_report = max((held.home / "runs").iterdir(), key=lambda path: path.stat().st_mtime) / "report.html"
+    assert "there is no version of an earlier night" in run_report.read_text()
 
 
-def test_a_night_in_bf16_says_so_on_every_row_and_its_model_is_served_in_fp32(held_night: FirstNight) -> None:
-    with Database.open(open_home(held_night.home)) as db:
+def test_a_night_in_bf16_says_so_on_every_row_and_its_model_is_served_in_fp32() -> None:
+    with Database.open(open_home(held_night().home)) as db:
+        [run_id] = db.frame("SELECT run_id FROM nightly_runs WHERE status = 'held'")["run_id"]
         for view, column in (
-            *((name, "precision") for name in ("nights", "gate_checks", "gate_sides", "test_predictions")),
+            *((name, "precision") for name in ("nightly_runs", "gate_checks", "gate_sides", "test_predictions")),
             *((name, "compute_precision") for name in ("epoch_results", "slice_metrics", "confusion")),
-            *((name, "scoring_precision") for name in ("nights", "model_versions")),
+            *((name, "scoring_precision") for name in ("nightly_runs", "model_versions")),
         ):
-            assert set(db.frame(f"SELECT {column} FROM {view}")[column]) == {"bf16"}, (view, column)
-        [served] = db.frame("SELECT * FROM gate_checks WHERE check_name = 'serving'").to_dict("records")
+            found = db.frame(f"SELECT {column} FROM {view} WHERE run_id = :run", {"run": run_id})[column]
+            assert set(found) == {"bf16"}, (view, column)
+        query = "SELECT * FROM gate_checks WHERE check_name = 'serving' AND run_id = :run"
+        [served] = db.frame(query, {"run": run_id}).to_dict("records")
     assert served["outcome"] == "passed"
     assert served["candidate_value"] < 1e-4
     assert "scored in bf16" in served["reason"]
@@ -351,11 +342,10 @@ def test_a_candidate_whose_anchor_was_moved_after_it_was_judged_is_held(
 
 
 @pytest.mark.slow
-def test_a_night_whose_champion_was_promoted_after_it_was_scored_is_held(
-    held_night: FirstNight, environment: Path
-) -> None:
-    shutil.copytree(held_night.home, environment, symlinks=True)
-    pipeline = load_pipeline(held_night.pipeline, SHORT)
+def test_a_night_whose_champion_was_promoted_after_it_was_scored_is_held(empty_site: Path) -> None:
+    pipeline = load_pipeline(empty_site, {**SHORT, "gate.min_f1": 1.0})
+    assert run_night(pipeline, night_of(pipeline, 5)).status == "held"
+    pipeline = load_pipeline(empty_site, SHORT)
 
     def register_too_late(run: NightRun, *given: Any) -> int:
         version = steps.register_candidate(run, *given)

@@ -103,12 +103,14 @@ def test_a_page_has_all_that_the_views_have_of_its_nights(database: Database) ->
     name, _ = insert_nights(database, pipelines=2, nights=60)
     on_gpu = sa.update(Attempt).values(device="NVIDIA H200", busy_seconds=60.0)
     database.write(lambda session: session.execute(on_gpu))
+    database.write(lambda session: session.execute(sa.update(Run).values(training_reason="due again")))
     page = page_of(database, name)
     query = "SELECT run_id, night, status, test_f1 FROM nights WHERE pipeline = :name ORDER BY night"
     nights = database.frame(query, {"name": name})
     stored = page["nights"]["columns"]
     assert page["nights"]["rows"] == len(nights) == len(stored["night"])
     assert stored["night"] == [str(night) for night in nights["night"]]
+    assert "due again" in json.dumps(stored["training_reason"])
     assert stored["test_f1"] == [None if pd.isna(f1) else round(f1, 4) for f1 in nights["test_f1"]]
 
     def number(query: str) -> int:

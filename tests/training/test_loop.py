@@ -227,7 +227,7 @@ def test_a_champion_with_other_labels_is_no_start(tmp_path: Path) -> None:
 
 
 def test_a_training_that_goes_on_learns_the_same_rows_again_after_a_kill(tmp_path: Path) -> None:
-    _, first = run(tiny_job(tmp_path, epochs=2))
+    begun, first = run(tiny_job(tmp_path, epochs=2))
     before = read_learnt(first.best_model)
     more = tiny_job(tmp_path, run="next", rows=240, replay=0.5, continued_rate=0.2, early_stopping_patience=1)
     job = replace(more, start_from=first.best_model)
@@ -240,6 +240,7 @@ def test_a_training_that_goes_on_learns_the_same_rows_again_after_a_kill(tmp_pat
     assert [(report.epoch, report.is_best, report.stopped_early) for report in whole.reports] == [(1, True, False)]
     assert whole.seen[-1].epochs == 1
     assert whole.reports[0].learning_rate <= 0.2 * 3e-3
+    assert whole.reports[0].training_loss < begun.reports[0].training_loss
 
     killed = replace(job, run_dir=job.run_dir.with_name("killed"))
     run_and_die(killed, 1)

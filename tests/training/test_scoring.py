@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from nightgate.data.golden_rows import golden_rows
 from nightgate.data.snapshots import open_snapshot, write_snapshot
 from nightgate.engine import devices
+from nightgate.errors import ModelError
 from nightgate.metrics.calibration import nonfinite_rows
 from nightgate.models.serving_check import serve
 from nightgate.training.protocol import Progress, ScoreJob, ScoreResult
@@ -112,3 +114,12 @@ def test_logits_that_are_not_finite_are_written_and_no_error(job: ScoreJob, tmp_
     for found in logits.values():
         assert nonfinite_rows(found) == len(found) == num_rows
         assert np.isfinite(found[:, 1]).all()
+
+
+def test_a_model_with_other_labels_is_not_scored(job: ScoreJob, tmp_path: Path) -> None:
+    other = shutil.copytree(job.models["candidate"], tmp_path / "other")
+    settings = json.loads((other / "config.json").read_text())
+    settings |= {"id2label": {"0": "good", "1": "bad", "2": "ugly"}, "label2id": {"good": 0, "bad": 1, "ugly": 2}}
+    (other / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"\['good', 'bad', 'ugly'\]"):
+        scored(replace(job, models={**job.models, "champion": other}, out=tmp_path / "out"))

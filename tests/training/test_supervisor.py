@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 class Ended:
     reports: list[EpochReport]
     result: TrainResult
+    seen: list[Progress] = field(default_factory=list)
+    logged: list[str] = field(default_factory=list)
 
     def numbers(self) -> list[tuple[float, ...]]:
         """The numbers that must not depend on kills, bit for bit."""
@@ -80,15 +84,14 @@ STOCK = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainJob, Ended]:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        job = tiny_job(folder, **SLOW_EPOCHS)
-        return job, finish(train(job))
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
+    job, seen = tiny_job(tmp_path_factory.mktemp("uninterrupted"), **SLOW_EPOCHS), list[Progress]()
+    logger, lines = logging.getLogger("nightgate"), BufferingHandler(1_000)
+    logger.addHandler(lines)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        ended = finish(train(job, on_progress=seen.append))
+    logger.removeHandler(lines)
+    return job, replace(ended, seen=seen, logged=[record.getMessage() for record in lines.buffer])
 
 
 def test_a_run_reports_every_epoch_and_leaves_exactly_these_files(uninterrupted: tuple[TrainJob, Ended]) -> None:
@@ -342,52 +345,26 @@ def test_an_unreachable_hub_is_an_error_within_a_minute(tmp_path: Path, monkeypa
     assert time.monotonic() - began < 60
 
 
-def test_the_parent_logs_the_device_and_the_report_has_the_reasons_of_the_engine(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_the_parent_logs_the_device_and_the_reports_have_the_reasons_of_the_engine(
+    uninterrupted: tuple[TrainJob, Ended],
 ) -> None:
-    caplog.set_level(logging.INFO)
-    report = next(train(tiny_job(tmp_path)))
-    logged = [record.getMessage() for record in caplog.records if record.name.startswith("nightgate.")]
-    assert any("fp32 on the CPU: " in line for line in logged)
+    _, ended = uninterrupted
+    assert any("fp32 on the CPU: " in line for line in ended.logged)
     for reason in ("packed texts", "vocabulary: ", "OMP_NUM_THREADS"):
-        assert reason in report.engine_reason
-        assert not any(reason in line for line in logged)
+        assert all(reason in report.engine_reason for report in ended.reports)
+        assert not any(reason in line for line in ended.logged)
 
 
-def test_progress_is_reported_in_every_phase(tmp_path: Path) -> None:
-    seen: list[Progress] = []
-    finish(train(tiny_job(tmp_path), on_progress=seen.append))
-    assert {progress.phase for progress in seen} == {"load", "train", "evaluate", "save"}
-    steps = [progress for progress in seen if progress.phase == "train"]
+def test_progress_is_reported_in_every_phase(uninterrupted: tuple[TrainJob, Ended]) -> None:
+    _, ended = uninterrupted
+    assert {progress.phase for progress in ended.seen} == {"load", "train", "evaluate", "save"}
+    steps = [progress for progress in ended.seen if progress.phase == "train"]
     assert all(p.loss and p.examples_per_second and p.eta_seconds is not None and p.total_steps for p in steps)
 
 
-def test_candidate_and_champion_are_scored_on_the_same_rows(
+def test_models_are_scored_on_the_same_rows_and_by_the_labels_of_the_pipeline(
     uninterrupted: tuple[TrainJob, Ended], tmp_path: Path
 ) -> None:
-    job, ended = uninterrupted
-    best = ended.result.best_model
-    job_of_scores = ScoreJob(
-        pipeline=job.pipeline,
-        snapshot=job.snapshot,
-        models={"candidate": best, "champion": best},
-        out=tmp_path / "scores",
-        split="validation",
-    )
-    scored = score_models(job_of_scores)
-    assert files(tmp_path / "scores") == {"candidate.npz", "champion.npz", "score.json", "score.log"}
-    stored = np.load(ended.reports[ended.result.best_epoch - 1].predictions)
-    for path in scored.written.values():
-        found = np.load(path, allow_pickle=False)
-        assert (found["labels"] == stored["labels"]).all()
-        assert np.abs(found["logits"] - stored["logits"]).max() < 1e-5
-
-
-def test_scoring_orders_logits_by_the_labels_of_the_pipeline_and_refuses_other_labels(
-    uninterrupted: tuple[TrainJob, Ended], tmp_path: Path
-) -> None:
-    import shutil
-
     job, ended = uninterrupted
     turned = shutil.copytree(ended.result.best_model, tmp_path / "turned")
     settings = json.loads((turned / "config.json").read_text())
@@ -395,19 +372,12 @@ def test_scoring_orders_logits_by_the_labels_of_the_pipeline_and_refuses_other_l
     settings["label2id"] = {"good": 0, "bad": 1, "middling": 2}
     (turned / "config.json").write_text(json.dumps(settings))
     models = {"candidate": ended.result.best_model, "champion": turned}
-    scores = ScoreJob(job.pipeline, job.snapshot, models, tmp_path / "scores")
-    found = {name: np.load(path)["logits"] for name, path in score_models(scores).written.items()}
-    assert (found["champion"][:, [2, 0, 1]] == found["candidate"]).all()
-    settings["id2label"] = {"0": "good", "1": "bad", "2": "ugly"}
-    (turned / "config.json").write_text(json.dumps({**settings, "label2id": {"good": 0, "bad": 1, "ugly": 2}}))
-    with pytest.raises(ModelError, match=r"\['good', 'bad', 'ugly'\]"):
-        score_models(scores)
-
-
-def test_training_starts_from_the_champion(uninterrupted: tuple[TrainJob, Ended]) -> None:
-    job, ended = uninterrupted
-    onward = replace(job, run_dir=job.run_dir.with_name("onward"), start_from=ended.result.best_model)
-    running = train(onward)
-    first = next(running)
-    running.close()
-    assert first.training_loss < ended.reports[0].training_loss
+    scores = ScoreJob(job.pipeline, job.snapshot, models, tmp_path / "scores", split="validation")
+    scored = score_models(scores)
+    assert files(tmp_path / "scores") == {"candidate.npz", "champion.npz", "score.json", "score.log"}
+    stored = np.load(ended.reports[ended.result.best_epoch - 1].predictions)
+    candidate, champion = (np.load(scored.written[name], allow_pickle=False) for name in ("candidate", "champion"))
+    assert (candidate["labels"] == stored["labels"]).all()
+    assert (champion["labels"] == stored["labels"]).all()
+    assert np.abs(candidate["logits"] - stored["logits"]).max() < 1e-5
+    assert (champion["logits"][:, [2, 0, 1]] == candidate["logits"]).all()
