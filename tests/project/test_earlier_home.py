@@ -110,6 +110,12 @@ def test_its_waiting_candidate_is_rejected_and_the_next_night_runs_on_its_snapsh
     assert [row["break_before"] for row in site.rows("history", "small.toml")] == [None] * 7
     assert len(site.query("SELECT DISTINCT test_version, metric_key FROM nights WHERE test_f1 IS NOT NULL")) == 1
     assert len(list((site.folder / "home/golden/small").iterdir())) == 1
+    # No setting that came with the upgrade is a change: only those of this night and of the one before, and two whose
+    # default is another.
+    changed = "SELECT name FROM night_changes WHERE night = '2026-01-12' AND kind = 'setting' ORDER BY name"
+    assert [name for (name,) in site.query(changed)] == [
+        *("gate.approval", "gate.max_size_ratio", "gate.slice_margin", "training.base_model", "training.epochs"),
+    ]
 
 
 ANALYST, BOARD = 'an "odd" %s na\'me', "board"
