@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from nightgate.config.checks import ColumnRules
 from nightgate.config.pipeline import Pipeline
 from nightgate.config.values import canonical_label
-from nightgate.data.columns import Columns
+from nightgate.data.columns import Columns, mixed
 from nightgate.data.rules import SPLITS
 from nightgate.data.split_memory import hashes_of
 from nightgate.sources.column_rules import check_columns
@@ -189,7 +189,7 @@ def work(raw: RawBatch, rules: Rules) -> Worked:
         facts[f"slice_{name}"], keys = _named(array_of(table, name).take(pa.array(rows)), _slice)
         names.append(keys)
     numbers = (small[name] for name in ("text_rest", "id_key", "time", "own_label", "given"))
-    small["facts"] = _mixed(exact, *numbers, *names)
+    small["facts"] = mixed(exact, *numbers, *names)
 
     quarantined = [row if _may_be_kept(row.row_id, rules) else _emptied(row) for row in raw.rejected]
     quarantined += (
@@ -309,16 +309,6 @@ def plain_values(column: pa.Array) -> pa.Array:
     """Values such as ids as text that does not depend on the file format."""
     values = _values(column)
     return _with_changes(column, values, [_plain(value) for value in values])
-
-
-def _mixed(*columns: NDArray[Any]) -> NDArray[np.uint64]:
-    """A 64-bit hash of each row of numbers."""
-    mixed = np.full(len(columns[0]), 0x9E3779B97F4A7C15, np.uint64)
-    for column in columns:
-        mixed ^= column.astype(np.int64, copy=False).view(np.uint64) if column.dtype.kind == "i" else column
-        mixed *= np.uint64(0xBF58476D1CE4E5B9)
-        mixed ^= mixed >> np.uint64(29)
-    return mixed
 
 
 def _distinct(column: pa.Array) -> tuple[NDArray[np.intp], list[Any]]:

@@ -1,4 +1,4 @@
-"""Tables of the promotion gate: test sets and predictions, evidence, anchors, freezes and seed studies."""
+"""Tables of the promotion gate: test sets and predictions, evidence, checks, anchors, freezes and seed studies."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from nightgate.database.column_types import Base, Key, NumberKey, OfAttempt, of, one_of, one_open
+from nightgate.database.column_types import WITHOUT_ROWID, Base, Key, NumberKey, OfAttempt, of, one_of, one_open
 
 SIDES = ("candidate", "champion", "anchor")
 ROW_SETS = ("test", "golden")
+OUTCOMES = ("passed", "failed", "underpowered", "warning", "not_run")
 SCOPES = ("window", "all", "golden", "slice")
 
 
@@ -96,6 +97,31 @@ class GateSide(OfAttempt, Base):
     """Why the fresh process could not serve it; '' where it could."""
     facts: Mapped[dict[str, Any]]
     """Other input of the checks, such as which test rows it was trained on: see `nightgate.runs.evidence_store`."""
+
+
+class GateCheck(OfAttempt, Base):
+    """One check of the gate, with its numbers. `slice_name` is '' for checks on all test rows."""
+
+    __tablename__ = "gate_check"
+    __table_args__ = (
+        one_of("outcome", OUTCOMES),
+        of("run_id attempt", "attempt: run_id attempt"),
+        WITHOUT_ROWID,
+    )
+
+    check_name: Mapped[Key]
+    slice_name: Mapped[Key]
+    slice_value: Mapped[Key]
+    position: Mapped[int]
+    metric: Mapped[str]
+    candidate_value: Mapped[float | None]
+    champion_value: Mapped[float | None]
+    threshold: Mapped[float | None]
+    ci_low: Mapped[float | None]
+    ci_high: Mapped[float | None]
+    rows_used: Mapped[int | None]
+    outcome: Mapped[str]
+    reason: Mapped[str]
 
 
 class JointOutcome(Base):

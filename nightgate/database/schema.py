@@ -28,7 +28,6 @@ TRIGGERS = ("schedule", "manual", "backfill", "retry")
 VERDICTS = ("promote", "hold", "underpowered")
 DECISIONS = ("approved", "rejected", "timed_out", "superseded")
 """How the wait for an approval ended."""
-OUTCOMES = ("passed", "failed", "underpowered", "warning", "not_run")
 
 
 class Setting(Base):
@@ -301,31 +300,6 @@ class Epoch(OfAttempt, Base):
     tokens_per_second: Mapped[float | None]
     nonfinite: Mapped[str]
     recorded_at: Mapped[datetime]
-
-
-class GateCheck(OfAttempt, Base):
-    """One check of the gate, with its numbers. `slice_name` is '' for checks on all test rows."""
-
-    __tablename__ = "gate_check"
-    __table_args__ = (
-        one_of("outcome", OUTCOMES),
-        of("run_id attempt", "attempt: run_id attempt"),
-        WITHOUT_ROWID,
-    )
-
-    check_name: Mapped[Key]
-    slice_name: Mapped[Key]
-    slice_value: Mapped[Key]
-    position: Mapped[int]
-    metric: Mapped[str]
-    candidate_value: Mapped[float | None]
-    champion_value: Mapped[float | None]
-    threshold: Mapped[float | None]
-    ci_low: Mapped[float | None]
-    ci_high: Mapped[float | None]
-    rows_used: Mapped[int | None]
-    outcome: Mapped[str]
-    reason: Mapped[str]
 
 
 class QuarantinedRow(Base):

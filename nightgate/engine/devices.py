@@ -128,7 +128,7 @@ def _seconds(dtype: torch.dtype, repeats: int = 5) -> float:
 
 
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type.upper()}"
+    return describe(device) if device.type == "cuda" else f"the {device.type.upper()}"
 
 
 def describe(device: torch.device) -> str:

@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.database.gate_schema import Anchor, GateSide
+from nightgate.database.gate_schema import Anchor, GateCheck, GateSide
 from nightgate.database.label_meanings import meaning_of_version
-from nightgate.database.schema import GateCheck, ModelVersion
+from nightgate.database.schema import ModelVersion
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.registry.versions import open_promotion

@@ -14,7 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.database.schema import GateCheck, ModelVersion, Promotion
+from nightgate.database.gate_schema import GateCheck
+from nightgate.database.schema import ModelVersion, Promotion
 from nightgate.database.transactions import Database
 from nightgate.database.views import selecting
 from nightgate.errors import RegistryError

@@ -24,9 +24,9 @@ from sqlalchemy.orm import Session
 
 from nightgate.config.checks import NONE_ALLOWED, Allowed
 from nightgate.database.data_schema import DriftRow
-from nightgate.database.gate_schema import JointOutcome
+from nightgate.database.gate_schema import GateCheck, JointOutcome
 from nightgate.database.refresh_schema import Refresh
-from nightgate.database.schema import Attempt, Epoch, GateCheck, Run, Snapshot
+from nightgate.database.schema import Attempt, Epoch, Run, Snapshot
 from nightgate.database.shared_values import add_rows, slice_ids
 from nightgate.database.transactions import Database
 from nightgate.errors import DataError

@@ -98,11 +98,6 @@ class Checkpoint:
         """Optimiser moments of this epoch."""
         return load_tensors(self.path / "moments.safetensors")
 
-    def best_model(self, run_dir: Path) -> Path:
-        """The stock folder of a finished run."""
-        assert self.state.finished
-        return run_dir / self.state.best_folder
-
 
 class Saver:
     """Background thread that saves one epoch at a time, in order.

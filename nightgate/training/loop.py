@@ -15,14 +15,13 @@ import shutil
 import statistics
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nightgate.config.pipeline import Pipeline
 from nightgate.cpu_threads import pick_threads
@@ -35,6 +34,7 @@ from nightgate.training.checkpoints import Checkpoint, RunState
 from nightgate.training.continued import continued_recipe, write_learnt
 from nightgate.training.epoch_metrics import EpochMetrics
 from nightgate.training.inputs import prepare, seed_epoch
+from nightgate.training.losses import STABILISE, Losses
 from nightgate.training.protocol import EpochReport, Phase, Progress, TrainJob, TrainResult
 from nightgate.training.scoring import mean_cross_entropy, write_predictions
 
@@ -44,9 +44,6 @@ LOSSES_PER_CHECK_ON_GPU = 10
 """Reading a loss waits for the GPU: losses are read, and checked, this many at a time."""
 
 STEPS_IN_MEDIAN = 50
-
-_CHECK_BASE_MODEL = "check the base model: its first loss is not finite, so its weights hold NaN or infinity"
-_STABILISE = "lower training.learning_rate, raise training.warmup_ratio, or set training.precision = 'fp32'"
 
 
 class Listener(Protocol):
@@ -101,42 +98,6 @@ def _result(job: TrainJob, state: RunState, *, resumed_from: int) -> TrainResult
         micro_batches=state.micro_batches,
         rows_trained=state.rows_trained,
     )
-
-
-@dataclass
-class _Losses:
-    """Losses of an epoch, read from the device in groups; one that is not finite is an error."""
-
-    epoch: int
-    precision: str
-    group: int
-    total: float = 0.0
-    examples: int = 0
-    _unread: list[tuple[int, float, int, Tensor]] = field(default_factory=list)
-
-    def add(self, step: int, rate: float, examples: int, loss: Tensor) -> None:
-        self._unread.append((step, rate, examples, loss.detach()))
-        if len(self._unread) >= self.group:
-            self.read()
-
-    def read(self) -> None:
-        if not self._unread:
-            return
-        values = torch.stack([loss for *_, loss in self._unread]).tolist()
-        for (step, rate, examples, _), value in zip(self._unread, values, strict=True):
-            if not math.isfinite(value):
-                raise NonFiniteLossError(
-                    f"the training loss is {value} in epoch {self.epoch}, step {step} "
-                    f"(learning rate {rate:g}, {self.precision})",
-                    next_step=_CHECK_BASE_MODEL if step == 1 else _STABILISE,
-                )
-            self.total += value * examples
-            self.examples += examples
-        self._unread.clear()
-
-    @property
-    def mean(self) -> float:
-        return self.total / max(self.examples, 1)
 
 
 class _Run:
@@ -261,7 +222,7 @@ class _Run:
         saver.submit(save)
 
     def _epoch_report(
-        self, epoch: int, step: int, losses: _Losses, seconds: float, rate: float, logits: NDArray[np.float32]
+        self, epoch: int, step: int, losses: Losses, seconds: float, rate: float, logits: NDArray[np.float32]
     ) -> EpochReport:
         """Score the epoch on validation rows and write their logits."""
         labels = self.rows.validation_labels
@@ -270,7 +231,7 @@ class _Run:
             raise NonFiniteLossError(
                 f"the validation loss is {validation_loss} after epoch {epoch}, step {step} "
                 f"(learning rate {rate:g}, {self.picked.precision})",
-                next_step=_STABILISE,
+                next_step=STABILISE,
             )
         predictions = self.attempt_dir / "epochs" / f"epoch-{epoch:04d}.npz"
         if self.world.rank == 0:
@@ -324,10 +285,10 @@ class _Run:
         self.state = checkpoints.save_finished(self.job.run_dir, self.attempt_dir, state, export).state
         shutil.rmtree(self.attempt_dir / checkpoints.METRICS, ignore_errors=True)
 
-    def _train_epoch(self, epoch: int, saver: checkpoints.Saver) -> tuple[_Losses, float, float]:
+    def _train_epoch(self, epoch: int, saver: checkpoints.Saver) -> tuple[Losses, float, float]:
         """Train one epoch; returns its losses, its seconds, and the learning rate of its last step."""
         on_cpu = self.picked.device.type == "cpu"
-        losses = _Losses(epoch, self.picked.precision, 1 if on_cpu else LOSSES_PER_CHECK_ON_GPU)
+        losses = Losses(epoch, self.picked.precision, 1 if on_cpu else LOSSES_PER_CHECK_ON_GPU)
         order = seed_epoch(self.recipe.seed, epoch, self.world.rank).permutation(len(self.rows.train_labels))
         self.engine.seed(self.recipe.seed, epoch, self.world.rank)
         size, lengths = self.recipe.batch_size, self.rows.train.lengths

@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from nightgate.analysis import rescoring as rescoring_module
-from nightgate.analysis.replay import ReplayedNight, Rescorer, breaks_before, policy_of, replay, summary
+from nightgate.analysis.chain import Rescorer
+from nightgate.analysis.replay import ReplayedNight, breaks_before, policy_of, replay, summary
 from nightgate.analysis.rescoring import Rescored, newest_judged, rescore
 from nightgate.cli.app import app
 from nightgate.config.gate import Gate

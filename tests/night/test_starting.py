@@ -20,7 +20,8 @@ from nightgate.config.pipeline import Pipeline
 from nightgate.data.snapshots import Snapshot, open_snapshot
 from nightgate.database.connection import database_url
 from nightgate.database.evaluation_schema import ChampionEvaluation
-from nightgate.database.schema import GateCheck, ModelVersion, Promotion, Run
+from nightgate.database.gate_schema import GateCheck
+from nightgate.database.schema import ModelVersion, Promotion, Run
 from nightgate.database.transactions import Database, upgrade
 from nightgate.errors import DataError
 from nightgate.home import open_home

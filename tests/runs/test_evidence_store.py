@@ -13,8 +13,7 @@ from sqlalchemy.orm import Session
 
 from nightgate.analysis import replay
 from nightgate.config.gate import Gate
-from nightgate.database.gate_schema import GateSide
-from nightgate.database.schema import GateCheck
+from nightgate.database.gate_schema import GateCheck, GateSide
 from nightgate.database.transactions import Database
 from nightgate.errors import RegistryError
 from nightgate.gate.decide import decide

@@ -149,7 +149,7 @@ def test_a_run_leaves_exactly_these_files(tmp_path: Path) -> None:
     }
     assert (last.state.finished, last.state.weights, last.state.best_weights) == (True, "", "")
     assert newest(tmp_path) == last
-    assert last.best_model(tmp_path) == tmp_path / "attempt-1" / "best" / "epoch-0001"
+    assert tmp_path / last.state.best_folder == tmp_path / "attempt-1" / "best" / "epoch-0001"
     assert len(list(tmp_path.rglob("*.npz"))) == 3
 
 
@@ -285,7 +285,7 @@ def test_a_damaged_best_model_of_a_finished_run_is_noticed(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     last = finish(tmp_path, 2, 1, save(tmp_path, 1).state)
-    flip(last.best_model(tmp_path) / name)
+    flip(tmp_path / last.state.best_folder / name)
     assert newest_checkpoint(tmp_path, "recipe") is None
     assert f"best/epoch-0001/{name}" in caplog.text
 

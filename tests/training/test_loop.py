@@ -26,7 +26,8 @@ from nightgate.errors import ModelError, NonFiniteLossError, SnapshotError
 from nightgate.training.checkpoints import newest_checkpoint
 from nightgate.training.continued import labelled_keys, lost, read_learnt
 from nightgate.training.inputs import balanced, seed_epoch
-from nightgate.training.loop import _Losses, _recipe, train
+from nightgate.training.loop import _recipe, train
+from nightgate.training.losses import Losses
 from nightgate.training.protocol import EpochReport, Progress, TrainJob, TrainResult
 from nightgate.training.scoring import columns, logits_of, mean_cross_entropy
 from tests.support.tiny import tiny_job, write_tiny_model
@@ -304,7 +305,7 @@ def test_order_and_masks_depend_on_seed_and_epoch_alone() -> None:
 
 
 def test_losses_read_in_groups_still_name_the_step_that_was_not_finite() -> None:
-    losses = _Losses(epoch=2, precision="bf16", group=10)
+    losses = Losses(epoch=2, precision="bf16", group=10)
     for step in range(11, 18):
         losses.add(step, 1e-3, 16, torch.tensor(1.0))
     losses.add(18, 5e-4, 16, torch.tensor(math.inf))
@@ -313,7 +314,7 @@ def test_losses_read_in_groups_still_name_the_step_that_was_not_finite() -> None
 
 
 def test_the_training_loss_is_the_mean_over_examples_and_not_over_steps() -> None:
-    losses = _Losses(epoch=1, precision="fp32", group=1)
+    losses = Losses(epoch=1, precision="fp32", group=1)
     losses.add(1, 1e-3, 16, torch.tensor(1.0))
     losses.add(2, 1e-3, 4, torch.tensor(2.0))
     assert losses.mean == pytest.approx((16 * 1 + 4 * 2) / 20)
