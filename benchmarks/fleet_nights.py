@@ -188,7 +188,7 @@ class Writer:
         run = self._night(day, night)
         if run.status == "promoted":
             self._promotions += 1
-            if self._promotions == 4:  # somebody runs the night again
+            if self._promotions == 4:  # the night is run again manually
                 self._night(day, replace(night, trigger="manual"), force=True)
             if self._promotions == 6 and before is not None:
                 self._pass(hours=7)

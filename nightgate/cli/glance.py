@@ -116,7 +116,7 @@ def glance(nights: pd.DataFrame, timeline: pd.DataFrame, page: Page, *, older: b
 
 
 def fleet(pipelines: pd.DataFrame, page: Page) -> list[str]:
-    """A line for each pipeline, and below them what somebody has to look at today.
+    """A line for each pipeline, and below them what needs attention today.
 
     Args:
         pipelines: as `nightgate.frames.fleet.read_fleet`.
@@ -248,8 +248,8 @@ def _folded(rows: Iterable[Row]) -> Iterator[list[Row]]:
     """The nights, those in a row together that are one line."""
 
     def key(row: Row) -> Any:
-        told = row["test_f1"] is not None or row["alarm"] or row["break_before"] or row["later_failure"]
-        if told or row["status"] in {"running", "waiting"}:
+        has_news = row["test_f1"] is not None or row["alarm"] or row["break_before"] or row["later_failure"]
+        if has_news or row["status"] in {"running", "waiting"}:
             return row["run_id"]
         return row["status"], "" if row["status"] in UNTRAINED else _clause(row["reason"] or "")
 

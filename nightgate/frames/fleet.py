@@ -1,4 +1,4 @@
-"""All pipelines at once: how each last night ended, its champion, and who needs somebody today.
+"""All pipelines at once: how each last night ended, its champion, and which need attention today.
 
     nightgate history        # a line per pipeline
 
@@ -35,8 +35,8 @@ def read_fleet(db: Database, today: date | None = None) -> pd.DataFrame:
     """A row per pipeline that has had a night, with that night's run and how its champion does.
 
     Columns: pipeline, night, run_id, status, reason, next_step, test_f1, f1_ci_low, f1_ci_high, champion_version,
-    champion_since; `scores`, the F1 of the last nights, oldest first, None where there is none; `needs`, why somebody
-    has to look today, and `remedy`, the command for it; both are '' where nobody has to.
+    champion_since; `scores`, the F1 of the last nights, oldest first, None where there is none; `needs`, why it
+    needs attention today, and `remedy`, the command for it; both are '' where it needs none.
 
     Args:
         today: the date in UTC unless given.

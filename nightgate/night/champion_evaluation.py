@@ -194,7 +194,7 @@ def _side(
     of_rows = keys_of(snapshot.path.parent, rows)
     learnt, unknown = trained_on(line_of(db, db.home, pipeline.name, version.version), of_rows)
     if learnt is None:
-        return replace(side, flaw=f"cannot be told which rows it has learnt: {unknown}")
+        return replace(side, flaw=f"has no record of the rows that it has learnt: {unknown}")
     rows = rows[~(learnt | known_to(chosen_on, of_rows))].reset_index(drop=True)
     flaw = db.read(lambda session: meaning_of_run(session, version.run_id)).flaw(meaning_of(snapshot, pipeline))
     return replace(side, rows=rows, flaw=flaw)

@@ -1,4 +1,4 @@
-"""What the page of all pipelines shows: those that need somebody first, each with its nights."""
+"""What the page of all pipelines shows: those that need attention first, each with its nights."""
 
 from __future__ import annotations
 

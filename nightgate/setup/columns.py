@@ -25,7 +25,7 @@ TIME_FORMATS = (
     "%a %b %d %H:%M:%S %Y",
     "%a, %d %b %Y %H:%M:%S %z",
 )
-"""ISO 8601, and formats of strptime; of a day and a month that cannot be told apart, the day comes first."""
+"""ISO 8601, and formats of strptime; where day and month look the same, the day comes first."""
 _FIRST_YEAR = 1990
 
 

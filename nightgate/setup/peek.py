@@ -35,7 +35,7 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _LINES = 500
 """Lines by which a dialect is recognised."""
 _NO_COLUMNS = Data.model_construct(source=SampleSource(kind="sample"), text=(), label="", labels=())
-"""What readers are told of the pipeline's columns."""
+"""What readers know of the pipeline's columns."""
 
 
 @dataclass(frozen=True)

@@ -53,16 +53,16 @@ def refresh(pipeline: dict[str, Any], number: int) -> Snapshot:
     return snapshot
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["updated and deleted", "swept every night"])
-def test_every_row_of_a_month_is_accounted_for(url: str, tmp_path: Path, told: bool) -> None:
+@pytest.mark.parametrize("has_marks", [True, False], ids=["updated and deleted", "swept every night"])
+def test_every_row_of_a_month_is_accounted_for(url: str, tmp_path: Path, has_marks: bool) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    columns = {"updated": "updated_at", "deleted": "deleted_at"} if told else {}
+    columns = {"updated": "updated_at", "deleted": "deleted_at"} if has_marks else {}
     data = {"source": {"kind": "sql", "url_env": "SHOP", "table": "shop.reviews"}, "id": "id", "text": "body"}
     data |= {"label": "stars", "labels": [1, 5], "time": "created_at", "near_duplicates": False} | columns
     pipeline: dict[str, Any] = {"name": "month", "data": data, "training": {"base_model": str(tmp_path / "model")}}
     splits: dict[str, str] = {}
-    with closing(Shop(url, marks_deletions=told)) as shop:
+    with closing(Shop(url, marks_deletions=has_marks)) as shop:
         for number in range(NIGHTS):
             if number == RELEASE:
                 shop.alter()

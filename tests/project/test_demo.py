@@ -61,7 +61,7 @@ def test_the_demo_tells_its_story(tmp_path: Path) -> None:
     assert [one.returncode for one in done] == [0, 1, 0], "".join(one.stderr for one in done)
     assert "nothing was taken in" in done[1].stderr
     [ask] = re.findall(r"define ASK\n(.*?)endef", MAKEFILE, flags=re.DOTALL)
-    told = subprocess.run([sys.executable, "-c", ask], env=env, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert re.findall(r"(2026-01-0\d) +(promoted|held|failed)", told.stdout) == [
+    printed = subprocess.run([sys.executable, "-c", ask], env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.findall(r"(2026-01-0\d) +(promoted|held|failed)", printed.stdout) == [
         *zip(NIGHTS, ("promoted", "failed", "promoted"), strict=True)
     ]

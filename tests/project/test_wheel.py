@@ -139,5 +139,5 @@ def test_the_sample_night_runs_in_an_empty_folder(installed: Installed) -> None:
     assert len([*installed.elsewhere.glob(".nightgate/runs/*/report.html")]) == 1, "the wheel has the templates"
     assert len([*installed.elsewhere.glob(".nightgate/reports/*/history.html")]) == 1, "and those of pages"
     assert {path.name for path in installed.elsewhere.iterdir()} == {".nightgate"}
-    told = installed.run("nightgate", "predict", "sample", "Broke at once", "--format", "json")
-    assert [row["text"] for row in json.loads(told.stdout)] == ["Broke at once"], told.stderr
+    printed = installed.run("nightgate", "predict", "sample", "Broke at once", "--format", "json")
+    assert [row["text"] for row in json.loads(printed.stdout)] == ["Broke at once"], printed.stderr

@@ -40,7 +40,7 @@ TABLE = sa.Table(
     sa.Column("gone", sa.Boolean),
     sa.Column("written", sa.DateTime(timezone=True)),
 )
-ALL_TOLD = {"data__updated": "changed", "data__deleted": "gone"}
+ALL_NAMED = {"data__updated": "changed", "data__deleted": "gone"}
 
 
 @pytest.fixture
@@ -111,73 +111,73 @@ def test_by_default_every_night_reads_all_of_the_table(table: sa.Engine) -> None
 def test_behind_a_mark_late_boundary_and_undated_rows_are_read_and_older_ones_are_not(table: sa.Engine) -> None:
     nights = Nights()
     add(table, (1, START - 3 * DAY), (2, START - 2 * DAY), (3, START))
-    assert nights.read(0, **ALL_TOLD) == (True, [1, 2, 3])
+    assert nights.read(0, **ALL_NAMED) == (True, [1, 2, 3])
     add(table, (4, START - 2 * DAY - HOUR), (5, START - 2 * DAY), (6, START - HOUR), (7, None), (8, START + DAY))
-    assert nights.read(1, **ALL_TOLD) == (False, [2, 3, 5, 6, 7, 8])
-    assert nights.read(2, **ALL_TOLD, data__lag="12h") == (False, [7, 8])
-    assert nights.read(40, **ALL_TOLD, data__lag="") == (False, [7, 8])
+    assert nights.read(1, **ALL_NAMED) == (False, [2, 3, 5, 6, 7, 8])
+    assert nights.read(2, **ALL_NAMED, data__lag="12h") == (False, [7, 8])
+    assert nights.read(40, **ALL_NAMED, data__lag="") == (False, [7, 8])
 
 
 def test_a_mark_never_passes_the_time_of_the_night(table: sa.Engine) -> None:
     nights = Nights()
     add(table, (1, START), (2, START + 5 * HOUR), (3, datetime(2099, 1, 1, tzinfo=UTC)))
-    nights.read(0, **ALL_TOLD)
+    nights.read(0, **ALL_NAMED)
     add(table, (4, START + 4 * HOUR))
-    assert nights.read(1, **ALL_TOLD, data__lag="") == (False, [2, 3, 4])
+    assert nights.read(1, **ALL_NAMED, data__lag="") == (False, [2, 3, 4])
 
 
 def test_the_time_of_a_row_may_be_that_of_its_last_change(table: sa.Engine) -> None:
     nights = Nights()
     nights.future = START + 3 * DAY
     add(table, (1, START), (2, nights.future))
-    told = ALL_TOLD | {"data__time": "changed"}
-    nights.read(0, **told)
+    columns = ALL_NAMED | {"data__time": "changed"}
+    nights.read(0, **columns)
     add(table, (3, START + DAY))
-    assert nights.read(3, **told) == (False, [1, 2, 3])
+    assert nights.read(3, **columns) == (False, [1, 2, 3])
 
 
 def test_rows_that_had_to_wait_for_their_time_are_read_again(table: sa.Engine) -> None:
     nights = Nights()
     nights.future = START + 3 * DAY
-    told = {"data__updated": "changed", "data__deleted": "gone", "data__time": "written"}
+    columns = {"data__updated": "changed", "data__deleted": "gone", "data__time": "written"}
     add(table, (1, START - 9 * DAY), (2, START - 9 * DAY), (3, START))
     with table.begin() as connection:
         connection.execute(TABLE.update().values(written=START - 9 * DAY))
         connection.execute(TABLE.update().values(written=nights.future).where(TABLE.c.id == 2))
-    nights.read(0, **told)
-    assert nights.read(3, **told) == (False, [2, 3])
+    nights.read(0, **columns)
+    assert nights.read(3, **columns) == (False, [2, 3])
     with table.begin() as connection:
         connection.execute(TABLE.update().values(written=None).where(TABLE.c.id == 2))
-    assert nights.read(4, **told) == (True, [1, 2, 3])
+    assert nights.read(4, **columns) == (True, [1, 2, 3])
 
 
-@pytest.mark.parametrize("told", [{"data__time": "changed"}, {"data__updated": "changed"}], ids=["time", "updated"])
+@pytest.mark.parametrize("columns", [{"data__time": "changed"}, {"data__updated": "changed"}], ids=["time", "updated"])
 def test_a_sweep_reads_all_every_so_many_nights_where_no_columns_tell_edits_and_deletions(
-    table: sa.Engine, told: dict[str, Any]
+    table: sa.Engine, columns: dict[str, Any]
 ) -> None:
     nights = Nights()
     add(table, (1, START - 30 * DAY), (2, START))
-    swept = [nights.read(day, **told, data__sweep=3) for day in (0, 1, 2, 3, 4, 8)]
+    swept = [nights.read(day, **columns, data__sweep=3) for day in (0, 1, 2, 3, 4, 8)]
     whole, marked = (True, [1, 2]), (False, [2])
     assert swept == [whole, marked, marked, whole, marked, whole]
-    assert nights.read(500, **told, data__sweep=0) == marked
+    assert nights.read(500, **columns, data__sweep=0) == marked
 
 
 def test_a_mark_that_no_longer_tells_what_is_new_is_not_used(table: sa.Engine, tmp_path: Path) -> None:
     nights = Nights()
     add(table, (1, START - 30 * DAY), (2, START))
-    nights.read(0, **ALL_TOLD)
-    assert nights.read(1, **ALL_TOLD, data__text="stars") == (True, [1, 2])  # another column is read
-    assert nights.read(1, **ALL_TOLD, data__text="stars") == (False, [2])
+    nights.read(0, **ALL_NAMED)
+    assert nights.read(1, **ALL_NAMED, data__text="stars") == (True, [1, 2])  # another column is read
+    assert nights.read(1, **ALL_NAMED, data__text="stars") == (False, [2])
     with table.begin() as connection:  # restored from an old backup
         connection.execute(TABLE.delete().where(TABLE.c.id == 2))
-    assert nights.read(2, **ALL_TOLD, data__text="stars") == (True, [1])
+    assert nights.read(2, **ALL_NAMED, data__text="stars") == (True, [1])
     query = tmp_path / "reviews.sql"
     query.write_text("SELECT * FROM reviews")
-    assert nights.read(3, **ALL_TOLD, given={"query_file": str(query)}) == (True, [1])
-    assert nights.read(4, **ALL_TOLD, given={"query_file": str(query)}) == (False, [1])
+    assert nights.read(3, **ALL_NAMED, given={"query_file": str(query)}) == (True, [1])
+    assert nights.read(4, **ALL_NAMED, given={"query_file": str(query)}) == (False, [1])
     query.write_text("SELECT id, text, stars, CAST(changed AS VARCHAR(10)) AS changed, gone FROM reviews")
-    assert nights.read(5, **ALL_TOLD, given={"query_file": str(query)}) == (True, [1])
+    assert nights.read(5, **ALL_NAMED, given={"query_file": str(query)}) == (True, [1])
 
 
 def test_a_query_is_sent_as_it_is(table: sa.Engine, tmp_path: Path, dialect: str) -> None:
@@ -331,7 +331,7 @@ def refusal_of_file(path: Path) -> str:
         ({"table": "a", "url_env": "postgresql://me:secret@host/db"}, {}, "url_env"),
         ({"table": "a", "url": "postgresql://me:secret@host/db"}, {}, "url"),
         ({"table": "a"}, {"data__sweep": 7}, "sweep"),
-        ({"table": "a"}, {"data__sweep": 7} | ALL_TOLD, "sweep"),
+        ({"table": "a"}, {"data__sweep": 7} | ALL_NAMED, "sweep"),
         ({"table": "a"}, {"data__sweep": -1}, "sweep"),
         ({"table": "a"}, {"data__lag": "soon"}, "lag"),
     ],
@@ -368,7 +368,7 @@ def test_the_columns_of_changes_and_deletions_act_for_files_too(home: Home, tmp_
     removed = rows[2] | {"changed": "2026-02-05", "gone": "true"}
     outdated = rows[3] | {"text": "As it was first.", "changed": "2026-01-05"}
     pd.DataFrame([edited, removed, outdated]).to_csv(tmp_path / "b.csv", index=False)
-    pipeline = reviews.pipeline(reviews.files(tmp_path / "a.csv", tmp_path / "b.csv"), **ALL_TOLD)
+    pipeline = reviews.pipeline(reviews.files(tmp_path / "a.csv", tmp_path / "b.csv"), **ALL_NAMED)
     refreshed = refresh(pipeline, reviews.NIGHT, home)
     found = pd.concat(refreshed.snapshot.rows(split) for split in SPLITS).set_index("row_id")["text"]
     assert found.loc[["00001", "00003"]].tolist() == ["Edited.", rows[3]["text"]]

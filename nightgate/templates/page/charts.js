@@ -139,9 +139,9 @@ function chart(host, { label, at, names, lines, format = score, height = 220, ti
   const tell = (place) => {
     if (place === last) return;
     last = place;
-    const told = place ?? more.resting?.() ?? null;
-    shown.forEach((line, each) => (values[each].textContent = told === null || line.values[told] === null ? "" : format(line.values[told])));
-    more.hover?.(told);
+    const near = place ?? more.resting?.() ?? null;
+    shown.forEach((line, each) => (values[each].textContent = near === null || line.values[near] === null ? "" : format(line.values[near])));
+    more.hover?.(near);
   };
 
   const u = new uPlot(options, [at, ...lines.map((line) => line.values)], plot);
@@ -176,7 +176,7 @@ function chart(host, { label, at, names, lines, format = score, height = 220, ti
     if (down !== null && Math.abs(event.clientX - down) < 4 && u.cursor.idx != null) more.choose?.(u.cursor.idx);
   });
   plot.addEventListener("keydown", (event) => keyed(event, u, at, (place) => {
-    say(`${names[place]}: ${more.told?.(place) || shown.map((line) => `${line.label} ${format(line.values[place])}`).join(", ")}`);
+    say(`${names[place]}: ${more.inWords?.(place) || shown.map((line) => `${line.label} ${format(line.values[place])}`).join(", ")}`);
   }, more.choose));
   const one = {
     u,
@@ -242,7 +242,7 @@ function breakLines(u, at, breaks) {
 }
 
 /** Arrow keys, Home and End move the cursor; plus and minus zoom; Escape shows all; Enter or the space bar choose. */
-function keyed(event, u, at, told, choose) {
+function keyed(event, u, at, moved, choose) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const { min, max } = u.scales.x;
   const end = at.length - 1;
@@ -255,7 +255,7 @@ function keyed(event, u, at, told, choose) {
       zoom(u, middle - (max - min) / 2, middle + (max - min) / 2);
     }
     u.setCursor({ left: u.valToPos(at[next], "x"), top: u.over.clientHeight / 2 });
-    told(next);
+    moved(next);
   } else if (event.key === "+" || event.key === "-" || event.key === "=") {
     const by = event.key === "-" ? 2 : 0.5;
     const half = Math.max(((max - min) / 2) * by, 1.5 * (at[1] - at[0] || 1));

@@ -108,12 +108,12 @@ function changeMarks(u) {
 }
 
 /** What a screen reader hears of a night. */
-const told = (place) =>
+const inWords = (place) =>
   `${nights.status[place]}, F1 ${score(nights.test_f1[place])}, ${nights.reason[place] || ""}` +
   (changesOf.has(place) ? `, ${changesOf.get(place).length} changes` : "");
 
 const nightly = (host, options) =>
-  chart($(host), { at, names: nights.night, breaks, under: changeMarks, choose: toggle, told, ...options });
+  chart($(host), { at, names: nights.night, breaks, under: changeMarks, choose: toggle, inWords, ...options });
 
 // --- chosen nights ---
 
@@ -380,7 +380,7 @@ function tables() {
 
 head();
 if (last >= 0) {
-  timeline($("timeline"), nights, { numbers: false, under: changeMarks, choose: toggle, told, hover: panel, resting: () => hovered ?? last });
+  timeline($("timeline"), nights, { numbers: false, under: changeMarks, choose: toggle, inWords, hover: panel, resting: () => hovered ?? last });
   slices();
   drift();
   dataAndCost();

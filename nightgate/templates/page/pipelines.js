@@ -66,7 +66,7 @@ function row(one) {
     line.after(below);
     if (!nights.length) return;
     const tell = (place) => place !== null && panel.replaceChildren(el("b", {}, nights.night[place]), " ", mark(nights.status[place]), ` F1 ${score(nights.test_f1[place])}. ${nights.reason[place] || ""} ${nights.break_before[place] || ""}`);
-    timeline(host, nights, { height: 220, hover: tell, resting: () => nights.length - 1, told: (place) => `${nights.status[place]}, F1 ${score(nights.test_f1[place])}` });
+    timeline(host, nights, { height: 220, hover: tell, resting: () => nights.length - 1, inWords: (place) => `${nights.status[place]}, F1 ${score(nights.test_f1[place])}` });
   });
   return { one, line, below: () => below };
 }
