@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from nightgate.analysis.seed_study import SeedScore, Study, finish_study, record_failure, record_score
 from nightgate.config.pipeline import Pipeline
 from nightgate.cpu_threads import pick_threads
-from nightgate.data.snapshots import Snapshot, open_snapshot
+from nightgate.data.snapshots import open_snapshot
 from nightgate.database.transactions import Database
 from nightgate.durable_files import write_whole
 from nightgate.errors import StorageError, storage_errors
@@ -72,10 +72,9 @@ def train_seed(study: Study, seed: int, on_progress: OnProgress | None = None) -
         if (folder / SCORE_FILE).is_file():
             return SeedScore(**json.loads((folder / SCORE_FILE).read_text(encoding="utf-8")))
         began = time.monotonic()
-        snapshot = open_snapshot(home.absolute(study.snapshot))
         pipeline = Pipeline.model_validate(study.record_of(seed))
         best, trained = _train(study, pipeline, home, folder, on_progress)
-        test, precision = _score(pipeline, snapshot, folder, trained.best_model, on_progress)
+        test, precision = _score(pipeline, home.absolute(study.snapshot), folder, trained.best_model, on_progress)
         score = SeedScore(
             seed=seed,
             best_epoch=trained.best_epoch,
@@ -168,16 +167,17 @@ def _train(
 
 
 def _score(
-    pipeline: Pipeline, snapshot: Snapshot, folder: Path, model: Path, on_progress: OnProgress | None
+    pipeline: Pipeline, snapshot: Path, folder: Path, model: Path, on_progress: OnProgress | None
 ) -> tuple[Scores, str]:
     """Scores on the test rows, and the precision in which they were computed."""
     job = ScoreJob(
         pipeline=pipeline.record(),
-        snapshot=snapshot.path,
+        snapshot=snapshot,
         models={"candidate": model},
         out=folder / "test",
     )
     found = supervisor.score_models(job, on_progress=on_progress)
-    references = snapshot.rows("test", ["label"])["label"].to_numpy(dtype=np.int64)
+    # Opened now: a night may have written its deltas anew since the training began.
+    references = open_snapshot(snapshot, verify=False).rows("test", ["label"])["label"].to_numpy(dtype=np.int64)
     predictions = read_predictions(found.written["candidate"])
     return classification.score(references, predictions, len(pipeline.data.label_names)), found.precision

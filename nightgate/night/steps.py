@@ -72,7 +72,9 @@ def slot(run: NightRun) -> Iterator[None]:
 def refresh(run: NightRun) -> Snapshot:
     """Read the source into an immutable snapshot. A resumed run keeps the snapshot that it began with."""
     if run.snapshot_path is not None:
-        snapshot = open_snapshot(run.snapshot_path)
+        # What writes its rows anew, as retention, may have begun while no run was at work.
+        with hold_data(run.home, run.pipeline.name, run.run_id, run.heartbeat.check):
+            snapshot = open_snapshot(run.snapshot_path)
         log.info("resuming with %s", snapshot)
         return snapshot
     due = run.night.scheduled_for

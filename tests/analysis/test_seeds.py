@@ -33,14 +33,15 @@ from nightgate.config.gate import Gate
 from nightgate.config.pipeline import Pipeline
 from nightgate.data.refresh import Refreshed
 from nightgate.data.rules import split_version
-from nightgate.data.snapshots import Snapshot
+from nightgate.data.snapshots import Snapshot, open_snapshot
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, DataError, StorageError, TrainingError
 from nightgate.home import Home, open_home
 from nightgate.pipeline_files import load_pipeline
+from nightgate.registry.redaction import redact_deltas
 from nightgate.runs import lifecycle, records
 from nightgate.training import supervisor
-from nightgate.training.protocol import TrainJob
+from nightgate.training.protocol import Progress, TrainJob
 from tests.conftest import free_port
 from tests.support import night_rows
 from tests.support.first_night import FirstNight, copy_first_night, first_night
@@ -364,6 +365,20 @@ def test_a_study_run_again_trains_what_is_missing_and_a_failed_seed_stops_no_oth
     assert (folder_of(site, study, 43) / "attempt-1" / "job.json").stat().st_mtime_ns == job_of_43
     # A command killed before it stored a score in SQL has left it on disk.
     assert seed_runs.train_seed(again, 42).test_f1 == seed_study.read_study(site, study.study_id)["test_f1"][0]
+
+
+@pytest.mark.slow
+def test_a_seed_is_scored_whose_rows_were_written_anew_while_it_trained(site: Database, pipeline: Pipeline) -> None:
+    study = seed_study.open_study(site, one_epoch(pipeline), 1)
+    path = site.home.absolute(study.snapshot)
+    forgotten = open_snapshot(path).rows("train", ["row_id"])["row_id"].tolist()[:1]
+
+    def forget(progress: Progress) -> None:
+        if progress.phase == "train" and forgotten:
+            redact_deltas(path.parent, {forgotten.pop()})
+
+    score = seed_runs.train_seed(study, 42, forget)
+    assert (forgotten, score.test_f1 is None) == ([], False)
 
 
 @pytest.mark.faults

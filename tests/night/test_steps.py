@@ -8,6 +8,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from nightgate.config.pipeline import Pipeline
 from nightgate.data.golden_rows import GoldenSet
+from nightgate.data.tip import hold_data
 from nightgate.database.connection import database_url
 from nightgate.database.gate_schema import TestPrediction
 from nightgate.database.transactions import Database, upgrade
@@ -539,6 +541,20 @@ def test_what_to_do_next_is_stored_without_secrets(empty_site: Path) -> None:
     with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as run:
         raise DataError("no rows", next_step="look at postgresql://me:hush-hush@db/rows")
     assert the_row(run)["next_step"] == "look at postgresql://***@db/rows"
+
+
+def test_a_resumed_night_waits_for_what_writes_its_rows_anew(empty_site: Path) -> None:
+    pipeline = load_pipeline(empty_site)
+    with broken_by(ModelError), open_night(pipeline, night_of(pipeline, 5)) as run:
+        taken_in = steps.refresh(run)
+        raise ModelError("no model")
+    with broken_by(DataError), open_night(pipeline, night_of(pipeline, 5)) as again, ThreadPoolExecutor() as pool:
+        with hold_data(again.home, pipeline.name, "retention"):
+            resuming = pool.submit(steps.refresh, again)
+            with pytest.raises(TimeoutError):
+                resuming.result(timeout=0.3)
+        assert resuming.result() == taken_in
+        raise DataError("enough")
 
 
 def test_a_night_that_failed_with_another_configuration_is_not_resumed_but_run_anew(empty_site: Path) -> None:
