@@ -38,7 +38,7 @@ from nightgate.errors import (
 from nightgate.gate.evidence import Serving
 from nightgate.gate.sanity_checks import SERVING_TOLERANCE
 from nightgate.models.classifier import Classifier
-from nightgate.models.version_folder import CARD, MANIFEST
+from nightgate.models.version_folder import CARD, LEARNT_FILE, MANIFEST
 
 log = logging.getLogger(__name__)
 
@@ -124,11 +124,12 @@ def check_version(folder: Path, texts: Sequence[str], *, timeout: float = 300.0)
 
 
 def model_size(folder: Path) -> int | None:
-    """Bytes of the stock files in `folder` (weights, configuration, tokenizer), without card and manifest."""
+    """Bytes of the stock files in `folder` (weights, configuration, tokenizer), without card, manifest and what
+    grows with the rows."""
     if not folder.is_dir():
         return None
     files = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return sum(file.stat().st_size for file in files if file.name not in (MANIFEST, CARD))
+    return sum(file.stat().st_size for file in files if file.name not in (MANIFEST, CARD, LEARNT_FILE))
 
 
 def columns_by_name(own: Sequence[str], label_names: Sequence[str]) -> list[int] | None:

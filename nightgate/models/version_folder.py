@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "nightgate.json"
 CARD = "README.md"
+LEARNT_FILE = "learnt.parquet"
+"""What the line of the version has learnt (`nightgate.training.continued`), which grows with the rows."""
 FORMAT = 1
 PICKLES = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
 """Suffixes of files that may hold pickled code, or weights in formats that are not loaded."""

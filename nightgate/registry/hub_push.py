@@ -16,9 +16,8 @@ from typing import Any
 from nightgate.database.transactions import Database
 from nightgate.database.views import selecting
 from nightgate.errors import ModelError, NightgateError, RegistryError, first_line, without_credentials
-from nightgate.models.version_folder import CARD, MANIFEST, verify_version
+from nightgate.models.version_folder import CARD, LEARNT_FILE, MANIFEST, verify_version
 from nightgate.registry.versions import VersionRow
-from nightgate.training.continued import LEARNT_FILE
 
 LINEAGE = "lineage.json"
 _KEPT = (

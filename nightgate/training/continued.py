@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from nightgate.config.training import Training
 from nightgate.errors import ModelError, first_line, storage_errors
+from nightgate.models.version_folder import LEARNT_FILE
 
 if TYPE_CHECKING:
     from nightgate.data.snapshots import Snapshot
 
-LEARNT_FILE = "learnt.parquet"
 _ON_DISK = pa.schema([("text_key", pa.uint64()), ("label", pa.int32()), ("time", pa.timestamp("us", tz="UTC"))])
 
 Mask = NDArray[np.bool_]

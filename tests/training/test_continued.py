@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from nightgate.config.training import Training
 from nightgate.engine.optimizer import learning_rates
 from nightgate.errors import ModelError
+from nightgate.models.serving_check import model_size
+from nightgate.models.version_folder import LEARNT_FILE
 from nightgate.training.continued import (
-    LEARNT_FILE,
     LabelledKeys,
     continued_recipe,
     draw,
@@ -86,6 +87,7 @@ def test_what_was_learnt_is_read_as_it_was_written_and_a_damaged_file_is_named(t
     assert read_learnt(tmp_path).times.tolist() == [10, -20, 30]  # type: ignore[union-attr]
     write_learnt(tmp_path, learnt.joined(rows({7: 1, 5: 2})))
     assert as_dict(read_learnt(tmp_path)) == as_dict(learnt) | {7: 1, 5: 2}
+    assert model_size(tmp_path) == 0, "a candidate with more rows than the champion is no larger a model"
     (tmp_path / LEARNT_FILE).write_bytes(b"PAR1")
     with pytest.raises(ModelError, match=LEARNT_FILE) as raised:
         read_learnt(tmp_path)
