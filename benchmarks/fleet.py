@@ -98,6 +98,8 @@ def _copied(column: str, numbers: Mapping[str, int]) -> str:
 
 def move_rows(source: Database, target: Database) -> None:
     """Insert all rows of a database into an empty one, which may be of another engine."""
+    # Opening it has written which home it belongs to.
+    target.write(lambda session: session.execute(sa.delete(METADATA.tables["setting"])))
     for table in METADATA.sorted_tables:
         # A test set after its base.
         query = sa.select(table).order_by(table.c.base_id.is_not(None)) if "base_id" in table.c else sa.select(table)
