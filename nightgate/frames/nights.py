@@ -149,8 +149,8 @@ def _epochs(db: Database, where: str, given: dict[str, Any]) -> pd.DataFrame:
 
 def _slices(db: Database, where: str, given: dict[str, Any]) -> pd.DataFrame:
     unfinished = (
-        "x.run_id IN (SELECT r.run_id FROM nightly_runs AS r WHERE r.best_epoch IS NULL) "
-        "AND x.epoch = (SELECT MAX(e.epoch) FROM epoch_results AS e WHERE e.run_id = x.run_id)"
+        "x.epoch = (SELECT MAX(e.epoch) FROM epoch_results AS e WHERE e.run_id = x.run_id) "
+        "AND EXISTS (SELECT 1 FROM nightly_runs AS r WHERE r.run_id = x.run_id AND r.best_epoch IS NULL)"
     )
     return select(
         db,
