@@ -56,8 +56,9 @@ OF_ATTEMPT = """
 JOIN attempt AS a ON a.attempt_id = {row}.attempt_id
 JOIN run AS r ON r.run_id = a.run_id"""
 SPLIT = "CASE WHEN {row}.is_test THEN 'test' ELSE 'validation' END"
-# Of the test rows' scores, of an attempt `a`. Before it was stored all were computed in fp32.
-SCORED_IN = "COALESCE(a.scoring_precision, 'fp32')"
+# Of the test rows' scores, of an attempt `a`. Before it was stored all were computed in fp32. CAST: SQLite passes a
+# condition into the parts of a UNION ALL only where their columns have the same affinity.
+SCORED_IN = "CAST(COALESCE(a.scoring_precision, 'fp32') AS TEXT)"
 COMPUTED_IN = f"CASE WHEN {{row}}.is_test THEN {SCORED_IN} ELSE a.precision END AS compute_precision"
 OWN_ATTEMPT = "JOIN attempt AS a ON a.run_id = {row}.run_id AND a.attempt = {row}.attempt"
 

@@ -246,6 +246,14 @@ def test_the_run_that_counts_is_found_by_an_index(database: Database) -> None:
     assert lookups == ["SEARCH c USING INDEX ix_run_pipeline_night (pipeline=? AND night=?)"]
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("view", ["data_checks", "data_drift", "refresh_counts", "slice_results"])
+def test_sqlite_reads_the_rows_of_a_run_that_a_query_finds_by_an_index(database: Database, view: str) -> None:
+    """It reads all runs where the parts of a UNION ALL have columns of other affinity."""
+    query = f"EXPLAIN QUERY PLAN SELECT * FROM {view} WHERE run_id = (SELECT MAX(run_id) FROM nightly_runs)"
+    assert not database.frame(query)["detail"].str.contains(f"CO-ROUTINE {view}|SCAN {view}").any()
+
+
 def test_the_length_of_a_run_is_in_seconds(database: Database) -> None:
     opened = night_rows.open_run(database, night_rows.pipeline(), night_rows.night())
     assert database.frame("SELECT duration_seconds FROM nightly_runs").iloc[0, 0] is None
