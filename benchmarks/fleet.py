@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from benchmarks.fleet_nights import WRITTEN, Size, Writer, few_resamples
+from benchmarks.fleet_facts import WRITTEN, Size
+from benchmarks.fleet_nights import Writer, few_resamples
 from nightgate.database.schema import METADATA
 from nightgate.database.transactions import Database
 

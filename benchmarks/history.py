@@ -29,7 +29,8 @@ from sqlalchemy.engine import make_url
 
 from benchmarks.cookbook import questions
 from benchmarks.fleet import add_copies, move_rows, write_fleet
-from benchmarks.fleet_nights import Size, Writer, few_resamples
+from benchmarks.fleet_facts import Size
+from benchmarks.fleet_nights import Writer, few_resamples
 from benchmarks.results import (
     Result,
     at_most,

@@ -226,7 +226,7 @@ def database(migrated_url: str, home: Any, monkeypatch: pytest.MonkeyPatch) -> I
 def year_home() -> Path:
     """The home of `year`; on SQLite its `metrics.db` is the database. One process of the session makes it."""
     from benchmarks.fleet import write_fleet
-    from benchmarks.fleet_nights import YEAR
+    from benchmarks.fleet_facts import YEAR
     from nightgate.database import transactions
     from nightgate.home import open_home
 
@@ -273,7 +273,7 @@ def year_url(year_home: Path, request: pytest.FixtureRequest) -> Callable[[str],
 def year(
     dialect: str, year_url: Callable[[str], str], year_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Any]:
-    """A year of three pipelines (`benchmarks.fleet_nights.YEAR`) on each engine, which the environment names too.
+    """A year of three pipelines (`benchmarks.fleet_facts.YEAR`) on each engine, which the environment names too.
 
     It takes a quarter of a minute to make, once a session: all tests share it, and none writes to it.
     """

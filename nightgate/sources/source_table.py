@@ -14,8 +14,6 @@ import pandas as pd
 
 from nightgate.errors import DataError
 
-ORIGIN = "__origin"
-"""Column with a row's place in its source, such as `reviews.csv:17`; not stored in snapshots."""
 GIVEN_SPLIT = "__given_split"
 """Column with the split of a row, where `source.splits` names the splits of the source."""
 

@@ -16,7 +16,7 @@ import pytest
 import time_machine
 
 from benchmarks.fleet import write_fleet
-from benchmarks.fleet_nights import FIRST_NIGHT, YEAR, Story
+from benchmarks.fleet_facts import FIRST_NIGHT, YEAR, Story
 from nightgate.database.transactions import Database, prepare
 from nightgate.home import open_home
 from nightgate.pages import data as page_data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from benchmarks.fleet_nights import YEAR, Story
+from benchmarks.fleet_facts import YEAR, Story
 from nightgate.database.transactions import Database
 
 STORY = Story(YEAR.nights, YEAR.every)

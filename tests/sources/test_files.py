@@ -20,10 +20,9 @@ from nightgate.data.refresh import refresh
 from nightgate.errors import DataError
 from nightgate.sources import delimited
 from nightgate.sources.kinds import open_source
-from nightgate.sources.source_table import ORIGIN
 from nightgate.sources.text_stream import FREE_EXPANSION
 from tests.support import reviews
-from tests.support.raw_rows import RawRows, read_source
+from tests.support.raw_rows import ORIGIN, RawRows, read_source
 
 
 def read(*paths: Path | str, split_column: str | None = None, **changes: Any) -> RawRows:

@@ -13,9 +13,9 @@ from nightgate.data.snapshots import SPLITS
 from nightgate.errors import ConfigurationError, DataError
 from nightgate.home import Home
 from nightgate.sources.kinds import open_source
-from nightgate.sources.source_table import GIVEN_SPLIT, ORIGIN
+from nightgate.sources.source_table import GIVEN_SPLIT
 from tests.support import reviews
-from tests.support.raw_rows import read_source
+from tests.support.raw_rows import ORIGIN, read_source
 
 GIVEN = {"train": "train", "validation": "validation", "test": "test"}
 

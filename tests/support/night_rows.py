@@ -34,7 +34,6 @@ from nightgate.sources.source_table import Quarantined
 from nightgate.training.protocol import EpochReport, TrainResult
 
 FIRST_NIGHT = date(2026, 3, 1)
-ONE_DAY = timedelta(days=1)
 
 # Training Loss, Epoch, Step, Validation Loss, Accuracy, F1, Precision, Recall: the published run.
 PUBLISHED = (

@@ -11,7 +11,10 @@ import pyarrow as pa
 from nightgate.config.data import Data
 from nightgate.schedule import Night
 from nightgate.sources.kinds import open_source, wanted_columns
-from nightgate.sources.source_table import ORIGIN, Quarantined
+from nightgate.sources.source_table import Quarantined
+
+ORIGIN = "__origin"
+"""Column with a row's place in its source, such as `reviews.csv:17`."""
 
 
 @dataclass(frozen=True)
