@@ -39,6 +39,8 @@ _KEPT = (
 """Entries of the manifest that name nothing of this machine."""
 _REPLACED = ["*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"]
 """Weights of an earlier version in the same repository, which a loader might prefer."""
+_NOT_SENT = {CARD, LEARNT_FILE}
+"""The card is written anew, and what was learnt is of use only where the rows are."""
 _TOKEN = "set HF_TOKEN in the environment to a token that may write there, or log in with `hf auth login`"
 
 
@@ -63,9 +65,7 @@ def lay_out(
     for name in manifest["files"]:
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if name == LEARNT_FILE:
-            continue  # of use only where the rows are
-        if name != CARD:
+        if name not in _NOT_SENT:
             # Not a copy: weights are large, and nothing here writes to them.
             copy.symlink_to((folder / name).resolve())
     card = _card((folder / CARD).read_text(encoding="utf-8"), manifest, repo, public, verdict)
@@ -216,7 +216,7 @@ def _lineage(manifest: Mapping[str, Any], base_model: str, revision: str | None)
         "training": training,
         "gate": configuration["gate"],
         "split": {name: value for name, value in configuration["split"].items() if name != "column"},
-        "files": {name: facts["sha256"] for name, facts in manifest["files"].items() if name != CARD},
+        "files": {name: facts["sha256"] for name, facts in manifest["files"].items() if name not in _NOT_SENT},
     }
 
 

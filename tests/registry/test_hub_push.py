@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from nightgate.cli.app import app
 from nightgate.database.transactions import Database
 from nightgate.errors import ModelError, RegistryError
+from nightgate.models.version_folder import LEARNT_FILE
 from nightgate.registry import hub_push
 from nightgate.registry.versions import versions
 from tests.support import night_rows
@@ -31,7 +32,9 @@ SENT = ["README.md", "config.json", "lineage.json", "model.safetensors", "tokeni
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_trained_model(tmp_path_factory.mktemp("trained"), LABELS, sharpness=20)
+    folder = write_trained_model(tmp_path_factory.mktemp("trained"), LABELS, sharpness=20)
+    (folder / LEARNT_FILE).write_bytes(b"hashes of rows")
+    return folder
 
 
 def laid_out(tmp_path: Path, trained: Path, base_model: str = "someone/base", **options: str) -> Path:
@@ -70,7 +73,7 @@ def test_the_lineage_has_snapshot_base_model_and_hashes_but_no_data_section(tmp_
     assert lineage["snapshot"]["id"] == "s-0011223344556677"
     assert lineage["base_model"]["revision"].startswith("0123")
     assert lineage["training"]["max_length"] == 32
-    assert lineage["files"]["model.safetensors"]
+    assert [*lineage["files"]] == [name for name in SENT if name not in {"README.md", "lineage.json"}]
     assert "data" not in lineage
     assert "configuration" not in lineage
 
