@@ -29,13 +29,20 @@ SIDE = "anchor"
 
 def was_beaten(db: Database, run_id: str, attempt: int) -> bool:
     """Whether the gate found the attempt's candidate significantly better than the anchor."""
-    query = (
-        sa.select(sa.func.count())
-        .select_from(GateCheck)
-        .where(GateCheck.run_id == run_id, GateCheck.attempt == attempt)
-        .where(GateCheck.check_name == CHECK, GateCheck.slice_name == "", GateCheck.ci_low > 0)
-    )
-    return bool(db.read(lambda session: session.scalar(query)))
+
+    def work(session: Session) -> bool:
+        side = session.get(GateSide, (run_id, attempt, SIDE))
+        # Of an anchor that is the champion there is the check of that alone.
+        check = "beats_champion" if side is not None and side.facts.get("is_champion") else CHECK
+        query = (
+            sa.select(sa.func.count())
+            .select_from(GateCheck)
+            .where(GateCheck.run_id == run_id, GateCheck.attempt == attempt)
+            .where(GateCheck.check_name == check, GateCheck.slice_name == "", GateCheck.ci_low > 0)
+        )
+        return bool(session.scalar(query))
+
+    return db.read(work)
 
 
 def judged_against(db: Database, run_id: str, attempt: int) -> int | None:

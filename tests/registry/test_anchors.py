@@ -136,10 +136,11 @@ def waiting(
         Check(name="anchor", outcome=outcome, reason="-", ci_low=ci_low, ci_high=0.1),
         Check(name="beats_champion", outcome="passed", reason="-", ci_low=0.01, ci_high=0.1),
     )
-    plain = night_rows.evidence()
-    side = replace(plain.candidate, version=judged_against)
+    # As the gate: an anchor that is the champion has no interval of its own.
+    plain = night_rows.evidence(judged_against if outcome == "not_run" else None)
+    side = plain.champion or replace(plain.candidate, version=judged_against)
     evidence = replace(plain, anchor=None if judged_against is None else side)
-    made_by = dict.fromkeys(("candidate", "anchor"), opened.run_id)
+    made_by = dict.fromkeys(("candidate", "champion", "anchor"), opened.run_id)
     decision = replace(night_rows.decision(), checks=checks)
     records.record_decision(database, opened.run_id, 1, decision, evidence, made_by)
     promotion.add_version(database, opened.run_id, 1, lambda number: f"models/reviews/v{number:04d}")
@@ -148,14 +149,20 @@ def waiting(
 
 
 @pytest.mark.parametrize(
-    ("ci_low", "outcome", "moves"),
-    [(0.001, "passed", True), (0.0, "passed", False), (-0.02, "passed", False), (None, "not_run", False)],
+    ("ci_low", "outcome", "judged_against", "moves"),
+    [
+        (0.001, "passed", None, True),
+        (0.0, "passed", None, False),
+        (-0.02, "passed", None, False),
+        (None, "not_run", None, False),
+        (None, "not_run", 1, True),
+    ],
 )
 def test_an_approved_candidate_moves_the_anchor_if_the_gate_found_it_better(
-    versions: Database, ci_low: float | None, outcome: Outcome, moves: bool
+    versions: Database, ci_low: float | None, outcome: Outcome, judged_against: int | None, moves: bool
 ) -> None:
     promote(versions, 1, None)
-    run_id = waiting(versions, ci_low, outcome)
+    run_id = waiting(versions, ci_low, outcome, judged_against=judged_against)
     assert anchors.was_beaten(versions, run_id, 1) is moves
     assert approvals.approve(versions, run_id, by="ada", reason="checked").status == "promoted"
     assert anchor(versions) == (5 if moves else 1)
