@@ -128,7 +128,8 @@ def _row(origin: str, row_id: str | None, text: str, reason: str) -> Row:
 
 
 def _left_out(row: Row) -> Row:
-    return row[0], None, None, FORGOTTEN
+    # The origin of a row of a table ends with its id.
+    return row[0].removesuffix(f":{row[1]}"), None, None, FORGOTTEN
 
 
 def _table(rows: Sequence[Row]) -> pa.Table:

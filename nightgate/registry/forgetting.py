@@ -317,6 +317,7 @@ def _empty(
     reasons = [one for one in (*runs, *refreshes, *attempts, *checks) if quotes.search((one.reason or "").encode())]
     counts = Counter(row.row_id for row in rows)
     for row in () if dry_run else rows:
+        row.origin = row.origin.removesuffix(f":{row.row_id}")  # that of a row of a table ends with its id
         row.row_id, row.detail, row.excerpt = None, "", GONE
     for one in () if dry_run else reasons:
         one.reason = quotes.sub(GONE.encode(), (one.reason or "").encode()).decode()

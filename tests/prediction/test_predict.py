@@ -188,6 +188,7 @@ def test_ids_that_were_forgotten_are_not_read(site: Site) -> None:
     assert left.slice(4, 1).to_pylist() == [
         {"origin": left["origin"][4].as_py(), "id": None, "text": None, "reason": "forgotten"}
     ]
+    assert rows._left_out(("reviews:n4", "n4", "of a table", None)) == ("reviews", None, None, "forgotten")
 
 
 # --- where predictions go ---

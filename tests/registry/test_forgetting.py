@@ -94,7 +94,7 @@ def nights(database: Database) -> Database:
     home = database.home
     for day, frame in enumerate((rows(12), rows(15), rows(12, first=5))):
         opened = night_rows.judged_version(database, day)[0] if day != 1 else night_rows.opened(database, 1, "backfill")
-        bad = [Quarantined("r.csv:9", PERSON, "unknown_label", "'7' is no label", TEXT[:200])]
+        bad = [Quarantined(f"reviews:{PERSON}", PERSON, "unknown_label", "'7' is no label", TEXT[:200])]
         bad += [Quarantined("r.csv:10", None, "bad_row", f"4 columns: {PERSON},{TEXT}", "x" * 20)]
         bad += [Quarantined("r.csv:11", "customer-0005", "unknown_label", "'8' is no label", "somebody else")]
         snapshot = snapshot_of(database, frame)
@@ -167,6 +167,7 @@ def test_nothing_of_the_id_stays_and_all_else_does(nights: Database) -> None:
     quarantined = nights.frame("SELECT * FROM quarantined_rows ORDER BY position")
     assert list(quarantined["excerpt"]) == ["(forgotten)", "(forgotten)", "somebody else"]
     assert list(quarantined["reason"]) == ["unknown_label", "bad_row", "unknown_label"]
+    assert list(quarantined["origin"]) == ["reviews", "r.csv:10", "r.csv:11"]
     [broken] = nights.frame("SELECT run_id FROM nightly_runs WHERE status = 'failed'")["run_id"]
     assert broken not in {path.parts[-3] for path in home.runs.glob("*/attempt-1/checkpoint")}
     assert len(list(home.runs.glob("*/attempt-1/checkpoint"))) == 2
