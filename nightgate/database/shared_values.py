@@ -20,6 +20,11 @@ from nightgate.database.schema import Document, DocumentValue
 
 SlicePair = tuple[str, str]
 """Name and value of a slice."""
+_NAMES = cast("sa.Table", SliceName.__table__).c
+# Of the table and built once: as a query of the ORM it takes three times as long.
+_SLICES = sa.select(_NAMES.slice_name, _NAMES.slice_value, _NAMES.slice_id).where(
+    _NAMES.slice_name.in_(sa.bindparam("names", expanding=True))
+)
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -39,12 +44,10 @@ def add_rows(session: Session, table: type[Base], rows: Sequence[Mapping[str, An
 def slice_ids(session: Session, pairs: Collection[SlicePair]) -> dict[SlicePair, int]:
     """The number of each slice and value; those that are new get one."""
     stored = {pair: (clean(pair[0]), clean(pair[1])) for pair in pairs}
-    query = sa.select(SliceName.slice_name, SliceName.slice_value, SliceName.slice_id).where(
-        SliceName.slice_name.in_({name for name, _ in stored.values()})
-    )
+    names = sorted({name for name, _ in stored.values()})
 
     def known() -> dict[SlicePair, int]:
-        return {(name, value): number for name, value, number in session.execute(query)}
+        return {(name, value): number for name, value, number in session.execute(_SLICES, {"names": names})}
 
     found = known()
     # In order, so that two transactions never wait for each other.

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 _LOCKED = sa.select(Run).where(Run.run_id == sa.bindparam("run_id")).with_for_update()
 """Built once: it is half the work of `Session.get`, and begins every write of a night."""
+_ATTEMPT = sa.select(Attempt).where(
+    Attempt.run_id == sa.bindparam("run_id"), Attempt.attempt == sa.bindparam("attempt")
+)
 
 
 def record_attempt(db: Database, run_id: str, attempt: int, **facts: str | float | datetime) -> None:
@@ -112,9 +115,9 @@ def fenced(
     return run
 
 
-def attempt_of(session: Session, run: Run) -> Attempt:
-    """The row of the run's current attempt."""
-    return session.scalars(sa.select(Attempt).filter_by(run_id=run.run_id, attempt=run.attempt)).one()
+def attempt_of(session: Session, run: Run, attempt: int | None = None) -> Attempt:
+    """The row of an attempt of the run; None: of its current one."""
+    return session.scalars(_ATTEMPT, {"run_id": run.run_id, "attempt": attempt or run.attempt}).one()
 
 
 def end(

@@ -244,7 +244,7 @@ def record_epoch(
         if is_recorded(session, Epoch, **key):
             return
         add_rows(session, Epoch, [key | values | others])
-        trained_by = session.scalars(sa.select(Attempt).filter_by(run_id=run_id, attempt=report.attempt)).one()
+        trained_by = attempt_of(session, run, report.attempt)
         if trained_by.attempt == attempt:
             _take_machine(trained_by, report)
         found = (slices, confusion, report.metrics)
