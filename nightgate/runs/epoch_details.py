@@ -54,7 +54,9 @@ def add_details(
 def is_recorded(session: Session, table: type[Base], **place: Any) -> bool:
     """Whether the table has a row at a place."""
     columns = cast("sa.Table", table.__table__).c
-    return bool(session.scalar(sa.select(sa.exists().where(*(columns[name] == value for name, value in place.items())))))
+    return bool(
+        session.scalar(sa.select(sa.exists().where(*(columns[name] == value for name, value in place.items()))))
+    )
 
 
 def slice_row(one: SliceScore, average: Average, ids: Mapping[SlicePair, int]) -> dict[str, Any]:
