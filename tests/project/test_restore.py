@@ -77,7 +77,14 @@ def test_a_lost_home_is_restored(environment: Path, tmp_path: Path) -> None:
     shutil.rmtree(environment)
     [restore] = commands("Restore")
     follow(restore, tmp_path)
-    assert before.items() <= files(environment).items()
+    after = files(environment)
+    # `reconcile` ends the night that waits for an approval, which is overdue: its report says so.
+    ended = {
+        name
+        for name in before
+        if name.startswith("locks/") or re.fullmatch(r"runs/small-20260111-\w+/report\.html", name)
+    }
+    assert {name for name in before if after.get(name) != before[name]} <= ended
     with Database.open(open_home()) as db:
         assert db.frame("SELECT * FROM nights WHERE night < '2026-01-11' ORDER BY night").equals(nights)
     assert {one.status for one in integrity_checks.examine()} == {"ok"}
