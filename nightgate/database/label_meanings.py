@@ -20,6 +20,12 @@ def meaning_of_run(session: Session, run_id: str) -> LabelMeaning:
     return _meanings(session, "run_id = :run", run=run_id)[run_id]
 
 
+def meanings_of_two(session: Session, one: str, other: str) -> tuple[LabelMeaning, LabelMeaning]:
+    """Of two runs, in one query."""
+    found = _meanings(session, "run_id IN (:one, :other)", one=one, other=other)
+    return found[one], found[other]
+
+
 def meaning_of_version(session: Session, pipeline: str, version: int) -> LabelMeaning:
     of_version = "SELECT v.run_id FROM model_versions AS v WHERE v.pipeline = :pipeline AND v.version = :version"
     [found] = _meanings(session, f"run_id = ({of_version})", pipeline=pipeline, version=version).values()

@@ -41,6 +41,14 @@ def add_rows(session: Session, table: type[Base], rows: Sequence[Mapping[str, An
         session.execute(sa.insert(cast("sa.Table", table.__table__)), rows)
 
 
+def is_recorded(session: Session, table: type[Base], **place: Any) -> bool:
+    """Whether the table has a row at a place."""
+    columns = cast("sa.Table", table.__table__).c
+    return bool(
+        session.scalar(sa.select(sa.exists().where(*(columns[name] == value for name, value in place.items()))))
+    )
+
+
 def slice_ids(session: Session, pairs: Collection[SlicePair]) -> dict[SlicePair, int]:
     """The number of each slice and value; those that are new get one."""
     stored = {pair: (clean(pair[0]), clean(pair[1])) for pair in pairs}

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.database.column_types import Base
 from nightgate.database.metric_schema import ConfusionMatrix, EpochMetric, SliceMetric
 from nightgate.database.schema import Run
 from nightgate.database.shared_values import SlicePair, add_rows, slice_ids
@@ -49,14 +47,6 @@ def add_details(
         counts = {true: dict(zip(names, row, strict=True)) for true, row in zip(names, confusion.tolist(), strict=True)}
         add_rows(session, ConfusionMatrix, [place | {"counts": counts}])
     add_rows(session, EpochMetric, [place | one.to_json() for one in metrics])
-
-
-def is_recorded(session: Session, table: type[Base], **place: Any) -> bool:
-    """Whether the table has a row at a place."""
-    columns = cast("sa.Table", table.__table__).c
-    return bool(
-        session.scalar(sa.select(sa.exists().where(*(columns[name] == value for name, value in place.items()))))
-    )
 
 
 def slice_row(one: SliceScore, average: Average, ids: Mapping[SlicePair, int]) -> dict[str, Any]:

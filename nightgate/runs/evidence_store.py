@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from nightgate.database.gate_schema import SIDES, GateSide, TestPrediction
-from nightgate.database.label_meanings import meaning_of_run
+from nightgate.database.label_meanings import meanings_of_two
 from nightgate.database.schema import Run
 from nightgate.database.shared_values import add_rows
 from nightgate.database.transactions import Database
@@ -33,6 +33,8 @@ from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Serving, Side
 from nightgate.gate.test_window import microseconds
 from nightgate.runs import test_sets
 from nightgate.runs.test_sets import array, compress, label_type, named
+
+_PLACE = sa.select(Run.run_id, Run.pipeline, Run.data_until).where(Run.run_id == sa.bindparam("run_id"))
 
 
 class Packed(NamedTuple):
@@ -48,7 +50,7 @@ def pack(db: Database, run_id: str, evidence: Evidence) -> Packed:
     row_sets = {"test": evidence.test} | ({"golden": evidence.golden} if evidence.golden is not None else {})
 
     def work(session: Session) -> Packed:
-        run = session.get_one(Run, run_id)
+        run = session.execute(_PLACE, {"run_id": run_id}).one()
         sets = {
             kind: test_sets.pack(session, run.pipeline, kind, rows, evidence.label_names)
             for kind, rows in row_sets.items()
@@ -211,7 +213,7 @@ def first_seen(db: Database, pipeline: str, fingerprints: list[str], tonight: da
     return db.read(work)[place] if fingerprints else np.empty(0, dtype=np.int64)
 
 
-def _labels_corrected(session: Session, run: Run, evidence: Evidence) -> int | None:
+def _labels_corrected(session: Session, run: sa.Row[Any], evidence: Evidence) -> int | None:
     """Test rows with another label than on the judged night before; None if there is none or labels meant otherwise."""
     query = (
         sa.select(Run.run_id, TestPrediction.test_set_id)
@@ -222,7 +224,10 @@ def _labels_corrected(session: Session, run: Run, evidence: Evidence) -> int | N
         .limit(1)
     )
     before = session.execute(query).first()
-    if before is None or meaning_of_run(session, before.run_id).change(meaning_of_run(session, run.run_id)):
+    if before is None:
+        return None
+    earlier, ours = meanings_of_two(session, before.run_id, run.run_id)
+    if earlier.change(ours):
         return None
     stored = test_sets.load(session, run.pipeline, before.test_set_id)
     at = stored.find(evidence.test.fingerprints)

@@ -27,13 +27,13 @@ from nightgate.database.data_schema import DriftRow
 from nightgate.database.gate_schema import GateCheck, JointOutcome
 from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import Attempt, Epoch, Run, Snapshot
-from nightgate.database.shared_values import add_rows, slice_ids
+from nightgate.database.shared_values import add_rows, is_recorded, slice_ids
 from nightgate.database.transactions import Database
 from nightgate.errors import DataError
 from nightgate.gate.joint_counts import JointCounts, joint_outcomes
 from nightgate.metrics.comparability import metric_key
 from nightgate.runs import evidence_store, refresh_records
-from nightgate.runs.epoch_details import add_details, is_recorded
+from nightgate.runs.epoch_details import add_details
 from nightgate.runs.lifecycle import attempt_of, fenced
 from nightgate.runs.refresh_records import Finder
 

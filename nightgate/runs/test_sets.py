@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from nightgate.database.gate_schema import TestSet
-from nightgate.database.shared_values import insert_into
+from nightgate.database.shared_values import insert_into, is_recorded
 from nightgate.database.views import selecting
 from nightgate.gate.evidence import Labels, Rows, Slice
 
@@ -179,7 +179,7 @@ def pack(session: Session, pipeline: str, kind: str, rows: Rows, label_names: Se
     for name, column in content.items():
         digest.update(f"{name} {len(column or b'')} ".encode() + (column or b""))
     key = {"pipeline": pipeline, "test_set_id": f"e-{digest.hexdigest()[:16]}"}
-    if session.get(TestSet, tuple(key.values())) is not None:
+    if is_recorded(session, TestSet, **key):
         return key
     wholes = sa.select(TestSet).filter_by(pipeline=pipeline, kind=kind, base_id=None)
     newest = session.scalar(wholes.order_by(TestSet.recorded_at.desc()).limit(1))
