@@ -180,9 +180,9 @@ def test_everything_that_reads_works_with_rights_on_the_views_alone(
     # A later version adds a view.
     with psycopg.connect(owner) as connection:
         connection.execute("DROP VIEW gate_checks")
-        for column in ("training", "started_from", "training_reason"):  # which the last revision adds
-            connection.execute(f"ALTER TABLE run RENAME COLUMN {column} TO earlier_{column}")
-        connection.execute("UPDATE alembic_version SET version_num = '0019'")
+        # Which the last revision adds.
+        connection.execute("ALTER TABLE document_value RENAME COLUMN is_default TO earlier_is_default")
+        connection.execute("UPDATE alembic_version SET version_num = '0020'")
     upgrade(owner)
     assert not forbidden("gate_checks")
 

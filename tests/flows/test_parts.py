@@ -99,7 +99,7 @@ def test_a_night_whose_prediction_is_cancelled_stays_what_it_was(
     lock = f"predict-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(uuid4()))
     stop = threading.Thread(
-        target=lambda: within(60, lambda: locks.queue(home, lock)[1:]) and os.kill(os.getpid(), SIGINT)
+        target=lambda: within(240, lambda: locks.queue(home, lock)[1:]) and os.kill(os.getpid(), SIGINT)
     )
     with locks.hold(home, lock, holder="another run"), temporary_settings({PREFECT_API_URL: prefect_server}):
         stop.start()

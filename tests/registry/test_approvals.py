@@ -298,11 +298,12 @@ def test_an_end_is_announced_for_days_however_long_ago_the_run_began(database: D
 
 
 def test_the_end_of_a_prefect_run_is_that_of_its_newest_row(database: Database) -> None:
-    """A retry with another configuration, or with force, opens a row of its own."""
+    """A retry with another configuration opens a row of its own."""
     first = opened(database, prefect_flow_run_id="p")
     lifecycle.finish_run(database, first.run_id, 1, "failed", reason="too few rows")
     assert [(end.run_id, end.status) for end in reconciliation.ended_lately(database)] == [(first.run_id, "failed")]
-    again = opened(database, prefect_flow_run_id="p", force=True)
+    other = night_rows.pipeline(learning_rate=1e-4)
+    again = night_rows.open_run(database, other, night_rows.night(), prefect_flow_run_id="p")
     assert again.run_id != first.run_id
     assert reconciliation.ended_lately(database) == []
     lifecycle.finish_run(database, again.run_id, 1, "held")
