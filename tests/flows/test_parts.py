@@ -7,7 +7,7 @@ import os
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGINT, default_int_handler, signal
 from uuid import uuid4
 
 import pytest
@@ -98,8 +98,9 @@ def test_a_night_whose_prediction_is_cancelled_stays_what_it_was(
     pipeline = load_pipeline(first.pipeline, {"predict": more, "schedule.min_new_rows": 1_000_000})
     lock = f"predict-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(uuid4()))
+    signal(SIGINT, default_int_handler)  # a shell that starts the tests in the background has it ignored
     stop = threading.Thread(
-        target=lambda: within(240, lambda: locks.queue(home, lock)[1:]) and os.kill(os.getpid(), SIGINT)
+        target=lambda: within(120, lambda: locks.queue(home, lock)[1:]) and os.kill(os.getpid(), SIGINT)
     )
     with locks.hold(home, lock, holder="another run"), temporary_settings({PREFECT_API_URL: prefect_server}):
         stop.start()
