@@ -21,8 +21,10 @@ from torch.nn import functional
 from nightgate.engine.dropout import Dropout
 from nightgate.engine.partition import cut
 
-CELLS_PER_GROUP = 8000
-"""Overhead of one more group, in cells of a probability matrix: half or twice as many are up to 2 % slower a step."""
+CELLS_PER_GROUP = 4200
+"""Overhead of one more group, in cells of a probability matrix: 0.4 ms and 90 ns a cell on two cores, in float32.
+Dropout draws a mask for each cell: another value is another training.
+"""
 
 
 class Layout:
