@@ -261,14 +261,14 @@ def drift_bars(distances: Sequence[Distance]) -> Picture:
             colour = CHAMPION if one.against_champion else TRAINING
             place = names.index(one.name) + (-0.17 if one.against_champion else 0.17)
             axes.barh(place, max(0.0, one.value) / one.threshold, height=0.31, color=colour, linewidth=0)
-            note(axes, f"{one.value:.3f} of {one.threshold:.3f}", (1, place), colour)
+            note(axes, f"{one.value:z.3f} of {one.threshold:.3f}", (1, place), colour)
         axes.axvline(1, color=THRESHOLD, linewidth=1.4, linestyle=DASHES)
         axes.set_xlim(0, max(1.15, *(1.03 * one.value / one.threshold for one in distances)))
         _key(axes, "■ champion", CHAMPION)
         _key(axes, "■ last week", TRAINING, at=70)
 
     alt = ", ".join(
-        f"{one.name} {one.value:.3f} of {one.threshold:.3f} ({'champion' if one.against_champion else 'last week'})"
+        f"{one.name} {one.value:z.3f} of {one.threshold:.3f} ({'champion' if one.against_champion else 'last week'})"
         for one in distances
     )
     return draw("drift", f"Distances of the new rows and their thresholds: {alt}", WIDTH, height, paint)
