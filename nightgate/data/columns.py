@@ -96,9 +96,9 @@ def among(values: NDArray[np.uint64], wanted: Hashes) -> Mask:
 
 def mixed(*columns: NDArray[Any]) -> NDArray[np.uint64]:
     """A 64-bit hash of each row of numbers."""
-    mixed = np.full(len(columns[0]), 0x9E3779B97F4A7C15, np.uint64)
+    hashes = np.full(len(columns[0]), 0x9E3779B97F4A7C15, np.uint64)
     for column in columns:
-        mixed ^= column.astype(np.int64, copy=False).view(np.uint64) if column.dtype.kind == "i" else column
-        mixed *= np.uint64(0xBF58476D1CE4E5B9)
-        mixed ^= mixed >> np.uint64(29)
-    return mixed
+        hashes ^= column.astype(np.int64, copy=False).view(np.uint64) if column.dtype.kind == "i" else column
+        hashes *= np.uint64(0xBF58476D1CE4E5B9)
+        hashes ^= hashes >> np.uint64(29)
+    return hashes

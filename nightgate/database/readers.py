@@ -23,7 +23,7 @@ def grant_reader(db: Database, role: str) -> None:
     """
     if db.dialect == "sqlite":
         raise ConfigurationError(
-            f"{db.name} is a file, and SQLite has no roles: whoever may read the file may read all of it",
+            f"{db.name} is a file, and SQLite has no roles: anyone who may read the file may read all of it",
             next_step=f"give {role} the right to read the file and its folder, or a copy: nightgate db backup FILE",
         )
     query = sa.text("SELECT 1 FROM pg_roles WHERE rolname = :role").bindparams(role=role)

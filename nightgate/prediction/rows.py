@@ -18,7 +18,7 @@ from nightgate.errors import DataError
 from nightgate.schedule import Night
 from nightgate.sources.found_files import COMPRESSIONS
 from nightgate.sources.kinds import open_source
-from nightgate.sources.source import RawBatch
+from nightgate.sources.source import RawBatch, origin_without_id
 from nightgate.sources.source_table import COLUMNS_OF_DATA
 from nightgate.sources.text_stream import File, open_text
 from nightgate.text_rules import fingerprint, normalise_text
@@ -128,8 +128,7 @@ def _row(origin: str, row_id: str | None, text: str, reason: str) -> Row:
 
 
 def _left_out(row: Row) -> Row:
-    # The origin of a row of a table ends with its id.
-    return row[0].removesuffix(f":{row[1]}"), None, None, FORGOTTEN
+    return origin_without_id(row[0], row[1]), None, None, FORGOTTEN
 
 
 def _table(rows: Sequence[Row]) -> pa.Table:

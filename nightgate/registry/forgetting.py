@@ -47,6 +47,7 @@ from nightgate.registry.redaction import has_file, in_deltas, redact_deltas, red
 from nightgate.registry.versions import require_pipeline
 from nightgate.runs.claim import RESUMABLE
 from nightgate.runs.lifecycle import fail_dead_runs, lock_pipeline
+from nightgate.sources.source import origin_without_id
 from nightgate.training.checkpoints import has_checkpoint, remove_checkpoints
 
 log = logging.getLogger(__name__)
@@ -317,7 +318,7 @@ def _empty(
     reasons = [one for one in (*runs, *refreshes, *attempts, *checks) if quotes.search((one.reason or "").encode())]
     counts = Counter(row.row_id for row in rows)
     for row in () if dry_run else rows:
-        row.origin = row.origin.removesuffix(f":{row.row_id}")  # that of a row of a table ends with its id
+        row.origin = origin_without_id(row.origin, row.row_id)
         row.row_id, row.detail, row.excerpt = None, "", GONE
     for one in () if dry_run else reasons:
         one.reason = quotes.sub(GONE.encode(), (one.reason or "").encode()).decode()

@@ -162,10 +162,11 @@ def _claimed(session: Session, claim: _Claim) -> Run:
     fail_dead_runs(session, name, claim.moment, given_up=claim.prefect_flow_run_id)
     refused = _active_run(session, name) or claim.overtaken or _overtaken(session, name, claim.night)
     # A Prefect run that was forced opens one run: its retries go on with that.
-    is_retry = latest is not None and claim.prefect_flow_run_id in {latest.prefect_flow_run_id} - {None}
+    flow_run = claim.prefect_flow_run_id
+    is_retry = latest is not None and flow_run is not None and latest.prefect_flow_run_id == flow_run
     if latest is not None and not refused and (is_retry or not claim.force):
         if latest.status in ENDED:
-            if claim.prefect_flow_run_id in {None, latest.prefect_flow_run_id}:
+            if flow_run in {None, latest.prefect_flow_run_id}:
                 return latest
             refused = (
                 f"the night was run already: run {latest.run_id} ended {latest.status}; a forced run opens a new one"

@@ -82,6 +82,11 @@ class RawBatch:
     """The source's names of the class numbers that are labels; () if the labels are names, or it has none."""
 
 
+def origin_without_id(origin: str, row_id: str | None) -> str:
+    """The origin of a row whose id is forgotten: that of a row of a table ends with it."""
+    return origin.removesuffix(f":{row_id}")
+
+
 class Source(Protocol):
     """Where rows come from; opened anew for each night, and used in this order: `plan`, `read` per part, `after`."""
 
