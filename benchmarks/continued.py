@@ -4,8 +4,9 @@
     python -m benchmarks.continued --quick        # generated reviews, some minutes
 
 A chain is a seed: its first night trains in full, then lines of nights go on from it, each with its own replay and
-rate, and the mean of the last five nights' weights is scored as well. Full training, at the nights that are scored, is
-the reference of the same chain: differences are paired by chain. New rows come in one shuffled order, are drawn and
+rate, and the mean of the last five nights' weights is scored as well. Every `--full-every` nights they train in full,
+as the product does; the last night of 29 is the one before such a night. Full training, at the nights that are scored,
+is the reference of the same chain: differences are paired by chain. New rows come in one shuffled order, are drawn and
 learnt by the product's own functions, and all rows that no night has are scored:
 
     steady    1 % more rows a night
@@ -83,14 +84,16 @@ class Chain:
     recipe: Training
     precision: str
     folder: Path
-    """Of the weights of the first night."""
+    """Of the weights of full trainings."""
 
     def engine(self, rows: Reviews) -> Engine:
         return reviews.new_engine(rows, self.recipe, self.precision, 1)
 
-    def start(self) -> Path:
-        # Worlds whose first night has the same rows share its training.
-        return self.folder / f"start-{self.world if self.world == 'category' else 'all'}-{self.seed}.safetensors"
+    def full(self, night: int) -> Path:
+        """The weights of the full training of a night."""
+        # The first night of two worlds has the same rows.
+        world = self.world if night or self.world == "category" else "all"
+        return self.folder / f"full-{world}-{self.seed}-{night}.safetensors"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.category = options.category or [name for name, _ in Counter(rows.category.tolist()).most_common(2)][-1]
     precision = devices.PRECISIONS[devices.pick(options.precision).dtype]
     chosen = {name: getattr(options, name) for name in ("rows", "nights", "epochs", "max_length", "scored", "category")}
+    chosen["full_every"] = options.full_every
     with tempfile.TemporaryDirectory(prefix="nightgate-benchmark-") as scratch:
         path = options.results or Path(scratch) / "journal.jsonl"
         journal = Journal(path, {"reviews": rows.name, "precision": precision, **chosen})
@@ -121,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 base_model=L6, epochs=options.epochs, max_length=options.max_length, seed=seed, batch_size=BATCH
             )
             scored = spare[: options.scored or None]
-            run(Chain(world, seed, nights, scored, recipe, precision, path.parent), rows, journal, lines, options.at)
+            chain = Chain(world, seed, nights, scored, recipe, precision, path.parent)
+            run(chain, rows, journal, lines, options.at, options.full_every)
         for world in options.worlds:
             print(f"\n## {world}: {WORLDS[world]:.0%} more rows a night\n\n{world_table(journal, world, lines)}")
         facts |= {"rows": f"{options.rows:,} at the start, of {rows.workload.facts}", "precision": precision}
@@ -147,28 +152,31 @@ def arrivals(rows: Reviews, world: str, start: int, nights: int, category: str) 
     return coming
 
 
-def run(chain: Chain, rows: Reviews, journal: Journal, lines: Sequence[Line], at: Sequence[int]) -> None:
+def run(
+    chain: Chain, rows: Reviews, journal: Journal, lines: Sequence[Line], at: Sequence[int], full_every: int
+) -> None:
     """Train and score what the journal lacks of one chain."""
     same = {"world": chain.world, "seed": chain.seed}
-    if not (chain.start().exists() and journal.lines(**same, method=CHAMPION)):
-        log(f"{chain.world}, chain {chain.seed}: first night")
+    restarts = range(full_every, max(at) + 1, full_every)
+    for night in sorted({0, *restarts, *at}):
+        # A champion left alone is the model of the first night.
+        method = FULL if night else CHAMPION
+        is_known = (night and night not in at) or journal.lines(**same, method=method, night=night)
+        if is_known and (chain.full(night).exists() or night not in (0, *restarts)):
+            continue
+        log(f"{chain.world}, chain {chain.seed}: full training of night {night}")
         engine = chain.engine(rows)
-        if chain.start().exists():
-            engine.load_weights(load_file(chain.start()))
+        if chain.full(night).exists():
+            engine.load_weights(load_file(chain.full(night)))
         else:
-            train(engine, rows, chain.nights[0], chain.recipe)
-            save_file(_copied(engine), chain.start())
-        journal.add(**same, method=CHAMPION, night=0, **_scores(engine, rows, chain.scored))
-    for night in at:
-        if not journal.lines(**same, method=FULL, night=night):
-            log(f"{chain.world}, chain {chain.seed}: full training of night {night}")
-            engine = chain.engine(rows)
             train(engine, rows, np.concatenate(chain.nights[: night + 1]), chain.recipe)
-            journal.add(**same, method=FULL, night=night, **_scores(engine, rows, chain.scored))
+            save_file(_copied(engine), chain.full(night))
+        if not is_known:
+            journal.add(**same, method=method, night=night, **_scores(engine, rows, chain.scored))
     for line in lines:
         if not journal.lines(**same, method=_averaged(line), night=max(at)):
             log(f"{chain.world}, chain {chain.seed}: {line.title}")
-            _run_line(chain, rows, journal, line, at)
+            _run_line(chain, rows, journal, line, at, restarts)
 
 
 def train(engine: Engine, rows: Reviews, chosen: Rows, recipe: Training) -> None:
@@ -181,18 +189,25 @@ def train(engine: Engine, rows: Reviews, chosen: Rows, recipe: Training) -> None
             engine.step(batch, rows.workload.labels[batch])
 
 
-def _run_line(chain: Chain, rows: Reviews, journal: Journal, line: Line, at: Sequence[int]) -> None:
+def _run_line(
+    chain: Chain, rows: Reviews, journal: Journal, line: Line, at: Sequence[int], restarts: Sequence[int]
+) -> None:
     engine = chain.engine(rows)
-    engine.load_weights(load_file(chain.start()))
+    engine.load_weights(load_file(chain.full(0)))
     recipe = continued_recipe(chain.recipe.model_copy(update={"continued_rate": line.rate}))
     learnt, recent = _keys(rows, chain.nights[0]), deque[Weights](maxlen=AVERAGED)
     same = {"world": chain.world, "seed": chain.seed}
     for night in range(1, max(at) + 1):
         held = np.concatenate(chain.nights[: night + 1])
         available = _keys(rows, held)
-        places = draw(available, learnt, replay=line.replay, least=BATCH, seed=(chain.seed, night))
-        train(engine, rows, held[places], recipe)
-        learnt = learnt.joined(_keys(rows, held[places]))
+        if night in restarts:
+            engine.load_weights(load_file(chain.full(night)))
+            learnt = available
+            recent.clear()
+        else:
+            places = draw(available, learnt, replay=line.replay, least=BATCH, seed=(chain.seed, night))
+            train(engine, rows, held[places], recipe)
+            learnt = learnt.joined(_keys(rows, held[places]))
         recent.append(_copied(engine))
         if night in at:
             journal.add(**same, method=line.title, night=night, **_scores(engine, rows, chain.scored))
@@ -287,7 +302,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("--category", help="the one that comes late; without: the second most frequent")
     options.add_argument("--worlds", nargs="*", choices=WORLDS, default=list(WORLDS))
     options.add_argument("--chains", type=int, default=12)
-    options.add_argument("--nights", type=int, default=30)
+    options.add_argument("--nights", type=int, default=29)
+    options.add_argument("--full-every", type=int, default=15, help="nights; the default is the product's")
     options.add_argument("--at", type=int, nargs="*", help="nights to score; without: the last one")
     options.add_argument("--rows", type=int, default=2000, help="rows of the first night")
     options.add_argument("--replay", type=float, nargs="*", default=[1.0, 4.0])
@@ -296,7 +312,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("--quick", action="store_true", help="one small chain of each world on generated reviews")
     chosen = options.parse_args(arguments)
     if chosen.quick:
-        chosen.rows, chosen.nights, chosen.epochs, chosen.chains = 160, 12, 1, 1
+        chosen.rows, chosen.nights, chosen.full_every, chosen.epochs, chosen.chains = 160, 12, 8, 1, 1
         chosen.scored, chosen.max_length, chosen.rate = 100, 24, [0.1]
     chosen.at = chosen.at or [chosen.nights]
     return chosen

@@ -32,7 +32,8 @@ from nightgate.errors import NightgateError
 
 ROUNDS, SEED = 9, 1
 STEPS = {"cpu": 2, "cuda": 50}
-EVALUATION_BATCHES = {"cpu": 3, "cuda": 60}
+EVALUATION_BATCHES = {"cpu": 10, "cuda": 60}
+"""Weights are cast once an evaluation, which has 313 batches in a night."""
 
 
 Measured = dict[Variant, dict[str, list[float]]]

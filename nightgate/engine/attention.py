@@ -25,6 +25,8 @@ CELLS_PER_GROUP = 4200
 """Overhead of one more group, in cells of a probability matrix: 0.4 ms and 90 ns a cell on two cores, in float32.
 Dropout draws a mask for each cell: another value is another training.
 """
+CELLS_PER_GROUP_WITHOUT_GRADIENTS = 8000
+"""The same for an evaluation, whose cells cost less: 3 to 6 % faster in bf16."""
 
 
 class Layout:
@@ -74,9 +76,10 @@ class Layout:
     def groups(self) -> list[Group]:
         """Neighbouring texts that are multiplied together, in order."""
         assert (np.diff(self.lengths) >= 0).all(), "texts come in order of length"
+        group_cost = CELLS_PER_GROUP if torch.is_grad_enabled() else CELLS_PER_GROUP_WITHOUT_GRADIENTS
         return [
             Group(int(self.lengths[part].max()), self.lengths[part], self.starts[:-1][part])
-            for part in cut(self.lengths, 2, CELLS_PER_GROUP)
+            for part in cut(self.lengths, 2, group_cost)
         ]
 
     def gathers(self, heads: int) -> tuple[Tensor, ...]:
