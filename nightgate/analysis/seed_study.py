@@ -129,8 +129,11 @@ def open_study(db: Database, pipeline: Pipeline, num_seeds: int, night: date | N
             )
             session.add(row)
             session.flush()
-        scored = sa.select(SeedRun.seed).where(SeedRun.study_id == study_id, SeedRun.test_f1.is_not(None))
-        return list(session.scalars(scored))
+        query = sa.select(SeedRun.seed).where(SeedRun.study_id == study_id, SeedRun.test_f1.is_not(None))
+        scored = list(session.scalars(query))
+        if row.finished_at is not None and not set(seeds).issubset(scored):
+            row.started_at = datetime.now(UTC)  # it grows: retention keeps its snapshot until it is finished again
+        return scored
 
     scored = db.write(work)
     return Study(
@@ -168,6 +171,7 @@ def finish_study(db: Database, study_id: str) -> SeedStudy:
         scores = sa.select(SeedRun.test_f1).where(SeedRun.study_id == study_id, SeedRun.test_f1.is_not(None))
         found = [f1 for f1 in session.scalars(scores) if f1 is not None]
         if row.finished_at is not None and row.num_seeds == len(found):
+            row.started_at = min(row.started_at, row.finished_at)
             return row
         row.num_seeds = len(found)
         row.f1_mean = statistics.fmean(found) if found else None

@@ -160,7 +160,8 @@ def kept_snapshots(session: Session, name: str, retention: Retention) -> dict[st
     newest = sorted(there, key=lambda row: until.get(row.snapshot_id, row.recorded_at), reverse=True)
     studies = session.execute(
         selecting(
-            "SELECT study_id, snapshot_id FROM seed_studies WHERE pipeline = :pipeline AND finished_at IS NULL",
+            "SELECT study_id, snapshot_id FROM seed_studies WHERE pipeline = :pipeline "
+            "AND (finished_at IS NULL OR started_at > finished_at)",  # it may grow
             {"pipeline": name},
         )
     )

@@ -30,7 +30,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from nightgate.analysis import seed_runs, seed_study
 from nightgate.analysis.seed_study import SeedScore, Study
 from nightgate.config.gate import Gate
-from nightgate.config.pipeline import Pipeline
+from nightgate.config.pipeline import Pipeline, Retention
 from nightgate.data.refresh import Refreshed
 from nightgate.data.rules import split_version
 from nightgate.data.snapshots import Snapshot, open_snapshot
@@ -38,6 +38,7 @@ from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, DataError, StorageError, TrainingError
 from nightgate.home import Home, open_home
 from nightgate.pipeline_files import load_pipeline
+from nightgate.registry.data_retention import kept_snapshots
 from nightgate.registry.redaction import redact_deltas
 from nightgate.runs import lifecycle, records
 from nightgate.training import supervisor
@@ -203,6 +204,27 @@ def test_the_spread_is_that_of_the_newest_finished_study_with_three_seeds(databa
     seed_study.record_score(database, studies[1], scored(45, 0.6))
     seed_study.finish_study(database, studies[1].study_id)
     assert seed_study.newest_spread(database, usual) == pytest.approx(statistics.stdev([0.5, 0.6, 0.7, 0.6]))
+
+
+def test_a_study_that_grows_keeps_its_snapshot_and_its_spread_until_it_is_finished_again(database: Database) -> None:
+    snapshots = [night_with_snapshot(database, day) for day in range(2)]
+    pipeline, night = night_rows.pipeline(), night_rows.night(0).date
+
+    def kept() -> bool:
+        limits = Retention(snapshots=1)
+        return snapshots[0] in database.read(lambda session: kept_snapshots(session, pipeline.name, limits))
+
+    study = seed_study.open_study(database, pipeline, 3, night)
+    assert kept()
+    store(database, study, 0.5, 0.6, 0.7)
+    seed_study.open_study(database, pipeline, 3, night)
+    assert not kept()
+    grown = seed_study.open_study(database, pipeline, 4, night)
+    assert kept()
+    assert seed_study.newest_spread(database, pipeline) == pytest.approx(0.1)
+    seed_study.record_failure(database, grown, 45, TrainingError("no memory"))
+    seed_study.finish_study(database, grown.study_id)
+    assert not kept()
 
 
 def test_a_study_of_another_configuration_is_no_unit_of_this_ones_margin(database: Database) -> None:
