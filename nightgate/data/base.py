@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from nightgate.config.pipeline import Pipeline
 from nightgate.data.batches import Rules
-from nightgate.data.deltas import TAKEN, Chain, read_chain
-from nightgate.data.near_duplicates import NearDuplicates
+from nightgate.data.deltas import Chain, read_chain
+from nightgate.data.near_duplicates import NearDuplicates, canonical_keys
 from nightgate.data.rules import memory_of, reading_rules, rules_of
 from nightgate.data.snapshots import newest_snapshots
 from nightgate.data.split_memory import SplitMemory
@@ -73,33 +75,50 @@ def open_base(
         return Base(pipeline, night, folder, replace(tip, head=None, parts={}, after={}), Chain(), is_lost)
 
 
-def open_memory(base: Base) -> tuple[SplitMemory, list[str]]:
-    """The splits that were given so far, and the files that hold them."""
+def open_memory(base: Base, near: NearDuplicates | None) -> tuple[SplitMemory, list[str]]:
+    """The splits that were given so far, and the files that hold them.
+
+    Args:
+        near: by which what a damaged file held of near-duplicates is filled in again.
+    """
     of = memory_of(rules_of(base.pipeline))
-    files, snapshots = base.tip.memory.get(of), []
+    folder, files, snapshots = base.folder / MEMORY / of, base.tip.memory.get(of), []
     if files is None:
-        snapshots = newest_snapshots(base.folder, of)
+        snapshots, near = newest_snapshots(base.folder, of), None
         files = next((one.manifest["memory"]["files"] for one in snapshots if "memory" in one.manifest), [])
     try:
-        memory = SplitMemory.open(base.folder / MEMORY / of, files)
-    except SnapshotError as error:
-        log.warning("%s; the splits are taken from the snapshots", error.reason)
-        memory, files, snapshots = SplitMemory(), [], newest_snapshots(base.folder, of)
+        memory = SplitMemory.open(folder, files)
+    except SnapshotError:
+        files, snapshots = _intact(SplitMemory.open, folder, files), newest_snapshots(base.folder, of)
+        memory = SplitMemory.open(folder, files)
     for snapshot in snapshots:
-        memory.recall(*snapshot.split_keys(with_ids=base.pipeline.data.id is not None))
+        clusters = None if near is None else lambda texts: near.clusters(canonical_keys(texts))
+        memory.recall(*snapshot.split_keys(with_ids=base.pipeline.data.id is not None, clusters=clusters))
         log.info("the splits of %s stay", snapshot)
     return memory, files
 
 
 def open_near_duplicates(base: Base) -> tuple[NearDuplicates | None, list[str]]:
     """The near-duplicates that were found so far, if the pipeline asks for them, and the files that hold them."""
-    files = base.tip.near
+    folder, files = base.folder / NEAR, base.tip.near
     if not base.pipeline.data.near_duplicates:
         return None, files
     try:
-        return NearDuplicates.open(base.folder / NEAR, files), files
-    except SnapshotError as error:
-        log.warning("%s; they are found again", error.reason)
-    near, index = NearDuplicates(), base.chain.index(["state", "text_at"])
-    near.find_in(base.chain, index["text_at"][index["state"] == TAKEN])
-    return near, []
+        return NearDuplicates.open(folder, files), files
+    except SnapshotError:
+        files = _intact(NearDuplicates.open, folder, files)
+    near, places = NearDuplicates.open(folder, files), base.chain.index(["text_at"], superseded=True)["text_at"]
+    near.find_in(base.chain, np.unique(places[places >= 0]))
+    return near, files
+
+
+def _intact(opened: Callable[[Path, Sequence[str]], object], folder: Path, files: Sequence[str]) -> list[str]:
+    """The files that can be read."""
+    found = []
+    for name in files:
+        try:
+            opened(folder, [name])
+            found.append(name)
+        except SnapshotError as error:
+            log.warning("%s; what it held is taken from the snapshots", error.reason)
+    return found

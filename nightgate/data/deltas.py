@@ -129,7 +129,7 @@ class Chain:
         return pa.concat_tables(tables).take(pa.array(back))
 
     def batches(self, places: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
-        """As `texts`, of sorted places and piece by piece."""
+        """As `texts`, of sorted places, each once, and piece by piece."""
         first = 0
         for delta in self.deltas:
             low, high = np.searchsorted(places, (first, first + delta.text_rows))

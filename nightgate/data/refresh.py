@@ -279,8 +279,8 @@ def _take_in(
     pipeline, folder, tip = base.pipeline, base.folder, base.tip
     # What the last commit names stays until the next one, also where other rules read everything again.
     remove_leftovers(folder, read_tip(folder))
-    memory, files = open_memory(base)
     near, near_files = open_near_duplicates(base)
+    memory, files = open_memory(base, near)
     index = base.chain.index()
     codes = {name: part["code"] for name, part in tip.parts.items()}
     known = KnownRows(index, {codes[name] for name in (*gone, *(part.name for part in plan.read)) if name in codes})

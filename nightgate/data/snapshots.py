@@ -42,7 +42,7 @@ from nightgate.data.deltas import (
     signed,
 )
 from nightgate.data.rules import SPLITS, label_meaning, memory_of, version_of_rules
-from nightgate.data.split_memory import hashes_of
+from nightgate.data.split_memory import Keys, hashes_of
 from nightgate.durable_files import sync
 from nightgate.errors import SnapshotError, first_line, storage_errors
 from nightgate.label_meaning import LabelMeaning
@@ -130,20 +130,30 @@ class Snapshot:
         keys: NDArray[np.uint64] = index["text_key"][index["state"] == TAKEN]
         return keys
 
-    def split_keys(self, *, with_ids: bool) -> tuple[dict[str, NDArray[np.uint64]], NDArray[np.int8]]:
+    def split_keys(
+        self, *, with_ids: bool, clusters: Callable[[list[str]], Keys] | None = None
+    ) -> tuple[dict[str, Keys], NDArray[np.int8]]:
         """Hashes of the ids, texts and groups that rows had, as `SplitMemory` takes them, and the split of each row.
 
         Args:
             with_ids: whether row ids are the source's.
+            clusters: makes keys of near-copies of texts, which are not stored.
 
         Raises:
             SnapshotError: a file cannot be read.
         """
         if self.manifest["format"] != ONE_FILE:
-            index = self.chain().index(["id_key", "text_key", "group_key", "split"], superseded=True)
+            chain = self.chain()
+            index = chain.index(["id_key", "text_key", "group_key", "split", "text_at"], superseded=True)
             index = take(index, index["split"] >= 0)
-            return {"id": index["id_key"], "text": index["text_key"], "group": index["group_key"]}, index["split"]
+            keys = {"id": index["id_key"], "text": index["text_key"], "group": index["group_key"]}
+            if clusters is not None:
+                places, back = np.unique(index["text_at"], return_inverse=True)
+                found = [clusters(table["text"].to_pylist()) for table in chain.batches(places, ["text"])]
+                keys["cluster"] = np.concatenate(found)[back]
+            return keys, index["split"]
         columns = ["text_key", *(["row_id"] if with_ids else []), *(["group"] if self.manifest["group"] else [])]
+        columns += [] if clusters is None else ["text"]
         frames = [self.rows(split, ["fingerprint", *columns]).assign(split=SPLITS.index(split)) for split in SPLITS]
         frame = pd.concat(frames)
         keys = {"text": frame["text_key"].to_numpy()}
@@ -151,6 +161,8 @@ class Snapshot:
             if name in frame:
                 own = (frame[name] == frame["fingerprint"]).to_numpy()
                 keys[kind] = np.where(own, keys["text"] if kind == "group" else 0, hashes_of(frame[name].tolist()))
+        if clusters is not None:
+            keys["cluster"] = clusters(frame["text"].tolist())
         return keys, frame["split"].to_numpy(np.int8)
 
     def chain(self) -> Chain:

@@ -191,13 +191,14 @@ class SplitMemory:
 
         A key that the snapshot has on two sides stays open until `assign`; that it was trained on is remembered.
         """
-        for _, [column] in _columns(keys):
+        for _, columns in _columns(keys):
+            column, sides = columns.ravel(), np.tile(splits, len(columns))
             used = column != 0
             order = np.argsort(column[used], kind="stable")
             unique, start = np.unique(column[used][order], return_index=True)
             if not len(unique):
                 continue
-            sides = splits[used][order]
+            sides = sides[used][order]
             least, largest = np.minimum.reduceat(sides, start), np.maximum.reduceat(sides, start)
             split = self._split_of(unique)
             fresh = (split == _UNKNOWN) & ~np.isin(unique, self._undecided)

@@ -89,15 +89,22 @@ def hold_data(
 
 
 def read_tip(folder: Path, name: str = TIP_FILE) -> Tip:
-    """The tip of a pipeline; EMPTY where there is none, or where it is damaged: everything is read again then."""
+    """The tip of a pipeline.
+
+    Where there is none, or it is damaged, everything is read again: it is the one before without a head, or EMPTY. It
+    names all files of splits and near-duplicates then, since nothing else tells of texts that have left the source.
+    """
     try:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
         return Tip(**found | {"nights": [Night(**night) for night in found["nights"]]})
     except FileNotFoundError:
-        return EMPTY
+        pass
     except (OSError, ValueError, TypeError, KeyError) as error:
         log.warning("%s is damaged (%s): everything is read again", folder / name, error)
+    if name == BEFORE_FILE:
         return EMPTY
+    before, memory = read_tip(folder, BEFORE_FILE), {of.name: _files(of) for of in sorted(folder.glob(f"{MEMORY}/*"))}
+    return replace(before, head=None, parts={}, after={}, memory=memory, near=_files(folder / NEAR))
 
 
 def write_tip(folder: Path, tip: Tip) -> None:
@@ -106,7 +113,7 @@ def write_tip(folder: Path, tip: Tip) -> None:
     Raises:
         StorageError: the disk is full or read-only.
     """
-    write_whole(folder / TIP_FILE, (json.dumps(asdict(tip), indent=0) + "\n").encode())
+    write_whole(folder / TIP_FILE, _content(tip))
 
 
 def keep_tip(folder: Path) -> None:
@@ -116,7 +123,7 @@ def keep_tip(folder: Path) -> None:
         StorageError: the disk is full or read-only.
     """
     if (folder / TIP_FILE).is_file():
-        write_whole(folder / BEFORE_FILE, (folder / TIP_FILE).read_bytes())
+        write_whole(folder / BEFORE_FILE, _content(read_tip(folder)))
 
 
 def with_night(tip: Tip, night: Night, folder: Path) -> Tip:
@@ -185,6 +192,15 @@ def kept_out(folder: Path) -> frozenset[str]:
             f"{file}, which keeps forgotten rows out, cannot be read: {error}",
             next_step="restore it from a backup, or remove it and forget the ids again",
         ) from error
+
+
+def _content(tip: Tip) -> bytes:
+    return (json.dumps(asdict(tip), indent=0) + "\n").encode()
+
+
+def _files(folder: Path) -> list[str]:
+    """The names of the files of splits or near-duplicates, oldest first."""
+    return [path.name for path in sorted(folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime)]
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -166,11 +166,8 @@ def _is_whole(named: Collection[str], files: Collection[str]) -> bool:
 
 def _in_rows(snapshot: Snapshot, keys: RowKeys, before: int) -> Mask:
     """Which rows are in the splits of a snapshot up to that of a number."""
-    stored, splits = snapshot.split_keys(with_ids=True)
+    stored, splits = snapshot.split_keys(with_ids=True, clusters=canonical_keys if "cluster" in keys else None)
     seen = {kind: column[splits < before] for kind, column in stored.items()}
-    if "cluster" in keys:
-        texts = [text for split in ("train", "validation") for text in snapshot.rows(split, ["text"])["text"]]
-        seen["cluster"] = canonical_keys(texts)
     found = [np.isin(column, seen[kind]) & (column != 0) for kind, column in keys.items()]
     return np.asarray(np.column_stack(found).any(axis=1))
 

@@ -363,6 +363,17 @@ def test_a_lost_or_damaged_state_is_read_again_and_keeps_the_splits(lost: str, s
     assert (after["split"] == before).all()
 
 
+def test_a_damaged_tip_does_not_let_lost_rows_pass(shop: Callable[..., Shop]) -> None:
+    kettles = shop(data__checks__max_rows_lost=0.1)
+    for number, count in enumerate((280, 300), 1):
+        kettles.write("a", reviews.rows(count))
+        kettles.night(number)
+    (kettles.home.snapshots / "kettles" / "tip.json").write_text("{")
+    kettles.write("a", reviews.rows(150))
+    with pytest.raises(DataCheckError, match="280 rows became 150"):
+        kettles.night(3)
+
+
 def test_chosen_rows_are_read_without_the_others(shop: Callable[..., Shop], tmp_path: Path) -> None:
     kettles = shop(data__id=None, data__group="product")
     kettles.write(

@@ -148,6 +148,26 @@ def test_what_is_remembered_is_filled_again_where_it_is_lost(tmp_path: Path, hom
     assert missed(nights.snapshots[:2], nights.snapshots[2]) == 0
 
 
+@pytest.mark.parametrize("lost", ["tip.json", "splits/*/*.parquet", "near/*.parquet"])
+def test_one_damaged_file_hides_no_near_copy_of_a_text_that_has_left(tmp_path: Path, home: Home, lost: str) -> None:
+    random_ = random.Random(5)
+    nights = Nights(tmp_path, home)
+    old = [row(number, review(random_)) for number in range(200)]
+    sides = nights.take_in(old).set_index("row_id")["split"]
+    nights.take_in([row(1000 + n, review(random_)) for n in range(200)])
+    oldest = min((home.snapshots / "kettles").glob(lost), key=lambda path: path.stat().st_mtime_ns)
+    oldest.chmod(0o644)
+    oldest.write_bytes(b"{")
+    late = nights.take_in([row(2000 + n, near_copy(one["text"], n, random_)) for n, one in enumerate(old)], file="late")
+    now = late.set_index("row_id")["split"]
+    assert sum({"train", "test"} == {sides[f"r{n}"], now.get(f"r{2000 + n}")} for n in range(200)) <= 2
+    test = late[late["split"] == "test"]
+    mask, why = trained_on(Line((nights.snapshots[0],)), keys_of(home.snapshots / "kettles", test))
+    assert mask is not None, why
+    learnt = test["row_id"].map(lambda name: sides.get(f"r{int(name[1:]) - 2000}")).isin(["train", "validation"])
+    assert (learnt.to_numpy() & ~mask).sum() <= 2
+
+
 @pytest.mark.slow
 def test_thirty_nights_of_growth_with_copies_leave_none_across_train_and_test(tmp_path: Path, home: Home) -> None:
     random_ = random.Random(17)
