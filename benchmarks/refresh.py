@@ -151,9 +151,9 @@ def in_own_process(work: Callable[..., Any], *arguments: Any) -> Spent:
 
 def _measured(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Spent:
     _warm_up()
-    cpu, wall = _cpu_seconds(), time.monotonic()
+    cpu, wall, ended = _cpu_seconds(), time.monotonic(), _largest_child()
     value = work(*arguments)
-    return Spent(_cpu_seconds() - cpu, time.monotonic() - wall, _peak_memory(), value)
+    return Spent(_cpu_seconds() - cpu, time.monotonic() - wall, _peak_memory(ended), value)
 
 
 def _warm_up() -> None:
@@ -177,13 +177,24 @@ def _cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _peak_memory() -> int:
-    """The most that this process had, and the largest of its children, in bytes."""
-    children = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+def _peak_memory(ended: int) -> int:
+    """The most that this process had, and the largest of the children that it started for the work, in bytes.
+
+    Args:
+        ended: `_largest_child` before the work: an import runs `file` on the interpreter, and was taken for 150 MiB.
+            A child of the work counts as more, since it is counted with what its parent has had by then.
+    """
+    child = _largest_child()
+    child = child if child > ended else 0
     with suppress(OSError), Path("/proc/self/status").open(encoding="utf-8") as status:
         # `ru_maxrss` is at least what the parent had when it started this process: the generated rows.
-        return children + 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    return children + 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return child + 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return child + 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _largest_child() -> int:
+    """The most memory that a child had that has ended, in bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
 
 # --- what is measured ---
