@@ -137,27 +137,35 @@ def with_night(tip: Tip, night: Night, folder: Path) -> Tip:
 
 
 def remove_leftovers(folder: Path, tip: Tip) -> None:
-    """Remove what a killed refresh left: drafts, and files that neither the tip nor a snapshot names."""
+    """Remove what a killed refresh left: drafts, and files that neither the tip nor a snapshot names.
+
+    Where one of these is damaged drafts alone: what it names may make it whole again.
+    """
     for drafts in (folder, folder / DELTAS, folder / NEAR, *(folder / MEMORY).glob("*")):
         remove_drafts(drafts)
     for draft in folder.glob(".*.draft"):
         shutil.rmtree(draft, ignore_errors=True)
-    heads = [tip.head]
-    kept = {*tip.near, *(file for files in tip.memory.values() for file in files)}
+    names, is_known = {*tip.near, *(file for files in tip.memory.values() for file in files)}, True
+    heads = [(tip.head, False)]
     for path in folder.glob(f"*/{MANIFEST_FILE}"):
-        manifest = _json(path)
-        heads.append(manifest.get("head"))
-        kept.update(manifest.get("memory", {}).get("files", ()))
+        manifest, given_up = _json(path), ".damaged-" in path.parent.name
+        heads.append((manifest.get("head"), given_up))
+        names.update(manifest.get("memory", {}).get("files", ()))
+        is_known &= bool(manifest) or given_up
+    for head, given_up in sorted(heads, key=lambda one: one[1]):
+        while head and head["delta"] not in names:
+            names.add(head["delta"])
+            delta = _json(folder / DELTAS / head["delta"] / DELTA_FILE)
+            is_known &= bool(delta) or given_up
+            head = delta.get("parent")
+    if not is_known:
+        log.warning("what killed refreshes left in %s stays: a damaged snapshot there may need it", folder)
+        return
     for path in (*folder.glob(f"{MEMORY}/*/*.parquet"), *folder.glob(f"{NEAR}/*.parquet")):
-        if path.name not in kept:
+        if path.name not in names:
             path.unlink(missing_ok=True)
-    named: set[str] = set()
-    for head in heads:
-        while head and head["delta"] not in named:
-            named.add(head["delta"])
-            head = _json(folder / DELTAS / head["delta"] / DELTA_FILE).get("parent")
     for path in (folder / DELTAS).glob("*-*"):
-        if path.name not in named:
+        if path.name not in names:
             shutil.rmtree(path, ignore_errors=True)
 
 

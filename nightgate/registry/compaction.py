@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from nightgate.data.deltas import (
 from nightgate.data.snapshots import MANIFEST_FILE
 from nightgate.data.tip import Tip, read_tip, remove_leftovers, write_tip
 from nightgate.durable_files import replacing
-from nightgate.errors import storage_errors
+from nightgate.errors import SnapshotError, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -75,22 +76,39 @@ class Forest:
                 run = []
 
 
-def read_forest(folder: Path) -> Forest:
-    """The deltas under a pipeline's folder.
+def read_forest(folder: Path, *, verify: bool = False) -> Forest:
+    """The deltas under a pipeline's folder, without those of damaged snapshots, which stay as they are.
+
+    Args:
+        verify: compare the checksums of all files: those of what is written anew say nothing of what it was.
 
     Raises:
-        SnapshotError: a manifest or a delta is missing or altered.
+        SnapshotError: a manifest or a delta is out of reach.
     """
-    tip = read_tip(folder)
-    found = {file: read_signed(file) for file in sorted(folder.glob(f"s-*/{MANIFEST_FILE}"))}
-    manifests = {file: manifest for file, manifest in found.items() if "head" in manifest}
+    tip, manifests = read_tip(folder), dict[Path, dict[str, Any]]()
     deltas: dict[str, Delta] = {}
     children: dict[str, list[str]] = {"": []}
-    for head in (tip.head, *(manifest["head"] for manifest in manifests.values())):
+
+    def follow(head: Mapping[str, str] | None) -> None:
+        found: list[Delta] = []
         while head is not None and head["delta"] not in deltas:
-            delta = deltas[head["delta"]] = read_delta(folder, head, verify=False)
-            children.setdefault(_parent(delta), []).append(head["delta"])
-            head = delta.facts["parent"]
+            found.append(read_delta(folder, head, verify=verify))
+            head = found[-1].facts["parent"]
+        for delta in found:
+            deltas[delta.path.name] = delta
+            children.setdefault(_parent(delta), []).append(delta.path.name)
+
+    followed = replace(tip, head=None)
+    with damage_passed_over():
+        follow(tip.head)
+        followed = tip
+    for file in sorted(folder.glob(f"s-*/{MANIFEST_FILE}")):
+        if ".damaged-" not in file.parent.name:
+            with damage_passed_over():
+                manifest = read_signed(file)
+                if "head" in manifest:
+                    follow(manifest["head"])
+                    manifests[file] = manifest
     chains = {"": Chain()}
     waiting = children[""][::-1]
     while waiting:
@@ -98,7 +116,22 @@ def read_forest(folder: Path) -> Forest:
         chains[name] = Chain((*chains[_parent(deltas[name])].deltas, deltas[name]))
         waiting += children.get(name, [])[::-1]
     del chains[""]
-    return Forest(folder, tip, manifests, chains)
+    return Forest(folder, followed, manifests, chains)
+
+
+@contextmanager
+def damage_passed_over() -> Iterator[None]:
+    """End the block, with a line in the log, where a snapshot is damaged or incomplete.
+
+    Raises:
+        SnapshotError: it is out of reach and may well be whole.
+    """
+    try:
+        yield
+    except SnapshotError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        log.warning("%s", error.reason)
 
 
 def compact(folder: Path) -> bool:
@@ -107,7 +140,7 @@ def compact(folder: Path) -> bool:
     The caller holds the pipeline's snapshots.
 
     Raises:
-        SnapshotError: a manifest or a delta is missing or altered.
+        SnapshotError: as of `read_forest`.
         StorageError: the disk is full or read-only.
     """
     if not (folder / DELTAS).is_dir():
@@ -118,9 +151,9 @@ def compact(folder: Path) -> bool:
         rows = sum(delta.facts["index"] for run in runs for delta in run)
         gone = sum(len(_superseded(delta)) for run in runs for delta in run[1:])
         if sum(len(run) - 1 for run in runs) <= MOST_UNUSED and 2 * gone <= rows:
-            remove_leftovers(folder, forest.tip)
+            remove_leftovers(folder, read_tip(folder))
             return False
-        rewrite(forest, join=True)
+        rewrite(read_forest(folder, verify=True), join=True)
     return True
 
 

@@ -16,7 +16,7 @@ import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,8 +31,9 @@ from nightgate import locks
 from nightgate.data.batches import hash_of_forgotten
 from nightgate.data.deltas import DELTAS
 from nightgate.data.snapshots import MANIFEST_FILE, open_snapshot
+from nightgate.data.snapshots import Snapshot as Rows
 from nightgate.data.split_memory import SplitMemory, hashes_of
-from nightgate.data.tip import MEMORY, hold_data, keep_out
+from nightgate.data.tip import MEMORY, NEAR, hold_data, keep_out
 from nightgate.database.data_schema import Forgotten
 from nightgate.database.gate_schema import SeedStudy
 from nightgate.database.refresh_schema import DataCheck, Refresh
@@ -41,7 +42,7 @@ from nightgate.database.transactions import Database
 from nightgate.durable_files import write_whole
 from nightgate.errors import RegistryError, SnapshotError, storage_errors
 from nightgate.home import Home
-from nightgate.registry.compaction import Forest, read_forest
+from nightgate.registry.compaction import Forest, damage_passed_over, read_forest
 from nightgate.registry.leakage import REMOVED, learnt_from, trainings
 from nightgate.registry.redaction import has_file, in_deltas, redact_deltas, redact_file, rows_of, texts_of
 from nightgate.registry.versions import require_pipeline
@@ -66,7 +67,7 @@ _SPELLINGS = (
     lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
     lambda text: json.dumps(text, ensure_ascii=False)[1:-1].replace("<", "\\u003c"),
 )
-_LEARNT = {"train", "validation"}
+_LEARNT = {"train", "validation", REMOVED}
 
 
 SNAPSHOT, GOLDEN = "rows of a snapshot", "golden rows"
@@ -179,13 +180,13 @@ def _search(db: Database, pipeline_name: str, ids: Collection[str]) -> tuple[Fou
     )
     texts = {excerpt for (excerpt,) in _rows(db, excerpts)}
     places = []
-    forest = read_forest(db.home.snapshots / pipeline_name)
+    forest = read_forest(db.home.snapshots / pipeline_name, verify=True)
     entries, in_snapshots = in_deltas(forest, ids)
     texts |= in_snapshots
     if entries:
         places.append(Place(db.home.relative(forest.folder / DELTAS), ENTRIES, entries))
-    for folder in _row_folders(db.home, pipeline_name):
-        snapshot = open_snapshot(folder, verify=False)
+    snapshots = _snapshots(db.home, pipeline_name, forest)
+    for folder, snapshot in snapshots.items():
         if not entries and not has_file(snapshot):
             continue
         counts = rows_of(snapshot, ids)
@@ -199,12 +200,12 @@ def _search(db: Database, pipeline_name: str, ids: Collection[str]) -> tuple[Fou
                 continue
             of[one].rows += number
             sides[one].setdefault(folder, set()).add(split)
-    trained = trainings(db, pipeline_name)
+    trained, learnt = trainings(db, pipeline_name), set[Path]()
     for one, facts in of.items():
         facts.snapshots = len(sides[one])
-        held = sides[one] | _in_memory(db, pipeline_name, one)
+        held = sides[one] | _in_memory(db, pipeline_name, one, snapshots)
         facts.versions = _known_before(db, pipeline_name, one) | learnt_from(trained, held, one)
-    learnt = {folder for held in sides.values() for folder, splits in held.items() if splits & _LEARNT}
+        learnt |= {folder for folder, splits in held.items() if splits & _LEARNT}
     quotes = _quotes(ids, texts)
     in_database, quarantined = db.read(lambda session: _empty(session, pipeline_name, ids, quotes, dry_run=True))
     for one, facts in of.items():
@@ -213,33 +214,34 @@ def _search(db: Database, pipeline_name: str, ids: Collection[str]) -> tuple[Fou
     for file in _text_files(db, pipeline_name):
         if number := len(quotes.findall(file.read_bytes())):
             places.append(Place(db.home.relative(file), MENTION, number))
-    places += [Place(db.home.relative(path), STRAY) for path in _strays(db.home, pipeline_name, forest)]
+    strays = _strays(snapshots, forest, db.home.golden / pipeline_name)
+    places += [Place(db.home.relative(path), STRAY) for path in strays]
     return Found((*in_database, *places), of), quotes
 
 
 # --- what holds rows ---
 
 
-def _row_folders(home: Home, pipeline_name: str) -> list[Path]:
-    """Snapshots and golden sets."""
-    places = (home.snapshots / pipeline_name, home.golden / pipeline_name)
-    return [
-        manifest.parent
-        for place in places
-        for manifest in sorted(place.glob(f"[!.]*/{MANIFEST_FILE}"))
-        if ".damaged-" not in manifest.parent.name
-    ]
-
-
-def _strays(home: Home, pipeline_name: str, forest: Forest) -> Iterator[Path]:
-    """Folders that were moved aside as damaged, and what killed processes left."""
+def _snapshots(home: Home, pipeline_name: str, forest: Forest) -> dict[Path, Rows]:
+    """Snapshots and golden sets that can be read, by folder."""
+    found = {}
     for place in (home.snapshots / pipeline_name, home.golden / pipeline_name):
-        for pattern in (".*.draft", ".removed-*", "*.damaged-*"):
-            yield from place.glob(pattern)
+        for file in sorted(place.glob(f"[!.]*/{MANIFEST_FILE}")):
+            folder, known = file.parent, forest.manifests.get(file)
+            with damage_passed_over():
+                if ".damaged-" not in folder.name:
+                    found[folder] = Rows(known["id"], folder, known) if known else open_snapshot(folder)
+    return found
+
+
+def _strays(snapshots: Mapping[Path, Rows], forest: Forest, golden: Path) -> Iterator[Path]:
+    """Folders and files of rows that nothing can read: damaged ones, and what killed processes left."""
+    known = {*snapshots, *(forest.folder / name for name in (DELTAS, MEMORY, NEAR))}
+    for place in (forest.folder, golden):
+        yield from (path for path in place.glob("*/") if path not in known)
     yield from (path for path in (forest.folder / DELTAS).glob("*") if path.name not in forest.chains)
-    for folder in _row_folders(home, pipeline_name):
-        named = {*open_snapshot(folder, verify=False).manifest["files"], MANIFEST_FILE}
-        yield from (path for path in folder.iterdir() if path.name not in named)
+    for folder, snapshot in snapshots.items():
+        yield from (path for path in folder.iterdir() if path.name not in {*snapshot.manifest["files"], MANIFEST_FILE})
 
 
 def _text_files(db: Database, pipeline_name: str) -> Iterator[Path]:
@@ -280,11 +282,9 @@ def _known_before(db: Database, pipeline_name: str, row_id: str) -> dict[int, st
     return {int(number): "learnt from it before it was forgotten" for number in numbers}
 
 
-def _in_memory(db: Database, pipeline_name: str, row_id: str) -> dict[Path, set[str]]:
-    """Snapshots that retention has removed, and before which the id was known in training or validation."""
-    query = sa.select(Snapshot.path, Snapshot.manifest).where(
-        Snapshot.pipeline == pipeline_name, Snapshot.files_removed_at.is_not(None)
-    )
+def _in_memory(db: Database, pipeline_name: str, row_id: str, there: Collection[Path]) -> dict[Path, set[str]]:
+    """Snapshots that are not there to read, and before which the id was known in training or validation."""
+    query = sa.select(Snapshot.path, Snapshot.manifest).where(Snapshot.pipeline == pipeline_name)
     folder, keys = db.home.snapshots / pipeline_name / MEMORY, {"id": hashes_of([row_id])}
 
     @cache
@@ -297,7 +297,7 @@ def _in_memory(db: Database, pipeline_name: str, row_id: str) -> dict[Path, set[
         db.home.absolute(path): {REMOVED}
         for path, manifest in _rows(db, query)
         for memory in [manifest.get("memory", {"of": "", "files": ()})]
-        if any(has_it(memory["of"], name) for name in memory["files"])
+        if db.home.absolute(path) not in there and any(has_it(memory["of"], name) for name in memory["files"])
     }
 
 

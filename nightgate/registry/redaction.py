@@ -100,11 +100,10 @@ def redact_deltas(folder: Path, ids: Collection[str]) -> None:
     Idempotent, also after a kill. The caller holds the pipeline's snapshots.
 
     Raises:
-        SnapshotError: a delta or a manifest is damaged.
         StorageError: the disk is full, read-only or forbidden.
     """
     with storage_errors(folder):
-        forest = read_forest(folder)
+        forest = read_forest(folder, verify=True)
         dropped = {name: _in_last(chain, ids)[1] for name, chain in forest.chains.items()}
         dropped = {name: mask for name, mask in dropped.items() if mask.any()}
         tip = forest.tip

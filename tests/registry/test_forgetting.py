@@ -268,6 +268,30 @@ def test_rows_leave_deltas_and_the_memory_of_splits_tells_of_snapshots_that_were
     assert find(database, "reviews", [row_id]).places == ()
 
 
+@pytest.mark.parametrize("damaged", ["manifest.json", "delta.json", "texts.parquet"])
+def test_damaged_snapshots_are_removed_whole_and_name_the_versions_that_learnt_from_the_row(
+    database: Database, tmp_path: Path, damaged: str
+) -> None:
+    pd.DataFrame(reviews.rows()).to_csv(tmp_path / "r.csv", index=False)
+    pipeline = reviews.pipeline(reviews.files(tmp_path / "r.csv"), name="reviews")
+    opened, _ = night_rows.judged_version(database, 0)
+    refreshed = refresh(pipeline, reviews.NIGHT, database.home)
+    records.record_snapshot(database, opened.run_id, opened.attempt, refreshed)
+    lifecycle.finish_run(database, opened.run_id, 1, "held")
+    row_id, text = refreshed.snapshot.rows("train").sort_values("row_id")[["row_id", "text"]].iloc[0]
+    [file] = (database.home.snapshots / "reviews").rglob(damaged)
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-9])
+
+    found = forget(database, "reviews", [row_id], by="ada")
+    assert STRAY in {place.what for place in found.places}
+    assert [*found.versions] == [1]
+    assert not [held for held in content(database.home.root) if text.encode() in held]
+    assert find(database, "reviews", [row_id]).places == ()
+    again = refresh(pipeline, reviews.NIGHT, database.home).snapshot
+    assert again.manifest["rows_total"] == refreshed.rows_total - 1
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("stop", range(14))
 def test_a_killed_call_is_finished_by_the_same_call(nights: Database, stop: int) -> None:
