@@ -105,12 +105,21 @@ def _with_names(numbers: Any, names: Sequence[str]) -> pa.Array:
 
 
 def _plain(column: Any, place: str) -> Any:
-    """A column without dictionaries, bytes and short fractions."""
+    """A column without dictionaries, bytes, views, short fractions, and zones that no one knows."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_float16(column.type) or pa.types.is_float32(column.type):
         # 0.1, not 0.10000000149011612.
         return column.cast(pa.float32()).cast(pa.string()).cast(pa.float64())
+    if pa.types.is_timestamp(column.type) and column.type.tz:
+        try:
+            pa.lib.string_to_tzinfo(column.type.tz)
+        except (KeyError, ValueError):
+            return column.cast(pa.timestamp(column.type.unit, "UTC"))
+    if pa.types.is_string_view(column.type):
+        return column.cast(pa.string())
+    if pa.types.is_binary_view(column.type):
+        column = column.cast(pa.large_binary())
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         try:
             return column.cast(pa.large_string())

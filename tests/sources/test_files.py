@@ -18,6 +18,7 @@ import zstandard
 
 from nightgate.data.refresh import refresh
 from nightgate.errors import DataError
+from nightgate.home import Home
 from nightgate.sources import delimited
 from nightgate.sources.kinds import open_source
 from nightgate.sources.text_stream import FREE_EXPANSION
@@ -402,6 +403,23 @@ def test_a_time_beyond_all_calendars_leaves_the_other_rows(
     pq.write_table(table, tmp_path / "r.parquet")
     pipeline = reviews.pipeline(reviews.files(tmp_path / "r.parquet"), data__time="created_at")
     assert refresh(pipeline, reviews.NIGHT, home).rows_total == 119
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([f"s{number % 3}" for number in range(120)], pa.string_view()),
+        pa.array([f"s{number % 3}".encode() for number in range(120)], pa.binary_view()),
+        pa.array(range(120), pa.timestamp("us", "Mars/Olympus")),
+    ],
+    ids=str,
+)
+def test_views_and_unknown_timezones_of_parquet_are_plain_values(tmp_path: Path, home: Home, column: pa.Array) -> None:
+    rows = pd.DataFrame(reviews.rows(120)).drop(columns="shop")
+    pq.write_table(pa.Table.from_pandas(rows).append_column("shop", column), tmp_path / "r.parquet")
+    pipeline = reviews.pipeline(reviews.files(tmp_path / "r.parquet"), data__slices=["shop"])
+    values = reviews.all_rows(refresh(pipeline, reviews.NIGHT, home).snapshot)["slice_shop"]
+    assert values.min() in {"s0", "1970-01-01 00:00:00+00:00"}
 
 
 def test_a_column_that_stands_twice_in_parquet_is_refused(tmp_path: Path) -> None:
