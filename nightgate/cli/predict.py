@@ -69,7 +69,7 @@ def predict(
         )
     if configured:
         with_text = configured.predict.rows(configured.data).id is None or input_from.endswith(TEXT_FILES)
-        rows = _rows(input_from, configured)
+        rows = _rows(input_from, configured, target)
     else:
         with_text, rows = True, _given(texts)
     if target is None:
@@ -104,16 +104,16 @@ def _output(given: str, configured: Pipeline | None, *, is_default: bool) -> Out
     )
 
 
-def _rows(given: str, configured: Pipeline) -> Rows:
+def _rows(given: str, configured: Pipeline, target: Output | None) -> Rows:
     from nightgate.config.sources import FilesSource
     from nightgate.prediction.predict import configured_rows
     from nightgate.prediction.rows import rows_of_text_file
 
     if given == "source":
-        return configured_rows(configured)
+        return configured_rows(configured, target)
     if given.endswith(TEXT_FILES):
         return rows_of_text_file(Path(given))
-    return configured_rows(configured, FilesSource(kind="files", paths=(given,)))
+    return configured_rows(configured, target, FilesSource(kind="files", paths=(given,)))
 
 
 def _given(texts: list[str] | None) -> Rows:

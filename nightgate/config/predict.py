@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from nightgate.config.data import Data
-from nightgate.config.sources import Source, refuse_url
+from nightgate.config.sources import FilesSource, Source, SqlSource, refuse_url
 from nightgate.config.values import Column, Section
+from nightgate.durable_files import user_path
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 
@@ -67,3 +69,22 @@ class Predict(Section):
             labels=data.labels,
             timezone=data.timezone,
         )
+
+
+def reads(source: Source, output: Output) -> bool:
+    """Whether the source has the file or table of an output among what it reads, whether or not that exists yet."""
+    if isinstance(output, SqlTable):
+        return isinstance(source, SqlSource) and (source.url_env, source.table) == (output.url_env, output.table)
+    patterns = [path.removeprefix("file://") for path in source.paths] if isinstance(source, FilesSource) else []
+    return any("://" not in one and _matches(_whole(output), _whole(one)) for one in patterns)
+
+
+def _whole(path: str) -> Path:
+    return user_path(path).resolve()
+
+
+def _matches(path: Path, pattern: Path) -> bool:
+    if path.name.startswith(("_", ".")) and pattern.name[0] != path.name[0]:
+        return False  # a wildcard passes it over
+    # `match` takes ** for one folder; it stands for any number of them.
+    return any(path.match(str(pattern).replace("**/", "*/" * depth)) for depth in range(len(path.parts)))

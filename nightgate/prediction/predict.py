@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from nightgate import locks
 from nightgate.config.pipeline import Pipeline
-from nightgate.config.predict import Output, SqlTable
+from nightgate.config.predict import Output, SqlTable, reads
 from nightgate.config.sources import Source
 from nightgate.data.split_memory import hashes_of
 from nightgate.data.tip import kept_out
@@ -91,15 +91,31 @@ def predict_configured(pipeline: Pipeline, *, all_rows: bool = False) -> Predict
             return None
     return predict(
         pipeline.name,
-        configured_rows(pipeline),
+        configured_rows(pipeline, section.output),
         section.output,
         with_text=section.rows(pipeline.data).id is None,
         new_rows_only=section.new_rows_only and not all_rows,
     )
 
 
-def configured_rows(pipeline: Pipeline, source: Source | None = None) -> Rows:
-    """The rows of a source, by default that of `[predict]`, else of `[data]`; nothing is read yet."""
+def configured_rows(pipeline: Pipeline, output: Output | None = None, source: Source | None = None) -> Rows:
+    """The rows of a source, by default that of `[predict]`, else of `[data]`; nothing is read yet.
+
+    Args:
+        output: where their predictions go, if they are kept.
+
+    Raises:
+        ConfigurationError: one of the sources reads the output too, whose predictions would become rows.
+    """
+    sources = {"what is predicted": pipeline.predict.rows(pipeline.data, source).source, "[data]": pipeline.data.source}
+    for name, one in sources.items():
+        if output is not None and reads(one, output):
+            raise ConfigurationError(
+                f"{getattr(output, 'table', output)} is to hold predictions, and the source of {name} reads it: they "
+                "would become rows",
+                next_step="name another output, or a source without it; a path with * passes over names that begin "
+                "with _",
+            )
     forgotten = kept_out(existing_home(only_read=True).snapshots / pipeline.name)
     return rows_of_source(pipeline.predict.rows(pipeline.data, source), tonight(pipeline.schedule), forgotten)
 

@@ -38,11 +38,13 @@ class PredictionTable:
             sa.Column(field.name, _TYPES.get(field.type, sa.DateTime(timezone=True)), nullable=True) for field in schema
         )
         self._table = sa.Table(name, sa.MetaData(schema=folder or None), *columns)
+        self._is_prediction = self._table.c.predicted_at.is_not(None)
         # NULL where the column was added to a table of before, which had one pipeline.
-        self._is_ours = sa.or_(self._table.c.pipeline == pipeline, self._table.c.pipeline.is_(None))
+        of_pipeline = sa.or_(self._table.c.pipeline == pipeline, self._table.c.pipeline.is_(None))
+        self._is_ours = sa.and_(self._is_prediction, of_pipeline)
 
     def check(self, *, adds: bool) -> None:
-        """Refuse a table that lacks a column, and a database that cannot be reached.
+        """Refuse a table that lacks a column or has rows that are no predictions, and a database that is out of reach.
 
         Raises:
             DataError: as said.
@@ -53,12 +55,18 @@ class PredictionTable:
             if not inspector.has_table(self._table.name, self._table.schema):
                 return
             found = [column["name"] for column in inspector.get_columns(self._table.name, self._table.schema)]
-        if missing := [name for name in self.schema.names if name not in {*found, PRECISION}]:
-            raise DataError(
-                f"{self.name} has no column {', '.join(missing)}, which these predictions have; it has "
-                f"{', '.join(found)}",
-                next_step="name another table, or add these columns to it",
-            )
+            if missing := [name for name in self.schema.names if name not in {*found, PRECISION}]:
+                raise DataError(
+                    f"{self.name} has no column {', '.join(missing)}, which these predictions have; it has "
+                    f"{', '.join(found)}",
+                    next_step="name another table, or, if it holds predictions alone, add these columns to it",
+                )
+            others = sa.select(sa.literal(1)).select_from(self._table).where(~self._is_prediction).limit(1)
+            if connection.scalar(others):
+                raise DataError(
+                    f"{self.name} has rows that are no predictions: their predicted_at is NULL",
+                    next_step="name another table, or remove these rows",
+                )
 
     def held(self) -> Iterator[list[str]]:
         """The keys (`keys_of`) of the rows that it has, some at a time."""

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from nightgate.cli.app import app
 from nightgate.config.pipeline import Pipeline
-from nightgate.config.predict import SqlTable
-from nightgate.config.sources import FilesSource
+from nightgate.config.predict import Output, SqlTable, reads
+from nightgate.config.sources import FilesSource, SqlSource
 from nightgate.database.transactions import Database
 from nightgate.database_urls import safe_url
 from nightgate.errors import DataError, SourceUnavailableError
@@ -235,12 +235,12 @@ def test_new_rows_alone_are_predicted_and_added(site: Site, tmp_path: Path) -> N
     output = PredictionFile(str(tmp_path / "all.jsonl"), site.table.schema, "small")
     output.write(iter([site.table]), adds=False)
     source = FilesSource(kind="files", paths=(str(tmp_path / "more.csv"),))
-    done = predict("small", configured_rows(site.pipeline, source), output.name, new_rows_only=True)
+    done = predict("small", configured_rows(site.pipeline, source=source), output.name, new_rows_only=True)
     assert (done.rows, done.known) == (2, 4)
     found = [json.loads(line) for line in output.path.read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in found] == [*site.table["id"].to_pylist(), "n30", "n20"]
     assert {row["label"] for row in found[-2:]} <= {"1", "2", "3", "4", "5"}
-    assert predict("small", configured_rows(site.pipeline, source), output.name, new_rows_only=True).rows == 0
+    assert predict("small", configured_rows(site.pipeline, source=source), output.name, new_rows_only=True).rows == 0
 
 
 @pytest.mark.slow
@@ -286,7 +286,7 @@ def test_a_table_is_replaced_or_gains_new_rows(
     fresh = tmp_path / "fresh.csv"
     write_csv(fresh, [["n40", "great, would buy again", ""]])
     source = FilesSource(kind="files", paths=(str(fresh),))
-    assert predict("small", configured_rows(site.pipeline, source), settings, new_rows_only=True).rows == 1
+    assert predict("small", configured_rows(site.pipeline, source=source), settings, new_rows_only=True).rows == 1
     with engine.begin() as connection:
         counts = "SELECT precision, COUNT(*) FROM predicted GROUP BY 1 ORDER BY 1 NULLS FIRST"
         assert [*map(tuple, connection.execute(sa.text(counts)))] == [(None, 31), ("fp32", 1)]
@@ -294,6 +294,49 @@ def test_a_table_is_replaced_or_gains_new_rows(
     engine.dispose()
     with pytest.raises(DataError, match="no column label"):
         predict("small", configured_rows(site.pipeline), settings)
+
+
+def test_a_table_that_has_other_rows_is_refused_and_keeps_them(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_URL", f"sqlite:///{tmp_path / 'shop.db'}")
+    settings = SqlTable(kind="sql", url_env="SHOP_URL", table="orders")
+    output = PredictionTable(settings, site.table.schema, "small")
+    output.write(iter([site.table]), adds=False)
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+    with engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE orders ADD COLUMN body TEXT"))
+        connection.execute(sa.text("INSERT INTO orders (body) VALUES ('of the shop')"))
+    with pytest.raises(DataError, match="no predictions"):
+        predict("small", configured_rows(site.pipeline), settings)
+    output.write(iter([site.table]), adds=False)  # as where the row came since the check
+    with engine.begin() as connection:
+        found = connection.execute(sa.text("SELECT COUNT(*), MAX(body) FROM orders")).one()
+    engine.dispose()
+    assert tuple(found) == (27, "of the shop")
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "is_read"),
+    [
+        ("new/*.csv", "new/predictions.csv", True),
+        ("new/*.csv", "new/deeper/predictions.csv", False),
+        ("new/**/*.csv", "new/predictions.csv", True),
+        ("new/**/*.csv", "new/a/b/predictions.csv", True),
+        ("new/*.csv", "new/_predictions.csv", False),
+        ("file://{here}/new/*.csv", "old/../new/predictions.csv", True),
+        ("s3://shop/*.csv", "predictions.csv", False),
+        (SqlSource(kind="sql", url_env="SHOP", table="a"), SqlTable(kind="sql", url_env="SHOP", table="a"), True),
+        (SqlSource(kind="sql", url_env="SHOP", table="a"), SqlTable(kind="sql", url_env="SHOP", table="b"), False),
+        (SqlSource(kind="sql", url_env="SHOP", table="a"), "a.csv", False),
+    ],
+)
+def test_a_source_that_would_read_the_predictions_is_recognised_before_there_are_any(
+    source: str | SqlSource, output: Output, is_read: bool
+) -> None:
+    if isinstance(source, str):
+        source = FilesSource(kind="files", paths=(source.format(here=Path.cwd()),))
+    assert reads(source, output) == is_read
 
 
 def test_a_file_of_another_pipeline_is_not_replaced(site: Site, tmp_path: Path) -> None:
@@ -360,8 +403,10 @@ def test_a_skipped_night_predicts_and_what_breaks_then_changes_nothing_of_it(sit
         (("--input", "{folder}/other.csv"), "[predict] (id, text)", 1),
         (("--input", "{folder}/nowhere.csv"), "check --input", 1),
         (("--input", "{folder}/nowhere.txt"), "nowhere.txt", 1),
-        (("--input", "source", "--output", "{folder}/new.csv"), "new.csv", 1),
-        (("--input", "source", "--output", "{folder}/new.csv", "--new-rows"), "remove that file", 1),
+        (("--input", "source", "--output", "{folder}/kept.csv"), "kept.csv", 1),
+        (("--input", "source", "--output", "{folder}/kept.csv", "--new-rows"), "remove that file", 1),
+        (("--input", "source", "--output", "{folder}/new.csv"), "would become rows", 2),
+        (("--input", "{folder}/n*.csv", "--output", "{folder}/night.csv"), "would become rows", 2),
         (("--input", "source", "--output", "{folder}/none/x.csv"), "none", 1),
         (("--input", "source", "--output", "predictions"), "predictions", 2),
         (("--input", "source", "--output", "UNSET_URL:predictions"), "UNSET_URL", 2),
