@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
 import pyarrow.csv
@@ -74,7 +75,7 @@ class PredictionFile:
                 return
             with self.path.open(encoding="utf-8", newline="") as text:
                 rows: Iterator[dict[str, Any]]
-                rows = map(json.loads, text) if self.path.suffix == ".jsonl" else csv.DictReader(text)
+                rows = map(json.loads, text) if self.path.suffix == ".jsonl" else _csv_rows(text)
                 while some := list(islice(rows, CHUNK)):
                     yield keys_of([row[name] for name in KEYS] for row in some)
 
@@ -111,7 +112,7 @@ class PredictionFile:
             if self.path.suffix == ".jsonl":
                 first = dict(json.loads(next(text, "{}")))
                 return list(first), first
-            reader = csv.DictReader(text)
+            reader = _csv_rows(text)
             return list(reader.fieldnames or ()), next(reader, {})
 
     def _of_earlier_version(self) -> Iterator[pa.Table]:
@@ -146,6 +147,12 @@ def _write_json(file: BinaryIO, _: Path | None, parts: Iterator[pa.Table]) -> No
     for part in parts:
         for row in part.to_pylist():
             file.write(json.dumps(row, ensure_ascii=False, default=datetime.isoformat).encode() + b"\n")
+
+
+def _csv_rows(text: TextIO) -> csv.DictReader[str]:
+    # By default a text of more than 131,072 characters cannot be read.
+    csv.field_size_limit(sys.maxsize)
+    return csv.DictReader(text)
 
 
 @contextmanager

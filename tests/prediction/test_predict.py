@@ -229,6 +229,17 @@ def test_a_file_of_any_format_has_the_same_rows_and_gains_only_new_ones(site: Si
     pd.testing.assert_frame_equal(others[:26], others[26:].reset_index(drop=True))
 
 
+def test_a_file_with_a_long_text_can_be_added_to(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.txt").write_text("at all " * 30_000 + "\n", encoding="utf-8")
+    for added in (1, 0):
+        csv.field_size_limit(131_072)  # Python's own, which other readers of CSV change for the whole process
+        assert (
+            f"{added} rows"
+            in run(site.folder / "small.toml", *"--input long.txt --output x.csv --new-rows".split()).stdout
+        )
+
+
 def test_new_rows_alone_are_predicted_and_added(site: Site, tmp_path: Path) -> None:
     filled = [["n20", "it has a text now", ""], ["n2", "", "emptied"]]
     write_csv(tmp_path / "more.csv", [["n30", "great, would buy again", ""], *ROWS[:2], *filled, ["n22", "", "blank"]])
