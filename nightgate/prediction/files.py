@@ -19,7 +19,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from nightgate.durable_files import replacing, user_path
-from nightgate.errors import DataError, first_line, storage_errors
+from nightgate.errors import DataError, first_line, output_errors
 from nightgate.prediction.rows import KEYS, PRECISION, keys_of
 
 CHUNK = 8192
@@ -39,10 +39,11 @@ class PredictionFile:
         Raises:
             DataError: it holds something else or predictions of another pipeline, or its folder is missing.
         """
-        if not self.path.parent.is_dir():
-            raise DataError(f"there is no folder {self.path.parent}", next_step="create it, or name another output")
-        if not self.path.exists():
-            return
+        with output_errors(self.path):
+            if not self.path.parent.is_dir():
+                raise DataError(f"there is no folder {self.path.parent}", next_step="create it, or name another output")
+            if not self.path.exists():
+                return
         with _readable(self.name):
             found, first = self._start()
         # Without these columns, as one of an earlier version, it is replaced.
@@ -84,8 +85,9 @@ class PredictionFile:
 
         Raises:
             StorageError: the disk is full, read-only or forbidden.
+            ConfigurationError: nothing can be written at this path.
         """
-        with storage_errors(self.path):
+        with output_errors(self.path):
             # Left by killed processes: the caller's lock excludes a live one.
             for draft in self.path.parent.glob(f".{self.path.name}.*.tmp"):
                 draft.unlink()

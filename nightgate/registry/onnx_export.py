@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightgate.durable_files import replacing
-from nightgate.errors import ConfigurationError, ModelError, SnapshotError
+from nightgate.errors import ConfigurationError, ModelError, SnapshotError, output_errors
 from nightgate.models.version_folder import verify_version
 from nightgate.provenance import library_versions
 
@@ -70,7 +70,7 @@ def export_onnx(folder: Path, target: Path, texts: Sequence[str] = TEXTS) -> Par
         texts: for the comparison, normalised as in training.
 
     Raises:
-        ConfigurationError: the extra `onnx` is not installed, or `target` exists.
+        ConfigurationError: the extra `onnx` is not installed, or `target` exists or cannot be a folder.
         ModelError: the version is altered, cannot be exported, or its export gives other logits; `target` is not made.
         StorageError: the disk is full, read-only or not ours.
     """
@@ -79,8 +79,9 @@ def export_onnx(folder: Path, target: Path, texts: Sequence[str] = TEXTS) -> Par
             f"the export to ONNX needs {', '.join(missing)}, not installed here",
             next_step="pip install 'nightgate[onnx]'",
         )
-    if target.exists():
-        raise ConfigurationError(f"{target} exists already", next_step="name a folder that does not exist")
+    with output_errors(target):
+        if target.exists():
+            raise ConfigurationError(f"{target} exists already", next_step="name a folder that does not exist")
     manifest = verify_version(folder)
     named = f"version {manifest['version']} of {manifest['pipeline']}"
 
@@ -88,7 +89,7 @@ def export_onnx(folder: Path, target: Path, texts: Sequence[str] = TEXTS) -> Par
 
     loaded = base_models.load_trained(folder, named=named)
     loaded.model.eval()
-    with replacing(target) as draft:
+    with output_errors(target), replacing(target) as draft:
         draft.mkdir()
         try:
             _write_graph(loaded, texts, draft / MODEL_FILE)

@@ -99,6 +99,13 @@ def test_an_existing_folder_is_not_overwritten(exported: Exported, tmp_path: Pat
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["mine.txt/onnx", "long" * 100])
+def test_a_folder_that_cannot_be_is_an_error_in_words(exported: Exported, tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigurationError, match="cannot write"):
+        onnx_export.export_onnx(exported.version, tmp_path / name)
+
+
 def test_without_the_extra_the_error_names_the_command_that_installs_it(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
