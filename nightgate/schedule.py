@@ -51,6 +51,9 @@ def chosen_night(schedule: Schedule, chosen: date, now: datetime | None = None) 
     Raises:
         ConfigurationError: the cron does not fire on that date, or has not yet.
     """
+    present = (now or datetime.now(UTC)).astimezone(UTC)
+    if not 1900 < chosen.year <= present.year + 1:  # instants beside the first and last years cannot be computed
+        raise ConfigurationError(f"there was no night of {chosen}", next_step="choose a past date")
     zone = ZoneInfo(schedule.timezone)
     midnight = datetime.combine(chosen, time(), tzinfo=zone)
     found, instant = chosen, (midnight + timedelta(days=1)).astimezone(UTC)
@@ -62,7 +65,7 @@ def chosen_night(schedule: Schedule, chosen: date, now: datetime | None = None) 
             f"the schedule {schedule.cron!r} ({schedule.timezone}) has no night on {chosen}",
             next_step=f"choose a date on which it fires; the next one is {found}",
         )
-    if instant > (now or datetime.now(UTC)):
+    if instant > present:
         raise ConfigurationError(
             f"the night of {chosen} begins at {instant:%Y-%m-%d %H:%M} UTC, which is in the future",
             next_step="omit --night for a manual run with data up to now, or choose a past date",

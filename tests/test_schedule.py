@@ -57,6 +57,13 @@ def test_a_night_in_the_future_is_refused() -> None:
         chosen_night(BERLIN, date(2026, 6, 3), now=datetime(2026, 6, 2, 12, tzinfo=UTC))
 
 
+@pytest.mark.parametrize("night", [date.min, date.max])
+@pytest.mark.parametrize("schedule", [BERLIN, Schedule(cron="")])
+def test_the_first_and_the_last_date_are_no_nights(schedule: Schedule, night: date) -> None:
+    with pytest.raises(ConfigurationError, match="no night"):
+        chosen_night(schedule, night)
+
+
 def test_a_date_on_which_the_cron_does_not_fire_is_refused_with_the_next_one() -> None:
     weekly = Schedule(cron="15 3 * * 1")
     with pytest.raises(ConfigurationError, match="2026-01-12"):

@@ -50,6 +50,13 @@ class _ReportErrors(TyperGroup):
         except NightgateError as error:
             say(f"error: {without_secrets(str(error))}", err=True)
             code = error.exit_code
+        except UnicodeEncodeError as error:
+            # Python has each byte of an argument that is not UTF-8 as a surrogate.
+            say(
+                f"error: {error.object!r} is not UTF-8\n  next: write it in UTF-8, as names and ids are stored",
+                err=True,
+            )
+            code = 2
         except KeyboardInterrupt as stop:
             hint = getattr(stop, "__notes__", [AGAIN.get(ctx.invoked_subcommand or "", "")])[-1]
             say(f"cancelled{': ' if hint else ''}{hint}", err=True)

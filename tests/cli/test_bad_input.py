@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from nightgate.cli.app import app
 from nightgate.config.pipeline import Pipeline
 from nightgate.database.transactions import Database, upgrade
 from nightgate.errors import ConfigurationError, DataError, ModelError
@@ -266,6 +268,14 @@ def test_the_command_line_refuses_what_is_missing_with_exit_2_before_there_is_a_
     assert "nowhere.csv" in done.stderr
     assert "server" not in done.stderr
     assert not environment.exists()
+
+
+@pytest.mark.parametrize("arguments", [("history", "--run"), ("quarantine", "--reason")])
+@pytest.mark.usefixtures("upgraded")
+def test_an_argument_that_is_not_utf_8_is_an_error_in_words(arguments: tuple[str, str]) -> None:
+    command_name, option = arguments
+    done = CliRunner().invoke(app, [command_name, "sample", option, os.fsdecode(b"\xff")])
+    assert (done.exit_code, "not UTF-8" in done.stderr) == (2, True), done
 
 
 def test_a_refresh_of_a_source_that_lacks_a_column_is_refused_as_a_night_is(tmp_path: Path, environment: Path) -> None:
