@@ -7,13 +7,13 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.run_end import run_part
+from flows.run_end import announce_crash, run_part
 from flows.run_form import PipelineName
 from nightgate.config.pipeline import Pipeline
 from tasks import parts
 
 
-@flow(name="predict", flow_run_name="{pipeline} predict", persist_result=False)
+@flow(name="predict", flow_run_name="{pipeline} predict", persist_result=False, on_crashed=[announce_crash])
 def predict(pipeline: PipelineName, all_rows: bool = False) -> State[Any]:
     """Predict the rows of a pipeline's [predict] with its champion, into the file or table that it names.
 

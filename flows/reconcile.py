@@ -34,7 +34,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from flows.approval import decide_orphans, is_orphan, was_asked
 from flows.events import announce_all, heartbeat, send, send_heartbeats
 from flows.homes import check_home_of_run, nights_of, own, own_tag, pipeline_of
-from flows.run_end import rename_run
+from flows.run_end import announce_crash, rename_run
 from flows.run_form import show_values
 from flows.server.checks import nights_of_home, waits_for
 from flows.server.connection import problem_of
@@ -45,6 +45,7 @@ from nightgate.night.closing import close_ended
 from nightgate.operations import reconciliation
 from nightgate.operations.status import used_pipelines
 from nightgate.pipeline_files import load_pipeline, pipeline_files
+from nightgate.prediction.predict import is_left
 from nightgate.registry import approvals
 from nightgate.runs.run_row import RunRow
 from tasks.logs import failed, readable_logs
@@ -271,10 +272,10 @@ def newer_is_due(due: frozenset[datetime], scheduled_for: datetime) -> str:
 
 def reconcile_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Prefect hook, called in runner or worker after a run's process has died: end the run's row within seconds."""
-    del flow
     try:
         with Database.open(open_home()) as db:
             name = str(flow_run.parameters.get("pipeline"))
+            was_at_night = str(flow_run.id) in {run.prefect_flow_run_id for run in reconciliation.unfinished(db)}
             if state.is_cancelling() or state.is_cancelled():
                 # A process that had to be killed could not record why it ended: Python loses an exception that a
                 # signal's handler raises while it frees an object.
@@ -285,6 +286,8 @@ def reconcile_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[
             reconciliation.finish_dead_runs(db, name)
             close_ended(db, name)
             announce_all(db)
+            if state.is_crashed() and not was_at_night and is_left(db.home, name):
+                announce_crash(flow, flow_run, state)  # at the predictions that follow a night
     except Exception as error:  # noqa: BLE001 - a worker may not reach the database; the next reconcile does it
         log.warning("the row of run %s was not ended, the next reconcile does it: %s", flow_run.name, error)
 

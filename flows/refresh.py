@@ -7,14 +7,14 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 
-from flows.run_end import run_part
+from flows.run_end import announce_crash, run_part
 from flows.run_form import AllowedChecks, FreeText, PipelineName
 from nightgate.config.checks import Allowed
 from nightgate.config.pipeline import Pipeline
 from tasks import parts
 
 
-@flow(name="refresh", flow_run_name="{pipeline} refresh", persist_result=False)
+@flow(name="refresh", flow_run_name="{pipeline} refresh", persist_result=False, on_crashed=[announce_crash])
 def refresh(pipeline: PipelineName, allow_failed_checks: AllowedChecks = (), reason: FreeText = "") -> State[Any]:
     """Take in what is new in a pipeline's source: a snapshot, counts, data checks and drift, without training.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from prefect import runtime
+from prefect import Flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Completed
@@ -17,7 +17,7 @@ from flows.homes import check_home_of_run
 from nightgate.config.pipeline import Pipeline
 from nightgate.database.schema import STATUSES
 from nightgate.database.transactions import prepare
-from nightgate.errors import InternalError, NightgateError
+from nightgate.errors import CrashedError, InternalError, NightgateError
 from nightgate.home import open_home
 from nightgate.pipeline_files import load_by_name
 from nightgate.reports import terminal_summary
@@ -71,6 +71,15 @@ def broken(error: Exception) -> State[Any]:
         with readable_logs():
             log.error("a bug in Nightgate", exc_info=error)
     return failed(InternalError.of(error))
+
+
+def announce_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Prefect hook, called in runner or worker after a part's process has died, which could publish nothing."""
+    del state
+    name = str(flow_run.parameters.get("pipeline"))
+    step = f"see why in the log of its run, then Retry, or `prefect flow-run retry {flow_run.id}`"
+    error = CrashedError(f"the process of {flow.name} ended unexpectedly", next_step=step)
+    announce_unclaimed(name, None, error, str(flow_run.id))
 
 
 def run_part(part: str, pipeline: str, work: Callable[[Pipeline], str]) -> State[Any]:

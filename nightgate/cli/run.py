@@ -82,6 +82,7 @@ def _ended_before(
     from nightgate.home import open_home
     from nightgate.night.closing import close_ended
     from nightgate.operations.reconciliation import unannounced
+    from nightgate.prediction.predict import is_left, predict_configured
     from nightgate.runs.claim import ended_run
 
     with Database.open(open_home()) as db:
@@ -97,6 +98,9 @@ def _ended_before(
         with usual_server():
             end_flow_runs()
     summary(found.run_id)
+    section, has_cron = configuration.predict, bool(configuration.schedule.predict.cron)
+    if section.source is not None and not has_cron and is_left(open_home(), configuration.name, section.output):
+        say(f"Its prediction had been stopped: {predict_configured(configuration)}", err=True)
     if found.status == "waiting":
         say(f"This night waits for an approval, in run {found.run_id}; nothing was done.", err=True)
     else:

@@ -17,7 +17,7 @@ from nightgate.errors import InternalError, NightgateError
 from nightgate.night import ending, scoring, steps, verdict
 from nightgate.night.run import NightRun, open_night
 from nightgate.night.values import Evaluated, Judged, Scored, Served, Trained
-from nightgate.prediction.predict import Predicted, predict_configured
+from nightgate.prediction.predict import Predicted, is_left, predict_configured
 from nightgate.runs.run_row import RunRow
 from nightgate.schedule import Night
 from nightgate.training.protocol import EpochReport
@@ -76,11 +76,15 @@ def run_night(
 def predict_after(run: NightRun, row: RunRow, call: Steps) -> NightgateError | None:
     """Predict the rows of `[predict]`, which has no cron of its own, once the night has ended and is closed.
 
+    A night that had ended before predicts where an earlier prediction did not come to its end.
+
     Returns what broke: it is logged, and changes nothing of the night, whose result stands.
     """
     pipeline = run.pipeline
-    has_ended_now = run.ended is None and row.status in ENDS_THAT_PREDICT and not run.dry_run
-    if not has_ended_now or pipeline.predict.source is None or pipeline.schedule.predict.cron:
+    predicts = row.status in ENDS_THAT_PREDICT and not run.dry_run and not pipeline.schedule.predict.cron
+    if not predicts or pipeline.predict.source is None:
+        return None
+    if run.ended is not None and not is_left(run.home, pipeline.name, pipeline.predict.output):
         return None
     try:
         if done := call.predict(pipeline):

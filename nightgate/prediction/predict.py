@@ -34,7 +34,7 @@ from nightgate.data.tip import kept_out
 from nightgate.database.transactions import Database
 from nightgate.durable_files import replacing, user_path
 from nightgate.errors import ConfigurationError, storage_errors
-from nightgate.home import existing_home
+from nightgate.home import Home, existing_home
 from nightgate.models.version_folder import read_manifest
 from nightgate.prediction.files import PredictionFile
 from nightgate.prediction.rows import KEYS, PRECISION, keys_of, rows_of_source, windows
@@ -145,11 +145,8 @@ def predict(
         StorageError: the disk is full, read-only or forbidden.
     """
     home = existing_home()
-    place = repr(output) if isinstance(output, SqlTable) else str(user_path(output).absolute())
-    scratch = home.predictions / pipeline / hashlib.sha256(place.encode()).hexdigest()[:16]
-    # Of the output, whichever pipeline writes it: one that takes hours, or has endless input, holds up no other.
-    lock, who = f"predict-{scratch.name}", f"a prediction of {pipeline}"
-    with locks.hold(home, lock, holder=who, on_wait=log.info), ExitStack() as stack:
+    scratch, who = _scratch(home, pipeline, output), f"a prediction of {pipeline}"
+    with locks.hold(home, _lock(scratch), holder=who, on_wait=log.info), ExitStack() as stack:
         with Database.open(home) as db:
             folder = resolve_version(db, pipeline, version).folder(home)
         manifest = read_manifest(folder)
@@ -180,6 +177,24 @@ def predict(
                     window.unlink()
             shutil.rmtree(scratch)
     return Predicted(manifest["version"], written.rows, written.without_text, known, target.name)
+
+
+def is_left(home: Home, pipeline: str, output: Output | None = None) -> bool:
+    """Whether a prediction to this output, by default to any, has ended without it: killed, or by an error."""
+    of_output = "*" if output is None else _scratch(home, pipeline, output).name
+    begun = (home.predictions / pipeline).glob(of_output)
+    return any(not locks.queue(home, _lock(scratch)) for scratch in begun)
+
+
+def _scratch(home: Home, pipeline: str, output: Output) -> Path:
+    """Where the windows of a prediction are until its output is written."""
+    place = repr(output) if isinstance(output, SqlTable) else str(user_path(output).absolute())
+    return home.predictions / pipeline / hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
+def _lock(scratch: Path) -> str:
+    """Of the output, whichever pipeline writes it: one that takes hours, or has endless input, holds up no other."""
+    return f"predict-{scratch.name}"
 
 
 class Counts:

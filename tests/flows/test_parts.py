@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGINT, default_int_handler, signal
@@ -13,10 +14,11 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed
 
 from deployments.catalog import PARTS
 from deployments.deploy import prefect_deployment
-from flows.evaluate import evaluate
+from flows.evaluate import _summary, evaluate
 from flows.events import make_event, send
 from flows.nightly import nightly_from_file
 from flows.predict import predict
@@ -25,6 +27,7 @@ from nightgate import locks
 from nightgate.database.transactions import Database
 from nightgate.home import Home, existing_home
 from nightgate.pipeline_files import load_pipeline
+from nightgate.runs.evaluations import Evaluation
 from nightgate.schedule import scheduled_night
 from tests.support.first_night import copy_first_night
 from tests.support.night import write_pipeline
@@ -83,10 +86,23 @@ def test_a_prediction_says_what_it_wrote_and_fails_visibly(
         num_rows = len(output.read_text(encoding="utf-8").splitlines()) - 1
         output.write_text("something else\n", encoding="utf-8")
         failed = predict("small", return_state=True)
+        for part in (refresh, evaluate, predict):
+            for tell in part.on_crashed_hooks or ():
+                tell(part, run, Crashed())
+        crashes = events(prefect_server, "nightgate.failed", "small", run.id)
     assert run.name == f"small predict: {num_rows} rows by version 1 to {output}"
     assert (failed.is_failed(), output.read_text(encoding="utf-8")) == (True, "something else\n")
     [event] = events(prefect_server, "nightgate.failed", "small", failed.state_details.flow_run_id)
     assert event["payload"]["error_type"] == "data"
+    assert {one["payload"]["error_type"] for one in crashes} == {"crashed"}
+    assert {one["payload"]["reason"].split()[3] for one in crashes} <= {"refresh", "evaluate", "predict"}
+
+
+def test_a_champion_that_cannot_be_scored_is_no_evaluation_without_new_rows() -> None:
+    night = datetime(2026, 1, 6, 3, 15, tzinfo=UTC)
+    found = Evaluation("small", "s-1", 3, "champion", night, night, night, 26, "its weights are damaged")
+    assert _summary((found,)) == "version 3, not evaluated on 26 rows"
+    assert _summary((replace(found, rows=0),)) == "version 3, no new rows"
 
 
 def test_a_night_whose_prediction_is_cancelled_stays_what_it_was(

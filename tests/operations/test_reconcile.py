@@ -35,6 +35,7 @@ from prefect.states import (
 from sqlalchemy.orm import Session
 
 from flows.approval import Approval
+from flows.events import announce
 from flows.reconcile import (
     IDLE,
     Done,
@@ -51,6 +52,7 @@ from nightgate.errors import NightgateError
 from nightgate.operations import reconciliation
 from nightgate.operations.status import last_due
 from nightgate.pipeline_files import load_by_name
+from nightgate.prediction.predict import _scratch
 from nightgate.registry import approvals
 from nightgate.runs import lifecycle
 from nightgate.runs.liveness import Owner
@@ -58,6 +60,7 @@ from nightgate.runs.run_row import RunRow
 from nightgate.schedule import scheduled_night
 from tests.conftest import free_port
 from tests.support import night_rows
+from tests.support.prefect_api import events
 
 pytestmark = [pytest.mark.flow, pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)]
 
@@ -318,6 +321,29 @@ def test_a_process_that_died_before_it_said_why_was_cancelled_if_prefect_cancels
     assert night_rows.one(database, night.run_id)["status"] == status
     if status == "cancelled":
         assert api.read_flow_run(run.id).name == f"{night.pipeline} {night.night}: cancelled"
+
+
+@pytest.mark.parametrize("is_left", [True, False])
+def test_a_process_that_died_at_the_predictions_behind_its_night_is_reported(
+    api: SyncPrefectClient, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_left: bool
+) -> None:
+    name = f"predicts-{'left' if is_left else 'whole'}"
+    section = '[predict]\nsource = { kind = "sample" }\noutput = "predictions.csv"\n'
+    (tmp_path / f"{name}.toml").write_text(SCHEDULE.replace("nightly-shop", name) + section, encoding="utf-8")
+    monkeypatch.setenv("NIGHTGATE_PIPELINES", str(tmp_path))
+    output = load_by_name(name).predict.output
+    assert output is not None
+    if is_left:
+        _scratch(database.home, name, output).mkdir(parents=True)
+    run = run_of_prefect(api, Crashed())
+    ended(database, run, "held")
+    run.parameters = {"pipeline": name}
+    reconcile_after_crash(stand_in, run, Crashed())
+    announce("frozen", name, {}, None)  # the server stores it after the one that is looked for
+    events(str(api.api_url), "nightgate.frozen", name)
+    about = {"event": {"name": ["nightgate.failed"]}, "resource": {"id": [f"nightgate.pipeline.{name}"]}}
+    found = api.request("POST", "/events/filter", json={"filter": about}).json()["events"]
+    assert [str(run.id) in one["payload"]["next_step"] for one in found] == [True] * is_left
 
 
 def missed(done: Done, pipeline: str) -> int:

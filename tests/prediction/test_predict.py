@@ -236,7 +236,7 @@ def test_a_file_with_a_long_text_can_be_added_to(site: Site, tmp_path: Path, mon
         csv.field_size_limit(131_072)  # Python's own, which other readers of CSV change for the whole process
         assert (
             f"{added} rows"
-            in run(site.folder / "small.toml", *"--input long.txt --output x.csv --new-rows".split()).stdout
+            in run(site.folder / "small.toml", *["--input", "long.txt", "--output", "x.csv", "--new-rows"]).stdout
         )
 
 
@@ -405,6 +405,25 @@ def test_a_skipped_night_predicts_and_what_breaks_then_changes_nothing_of_it(sit
         assert read_run(db, row.run_id) == row
 
 
+def test_a_prediction_that_was_stopped_goes_on_with_the_same_night(site: Site, tmp_path: Path) -> None:
+    output = tmp_path / "night.csv"
+    pipeline = load_pipeline(site.folder / "small.toml", {"predict.output": str(output)})
+    with open_night(pipeline, chosen_night(pipeline.schedule, date(2026, 1, 8))) as run:
+        row = run.finish("skipped", "nothing is new")
+    ended = replace(run, ended=row)
+    assert (predict_after(ended, row, Steps()), output.exists()) == (None, False)
+    command = f"run {site.folder / 'small.toml'} --night 2026-01-08 --no-prefect --set predict.output={output}".split()
+    for again in (lambda: predict_after(ended, row, Steps()), lambda: CliRunner().invoke(app, command).exit_code):
+        (site.folder / "new.csv").rename(tmp_path / "away.csv")
+        failure = predict_after(run, row, Steps())
+        (tmp_path / "away.csv").rename(site.folder / "new.csv")
+        assert failure is not None
+        assert not again()
+        assert len(pd.read_csv(output)) == 26
+        output.unlink()
+        assert (again(), output.exists()) in [(None, False), (0, False)], "it is whole"
+
+
 # --- what cannot be used ---
 
 
@@ -419,6 +438,8 @@ def test_a_skipped_night_predicts_and_what_breaks_then_changes_nothing_of_it(sit
         (("--input", "source", "--output", "{folder}/new.csv"), "would become rows", 2),
         (("--input", "{folder}/n*.csv", "--output", "{folder}/night.csv"), "would become rows", 2),
         (("--input", "source", "--output", "{folder}/none/x.csv"), "none", 1),
+        (("--input", "source", "--output", "{folder}/new.csv/x.csv"), "no folder", 1),
+        (("--input", "source", "--output", f"{{folder}}/{'long' * 100}.csv"), "cannot write", 2),
         (("--input", "source", "--output", "predictions"), "predictions", 2),
         (("--input", "source", "--output", "UNSET_URL:predictions"), "UNSET_URL", 2),
         (("--input", "source", "--version", "7"), "version 7", 1),
