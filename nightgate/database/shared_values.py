@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from nightgate.database.column_types import Base, clean
@@ -20,14 +20,6 @@ from nightgate.database.schema import Document, DocumentValue
 
 SlicePair = tuple[str, str]
 """Name and value of a slice."""
-_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-
-
-def insert_into(session: Session, table: type[Base]) -> Any:
-    """An INSERT of the session's dialect, which can say what to do about rows that exist. SQLAlchemy compiles it every
-    time.
-    """
-    return _INSERT[session.get_bind().dialect.name](table)
 
 
 def _table(of: type[Base]) -> sa.Table:
@@ -47,12 +39,34 @@ def add_rows(session: Session, table: type[Base], rows: Sequence[Mapping[str, An
         session.execute(sa.insert(_table(table)), rows)
 
 
+def merge_rows(
+    session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]], on_conflict: str = "DO NOTHING"
+) -> None:
+    """Insert rows of which some may exist.
+
+    Args:
+        on_conflict: what to do about those, in SQL that both engines know.
+    """
+    if rows:
+        session.execute(_merging(_table(table), tuple(rows[0]), on_conflict), rows)
+
+
+@cache
+def _merging(table: sa.Table, names: tuple[str, ...], on_conflict: str) -> sa.TextClause:
+    """As text, because SQLAlchemy compiles an ON CONFLICT of its own every time."""
+    columns, values = ", ".join(f'"{name}"' for name in names), ", ".join(f":{name}" for name in names)
+    statement = sa.text(f"INSERT INTO {table.name} ({columns}) VALUES ({values}) ON CONFLICT {on_conflict}")
+    return statement.bindparams(*(sa.bindparam(name, type_=table.c[name].type) for name in names))
+
+
 def is_recorded(session: Session, table: type[Base], **place: Any) -> bool:
     """Whether the table has a row at a place."""
-    columns = _table(table).c
-    return bool(
-        session.scalar(sa.select(sa.exists().where(*(columns[name] == value for name, value in place.items()))))
-    )
+    return bool(session.scalar(_recorded(_table(table), tuple(place)), place))
+
+
+@cache
+def _recorded(table: sa.Table, names: tuple[str, ...]) -> sa.Select[tuple[bool]]:
+    return sa.select(sa.exists().where(*(table.c[name] == sa.bindparam(name) for name in names)))
 
 
 def slice_ids(session: Session, pairs: Collection[SlicePair]) -> dict[SlicePair, int]:
@@ -67,7 +81,7 @@ def slice_ids(session: Session, pairs: Collection[SlicePair]) -> dict[SlicePair,
     # In order, so that two transactions never wait for each other.
     if new := sorted(set(stored.values()) - found.keys()):
         rows = [{"slice_name": name, "slice_value": value} for name, value in new]
-        session.execute(insert_into(session, SliceName).on_conflict_do_nothing(), rows)
+        merge_rows(session, SliceName, rows)
         found = known()
     return {pair: found[key] for pair, key in stored.items()}
 
@@ -82,16 +96,14 @@ def document_id(session: Session, content: Mapping[str, Any], given: Mapping[str
     query = sa.select(Document.document_id).filter_by(digest=digest)
     known = session.scalar(query)
     if known is None:
-        new = {"digest": digest, "content": content}
-        session.execute(insert_into(session, Document).values(new).on_conflict_do_nothing())
+        merge_rows(session, Document, [{"digest": digest, "content": content}])
         known = session.scalars(query).one()
         own = values_of(content if given is None else given)
         rows = [
             {"document_id": known, "name": name, "value": value, "is_default": name not in own}
             for name, value in values_of(content).items()
         ]
-        if rows:
-            session.execute(insert_into(session, DocumentValue).on_conflict_do_nothing(), rows)
+        merge_rows(session, DocumentValue, rows)
     return known
 
 

@@ -153,9 +153,9 @@ class _Claim:
 def _claimed(session: Session, claim: _Claim) -> Run:
     name = claim.pipeline.name
     lock_pipeline(session, name)
-    latest = _latest(session, name, claim.night.date, claim.dry_run)
-    known = session.get(Run, claim.run_id) or _awaiting_approval(session, claim.prefect_flow_run_id)
-    if known is None and latest is not None and _is_ours(session, latest, claim):
+    latest = _latest(session, name, claim.night.date, claim.dry_run, or_run=claim.run_id)
+    known = _awaiting_approval(session, claim.prefect_flow_run_id)
+    if known is None and latest is not None and (latest.run_id == claim.run_id or _is_ours(session, latest, claim)):
         known = latest
     if known is not None:
         return known  # it waits, or an earlier try was committed, and its answer was lost
@@ -177,13 +177,13 @@ def _claimed(session: Session, claim: _Claim) -> Run:
     return _open_new(session, claim, refused)
 
 
-def _latest(session: Session, pipeline_name: str, night: date, dry_run: bool) -> Run | None:
-    """The run that a claim of the night begins with."""
+def _latest(session: Session, pipeline_name: str, night: date, dry_run: bool, or_run: str = "") -> Run | None:
+    """The run that a claim of the night begins with; `or_run` if there is one, however it ended."""
     return session.scalars(
         sa.select(Run)
         .where(Run.pipeline == pipeline_name, Run.night == night, Run.dry_run == dry_run)
-        .where(Run.status.not_in(("superseded", "missed")))
-        .order_by(Run.started_at.desc(), Run.run_id.desc())
+        .where(sa.or_(Run.status.not_in(("superseded", "missed")), Run.run_id == or_run))
+        .order_by((Run.run_id == or_run).desc(), Run.started_at.desc(), Run.run_id.desc())
         .limit(1)
     ).first()
 

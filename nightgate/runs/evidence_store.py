@@ -32,7 +32,7 @@ from nightgate.errors import RegistryError
 from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Serving, Side
 from nightgate.gate.test_window import microseconds
 from nightgate.runs import test_sets
-from nightgate.runs.test_sets import array, compress, label_type, named
+from nightgate.runs.test_sets import StoredRows, array, compress, label_type, named
 
 _PLACE = sa.select(Run.run_id, Run.pipeline, Run.data_until).where(Run.run_id == sa.bindparam("run_id"))
 
@@ -51,11 +51,12 @@ def pack(db: Database, run_id: str, evidence: Evidence) -> Packed:
 
     def work(session: Session) -> Packed:
         run = session.execute(_PLACE, {"run_id": run_id}).one()
+        bases = {kind: test_sets.newest_whole(session, run.pipeline, kind) for kind in row_sets}
         sets = {
-            kind: test_sets.pack(session, run.pipeline, kind, rows, evidence.label_names)
+            kind: test_sets.pack(session, run.pipeline, kind, rows, evidence.label_names, bases[kind])
             for kind, rows in row_sets.items()
         }
-        return Packed(sets, _labels_corrected(session, run, evidence))
+        return Packed(sets, _labels_corrected(session, run, evidence, bases["test"]))
 
     return db.read(work)
 
@@ -66,9 +67,9 @@ def add(session: Session, run: Run, evidence: Evidence, packed: Packed, made_by:
     Args:
         made_by: by side, the run that trained its model.
     """
+    run.labels_corrected = packed.labels_corrected
     for one in packed.test_sets.values():
         test_sets.add(session, one)
-    run.labels_corrected = packed.labels_corrected
     place = {"run_id": run.run_id, "attempt": run.attempt}
     sides, predictions = [], []
     for name in SIDES:
@@ -213,8 +214,12 @@ def first_seen(db: Database, pipeline: str, fingerprints: list[str], tonight: da
     return db.read(work)[place] if fingerprints else np.empty(0, dtype=np.int64)
 
 
-def _labels_corrected(session: Session, run: sa.Row[Any], evidence: Evidence) -> int | None:
-    """Test rows with another label than on the judged night before; None if there is none or labels meant otherwise."""
+def _labels_corrected(session: Session, run: sa.Row[Any], evidence: Evidence, base: StoredRows | None) -> int | None:
+    """Test rows with another label than on the judged night before; None if there is none or labels meant otherwise.
+
+    Args:
+        base: the newest whole test set, of which most others are differences.
+    """
     query = (
         sa.select(Run.run_id, TestPrediction.test_set_id)
         .join(TestPrediction, TestPrediction.run_id == Run.run_id)
@@ -229,7 +234,7 @@ def _labels_corrected(session: Session, run: sa.Row[Any], evidence: Evidence) ->
     earlier, ours = meanings_of_two(session, before.run_id, run.run_id)
     if earlier.change(ours):
         return None
-    stored = test_sets.load(session, run.pipeline, before.test_set_id)
+    stored = test_sets.load(session, run.pipeline, before.test_set_id, base)
     at = stored.find(evidence.test.fingerprints)
     then = np.array(stored.label_names)[stored.true[at[at >= 0]]]
     return int((then != np.array(evidence.label_names)[evidence.test.true[at >= 0]]).sum())

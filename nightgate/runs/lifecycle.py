@@ -67,10 +67,14 @@ def finish_run(
     moment = datetime.now(UTC)
 
     def work(session: Session) -> None:
-        run = session.get(Run, run_id)
-        if run is not None and (run.attempt, run.status) == (attempt, status) and reason in {None, run.reason}:
-            return  # an earlier try was committed, and its answer was lost
-        end(session, fenced(session, run_id, attempt), status, moment, reason, error_type, next_step, is_lost=is_lost)
+        try:
+            run = fenced(session, run_id, attempt)
+        except RegistryError:
+            known = session.get(Run, run_id)
+            if known and (known.attempt, known.status) == (attempt, status) and reason in {None, known.reason}:
+                return  # an earlier try was committed, and its answer was lost
+            raise
+        end(session, run, status, moment, reason, error_type, next_step, is_lost=is_lost)
 
     db.write(work)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -49,6 +48,17 @@ if TYPE_CHECKING:
     from nightgate.metrics.drift import DriftStatistic
     from nightgate.runs.evaluations import Evaluation
     from nightgate.training.protocol import EpochReport, MetricValue, TrainResult
+
+
+_TRAINED_BY = (
+    sa.select(Attempt, Epoch.epoch)
+    .outerjoin(
+        Epoch,
+        (Epoch.run_id == Attempt.run_id) & (Epoch.attempt == Attempt.attempt) & (Epoch.epoch == sa.bindparam("epoch")),
+    )
+    .where(Attempt.run_id == sa.bindparam("run_id"), Attempt.attempt == sa.bindparam("attempt"))
+)
+"""The attempt of an epoch, and the epoch if it is recorded."""
 
 
 def record_snapshot(
@@ -168,7 +178,7 @@ def record_failed_refresh(
 
 def _add_drift(session: Session, finder: Finder, found: Sequence[tuple[str, DriftStatistic]]) -> None:
     place = {"run_id": finder.run_id, "attempt": finder.attempt}
-    rows = [place | {"reference": name, "outcome": one.outcome} | asdict(one) for name, one in found]
+    rows = [place | {"reference": name, "outcome": one.outcome} | vars(one) for name, one in found]
     add_rows(session, DriftRow, rows)
 
 
@@ -231,7 +241,7 @@ def record_epoch(
     values: dict[str, float | None] = {
         "training_loss": report.training_loss,
         "validation_loss": report.validation_loss,
-        **asdict(scores),
+        **vars(scores),
         "learning_rate": report.learning_rate,
         "examples_per_second": report.examples_per_second,
         "tokens_per_second": report.tokens_per_second,
@@ -241,10 +251,10 @@ def record_epoch(
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
-        if is_recorded(session, Epoch, **key):
+        trained_by, known = session.execute(_TRAINED_BY, key).one()
+        if known is not None:
             return
         add_rows(session, Epoch, [key | values | others])
-        trained_by = attempt_of(session, run, report.attempt)
         if trained_by.attempt == attempt:
             _take_machine(trained_by, report)
         found = (slices, confusion, report.metrics)
@@ -309,18 +319,19 @@ def record_decision(
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
+        place = {"run_id": run_id, "attempt": attempt}
+        is_known, judged = is_recorded(session, GateCheck, **place), attempt_of(session, run)
+        # From here on, so that the session updates the row once.
         run.verdict, run.reason = decision.verdict, decision.reason
         if evidence is not None:
             _add_measured(run, evidence, decision.measured, scores)
-        if is_recorded(session, GateCheck, run_id=run_id, attempt=attempt):
+        if is_known:
             return
-        place = {"run_id": run_id, "attempt": attempt}
         rows = [_check_row(place, position, check) for position, check in enumerate(decision.checks)]
-        add_rows(session, GateCheck, rows)
-        judged = attempt_of(session, run)
         if evidence is not None and packed is not None and made_by is not None:
             evidence_store.add(session, run, evidence, packed, made_by)
             judged.scoring_precision = evidence.precision
+        add_rows(session, GateCheck, rows)
         if run.best_epoch is not None:
             add_details(session, run, judged.attempt_id, run.best_epoch, slices, confusion, metrics, is_test=True)
         if evidence is not None and outcomes:

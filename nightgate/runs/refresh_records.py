@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import date
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from nightgate.data.refresh_counts import PartCounts
 from nightgate.database.refresh_schema import PLACES, DataCheck, LabelVote, Refresh, RefreshCount
 from nightgate.database.schema import METADATA, QuarantinedRow, Run
-from nightgate.database.shared_values import add_rows, insert_into
+from nightgate.database.shared_values import add_rows, is_recorded, merge_rows
 
 if TYPE_CHECKING:
     from nightgate.config.checks import Allowed
@@ -33,6 +33,23 @@ if TYPE_CHECKING:
 MOST_PARTS = 1000
 """Parts with a row of their own each night; of the others those that did not change share one."""
 _AT_ONCE = 500
+_CHECKED_AGAIN = "(run_id, attempt, check_name) DO UPDATE SET " + ", ".join(
+    f"{name} = excluded.{name}"
+    for name in ("position", "value", "threshold", "outcome", "reason", "allowed_by", "allowed_reason")
+)
+_IS_LATER = "CASE WHEN excluded.last_night >= quarantine.last_night THEN"
+_READ_AGAIN = "(pipeline, row_key, reason) DO UPDATE SET " + ", ".join(
+    [
+        "first_night = CASE WHEN excluded.first_night < quarantine.first_night "
+        "THEN excluded.first_night ELSE quarantine.first_night END",
+        # A backfill reopens no row, and does not take one from a later night.
+        f"resolved_night = {_IS_LATER} NULL ELSE quarantine.resolved_night END",
+        *(
+            f"{name} = {_IS_LATER} excluded.{name} ELSE quarantine.{name} END"
+            for name in ("last_night", "run_id", "attempt", "position", "origin", "part", "detail", "excerpt")
+        ),
+    ]
+)
 
 
 class Finder(NamedTuple):
@@ -67,7 +84,7 @@ def add_found(
 ) -> None:
     """Store counts, checks and unusable rows, also of a refresh that failed: it resolves nothing."""
     place = {"run_id": run.run_id, "attempt": run.attempt}
-    if session.get(RefreshCount, (*place.values(), 0)) is None and parts:
+    if parts and not is_recorded(session, RefreshCount, **place, position=0):
         rows = [place | {"position": at} | _columns(part) for at, part in enumerate(_bounded(parts))]
         add_rows(session, RefreshCount, rows)
     found = []
@@ -77,10 +94,7 @@ def add_found(
         found.append(
             place | facts | {name: getattr(check, name) for name in ("value", "threshold", "outcome", "reason")}
         )
-    if found:
-        insert = insert_into(session, DataCheck)
-        latest = insert.on_conflict_do_update(index_elements=[*place, "check_name"], set_=dict(insert.excluded))
-        session.execute(latest, found)
+    merge_rows(session, DataCheck, found, _CHECKED_AGAIN)
     _add_quarantined(session, run, quarantined)
 
 
@@ -108,31 +122,13 @@ def _row_key(row: Quarantined) -> str:
 
 
 def _add_quarantined(session: Session, run: Finder, quarantined: Sequence[Quarantined]) -> None:
-    if not quarantined:
-        return
     facts = {"pipeline": run.pipeline, "run_id": run.run_id, "attempt": run.attempt}
     facts |= {"first_night": run.night, "last_night": run.night}
     rows = {
-        (_row_key(row), row.reason): asdict(row) | facts | {"row_key": _row_key(row), "position": position}
+        (_row_key(row), row.reason): vars(row) | facts | {"row_key": _row_key(row), "position": position}
         for position, row in enumerate(quarantined)
     }
-    insert = insert_into(session, QuarantinedRow)
-    new, old = insert.excluded, QuarantinedRow
-    latest = new.last_night >= old.last_night
-    statement = insert.on_conflict_do_update(
-        index_elements=["pipeline", "row_key", "reason"],
-        set_={
-            "first_night": sa.case((new.first_night < old.first_night, new.first_night), else_=old.first_night),
-            "last_night": sa.case((latest, new.last_night), else_=old.last_night),
-            # A backfill reopens no row, and does not take one from a later night.
-            "resolved_night": sa.case((latest, sa.null()), else_=old.resolved_night),
-            **{
-                name: sa.case((latest, new[name]), else_=getattr(old, name))
-                for name in ("run_id", "attempt", "position", "origin", "part", "detail", "excerpt")
-            },
-        },
-    )
-    session.execute(statement, list(rows.values()))
+    merge_rows(session, QuarantinedRow, list(rows.values()), _READ_AGAIN)
 
 
 def _resolve(session: Session, run: Finder, refreshed: Refreshed, taken_in: date | None) -> None:

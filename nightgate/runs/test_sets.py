@@ -1,6 +1,7 @@
 """Test sets in the database: each set of rows once, and most as their difference from an earlier set.
 
-    packed = db.read(lambda session: pack(session, "reviews", "test", rows, label_names))
+    base = db.read(lambda session: newest_whole(session, "reviews", "test"))
+    packed = db.read(lambda session: pack(session, "reviews", "test", rows, label_names, base))
     db.write(lambda session: add(session, packed))
     rows = db.read(lambda session: load(session, "reviews", packed["test_set_id"]).rows)
 
@@ -26,13 +27,14 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from nightgate.database.gate_schema import TestSet
-from nightgate.database.shared_values import insert_into, is_recorded
+from nightgate.database.shared_values import is_recorded, merge_rows
 from nightgate.database.views import selecting
 from nightgate.gate.evidence import Labels, Rows, Slice
 
 FINGERPRINT_BYTES = 16
 _NAME = f"S{FINGERPRINT_BYTES}"
 """Fingerprints in numpy. All have this width, so its padding with zeros cannot make two of them equal."""
+_CONTENT = ("fingerprints", "labels", "seen_at", "groups", "slices")
 _LARGEST = 0.1
 """Bytes of a difference as a share of those of its base, beyond which a set is stored as a whole."""
 
@@ -40,10 +42,15 @@ _LARGEST = 0.1
 class StoredRows:
     """The rows of a stored test set. Each column is read from its bytes when it is asked for first."""
 
-    def __init__(self, stored: TestSet | sa.Row[Any], base: StoredRows | None = None) -> None:
+    def __init__(self, stored: sa.Row[Any], base: StoredRows | None = None) -> None:
         self.id = stored.test_set_id
         self.base = base
         self._stored = stored
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is stored of it."""
+        return _size({name: getattr(self._stored, name) for name in _CONTENT})
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -112,11 +119,15 @@ class StoredRows:
             own[self._known] += of_base[self._places[self._known]].astype(own.dtype)
         return own
 
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.argsort(self.names)
+
     def find(self, fingerprints: Sequence[str]) -> NDArray[np.int64]:
         """The place of each row in this set; -1 for those that it lacks."""
         if not len(self.names):
             return np.full(len(fingerprints), -1)
-        order, wanted = np.argsort(self.names), named(fingerprints)
+        order, wanted = self._order, named(fingerprints)
         at = order[np.minimum(np.searchsorted(self.names, wanted, sorter=order), len(order) - 1)]
         return np.where(self.names[at] == wanted, at, -1)
 
@@ -145,8 +156,10 @@ def load(session: Session, pipeline: str, test_set_id: str, base: StoredRows | N
     """A stored test set.
 
     Args:
-        base: read before, and used if it is this one's.
+        base: read before, and used if it is this one's, or is this set.
     """
+    if base is not None and base.id == test_set_id:
+        return base
     session.flush()
     query = "SELECT * FROM test_sets WHERE pipeline = :pipeline AND test_set_id = :test_set"
     stored = session.execute(selecting(query, {"pipeline": pipeline, "test_set": test_set_id})).one()
@@ -172,8 +185,22 @@ def load_before(session: Session, pipeline: str, moment: datetime) -> Iterator[S
         yield found
 
 
-def pack(session: Session, pipeline: str, kind: str, rows: Rows, label_names: Sequence[str]) -> dict[str, Any]:
-    """The columns of `test_set` for these rows, or its key alone where they are stored already; for `add`."""
+def newest_whole(session: Session, pipeline: str, kind: str) -> StoredRows | None:
+    """The newest set of a kind that is stored as a whole."""
+    columns = sa.inspect(TestSet).local_table.c
+    wholes = sa.select(*columns).where(columns.pipeline == pipeline, columns.kind == kind, columns.base_id.is_(None))
+    newest = session.execute(wholes.order_by(columns.recorded_at.desc()).limit(1)).first()
+    return None if newest is None else StoredRows(newest)
+
+
+def pack(
+    session: Session, pipeline: str, kind: str, rows: Rows, label_names: Sequence[str], base: StoredRows | None
+) -> dict[str, Any]:
+    """The columns of `test_set` for these rows, or its key alone where they are stored already; for `add`.
+
+    Args:
+        base: the newest whole set of this kind.
+    """
     content = _content(rows, label_names)
     digest = hashlib.sha256(json.dumps([kind, label_names]).encode())
     for name, column in content.items():
@@ -181,22 +208,19 @@ def pack(session: Session, pipeline: str, kind: str, rows: Rows, label_names: Se
     key = {"pipeline": pipeline, "test_set_id": f"e-{digest.hexdigest()[:16]}"}
     if is_recorded(session, TestSet, **key):
         return key
-    wholes = sa.select(TestSet).filter_by(pipeline=pipeline, kind=kind, base_id=None)
-    newest = session.scalar(wholes.order_by(TestSet.recorded_at.desc()).limit(1))
     columns: dict[str, Any] = key | {"kind": kind, "num_rows": len(rows), "label_names": list(label_names)}
-    if newest is not None:
-        places, difference = StoredRows(newest).difference(rows)
+    if base is not None:
+        places, difference = base.difference(rows)
         packed = _packed(_content(difference, label_names)) | {"places": compress(np.diff(places, prepend=-1), "<i4")}
-        if _size(packed) <= _LARGEST * _size({name: getattr(newest, name) for name in content}):
-            return columns | packed | {"base_id": newest.test_set_id}
+        if _size(packed) <= _LARGEST * base.size:
+            return columns | packed | {"base_id": base.id}
     return columns | _packed(content)
 
 
 def add(session: Session, packed: dict[str, Any]) -> None:
     """Insert a test set, unless it is stored."""
     if "kind" in packed:
-        row = packed | {"recorded_at": datetime.now(UTC)}
-        session.execute(insert_into(session, TestSet).values(row).on_conflict_do_nothing())
+        merge_rows(session, TestSet, [packed | {"recorded_at": datetime.now(UTC)}])
 
 
 def label_type(label_names: Sequence[str]) -> str:
