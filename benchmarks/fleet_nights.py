@@ -112,7 +112,9 @@ class Writer:
             place = (self._db, resumed.run_id, resumed.attempt)
             lifecycle.record_attempt(*place, slot="gpu", slot_wait_seconds=0.0)
             self._train(place, candidate, day, resumed_from=1)
-        return self._judge(place, day, night, pipeline, candidate)
+        self._pass(minutes=3)
+        with self._db.kept():  # as in `nightgate.night.night`
+            return self._judge(place, day, night, pipeline, candidate)
 
     def _open(self, pipeline: Pipeline, night: Night, *, force: bool = False) -> RunRow:
         host = f"worker-{1 + len(self._facts.name) % 2}"
@@ -123,7 +125,6 @@ class Writer:
         self, place: tuple[Database, str, int], day: int, night: Night, pipeline: Pipeline, candidate: Model
     ) -> RunRow:
         (db, run_id, _), champion = place, self._champion
-        self._pass(minutes=3)
         candidate = replace(candidate, run_id=run_id)
         at = self._facts.tonight(day)
         rows = self._facts.rows(at)

@@ -2,7 +2,7 @@
 
 SQLite by default (`metrics.db` in the home), PostgreSQL by `NIGHTGATE_DATABASE_URL`. A transaction is a function of a
 session, so that it can be retried while the database is locked or briefly unavailable. A night keeps no connection
-between transactions: it has few of them, hours apart.
+between transactions that are minutes apart: SQLite's WAL file would stay beside the database.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Database:
         self.home = home
         self.patience = patience
         self._url = url
-        self._engine = make_engine(url, keep=keep)
+        self._engine = make_engine(url, keep=True)
+        self._num_keeping = int(keep)
         self._writer = self._engine.execution_options(writes=True)
         # By default each query of a PostgreSQL transaction sees what others have committed by then.
         snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
@@ -82,8 +83,7 @@ class Database:
         Args:
             check: require this version's revision, and paths relative to `home`.
             any_home: skip the check of the home, for readers of metrics that use no files.
-            keep: keep one connection until `close`, for what takes seconds: opening one takes PostgreSQL some 8 ms, and
-                its first queries are slow.
+            keep: keep one connection until `close`, as `kept` does.
 
         Raises:
             DatabaseError: it is missing, unreachable, another program's, at another revision or of another home.
@@ -117,6 +117,19 @@ class Database:
     def dialect(self) -> str:
         """`sqlite` or `postgresql`."""
         return self._engine.dialect.name
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep one connection between the transactions of this block, which takes seconds.
+
+        Opening one takes SQLite 2 ms for its views and its WAL file, and PostgreSQL 8, with slow first queries.
+        """
+        self._num_keeping += 1
+        try:
+            yield
+        finally:
+            self._num_keeping -= 1
+            self._release()
 
     def write(self, work: Callable[[Session], T]) -> T:
         """Run `work` in one transaction and commit. A retry runs it again, so it must have no side effects.
@@ -180,10 +193,18 @@ class Database:
 
     def _transaction(self, engine: Engine, work: Callable[[Session], T]) -> T:
         def once() -> T:
-            with unchanged(self._url), Session(engine, expire_on_commit=False) as session, session.begin():
-                return work(session)
+            try:
+                with unchanged(self._url), Session(engine, expire_on_commit=False) as session, session.begin():
+                    return work(session)
+            finally:
+                self._release()
 
         return retry(self._url, self.patience, once)
+
+    def _release(self) -> None:
+        """Close the connection that no transaction uses, unless it is kept."""
+        if not self._num_keeping:
+            self._engine.pool.dispose()
 
     def _check_revision(self) -> None:
         if path := missing_file(self._url):

@@ -285,6 +285,20 @@ def test_a_transaction_whose_connection_is_cut_is_retried(database: Database, po
     assert remembered(database) == {"survivor"}
 
 
+def test_transactions_of_a_block_share_a_connection_that_ends_with_it(database: Database) -> None:
+    opened: list[object] = []
+    sa.event.listen(database._engine, "connect", lambda connection, _: opened.append(connection))
+    with database.kept():
+        with database.kept():
+            remembered(database)
+        remembered(database)
+        remember(database, "one", "value")
+    assert len(opened) == 1
+    for _ in range(2):
+        remembered(database)
+    assert len(opened) == 3
+
+
 @ON_POSTGRESQL
 def test_a_kept_connection_serves_all_reads_until_it_is_cut(
     database: Database, migrated_url: str, postgres: Any
