@@ -412,7 +412,7 @@ def test_a_time_beyond_all_calendars_leaves_the_other_rows(
         pa.array([f"s{number % 3}".encode() for number in range(120)], pa.binary_view()),
         pa.array(range(120), pa.timestamp("us", "Mars/Olympus")),
     ],
-    ids=str,
+    ids=["string view", "binary view", "unknown zone"],
 )
 def test_views_and_unknown_timezones_of_parquet_are_plain_values(tmp_path: Path, home: Home, column: pa.Array) -> None:
     rows = pd.DataFrame(reviews.rows(120)).drop(columns="shop")
