@@ -326,7 +326,8 @@ def _take_in(
     rules = rules_of(pipeline, read.classes)
     facts = describe(base, totals) | {"memory": {"of": of, "files": files}}
     facts["bytes"] = sum(file["bytes"] for file in draft.delta.facts["files"].values()) if draft.delta else 0
-    snapshot = write_manifest(folder, snapshot_id(totals.sums, rules), chain.head or {}, rules, facts)
+    identity = snapshot_id(totals.sums, rules, pipeline.data.slices)
+    snapshot = write_manifest(folder, identity, chain.head or {}, rules, facts)
     number, remembered = tip.number + 1, tip.memory | {of: files}
     if moves_tip and source:
         moved_on = replace(

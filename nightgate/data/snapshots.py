@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -310,9 +310,10 @@ def row_sums(rows: Columns) -> NDArray[np.uint64]:
     return np.array(sums)
 
 
-def snapshot_id(sums: NDArray[np.uint64], rules: Mapping[str, Any]) -> str:
-    """`s-` and 16 hex digits over the rules and every taken row, by their `row_sums`."""
-    digest = hashlib.sha256(canonical({"format": FORMAT_VERSION, "rules": dict(rules)}))
+def snapshot_id(sums: NDArray[np.uint64], rules: Mapping[str, Any], slices: Collection[str] = ()) -> str:
+    """`s-` and 16 hex digits over the rules, the slices' names and every taken row, by their `row_sums`."""
+    named = {"slices": sorted(slices)} if slices else {}
+    digest = hashlib.sha256(canonical({"format": FORMAT_VERSION, "rules": dict(rules), **named}))
     digest.update(sums.astype("<u8").tobytes())
     return f"s-{digest.hexdigest()[:16]}"
 

@@ -272,7 +272,7 @@ def test_neither_order_nor_file_format_nor_origin_changes_the_id(tmp_path: Path,
 
 def test_the_id_is_the_same_on_every_machine(refreshed_from: Any) -> None:
     refreshed = refreshed_from(reviews.rows(30), data__time="created_at", data__slices=["shop"])
-    assert refreshed.snapshot.id == "s-59afba78bdcd6463"
+    assert refreshed.snapshot.id == "s-40899ac23fbdcb50"
     assert refreshed.snapshot.manifest["test_version"] == "t-9d2c07d9bc"
 
 
@@ -289,6 +289,13 @@ def test_the_same_rows_tomorrow_are_the_same_snapshot(refreshed_from: Any) -> No
     tomorrow = Night(date(2026, 3, 2), "schedule", reviews.NIGHT.data_until + timedelta(days=1))
     after = refreshed_from(reviews.rows(), night=tomorrow, data__time="created_at")
     assert after.snapshot == before.snapshot
+
+
+def test_a_slice_with_another_name_is_another_snapshot(refreshed_from: Any) -> None:
+    before = refreshed_from(reviews.rows(), data__slices=["shop"])
+    renamed = [{**row, "branch": row["shop"]} for row in reviews.rows()]
+    after = refreshed_from(renamed, data__slices=["branch"])
+    assert list(all_rows(after)["slice_branch"]) == list(all_rows(before)["slice_shop"])
 
 
 @pytest.mark.parametrize(
