@@ -119,9 +119,9 @@ def fenced(
     return run
 
 
-def attempt_of(session: Session, run: Run, attempt: int | None = None) -> Attempt:
-    """The row of an attempt of the run; None: of its current one."""
-    return session.scalars(_ATTEMPT, {"run_id": run.run_id, "attempt": attempt or run.attempt}).one()
+def attempt_of(session: Session, run: Run) -> Attempt:
+    """The row of the run's current attempt."""
+    return session.scalars(_ATTEMPT, {"run_id": run.run_id, "attempt": run.attempt}).one()
 
 
 def end(

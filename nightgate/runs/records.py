@@ -32,7 +32,7 @@ from nightgate.errors import DataError
 from nightgate.gate.joint_counts import JointCounts, joint_outcomes
 from nightgate.metrics.comparability import metric_key
 from nightgate.runs import evidence_store, refresh_records
-from nightgate.runs.epoch_details import add_details
+from nightgate.runs.epoch_details import add_details, attempt_of_epoch
 from nightgate.runs.lifecycle import attempt_of, fenced
 from nightgate.runs.refresh_records import Finder
 
@@ -48,17 +48,6 @@ if TYPE_CHECKING:
     from nightgate.metrics.drift import DriftStatistic
     from nightgate.runs.evaluations import Evaluation
     from nightgate.training.protocol import EpochReport, MetricValue, TrainResult
-
-
-_TRAINED_BY = (
-    sa.select(Attempt, Epoch.epoch)
-    .outerjoin(
-        Epoch,
-        (Epoch.run_id == Attempt.run_id) & (Epoch.attempt == Attempt.attempt) & (Epoch.epoch == sa.bindparam("epoch")),
-    )
-    .where(Attempt.run_id == sa.bindparam("run_id"), Attempt.attempt == sa.bindparam("attempt"))
-)
-"""The attempt of an epoch, and the epoch if it is recorded."""
 
 
 def record_snapshot(
@@ -251,7 +240,7 @@ def record_epoch(
 
     def work(session: Session) -> None:
         run = fenced(session, run_id, attempt)
-        trained_by, known = session.execute(_TRAINED_BY, key).one()
+        trained_by, known = attempt_of_epoch(session, key)
         if known is not None:
             return
         add_rows(session, Epoch, [key | values | others])
