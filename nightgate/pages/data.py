@@ -59,6 +59,10 @@ def page_of(db: Database, pipeline: str, since: date | None = None) -> dict[str,
         "kind": "pipeline",
         "pipeline": pipeline,
         "nights": by_column(nights, NIGHT_COLUMNS),
+        "earlier": of.table(
+            "SELECT CAST(COUNT(*) AS INTEGER) AS nights, MIN(night) AS first "
+            "FROM nights WHERE pipeline = :pipeline AND night < :first"
+        )["columns"],
         "epochs": of.columns(
             "SELECT run_id, epoch, f1, validation_loss, training_loss FROM epoch_results WHERE {these}"
         ),

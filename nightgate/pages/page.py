@@ -83,6 +83,8 @@ def as_html(title: str, data: dict[str, Any]) -> str:
         "page/page.html",
         kind=kind,
         title=title,
+        pipeline=data.get("pipeline"),
+        earlier=data.get("earlier"),
         policy=f"default-src 'none'; {ours}; base-uri 'none'; form-action 'none'",
         style=style,
         scripts=scripts,

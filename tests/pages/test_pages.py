@@ -142,7 +142,12 @@ def test_a_page_has_all_that_the_views_have_of_its_nights(database: Database) ->
 @pytest.mark.database
 def test_since_leaves_earlier_nights_out_and_a_year_is_the_default(database: Database) -> None:
     [name] = insert_nights(database, pipelines=1, nights=370)
-    assert page_of(database, name)["nights"]["rows"] == 365
+    year = page_of(database, name)
+    assert (year["nights"]["rows"], year["earlier"]["nights"]) == (365, [5])
+    assert f"report {name} --since {year['earlier']['first'][0]}" in as_html("Nights", year)
+    everything = page_of(database, name, date.fromisoformat(year["earlier"]["first"][0]))
+    assert everything["nights"]["rows"] == 370
+    assert "--since" not in as_html("Nights", everything)
     later = page_of(database, name, date(2027, 3, 1))
     assert later["nights"]["columns"]["night"][0] == "2027-03-01"
     assert set(later["epochs"]["columns"]["n"]) <= set(range(later["nights"]["rows"]))

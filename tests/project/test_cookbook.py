@@ -76,7 +76,7 @@ class Views:
         of = self.champion_timeline
         [at] = [row for _, row in of.iterrows() if row["valid_from"] <= time and not row["valid_to"] <= time]
         [version] = [row for _, row in self.model_versions.iterrows() if row["version"] == at["model_version"]]
-        return pd.concat([at[["model_version", "promoted_by"]], version.drop("pipeline")])
+        return pd.concat([at[["model_version", "promoted_by", "valid_from", "reason"]], version.drop("pipeline")])
 
     def fall(self, scores: pd.DataFrame, column: str) -> pd.DataFrame:
         """What changed about the night around which the mean of ten falls most, of `scores` in order."""
@@ -254,7 +254,7 @@ def _(views: Views) -> pd.DataFrame:
 # --- champions ---
 
 
-@answers("Who was champion on a date, and from which data, configuration and code?")
+@answers("Who was champion on a date, and why, and from which data, configuration and code?")
 def _(views: Views) -> pd.DataFrame:
     version = views.champion_on("2025-07-01").to_frame().T
     return version.merge(views.snapshots[["snapshot_id", "rows_total"]], on="snapshot_id")
