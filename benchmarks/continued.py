@@ -112,8 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spent_reading = time.monotonic() - began
     options.category = options.category or [name for name, _ in Counter(rows.category.tolist()).most_common(2)][-1]
     precision = devices.PRECISIONS[devices.pick(options.precision).dtype]
-    chosen = {name: getattr(options, name) for name in ("rows", "nights", "epochs", "max_length", "scored", "category")}
-    chosen["full_every"] = options.full_every
+    names = ("rows", "nights", "epochs", "max_length", "scored", "category", "full_every")
+    chosen = {name: getattr(options, name) for name in names}
     with tempfile.TemporaryDirectory(prefix="nightgate-benchmark-") as scratch:
         path = options.results or Path(scratch) / "journal.jsonl"
         journal = Journal(path, {"reviews": rows.name, "precision": precision, **chosen})
@@ -161,8 +161,9 @@ def run(
     for night in sorted({0, *restarts, *at}):
         # A champion left alone is the model of the first night.
         method = FULL if night else CHAMPION
-        is_known = (night and night not in at) or journal.lines(**same, method=method, night=night)
-        if is_known and (chain.full(night).exists() or night not in (0, *restarts)):
+        is_scored = night not in (0, *at) or journal.lines(**same, method=method, night=night)
+        goes_on = night in (0, *restarts)  # lines begin with its weights
+        if is_scored and (chain.full(night).exists() or not goes_on):
             continue
         log(f"{chain.world}, chain {chain.seed}: full training of night {night}")
         engine = chain.engine(rows)
@@ -171,7 +172,7 @@ def run(
         else:
             train(engine, rows, np.concatenate(chain.nights[: night + 1]), chain.recipe)
             save_file(_copied(engine), chain.full(night))
-        if not is_known:
+        if not is_scored:
             journal.add(**same, method=method, night=night, **_scores(engine, rows, chain.scored))
     for line in lines:
         if not journal.lines(**same, method=_averaged(line), night=max(at)):

@@ -98,8 +98,8 @@ def _ended_before(
         with usual_server():
             end_flow_runs()
     summary(found.run_id)
-    section, has_cron = configuration.predict, bool(configuration.schedule.predict.cron)
-    if section.source is not None and not has_cron and is_left(open_home(), configuration.name, section.output):
+    output = configuration.predict.output
+    if configuration.predicts_after_nights and is_left(open_home(), configuration.name, output):
         say(f"Its prediction had been stopped: {predict_configured(configuration)}", err=True)
     if found.status == "waiting":
         say(f"This night waits for an approval, in run {found.run_id}; nothing was done.", err=True)

@@ -89,6 +89,11 @@ class Pipeline(Section):
         """The resolved configuration as JSON: what is stored with the run and beside the weights."""
         return self.model_dump(mode="json")
 
+    @property
+    def predicts_after_nights(self) -> bool:
+        """Whether a night that has ended predicts the rows of `[predict]`: they have no cron of their own."""
+        return self.predict.source is not None and not self.schedule.predict.cron
+
     @cached_property
     def config_hash(self) -> str:
         """12 hex digits over all fields that can change a result: no schedule, queue, retention, approval, limits or

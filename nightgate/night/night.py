@@ -82,8 +82,7 @@ def predict_after(run: NightRun, row: RunRow, call: Steps) -> NightgateError | N
     Returns what broke: it is logged, and changes nothing of the night, whose result stands.
     """
     pipeline = run.pipeline
-    predicts = row.status in ENDS_THAT_PREDICT and not run.dry_run and not pipeline.schedule.predict.cron
-    if not predicts or pipeline.predict.source is None:
+    if row.status not in ENDS_THAT_PREDICT or run.dry_run or not pipeline.predicts_after_nights:
         return None
     if run.ended is not None and not is_left(run.home, pipeline.name, pipeline.predict.output):
         return None

@@ -307,13 +307,21 @@ def test_a_table_is_replaced_or_gains_new_rows(
         predict("small", configured_rows(site.pipeline), settings)
 
 
+def written_table(
+    site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch, table: str
+) -> tuple[SqlTable, PredictionTable]:
+    """A table of shop.db in the folder that has the predictions of the site."""
+    monkeypatch.setenv("SHOP_URL", f"sqlite:///{folder / 'shop.db'}")
+    settings = SqlTable(kind="sql", url_env="SHOP_URL", table=table)
+    output = PredictionTable(settings, site.table.schema, "small")
+    output.write(iter([site.table]), adds=False)
+    return settings, output
+
+
 def test_a_table_that_has_other_rows_is_refused_and_keeps_them(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SHOP_URL", f"sqlite:///{tmp_path / 'shop.db'}")
-    settings = SqlTable(kind="sql", url_env="SHOP_URL", table="orders")
-    output = PredictionTable(settings, site.table.schema, "small")
-    output.write(iter([site.table]), adds=False)
+    settings, output = written_table(site, tmp_path, monkeypatch, "orders")
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
     with engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE orders ADD COLUMN body TEXT"))
@@ -361,10 +369,7 @@ def test_a_file_of_another_pipeline_is_not_replaced(site: Site, tmp_path: Path) 
 def test_a_batch_that_a_database_refuses_leaves_the_table_as_it_was(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SHOP_URL", f"sqlite:///{tmp_path / 'shop.db'}")
-    settings = SqlTable(kind="sql", url_env="SHOP_URL", table="predicted")
-    output = PredictionTable(settings, site.table.schema, "small")
-    output.write(iter([site.table]), adds=False)
+    _, output = written_table(site, tmp_path, monkeypatch, "predicted")
 
     def parts() -> Iterator[pa.Table]:
         yield site.table.slice(0, 3)
