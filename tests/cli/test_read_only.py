@@ -61,8 +61,17 @@ READING = [
     ["gate", "replay", "small"],
     ["report", "small", "--output", "page.html"],
     ["report", "--all", "--output", "pages.html"],
-    ["check", "sample"],
+    ["check", "fixed.toml"],
 ]
+# The sample has rows up to this minute: two checks of it may differ.
+FIXED = """
+name = "fixed"
+[data]
+source = { kind = "files", paths = ["fixed.csv"] }
+text = "text"
+label = "label"
+labels = ["good", "bad"]
+"""
 
 
 class Done(NamedTuple):
@@ -79,6 +88,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         archive.extractall(tmp_path, filter="data")
     upgrade(f"sqlite:///{tmp_path / 'home' / 'metrics.db'}")
     forbid(tmp_path / "home")
+    (tmp_path / "fixed.toml").write_text(FIXED)
+    rows = [f"chapter {row} is {label},{label}" for row in range(50) for label in ("good", "bad")]
+    (tmp_path / "fixed.csv").write_text("\n".join(["text,label", *rows]))
     yield tmp_path
     subprocess.run(["chmod", "-R", "u+w", str(tmp_path / "home")], check=True)
 
