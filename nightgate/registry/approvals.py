@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 from nightgate.database.schema import Approval, ModelVersion, Run
 from nightgate.database.transactions import Database
 from nightgate.database.views import selecting
-from nightgate.errors import PromotionLostError, RegistryError
+from nightgate.errors import ModelError, PromotionLostError, RegistryError
+from nightgate.models.version_folder import verify_version
 from nightgate.registry import anchors
 from nightgate.registry.freezes import require_reason
 from nightgate.registry.promotion import promote_candidate
@@ -125,7 +126,7 @@ def _why_none_waits(db: Database, pipeline: str, run_id: str | None) -> str:
 
 
 def approve(db: Database, run_id: str, *, by: str, reason: str) -> RunRow:
-    """Promote the candidate, or hold it if its deadline has passed or the champion or anchor has changed.
+    """Promote the candidate, or hold it: its deadline has passed, champion or anchor have changed, or its files have.
 
     Raises:
         RegistryError: the run no longer waits, or `by` or `reason` is blank.
@@ -136,7 +137,10 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> RunRow:
         return _hold_overdue(db, row)
     why = f"approved by {by}: {reason}"
     attempt = db.read(lambda session: session.get_one(Run, run_id).attempt)
+    path = db.read(lambda session: session.get_one(ModelVersion, (row.pipeline, row.version)).path)
     try:
+        # It may have waited for days, and a damaged champion would fail for its users.
+        verify_version(db.home.absolute(path))
         promote_candidate(
             db,
             row.pipeline,
@@ -150,8 +154,12 @@ def approve(db: Database, run_id: str, *, by: str, reason: str) -> RunRow:
             approved=reason,
             moves_anchor=anchors.was_beaten(db, run_id, attempt),
         )
-    except PromotionLostError as error:
-        return _hold(db, row, "approved", f"{why}; not promoted: {error.reason}", by, reason, error.next_step)
+    except (PromotionLostError, ModelError) as error:
+        restore = (
+            f"restore its folder from a backup, then: nightgate promote {row.pipeline} {row.version} --reason TEXT"
+        )
+        next_step = restore if isinstance(error, ModelError) else error.next_step
+        return _hold(db, row, "approved", f"{why}; not promoted: {error.reason}", by, reason, next_step)
     return read_run(db, run_id)
 
 

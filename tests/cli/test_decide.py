@@ -14,7 +14,7 @@ from nightgate.cli.app import app
 from nightgate.database.transactions import Database
 from nightgate.registry import approvals, promotion, versions
 from tests.conftest import free_port
-from tests.support.night_rows import judged_version
+from tests.support.night_rows import judged_version, write_files
 
 pytestmark = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def waiting(db: Database, day: int = 0, hours: int = 18) -> str:
     """Id of a run whose candidate waits for an approval."""
     opened, _ = judged_version(db, day)
+    write_files(db, opened.run_id)
     champion = versions.champion(db, "reviews")
     approvals.request(
         db,

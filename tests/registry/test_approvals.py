@@ -50,6 +50,23 @@ def test_an_approval_promotes_and_is_stored_with_who_when_and_why(database: Data
     assert one(database, run_id)["status"] == "promoted"
 
 
+@pytest.mark.parametrize("damage", ["altered", "missing"])
+def test_a_version_whose_files_were_damaged_while_it_waited_is_held(database: Database, damage: str) -> None:
+    run_id, version = waiting_run(database)
+    weights = database.home.models / "reviews" / f"v{version:04d}" / "model.safetensors"
+    weights.unlink()
+    if damage == "altered":
+        weights.write_text("something else")
+    ended = approvals.approve(database, run_id, by="anna", reason="fine")
+    assert ended.status == "held"
+    assert "approved by anna: fine; not promoted: " in ended.reason
+    assert "model.safetensors" in ended.reason
+    assert f"nightgate promote reviews {version} --reason TEXT" in one(database, run_id)["next_step"]
+    assert night_rows.promotions(database) == []
+    with pytest.raises(RegistryError, match="does not wait"):
+        approvals.approve(database, run_id, by="anna", reason="again")
+
+
 def test_a_manual_promotion_ends_the_waiting_run_of_its_version(database: Database) -> None:
     other, _ = waiting_run(database, 0)
     run_id, version = waiting_run(database, 1)

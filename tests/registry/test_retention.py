@@ -151,11 +151,11 @@ def test_a_quarantined_version_is_kept_no_longer_than_others(six: Database) -> N
 
 def test_candidates_that_are_judged_or_wait_for_approval_are_kept(six: Database) -> None:
     opened, version = night_rows.judged_version(six, 6)
+    write(six, version)
     night_rows.await_approval(six, opened, 5)
     _, judged = night_rows.judged_version(six, 7)
+    write(six, judged)
     newest = night_rows.held_version(six, 8, name="other")
-    for number in (version, judged):
-        write(six, number)
     assert newest == 1
     assert retention.sweep(six, six.home, pipeline(models=1)) == [1, 2, 6]
     assert kept(six) == [3, 4, 5, 7, 8]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,13 +18,14 @@ from nightgate.data.checks import CheckResult
 from nightgate.data.refresh import Refreshed
 from nightgate.data.refresh_counts import LabelVotes, PartCounts
 from nightgate.data.snapshots import Snapshot
-from nightgate.database.schema import Promotion
+from nightgate.database.schema import ModelVersion, Promotion
 from nightgate.database.transactions import Database
 from nightgate.gate.decision import Check, Decision, Measured, Score, Verdict
 from nightgate.gate.evidence import Evidence, Rows, Side
 from nightgate.metrics.bootstrap import Interval
 from nightgate.metrics.classification import SliceScore
 from nightgate.metrics.confusion import Scores
+from nightgate.models import version_folder
 from nightgate.registry import approvals, promotion, versions
 from nightgate.registry.versions import VersionRow
 from nightgate.runs import claim, lifecycle, records
@@ -252,8 +254,24 @@ def held_version(db: Database, day: int = 0, name: str = "reviews") -> int:
     return version
 
 
+def write_files(db: Database, run_id: str) -> None:
+    """Give the version of the run a folder, unless it has one."""
+    row = db.read(lambda session: session.scalar(sa.select(ModelVersion).where(ModelVersion.run_id == run_id)))
+    assert row is not None
+    if (target := db.home.absolute(row.path)).exists():
+        return
+    labels = pipeline().data.label_names
+    made = db.home.runs / run_id / "made-up"
+    made.mkdir(parents=True)
+    (made / "config.json").write_text(json.dumps({"id2label": dict(enumerate(labels))}))
+    for name in ("model.safetensors", "tokenizer.json"):
+        (made / name).write_text("made up")
+    version_folder.Staging(target.parent, made, labels).place(row.version, "A card", {})
+
+
 def await_approval(db: Database, run: RunRow, expected: int | None = None) -> None:
-    """Let the run wait for an approval."""
+    """Let the run wait for an approval, with files of its version."""
+    write_files(db, run.run_id)
     patience, asks = timedelta(hours=18), {"reason": "waits for approval: better", "next_step": "approve it"}
     approvals.request(db, run.run_id, run.attempt, expected=expected, patience=patience, **asks)
 
