@@ -67,6 +67,7 @@ class Writer:
         night = night_of(day)
         with time_machine.travel(night.data_until, tick=False) as self._clock:
             self._write_night(day, night)
+        self._db.disconnect()
 
     def _write_night(self, day: int, night: Night) -> None:
         before = self._champion
@@ -87,8 +88,8 @@ class Writer:
         run = self._open(pipeline, night, force=force)
         # Where the first of two attempts dies, the second is opened here.
         place = (self._db, run.run_id, run.attempt)
-        self._pass(minutes=1)
         lifecycle.record_attempt(*place, slot="gpu", slot_wait_seconds=float(self._facts.random.integers(0, 90)))
+        self._pass(minutes=1)
         if story.fails(day):
             return self._fail(place)
         refreshed = self._facts.refreshed(day, night, self._db.home.snapshots)
@@ -96,8 +97,9 @@ class Writer:
         quiet = story.is_quiet(day) and not force
         champion = None
         if self._champion is not None:
+            self._db.disconnect()  # the champion is scored for longer than a connection is kept
             champion = self._evaluated(self._champion, day, refreshed.snapshot.id, run.run_id)
-            self._pass(seconds=20)
+            self._clock.shift(timedelta(seconds=20))
         records.record_reasons(
             *place, self._facts.inputs(day, refreshed, pipeline), self._facts.why(refreshed), champion
         )
@@ -113,8 +115,7 @@ class Writer:
             lifecycle.record_attempt(*place, slot="gpu", slot_wait_seconds=0.0)
             self._train(place, candidate, day, resumed_from=1)
         self._pass(minutes=3)
-        with self._db.kept():  # as in `nightgate.night.night`
-            return self._judge(place, day, night, pipeline, candidate)
+        return self._judge(place, day, night, pipeline, candidate)
 
     def _open(self, pipeline: Pipeline, night: Night, *, force: bool = False) -> RunRow:
         host = f"worker-{1 + len(self._facts.name) % 2}"
@@ -203,6 +204,8 @@ class Writer:
         return run
 
     def _pass(self, **time: float) -> None:
+        """Let a time go by that is longer than a connection is kept."""
+        self._db.disconnect()
         self._clock.shift(timedelta(**time))
 
     def _train(self, place: tuple[Database, str, int], model: Model, day: int, resumed_from: int = 0) -> None:

@@ -55,7 +55,7 @@ PIPELINE = "reviews"
 LIMITS = {"SQLite": 20, "PostgreSQL": 50}
 """Milliseconds of a query about one pipeline."""
 LEDGER: dict[Any, tuple[str, ...]] = {
-    Database: ("_release",),
+    Database: ("disconnect",),
     claim: ("open_run",),
     evaluations: ("record",),
     lifecycle: ("finish_run", "record_attempt"),

@@ -203,7 +203,12 @@ def _prepare_postgresql(engine: Engine) -> None:
             f"set_config('idle_in_transaction_session_timeout', '{IDLE_SECONDS}s', true)"
         )
 
+    def taken(connection: Any, *_: object) -> None:
+        # After a reading transaction SQLAlchemy would ask for READ WRITE, also of a database that is read-only.
+        connection.read_only = None
+
     sa.event.listen(engine, "begin", began)
+    sa.event.listen(engine, "checkout", taken)
 
 
 # --- failures ---

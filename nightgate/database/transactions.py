@@ -1,12 +1,14 @@
 """The metrics database: transactions with retries, checks when it is opened, and its migrations.
 
 SQLite by default (`metrics.db` in the home), PostgreSQL by `NIGHTGATE_DATABASE_URL`. A transaction is a function of a
-session, so that it can be retried while the database is locked or briefly unavailable. A night keeps no connection
-between transactions that are minutes apart: SQLite's WAL file would stay beside the database.
+session, so that it can be retried while the database is locked or briefly unavailable. Transactions that follow each
+other share a connection. None is kept between those that are minutes apart: SQLite's WAL file would stay beside the
+database.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,6 +43,9 @@ T = TypeVar("T")
 
 PATIENCE = 30.0
 """Seconds for which a transaction is retried."""
+LINGER = 1.0
+"""Seconds without a transaction after which the connection is closed. Opening one takes SQLite 3 ms of CPU for its
+views and its WAL file, and PostgreSQL 8 ms with slow first queries; a night has 50 transactions in a dozen bursts."""
 ANALYSED_ROWS = 400
 """Rows of an index that SQLite looks at for its statistics: a millisecond for two years of 50 pipelines."""
 _CHANGED = """
@@ -56,12 +61,15 @@ _MIGRATION_LOCK = 7_203_150_315
 class Database:
     """The metrics database, ready for transactions."""
 
-    def __init__(self, home: Home, url: URL, *, patience: float = PATIENCE, keep: bool = False) -> None:
+    def __init__(self, home: Home, url: URL, *, patience: float = PATIENCE) -> None:
         self.home = home
         self.patience = patience
         self._url = url
         self._engine = make_engine(url, keep=True)
-        self._num_keeping = int(keep)
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._num_ended = 0
+        self._has_closer = False
         self._writer = self._engine.execution_options(writes=True)
         # By default each query of a PostgreSQL transaction sees what others have committed by then.
         snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
@@ -76,19 +84,17 @@ class Database:
         check: bool = True,
         any_home: bool = False,
         patience: float = PATIENCE,
-        keep: bool = False,
     ) -> Database:
         """Open the database at `url`, or the one that the environment names.
 
         Args:
             check: require this version's revision, and paths relative to `home`.
             any_home: skip the check of the home, for readers of metrics that use no files.
-            keep: keep one connection until `close`, as `kept` does.
 
         Raises:
             DatabaseError: it is missing, unreachable, another program's, at another revision or of another home.
         """
-        database = cls(home, parse_url(url or database_url(home)), patience=patience, keep=keep)
+        database = cls(home, parse_url(url or database_url(home)), patience=patience)
         try:
             if check:
                 database._check_revision()
@@ -117,19 +123,6 @@ class Database:
     def dialect(self) -> str:
         """`sqlite` or `postgresql`."""
         return self._engine.dialect.name
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Keep one connection between the transactions of this block, which takes seconds.
-
-        Opening one takes SQLite 2 ms for its views and its WAL file, and PostgreSQL 8, with slow first queries.
-        """
-        self._num_keeping += 1
-        try:
-            yield
-        finally:
-            self._num_keeping -= 1
-            self._release()
 
     def write(self, work: Callable[[Session], T]) -> T:
         """Run `work` in one transaction and commit. A retry runs it again, so it must have no side effects.
@@ -176,6 +169,7 @@ class Database:
             if changed:
                 session.execute(sa.text(f"ANALYZE (SKIP_LOCKED) {', '.join(changed)}"))
 
+        self.disconnect()  # PostgreSQL counts the changes of a connection at its end, or once a second
         self.write(work)
 
     def is_blank(self) -> bool:
@@ -189,7 +183,12 @@ class Database:
         return self.read(lambda session: not sa.inspect(session.connection()).get_table_names())
 
     def close(self) -> None:
+        self._closed.set()
         self._engine.dispose()
+
+    def disconnect(self) -> None:
+        """Close the connection that no transaction uses, which otherwise happens after `LINGER` seconds."""
+        self._engine.pool.dispose()
 
     def _transaction(self, engine: Engine, work: Callable[[Session], T]) -> T:
         def once() -> T:
@@ -197,14 +196,28 @@ class Database:
                 with unchanged(self._url), Session(engine, expire_on_commit=False) as session, session.begin():
                     return work(session)
             finally:
-                self._release()
+                self._linger()
 
         return retry(self._url, self.patience, once)
 
-    def _release(self) -> None:
-        """Close the connection that no transaction uses, unless it is kept."""
-        if not self._num_keeping:
-            self._engine.pool.dispose()
+    def _linger(self) -> None:
+        """See to it that the connection is closed once no transaction has used it for a while."""
+        with self._lock:
+            self._num_ended += 1
+            if self._has_closer:
+                return
+            self._has_closer = True
+        threading.Thread(target=self._disconnect_when_idle, name="nightgate-disconnect", daemon=True).start()
+
+    def _disconnect_when_idle(self) -> None:
+        while True:
+            before = self._num_ended
+            self._closed.wait(LINGER)
+            with self._lock:
+                if self._num_ended == before or self._closed.is_set():
+                    self._has_closer = False
+                    break
+        self.disconnect()
 
     def _check_revision(self) -> None:
         if path := missing_file(self._url):

@@ -25,7 +25,7 @@ def open_reader() -> Database:
         RegistryError: there is no home here.
         DatabaseError: the database cannot be used.
     """
-    return Database.open(home_for_reading(), any_home=True, keep=True)
+    return Database.open(home_for_reading(), any_home=True)
 
 
 def chosen(

@@ -54,10 +54,9 @@ def run_steps(run: NightRun, call: Steps) -> RunRow:
         trained = call.fine_tune(run, snapshot, partial(call.record_epoch, run, snapshot))
         scored = call.score_on_test(run, snapshot, trained)
         served = call.try_serving(run, snapshot, scored)
-        with run.db.kept():
-            judged = call.judge(run, snapshot, trained, scored, served)
-            version = call.register(run, snapshot, trained, judged)
-            return call.finish(run, scored, judged, version)
+        judged = call.judge(run, snapshot, trained, scored, served)
+        version = call.register(run, snapshot, trained, judged)
+        return call.finish(run, scored, judged, version)
 
 
 def run_night(

@@ -102,7 +102,7 @@ def gather(home: Home, run_id: str, *, snapshots: bool = True) -> ReportFacts:
     Raises:
         DatabaseError: the database cannot be used.
     """
-    with Database.open(home, keep=True) as db:
+    with Database.open(home) as db:
         run = _one(db, "SELECT * FROM nightly_runs WHERE run_id = :run", run_id)
         assert run is not None, f"there is no run {run_id}"
         documents = selecting("SELECT config, label_names FROM run_documents WHERE run_id = :run", {"run": run_id})

@@ -285,33 +285,42 @@ def test_a_transaction_whose_connection_is_cut_is_retried(database: Database, po
     assert remembered(database) == {"survivor"}
 
 
-def test_transactions_of_a_block_share_a_connection_that_ends_with_it(database: Database) -> None:
-    opened: list[object] = []
+def test_transactions_that_follow_each_other_share_a_connection_which_is_closed_after_the_last(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases, "LINGER", 0.5)
+    opened, closed = [], threading.Event()
     sa.event.listen(database._engine, "connect", lambda connection, _: opened.append(connection))
-    with database.kept():
-        with database.kept():
-            remembered(database)
-        remembered(database)
-        remember(database, "one", "value")
+    sa.event.listen(database._engine, "close", lambda *_: closed.set())
+    database.disconnect()
+    closed.clear()
+    remember(database, "one", "value")
+    remembered(database)
     assert len(opened) == 1
-    for _ in range(2):
-        remembered(database)
-    assert len(opened) == 3
+    assert closed.wait(30)
+    remembered(database)
+    assert len(opened) == 2
+
+
+@ON_SQLITE
+def test_sqlite_leaves_one_file_once_the_connection_is_closed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Path(f"{database._url.database}-wal")
+    assert log.exists()
+    monkeypatch.setattr(databases, "LINGER", 0.1)
+    night_rows.within(30, lambda: not log.exists())
 
 
 @ON_POSTGRESQL
-def test_a_kept_connection_serves_all_reads_until_it_is_cut(
-    database: Database, migrated_url: str, postgres: Any
-) -> None:
-    def pid(db: Database) -> int:
-        return int(db.frame("SELECT pg_backend_pid() AS pid")["pid"][0])
+def test_a_connection_that_is_cut_between_transactions_is_opened_again(database: Database, postgres: Any) -> None:
+    def pid() -> int:
+        return int(database.frame("SELECT pg_backend_pid() AS pid")["pid"][0])
 
-    assert pid(database) != pid(database)
-    with Database.open(database.home, migrated_url, keep=True) as reader:
-        first = pid(reader)
-        assert pid(reader) == first
-        postgres.execute(f"SELECT pg_terminate_backend({first})")
-        assert pid(reader) != first
+    first = pid()
+    assert pid() == first
+    postgres.execute(f"SELECT pg_terminate_backend({first})")
+    assert pid() != first
 
 
 @ON_POSTGRESQL

@@ -37,7 +37,7 @@ def keep_connections(database: Database) -> None:
 def main(first: int, last: int) -> None:
     versions = range(first, last + 1)
     with (
-        Database.open(open_home(), patience=SECONDS, keep=True) as database,
+        Database.open(open_home(), patience=SECONDS) as database,
         ThreadPoolExecutor(len(versions)) as pool,
     ):
         keep_connections(database)
