@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from nightgate.data.base import Base
@@ -315,20 +314,20 @@ def unchanged_statistics(base: Base, facts: Mapping[str, Any]) -> Statistics:
     return Statistics(base.night.date, **counts, source=source_of(base.pipeline), until=base.until)
 
 
-def label_votes(votes: pd.DataFrame, chain: Chain, names: Sequence[str]) -> tuple[LabelVotes, ...]:
-    """The votes on the texts with the most rows, most first."""
-    texts = votes.groupby("text_key").agg(rows=("rows", "sum"), text_at=("text_at", "max"))
-    texts = texts.sort_values("rows", ascending=False, kind="stable").head(MOST_VOTES)
-    marks = facts_of(chain.texts, texts["text_at"].to_numpy(), ["fingerprint"])["fingerprint"].to_pylist()
-    counted: dict[int, dict[str, int]] = {key: {} for key in texts.index}
-    chosen: dict[int, str] = {}
-    shown = votes[votes["text_key"].isin(texts.index)]
-    columns = (shown[name].tolist() for name in ("text_key", "label", "rows", "chosen"))
-    for key, label, count, is_chosen in zip(*columns, strict=True):
-        counted[key][names[label]] = count
-        if is_chosen:
-            chosen[key] = names[label]
-    return tuple(LabelVotes(mark, counted[key], chosen.get(key)) for key, mark in zip(counted, marks, strict=True))
+def label_votes(votes: Columns, chain: Chain, names: Sequence[str]) -> tuple[LabelVotes, ...]:
+    """The votes on the texts with the most rows, most first; `votes`: as of `nightgate.data.resolve.Resolved`."""
+    text = votes["text_key"]
+    begin = np.flatnonzero(np.append(True, text[1:] != text[:-1]))[: len(text)]
+    rows, text_at = np.add.reduceat(votes["rows"], begin), np.maximum.reduceat(votes["text_at"], begin)
+    most = np.argsort(-rows, kind="stable")[:MOST_VOTES]
+    marks = facts_of(chain.texts, text_at[most], ["fingerprint"])["fingerprint"].to_pylist()
+    end, found = np.append(begin[1:], len(text)), []
+    for mark, place in zip(marks, most.tolist(), strict=True):
+        columns = (votes[name][begin[place] : end[place]].tolist() for name in ("label", "rows", "chosen"))
+        of_text = [(names[label], count, chosen) for label, count, chosen in zip(*columns, strict=True)]
+        label = next((name for name, _, chosen in of_text if chosen), None)
+        found.append(LabelVotes(mark, {name: count for name, count, _ in of_text}, label))
+    return tuple(found)
 
 
 def count_new(snapshot: Snapshot, previous: Path | None, tip: Tip, rows_new: int) -> int:

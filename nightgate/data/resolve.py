@@ -13,12 +13,11 @@ the newest row (`newest`); with `drop` a text with several labels is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from nightgate.data.batches import DELETED_LABEL, QUARANTINED_LABEL
@@ -70,7 +69,7 @@ class Resolved:
     """Rows that are new or whose state changed."""
     superseded: NDArray[np.int64]
     """Places of earlier entries of these, and of removed rows."""
-    votes: pd.DataFrame
+    votes: Columns
     """text_key, label, rows, chosen and text_at of one of the rows, for each of several labels of a text."""
     relabelled: int
     """Test rows whose label is another than before."""
@@ -132,7 +131,7 @@ def _newest_versions(rows: Columns, ids: Hashes) -> NDArray[np.int8]:
     return state
 
 
-def _choose(rows: Columns, may_be: Rows, policy: Policy, memory: SplitMemory) -> tuple[Columns, pd.DataFrame]:
+def _choose(rows: Columns, may_be: Rows, policy: Policy, memory: SplitMemory) -> tuple[Columns, Columns]:
     """Take one row of each text: state, label and split of the rows that may be taken, and the votes."""
     keys = {"id": rows["id_key"][may_be], "text": rows["text_key"][may_be]}
     if rows["group_key"].any():
@@ -158,7 +157,7 @@ def _choose(rows: Columns, may_be: Rows, policy: Policy, memory: SplitMemory) ->
     own = few["own_label"][order]
     several = np.flatnonzero(np.minimum.reduceat(own, starts) != np.maximum.reduceat(own, starts))
     votes = _votes(few, first, order, starts, several, policy)
-    chosen = votes[votes["chosen"]]
+    chosen = take(votes, votes["chosen"])
     label[at[chosen["row"]]] = chosen["label"]
 
     run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(order))))
@@ -172,7 +171,7 @@ def _choose(rows: Columns, may_be: Rows, policy: Policy, memory: SplitMemory) ->
     found = {"state": state, "label": label, "split": assigned.splits.copy()}
     for name in ("label", "split"):
         found[name][state != TAKEN] = -1
-    return found, votes.drop(columns="row")
+    return found, votes
 
 
 def _best(rows: Columns, has_split: Mask, policy: Policy) -> tuple[Rows, Rows, Rows]:
@@ -210,38 +209,33 @@ def _first_by_text(rows: Columns, tied: Rows, policy: Policy) -> Rows:
     return first
 
 
-def _votes(rows: Columns, first: Rows, order: Rows, starts: Rows, several: Rows, policy: Policy) -> pd.DataFrame:
+def _votes(rows: Columns, first: Rows, order: Rows, starts: Rows, several: Rows, policy: Policy) -> Columns:
     """The votes for each label of the texts that have several, and the row of the text that may be taken."""
     ends = np.append(starts, len(order))
     voters = np.concatenate([np.empty(0, np.intp), *(order[ends[text] : ends[text + 1]] for text in several)])
-    best = np.repeat(first[several], np.diff(ends)[several]) if len(several) else voters
-    frame = pd.DataFrame({name: rows[name][voters] for name in ("text_key", "time", "seen", "text_at")})
-    frame["label"], frame["row"] = rows["own_label"][voters], best
-    frame["best"] = voters == best
-    votes = frame.groupby(["text_key", "row", "label"], as_index=False, sort=True).agg(
-        rows=("seen", "size"),
-        time=("time", "max"),
-        seen=("seen", "max"),
-        best=("best", "max"),
-        text_at=("text_at", "max"),  # tonight's texts are at hand
-    )
-    by = ["time", "seen", "best"] if policy.conflicts == "newest" else ["rows", "time", "seen", "best"]
-    chosen = votes.sort_values(by, ascending=False, kind="stable").drop_duplicates("text_key").index
-    votes["chosen"] = votes.index.isin(chosen) & (policy.conflicts != "drop")
-    return votes[["text_key", "label", "rows", "chosen", "row", "text_at"]]
+    best = np.repeat(first[several], np.diff(ends)[several])
+    by_label = np.lexsort([rows["own_label"][voters], rows["text_key"][voters]])
+    voters, best = voters[by_label], best[by_label]
+    text, label = rows["text_key"][voters], rows["own_label"][voters]
+    begin = np.flatnonzero(np.append(True, (text[1:] != text[:-1]) | (label[1:] != label[:-1])))[: len(text)]
+    votes: Columns = {"text_key": text[begin], "label": label[begin], "row": best[begin]}
+    votes["rows"] = np.diff(np.append(begin, len(voters)))
+    # Of their texts the latest: tonight's are at hand.
+    votes |= {name: np.maximum.reduceat(rows[name][voters], begin) for name in ("time", "seen", "text_at")}
+    votes["best"] = np.logical_or.reduceat(voters == best, begin)
+    by = ("best", "seen", "time", *(() if policy.conflicts == "newest" else ("rows",)), "text_key")
+    rank = np.lexsort([-votes["label"], *(votes[name] for name in by)])
+    text = votes["text_key"][rank]
+    votes["chosen"] = np.zeros(len(rank), bool)
+    if policy.conflicts != "drop":
+        votes["chosen"][rank[np.append(text[1:] != text[:-1], True)[: len(text)]]] = True
+    return {name: votes[name] for name in ("text_key", "label", "rows", "chosen", "row", "text_at")}
 
 
-def _relabelled(before: list[Columns], after: Columns) -> int:
+def _relabelled(before: Sequence[Columns], after: Columns) -> int:
     """Texts of the test split whose label is another than it was."""
-    old, new = (
-        pd.concat(
-            [
-                pd.Series(rows["label"][test], index=rows["text_key"][test])
-                for rows in parts
-                for test in [(rows["state"] == TAKEN) & (rows["split"] == _TEST)]
-            ]
-        )
-        for parts in (before, [after])
-    )
-    both = old.index.intersection(new.index)
-    return int((old[both] != new[both]).sum())
+    tests = [take(rows, (rows["state"] == TAKEN) & (rows["split"] == _TEST)) for rows in (*before, after)]
+    old, new = joined(tests[:-1]), tests[-1]
+    # A text is taken once.
+    _, was, now = np.intersect1d(old["text_key"], new["text_key"], assume_unique=True, return_indices=True)
+    return int((old["label"][was] != new["label"][now]).sum())

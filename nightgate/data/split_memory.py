@@ -240,13 +240,17 @@ class SplitMemory:
         return np.asarray(np.any([np.isin(columns, before).any(axis=0) for _, columns in _columns(keys)], axis=0))
 
     def _split_of(self, keys: Keys) -> Codes:
-        splits = np.full(len(keys), _UNKNOWN, np.int8)
+        # In ascending order a search begins where the one before it ended, in memory that is at hand.
+        order = np.argsort(keys)
+        wanted, splits = keys[order], np.full(len(keys), _UNKNOWN, np.int8)
         for known in self._known:
             if len(known):
                 # An entry differs from its key by the code alone.
-                code = known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] ^ keys
+                code = known[np.minimum(np.searchsorted(known, wanted), len(known) - 1)] ^ wanted
                 splits = np.where((splits == _UNKNOWN) & (code < _TRAINED), code.astype(np.int8), splits)
-        return splits
+        found = np.empty_like(splits)
+        found[order] = splits
+        return found
 
     def _learn(self, columns: Iterable[tuple[Keys, Codes]]) -> None:
         """Add the keys that are not known yet, of different kinds, with their splits."""

@@ -10,7 +10,7 @@ import logging
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,8 @@ def kept_out(folder: Path) -> frozenset[str]:
 
 
 def _content(tip: Tip) -> bytes:
-    return (json.dumps(asdict(tip), indent=0) + "\n").encode()
+    # Not indented, not by `asdict`: a part is a file of a year of nights, and those take 50 times as long.
+    return (json.dumps(vars(tip) | {"nights": [vars(night) for night in tip.nights]}) + "\n").encode()
 
 
 def _files(folder: Path) -> list[str]:
