@@ -68,6 +68,8 @@ def open_base(
         # What labels were called on earlier nights says nothing about tonight's.
         recent = [one | {"labels": {}} for one in tip.recent]
         tip = replace(tip, rules=reading_rules(pipeline), head=None, parts={}, after={}, classes=[], recent=recent)
+    if verify:
+        tip = replace(tip, totals={})  # all rows are counted again
     try:
         return Base(pipeline, night, folder, tip, read_chain(folder, tip.head, verify=verify), is_lost)
     except SnapshotError as error:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from nightgate.config.checks import ColumnRules
 from nightgate.config.pipeline import Pipeline
 from nightgate.config.values import canonical_label
-from nightgate.data.columns import Columns, mixed
+from nightgate.data.columns import SMALL, Columns, mixed
 from nightgate.data.rules import SPLITS
 from nightgate.data.split_memory import hashes_of
 from nightgate.sources.column_rules import check_columns
@@ -41,19 +41,6 @@ SLICE_LENGTH = 200
 QUARANTINED_LABEL, DELETED_LABEL = -1, -2
 """In place of a label."""
 _NOT_DELETED = {"", "0", "false", "f", "no", "n", "off"}
-
-SMALL = {
-    "text_key": np.uint64,  # the first 64 bits of the fingerprint, which sort as it does; 0: no text
-    "text_rest": np.uint64,  # the other 64; not stored
-    "id_key": np.uint64,  # hash of the row id; 0 without one
-    "group_key": np.uint64,  # hash of the group; 0 without one
-    "facts": np.uint64,  # hash of everything that is taken from the row
-    "time": np.int64,
-    "updated": np.int64,
-    "own_label": np.int16,  # class index of the row itself
-    "given": np.int8,  # index in SPLITS that the source names; -1: none
-}
-"""Columns of `Worked.small`."""
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nightgate.data.batches import SMALL
-from nightgate.data.columns import Columns
+from nightgate.data.columns import AGAIN, INDEX, Columns, Index, named, opened, pieces
 from nightgate.durable_files import sha256_of, sync
-from nightgate.errors import SnapshotError, first_line, storage_errors
+from nightgate.errors import SnapshotError, storage_errors
 
 DELTAS = "deltas"
 DELTA_FILE = "delta.json"
 TEXTS_FILE, INDEX_FILE, SUPERSEDED_FILE = "texts.parquet", "index.parquet", "superseded.parquet"
-AGAIN = "run again with --force: the refresh moves this folder aside and writes a new one from the source"
 
 TAKEN, MERGED, REPLACED, CONFLICTING, LEFT_OUT, DELETED, QUARANTINED = range(7)
 STATES = ("taken", "merged", "replaced", "conflicting", "left_out", "deleted", "quarantined")
@@ -45,15 +43,6 @@ STATES = ("taken", "merged", "replaced", "conflicting", "left_out", "deleted", "
 GONE = -1
 """In place of a state: superseded by another row."""
 
-INDEX = {name: kind for name, kind in SMALL.items() if name != "text_rest"} | {
-    "label": np.int16,  # class index of the text, by the votes of all its rows; of a taken row
-    "split": np.int8,  # index in SPLITS; -1: in none
-    "state": np.int8,
-    "part": np.int32,  # number of the part of the source that has the row
-    "text_at": np.int64,  # place of its text among those of all deltas; -1: none
-    "seen": np.int32,  # number of the delta that had the row first
-}
-"""Columns of the index."""
 # Columns that may hold nulls take half as long again to read and to write.
 _ON_DISK = pa.schema([pa.field(name, pa.from_numpy_dtype(kind), nullable=False) for name, kind in INDEX.items()])
 _PACKED = ("time", "updated", "text_at", "place")
@@ -73,6 +62,18 @@ class Delta:
     @property
     def text_rows(self) -> int:
         return int(self.facts["texts"])
+
+    def superseded(self) -> NDArray[np.int64]:
+        """Places of earlier rows that hold no longer, ascending.
+
+        Raises:
+            SnapshotError: the file cannot be read.
+        """
+        if SUPERSEDED_FILE not in self.facts["files"]:
+            return np.empty(0, np.int64)
+        path = self.path / SUPERSEDED_FILE
+        with opened(path) as file, named(path):
+            return np.concatenate([np.empty(0, np.int64), *pieces(file, "place")])
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,25 @@ class Chain:
         Raises:
             SnapshotError: a file cannot be read.
         """
-        gone = [
-            _read(delta.path / SUPERSEDED_FILE, ["place"])["place"].to_numpy()
-            for delta in self.deltas
-            if SUPERSEDED_FILE in delta.facts["files"] and not superseded
-        ]
-        with ExitStack() as opened:
-            files = {path: opened.enter_context(_opened(path)) for path in [d.path / INDEX_FILE for d in self.deltas]}
-            place = np.arange(sum(file.metadata.num_rows for file in files.values()))
-            if gone:
-                place = np.delete(place, np.concatenate(gone))
+        with self.rows(superseded=superseded) as index:
+            at = slice(None) if index.holds.all() else np.flatnonzero(index.holds)
             # Column by column: memory that is used for the first time costs more than the reading.
-            return {name: _column(files, name, place if gone else None) for name in columns} | {"place": place}
+            return {name: index.read(name)[at] for name in columns} | {"place": np.arange(len(index.holds))[at]}
+
+    @contextmanager
+    def rows(self, *, superseded: bool = False) -> Iterator[Index]:
+        """The index, of which the block reads what it needs.
+
+        Args:
+            superseded: all rows hold.
+
+        Raises:
+            SnapshotError: a file cannot be read.
+        """
+        gone = [delta.superseded() for delta in self.deltas if not superseded]
+        paths = [delta.path / INDEX_FILE for delta in self.deltas]
+        with ExitStack() as files:
+            yield Index({path: files.enter_context(opened(path)) for path in paths}, gone)
 
     def texts(self, places: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """These columns of the texts at these places, in their order.
@@ -136,7 +144,8 @@ class Chain:
         for delta in self.deltas:
             low, high = np.searchsorted(places, (first, first + delta.text_rows))
             if low < high:
-                with _opened(delta.path / TEXTS_FILE) as file:
+                path = delta.path / TEXTS_FILE
+                with opened(path, buffer=0) as file, named(path):
                     wanted = places[low:high] - first
                     begin = 0
                     for group in range(file.num_row_groups):
@@ -335,40 +344,6 @@ def new_delta(folder: Path, number: int, schema: pa.Schema, *, mark: str = "") -
     finally:
         draft.close_texts()
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _column(files: Mapping[Path, pq.ParquetFile], name: str, rows: NDArray[np.int64] | None) -> NDArray[Any]:
-    """The rows, or all, of a column of several files; of one value it takes no memory."""
-    parts = []
-    for path, file in files.items():
-        with _named(path):
-            parts.append(file.read([name])[name].to_numpy())
-    column = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, INDEX[name]), *parts])
-    if rows is not None:
-        column = column[rows]
-    if len(column) and (column == column[0]).all():
-        return np.broadcast_to(column[0], column.shape)
-    return column
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    # Without a buffer for all columns that are asked for.
-    with _named(path), pq.ParquetFile(path, pre_buffer=False) as file:
-        yield file
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise SnapshotError(f"{path} cannot be read: {first_line(error)}", next_step=AGAIN) from error
-
-
-def _read(path: Path, columns: Sequence[str]) -> pa.Table:
-    with _opened(path) as file:
-        return file.read(columns=list(columns))
 
 
 TextsOf = Callable[[NDArray[np.int64], Sequence[str]], pa.Table]

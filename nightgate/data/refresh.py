@@ -31,14 +31,15 @@ from nightgate.config.pipeline import Pipeline
 from nightgate.data.base import Base, open_base, open_memory, open_near_duplicates
 from nightgate.data.checks import CheckResult, require_passed, run_checks
 from nightgate.data.columns import Columns, joined, take
-from nightgate.data.deltas import GONE, INDEX, TAKEN, Chain, new_delta, read_chain
+from nightgate.data.deltas import TAKEN, Chain, new_delta, read_chain
 from nightgate.data.near_duplicates import NearDuplicates
-from nightgate.data.reading import NO_ROWS, KnownRows, Read, leaving_rows, read_parts
+from nightgate.data.reading import KnownRows, Read, leaving_rows, read_parts
 from nightgate.data.refresh_counts import (
     LabelVotes,
     PartCounts,
     Statistics,
     Totals,
+    count_all,
     count_new,
     count_parts,
     describe,
@@ -163,15 +164,17 @@ def usable_rows(pipeline: Pipeline, night: Night, folder: Path) -> tuple[pd.Data
     """
     base = Base(pipeline, night, folder, EMPTY, Chain())
     source = open_source(pipeline.data, night, split_column=pipeline.split.column)
-    with TemporaryDirectory() as made, new_delta(Path(made), 1, base.rules.schema) as draft:
+    with (
+        TemporaryDirectory() as made,
+        new_delta(Path(made), 1, base.rules.schema) as draft,
+        base.chain.rows() as nothing,
+    ):
         plan = source.plan(None)
-        read = read_parts(base, source, plan, KnownRows(NO_ROWS, ()), draft)
+        read = read_parts(base, source, plan, KnownRows(nothing, ()), draft)
         draft.close_texts()
         chain = Chain((draft.unfinished,))
         policy = _policy(base, chain, len(read.rows["part"]))
-        nothing = NO_ROWS | {"place": np.empty(0, np.int64)}
-        nothing |= {name: np.empty(0, INDEX[name]) for name in ("label", "split", "state")}
-        rows = resolve(nothing, np.zeros(0, bool), read.rows, policy, SplitMemory()).rows
+        rows = resolve(nothing, ~nothing.holds, read.rows, policy, SplitMemory()).rows
         frame = rows_of(chain, take(rows, rows["state"] == TAKEN), snapshot_columns(pipeline.data))
     return frame, read.quarantined, sum(part["future"] for part in read.parts.values())
 
@@ -281,35 +284,39 @@ def _take_in(
     remove_leftovers(folder, read_tip(folder))
     near, near_files = open_near_duplicates(base)
     memory, files = open_memory(base, near)
-    index = base.chain.index()
     codes = {name: part["code"] for name, part in tip.parts.items()}
-    known = KnownRows(index, {codes[name] for name in (*gone, *(part.name for part in plan.read)) if name in codes})
-    with new_delta(folder, tip.number + 1, base.rules.schema) as draft:
+    again = {codes[name] for name in (*gone, *(part.name for part in plan.read)) if name in codes}
+    with base.chain.rows() as index, new_delta(folder, tip.number + 1, base.rules.schema) as draft:
+        known, num_known = KnownRows(index, again), int(index.holds.sum())
         read = read_parts(base, source, plan, known, draft) if source else Read.nothing(tip)
         draft.close_texts()
         # What Arrow keeps of the texts that were read: 90 MB that the sorting of numbers needs.
         pa.default_memory_pool().release_unused()
         chain = Chain((*base.chain.deltas, draft.unfinished))
-        leaving = leaving_rows(index, known, plan, read) if source else index["time"] >= base.rules.until
-        moved = known.moved(index) & ~leaving
-        policy = _policy(base, chain, len(index["place"]) + len(read.rows["part"]), near)
+        if source:
+            leaving = leaving_rows(index, known, plan, read)
+        else:
+            leaving = index.where("time", lambda times: times >= base.rules.until)
+        moved = known.moved() & ~leaving
+        policy = _policy(base, chain, num_known + len(read.rows["part"]), near)
         resolved = resolve(index, leaving, read.rows, policy, memory)
-        resolved = _with_moved(resolved, take(index, moved))
-        superseded = np.searchsorted(index["place"], resolved.superseded)
-        before, state = take(index, superseded), index["state"].copy()
-        state[superseded] = GONE
+        resolved = _with_moved(resolved, index.take(moved))
+        superseded = resolved.superseded["place"]
         num_parts = max([tip.codes, *(part["code"] + 1 for part in read.parts.values())])
-        totals = Totals.of(base, num_parts, index | {"state": state}, resolved.rows)
-        vanished = vanished_rows(take(index, leaving), read.rows) if source else {}
+        # The index says the new part of rows that moved, and these were counted with the old one.
+        kept = None if moved.any() else Totals.kept(base)
+        totals = count_all(base, num_parts, index, resolved, kept)
+        vanished = vanished_rows(take(resolved.superseded, leaving[superseded]), read.rows) if source else {}
         parts = count_parts(base, totals, read, plan, gone, vanished)
         recent = [Statistics.from_json(one) for one in tip.recent] if moves_tip else []
-        tonight = statistics_of(base, chain, read, resolved.rows, before, totals, is_first=not len(index["place"]))
+        tonight = statistics_of(base, chain, read, resolved.rows, resolved.superseded, totals, is_first=not num_known)
         checks = run_checks(tonight, recent, parts, pipeline.data.checks, hashed_shares(pipeline), allowed)
         try:
             require_usable(totals.rows, read.quarantined, sum(part.future for part in parts), pipeline)
             if not totals.labels.any(axis=1).all():
-                holds = take(index, state != GONE)
-                raise empty_split(totals.labels.sum(axis=1), joined([holds, resolved.rows]), chain, pipeline)
+                index.holds[superseded] = False
+                holds = joined([index.take(index.holds), resolved.rows])
+                raise empty_split(totals.labels.sum(axis=1), holds, chain, pipeline)
             require_trainable(dict(enumerate(totals.trainable.tolist())), pipeline)
             require_passed(pipeline.name, checks)
         except DataError as error:
@@ -320,8 +327,8 @@ def _take_in(
         of = memory_of(rules_of(pipeline))
         files = [*files, *memory.write(folder / MEMORY / of)]
         near_files = [*near_files, *(near.write(folder / NEAR) if near else [])]
-        if len(resolved.rows["state"]) or len(resolved.superseded):
-            draft.finish(base.chain, tip.number + 1, resolved.rows, resolved.superseded)
+        if len(resolved.rows["state"]) or len(superseded):
+            draft.finish(base.chain, tip.number + 1, resolved.rows, superseded)
     chain = Chain((*base.chain.deltas, draft.delta)) if draft.delta else base.chain
     rules = rules_of(pipeline, read.classes)
     facts = describe(base, totals) | {"memory": {"of": of, "files": files}}
@@ -338,6 +345,7 @@ def _take_in(
             after=source.after(),
             classes=list(read.classes),
             recent=[one.to_json() for one in remember(recent, tonight)],
+            totals=totals.to_json(chain.head),
         )
         tip = with_night(moved_on, TipNight(base.until, snapshot.id, chain.head or {}, tip.rules), folder)
         if not base.repeats:
@@ -354,17 +362,17 @@ def _take_in(
         parts,
         checks,
         votes,
-        resolved.relabelled if len(index["place"]) else None,
+        resolved.relabelled if num_known else None,
         read.ids_behind_marks,
-        resolved.texts if len(index["place"]) else None,
+        resolved.texts if num_known else None,
     )
 
 
 def _with_moved(resolved: Resolved, moved: Columns) -> Resolved:
     """With rows of which only the part has changed."""
-    more = take(moved, ~np.isin(moved["place"], resolved.superseded))
-    superseded = np.concatenate([resolved.superseded, more["place"]])
-    return replace(resolved, rows=joined([resolved.rows, more]), superseded=superseded)
+    more = take(moved, ~np.isin(moved["place"], resolved.superseded["place"]))
+    superseded, rows = (joined([some, more]) for some in (resolved.superseded, resolved.rows))
+    return replace(resolved, rows=rows, superseded=superseded)
 
 
 def _policy(base: Base, chain: Chain, num_rows: int, near: NearDuplicates | None = None) -> Policy:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from nightgate.data.base import Base
 from nightgate.data.batches import DELETED_LABEL, QUARANTINED_LABEL
-from nightgate.data.columns import Columns, among, blocks, distinct, repeated, take
+from nightgate.data.columns import Columns, Index, among, blocks, distinct, repeated, take
 from nightgate.data.deltas import DELETED, GONE, MERGED, QUARANTINED, STATES, TAKEN, Chain
 from nightgate.data.reading import Read
+from nightgate.data.resolve import Resolved
 from nightgate.data.rules import SPLITS, snapshot_columns, source_of, split_version
 from nightgate.data.snapshots import Snapshot, facts_of, open_snapshot, row_sums
 from nightgate.data.tip import Tip
@@ -25,13 +26,14 @@ from nightgate.errors import InternalError, SnapshotError
 from nightgate.sources.source import Plan
 from nightgate.sources.times import NO_TIME, microseconds, moment
 
+Counts = NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 MOST_VOTES = 1_000
 """Texts with several labels whose votes are handed over."""
+_COUNTED = ("text_key", "facts", "time", "label", "split", "part")
 GONE_SINCE = "(parts that are gone)"
 """Name of the counts of rows whose parts the source has lost since the night of a backfill."""
-_COUNTED = ("text_key", "facts", "time", "label", "split", "part")
 NIGHTS_COMPARED = 7
 """A week, so that its quiet days are among them."""
 
@@ -146,13 +148,13 @@ def remember(recent: Sequence[Statistics], tonight: Statistics) -> tuple[Statist
 class Totals:
     """What is counted of all rows that hold."""
 
-    states: NDArray[np.int64]
+    states: Counts
     """Rows by the number of their part and what became of them, as in STATES."""
-    outside: NDArray[np.int64]
+    outside: Counts
     """Training rows that are older than `train_window`, by part."""
-    labels: NDArray[np.int64]
+    labels: Counts
     """Rows of the snapshot by split and label."""
-    trainable: NDArray[np.int64]
+    trainable: Counts
     """Training rows by label, without those outside."""
     times: tuple[int, int]
     """The first and last time of a row of the snapshot."""
@@ -180,13 +182,56 @@ class Totals:
             sums += row_sums(taken)
         return cls(states[:, 1:], outside, labels, labels[0] - old_labels[0], (int(earliest), int(latest)), sums)
 
+    @classmethod
+    def kept(cls, base: Base) -> Totals | None:
+        """Those of the last refresh; None where tip.json does not have them, or time alone changes them."""
+        kept, head = base.tip.totals, base.chain.head
+        if head is None or kept.get("head") != head["sha256"] or base.pipeline.data.train_window:
+            return None
+        states, labels = (np.array(kept[name], np.int64) for name in ("states", "labels"))
+        sums = np.array(kept["sums"], np.uint64)
+        return cls(states, np.zeros(len(states), np.int64), labels, labels[0], tuple(kept["times"]), sums)
+
+    def to_json(self, head: Mapping[str, str] | None) -> dict[str, Any]:
+        """For `kept`; `head`: of the chain with these rows."""
+        found = {name: getattr(self, name).tolist() for name in ("states", "labels", "sums")}
+        return {"head": (head or {}).get("sha256"), "times": self.times, **found}
+
+    def changed(self, without: Totals, others: Totals) -> Totals | None:
+        """These without some of their rows, and with others; None where the first or last row leaves."""
+        first, last = self.times
+        if without.rows and first != NO_TIME and (without.times[0] <= first or without.times[1] >= last):
+            return None
+        states = others.states - without.states
+        states[: len(self.states)] += self.states
+        labels, sums = self.labels - without.labels + others.labels, self.sums - without.sums + others.sums
+        times = (min(first, others.times[0]), max(last, others.times[1]))
+        return Totals(states, others.outside, labels, labels[0], times, sums)
+
     @property
     def rows(self) -> int:
         """Of the snapshot."""
         return int(self.labels.sum())
 
 
-def _counted(table: NDArray[np.int64], rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[np.int64]:
+def count_all(base: Base, num_parts: int, index: Index, resolved: Resolved, kept: Totals | None) -> Totals:
+    """What is counted of the rows that hold now.
+
+    Args:
+        index: rows that held before.
+        kept: what was counted of them; None counts them again.
+    """
+    before, after = resolved.superseded, resolved.rows
+    if kept is not None:
+        totals = kept.changed(Totals.of(base, num_parts, before), Totals.of(base, num_parts, after))
+        if totals is not None:
+            return totals
+    state = np.where(index.holds, index["state"], np.int8(GONE))
+    state[before["place"]] = GONE
+    return Totals.of(base, num_parts, {name: index[name] for name in _COUNTED} | {"state": state}, after)
+
+
+def _counted(table: Counts, rows: NDArray[Any], columns: NDArray[Any]) -> Counts:
     """How many there are of each pair of a row and a column of a table."""
     return np.bincount(rows.astype(np.int64) * table.shape[1] + columns, minlength=table.size).reshape(table.shape)
 

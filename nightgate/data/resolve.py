@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightgate.data.batches import DELETED_LABEL, QUARANTINED_LABEL
-from nightgate.data.columns import Columns, Hashes, Mask, among, distinct, joined, repeated, take
+from nightgate.data.columns import Columns, Hashes, Index, Mask, among, distinct, joined, repeated, take
 from nightgate.data.deltas import (
     CONFLICTING,
     DELETED,
@@ -67,8 +67,8 @@ class Policy:
 class Resolved:
     rows: Columns
     """Rows that are new or whose state changed."""
-    superseded: NDArray[np.int64]
-    """Places of earlier entries of these, and of removed rows."""
+    superseded: Columns
+    """Earlier entries of these, and removed rows, with their `place`."""
     votes: Columns
     """text_key, label, rows, chosen and text_at of one of the rows, for each of several labels of a text."""
     relabelled: int
@@ -77,21 +77,22 @@ class Resolved:
     """Keys of the texts whose rows were looked at."""
 
 
-def resolve(index: Columns, leaving: Mask, new: Columns, policy: Policy, memory: SplitMemory) -> Resolved:
+def resolve(index: Index, leaving: Mask, new: Columns, policy: Policy, memory: SplitMemory) -> Resolved:
     """What becomes of the rows that are new, and of those that share an id or a text with these or with removed ones.
 
     Args:
         index: rows that held until tonight.
-        leaving: which of them are removed.
+        leaving: which of these are removed.
         new: rows of tonight, with the columns of the index but for label, split and state; `hashed` is their split by
             hash.
         memory: learns the splits of the rows that are taken.
     """
-    removed = take(index, leaving)
+    removed = index.take(leaving)
     ids = distinct(new["id_key"], removed["id_key"])
-    touched = among(index["id_key"], ids)
-    texts = distinct(new["text_key"], removed["text_key"], index["text_key"][touched & ~leaving])
-    before = take(index, (touched | among(index["text_key"], texts)) & ~leaving)
+    touched = index.among("id_key", ids) & ~leaving
+    of_touched = index.at("text_key", np.flatnonzero(touched))
+    texts = distinct(new["text_key"], removed["text_key"], of_touched)
+    before = index.take((touched | index.among("text_key", texts)) & ~leaving)
     num_new = len(new["facts"])
     undecided: Columns = {"place": np.full(num_new, NEW, np.int32), "label": np.full(num_new, -1, np.int16)}
     undecided |= {name: np.full(num_new, -1, np.int8) for name in ("split", "state")}
@@ -104,10 +105,10 @@ def resolve(index: Columns, leaving: Mask, new: Columns, policy: Policy, memory:
     chosen, votes = _choose(rows, may_be, policy, memory)
     state[may_be], label[may_be], split[may_be] = (chosen[name] for name in ("state", "label", "split"))
     changed = (rows["place"] == NEW) | (state != rows["state"]) | (label != rows["label"]) | (split != rows["split"])
-    superseded = [removed["place"], rows["place"][changed & (rows["place"] != NEW)]]
+    superseded = [removed, take(before, changed[: len(before["place"])])]
     relabelled = _relabelled([before, removed], rows | {"state": state, "label": label, "split": split})
     rows |= {"state": state, "label": label, "split": split}
-    return Resolved(take(rows, changed), np.concatenate(superseded), votes, relabelled, texts)
+    return Resolved(take(rows, changed), joined(superseded), votes, relabelled, texts)
 
 
 def _newest_versions(rows: Columns, ids: Hashes) -> NDArray[np.int8]:

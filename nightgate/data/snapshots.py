@@ -28,9 +28,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nightgate.config.pipeline import Pipeline
-from nightgate.data.columns import Columns, take
+from nightgate.data.columns import AGAIN, Columns, take
 from nightgate.data.deltas import (
-    AGAIN,
     TAKEN,
     Chain,
     TextsOf,

@@ -66,6 +66,8 @@ class Tip:
     classes: list[str] = field(default_factory=list)
     near: list[str] = field(default_factory=list)
     """Files of the near-duplicates."""
+    totals: dict[str, Any] = field(default_factory=dict)
+    """What `nightgate.data.refresh_counts.Totals` counted of all rows that hold, and the checksum of its head."""
 
     @property
     def data_until(self) -> str:

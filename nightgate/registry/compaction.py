@@ -28,7 +28,6 @@ from nightgate.data.columns import take
 from nightgate.data.deltas import (
     DELTA_FILE,
     DELTAS,
-    SUPERSEDED_FILE,
     TEXTS_FILE,
     Chain,
     Delta,
@@ -149,7 +148,7 @@ def compact(folder: Path) -> bool:
         forest = read_forest(folder)
         runs = [run for run in forest.runs() if len(run) > 1]
         rows = sum(delta.facts["index"] for run in runs for delta in run)
-        gone = sum(len(_superseded(delta)) for run in runs for delta in run[1:])
+        gone = sum(len(delta.superseded()) for run in runs for delta in run[1:])
         if sum(len(run) - 1 for run in runs) <= MOST_UNUSED and 2 * gone <= rows:
             remove_leftovers(folder, read_tip(folder))
             return False
@@ -225,7 +224,7 @@ def _groups(run: list[Delta]) -> list[list[Delta]]:
 def _write(forest: Forest, group: Sequence[Delta], before: _Written, dropped: Mapping[str, Mask]) -> _Written:
     """Write one delta of a group of them, unless nothing changes."""
     index = Chain(tuple(group)).index(superseded=True)
-    gone = np.concatenate([_superseded(delta) for delta in group])
+    gone = np.concatenate([delta.superseded() for delta in group])
     first = len(before.places)
     kept = ~np.concatenate([dropped.get(delta.path.name, np.zeros(delta.facts["index"], bool)) for delta in group])
     kept[gone[gone >= first] - first] = False
@@ -275,13 +274,6 @@ def _texts(group: Sequence[Delta], needed: Mask) -> Iterator[pa.Table]:
                 table = file.read_row_group(number)
                 yield table.filter(pa.array(needed[first : first + table.num_rows]))
                 first += table.num_rows
-
-
-def _superseded(delta: Delta) -> NDArray[np.int64]:
-    if SUPERSEDED_FILE not in delta.facts["files"]:
-        return np.empty(0, np.int64)
-    places: NDArray[np.int64] = pq.read_table(delta.path / SUPERSEDED_FILE)["place"].to_numpy()
-    return places
 
 
 def _known(path: Path) -> Delta | None:

@@ -17,8 +17,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nightgate.data.columns import take
+from nightgate.data.deltas import TAKEN, read_chain
 from nightgate.data.refresh import Refreshed, refresh
-from nightgate.data.snapshots import Snapshot, open_snapshot, write_snapshot
+from nightgate.data.snapshots import Snapshot, open_snapshot, row_sums, write_snapshot
+from nightgate.data.tip import read_tip
 from nightgate.errors import DataCheckError, DataError
 from nightgate.home import Home
 from nightgate.schedule import Night
@@ -42,7 +45,27 @@ class Shop:
         (self.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def night(self, day: int = 1, previous: Refreshed | None = None, **more: Any) -> Refreshed:
-        return refresh(self.pipeline, night(day), self.home, previous and previous.snapshot.path, **more)
+        refreshed = refresh(self.pipeline, night(day), self.home, previous and previous.snapshot.path, **more)
+        self.count_again()
+        return refreshed
+
+    def count_again(self) -> None:
+        """Compare what is kept of all rows, from which a night goes on, with a count of them."""
+        folder = self.home.snapshots / "kettles"
+        tip = read_tip(folder)
+        assert tip.head is not None
+        index = read_chain(folder, tip.head, verify=True).index()
+        taken = take(index, index["state"] == TAKEN)
+        states, labels = (np.zeros_like(tip.totals[name]) for name in ("states", "labels"))
+        np.add.at(states, (index["part"], index["state"]), 1)
+        np.add.at(labels, (taken["split"], taken["label"]), 1)
+        assert tip.totals == {
+            "head": tip.head["sha256"],
+            "states": states.tolist(),
+            "labels": labels.tolist(),
+            "times": [taken["time"].min(), taken["time"].max()],
+            "sums": row_sums(taken).tolist(),
+        }
 
     def stored(self) -> int:
         """Bytes of all deltas."""
@@ -107,19 +130,22 @@ def test_chunks_names_and_history_of_the_files_do_not_change_the_id(tmp_path: Pa
 
 def test_files_that_are_merged_and_renamed_write_no_text_again(shop: Callable[..., Shop]) -> None:
     kettles = shop()
-    kettles.write("a", reviews.rows(300)[:150])
-    kettles.write("b", reviews.rows(300)[150:])
+    rows = sorted(reviews.rows(310), key=lambda row: row["created_at"])
+    kettles.write("a", rows[5:150])
+    kettles.write("b", rows[150:305])
+    kettles.write("stays", [*rows[:5], *rows[305:]])
     first = kettles.night(1)
     size = kettles.stored()
     for name in ("a", "b"):
         (kettles.folder / f"{name}.jsonl").unlink()
-    kettles.write("merged", reviews.rows(300))
+    kettles.write("merged", rows[5:305])
     merged = kettles.night(2, first)
     assert merged.snapshot == first.snapshot
     assert {Path(part.part).stem: (part.rows_seen, part.vanished) for part in merged.parts} == {
         "merged": (300, 0),
         "a": (0, 0),
         "b": (0, 0),
+        "stays": (10, 0),
     }
     assert kettles.stored() - size < 12_000
 
