@@ -160,7 +160,7 @@ def _claimed(session: Session, claim: _Claim) -> Run:
     if known is not None:
         return known  # it waits, or an earlier try was committed, and its answer was lost
     fail_dead_runs(session, name, claim.moment, given_up=claim.prefect_flow_run_id)
-    refused = _active_run(session, name) or claim.overtaken or _overtaken(session, name, claim.night)
+    refused = _active_run(session, name) or claim.overtaken or _overtaken(session, claim)
     # A Prefect run that was forced opens one run: its retries go on with that.
     flow_run = claim.prefect_flow_run_id
     is_retry = latest is not None and flow_run is not None and latest.prefect_flow_run_id == flow_run
@@ -232,14 +232,17 @@ def _active_run(session: Session, pipeline_name: str) -> str:
     )
 
 
-def _overtaken(session: Session, pipeline_name: str, night: Night) -> str:
-    """Why a scheduled run comes too late: a newer night was run. Manual runs and backfills may be of an old night."""
-    if night.trigger != "schedule":
+def _overtaken(session: Session, claim: _Claim) -> str:
+    """Why a scheduled run comes too late: a newer night was run. Manual runs and backfills may be of an old night.
+
+    A night that is still to come was run while a clock was wrong: it would keep all nights until then from running.
+    """
+    if claim.night.trigger != "schedule":
         return ""
     newer = session.execute(
         sa.select(Run.run_id, Run.night)
-        .where(Run.pipeline == pipeline_name, Run.night > night.date, Run.dry_run.is_(False))
-        .where(Run.status.not_in(("superseded", "missed")))
+        .where(Run.pipeline == claim.pipeline.name, Run.night > claim.night.date, Run.dry_run.is_(False))
+        .where(Run.status.not_in(("superseded", "missed")), Run.data_until <= claim.moment)
         .order_by(Run.night.desc())
         .limit(1)
     ).first()

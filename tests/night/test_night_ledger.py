@@ -92,6 +92,12 @@ def test_a_late_run_that_a_newer_night_has_overtaken_is_superseded_and_a_backfil
     assert opened(database, day=1, trigger="backfill").status == "running"
 
 
+def test_a_night_that_ran_while_the_clock_was_ahead_keeps_no_later_night_from_running(database: Database) -> None:
+    ahead = opened(database, day=365 * 30)
+    lifecycle.finish_run(database, ahead.run_id, 1, "held")
+    assert opened(database, day=1).status == "running"
+
+
 def test_after_a_week_without_a_worker_one_night_is_worked_on(database: Database) -> None:
     """Prefect starts the late runs oldest first; each but the newest is overtaken."""
     before = opened(database)
