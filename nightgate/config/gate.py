@@ -44,8 +44,9 @@ class Gate(Section):
     policy: Literal["superior", "non_inferior", "threshold_only"] = "superior"
     """How to compare with the champion. `superior`: better at `confidence`; `non_inferior`: not worse by more than
     `margin`; `threshold_only`: no comparison."""
-    confidence: float = Field(default=0.95, ge=0.5, lt=1)
-    """Two-sided level of every interval. At 0.95, one in 40 candidates that are exactly as good counts as better."""
+    confidence: float = Field(default=0.95, ge=0.5, le=0.999)
+    """Two-sided level of every interval. At 0.95, one in 40 candidates that are exactly as good counts as better.
+    Beyond 0.999 the resamples are too few."""
     margin: float = Field(default=0.01, ge=0, le=10)
     """Smallest difference that matters, in units of `margin_unit`: how much worse a non-inferior candidate may be, and
     the gain that must be excluded before a candidate counts as not better."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from syrupy.assertion import SnapshotAssertion
 
 from nightgate.config.gate import Gate
@@ -186,6 +187,11 @@ def test_a_slice_that_lost_everything_fails_at_any_confidence(confidence: float)
     policy = Gate(min_f1=0.5, confidence=confidence, slice_floor=0.1)
     decision = decide(losing_all(shopping(1.0), "gloves"), policy)
     assert check(decision, "slice_margin", "gloves").outcome == "failed"
+
+
+def test_no_confidence_is_accepted_whose_tails_are_rarer_than_the_resamples() -> None:
+    with pytest.raises(ValidationError, match="confidence"):
+        Gate(confidence=1 - 1e-16)
 
 
 def equal_night(seed: int, num_labels: int, num_rows: int, num_slices: tuple[int, ...]) -> Evidence:
