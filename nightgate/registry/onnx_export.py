@@ -79,6 +79,10 @@ def export_onnx(folder: Path, target: Path, texts: Sequence[str] = TEXTS) -> Par
             f"the export to ONNX needs {', '.join(missing)}, not installed here",
             next_step="pip install 'nightgate[onnx]'",
         )
+    if str(target).encode(errors="replace").decode() != str(target):
+        raise ConfigurationError(
+            f"{str(target)!r} is not UTF-8", next_step="name a folder in UTF-8: ONNX Runtime opens no others"
+        )
     with output_errors(target):
         if target.exists():
             raise ConfigurationError(f"{target} exists already", next_step="name a folder that does not exist")

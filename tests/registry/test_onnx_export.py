@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +60,13 @@ def test_the_graph_takes_any_texts_and_gives_the_logits_of_the_original(exported
     with torch.inference_mode():
         wanted = AutoModelForSequenceClassification.from_pretrained(exported.version)(**inputs).logits.numpy()
     np.testing.assert_allclose(logits, wanted, atol=1e-4)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused(exported: Exported, tmp_path: Path) -> None:
+    target = tmp_path / os.fsdecode(b"re\xffviews")
+    with pytest.raises(ConfigurationError, match="not UTF-8"):
+        onnx_export.export_onnx(exported.version, target)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_with_other_logits_is_not_written(
