@@ -29,6 +29,7 @@ from nightgate.database.schema import Run, Snapshot
 from nightgate.database.transactions import Database
 from nightgate.database.views import selecting
 from nightgate.errors import ConfigurationError, DataError
+from nightgate.home import Home
 from nightgate.logs import without_secrets
 from nightgate.provenance import code_version
 from nightgate.runs.lifecycle import lock_pipeline
@@ -107,14 +108,15 @@ def open_study(db: Database, pipeline: Pipeline, num_seeds: int, night: date | N
         DataError: no such snapshot is on disk.
         ConfigurationError: the snapshot has another test version than this configuration.
     """
-    snapshot = _snapshot(db, pipeline, night)
     of_config, code = config_hash(pipeline), code_version()
-    identity = hashlib.sha256("\n".join((pipeline.name, snapshot.snapshot_id, of_config, code)).encode())
-    study_id = f"{pipeline.name}-{identity.hexdigest()[:12]}"
     seeds = seeds_of(pipeline, num_seeds)
 
-    def work(session: Session) -> list[int]:
+    def work(session: Session) -> tuple[str, Snapshot, list[int]]:
+        # Before the snapshot is chosen: retention, which marks what it removes under this lock, then knows the study.
         lock_pipeline(session, pipeline.name)
+        snapshot = _snapshot(session, db.home, pipeline, night)
+        identity = hashlib.sha256("\n".join((pipeline.name, snapshot.snapshot_id, of_config, code)).encode())
+        study_id = f"{pipeline.name}-{identity.hexdigest()[:12]}"
         row = session.get(SeedStudy, study_id)
         if row is None:
             row = SeedStudy(
@@ -133,9 +135,9 @@ def open_study(db: Database, pipeline: Pipeline, num_seeds: int, night: date | N
         scored = list(session.scalars(query))
         if row.finished_at is not None and not set(seeds).issubset(scored):
             row.started_at = datetime.now(UTC)  # it grows: retention keeps its snapshot until it is finished again
-        return scored
+        return study_id, snapshot, scored
 
-    scored = db.write(work)
+    study_id, snapshot, scored = db.write(work)
     return Study(
         study_id=study_id,
         pipeline=pipeline,
@@ -235,20 +237,20 @@ def _record(db: Database, study: Study, seed: int, **facts: Any) -> None:
     db.write(work)
 
 
-def _snapshot(db: Database, pipeline: Pipeline, night: date | None) -> Snapshot:
+def _snapshot(session: Session, home: Home, pipeline: Pipeline, night: date | None) -> Snapshot:
     """The snapshot of the night, or the newest one that is on disk."""
     from nightgate.data.rules import split_version
 
     query = (
         sa.select(Snapshot)
         .join(Run, (Run.pipeline == Snapshot.pipeline) & (Run.snapshot_id == Snapshot.snapshot_id))
-        .where(Run.pipeline == pipeline.name)
+        .where(Run.pipeline == pipeline.name, Snapshot.files_removed_at.is_(None))
         .order_by(Run.data_until.desc(), Run.started_at.desc())
     )
     if night is not None:
         query = query.where(Run.night == night)
-    found = db.read(lambda session: session.scalars(query).all())
-    snapshot = next((one for one in found if (db.home.absolute(one.path) / "manifest.json").is_file()), None)
+    found = session.scalars(query).all()
+    snapshot = next((one for one in found if (home.absolute(one.path) / "manifest.json").is_file()), None)
     if snapshot is None:
         of_night, again = ("", "") if night is None else (f" of the night of {night}", f" --night {night}")
         raise DataError(

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import sqlalchemy as sa
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.client.schemas.objects import State
@@ -34,6 +35,7 @@ from nightgate.config.pipeline import Pipeline, Retention
 from nightgate.data.refresh import Refreshed
 from nightgate.data.rules import split_version
 from nightgate.data.snapshots import Snapshot, open_snapshot
+from nightgate.database.schema import Snapshot as SnapshotRow
 from nightgate.database.transactions import Database
 from nightgate.errors import ConfigurationError, DataError, StorageError, TrainingError
 from nightgate.home import Home, open_home
@@ -120,6 +122,18 @@ def test_the_newest_snapshot_on_disk_is_taken_or_that_of_a_night(database: Datab
     with pytest.raises(DataError, match="2026-03-03") as raised:
         seed_study.open_study(database, pipeline, 2, date(2026, 3, 3))
     assert raised.value.next_step.endswith("nightgate run reviews --night 2026-03-03")
+
+
+def test_a_snapshot_that_retention_is_about_to_remove_is_not_taken(database: Database) -> None:
+    made = [night_with_snapshot(database, day) for day in range(2)]
+    database.write(
+        lambda session: session.execute(
+            sa.update(SnapshotRow)
+            .where(SnapshotRow.snapshot_id == made[1])
+            .values(files_removed_at=night_rows.night().data_until)
+        )
+    )
+    assert seed_study.open_study(database, night_rows.pipeline(), 1).snapshot_id == made[0]
 
 
 def test_a_snapshot_of_other_rules_is_refused(database: Database) -> None:
