@@ -51,13 +51,13 @@ def sweep(db: Database, pipeline: Pipeline) -> list[str]:
 def _sweep(db: Database, pipeline: Pipeline) -> list[str]:
     name = pipeline.name
 
-    def mark(session: Session) -> tuple[list[str], list[str], list[str], set[str]] | None:
+    def mark(session: Session) -> tuple[list[str], list[str], list[str], set[str], set[str]] | None:
         lock_pipeline(session, name)
         if session.scalar(sa.select(Run.run_id).where(Run.pipeline == name, Run.status == "running").limit(1)):
             return None  # it may be reading its rows, or taking up a snapshot that nothing has used for long
         kept = kept_snapshots(session, name, pipeline.retention)
         rows = session.scalars(sa.select(Snapshot).where(Snapshot.pipeline == name).order_by(Snapshot.recorded_at))
-        going, removed, known = [], [], set()
+        going, removed, known, there = [], [], set(), set()
         for row in rows:
             known.add(row.snapshot_id)
             if row.files_removed_at is None and row.snapshot_id not in kept:
@@ -65,14 +65,18 @@ def _sweep(db: Database, pipeline: Pipeline) -> list[str]:
                 going.append(row.snapshot_id)
             if row.files_removed_at is not None:
                 removed.append(row.path)
-        return going, removed, _old_runs(session, db.home.runs, pipeline), known
+            else:
+                there.add(row.snapshot_id)
+        return going, removed, _old_runs(session, db.home.runs, pipeline), known, there
 
     marked = db.write(mark)
     if marked is None:
         return []
-    going, removed, runs, known = marked
+    going, removed, runs, known, there = marked
     folder = db.home.snapshots / name
-    for path in (*map(db.home.absolute, removed), *_unknown(folder, known)):
+    # What was found damaged and written again is kept as long as that.
+    damaged = (path for path in folder.glob("s-*.damaged-*") if path.name.partition(".")[0] not in there)
+    for path in (*map(db.home.absolute, removed), *_unknown(folder, known), *damaged):
         if path.parent == folder and path.is_dir():
             # By one step, so that a reader never finds half a snapshot under its name.
             path.rename(folder / f".removed-{path.name}-{uuid.uuid4().hex[:8]}")

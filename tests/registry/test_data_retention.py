@@ -77,6 +77,16 @@ def test_a_snapshot_that_only_a_killed_refresh_knew_goes_after_a_day(database: D
     assert sorted(path.name for path in path.parent.iterdir()) == [snapshot_id(0), snapshot_id(8)]
 
 
+def test_what_was_found_damaged_goes_with_its_snapshot(database: Database) -> None:
+    for day in range(2):
+        end(database, day)
+    folder = database.home.snapshots / "reviews"
+    for day in range(2):
+        (folder / f"{snapshot_id(day)}.damaged-0a1b2c3d").mkdir()
+    data_retention.sweep(database, pipeline(snapshots=1))
+    assert sorted(path.name for path in folder.iterdir()) == [snapshot_id(1), f"{snapshot_id(1)}.damaged-0a1b2c3d"]
+
+
 def test_a_version_without_files_keeps_no_snapshot(database: Database) -> None:
     for day in range(4):
         end(database, day, version=day < 2)
