@@ -44,12 +44,20 @@ class PredictionTable:
         self._is_ours = sa.and_(self._is_prediction, of_pipeline)
 
     def check(self, *, adds: bool) -> None:
-        """Refuse a table that lacks a column or has rows that are no predictions, and a database that is out of reach.
+        """Refuse a table that lacks a column or has rows that are no predictions, a label too long for a column's name,
+        and a database that is out of reach.
 
         Raises:
             DataError: as said.
         """
         del adds  # its columns are the same
+        # PostgreSQL cuts longer names, and two labels may begin alike.
+        longest = 63 if self._engine.dialect.name == "postgresql" else None
+        if longest and (long := [name for name in self.schema.names if len(name.encode()) > longest]):
+            raise DataError(
+                f"PostgreSQL has no column names of more than {longest} bytes, as these of labels: {', '.join(long)}",
+                next_step="shorten these labels in [data] labels, or write the predictions to a file",
+            )
         with self._connected() as connection:
             inspector = sa.inspect(connection)
             if not inspector.has_table(self._table.name, self._table.schema):

@@ -33,7 +33,7 @@ from nightgate.night.run import open_night
 from nightgate.pipeline_files import load_pipeline
 from nightgate.prediction import rows
 from nightgate.prediction.files import PredictionFile
-from nightgate.prediction.predict import Predicted, configured_rows, predict, predict_configured
+from nightgate.prediction.predict import Predicted, configured_rows, predict, predict_configured, schema_of
 from nightgate.prediction.sql import PredictionTable
 from nightgate.runs.run_row import read_run
 from nightgate.schedule import chosen_night
@@ -305,6 +305,18 @@ def test_a_table_is_replaced_or_gains_new_rows(
     engine.dispose()
     with pytest.raises(DataError, match="no column label"):
         predict("small", configured_rows(site.pipeline), settings)
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_labels_whose_columns_postgresql_would_cut_are_refused(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_URL", database_url)
+    labels = ["ä" * 26 + "b", "ä" * 26 + "c"]  # with `probability_` the first 63 bytes are the same
+    schema = schema_of(labels, with_text=False)
+    output = PredictionTable(SqlTable(kind="sql", url_env="SHOP_URL", table="predicted"), schema, "small")
+    with pytest.raises(DataError, match="63 bytes"):
+        output.check(adds=False)
 
 
 def written_table(
