@@ -231,7 +231,9 @@ def _compare(session: Session, swap: _Swap) -> tuple[ModelVersion, Promotion | N
     if found != swap.expected:
         raise _lost(swap, found)
     if found == swap.version:
-        raise RegistryError(f"version {swap.version} of pipeline {swap.pipeline} is the champion already")
+        # Of a run that is retried, a person may have promoted the version meanwhile: its night has not failed.
+        error = PromotionLostError if swap.run_id else RegistryError
+        raise error(f"version {swap.version} of pipeline {swap.pipeline} is the champion already")
     return candidate, current
 
 

@@ -429,6 +429,13 @@ def test_a_version_that_does_not_exist_or_is_champion_already_is_not_promoted(da
         promote(database, 1, 1)
 
 
+def test_a_retried_run_whose_version_a_person_promoted_meanwhile_loses_its_promotion(database: Database) -> None:
+    run, version = night_rows.judged_version(database)
+    promote(database, version)
+    with pytest.raises(PromotionLostError, match="is the champion already"):
+        promote_itself(database, run, version, version)
+
+
 def test_an_older_model_than_the_champion_is_promoted_manually_only(database: Database) -> None:
     night_rows.held_version(database, 5)
     promote(database, 1)
