@@ -133,7 +133,9 @@ def deploy(
         outcomes += _left_over(client, home, prune)
         for line in _executors(client, work_pool, [before for _, before in found if before]):
             say(line)
-        if home is None and folder is not None:
+        if folder is not None and not folder.is_dir():
+            say(f"there is no folder {folder} here: runs fail where their worker has none of that name either")
+        elif home is None and folder is not None:
             say("these deployments belong to no home yet: `nightgate db upgrade` makes one, then deploy again")
     return outcomes
 

@@ -458,6 +458,9 @@ def test_deploy_says_who_executes_the_runs(deployed: Site, prefect_server: str) 
     [note] = said
     assert "nightgate serve" in note
     assert "first" in note
+    said.clear()
+    outcomes(deployed.folder, names=["first"], work_dir=deployed.folder / "gone", say=said.append)
+    assert f"there is no folder {deployed.folder / 'gone'} here" in said[-1]
     outcomes(deployed.folder, names=["first"])
     with client(prefect_server) as prefect:
         prefect.delete_work_pool("other-pool")
