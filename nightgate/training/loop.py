@@ -332,6 +332,11 @@ class _Run:
 
     def _evaluate(self, epoch: int, step: int, loss: float) -> NDArray[np.float32]:
         began = time.monotonic()
+        # A batch here may hold many times the rows of a step, and counts as a stall by the time that it is expected to
+        # take: per row no more than a step, which goes backwards too.
+        rows = min(self.recipe.eval_batch_size, len(self.rows.validation_labels))
+        expected = statistics.median(self.step_seconds) * rows / self.recipe.batch_size
+        self._report("evaluate", epoch=epoch, step=step, loss=loss, step_seconds=expected)
 
         def on_batch(done: int, total: int) -> None:
             rate = done / max(time.monotonic() - began, 1e-9)

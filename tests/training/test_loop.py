@@ -99,6 +99,16 @@ def test_the_last_smaller_batch_is_kept(tmp_path: Path) -> None:
     assert [report.step for report in recorder.reports] == [math.ceil(rows / 16), 2 * math.ceil(rows / 16)]
 
 
+def test_the_time_of_a_batch_of_validation_rows_is_reported_before_the_first(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, epochs=1, batch_size=2, eval_batch_size=1024)
+    recorder, _ = run(job)
+    rows = json.loads((job.snapshot / "manifest.json").read_text())["rows"]["validation"]
+    step = [progress.step_seconds for progress in recorder.seen if progress.phase == "train"][-1]
+    first = next(progress for progress in recorder.seen if progress.phase == "evaluate")
+    assert step is not None
+    assert (first.done, first.step_seconds) == (0, pytest.approx(step * rows / 2))
+
+
 def test_training_learns(tmp_path: Path) -> None:
     recorder, _ = run(tiny_job(tmp_path, rows=300, batch_size=4))
     assert recorder.reports[-1].training_loss < 0.8 * recorder.reports[0].training_loss
