@@ -66,9 +66,9 @@ class DocumentValue(Base):
 
 
 def _content_of(number: Mapped[Any]) -> MappedSQLExpression[Any]:
-    """The content of the document with this number, loaded with its row."""
+    """The content of the document with this number, loaded when it is asked for."""
     of_row = sa.select(Document.content).where(Document.document_id == number)
-    return column_property(of_row.correlate_except(Document).scalar_subquery())
+    return column_property(of_row.correlate_except(Document).scalar_subquery(), deferred=True)
 
 
 class Snapshot(Base):

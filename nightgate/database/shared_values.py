@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ _NAMES = _table(SliceName).c
 _SLICES = sa.select(_NAMES.slice_name, _NAMES.slice_value, _NAMES.slice_id).where(
     _NAMES.slice_name.in_(sa.bindparam("names", expanding=True))
 )
+_DOCUMENT = sa.select(_table(Document).c.document_id).where(_table(Document).c.digest == sa.bindparam("digest"))
 
 
 def add_rows(session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -41,14 +42,16 @@ def add_rows(session: Session, table: type[Base], rows: Sequence[Mapping[str, An
 
 def merge_rows(
     session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]], on_conflict: str = "DO NOTHING"
-) -> None:
-    """Insert rows of which some may exist.
+) -> int:
+    """Insert rows of which some may exist; returns how many were inserted or changed.
 
     Args:
         on_conflict: what to do about those, in SQL that both engines know.
     """
-    if rows:
-        session.execute(_merging(_table(table), tuple(rows[0]), on_conflict), rows)
+    if not rows:
+        return 0
+    merged = session.execute(_merging(_table(table), tuple(rows[0]), on_conflict), rows)
+    return int(merged.rowcount)  # type: ignore[attr-defined]
 
 
 @cache
@@ -86,25 +89,26 @@ def slice_ids(session: Session, pairs: Collection[SlicePair]) -> dict[SlicePair,
     return {pair: found[key] for pair, key in stored.items()}
 
 
-def document_id(session: Session, content: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> int:
+def document_id(
+    session: Session, content: Mapping[str, Any], given: Callable[[], Mapping[str, Any]] | None = None
+) -> int:
     """The number of the stored JSON that equals `content`; if it is new, it gets one.
 
     Args:
         given: its values that are not defaults; None: all of them.
     """
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-    query = sa.select(Document.document_id).filter_by(digest=digest)
-    known = session.scalar(query)
+    digest = {"digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]}
+    known = session.scalar(_DOCUMENT, digest)
     if known is None:
-        merge_rows(session, Document, [{"digest": digest, "content": content}])
-        known = session.scalars(query).one()
-        own = values_of(content if given is None else given)
+        merge_rows(session, Document, [digest | {"content": content}])
+        known = session.scalars(_DOCUMENT, digest).one()
+        own = values_of(given() if given else content)
         rows = [
             {"document_id": known, "name": name, "value": value, "is_default": name not in own}
             for name, value in values_of(content).items()
         ]
         merge_rows(session, DocumentValue, rows)
-    return known
+    return int(known)
 
 
 def values_of(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

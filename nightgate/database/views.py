@@ -107,7 +107,8 @@ def selecting(query: str, parameters: Mapping[str, Any] | None = None) -> sa.Exe
     statement = sa.text(query).bindparams(
         *(sa.bindparam(name, value, type_=_type_of(value)) for name, value in (parameters or {}).items())
     )
-    return statement.columns(**{name: _TYPES[kind] for name, kind in _KINDS.items() if kind in _TYPES})
+    named = _KINDS if "*" in query else [name for name in _KINDS if name in query]
+    return statement.columns(**{name: _TYPES[_KINDS[name]] for name in named if _KINDS[name] in _TYPES})
 
 
 def _type_of(value: Any) -> Any:

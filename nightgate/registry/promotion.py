@@ -23,7 +23,17 @@ from nightgate.database.transactions import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.registry import anchors, champion_link, freezes
 from nightgate.registry.versions import champion, failed_checks, files_removed, open_promotion, quarantined
-from nightgate.runs.lifecycle import end, fenced, lock_pipeline, record_decided
+from nightgate.runs.lifecycle import end, fenced, fenced_attempt, lock_pipeline, record_decided
+
+# Built once: that takes longer than to execute them.
+_PIPELINE_OF = sa.select(Run.pipeline).where(Run.run_id == sa.bindparam("run_id"))
+_VERSIONS = sa.select(
+    sa.select(ModelVersion.version).where(ModelVersion.run_id == sa.bindparam("run_id")).scalar_subquery(),
+    sa.select(sa.func.max(ModelVersion.version))
+    .where(ModelVersion.pipeline == sa.bindparam("pipeline"))
+    .scalar_subquery(),
+)
+"""The version of a run, and the newest one of its pipeline."""
 
 
 def add_version(
@@ -53,14 +63,13 @@ def add_version(
     placed: dict[int, str] = {}
 
     def work(session: Session) -> int:
-        name = session.scalar(sa.select(Run.pipeline).where(Run.run_id == run_id))
+        name = session.scalar(_PIPELINE_OF, {"run_id": run_id})
         lock_pipeline(session, name or "")
         run = fenced(session, run_id, attempt)
-        known = session.scalar(sa.select(ModelVersion.version).where(ModelVersion.run_id == run_id))
+        known, highest = session.execute(_VERSIONS, {"run_id": run_id, "pipeline": run.pipeline}).one()
         if known is not None:
-            return known
-        highest = sa.select(sa.func.max(ModelVersion.version)).where(ModelVersion.pipeline == run.pipeline)
-        version = (session.scalar(highest) or 0) + 1
+            return int(known)
+        version = (highest or 0) + 1
         if version not in placed:
             if placed:
                 raise RegistryError(
@@ -126,14 +135,15 @@ def promote_candidate(
     swap = _Swap(pipeline, version, expected, by, run_id=run_id)
 
     def work(session: Session) -> None:
-        run = fenced(session, run_id, attempt, PromotionLostError, status="running" if approved is None else "waiting")
+        status: Literal["running", "waiting"] = "running" if approved is None else "waiting"
+        run, row = fenced_attempt(session, run_id, attempt, PromotionLostError, status=status)
         candidate, champion = _compare(session, swap)
         _require_permission(session, run, candidate, champion, expected_anchor, approved=approved is not None)
         moment = _swap_champion(session, swap, champion, _usable(candidate, reason, False, PromotionLostError))
         anchors.update_after_promotion(
             session, candidate, moment, asked=moves_anchor, by=by, reason=reason, run_id=run_id
         )
-        end(session, run, "promoted", moment, reason)
+        end(session, run, "promoted", moment, reason, attempt=row)
         if approved is not None:
             record_decided(session, run_id, "approved", by, approved, moment)
 

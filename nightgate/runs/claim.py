@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -17,7 +18,7 @@ from nightgate.database.shared_values import document_id
 from nightgate.database.transactions import Database
 from nightgate.errors import DataCheckError, DataError, SnapshotError
 from nightgate.provenance import code_version
-from nightgate.runs.lifecycle import attempt_of, end, fail_dead_runs, lock_pipeline
+from nightgate.runs.lifecycle import attempt_of, end, fail_dead, fail_dead_runs, lock_pipeline
 from nightgate.runs.liveness import Owner, now
 from nightgate.runs.run_row import RunRow, run_row
 from nightgate.schedule import Night
@@ -26,6 +27,22 @@ log = logging.getLogger(__name__)
 
 ENDED = ("promoted", "held", "skipped", "waiting")
 RESUMABLE = ("running", "failed", "cancelled")
+_NO_RUNS = ("superseded", "missed")
+"""Status of rows of which no night was run."""
+
+# Built once: that takes longer than to execute them.
+_NEWEST_FIRST = (Run.started_at.desc(), Run.run_id.desc())
+_OF_NIGHT = sa.and_(Run.night == sa.bindparam("night"), Run.dry_run == sa.bindparam("dry_run"))
+_OF_PIPELINE = sa.select(Run).where(Run.pipeline == sa.bindparam("pipeline")).order_by(*_NEWEST_FIRST)
+_LATEST = _OF_PIPELINE.where(_OF_NIGHT, Run.status.not_in(_NO_RUNS)).limit(1)
+_IN_THE_WAY = _OF_PIPELINE.where(sa.or_(_OF_NIGHT, Run.status == "running")).with_for_update()
+_NEWER = (
+    sa.select(Run.run_id, Run.night)
+    .where(Run.pipeline == sa.bindparam("pipeline"), Run.night > sa.bindparam("night"), Run.dry_run.is_(False))
+    .where(Run.status.not_in(_NO_RUNS), Run.data_until <= sa.bindparam("moment"))
+    .order_by(Run.night.desc())
+    .limit(1)
+)
 
 
 def open_run(
@@ -153,14 +170,20 @@ class _Claim:
 def _claimed(session: Session, claim: _Claim) -> Run:
     name = claim.pipeline.name
     lock_pipeline(session, name)
-    latest = _latest(session, name, claim.night.date, claim.dry_run, or_run=claim.run_id)
+    place = {"pipeline": name, "night": claim.night.date, "dry_run": claim.dry_run}
+    runs = session.scalars(_IN_THE_WAY, place).all()
+    of_night = [run for run in runs if (run.night, run.dry_run) == (claim.night.date, claim.dry_run)]
+    latest = next((run for run in of_night if run.run_id == claim.run_id), None) or next(
+        (run for run in of_night if run.status not in _NO_RUNS), None
+    )
     known = _awaiting_approval(session, claim.prefect_flow_run_id)
     if known is None and latest is not None and (latest.run_id == claim.run_id or _is_ours(session, latest, claim)):
         known = latest
     if known is not None:
         return known  # it waits, or an earlier try was committed, and its answer was lost
-    fail_dead_runs(session, name, claim.moment, given_up=claim.prefect_flow_run_id)
-    refused = _active_run(session, name) or claim.overtaken or _overtaken(session, claim)
+    at_work = [run for run in runs if run.status == "running"]
+    fail_dead(session, at_work, claim.moment, given_up=claim.prefect_flow_run_id)
+    refused = _active_run(session, at_work) or claim.overtaken or _overtaken(session, claim)
     # A Prefect run that was forced opens one run: its retries go on with that.
     flow_run = claim.prefect_flow_run_id
     is_retry = latest is not None and flow_run is not None and latest.prefect_flow_run_id == flow_run
@@ -177,15 +200,9 @@ def _claimed(session: Session, claim: _Claim) -> Run:
     return _open_new(session, claim, refused)
 
 
-def _latest(session: Session, pipeline_name: str, night: date, dry_run: bool, or_run: str = "") -> Run | None:
-    """The run that a claim of the night begins with; `or_run` if there is one, however it ended."""
-    return session.scalars(
-        sa.select(Run)
-        .where(Run.pipeline == pipeline_name, Run.night == night, Run.dry_run == dry_run)
-        .where(sa.or_(Run.status.not_in(("superseded", "missed")), Run.run_id == or_run))
-        .order_by((Run.run_id == or_run).desc(), Run.started_at.desc(), Run.run_id.desc())
-        .limit(1)
-    ).first()
+def _latest(session: Session, pipeline_name: str, night: date, dry_run: bool) -> Run | None:
+    """The run that a claim of the night begins with."""
+    return session.scalars(_LATEST, {"pipeline": pipeline_name, "night": night, "dry_run": dry_run}).first()
 
 
 def _is_resumed(run: Run, pipeline: Pipeline) -> bool:
@@ -220,14 +237,14 @@ def _open_new(session: Session, claim: _Claim, refused: str) -> Run:
     return run
 
 
-def _active_run(session: Session, pipeline_name: str) -> str:
+def _active_run(session: Session, at_work: Sequence[Run]) -> str:
     """Why the pipeline is busy; '' where it is not. The caller has failed dead runs."""
-    run = session.scalars(sa.select(Run).where(Run.pipeline == pipeline_name, Run.status == "running").limit(1)).first()
+    run = next((run for run in at_work if run.status == "running"), None)
     if run is None:
         return ""
     owner = attempt_of(session, run)
     return (
-        f"run {run.run_id} (process {owner.pid} on {owner.host}) of {pipeline_name} is at work already; "
+        f"run {run.run_id} (process {owner.pid} on {owner.host}) of {run.pipeline} is at work already; "
         "this one ended at once"
     )
 
@@ -239,13 +256,8 @@ def _overtaken(session: Session, claim: _Claim) -> str:
     """
     if claim.night.trigger != "schedule":
         return ""
-    newer = session.execute(
-        sa.select(Run.run_id, Run.night)
-        .where(Run.pipeline == claim.pipeline.name, Run.night > claim.night.date, Run.dry_run.is_(False))
-        .where(Run.status.not_in(("superseded", "missed")), Run.data_until <= claim.moment)
-        .order_by(Run.night.desc())
-        .limit(1)
-    ).first()
+    place = {"pipeline": claim.pipeline.name, "night": claim.night.date, "moment": claim.moment}
+    newer = session.execute(_NEWER, place).first()
     return f"a newer night, {newer.night}, has overtaken it (run {newer.run_id})" if newer else ""
 
 
@@ -313,7 +325,9 @@ def new_run(
         min_f1=None if pipeline.gate.min_f1 == "majority" else pipeline.gate.min_f1,
         label_names=list(pipeline.data.label_names),
         base_model=pipeline.training.base_model,
-        config_id=document_id(session, pipeline.record(), pipeline.model_dump(mode="json", exclude_defaults=True)),
+        config_id=document_id(
+            session, pipeline.record(), partial(pipeline.model_dump, mode="json", exclude_defaults=True)
+        ),
         config_hash=pipeline.config_hash,
         code_version=code_version(),
         started_at=moment,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from nightgate.database.metric_schema import ConfusionMatrix, EpochMetric, SliceMetric
-from nightgate.database.schema import Attempt, Epoch, Run
+from nightgate.database.schema import Run
 from nightgate.database.shared_values import SlicePair, add_rows, slice_ids
 
 if TYPE_CHECKING:
@@ -19,21 +18,6 @@ if TYPE_CHECKING:
     from nightgate.metrics.classification import SliceScore
     from nightgate.metrics.confusion import Average
     from nightgate.training.protocol import MetricValue
-
-_ATTEMPT = (
-    sa.select(Attempt, Epoch.epoch)
-    .outerjoin(
-        Epoch,
-        (Epoch.run_id == Attempt.run_id) & (Epoch.attempt == Attempt.attempt) & (Epoch.epoch == sa.bindparam("epoch")),
-    )
-    .where(Attempt.run_id == sa.bindparam("run_id"), Attempt.attempt == sa.bindparam("attempt"))
-)
-
-
-def attempt_of_epoch(session: Session, key: Mapping[str, Any]) -> tuple[Attempt, int | None]:
-    """The attempt of an epoch, and the epoch if it is recorded; `key` has run_id, attempt and epoch."""
-    attempt, epoch = session.execute(_ATTEMPT, key).one()
-    return attempt, epoch
 
 
 def add_details(

@@ -26,6 +26,8 @@ Alarm = Literal["below_min_f1", "champion_dropped", "drifted"]
 NEWS = timedelta(days=7)
 """Age beyond which an alarm is no news: its events are not published any more. An alarm that comes again within it is
 none either: F1 may go up and down around a limit."""
+_KEY = ("pipeline", "snapshot_id", "model_version", "role")
+_AT = sa.select(ChampionEvaluation).filter_by(**{name: sa.bindparam(name) for name in _KEY})
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,11 @@ def find(
     db: Database, key: tuple[str, str, int, str], rows_from: datetime | None, policy: dict[str, Any]
 ) -> Evaluation | None:
     """The stored evaluation with this key (pipeline, snapshot, version, role), if it is whole and has these terms."""
-    row = db.read(lambda session: session.scalar(_at(*key)))
+    row = db.read(lambda session: session.scalar(_AT, dict(zip(_KEY, key, strict=True))))
     if row is None or (row.rows_from, row.policy) != (rows_from, policy):
         return None
     found = _evaluation(row)
     return found if found.is_whole else None
-
-
-def _at(pipeline: str, snapshot_id: str, model_version: int, role: str) -> sa.Select[tuple[ChampionEvaluation]]:
-    return sa.select(ChampionEvaluation).filter_by(
-        pipeline=pipeline, snapshot_id=snapshot_id, model_version=model_version, role=role
-    )
 
 
 def record(
@@ -98,7 +94,7 @@ def record(
     values |= {"alarms": ", ".join(found.alarms), "policy": policy}
 
     def work(session: Session) -> None:
-        row = session.scalar(_at(found.pipeline, found.snapshot_id, found.model_version, found.role))
+        row = session.scalar(_AT, {name: values[name] for name in _KEY})
         if row is None:
             row = ChampionEvaluation()
             session.add(row)

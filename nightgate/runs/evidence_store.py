@@ -36,6 +36,15 @@ from nightgate.runs.test_sets import StoredRows, array, compress, label_type, na
 
 _PLACE = sa.select(Run.run_id, Run.pipeline, Run.data_until).where(Run.run_id == sa.bindparam("run_id"))
 
+_JUDGED_BEFORE = (
+    sa.select(Run.run_id, TestPrediction.test_set_id)
+    .join(TestPrediction, TestPrediction.run_id == Run.run_id)
+    .where(Run.pipeline == sa.bindparam("pipeline"), Run.data_until < sa.bindparam("data_until"))
+    .where(Run.dry_run.is_(False), TestPrediction.side == "candidate", TestPrediction.kind == "test")
+    .order_by(Run.data_until.desc(), Run.started_at.desc(), TestPrediction.attempt.desc())
+    .limit(1)
+)
+
 
 class Packed(NamedTuple):
     """What is computed before the transaction that keeps others from writing."""
@@ -220,15 +229,7 @@ def _labels_corrected(session: Session, run: sa.Row[Any], evidence: Evidence, ba
     Args:
         base: the newest whole test set, of which most others are differences.
     """
-    query = (
-        sa.select(Run.run_id, TestPrediction.test_set_id)
-        .join(TestPrediction, TestPrediction.run_id == Run.run_id)
-        .where(Run.pipeline == run.pipeline, Run.data_until < run.data_until, Run.dry_run.is_(False))
-        .where(TestPrediction.side == "candidate", TestPrediction.kind == "test")
-        .order_by(Run.data_until.desc(), Run.started_at.desc(), TestPrediction.attempt.desc())
-        .limit(1)
-    )
-    before = session.execute(query).first()
+    before = session.execute(_JUDGED_BEFORE, {"pipeline": run.pipeline, "data_until": run.data_until}).first()
     if before is None:
         return None
     earlier, ours = meanings_of_two(session, before.run_id, run.run_id)

@@ -8,13 +8,11 @@ import threading
 from types import TracebackType
 from typing import Self
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from nightgate.database.schema import Attempt
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError, RegistryError
-from nightgate.runs.lifecycle import fenced
+from nightgate.runs.lifecycle import fenced_attempt
 from nightgate.runs.liveness import BEAT_SECONDS, now
 
 log = logging.getLogger(__name__)
@@ -68,9 +66,5 @@ class Heartbeat:
                 log.debug("no heartbeat of run %s: %s", self._run_id, error)
 
     def _renew(self, session: Session) -> None:
-        fenced(session, self._run_id, self._attempt)
-        session.execute(
-            sa.update(Attempt)
-            .where(Attempt.run_id == self._run_id, Attempt.attempt == self._attempt)
-            .values(heartbeat_at=now(session))
-        )
+        _, attempt = fenced_attempt(session, self._run_id, self._attempt)
+        attempt.heartbeat_at = now(session)

@@ -26,14 +26,14 @@ from nightgate.database.data_schema import DriftRow
 from nightgate.database.gate_schema import GateCheck, JointOutcome
 from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import Attempt, Epoch, Run, Snapshot
-from nightgate.database.shared_values import add_rows, is_recorded, slice_ids
+from nightgate.database.shared_values import add_rows, is_recorded, merge_rows, slice_ids
 from nightgate.database.transactions import Database
 from nightgate.errors import DataError
 from nightgate.gate.joint_counts import JointCounts, joint_outcomes
 from nightgate.metrics.comparability import metric_key
 from nightgate.runs import evidence_store, refresh_records
-from nightgate.runs.epoch_details import add_details, attempt_of_epoch
-from nightgate.runs.lifecycle import attempt_of, fenced
+from nightgate.runs.epoch_details import add_details
+from nightgate.runs.lifecycle import attempt_of, fenced, fenced_attempt
 from nightgate.runs.refresh_records import Finder
 
 if TYPE_CHECKING:
@@ -239,15 +239,15 @@ def record_epoch(
     others = {"step": report.step, "nonfinite": _nonfinite(values), "recorded_at": datetime.now(UTC)}
 
     def work(session: Session) -> None:
-        run = fenced(session, run_id, attempt)
-        trained_by, known = attempt_of_epoch(session, key)
-        if known is not None:
-            return
-        add_rows(session, Epoch, [key | values | others])
-        if trained_by.attempt == attempt:
-            _take_machine(trained_by, report)
+        run, row = fenced_attempt(session, run_id, attempt)
+        if not merge_rows(session, Epoch, [key | values | others]):
+            return  # it is recorded
+        if report.attempt == attempt:
+            _take_machine(row, report)
+        else:
+            row = attempt_of(session, run, report.attempt)
         found = (slices, confusion, report.metrics)
-        add_details(session, run, trained_by.attempt_id, report.epoch, *found, is_test=False)
+        add_details(session, run, row.attempt_id, report.epoch, *found, is_test=False)
 
     db.write(work)
 
@@ -267,10 +267,9 @@ def record_training(db: Database, run_id: str, attempt: int, trained: TrainResul
     """Record how the attempt trained, and its best epoch."""
 
     def work(session: Session) -> None:
-        run = fenced(session, run_id, attempt)
+        run, row = fenced_attempt(session, run_id, attempt)
         run.best_epoch, run.rows_trained = trained.best_epoch, trained.rows_trained
         run.training = run.training or "full"
-        row = attempt_of(session, run)
         _take_machine(row, trained)
         row.threads, row.micro_batches = trained.threads, trained.micro_batches
         row.precision_reason, row.resumed_from_epoch = trained.precision_reason, trained.resumed_from
@@ -307,9 +306,9 @@ def record_decision(
     packed = evidence_store.pack(db, run_id, evidence) if evidence and made_by else None
 
     def work(session: Session) -> None:
-        run = fenced(session, run_id, attempt)
+        run, judged = fenced_attempt(session, run_id, attempt)
         place = {"run_id": run_id, "attempt": attempt}
-        is_known, judged = is_recorded(session, GateCheck, **place), attempt_of(session, run)
+        is_known = is_recorded(session, GateCheck, **place)
         # From here on, so that the session updates the row once.
         run.verdict, run.reason = decision.verdict, decision.reason
         if evidence is not None:

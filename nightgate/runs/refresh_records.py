@@ -51,6 +51,31 @@ _READ_AGAIN = "(pipeline, row_key, reason) DO UPDATE SET " + ", ".join(
     ]
 )
 
+# Built once: that takes longer than to execute them.
+_OF_PIPELINE: sa.BindParameter[str] = sa.bindparam("pipeline")
+_TAKEN_IN = sa.select(
+    *(
+        sa.select(sa.func.max(of.night))
+        .where(of.pipeline == _OF_PIPELINE, of.snapshot_id.is_not(None))
+        .scalar_subquery()
+        for of in (Run, Refresh)
+    )
+)
+_QUARANTINE = METADATA.tables[QuarantinedRow.__tablename__]
+_OPEN = sa.select(*(_QUARANTINE.c[name] for name in ("row_key", "reason", "part", "row_id", "first_night"))).where(
+    _QUARANTINE.c.pipeline == _OF_PIPELINE,
+    _QUARANTINE.c.resolved_night.is_(None),
+    # Not what was found now.
+    sa.or_(_QUARANTINE.c.run_id != sa.bindparam("run_id"), _QUARANTINE.c.attempt != sa.bindparam("attempt")),
+)
+_RESOLVED = (
+    sa.update(_QUARANTINE)
+    .where(_QUARANTINE.c.pipeline == sa.bindparam("of_pipeline"), _QUARANTINE.c.row_key == sa.bindparam("key"))
+    .where(_QUARANTINE.c.reason == sa.bindparam("of_reason"))
+    .values(resolved_night=sa.bindparam("resolved_night"))
+)
+_VOTED_ON = sa.select(LabelVote.fingerprint).where(LabelVote.pipeline == _OF_PIPELINE).distinct()
+
 
 class Finder(NamedTuple):
     """Whose refresh it is: the attempt of a night, or a refresh on its own, whose only attempt is 1."""
@@ -139,34 +164,19 @@ def _resolve(session: Session, run: Finder, refreshed: Refreshed, taken_in: date
     """
     parts = refreshed.parts
     standing = {part.part for part in parts if (part.unchanged and part.quarantined) or not part.complete}
-    found_now = sa.and_(QuarantinedRow.run_id == run.run_id, QuarantinedRow.attempt == run.attempt)
-    old = QuarantinedRow
-    query = sa.select(old.row_key, old.reason, old.part, old.row_id, old.first_night).where(
-        old.pipeline == run.pipeline, old.resolved_night.is_(None), sa.not_(found_now)
-    )
+    place = {"pipeline": run.pipeline, "run_id": run.run_id, "attempt": run.attempt}
     gone = [
-        {"key": key, "of_reason": reason}
-        for key, reason, part, row_id, first_night in session.execute(query)
+        {"of_pipeline": run.pipeline, "key": key, "of_reason": reason, "resolved_night": run.night}
+        for key, reason, part, row_id, first_night in session.execute(_OPEN, place)
         if part not in standing or row_id in refreshed.corrected or (taken_in is not None and first_night > taken_in)
     ]
     if gone:
-        table = METADATA.tables[QuarantinedRow.__tablename__]
-        statement = (
-            sa.update(table)
-            .where(table.c.pipeline == run.pipeline, table.c.row_key == sa.bindparam("key"))
-            .where(table.c.reason == sa.bindparam("of_reason"))
-            .values(resolved_night=run.night)
-        )
-        session.connection().execute(statement, gone)
+        session.connection().execute(_RESOLVED, gone)
 
 
 def _last_taken_in(session: Session, run: Finder) -> date | None:
     """The date of the last refresh that made a snapshot, before tonight's is recorded."""
-    newest = (
-        session.scalar(sa.select(sa.func.max(of.night)).where(of.pipeline == run.pipeline, of.snapshot_id.is_not(None)))
-        for of in (Run, Refresh)
-    )
-    return max(filter(None, newest), default=None)
+    return max(filter(None, session.execute(_TAKEN_IN, {"pipeline": run.pipeline}).one()), default=None)
 
 
 def _replace_votes(
@@ -177,8 +187,7 @@ def _replace_votes(
     Args:
         counted: as in `Refreshed`.
     """
-    query = sa.select(LabelVote.fingerprint).where(LabelVote.pipeline == run.pipeline).distinct()
-    stored = session.scalars(query).all()
+    stored = session.scalars(_VOTED_ON, {"pipeline": run.pipeline}).all()
     keys = np.array([int(mark[:16], 16) for mark in stored], np.uint64)
     ends = np.ones(len(stored), bool) if counted is None else np.isin(keys, counted)
     marks = [*(text.fingerprint for text in texts), *(stored[at] for at in np.flatnonzero(ends).tolist())]

@@ -38,6 +38,15 @@ _CONTENT = ("fingerprints", "labels", "seen_at", "groups", "slices")
 _LARGEST = 0.1
 """Bytes of a difference as a share of those of its base, beyond which a set is stored as a whole."""
 
+_COLUMNS = sa.inspect(TestSet).local_table.c
+_WHOLE = (
+    sa.select(*_COLUMNS)
+    .where(_COLUMNS.pipeline == sa.bindparam("pipeline"), _COLUMNS.kind == sa.bindparam("kind"))
+    .where(_COLUMNS.base_id.is_(None))
+    .order_by(_COLUMNS.recorded_at.desc())
+    .limit(1)
+)
+
 
 class StoredRows:
     """The rows of a stored test set. Each column is read from its bytes when it is asked for first."""
@@ -187,9 +196,7 @@ def load_before(session: Session, pipeline: str, moment: datetime) -> Iterator[S
 
 def newest_whole(session: Session, pipeline: str, kind: str) -> StoredRows | None:
     """The newest set of a kind that is stored as a whole."""
-    columns = sa.inspect(TestSet).local_table.c
-    wholes = sa.select(*columns).where(columns.pipeline == pipeline, columns.kind == kind, columns.base_id.is_(None))
-    newest = session.execute(wholes.order_by(columns.recorded_at.desc()).limit(1)).first()
+    newest = session.execute(_WHOLE, {"pipeline": pipeline, "kind": kind}).first()
     return None if newest is None else StoredRows(newest)
 
 
