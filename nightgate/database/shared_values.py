@@ -75,18 +75,20 @@ def _recorded(table: sa.Table, names: tuple[str, ...]) -> sa.Select[tuple[bool]]
 def slice_ids(session: Session, pairs: Collection[SlicePair]) -> dict[SlicePair, int]:
     """The number of each slice and value; those that are new get one."""
     stored = {pair: (clean(pair[0]), clean(pair[1])) for pair in pairs}
-    names = sorted({name for name, _ in stored.values()})
+    known: dict[SlicePair, int] = session.info.setdefault("known", {})
 
-    def known() -> dict[SlicePair, int]:
-        return {(name, value): number for name, value, number in session.execute(_SLICES, {"names": names})}
+    def look() -> list[SlicePair]:
+        """Look up those that this process has not yet seen; returns those that are new."""
+        if names := sorted({name for name, _ in set(stored.values()) - known.keys()}):
+            found = session.execute(_SLICES, {"names": names})
+            known.update({(name, value): number for name, value, number in found})
+        # In order, so that two transactions never wait for each other.
+        return sorted(set(stored.values()) - known.keys())
 
-    found = known()
-    # In order, so that two transactions never wait for each other.
-    if new := sorted(set(stored.values()) - found.keys()):
-        rows = [{"slice_name": name, "slice_value": value} for name, value in new]
-        merge_rows(session, SliceName, rows)
-        found = known()
-    return {pair: found[key] for pair, key in stored.items()}
+    if new := look():
+        merge_rows(session, SliceName, [{"slice_name": name, "slice_value": value} for name, value in new])
+        look()
+    return {pair: known[key] for pair, key in stored.items()}
 
 
 def document_id(

@@ -66,6 +66,8 @@ class Database:
         self.patience = patience
         self._url = url
         self._engine = make_engine(url, keep=True)
+        self._known: dict[Any, Any] = {}
+        """What committed transactions have found that never changes, for those after them: see `slice_ids`."""
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._num_ended = 0
@@ -193,8 +195,12 @@ class Database:
     def _transaction(self, engine: Engine, work: Callable[[Session], T]) -> T:
         def once() -> T:
             try:
-                with unchanged(self._url), Session(engine, expire_on_commit=False) as session, session.begin():
-                    return work(session)
+                known = dict(self._known)
+                with unchanged(self._url), Session(engine, expire_on_commit=False, info={"known": known}) as session:
+                    with session.begin():
+                        found = work(session)
+                    self._known = session.info["known"]
+                return found
             finally:
                 self._linger()
 
