@@ -62,6 +62,23 @@ def _merging(table: sa.Table, names: tuple[str, ...], on_conflict: str) -> sa.Te
     return statement.bindparams(*(sa.bindparam(name, type_=table.c[name].type) for name in names))
 
 
+def update_row(session: Session, table: type[Base], values: Mapping[str, Any], **key: Any) -> None:
+    """Change columns of the row with this key."""
+    session.execute(
+        _updating(_table(table), tuple(key), tuple(values)),
+        {f"key_{name}": value for name, value in key.items()} | dict(values),
+    )
+
+
+@cache
+def _updating(table: sa.Table, key: tuple[str, ...], names: tuple[str, ...]) -> sa.Update:
+    return (
+        sa.update(table)
+        .where(*(table.c[name] == sa.bindparam(f"key_{name}") for name in key))
+        .values({name: sa.bindparam(name) for name in names})
+    )
+
+
 def is_recorded(session: Session, table: type[Base], **place: Any) -> bool:
     """Whether the table has a row at a place."""
     return bool(session.scalar(_recorded(_table(table), tuple(place)), place))

@@ -56,7 +56,7 @@ def request(
         known = session.get(Approval, run_id)
         if known is not None and known.decision is None:
             return  # an earlier try was committed, and its answer was lost
-        run = fenced(session, run_id, attempt)
+        run, _ = fenced(session, run_id, attempt)
         if known is not None:  # of an earlier attempt that did not finish
             session.delete(known)
             session.flush()
@@ -190,7 +190,7 @@ def supersede_before(db: Database, run_id: str, attempt: int) -> list[str]:
     def work(session: Session) -> list[str]:
         # A decision may be committed at this moment.
         lock_pipeline(session, session.get_one(Run, run_id).pipeline)
-        run = fenced(session, run_id, attempt)
+        run, _ = fenced(session, run_id, attempt)
         waiting = session.scalars(
             sa.select(Run)
             .where(Run.pipeline == run.pipeline, Run.status == "waiting", Run.run_id != run_id)
@@ -232,7 +232,7 @@ def _hold(
         lock_pipeline(session, row.pipeline)
         if session.get_one(Approval, row.run_id).decided_at != moment:
             attempt = session.get_one(Run, row.run_id).attempt
-            run = fenced(session, row.run_id, attempt, status="waiting")
+            run, _ = fenced(session, row.run_id, attempt, status="waiting")
             record_decided(session, row.run_id, decision, by, comment, moment)
             end(session, run, "held", moment, reason, next_step=next_step or anyway)
         # else an earlier try was committed, and its answer was lost

@@ -23,7 +23,7 @@ from nightgate.database.transactions import Database
 from nightgate.errors import PromotionLostError, RegistryError
 from nightgate.registry import anchors, champion_link, freezes
 from nightgate.registry.versions import champion, failed_checks, files_removed, open_promotion, quarantined
-from nightgate.runs.lifecycle import end, fenced, fenced_attempt, lock_pipeline, record_decided
+from nightgate.runs.lifecycle import end, fence, fenced, lock_pipeline, record_decided
 
 # Built once: that takes longer than to execute them.
 _PIPELINE_OF = sa.select(Run.pipeline).where(Run.run_id == sa.bindparam("run_id"))
@@ -65,7 +65,7 @@ def add_version(
     def work(session: Session) -> int:
         name = session.scalar(_PIPELINE_OF, {"run_id": run_id})
         lock_pipeline(session, name or "")
-        run = fenced(session, run_id, attempt)
+        run = fence(session, run_id, attempt)
         known, highest = session.execute(_VERSIONS, {"run_id": run_id, "pipeline": run.pipeline}).one()
         if known is not None:
             return int(known)
@@ -136,7 +136,7 @@ def promote_candidate(
 
     def work(session: Session) -> None:
         status: Literal["running", "waiting"] = "running" if approved is None else "waiting"
-        run, row = fenced_attempt(session, run_id, attempt, PromotionLostError, status=status)
+        run, row = fenced(session, run_id, attempt, PromotionLostError, status=status)
         candidate, champion = _compare(session, swap)
         _require_permission(session, run, candidate, champion, expected_anchor, approved=approved is not None)
         moment = _swap_champion(session, swap, champion, _usable(candidate, reason, False, PromotionLostError))

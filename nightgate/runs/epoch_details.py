@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from nightgate.database.metric_schema import ConfusionMatrix, EpochMetric, SliceMetric
 from nightgate.database.schema import Run
 from nightgate.database.shared_values import SlicePair, add_rows, slice_ids
+from nightgate.runs.lifecycle import Fenced
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def add_details(
     session: Session,
-    run: Run,
+    run: Fenced | Run,
     attempt_id: int,
     epoch: int,
     slices: Sequence[SliceScore],

@@ -10,9 +10,11 @@ from typing import Self
 
 from sqlalchemy.orm import Session
 
+from nightgate.database.schema import Attempt
+from nightgate.database.shared_values import update_row
 from nightgate.database.transactions import Database
 from nightgate.errors import NightgateError, RegistryError
-from nightgate.runs.lifecycle import fenced_attempt
+from nightgate.runs.lifecycle import fence
 from nightgate.runs.liveness import BEAT_SECONDS, now
 
 log = logging.getLogger(__name__)
@@ -66,5 +68,6 @@ class Heartbeat:
                 log.debug("no heartbeat of run %s: %s", self._run_id, error)
 
     def _renew(self, session: Session) -> None:
-        _, attempt = fenced_attempt(session, self._run_id, self._attempt)
-        attempt.heartbeat_at = now(session)
+        fence(session, self._run_id, self._attempt)
+        beat = {"heartbeat_at": now(session)}
+        update_row(session, Attempt, beat, run_id=self._run_id, attempt=self._attempt)

@@ -8,38 +8,40 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Literal
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, load_only
+from sqlalchemy.orm import Session
 
 from nightgate.database.schema import STATUSES, Approval, Attempt, Run
+from nightgate.database.shared_values import update_row
 from nightgate.database.transactions import Database
 from nightgate.errors import CrashedError, RegistryError
 from nightgate.runs.liveness import cause_of_death, now
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from nightgate.metrics.confusion import Average
 
+log = logging.getLogger(__name__)
+R = TypeVar("R", "Run", "Fenced")
+
+_RUN, _OF_RUN = cast("sa.Table", Run.__table__).c, cast("sa.Table", Attempt.__table__).c
+_RUN_COLUMNS = ("run_id", "pipeline", "night", "attempt", "status", "average", "label_names", "best_epoch", "training")
+_ATTEMPT_COLUMNS = ("attempt_id", "device", "precision", "engine", "engine_reason")
+# Built once, and of few columns: it begins every write of a night.
+_FENCE = (
+    sa.select(*(_RUN[name] for name in _RUN_COLUMNS), *(_OF_RUN[name] for name in _ATTEMPT_COLUMNS))
+    .where(_RUN.run_id == sa.bindparam("run_id"), _OF_RUN.attempt == sa.bindparam("attempt"))
+    .where(_OF_RUN.run_id == _RUN.run_id)
+    .with_for_update()
+)
 _LOCKED = (
     sa.select(Run, Attempt)
     .join(Attempt, Attempt.run_id == Run.run_id)
     .where(Run.run_id == sa.bindparam("run_id"), Attempt.attempt == sa.bindparam("attempt"))
-    # What writes read: all 100 columns would take three times as long. Others are read when they are asked for.
-    .options(
-        load_only(
-            *(Run.pipeline, Run.night, Run.status, Run.attempt, Run.reason, Run.started_at, Run.data_until),
-            *(Run.dry_run, Run.average, Run.label_names, Run.training, Run.best_epoch, Run.verdict),
-        ),
-        load_only(
-            *(Attempt.run_id, Attempt.attempt, Attempt.status, Attempt.reason, Attempt.started_at),
-            *(Attempt.heartbeat_at, Attempt.slot_wait_seconds),
-            *(Attempt.device, Attempt.precision, Attempt.engine, Attempt.engine_reason),
-        ),
-    )
     .with_for_update()
 )
-"""Built once: it is half the work of `Session.get`, and begins every write of a night."""
 _ATTEMPT = sa.select(Attempt).where(
     Attempt.run_id == sa.bindparam("run_id"), Attempt.attempt == sa.bindparam("attempt")
 )
@@ -49,9 +51,8 @@ def record_attempt(db: Database, run_id: str, attempt: int, **facts: str | float
     """Store what is known of an attempt, by column of the table `attempt`."""
 
     def work(session: Session) -> None:
-        _, row = fenced_attempt(session, run_id, attempt)
-        for name, value in facts.items():
-            setattr(row, name, value)
+        fence(session, run_id, attempt)
+        update_row(session, Attempt, facts, run_id=run_id, attempt=attempt)
 
     db.write(work)
 
@@ -87,7 +88,7 @@ def finish_run(
 
     def work(session: Session) -> None:
         try:
-            run, row = fenced_attempt(session, run_id, attempt)
+            run, row = fenced(session, run_id, attempt)
         except RegistryError:
             known = session.get(Run, run_id)
             if known and (known.attempt, known.status) == (attempt, status) and reason in {None, known.reason}:
@@ -108,6 +109,36 @@ def lock_pipeline(session: Session, pipeline_name: str) -> None:
     # On SQLite a writing transaction is alone from its BEGIN IMMEDIATE on.
 
 
+class Fenced(NamedTuple):
+    """What writes read of a run and its attempt, both locked."""
+
+    run_id: str
+    pipeline: str
+    night: date
+    attempt: int
+    status: str
+    average: Average
+    label_names: list[str]
+    best_epoch: int | None
+    training: str | None
+    attempt_id: int
+    device: str | None
+    precision: str | None
+    engine: str | None
+    engine_reason: str | None
+
+
+def fence(session: Session, run_id: str, attempt: int) -> Fenced:
+    """Lock the run and the attempt, if `attempt` may still write to them.
+
+    Raises:
+        RegistryError: as of `fenced`.
+    """
+    row = session.execute(_FENCE, {"run_id": run_id, "attempt": attempt}).one_or_none()
+    found = None if row is None else Fenced(*row)
+    return _checked(found, run_id, attempt, RegistryError, "running")
+
+
 def fenced(
     session: Session,
     run_id: str,
@@ -115,30 +146,21 @@ def fenced(
     error: type[RegistryError] = RegistryError,
     *,
     status: Literal["running", "waiting"] = "running",
-) -> Run:
-    """The run, if `attempt` may still write to it.
+) -> tuple[Run, Attempt]:
+    """The rows of the run and the attempt, locked, if `attempt` may still write to them. `fence` takes a third of it.
 
     Raises:
         RegistryError: the run does not exist, another attempt has taken over, or it has ended.
     """
-    return fenced_attempt(session, run_id, attempt, error, status=status)[0]
-
-
-def fenced_attempt(
-    session: Session,
-    run_id: str,
-    attempt: int,
-    error: type[RegistryError] = RegistryError,
-    *,
-    status: Literal["running", "waiting"] = "running",
-) -> tuple[Run, Attempt]:
-    """The run and the attempt, as `fenced`."""
     # Read again under the lock: the session may hold the rows as they were before.
     place, again = {"run_id": run_id, "attempt": attempt}, {"populate_existing": True}
-    found = session.execute(_LOCKED, place, execution_options=again).one_or_none()
-    if found is None:
+    run, row = session.execute(_LOCKED, place, execution_options=again).one_or_none() or (None, None)
+    return _checked(run, run_id, attempt, error, status), cast("Attempt", row)
+
+
+def _checked(run: R | None, run_id: str, attempt: int, error: type[RegistryError], status: str) -> R:
+    if run is None:
         raise error(f"there is no run {run_id} with an attempt {attempt}")
-    run, row = found
     if run.attempt != attempt:
         raise error(
             f"attempt {attempt} of run {run_id} may no longer write: attempt {run.attempt} has taken over",
@@ -149,12 +171,12 @@ def fenced_attempt(
             f"attempt {attempt} of run {run_id} may no longer write: the run has ended as {run.status}",
             next_step=f"run the night again: nightgate run {run.pipeline} --night {run.night}",
         )
-    return run, row
+    return run
 
 
-def attempt_of(session: Session, run: Run, attempt: int | None = None) -> Attempt:
-    """The row of an attempt of the run; None: of its current one."""
-    return session.scalars(_ATTEMPT, {"run_id": run.run_id, "attempt": attempt or run.attempt}).one()
+def attempt_of(session: Session, run: Run) -> Attempt:
+    """The row of the run's current attempt."""
+    return session.scalars(_ATTEMPT, {"run_id": run.run_id, "attempt": run.attempt}).one()
 
 
 def end(

@@ -26,14 +26,14 @@ from nightgate.database.data_schema import DriftRow
 from nightgate.database.gate_schema import GateCheck, JointOutcome
 from nightgate.database.refresh_schema import Refresh
 from nightgate.database.schema import Attempt, Epoch, Run, Snapshot
-from nightgate.database.shared_values import add_rows, is_recorded, merge_rows, slice_ids
+from nightgate.database.shared_values import add_rows, is_recorded, merge_rows, slice_ids, update_row
 from nightgate.database.transactions import Database
 from nightgate.errors import DataError
 from nightgate.gate.joint_counts import JointCounts, joint_outcomes
 from nightgate.metrics.comparability import metric_key
 from nightgate.runs import evidence_store, refresh_records
 from nightgate.runs.epoch_details import add_details
-from nightgate.runs.lifecycle import attempt_of, fenced, fenced_attempt
+from nightgate.runs.lifecycle import fence, fenced
 from nightgate.runs.refresh_records import Finder
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from nightgate.metrics.drift import DriftStatistic
     from nightgate.runs.evaluations import Evaluation
     from nightgate.training.protocol import EpochReport, MetricValue, TrainResult
+_NUMBER = sa.select(Attempt.attempt_id).where(
+    Attempt.run_id == sa.bindparam("run_id"), Attempt.attempt == sa.bindparam("attempt")
+)
 
 
 def record_snapshot(
@@ -65,10 +68,10 @@ def record_snapshot(
     """
 
     def work(session: Session) -> None:
-        run = fenced(session, run_id, attempt)
+        run = fence(session, run_id, attempt)
         _add_snapshot(db, session, run.pipeline, refreshed)
         refresh_records.add_refreshed(session, Finder.of(run), refreshed, allowed)
-        _take_counts(run, refreshed)
+        update_row(session, Run, _counts_of(refreshed), run_id=run_id)
         if drift and not is_recorded(session, DriftRow, run_id=run_id):
             _add_drift(session, Finder.of(run), drift)
 
@@ -93,7 +96,8 @@ def record_refresh(
         else:
             _add_snapshot(db, session, refresh.pipeline, found)
             refresh_records.add_refreshed(session, finder, found, allowed)
-            _take_counts(refresh, found)
+            for name, value in _counts_of(found).items():
+                setattr(refresh, name, value)
             _add_drift(session, finder, drift)
         refresh.finished_at = datetime.now(UTC)
         session.merge(refresh)
@@ -101,9 +105,10 @@ def record_refresh(
     db.write(work)
 
 
-def _take_counts(row: Run | Refresh, refreshed: Refreshed) -> None:
-    row.snapshot_id, row.label_revision = refreshed.snapshot.id, refreshed.relabelled
-    row.rows_new, row.rows_total = refreshed.rows_new, refreshed.rows_total
+def _counts_of(refreshed: Refreshed) -> dict[str, Any]:
+    """Columns of `run` and of `refresh`."""
+    counts = {"rows_new": refreshed.rows_new, "rows_total": refreshed.rows_total}
+    return counts | {"snapshot_id": refreshed.snapshot.id, "label_revision": refreshed.relabelled}
 
 
 def _add_snapshot(db: Database, session: Session, pipeline_name: str, refreshed: Refreshed) -> None:
@@ -143,12 +148,14 @@ def record_reasons(
 ) -> None:
     """Record what the run's result depends on, for which reasons it trains or does not, and how the champion did."""
 
+    values: dict[str, Any] = {"inputs": inputs, "reasons": reasons}
+    if champion is not None:
+        values |= {"champion_fresh_f1": champion.f1, "champion_fresh_rows": champion.rows}
+        values |= {"fresh_ci_low": champion.f1_ci_low, "fresh_ci_high": champion.f1_ci_high}
+
     def work(session: Session) -> None:
-        run = fenced(session, run_id, attempt)
-        run.inputs, run.reasons = inputs, reasons
-        if champion is not None:
-            run.champion_fresh_f1, run.champion_fresh_rows = champion.f1, champion.rows
-            run.fresh_ci_low, run.fresh_ci_high = champion.f1_ci_low, champion.f1_ci_high
+        fence(session, run_id, attempt)
+        update_row(session, Run, values, run_id=run_id)
 
     db.write(work)
 
@@ -159,7 +166,7 @@ def record_failed_refresh(
     """Record the counts, data checks and quarantined rows of a refresh that failed."""
 
     def work(session: Session) -> None:
-        run = fenced(session, run_id, attempt)
+        run = fence(session, run_id, attempt)
         refresh_records.add_found(session, Finder.of(run), error.quarantined, error.parts, error.checks, allowed)
 
     db.write(work)
@@ -239,46 +246,49 @@ def record_epoch(
     others = {"step": report.step, "nonfinite": _nonfinite(values), "recorded_at": datetime.now(UTC)}
 
     def work(session: Session) -> None:
-        run, row = fenced_attempt(session, run_id, attempt)
+        run = fence(session, run_id, attempt)
         if not merge_rows(session, Epoch, [key | values | others]):
             return  # it is recorded
-        if report.attempt == attempt:
-            _take_machine(row, report)
-        else:
-            row = attempt_of(session, run, report.attempt)
+        number = run.attempt_id
+        if report.attempt != attempt:
+            number = session.scalars(_NUMBER, {"run_id": run_id, "attempt": report.attempt}).one()
+        elif any(getattr(run, name) != value for name, value in _machine_of(report).items()):
+            update_row(session, Attempt, _machine_of(report), attempt_id=number)
         found = (slices, confusion, report.metrics)
-        add_details(session, run, row.attempt_id, report.epoch, *found, is_test=False)
+        add_details(session, run, number, report.epoch, *found, is_test=False)
 
     db.write(work)
 
 
 def record_start(db: Database, run_id: str, attempt: int, started_from: int | None, reason: str | None) -> None:
     """Record, before it trains, which version the run goes on from, and why; None: it trains in full."""
+    training = "full" if started_from is None else "continued"
+    values = {"training": training, "started_from": started_from, "training_reason": reason}
 
     def work(session: Session) -> None:
-        run = fenced(session, run_id, attempt)
-        run.training = "full" if started_from is None else "continued"
-        run.started_from, run.training_reason = started_from, reason
+        fence(session, run_id, attempt)
+        update_row(session, Run, values, run_id=run_id)
 
     db.write(work)
 
 
 def record_training(db: Database, run_id: str, attempt: int, trained: TrainResult) -> None:
     """Record how the attempt trained, and its best epoch."""
+    machine = _machine_of(trained) | {"threads": trained.threads, "micro_batches": trained.micro_batches}
+    machine |= {"precision_reason": trained.precision_reason, "resumed_from_epoch": trained.resumed_from}
 
     def work(session: Session) -> None:
-        run, row = fenced_attempt(session, run_id, attempt)
-        run.best_epoch, run.rows_trained = trained.best_epoch, trained.rows_trained
-        run.training = run.training or "full"
-        _take_machine(row, trained)
-        row.threads, row.micro_batches = trained.threads, trained.micro_batches
-        row.precision_reason, row.resumed_from_epoch = trained.precision_reason, trained.resumed_from
+        run = fence(session, run_id, attempt)
+        result = {"best_epoch": trained.best_epoch, "rows_trained": trained.rows_trained}
+        update_row(session, Run, result | {"training": run.training or "full"}, run_id=run_id)
+        update_row(session, Attempt, machine, attempt_id=run.attempt_id)
 
     db.write(work)
 
 
-def _take_machine(row: Attempt, of: EpochReport | TrainResult) -> None:
-    row.device, row.precision, row.engine, row.engine_reason = of.device, of.precision, of.engine, of.engine_reason
+def _machine_of(of: EpochReport | TrainResult) -> dict[str, Any]:
+    """Columns of `attempt`."""
+    return {name: getattr(of, name) for name in ("device", "precision", "engine", "engine_reason")}
 
 
 def record_decision(
@@ -306,7 +316,7 @@ def record_decision(
     packed = evidence_store.pack(db, run_id, evidence) if evidence and made_by else None
 
     def work(session: Session) -> None:
-        run, judged = fenced_attempt(session, run_id, attempt)
+        run, judged = fenced(session, run_id, attempt)
         place = {"run_id": run_id, "attempt": attempt}
         is_known = is_recorded(session, GateCheck, **place)
         # From here on, so that the session updates the row once.

@@ -22,6 +22,7 @@ from nightgate.data.refresh_counts import PartCounts
 from nightgate.database.refresh_schema import PLACES, DataCheck, LabelVote, Refresh, RefreshCount
 from nightgate.database.schema import METADATA, QuarantinedRow, Run
 from nightgate.database.shared_values import add_rows, is_recorded, merge_rows
+from nightgate.runs.lifecycle import Fenced
 
 if TYPE_CHECKING:
     from nightgate.config.checks import Allowed
@@ -86,7 +87,7 @@ class Finder(NamedTuple):
     night: date
 
     @staticmethod
-    def of(run: Run) -> Finder:
+    def of(run: Fenced) -> Finder:
         return Finder(run.run_id, run.attempt, run.pipeline, run.night)
 
 

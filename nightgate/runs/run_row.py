@@ -68,6 +68,9 @@ def select_runs() -> sa.Select[Any]:
     )
 
 
+_ONE = select_runs().where(Run.run_id == sa.bindparam("run_id"))
+
+
 def read_run(db: Database, run_id: str) -> RunRow:
     """The row of a run that exists."""
     return db.read(lambda session: run_row(session, run_id))
@@ -76,4 +79,4 @@ def read_run(db: Database, run_id: str) -> RunRow:
 def run_row(session: Session, run_id: str) -> RunRow:
     """The row of a run that exists, as this transaction sees it."""
     session.flush()
-    return RunRow(*session.execute(select_runs().where(Run.run_id == run_id)).one())
+    return RunRow(*session.execute(_ONE, {"run_id": run_id}).one())

@@ -333,7 +333,7 @@ def test_stored_evidence_gives_the_same_decision(
     pipeline = Pipeline.model_validate({"name": f"reviews-{next(RUNS)}", "data": source})
     opened = night_rows.open_run(database, pipeline, replace(night_rows.night(), data_until=evidence.data_until))
     packed, made_by = pack(database, opened.run_id, evidence), dict.fromkeys(SIDES, opened.run_id)
-    database.write(lambda session: add(session, fenced(session, opened.run_id, 1), evidence, packed, made_by))
+    database.write(lambda session: add(session, fenced(session, opened.run_id, 1)[0], evidence, packed, made_by))
     again, first = decide(load_evidence(database, opened.run_id), policy), decide(evidence, policy)
     same(first, again)
     assert np.array_equal(first.measured.window, again.measured.window)
