@@ -49,7 +49,7 @@ INDEX = {name: kind for name, kind in SMALL.items() if name != "text_rest"} | {
 }
 """Columns of the index."""
 AGAIN = "run again with --force: the refresh moves this folder aside and writes a new one from the source"
-_LAST = np.uint64((1 << 20) - 1)
+_LAST, _HALF = np.uint64((1 << 20) - 1), np.uint64(32)
 _BLOCK = 1 << 16
 _PIECE = 1 << 17
 """Rows of a column that are read at a time."""
@@ -127,17 +127,35 @@ def repeated(column: NDArray[np.uint64]) -> Hashes:
 
 def among(values: NDArray[np.uint64], wanted: Hashes) -> Mask:
     """Which values are among these hashes."""
-    # Few of many are: their last 20 bits rule out nearly all others, in a tenth of the time of a search.
-    may_be = np.zeros(1 << 20, bool)
-    may_be[wanted & _LAST] = True
-    found = np.empty(len(values), bool)
-    for start in range(0, len(values), _BLOCK):
-        found[start : start + _BLOCK] = may_be[values[start : start + _BLOCK] & _LAST]
-    some = np.flatnonzero(found)
-    if len(some):
-        places = np.minimum(np.searchsorted(wanted, values[some]), len(wanted) - 1)
-        found[some] = wanted[places] == values[some]
+    return finder(wanted)(values)
+
+
+def finder(wanted: Hashes) -> Callable[[NDArray[np.uint64]], Mask]:
+    """Tells which values are among these hashes."""
+    # Few of many are: the last 20 bits rule out nearly all others, and 20 more those that are left, in a twentieth of
+    # the time of a search.
+    low, high = np.zeros((2, 1 << 20), bool)
+    low[_bits(wanted)], high[_bits(wanted >> _HALF)] = True, True
+
+    def found(values: NDArray[np.uint64]) -> Mask:
+        mask = np.empty(len(values), bool)
+        for start in range(0, len(values), _BLOCK):
+            # Wrapped, although none is out of bounds: looking for those takes as long again.
+            low.take(_bits(values[start : start + _BLOCK]), mode="wrap", out=mask[start : start + _BLOCK])
+        some = np.flatnonzero(mask)
+        mask[some] = high.take(_bits(values[some] >> _HALF), mode="wrap")
+        some = some[mask[some]]
+        if len(some):
+            places = np.minimum(np.searchsorted(wanted, values[some]), len(wanted) - 1)
+            mask[some] = wanted[places] == values[some]
+        return mask
+
     return found
+
+
+def _bits(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The last 20 bits."""
+    return (hashes & _LAST).view(np.int64)
 
 
 def mixed(*columns: NDArray[Any]) -> NDArray[np.uint64]:
@@ -197,7 +215,7 @@ class Index:
         """Which rows hold and have one of these hashes in a column."""
         if not len(wanted):
             return np.zeros(len(self.holds), bool)
-        return self.where(name, lambda values: among(values, wanted))
+        return self.where(name, finder(wanted))
 
     def take(self, rows: Mask) -> Columns:
         """The rows where a mask is true, with their `place`."""

@@ -84,6 +84,8 @@ log = logging.getLogger(__name__)
 
 READ = "snapshot %s: %s; read in %.2f s"
 """Log line that `benchmarks.orchestration` parses."""
+MANY_TEXTS = 100_000
+"""Of fewer, to get memory again that was released takes a tenth of the night."""
 LARGEST_GROUP = 2.0
 """Times a split's share of the rows: larger groups of rows that belong together go to train."""
 
@@ -290,8 +292,9 @@ def _take_in(
         known, num_known = KnownRows(index, again), int(index.holds.sum())
         read = read_parts(base, source, plan, known, draft) if source else Read.nothing(tip)
         draft.close_texts()
-        # What Arrow keeps of the texts that were read: 90 MB that the sorting of numbers needs.
-        pa.default_memory_pool().release_unused()
+        if draft.text_rows > MANY_TEXTS:
+            # What Arrow keeps of the texts that were read: 90 MB that the sorting of numbers needs.
+            pa.default_memory_pool().release_unused()
         chain = Chain((*base.chain.deltas, draft.unfinished))
         if source:
             leaving = leaving_rows(index, known, plan, read)
