@@ -230,11 +230,14 @@ def deployable() -> list[str]:
 
     The package's examples are among them only in its own repository, or if there is nothing else.
     """
-    packaged = Path(str(files("deployments") / "pipelines")).resolve()
+    return of_user() or [name for name, path in pipeline_files().items() if path.stem != "template"]
+
+
+def of_user() -> list[str]:
+    """Names of the pipelines that are found here, without the package's examples."""
+    packaged, here = Path(str(files("deployments") / "pipelines")).resolve(), Path("deployments/pipelines").resolve()
     known = {name: path for name, path in pipeline_files().items() if path.stem != "template"}
-    here = Path("deployments/pipelines").resolve()
-    own = [name for name, path in known.items() if path.resolve().parent != packaged or packaged == here]
-    return own or list(known)
+    return [name for name, path in known.items() if path.resolve().parent != packaged or packaged == here]
 
 
 def as_yaml(deployments: Iterable[Deployment]) -> str:

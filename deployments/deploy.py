@@ -36,6 +36,7 @@ from deployments.catalog import (
     Queue,
     catalog,
     deployable,
+    of_user,
     own_name,
     without_cron,
 )
@@ -114,6 +115,8 @@ def deploy(
         work_pool = _work_pool(client, pool)
         folder = work_dir or (Path.cwd() if work_pool.type == PROCESS else None)
         home = _home_of_runs(folder)
+        if not names and not of_user():
+            _check_place(client, home)
         # Only our workers, of process pools, reconcile themselves.
         cron = RECONCILE_CRON if work_pool.type == PROCESS else "*/5 * * * *"
         others = _deployed_besides(client, {one.name for one in pipelines})
@@ -145,6 +148,23 @@ def _home_of_runs(folder: Path | None) -> Home | None:
     if folder is None:
         return None
     return find_home(folder.resolve() / user_path(read_settings().home or ".nightgate"))
+
+
+def _check_place(client: SyncPrefectClient, home: Home | None) -> None:
+    """Refuse to deploy the package's examples where the home has deployments of other pipelines.
+
+    From a wrong folder `--prune` would remove them all, and no night would run any more.
+
+    Raises:
+        ConfigurationError: it has.
+    """
+    if gone := [one.deployment for one in _left_over(client, home, prune=False)]:
+        raise ConfigurationError(
+            f"no pipeline file is found here (in {Path('deployments/pipelines').resolve()}), and this home has "
+            f"deployed {', '.join(gone)}: nothing was changed",
+            next_step="go to the folder of their files, or set NIGHTGATE_PIPELINES to it; where they are gone for "
+            "good, name a pipeline, as in `nightgate deploy sample --prune`",
+        )
 
 
 def check_homes(

@@ -441,6 +441,16 @@ def test_a_run_of_another_home_is_refused_before_it_does_anything(prefect_server
 
 
 @pytest.mark.flow
+def test_deploy_in_a_folder_without_pipelines_removes_none(
+    deployed: Site, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=f"{tmp_path}.*nightly/first"):
+        outcomes(deployed.folder, prune=True)
+    assert deployment(prefect_server, "nightly/first")
+
+
+@pytest.mark.flow
 def test_deploy_says_who_executes_the_runs(deployed: Site, prefect_server: str) -> None:
     said: list[str] = []
     outcomes(deployed.folder, names=["first"], pool="other-pool", say=said.append)
