@@ -117,7 +117,10 @@ class PatientWorker(ProcessWorker, ABC):
         except NightgateError as error:  # raised, it would end the worker with the nights at work
             _say(f"takes no runs for now: {error.reason}")
             return []
-        return [one for one in found if not ours or not is_foreign(one.flow_run.tags, ours)]
+        # Without a home, as where its disk is not mounted, it could only fail them: another worker may have theirs.
+        if left := sum(is_foreign(one.flow_run.tags, ours) for one in found) if not ours else 0:
+            _say(f"takes no runs of a home for now, of which {left} are due: there is none at {home}")
+        return [one for one in found if not is_foreign(one.flow_run.tags, ours)]
 
     async def sync_with_backend(self) -> None:
         try:

@@ -418,6 +418,9 @@ def test_worker_and_serve_leave_runs_of_another_home_to_it(
         # A home that cannot be read for a while ends no worker.
         (other / "home.json").write_text("{}", encoding="utf-8")
         assert asyncio.run(seen_by_worker(other)) == []
+        # Where its disk is not mounted, the runs stay for a worker that has the home.
+        (other / "home.json").unlink()
+        assert asyncio.run(seen_by_worker(other)) == []
     with client(prefect_server) as prefect:
         prefect.delete_flow_run(run.id)
 
