@@ -16,7 +16,7 @@ from typing import Any
 from nightgate.database.transactions import Database
 from nightgate.database.views import selecting
 from nightgate.errors import ModelError, NightgateError, RegistryError, first_line, without_credentials
-from nightgate.models.version_folder import CARD, LEARNT_FILE, MANIFEST, verify_version
+from nightgate.models.version_folder import CARD, LEARNT_FILE, MANIFEST, TOKENIZER_FILES, verify_version
 from nightgate.registry.versions import VersionRow
 
 LINEAGE = "lineage.json"
@@ -37,8 +37,12 @@ _KEPT = (
     "libraries",
 )
 """Entries of the manifest that name nothing of this machine."""
-_REPLACED = ["*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"]
-"""Weights of an earlier version in the same repository, which a loader might prefer."""
+_REPLACED = [
+    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "adapter_config.json"),
+    *(*TOKENIZER_FILES, "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "merges.txt"),
+]
+"""Weights and tokenizers of an earlier model in the same repository, which a loader might prefer, or add to ours:
+transformers takes tokens of an added_tokens.json even where tokenizer.json does not have them."""
 _NOT_SENT = {CARD, LEARNT_FILE}
 """The card is written anew, and what was learnt is of use only where the rows are."""
 _TOKEN = "set HF_TOKEN in the environment to a token that may write there, or log in with `hf auth login`"

@@ -119,11 +119,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
-def test_a_push_sends_the_folder_and_replaces_earlier_weights(tmp_path: Path, trained: Path, hub: Hub) -> None:
+def test_a_push_replaces_earlier_weights_and_tokenizers(tmp_path: Path, trained: Path, hub: Hub) -> None:
     sent = laid_out(tmp_path, trained)
     branch = hub.folder / "someone" / "reviews" / "nightly"
     branch.mkdir(parents=True)
-    for name in ("model-00001-of-00002.safetensors", "LICENSE"):
+    for name in ("model-00001-of-00002.safetensors", "added_tokens.json", "vocab.txt", "LICENSE"):
         (branch / name).write_text("of before")
     url = hub_push.push(sent, "someone/reviews", message="reviews version 3", private=True, branch="nightly")
     assert url.startswith(f"{hub.url}/someone/reviews/commit/")
