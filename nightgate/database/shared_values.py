@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import date
 from functools import cache
 from typing import Any, cast
 
@@ -36,8 +38,41 @@ _DOCUMENT = sa.select(_table(Document).c.document_id).where(_table(Document).c.d
 
 def add_rows(session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows that are new."""
-    if rows:
+    if len(rows) > 1 and session.get_bind().dialect.name == "postgresql":
+        session.execute(_adding(_table(table), tuple(rows[0])), {"rows": _json_of(rows)})
+    elif rows:
         session.execute(sa.insert(_table(table)), rows)
+
+
+@cache
+def _adding(table: sa.Table, names: tuple[str, ...]) -> sa.TextClause:
+    """Of rows as JSON: the driver takes three times as long for a statement with parameters for each."""
+    columns = ", ".join(f'"{name}"' for name in names)
+    return sa.text(
+        f"INSERT INTO {table.name} ({columns}) SELECT {columns} "
+        f"FROM json_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS json))"
+    )
+
+
+def _json_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = json.dumps(rows, default=_plain)
+    if any(odd in text for odd in ("NaN", "Infinity", "\\u")):
+        text = json.dumps([{name: _cleaned(value) for name, value in row.items()} for row in rows], default=_plain)
+    return text
+
+
+def _plain(value: object) -> str:
+    """Bytes, a date or a time as PostgreSQL reads it from JSON."""
+    if isinstance(value, bytes):
+        return f"\\x{value.hex()}"
+    assert isinstance(value, date), f"{value!r} is of no column's type"
+    return value.isoformat()
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return clean(value) if isinstance(value, str) else value
 
 
 def merge_rows(

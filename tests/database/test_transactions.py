@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sqlite3
 import subprocess
@@ -25,6 +26,8 @@ from nightgate.cli.app import app
 from nightgate.database import connection as connections
 from nightgate.database import schema
 from nightgate.database import transactions as databases
+from nightgate.database.data_schema import DriftRow
+from nightgate.database.shared_values import add_rows
 from nightgate.database.transactions import Database
 from nightgate.database_urls import safe_url
 from nightgate.errors import DatabaseError
@@ -520,6 +523,25 @@ def test_many_workers_may_open_a_new_database_at_once(migrated_url: str, home: H
 def test_text_that_postgresql_cannot_store_is_replaced(database: Database) -> None:
     remember(database, "odd", "a\0b \ud83d c")
     assert database.frame("SELECT value FROM setting WHERE key = 'odd'").iloc[0, 0] == "a\ufffdb ? c"
+
+
+@pytest.mark.parametrize("names", [("one",), ("one", "two")], ids=["a row", "rows"])
+def test_rows_hold_no_number_that_is_not_finite_and_no_text_that_cannot_be_stored(
+    database: Database, names: tuple[str, ...]
+) -> None:
+    row = {
+        "run_id": "r",
+        "attempt": 1,
+        "reference": "champion",
+        "slice_name": "Größe",
+        "distance": "d",
+        "value": math.nan,
+    }
+    row |= {"threshold": 0.1, "rows_used": 3, "reference_rows": 4, "outcome": "passed", "reason": "a\0b \ud83d c"}
+    rows = [row | {"statistic": name} for name in names]
+    database.write(lambda session: add_rows(session, DriftRow, rows))
+    stored = database.frame("SELECT slice_name, value, threshold, reason FROM drift_statistic").to_numpy().tolist()
+    assert stored == [["Größe", None, 0.1, "a\ufffdb ? c"]] * len(names)
 
 
 @ON_SQLITE
