@@ -152,7 +152,7 @@ def _changes(of: _Reader) -> pd.DataFrame:
 
 
 def _slices(of: _Reader, nights: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """F1 of each class and slice by night, those with most rows first, where they fell, and how many are left out."""
+    """F1 of each class and slice by night, most rows first; their falls, largest first; how many are left out."""
     rows = of.rows(
         "SELECT run_id, slice_name, slice_value, support, f1 FROM slice_results "
         "WHERE {these} AND split = 'test' AND is_best"
@@ -168,7 +168,7 @@ def _slices(of: _Reader, nights: pd.DataFrame) -> tuple[list[dict[str, Any]], li
     # Classes first; of each name those with most rows.
     shown.sort(key=lambda one: (one["name"] != "label", one["name"]))
     falls.sort(key=lambda fall: fall["after"] - fall["before"])
-    return shown, falls[:5], len(groups) - len(shown)
+    return shown, falls, len(groups) - len(shown)
 
 
 def largest_fall(f1: pd.Series[float], segment: pd.Series[int]) -> dict[str, Any] | None:

@@ -138,7 +138,7 @@ def test_the_head_dates_its_scores_and_changes_have_words(
     opened(tab, written.page)
     for tile in (0, 1):
         assert f"night {newest['night']}" in tab.locator(".tile").nth(tile).inner_text()
-    named = {row[1] for row in cells(tab.locator("#change-table"))}
+    named = {row[1].split(" (made ")[0] for row in cells(tab.locator("#change-table"))}
     assert {"champion", "code", "rows", "torch", "test version", "training.learning_rate"} <= named
     assert named.isdisjoint({"metric", "definition of the score"})
     assert tab.locator("#left-out").inner_text() == ""
@@ -239,6 +239,34 @@ def test_since_when_a_class_is_worse_and_what_changed_then_is_one_click(tab: Pag
     assert (high - low) / 86_400 < 60
 
 
+def test_falls_are_chosen_by_the_name_of_their_slices(tab: Page, written: Written) -> None:
+    opened(tab, written.page)
+    found = tab.evaluate("data.falls.map((fall) => [fall.name, fall.value])")
+    named = tab.locator("#falls li button")
+
+    def words(name: str, value: str) -> str:
+        return f"{'class' if name == 'label' else name} {value}"
+
+    assert named.all_inner_texts() == [words(*one) for one in found[:5]]
+    among = tab.get_by_label("among")
+    for name in ("label", "product", "language"):
+        among.select_option(name)
+        assert named.all_inner_texts() == [words(*one) for one in found if one[0] == name] != []
+
+
+def test_a_change_of_champion_says_when_it_was_made(tab: Page, written: Written) -> None:
+    opened(tab, written.page)
+    began = {
+        (str(one["model_version"]), str(one["valid_from"])[:16].replace("T", " "))
+        for one in written.rows("SELECT model_version, valid_from FROM champion_timeline WHERE pipeline = :name")
+    }
+    changes = [row for row in cells(tab.locator("#change-table")) if row[1].startswith("champion")]
+    made = [(after, what.removeprefix("champion (made ").removesuffix(")")) for _, what, _, after in changes]
+    assert len(made) > 5
+    assert set(made) <= began
+    assert all(moment[:10] < row[0] for (_, moment), row in zip(made, changes, strict=True))
+
+
 def test_who_was_champion_on_a_date_and_why(tab: Page, written: Written) -> None:
     opened(tab, written.page)
     [asked] = written.rows(
@@ -328,11 +356,22 @@ def luminance(tab: Page, name: str) -> float:
 def test_pipelines_that_need_somebody_come_first_and_a_name_opens_its_nights(tab: Page, written: Written) -> None:
     opened(tab, written.page_of_all)
     rows = tab.locator("#rows > tr")
+    assert f"As of {FIRST_NIGHT + timedelta(days=NIGHTS)} 12:00 UTC" in tab.locator("header").inner_text()
     assert rows.count() == PIPELINES
     assert rows.locator(".name").all_inner_texts()[:3] == [FROZEN, FAILED, NAME]
     assert rows.locator(".needs").count() == 2
     assert f"nightgate unfreeze {FROZEN}" in rows.nth(0).inner_text()
     assert "no file matches" in rows.nth(1).inner_text()
+    assert not rows.locator(".fall").first.is_visible()
+    tab.get_by_label("Sort by").select_option("fall")
+    falls = [float(text.split(" since ")[0].replace("−", "-")) for text in rows.locator(".fall").all_inner_texts()]
+    scores = written.rows(
+        "SELECT test_f1 FROM nights WHERE pipeline = :name AND test_f1 IS NOT NULL AND night > :since ORDER BY night",
+        since=str(FIRST_NIGHT + timedelta(days=NIGHTS - 31)),
+    )
+    assert falls == sorted(falls)
+    assert round(scores[-1]["test_f1"] - scores[0]["test_f1"], 4) in falls
+    tab.get_by_label("Sort by").select_option("need")
     tab.get_by_label("Find").fill("reviews-0")
     assert rows.count() == 9
     first = rows.first

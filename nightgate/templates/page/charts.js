@@ -43,7 +43,7 @@ function duration(value) {
   return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
 }
 
-const TONES = { promoted: "good", failed: "bad", missed: "bad", held: "warn", waiting: "warn", cancelled: "warn" };
+const TONES = { promoted: "good", failed: "bad", missed: "bad", waiting: "warn", cancelled: "warn" };
 const SIGNS = { good: "✓", bad: "✗", warn: "!", calm: "–" };
 
 function mark(status, tone = TONES[status] || "calm") {

@@ -6,6 +6,7 @@ const at = nights.night.map(seconds);
 const last = nights.length - 1;
 const changes = frame(data.changes);
 const checks = frame(data.checks);
+const champions = frame(data.champions);
 const breaks = nights.break_before.flatMap((text, place) => (text ? [place] : []));
 const byNight = (rows) => rows.n.reduce((found, n, row) => found.set(n, [...(found.get(n) || []), row]), new Map());
 const changesOf = byNight(changes);
@@ -19,7 +20,6 @@ const chosenByDate = () => chosen.filter((place) => place !== null).sort((a, b) 
 // --- the head ---
 
 function head() {
-  const champions = frame(data.champions);
   const now = champions.valid_to.lastIndexOf(null);
   const promoted = nights.status.lastIndexOf("promoted");
   const alarm = latest(nights.alarm);
@@ -58,7 +58,7 @@ function panel(place) {
     of("test_rows") !== null && ["test rows", count(of("test_rows"))],
     of("duration_seconds") !== null && ["took", duration(of("duration_seconds"))],
   ].filter(Boolean);
-  const changed = (changesOf.get(place) || []).map((row) => `${what(row)}: ${clipped(changes.before[row])} → ${clipped(changes.after[row])}`);
+  const changed = (changesOf.get(place) || []).map((row) => `${what(row)}: ${clipped(changes.before[row])} → ${clipped(changes.after[row])}${made(row)}`);
   $("panel").replaceChildren(
     el("h3", {}, of("night"), " ", mark(of("status"))),
     el("dl", {}, facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
@@ -75,6 +75,14 @@ const what = (row) => {
   const name = changes.name[row];
   return ["setting", "library"].includes(changes.kind[row]) ? name : WORDS[name] || name.replaceAll("_", " ");
 };
+
+/** A new champion is a change of the next night that is judged: when it was made champion, where that was on another day. */
+function made(row) {
+  const night = nights.night[changes.n[row]];
+  const before = (since, place) => since.slice(0, 10) <= night && String(champions.model_version[place]) === changes.after[row];
+  const since = changes.kind[row] === "champion" && champions.valid_from.findLast(before);
+  return since && !since.startsWith(night) ? ` (made ${moment(since)})` : "";
+}
 
 function changeMarks(u) {
   const { ctx, bbox } = u;
@@ -185,7 +193,7 @@ function between(first, second) {
     if (changes.n[row] <= first || changes.n[row] > second) continue;
     const key = `${changes.kind[row]} ${changes.name[row]}`;
     const known = found.get(key) || { row, before: changes.before[row], on: [] };
-    found.set(key, { ...known, after: changes.after[row], on: [...known.on, nights.night[changes.n[row]]] });
+    found.set(key, { ...known, after: changes.after[row], on: [...known.on, nights.night[changes.n[row]] + made(row)] });
   }
   return [...found.values()].filter((one) => one.before !== one.after);
 }
@@ -246,7 +254,8 @@ let sliceChart = null;
 function slices() {
   const names = [...new Set(data.slices.map((one) => one.name))];
   if (!names.length) return $("classes").remove();
-  $("slice-name").replaceChildren(...names.map((name) => el("option", { value: name }, name === "label" ? "classes" : name)));
+  const options = () => names.map((name) => el("option", { value: name }, name === "label" ? "classes" : name));
+  $("slice-name").replaceChildren(...options());
   $("slice-name").addEventListener("change", () => sliceLines($("slice-name").value));
   sliceLines(names[0]);
   if (data.slices_left_out) $("left-out").textContent = `The ${data.slices.length} classes and slices with most rows are shown; ${data.slices_left_out} others are left out.`;
@@ -254,15 +263,21 @@ function slices() {
   const causes = ({ n, since }) => [...changes.n.keys()]
     .filter((row) => changes.n[row] > since && changes.n[row] <= n && changes.kind[row] !== "champion")
     .map((row) => `${what(row)} on ${nights.night[changes.n[row]]}`);
-  const falls = data.falls.map((fall) =>
+  const line = (fall) =>
     el("li", {},
       el("button", { type: "button", class: "link", onclick: () => (sliceLines(($("slice-name").value = fall.name)), show(fall.n)) },
         `${fall.name === "label" ? "class" : fall.name} ${fall.value}`),
       ` fell from ${score(fall.before)} to ${score(fall.after)} on ${nights.night[fall.n]}`,
       causes(fall).length ? `; changed: ${causes(fall).join(", ")}` : "",
-    ),
-  );
-  $("falls").replaceChildren(...(falls.length ? [el("h3", {}, "Largest falls"), el("p", { class: "small" }, "Mean F1 of seven scored nights against the seven before, all comparable, and what changed between the first of the fourteen and the fall."), el("ul", {}, falls)] : []));
+    );
+  const list = el("ul", {});
+  const among = el("select", { onchange: () => list.replaceChildren(...fallen()) }, el("option", { value: "" }, "all, up to five"), options());
+  const fallen = () => {
+    const found = among.value ? data.falls.filter((fall) => fall.name === among.value) : data.falls.slice(0, 5);
+    return found.length ? found.map(line) : [el("li", {}, "None fell by more than noise.")];
+  };
+  list.append(...fallen());
+  $("falls").replaceChildren(...(data.falls.length ? [el("div", { class: "bar" }, el("h3", {}, "Largest falls"), el("label", {}, "among ", among)), el("p", { class: "small" }, "Mean F1 of seven scored nights against the seven before, all comparable, and what changed between the first of the fourteen and the fall."), list] : []));
 }
 
 /** Choose a night and the one before it, no others, and zoom to them. */
@@ -361,12 +376,11 @@ function dataAndCost() {
 // --- champions, changes, examples ---
 
 function tables() {
-  const champions = frame(data.champions);
   $("champion-table").replaceChildren(champions.length ? table(["version", "since", "until", "F1 then", "by", "reason"], backwards(champions.model_version).map((row) => [
     champions.model_version[row], moment(champions.valid_from[row]), champions.valid_to[row] ? moment(champions.valid_to[row]) : "now", score(champions.test_f1[row]), champions.promoted_by[row], champions.reason[row],
   ])) : el("p", { class: "small" }, "No version was ever champion."));
   $("change-table").replaceChildren(changes.length ? table(["night", "what", "before", "after"], backwards(changes.n).map((row) => [
-    nights.night[changes.n[row]], what(row), clipped(changes.before[row]), clipped(changes.after[row]),
+    nights.night[changes.n[row]], what(row) + made(row), clipped(changes.before[row]), clipped(changes.after[row]),
   ])) : el("p", { class: "small" }, "Nothing changed."));
   $("night-table").replaceChildren(folded("All nights as a table", () => table(["night", "status", "F1", "interval", "champion", "its F1", "gain", "min_f1", "reason"], backwards(at).map((n) => [
     nights.night[n], mark(nights.status[n]), score(nights.test_f1[n]), interval(nights.f1_ci_low[n], nights.f1_ci_high[n]), nights.champion_version[n] ?? "", score(nights.champion_f1[n]), gap(nights.f1_delta[n]), score(nights.min_f1[n]), nights.reason[n],

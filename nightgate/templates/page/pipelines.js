@@ -42,16 +42,24 @@ function sparkline(nights) {
   return drawn;
 }
 
+/** The first score of the last 30 nights that is comparable with the newest one, and what has been gained since. */
+function change(nights, n) {
+  const from = Math.max(0, nights.length - 30, latest(nights.break_before));
+  const first = nights.test_f1.findIndex((value, place) => place >= from && value !== null);
+  return { first, gain: first < 0 || first === n ? null : nights.test_f1[n] - nights.test_f1[first] };
+}
+
 function row(one) {
   const nights = one.frame;
   const n = latest(nights.test_f1);
+  const { first, gain } = change(nights, n);
   const open = el("button", { type: "button", class: "link name", "aria-expanded": "false" }, one.pipeline);
   const shown = [
     el("td", { class: "need" }, one.needs ? mark("needs you", "bad") : mark("fine", "good")),
     el("td", {}, open, one.needs ? el("p", { class: "needs" }, one.needs, one.remedy ? el("code", {}, one.remedy) : "") : ""),
     el("td", {}, sparkline(nights)),
     el("td", { "data-name": "last night" }, one.night || NONE, " ", one.status ? mark(one.status) : ""),
-    el("td", { "data-name": "F1" }, el("b", {}, score(nights.test_f1[n])), el("small", {}, interval(nights.f1_ci_low[n], nights.f1_ci_high[n])), n < 0 ? "" : el("small", {}, `night ${nights.night[n]}`)),
+    el("td", { "data-name": "F1" }, el("b", {}, score(nights.test_f1[n])), el("small", {}, interval(nights.f1_ci_low[n], nights.f1_ci_high[n])), n < 0 ? "" : el("small", {}, `night ${nights.night[n]}`), el("small", { class: "fall" }, gain === null ? NONE : `${gap(gain)} since ${nights.night[first]}`)),
     el("td", { "data-name": "champion" }, one.champion_version === null ? "none" : `version ${one.champion_version}`, el("small", {}, one.champion_since ? `since ${one.champion_since.slice(0, 10)}` : "")),
   ];
   const line = el("tr", { class: one.needs ? "wanted" : null }, shown);
@@ -68,26 +76,23 @@ function row(one) {
     const tell = (place) => place !== null && panel.replaceChildren(el("b", {}, nights.night[place]), " ", mark(nights.status[place]), ` F1 ${score(nights.test_f1[place])}. ${nights.reason[place] || ""} ${nights.break_before[place] || ""}`);
     timeline(host, nights, { height: 220, hover: tell, resting: () => nights.length - 1, inWords: (place) => `${nights.status[place]}, F1 ${score(nights.test_f1[place])}` });
   });
-  return { one, line, below: () => below };
+  return { one, line, gain, below: () => below };
 }
 
 const rows = all.map(row);
-const gain = (one) => {
-  const scores = one.frame.test_f1.slice(-30).filter((value) => value !== null);
-  return scores.length ? scores.at(-1) - scores[0] : 0;
-};
 const ORDERS = {
   need: () => 0,
-  name: (a, b) => NATURAL.compare(a.pipeline, b.pipeline),
-  fall: (a, b) => gain(a) - gain(b),
-  champion: (a, b) => (a.champion_since || "").localeCompare(b.champion_since || ""),
+  name: (a, b) => NATURAL.compare(a.one.pipeline, b.one.pipeline),
+  fall: (a, b) => a.gain - b.gain,
+  champion: (a, b) => (a.one.champion_since || "").localeCompare(b.one.champion_since || ""),
 };
 
 function arrange() {
   const wanted = $("filter").value.trim().toLowerCase();
   const order = ORDERS[$("order").value];
+  $("rows").closest("table").dataset.order = $("order").value;
   const shown = rows.filter(({ one }) => `${one.pipeline} ${one.status} ${one.needs}`.toLowerCase().includes(wanted));
-  $("rows").replaceChildren(...[...shown].sort((a, b) => order(a.one, b.one)).flatMap(({ line, below }) => (below() ? [line, below()] : [line])));
+  $("rows").replaceChildren(...[...shown].sort(order).flatMap(({ line, below }) => (below() ? [line, below()] : [line])));
   say(`${shown.length} of ${rows.length} pipelines`);
 }
 
