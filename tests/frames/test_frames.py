@@ -222,7 +222,7 @@ def test_all_pipelines_say_how_they_do_and_who_needs_somebody(database: Database
     assert reviews["needs"] == f"champion: drifted; frozen since {datetime.now(UTC):%Y-%m-%d} by ada: rude answers"
     assert reviews["remedy"] == "nightgate run reviews"
     assert strict["needs"].startswith("night 2026-03-01 waiting: ")
-    asked = database.frame(questions()["Which pipelines need somebody today?"].replace("'2026-01-02'", "'2026-03-01'"))
+    asked = database.frame(questions()["Which pipelines need somebody today?"].replace("'2026-01-05'", "'2026-03-04'"))
     assert list(zip(asked["pipeline"], asked["need"], strict=True)) == [
         ("broken", "last night failed"),
         ("reviews", "alarm"),
@@ -239,7 +239,10 @@ def test_a_pipeline_without_a_night_for_three_of_its_usual_gaps_needs_somebody(d
 
     def needing(day: date) -> dict[str, tuple[str, str]]:
         rows = fleet.records(fleet.read_fleet(database, day))
-        return {row["pipeline"]: (row["needs"], row["remedy"]) for row in rows if row["needs"]}
+        found = {row["pipeline"]: (row["needs"], row["remedy"]) for row in rows if row["needs"]}
+        asked = database.frame(questions()["Which pipelines need somebody today?"].replace("2026-01-05", str(day)))
+        assert found == {row["pipeline"]: (row["need"], row["next_step"]) for row in fleet.records(asked)}
+        return found
 
     assert list(needing(date(2026, 3, 14))) == ["once"]
     assert needing(date(2026, 3, 15))["nightly"] == ("no night for 4 days", "nightgate doctor")

@@ -446,7 +446,9 @@ def _(views: Views) -> pd.DataFrame:
 def _(views: Views) -> pd.DataFrame:
     # The other needs are compared with those of `nightgate history` in tests/frames.
     last = counted(views.all("nights"), "pipeline", night=("night", "max"))
-    return last.assign(need="no night since " + last["night"], reason=None, next_step="nightgate doctor")
+    silent = pd.Timestamp("2026-01-05") - pd.to_datetime(last["night"])
+    need = "no night for " + silent.dt.days.astype(str) + " days"
+    return last.assign(need=need, reason=None, next_step="nightgate doctor")
 
 
 @answers("How was the last quarter of every pipeline?")
