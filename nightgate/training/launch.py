@@ -13,7 +13,11 @@ from pathlib import Path
 
 import nightgate
 from nightgate.cpu_threads import openmp_settings, pick_threads
+from nightgate.errors import TrainingError
 from nightgate.settings import read_settings
+
+PATIENCE = 30.0
+"""Seconds for the list of GPUs."""
 
 _ALWAYS = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -32,6 +36,7 @@ def processes() -> int:
 
     Raises:
         ConfigurationError: as `read_settings`.
+        TrainingError: as `gpus`.
     """
     asked = read_settings().processes
     return max(1, len(gpus())) if asked == "gpus" else asked
@@ -61,11 +66,21 @@ def environment(count: int) -> dict[str, str]:
 
 
 def gpus() -> list[str]:
-    """Ids of the GPUs that this process may use, as in CUDA_VISIBLE_DEVICES."""
+    """Ids of the GPUs that this process may use, as in CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        TrainingError: their driver does not answer.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30)
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        raise TrainingError(
+            f"nvidia-smi does not list the GPUs within {PATIENCE:g} s",
+            next_step="see whether their driver hangs (dmesg), or name the GPUs in CUDA_VISIBLE_DEVICES",
+        ) from error
     return [str(at) for at in range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))]

@@ -43,7 +43,7 @@ from nightgate.pipeline_files import load_pipeline
 from nightgate.registry.data_retention import kept_snapshots
 from nightgate.registry.redaction import redact_deltas
 from nightgate.runs import lifecycle, records
-from nightgate.training import supervisor
+from nightgate.training import launch, supervisor
 from nightgate.training.protocol import Progress, TrainJob
 from tests.conftest import free_port
 from tests.support import night_rows
@@ -306,6 +306,17 @@ def test_this_machine_has_a_worker_for_each_gpu_or_core_and_says_why(
     workers, why = seed_runs.local_workers(num_seeds, asked)
     assert workers == expected
     assert reason in why
+
+
+def test_a_driver_that_hangs_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(launch, "PATIENCE", 0.2)
+    with pytest.raises(TrainingError, match="nvidia-smi"):
+        seed_runs.local_workers(3)
 
 
 # --- seeds that are trained ---
