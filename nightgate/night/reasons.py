@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -196,7 +196,7 @@ def answer(db: Database, champion: VersionRow, alarm: str, *, besides: str = "")
     query = (
         sa.select(Run.run_id, Run.night, Run.status)
         .where(Run.pipeline == champion.pipeline, Run.dry_run.is_(False), Run.run_id != besides)
-        .where(Run.status.in_(("running", *_TRAINED)), Run.data_until >= raised)
+        .where(Run.status.in_(("running", *_TRAINED)), Run.data_until >= raised, Run.data_until <= datetime.now(UTC))
         .order_by(Run.data_until)
         .limit(1)
     )
@@ -218,11 +218,13 @@ def _since_training(session: Session, run: NightRun) -> tuple[sa.Row[Any] | None
     """The run that trained last, those that ended since and came to a decision, the newest first, and what was decided
     by others since it started.
 
-    A training counts by its data: a past night that was run by hand comes before the nights that follow it.
+    A training counts by its data: a past night that was run by hand comes before the nights that follow it. One that is
+    still to come, by a clock that was wrong, does not count until then.
     """
     query = (
         sa.select(Run.run_id, Run.night, Run.status, Run.snapshot_id, Run.inputs, Run.data_until, Run.started_at)
         .where(Run.pipeline == run.pipeline.name, Run.dry_run.is_(False), Run.run_id != run.run_id)
+        .where(Run.data_until <= datetime.now(UTC))
         .order_by(Run.data_until.desc(), Run.started_at.desc(), Run.run_id.desc())
     )
     trained = session.execute(query.where(Run.status.in_(_TRAINED)).limit(1)).first()

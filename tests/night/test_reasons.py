@@ -225,6 +225,13 @@ def test_a_training_counts_by_its_data_and_a_dry_run_does_not(database: Database
 
 
 @pytest.mark.database
+def test_a_training_of_a_night_to_come_by_a_wrong_clock_does_not_count_until_then(database: Database) -> None:
+    ended_night(database, 365 * 30, "held", rows=2)
+    ended_night(database, 0, "held")
+    assert str(decided(database, 1)).startswith("nothing is new since the night of 2026-03-01")
+
+
+@pytest.mark.database
 def test_a_night_that_failed_before_it_was_decided_whether_it_trains_is_no_reason(database: Database) -> None:
     ended_night(database, 0, "held")
     unread = opened(database, day=1)
