@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Self
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -34,6 +35,7 @@ from deployments.deploy import FLOW_ENVIRONMENT, check_homes, existing, prefect_
 from flows.homes import is_foreign, own_tag
 from flows.reconcile import reconcile_regularly
 from flows.server.connection import (
+    StartedServer,
     answers,
     asks_for_password,
     client_settings,
@@ -51,6 +53,8 @@ from nightgate.settings import read_settings
 
 log = logging.getLogger("nightgate.deployments")
 
+SECONDS_BETWEEN_CHECKS = 5
+"""Of the server that was started here."""
 POLL_SECONDS = 2
 """Longest wait between a click on Run and its start. Prefect's default of 10 s is for many machines."""
 
@@ -90,15 +94,16 @@ def serve_pipelines(
     with ExitStack() as stack:
         stack.enter_context(suppress(KeyboardInterrupt))
         stack.enter_context(temporary_settings(chosen))
-        url, is_started = stack.enter_context(_server(home, auth=auth))
+        url, server = stack.enter_context(_server(home, auth=auth))
         stack.enter_context(temporary_settings(client_settings(f"{url}/api")))
         deployments = deployments_of(pipelines, home, take_over=take_over)
         if not configured:
             # On a configured server its owner runs `python -m deployments.automations`.
             automations.install()
+        is_started = server is not None
         for line in _announcement(url, pipelines, home, is_started=is_started, is_configured=bool(configured)):
             say(line)
-        asyncio.run(_serve(deployments))
+        asyncio.run(_serve(deployments, server))
 
 
 def _announcement(
@@ -152,8 +157,12 @@ def _ending_signals() -> list[signal.Signals]:
     return [ending for ending in endings if ending != signal.SIGHUP or signal.getsignal(ending) is not signal.SIG_IGN]
 
 
-async def _serve(deployments: Sequence[tuple[Queue, RunnerDeployment]]) -> None:
-    """Run the due runs: one runner a slot, with its limit, and one without for operations."""
+async def _serve(deployments: Sequence[tuple[Queue, RunnerDeployment]], server: StartedServer | None = None) -> None:
+    """Run the due runs: one runner a slot, with its limit, and one without for operations.
+
+    Args:
+        server: the one that was started here and is kept alive.
+    """
     runners: dict[str, _Runner] = {}
     for queue, deployment in deployments:
         runner = runners.setdefault(queue.slot, make_runner(queue.limit))
@@ -165,9 +174,29 @@ async def _serve(deployments: Sequence[tuple[Queue, RunnerDeployment]]) -> None:
 
     for ending in _ending_signals():
         asyncio.get_running_loop().add_signal_handler(ending, end)
-    regularly = asyncio.create_task(reconcile_regularly())
-    await asyncio.gather(*(runner.start() for runner in runners.values()))
-    regularly.cancel()
+    with ExitStack() as servers:
+        beside = [asyncio.create_task(reconcile_regularly())]
+        if server is not None:
+            beside.append(asyncio.create_task(_keep_alive(server, servers)))
+        await asyncio.gather(*(runner.start() for runner in runners.values()))
+        for task in beside:
+            task.cancel()
+
+
+async def _keep_alive(server: StartedServer, servers: ExitStack) -> None:
+    """Start the server anew where it has ended, as for lack of memory: no night would start, and none be reported.
+
+    The runners find it again. Nights at work go on.
+    """
+    while True:
+        await asyncio.sleep(SECONDS_BETWEEN_CHECKS)
+        if (code := server.process.poll()) is None:
+            continue
+        log.error("the Prefect server has ended with code %d and is started again; its log: %s", code, server.log)
+        try:
+            server = servers.enter_context(started_server(urlsplit(server.url).port or 0, auth=server.auth))
+        except NightgateError as error:
+            log.error("%s", error)
 
 
 def make_runner(limit: int | None = None) -> _Runner:
@@ -219,8 +248,8 @@ class _Runner(Runner):
 
 
 @contextmanager
-def _server(home: Home, *, auth: bool) -> Iterator[tuple[str, bool]]:
-    """Address of the configured server, or of a local one, and whether that was started here because none ran."""
+def _server(home: Home, *, auth: bool) -> Iterator[tuple[str, StartedServer | None]]:
+    """Address of the configured server, or of a local one, which is started here if none runs."""
     configured = configured_server()
     url = (configured or f"{local_server()}/api").removesuffix("/api")
     if configured or answers(url):
@@ -238,7 +267,7 @@ def _server(home: Home, *, auth: bool) -> Iterator[tuple[str, bool]]:
                 f"{shown} runs already and asks for no password",
                 next_step="stop it and repeat the command, or omit --auth (NIGHTGATE_SERVE_AUTH)",
             )
-        yield url, False
+        yield url, None
         return
     # A password that is set for server or clients is used as it is.
     made = auth and not PREFECT_SERVER_API_AUTH_STRING.value()
@@ -256,7 +285,7 @@ def _server(home: Home, *, auth: bool) -> Iterator[tuple[str, bool]]:
             raise NightgateError(
                 f"the local Prefect server at {url} {problem}", next_step="set it and repeat the command"
             )
-        yield url, True
+        yield url, server
 
 
 @contextmanager

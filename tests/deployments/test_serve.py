@@ -623,6 +623,37 @@ def test_a_second_home_is_refused_names_itself_or_takes_over(prefect_server: str
         first.wait(40)
 
 
+def test_serve_starts_its_server_again_that_was_killed(tmp_path: Path, session_root: Path) -> None:
+    port, log = free_port(), tmp_path / "serve.log"
+    api = f"http://127.0.0.1:{port}/api"
+    options = {"PREFECT_SERVER_API_PORT": str(port), "PREFECT_HOME": str(session_root / "killed-server")}
+    process = start_serving(write_served_pipeline(tmp_path, "kept"), tmp_path / "home", log, **options)
+    everybody: list[psutil.Process] = []
+    try:
+        comes_up(process, log, 120)
+        (killed,) = psutil.Process(process.pid).children()
+        # The last that is registered before the runners start.
+        within(60, lambda: httpx.get(f"{api}/deployments/name/unfreeze/nightgate").status_code == 200, "deployments")
+        time.sleep(3)
+        killed.kill()
+        within(30, lambda: {*psutil.Process(process.pid).children()} - {killed}, "the start of a new server")
+        within(90, lambda: answers(api.removesuffix("/api")), "its answer")
+        found = deployment(api, "reconcile/nightgate")
+        with client(api) as prefect:
+            run = prefect.create_flow_run_from_deployment(found.id)
+            within(120, lambda: prefect.read_flow_run(run.id).state.is_final(), "the end of a run")
+        everybody = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        within(40, lambda: process.poll() is not None, "the end of serve")
+        within(5, lambda: not any(one.is_running() for one in everybody), "the end of its new server")
+    finally:
+        for one in (process, *everybody):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+
+
+@pytest.mark.faults
 def test_serve_ends_its_server_when_it_is_stopped_before_that_one_answers(tmp_path: Path, session_root: Path) -> None:
     log = tmp_path / "serve.log"
     process = start_serving(
