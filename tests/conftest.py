@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import settings
 
 _names = itertools.count(1)
 
@@ -37,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         # Workers inherit it.
         os.environ["TESTS_SHARED_ROOT"] = str(root)
+    # By default an example may take 200 ms, and one in thousands takes longer beside a busy neighbour.
+    settings.register_profile("any machine", deadline=None)
+    settings.load_profile("any machine")
     # Nothing here must survive a power cut, and of small files a flush is the most expensive part.
     os.fsync = lambda _: None
     for name, folder in (("HF_HOME", "hf"), ("PREFECT_HOME", "prefect"), ("XDG_RUNTIME_DIR", "run")):

@@ -98,7 +98,7 @@ PASSWORDS = st.text(alphabet="ЖЩЯЮ7@/:#?%& \t\"'+=[]", min_size=4, max_size=
 
 
 @given(password=PASSWORDS)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.usefixtures("environment")
 def test_no_four_characters_of_a_password_that_is_not_quoted_are_shown(password: str) -> None:
     pieces = {password[at : at + 4] for at in range(len(password) - 3)}

@@ -155,7 +155,7 @@ ANY_NIGHT = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(ANY_NIGHT, min_size=1, max_size=40), st.integers(40, 250), st.sampled_from([UNICODE, ASCII]))
 def test_no_line_is_wider_than_the_terminal_and_no_night_is_lost(
     nights: list[dict[str, Any]], width: int, signs: Any

@@ -144,7 +144,7 @@ class Seen:
                     self.splits.setdefault((kind, value), set()).add(split)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.lists(ROW, max_size=6), min_size=1, max_size=6), st.booleans(), st.booleans(), st.randoms())
 def test_no_key_is_ever_on_two_sides(
     tmp_path_factory: pytest.TempPathFactory, changes: list[list[Row]], groups: bool, sweep: bool, order: random.Random
@@ -169,7 +169,7 @@ def test_no_key_is_ever_on_two_sides(
         taken = now
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(ROW, min_size=1, max_size=12, unique_by=lambda row: row.id), st.booleans(), st.randoms())
 def test_the_order_of_the_rows_of_a_night_does_not_matter(rows: list[Row], groups: bool, order: random.Random) -> None:
     rows = rows if groups else [replace(row, group="") for row in rows]

@@ -29,7 +29,7 @@ from tests.support import night_rows
 from tests.support.gate_night import DAY, SERVED, TONIGHT, UNTIL, check, outcomes
 
 # The same examples on every run, so that the suite cannot fail by chance.
-QUICK = settings(max_examples=12, deadline=None, derandomize=True)
+QUICK = settings(max_examples=12, derandomize=True)
 NAMES = ("bad", "fair", "good", "better")
 
 

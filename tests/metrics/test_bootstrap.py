@@ -77,7 +77,7 @@ def labelled(draw: st.DrawFn) -> tuple[Labels, Labels, Labels]:
     return true, *models
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(labelled(), st.integers(0, 2**32 - 1))
 def test_a_model_whose_wrong_rows_become_right_is_never_worse(rows: tuple[Labels, Labels, Labels], seed: int) -> None:
     """Not by any average or class, alone or against another model, on all rows or on any resample of them."""

@@ -34,7 +34,7 @@ from tests.support.tiny import tiny_pipeline, write_tiny_reviews
 
 # --- the decision ---
 
-QUICK = settings(max_examples=200, deadline=None, derandomize=True)
+QUICK = settings(max_examples=200, derandomize=True)
 SOME = Facts(trained="the night of 2026-03-01")
 """A night of the schedule after one that trained, with nothing new."""
 
