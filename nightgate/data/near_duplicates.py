@@ -124,13 +124,19 @@ class NearDuplicates:
         return near
 
     def find(self, keys: Keys, signatures: Signatures) -> Keys:
-        """The clusters of texts, for `SplitMemory.assign`: shape [texts, 5], 0: none. New texts are added.
+        """The clusters of texts, for `SplitMemory.assign`: shape [texts, 2 or 5], 0: none. New texts are added.
 
         The first is the text's own key, then come the keys of the clusters that it is a near-copy of.
         """
+        return self._found(keys, *self._unknown(keys, signatures))
+
+    def _unknown(self, keys: Keys, signatures: Signatures) -> tuple[Keys, Signatures]:
+        """The texts that are long enough to be compared and not known yet, each once, sorted by key."""
         unique, place = np.unique(keys, return_index=True)
         is_new = signatures[place].any(axis=1) & (unique != 0) & ~np.isin(unique, self._known(unique)[0])
-        new, of_new = unique[is_new], np.ascontiguousarray(signatures[place[is_new]])
+        return unique[is_new], np.ascontiguousarray(signatures[place[is_new]])
+
+    def _found(self, keys: Keys, new: Keys, of_new: Signatures) -> Keys:
         roots, touched = self._roots_of(new, of_new)
         room = max(0, _MOST_TEXTS - len(self._keys))
         if len(new) > room:
@@ -141,12 +147,15 @@ class NearDuplicates:
                 f"{_MOST_TEXTS:,}",
             )
         self._add(new[:room], roots[:room], of_new[:room])
-        found = np.zeros((len(keys), 2 + _TOUCHED), np.uint64)
-        found[:, :2] = self.clusters(keys)
+        found = self.clusters(keys)
         if len(new):
             at = np.minimum(np.searchsorted(new, keys), len(new) - 1)
-            known = new[at] == keys
-            found[known, 1:] = np.column_stack([roots, touched])[at[known]]
+            known = np.flatnonzero(new[at] == keys)
+            found[known, 1] = roots[at[known]]
+            if touched.any():
+                others = np.zeros((len(keys), _TOUCHED), np.uint64)
+                others[known] = touched[at[known]]
+                found = np.column_stack([found, others])
         found[:, 1:][(found[:, 1:] == found[:, :1]) | (found[:, 1:] == _TEMPLATE)] = 0
         return found
 
@@ -157,11 +166,18 @@ class NearDuplicates:
             SnapshotError: a file of the chain cannot be read.
         """
         order = np.argsort(places, kind="stable")
-        sketches = [sketch(table["text"].to_pylist()) for table in chain.batches(places[order], ["text"])]
-        found = np.empty((len(places), 2 + _TOUCHED), np.uint64)
-        if sketches:
-            found[order] = self.find(*(np.concatenate(parts) for parts in zip(*sketches, strict=True)))
-        return found
+        # Filled in place: a million signatures take 32 MB.
+        keys, signatures = np.empty(len(places), np.uint64), np.empty((len(places), NUM_HASHES), np.uint8)
+        end = 0
+        for table in chain.batches(places[order], ["text"]):
+            begin, end = end, end + len(table)
+            keys[begin:end], signatures[begin:end] = sketch(table["text"].to_pylist())
+        unknown = self._unknown(keys, signatures)
+        del signatures
+        found = self._found(keys, *unknown)
+        in_order = np.empty_like(found)
+        in_order[order] = found
+        return in_order
 
     def clusters(self, keys: Keys) -> Keys:
         """The clusters of known texts, shape [texts, 2]: their own keys, then those of another cluster; 0: none."""
@@ -183,7 +199,10 @@ class NearDuplicates:
         if not len(keys):
             return []
         signatures = np.ascontiguousarray(self._signatures[self._written :])
-        name = f"{hashlib.sha256(keys.tobytes() + roots.tobytes() + signatures.tobytes()).hexdigest()[:16]}.parquet"
+        digest = hashlib.sha256()
+        for part in (keys, roots, signatures):
+            digest.update(part.data)
+        name = f"{digest.hexdigest()[:16]}.parquet"
         binary = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(NUM_HASHES), len(keys), [None, pa.py_buffer(signatures)]
         )
@@ -231,7 +250,8 @@ class NearDuplicates:
     def _add(self, keys: Keys, roots: Keys, signatures: Signatures) -> None:
         self._keys = np.concatenate([self._keys, keys])
         self._roots = np.concatenate([self._roots, roots])
-        self._signatures = np.concatenate([self._signatures, signatures])
+        # Of a first refresh not copied: a million take 32 MB.
+        self._signatures = np.concatenate([self._signatures, signatures]) if len(self._signatures) else signatures
 
 
 _ASCII_OTHERS = bytes(code for code in range(128) if not chr(code).isalnum())

@@ -330,6 +330,7 @@ def _take_in(
         of = memory_of(rules_of(pipeline))
         files = [*files, *memory.write(folder / MEMORY / of)]
         near_files = [*near_files, *(near.write(folder / NEAR) if near else [])]
+        del policy, memory, near  # 100 MB of a million rows, which the delta needs
         if len(resolved.rows["state"]) or len(superseded):
             draft.finish(base.chain, tip.number + 1, resolved.rows, superseded)
     chain = Chain((*base.chain.deltas, draft.delta)) if draft.delta else base.chain

@@ -44,7 +44,7 @@ def test_the_canonical_text_has_letters_digits_and_vowel_signs_alone(text: str, 
 
 
 def test_texts_without_letters_and_digits_share_nothing() -> None:
-    assert found(NearDuplicates(), ["!!!", "???", "👍"]).tolist() == [[0] * 5] * 3
+    assert not found(NearDuplicates(), ["!!!", "???", "👍"]).any()
 
 
 @pytest.mark.parametrize("over_nights", [False, True])
