@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -37,6 +38,9 @@ LOCK_SECONDS = 5
 """Seconds that one try waits for a lock."""
 IDLE_SECONDS = 60
 """Seconds after which PostgreSQL ends a silent client's transaction; its locks would last for hours otherwise."""
+LINGER = 1.0
+"""Seconds without a transaction after which the connection is closed. Opening one takes SQLite 3 ms of CPU for its
+views and its WAL file, and PostgreSQL 8 ms with slow first queries; a night has 50 transactions in a dozen bursts."""
 
 
 # --- URLs ---
@@ -209,6 +213,40 @@ def _prepare_postgresql(engine: Engine) -> None:
 
     sa.event.listen(engine, "begin", began)
     sa.event.listen(engine, "checkout", taken)
+
+
+class IdleConnection:
+    """Closes the connection of an engine that no transaction has used for `LINGER` seconds."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._num_ended = 0
+        self._has_closer = False
+
+    def begins(self) -> None:
+        """A transaction has ended."""
+        with self._lock:
+            self._num_ended += 1
+            if self._has_closer:
+                return
+            self._has_closer = True
+        threading.Thread(target=self._close_later, name="nightgate-disconnect", daemon=True).start()
+
+    def stop(self) -> None:
+        """Wait no longer."""
+        self._stopped.set()
+
+    def _close_later(self) -> None:
+        while True:
+            before = self._num_ended
+            self._stopped.wait(LINGER)
+            with self._lock:
+                if self._num_ended == before or self._stopped.is_set():
+                    self._has_closer = False
+                    break
+        self._engine.pool.dispose()
 
 
 # --- failures ---

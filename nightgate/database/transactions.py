@@ -8,7 +8,6 @@ database.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from nightgate.database import earlier, schema
 from nightgate.database.connection import (
+    IdleConnection,
     database_errors,
     database_url,
     make_engine,
@@ -43,9 +43,6 @@ T = TypeVar("T")
 
 PATIENCE = 30.0
 """Seconds for which a transaction is retried."""
-LINGER = 1.0
-"""Seconds without a transaction after which the connection is closed. Opening one takes SQLite 3 ms of CPU for its
-views and its WAL file, and PostgreSQL 8 ms with slow first queries; a night has 50 transactions in a dozen bursts."""
 ANALYSED_ROWS = 400
 """Rows of an index that SQLite looks at for its statistics: a millisecond for two years of 50 pipelines."""
 _CHANGED = """
@@ -68,10 +65,7 @@ class Database:
         self._engine = make_engine(url, keep=True)
         self._known: dict[Any, Any] = {}
         """What committed transactions have found that never changes, for those after them: see `slice_ids`."""
-        self._closed = threading.Event()
-        self._lock = threading.Lock()
-        self._num_ended = 0
-        self._has_closer = False
+        self._idle = IdleConnection(self._engine)
         self._writer = self._engine.execution_options(writes=True)
         # By default each query of a PostgreSQL transaction sees what others have committed by then.
         snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
@@ -185,11 +179,11 @@ class Database:
         return self.read(lambda session: not sa.inspect(session.connection()).get_table_names())
 
     def close(self) -> None:
-        self._closed.set()
+        self._idle.stop()
         self._engine.dispose()
 
     def disconnect(self) -> None:
-        """Close the connection that no transaction uses, which otherwise happens after `LINGER` seconds."""
+        """Close the connection that no transaction uses, which otherwise happens soon after the last one."""
         self._engine.pool.dispose()
 
     def _transaction(self, engine: Engine, work: Callable[[Session], T]) -> T:
@@ -202,28 +196,9 @@ class Database:
                     self._known = session.info["known"]
                 return found
             finally:
-                self._linger()
+                self._idle.begins()
 
         return retry(self._url, self.patience, once)
-
-    def _linger(self) -> None:
-        """See to it that the connection is closed once no transaction has used it for a while."""
-        with self._lock:
-            self._num_ended += 1
-            if self._has_closer:
-                return
-            self._has_closer = True
-        threading.Thread(target=self._disconnect_when_idle, name="nightgate-disconnect", daemon=True).start()
-
-    def _disconnect_when_idle(self) -> None:
-        while True:
-            before = self._num_ended
-            self._closed.wait(LINGER)
-            with self._lock:
-                if self._num_ended == before or self._closed.is_set():
-                    self._has_closer = False
-                    break
-        self.disconnect()
 
     def _check_revision(self) -> None:
         if path := missing_file(self._url):

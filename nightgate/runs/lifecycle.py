@@ -26,12 +26,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 R = TypeVar("R", "Run", "Fenced")
 
+
+class Fenced(NamedTuple):
+    """What writes read of a run and its attempt, both locked."""
+
+    run_id: str
+    pipeline: str
+    night: date
+    attempt: int
+    status: str
+    average: Average
+    label_names: list[str]
+    best_epoch: int | None
+    training: str | None
+    attempt_id: int
+    device: str | None
+    precision: str | None
+    engine: str | None
+    engine_reason: str | None
+
+
 _RUN, _OF_RUN = cast("sa.Table", Run.__table__).c, cast("sa.Table", Attempt.__table__).c
-_RUN_COLUMNS = ("run_id", "pipeline", "night", "attempt", "status", "average", "label_names", "best_epoch", "training")
-_ATTEMPT_COLUMNS = ("attempt_id", "device", "precision", "engine", "engine_reason")
+_OF_ATTEMPT = ("attempt_id", "device", "precision", "engine", "engine_reason")
 # Built once, and of few columns: it begins every write of a night.
 _FENCE = (
-    sa.select(*(_RUN[name] for name in _RUN_COLUMNS), *(_OF_RUN[name] for name in _ATTEMPT_COLUMNS))
+    sa.select(*((_OF_RUN if name in _OF_ATTEMPT else _RUN)[name] for name in Fenced._fields))
     .where(_RUN.run_id == sa.bindparam("run_id"), _OF_RUN.attempt == sa.bindparam("attempt"))
     .where(_OF_RUN.run_id == _RUN.run_id)
     .with_for_update()
@@ -107,25 +126,6 @@ def lock_pipeline(session: Session, pipeline_name: str) -> None:
     if session.get_bind().dialect.name == "postgresql":
         session.execute(sa.text("SELECT pg_advisory_xact_lock(7203150, hashtext(:name))"), {"name": pipeline_name})
     # On SQLite a writing transaction is alone from its BEGIN IMMEDIATE on.
-
-
-class Fenced(NamedTuple):
-    """What writes read of a run and its attempt, both locked."""
-
-    run_id: str
-    pipeline: str
-    night: date
-    attempt: int
-    status: str
-    average: Average
-    label_names: list[str]
-    best_epoch: int | None
-    training: str | None
-    attempt_id: int
-    device: str | None
-    precision: str | None
-    engine: str | None
-    engine_reason: str | None
 
 
 def fence(session: Session, run_id: str, attempt: int) -> Fenced:

@@ -291,7 +291,7 @@ def test_a_transaction_whose_connection_is_cut_is_retried(database: Database, po
 def test_transactions_that_follow_each_other_share_a_connection_which_is_closed_after_the_last(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(databases, "LINGER", 0.5)
+    monkeypatch.setattr(connections, "LINGER", 0.5)
     opened, closed = [], threading.Event()
     sa.event.listen(database._engine, "connect", lambda connection, _: opened.append(connection))
     sa.event.listen(database._engine, "close", lambda *_: closed.set())
@@ -311,7 +311,7 @@ def test_sqlite_leaves_one_file_once_the_connection_is_closed(
 ) -> None:
     log = Path(f"{database._url.database}-wal")
     assert log.exists()
-    monkeypatch.setattr(databases, "LINGER", 0.1)
+    monkeypatch.setattr(connections, "LINGER", 0.1)
     night_rows.within(30, lambda: not log.exists())
 
 
