@@ -384,7 +384,7 @@ def test_changes_are_those_of_each_night_from_the_one_with_a_version_before(data
                 given = copy.deepcopy(content)
                 for name in ("old", "new"):
                     given.get("training", {}).pop(name, None)
-                number = document_id(session, content, given)
+                number = document_id(session, content, given.copy)
                 session.execute(sa.update(table).where(table.run_id.in_(runs)).values({column: number}))
 
     database.write(set_documents)
