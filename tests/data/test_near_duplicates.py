@@ -17,7 +17,7 @@ from tests.support.near_copies import near_copy, review
 
 
 def found(near: NearDuplicates, texts: list[str]) -> Keys:
-    return near.find(*sketch(texts))
+    return near.find([texts], len(texts))
 
 
 def share_a_cluster(one: Keys, other: Keys) -> list[bool]:

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nightgate.data.near_duplicates import NearDuplicates, sketch
+from nightgate.data.near_duplicates import NearDuplicates
 from nightgate.data.rules import memory_of
 from nightgate.data.snapshots import Snapshot, write_snapshot
-from nightgate.data.split_memory import TEST, TRAIN, VALIDATION, SplitMemory
+from nightgate.data.split_memory import TEST, TRAIN, VALIDATION, Keys, SplitMemory
 from nightgate.data.tip import EMPTY, MEMORY, NEAR, write_tip
 from nightgate.database.transactions import Database
 from nightgate.home import Home
@@ -98,13 +98,13 @@ def test_five_thousand_rows_are_looked_up_in_five_large_snapshots_within_seconds
 SPLIT_RULES = {"seed": 42, "validation": 0.1, "test": 0.1, "by": "text"}
 
 
-def remembered(folder: Path, files: list[str], seen: pd.DataFrame, split: int, clusters: Sequence[int] = ()) -> None:
+def remembered(folder: Path, files: list[str], seen: pd.DataFrame, split: int, clusters: Keys | None = None) -> None:
     """Add rows with a split to the memory in `files`."""
     of = folder / MEMORY / memory_of({"split": SPLIT_RULES})
     memory = SplitMemory.open(of, files)
     keys = dict(keys_of(Path("none"), seen))
-    if clusters:
-        keys["cluster"] = np.array(clusters, np.uint64)
+    if clusters is not None:
+        keys["cluster"] = clusters
     memory.remember(memory.assign(keys, lambda some: np.full(len(some), split, np.int8)), np.ones(len(seen), bool))
     files += memory.write(of)
 
@@ -143,9 +143,9 @@ def test_a_near_copy_of_a_training_row_is_marked(tmp_path: Path) -> None:
         "The kettle boils quickly, and is very quiet too",
         "a lamp that gives less light than a candle",
     )
-    clusters = near.find(*sketch([first, copy, other]))
+    clusters = near.find([[first, copy, other]], 3)
     files: list[str] = []
-    remembered(tmp_path, files, rows([1], "r"), TRAIN, clusters=clusters[0].max(keepdims=True).tolist())
+    remembered(tmp_path, files, rows([1], "r"), TRAIN, clusters=clusters[:1])
     write_tip(tmp_path, replace(EMPTY, near=near.write(tmp_path / NEAR), memory={"x": []}))
     keys = keys_of(tmp_path, rows([8, 9], "n").assign(text=[copy, other]))
     mask, _ = trained_on(Line((without_rows(tmp_path, files),)), keys)
