@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
 from nightgate.database.metric_schema import ConfusionMatrix, EpochMetric, SliceMetric
-from nightgate.database.schema import Run
 from nightgate.database.shared_values import SlicePair, add_rows, slice_ids
 from nightgate.runs.lifecycle import Fenced
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 def add_details(
     session: Session,
-    run: Fenced | Run,
+    run: Fenced,
     attempt_id: int,
     epoch: int,
     slices: Sequence[SliceScore],
@@ -40,7 +39,7 @@ def add_details(
     place = {"attempt_id": attempt_id, "epoch": epoch, "is_test": is_test}
     labels = [("label", name) for name in run.label_names]
     ids = slice_ids(session, [*labels, *((one.slice_name, one.slice_value) for one in slices)])
-    average = cast("Average", run.average)
+    average = run.average
     add_rows(session, SliceMetric, [place | slice_row(one, average, ids) for one in slices])
     if confusion is not None:
         assert confusion.shape == (len(labels), len(labels)), f"{confusion.shape} for {len(labels)} labels"

@@ -32,6 +32,7 @@ from nightgate.errors import RegistryError
 from nightgate.gate.evidence import Evidence, Labels, Mask, Rows, Serving, Side
 from nightgate.gate.test_window import microseconds
 from nightgate.runs import test_sets
+from nightgate.runs.lifecycle import Fenced
 from nightgate.runs.test_sets import StoredRows, array, compress, label_type, named
 
 _PLACE = sa.select(Run.run_id, Run.pipeline, Run.data_until).where(Run.run_id == sa.bindparam("run_id"))
@@ -70,13 +71,12 @@ def pack(db: Database, run_id: str, evidence: Evidence) -> Packed:
     return db.read(work)
 
 
-def add(session: Session, run: Run, evidence: Evidence, packed: Packed, made_by: Mapping[str, str]) -> None:
+def add(session: Session, run: Fenced, evidence: Evidence, packed: Packed, made_by: Mapping[str, str]) -> None:
     """Store the evidence of a night.
 
     Args:
         made_by: by side, the run that trained its model.
     """
-    run.labels_corrected = packed.labels_corrected
     for one in packed.test_sets.values():
         test_sets.add(session, one)
     place = {"run_id": run.run_id, "attempt": run.attempt}

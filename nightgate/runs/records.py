@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -33,7 +33,7 @@ from nightgate.gate.joint_counts import JointCounts, joint_outcomes
 from nightgate.metrics.comparability import metric_key
 from nightgate.runs import evidence_store, refresh_records
 from nightgate.runs.epoch_details import add_details
-from nightgate.runs.lifecycle import fence, fenced
+from nightgate.runs.lifecycle import Fenced, fence
 from nightgate.runs.refresh_records import Finder
 
 if TYPE_CHECKING:
@@ -44,13 +44,14 @@ if TYPE_CHECKING:
     from nightgate.gate.decision import Check, Decision, Measured
     from nightgate.gate.evidence import Evidence
     from nightgate.metrics.classification import SliceScore
-    from nightgate.metrics.confusion import Average, Scores
+    from nightgate.metrics.confusion import Scores
     from nightgate.metrics.drift import DriftStatistic
     from nightgate.runs.evaluations import Evaluation
     from nightgate.training.protocol import EpochReport, MetricValue, TrainResult
 _NUMBER = sa.select(Attempt.attempt_id).where(
     Attempt.run_id == sa.bindparam("run_id"), Attempt.attempt == sa.bindparam("attempt")
 )
+_CONFIG = sa.select(Run.config).where(Run.run_id == sa.bindparam("run_id"))
 
 
 def record_snapshot(
@@ -112,30 +113,24 @@ def _counts_of(refreshed: Refreshed) -> dict[str, Any]:
 
 
 def _add_snapshot(db: Database, session: Session, pipeline_name: str, refreshed: Refreshed) -> None:
-    snapshot = refreshed.snapshot
-    manifest = snapshot.manifest
-    known = session.get(Snapshot, (pipeline_name, snapshot.id))
-    if known is not None:
-        known.files_removed_at = None  # retention had removed it, and tonight's rows are the same
+    snapshot, manifest = refreshed.snapshot, refreshed.snapshot.manifest
+    key = {"pipeline": pipeline_name, "snapshot_id": snapshot.id}
+    if is_recorded(session, Snapshot, **key):
+        # Where retention had removed it, tonight's rows are the same.
+        update_row(session, Snapshot, {"files_removed_at": None}, **key)
         return
-    session.add(
-        Snapshot(
-            pipeline=pipeline_name,
-            snapshot_id=snapshot.id,
-            path=db.home.relative(snapshot.path),
-            test_version=manifest["test_version"],
-            rows_total=manifest["rows_total"],
-            **{f"rows_{split}": count for split, count in manifest["rows"].items()},
-            rows_duplicate=manifest["rows_duplicate"],
-            rows_quarantined=manifest["rows_quarantined"],
-            data_until=_time(manifest.get("data_until")),
-            first_time=_time(manifest.get("first_time")),
-            last_time=_time(manifest.get("last_time")),
-            manifest=manifest,
-            recorded_at=datetime.now(UTC),
-        )
-    )
-    session.flush()
+    row = key | {
+        "path": db.home.relative(snapshot.path),
+        "test_version": manifest["test_version"],
+        "rows_total": manifest["rows_total"],
+        **{f"rows_{split}": count for split, count in manifest["rows"].items()},
+        "rows_duplicate": manifest["rows_duplicate"],
+        "rows_quarantined": manifest["rows_quarantined"],
+        **{name: _time(manifest.get(name)) for name in ("data_until", "first_time", "last_time")},
+        "manifest": manifest,
+        "recorded_at": datetime.now(UTC),
+    }
+    add_rows(session, Snapshot, [row])
 
 
 def record_reasons(
@@ -316,24 +311,25 @@ def record_decision(
     packed = evidence_store.pack(db, run_id, evidence) if evidence and made_by else None
 
     def work(session: Session) -> None:
-        run, judged = fenced(session, run_id, attempt)
+        run = fence(session, run_id, attempt)
+        values: dict[str, Any] = {"verdict": decision.verdict, "reason": decision.reason}
+        if evidence is not None:
+            policy = session.execute(_CONFIG, {"run_id": run_id}).scalar_one()["gate"]
+            values |= _measured(run, evidence, decision.measured, scores, policy)
         place = {"run_id": run_id, "attempt": attempt}
         is_known = is_recorded(session, GateCheck, **place)
-        # From here on, so that the session updates the row once.
-        run.verdict, run.reason = decision.verdict, decision.reason
-        if evidence is not None:
-            _add_measured(run, evidence, decision.measured, scores)
+        if evidence is not None and packed is not None and made_by is not None and not is_known:
+            evidence_store.add(session, run, evidence, packed, made_by)
+            values["labels_corrected"] = packed.labels_corrected
+            update_row(session, Attempt, {"scoring_precision": evidence.precision}, attempt_id=run.attempt_id)
+        update_row(session, Run, values, run_id=run_id)
         if is_known:
             return
-        rows = [_check_row(place, position, check) for position, check in enumerate(decision.checks)]
-        if evidence is not None and packed is not None and made_by is not None:
-            evidence_store.add(session, run, evidence, packed, made_by)
-            judged.scoring_precision = evidence.precision
-        add_rows(session, GateCheck, rows)
+        add_rows(session, GateCheck, [_check_row(place, *numbered) for numbered in enumerate(decision.checks)])
         if run.best_epoch is not None:
-            add_details(session, run, judged.attempt_id, run.best_epoch, slices, confusion, metrics, is_test=True)
+            add_details(session, run, run.attempt_id, run.best_epoch, slices, confusion, metrics, is_test=True)
         if evidence is not None and outcomes:
-            _add_outcomes(session, judged.attempt_id, outcomes, evidence.label_names)
+            _add_outcomes(session, run.attempt_id, outcomes, evidence.label_names)
 
     db.write(work)
 
@@ -358,16 +354,18 @@ def _add_outcomes(session: Session, number: int, outcomes: Sequence[JointCounts]
     add_rows(session, JointOutcome, list(rows.values()))
 
 
-def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scores | None) -> None:
-    average = cast("Average", run.average)
+def _measured(
+    run: Fenced, evidence: Evidence, measured: Measured, scores: Scores | None, policy: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The columns of `run` that say what was measured."""
     ours, theirs = measured.candidate, measured.champion
     low, high = ours.interval or (None, None)
     champion_f1 = theirs.f1 if theirs else None
     values: dict[str, float | None] = {
         "test_accuracy": scores.accuracy if scores else None,
         "test_f1": ours.f1,
-        "test_precision": scores.precision(average) if scores else None,
-        "test_recall": scores.recall(average) if scores else None,
+        "test_precision": scores.precision(run.average) if scores else None,
+        "test_recall": scores.recall(run.average) if scores else None,
         "f1_ci_low": low,
         "f1_ci_high": high,
         "champion_f1": champion_f1,
@@ -377,17 +375,18 @@ def _add_measured(run: Run, evidence: Evidence, measured: Measured, scores: Scor
         "detectable_gain": measured.detectable_gain,
         "anchor_f1": measured.anchor.f1 if measured.anchor else None,
     }
-    for name, value in values.items():
-        setattr(run, name, value)
-    run.nonfinite = _nonfinite(values)
-    run.test_version, run.test_rows, run.test_rows_all = evidence.test_version, ours.rows, measured.candidate_all.rows
-    run.window_start, run.rows_left_out = measured.window_start, measured.left_out
-    run.champion_version = evidence.champion.version if evidence.champion else None
-    run.anchor_version = evidence.anchor.version if evidence.anchor else None
-    policy = run.config["gate"]
-    run.metric_key = metric_key(
-        evidence.test_version, evidence.label_names, average, policy["test_window"], policy["min_test_rows"]
-    )
+    window = (policy["test_window"], policy["min_test_rows"])
+    return values | {
+        "nonfinite": _nonfinite(values),
+        "test_version": evidence.test_version,
+        "test_rows": ours.rows,
+        "test_rows_all": measured.candidate_all.rows,
+        "window_start": measured.window_start,
+        "rows_left_out": measured.left_out,
+        "champion_version": evidence.champion.version if evidence.champion else None,
+        "anchor_version": evidence.anchor.version if evidence.anchor else None,
+        "metric_key": metric_key(evidence.test_version, evidence.label_names, run.average, *window),
+    }
 
 
 def _nonfinite(values: dict[str, float | None]) -> str:
