@@ -45,8 +45,6 @@ READING = [
     ["history"],
     ["history", "small"],
     ["history", "small", "--changes"],
-    ["history"],
-    ["history", "small", "--changes"],
     ["history", "small", "--epochs"],
     ["history", "small", "--slices", "--since", "2026-01-05"],
     ["champion", "small"],
@@ -59,8 +57,6 @@ READING = [
     ["compare", "small", "1", "3"],
     ["gate", "power", "small"],
     ["gate", "replay", "small"],
-    ["report", "small", "--output", "page.html"],
-    ["report", "--all", "--output", "pages.html"],
     ["check", "fixed.toml"],
 ]
 # The sample has rows up to this minute: two checks of it may differ.
