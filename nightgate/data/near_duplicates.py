@@ -207,10 +207,16 @@ class NearDuplicates:
         return [name]
 
     def _unknown(self, keys: Keys, signatures: Signatures) -> tuple[Keys, Signatures]:
-        """The texts that are long enough to be compared and not known yet, each once, sorted by key."""
+        """The texts that are long enough to be compared and not known yet, each once, sorted by key.
+
+        The signatures are put in this order where they are: ten million take 320 MB.
+        """
         unique, place = np.unique(keys, return_index=True)
-        is_new = signatures[place].any(axis=1) & (unique != 0) & ~np.isin(unique, self._known(unique)[0])
-        return unique[is_new], np.ascontiguousarray(signatures[place[is_new]])
+        is_new = np.asarray(signatures.any(axis=1))[place] & (unique != 0) & ~np.isin(unique, self._known(unique)[0])
+        place = place[is_new]
+        for band in signatures.view(np.uint32).T:
+            band[: len(place)] = band[place]
+        return unique[is_new], signatures[: len(place)]
 
     def _known(self, keys: Keys) -> tuple[Keys, Keys]:
         """The keys of known texts, sorted, and their clusters: at least those among `keys`."""
@@ -314,10 +320,11 @@ def _among(signatures: Signatures) -> Iterator[Pairs]:
     """Candidates among texts, by band: each with the one before it and with the first of those equal in the band."""
     for band in _bands(signatures):
         order = np.argsort(band, kind="stable")
-        same = band[order][1:] == band[order][:-1]
-        first = np.maximum.accumulate(np.where(np.concatenate([[True], ~same]), np.arange(len(order)), 0))
-        later = np.flatnonzero(same) + 1
-        yield np.tile(order[later], 2), np.concatenate([order[later - 1], order[first[later]]])
+        ordered = band[order]
+        later = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
+        begins = np.diff(later, prepend=-1) != 1
+        first = np.maximum.accumulate(np.where(begins, later - 1, 0))
+        yield np.tile(order[later], 2), np.concatenate([order[later - 1], order[first]])
 
 
 def _with_known(signatures: Packed, known: Packed) -> Iterator[Pairs]:
