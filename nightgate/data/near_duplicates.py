@@ -307,7 +307,9 @@ def _shingles(texts: Sequence[str]) -> tuple[Keys, NDArray[np.int64]]:
 
 
 def _packed(signatures: Signatures) -> Packed:
-    return (signatures[:, ::2] << np.uint8(4)) | (signatures[:, 1::2] & np.uint8(15))
+    packed = signatures[:, ::2] << np.uint8(4)
+    packed |= signatures[:, 1::2] & np.uint8(15)
+    return packed
 
 
 def _bands(signatures: Signatures | Packed) -> Iterator[NDArray[Any]]:
