@@ -109,8 +109,17 @@ def open_near_duplicates(base: Base) -> tuple[NearDuplicates | None, list[str]]:
         return NearDuplicates.open(folder, files), files
     except SnapshotError:
         files = _intact(NearDuplicates.open, folder, files)
-    near, places = NearDuplicates.open(folder, files), base.chain.index(["text_at"], superseded=True)["text_at"]
-    near.find_in(base.chain, np.unique(places[places >= 0]))
+    near = NearDuplicates.open(folder, files)
+    # All that the tip holds, also in an earlier night's refresh; night by night, as they were found.
+    try:
+        chain = read_chain(base.folder, read_tip(base.folder).head, verify=False)
+    except SnapshotError:
+        chain = base.chain
+    places = np.unique(chain.index(["text_at"], superseded=True)["text_at"])
+    ends = np.cumsum([delta.text_rows for delta in chain.deltas])
+    for of_night in np.split(places[places >= 0], np.searchsorted(places[places >= 0], ends)):
+        if len(of_night):
+            near.find_in(chain, of_night)
     return near, files
 
 

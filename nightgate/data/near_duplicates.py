@@ -25,7 +25,7 @@ import logging
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +48,8 @@ Packed = NDArray[np.uint8]
 """The last 4 bits, two hashes in a byte, shape [texts, 16]."""
 Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]
 
+T = TypeVar("T", bound=np.generic)
+
 NUM_HASHES = 32
 _BAND = 4
 _EQUAL = 21
@@ -60,6 +62,8 @@ _BLOCK = 512
 """Texts whose hashes fit the processor's cache: 1.4 times as fast as 8,000."""
 _MOST_CANDIDATES = 64
 """Known texts that a new one is compared with in a band: of 2 million, 30 have the same 16 bits by chance."""
+_TEXTS_AT_ONCE = 1 << 13
+"""New texts that are compared with known ones at a time: a million by chance with 30 each take a gigabyte."""
 _TOUCHED = 3
 """Further clusters that count for a text which is a near-copy of texts in several."""
 _MOST_TEXTS = 2_000_000
@@ -70,6 +74,9 @@ _TEMPLATE = np.uint64(_KEY)
 """Cluster of texts that would make theirs too large: it ties nothing together."""
 _SKETCH = f"minhash {RMinHash.ALGORITHM_VERSION}, {NUM_HASHES} hashes of {_SHINGLE} characters, 4 bits"
 """How the signatures of a file were made: others cannot be compared with them."""
+_SKETCH_BEFORE = _SKETCH.replace("4 bits", "8 bits")
+"""Of files of before, whose keys have 64 bits."""
+_TEMPLATE_BEFORE = np.uint64(np.iinfo(np.uint64).max - 1)
 _ON_DISK = pa.schema(
     [
         pa.field("key", pa.uint64(), nullable=False),
@@ -231,10 +238,10 @@ class NearDuplicates:
         sizes = np.bincount(component, minlength=len(new))
         most = np.clip((len(self._keys) + len(new)) * _SHARE_OF_TEXTS, _FEWEST, _MOST_IN_CLUSTER)
 
-        copies, originals = _joined(
-            _alike(pair, packed, self._signatures) for pair in _with_known(packed, self._signatures)
-        )
-        known, place = np.unique(self._roots[originals], return_inverse=True)
+        found = (_alike(pair, packed, self._signatures) for pair in _with_known(packed, self._signatures))
+        # Of a template each text has hundreds of originals, of one cluster.
+        copies, of_copies = _joined(_distinct(copies, self._roots[originals]) for copies, originals in found)
+        known, place = np.unique(of_copies, return_inverse=True)
         counted, counts = np.unique(self._roots[_occurring(self._roots, known, 48)], return_counts=True)
         members = counts[np.searchsorted(counted, known)]
         fits = (members[place] + sizes[component[copies]] <= most) & (known[place] != _TEMPLATE)
@@ -335,12 +342,14 @@ def _with_known(signatures: Packed, known: Packed) -> Iterator[Pairs]:
         candidates = _occurring(old, new, 16)
         candidates = candidates[np.argsort(old[candidates], kind="stable")]
         equal = old[candidates]
-        first = np.searchsorted(equal, new)
-        sizes = np.searchsorted(equal, new, side="right") - first
-        counts = np.minimum(sizes, _MOST_CANDIDATES)
-        text = np.repeat(np.arange(len(new)), counts)
-        turn = np.arange(len(text)) - np.repeat(np.cumsum(counts) - counts, counts)
-        yield text, candidates[first[text] + turn * sizes[text] // counts[text]]
+        for begin in range(0, len(new) or 1, _TEXTS_AT_ONCE):
+            wanted = new[begin : begin + _TEXTS_AT_ONCE]
+            first = np.searchsorted(equal, wanted)
+            sizes = np.searchsorted(equal, wanted, side="right") - first
+            counts = np.minimum(sizes, _MOST_CANDIDATES)
+            text = np.repeat(np.arange(len(wanted)), counts)
+            turn = np.arange(len(text)) - np.repeat(np.cumsum(counts) - counts, counts)
+            yield begin + text, candidates[first[text] + turn * sizes[text] // counts[text]]
 
 
 def _occurring(values: NDArray[Any], wanted: NDArray[Any], bits: int) -> NDArray[np.intp]:
@@ -366,7 +375,14 @@ def _alike(pairs: Pairs, ones: Packed, others: Packed) -> Pairs:
     return pairs[0][kept], pairs[1][kept]
 
 
-def _joined(pairs: Iterator[Pairs]) -> Pairs:
+def _distinct(copies: NDArray[np.intp], roots: Keys) -> tuple[NDArray[np.intp], Keys]:
+    """Each pair of a text and a cluster once."""
+    known, place = np.unique(roots, return_inverse=True)
+    pairs = np.unique(copies * len(known) + place)
+    return pairs // max(len(known), 1), known[pairs % max(len(known), 1)]
+
+
+def _joined(pairs: Iterator[tuple[NDArray[np.intp], NDArray[T]]]) -> tuple[NDArray[np.intp], NDArray[T]]:
     parts = list(pairs)
     return np.concatenate([one for one, _ in parts]), np.concatenate([other for _, other in parts])
 
@@ -378,12 +394,22 @@ def _read(path: Path) -> tuple[Keys, Keys, Signatures]:
     except (OSError, pa.ArrowException) as error:
         problem = first_line(error)
     else:
-        if table.schema.equals(_ON_DISK, check_metadata=True):
-            keys, roots = table["key"].to_numpy(), table["root"].to_numpy()
-            content = np.frombuffer(table["signature"].combine_chunks().buffers()[1], np.uint8)
-            return keys, np.where(roots == 0, keys, roots), content.reshape(-1, NUM_HASHES // 2)
+        sketched = (table.schema.metadata or {}).get(b"sketch", b"").decode()
+        if table.schema.equals(_ON_DISK) and sketched == _SKETCH:
+            keys, roots, signatures = _columns(table)
+            return keys, np.where(roots == 0, keys, roots), signatures
+        if table.column_names == _ON_DISK.names and sketched == _SKETCH_BEFORE:
+            keys, roots, signatures = _columns(table)
+            roots = np.where(roots == _TEMPLATE_BEFORE, _TEMPLATE, roots & np.uint64(_KEY))
+            keys = keys & np.uint64(_KEY)
+            return keys, np.where(roots == 0, keys, roots), _packed(signatures)
         problem = f"it does not hold {_SKETCH}"
     raise SnapshotError(
         f"the near-duplicates in {path} cannot be read: {problem}",
         next_step="let the next refresh find them again in the texts of the snapshot",
     )
+
+
+def _columns(table: pa.Table) -> tuple[Keys, Keys, NDArray[np.uint8]]:
+    content = np.frombuffer(table["signature"].combine_chunks().buffers()[1], np.uint8)
+    return table["key"].to_numpy(), table["root"].to_numpy(), content.reshape(len(table), -1)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from nightgate.data import near_duplicates
 from nightgate.data.near_duplicates import NearDuplicates, canonical_text, sketch
-from nightgate.data.split_memory import Keys
+from nightgate.data.split_memory import Keys, hash_of
 from nightgate.errors import SnapshotError
 from tests.support.near_copies import near_copy, review
 
@@ -116,6 +118,49 @@ def test_files_are_only_added(tmp_path: Path) -> None:
     [more] = near.write(tmp_path)
     assert pq.read_table(tmp_path / more).num_rows == 1
     assert (tmp_path / file).read_bytes() == content
+
+
+def test_files_of_before_are_read_as_what_they_hold(tmp_path: Path) -> None:
+    random_ = random.Random(4)
+    texts = [review(random_) for _ in range(100)]
+    texts += [near_copy(text, number, random_) for number, text in enumerate(texts[:50])]
+    near = NearDuplicates()
+    found(near, texts)
+    now = pq.read_table(tmp_path / near.write(tmp_path)[0]).to_pydict()
+    # Their keys had 64 bits, and their signatures 8 bits a hash.
+    whole = {hash_of(canonical_text(text)) & (1 << 48) - 1: hash_of(canonical_text(text)) for text in texts}
+    keys, signatures = sketch(texts)
+    signature_of = dict(zip(keys.tolist(), map(bytes, signatures), strict=True))
+    flooded, template = now["key"][0], (1 << 64) - 2
+    roots = [whole.get(root, 0) for root in now["root"]]
+    roots[0] = template
+    before = pa.table(
+        [
+            pa.array([whole[key] for key in now["key"]], pa.uint64()),
+            pa.array(roots, pa.uint64()),
+            pa.array([signature_of[key] for key in now["key"]], pa.binary(32)),
+        ],
+        ["key", "root", "signature"],
+    )
+    sketched = {"sketch": near_duplicates._SKETCH.replace("4 bits", "8 bits")}
+    pq.write_table(before.replace_schema_metadata(sketched), tmp_path / "before.parquet")
+    earlier = NearDuplicates.open(tmp_path, ["before.parquet"])
+    others = np.setdiff1d(keys, [np.uint64(flooded)])
+    assert earlier.clusters(others).tolist() == near.clusters(others).tolist()
+    assert earlier.clusters(np.array([flooded], np.uint64)).tolist() == [[flooded, 0]]
+    copies = [near_copy(text, 1, random_) for text in texts[50:100]]
+    assert found(earlier, copies).tolist() == found(near, copies).tolist()
+
+
+def test_a_flood_of_one_template_is_compared_in_bounded_memory() -> None:
+    template = "Your order {:06d} was sent today and will arrive within three working days."
+    near = NearDuplicates()
+    found(near, [template.format(number) for number in range(20_000)])
+    tracemalloc.start()
+    assert not found(near, [template.format(number) for number in range(20_000, 25_000)])[:, 1:].any()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2**20
 
 
 def test_a_missing_file_or_signatures_that_were_made_otherwise_are_named(tmp_path: Path) -> None:

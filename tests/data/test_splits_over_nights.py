@@ -168,6 +168,19 @@ def test_one_damaged_file_hides_no_near_copy_of_a_text_that_has_left(tmp_path: P
     assert (learnt.to_numpy() & ~mask).sum() <= 2
 
 
+def test_a_past_night_fills_in_again_what_later_nights_knew(tmp_path: Path, home: Home) -> None:
+    random_ = random.Random(6)
+    nights = Nights(tmp_path, home)
+    nights.take_in([row(number, review(random_)) for number in range(100)])
+    new = [row(1000 + n, review(random_)) for n in range(200)]
+    sides = nights.take_in(new, file="more").set_index("row_id")["split"]
+    shutil.rmtree(home.snapshots / "kettles" / "near")
+    refresh(nights.pipeline, reviews.night(0), home, allowed=ALLOWED)
+    late = nights.take_in([row(2000 + n, near_copy(one["text"], n, random_)) for n, one in enumerate(new)], file="late")
+    now = late.set_index("row_id")["split"]
+    assert sum({"train", "test"} == {sides[f"r{1000 + n}"], now.get(f"r{2000 + n}")} for n in range(200)) <= 2
+
+
 @pytest.mark.slow
 def test_thirty_nights_of_growth_with_copies_leave_none_across_train_and_test(tmp_path: Path, home: Home) -> None:
     random_ = random.Random(17)
