@@ -395,21 +395,16 @@ def _read(path: Path) -> tuple[Keys, Keys, Signatures]:
         problem = first_line(error)
     else:
         sketched = (table.schema.metadata or {}).get(b"sketch", b"").decode()
-        if table.schema.equals(_ON_DISK) and sketched == _SKETCH:
-            keys, roots, signatures = _columns(table)
+        if table.column_names == _ON_DISK.names and sketched in (_SKETCH, _SKETCH_BEFORE):
+            keys, roots = table["key"].to_numpy(), table["root"].to_numpy()
+            content = np.frombuffer(table["signature"].combine_chunks().buffers()[1], np.uint8)
+            signatures = content.reshape(len(table), -1)
+            if sketched == _SKETCH_BEFORE:
+                roots = np.where(roots == _TEMPLATE_BEFORE, _TEMPLATE, roots & np.uint64(_KEY))
+                keys, signatures = keys & np.uint64(_KEY), _packed(signatures)
             return keys, np.where(roots == 0, keys, roots), signatures
-        if table.column_names == _ON_DISK.names and sketched == _SKETCH_BEFORE:
-            keys, roots, signatures = _columns(table)
-            roots = np.where(roots == _TEMPLATE_BEFORE, _TEMPLATE, roots & np.uint64(_KEY))
-            keys = keys & np.uint64(_KEY)
-            return keys, np.where(roots == 0, keys, roots), _packed(signatures)
         problem = f"it does not hold {_SKETCH}"
     raise SnapshotError(
         f"the near-duplicates in {path} cannot be read: {problem}",
         next_step="let the next refresh find them again in the texts of the snapshot",
     )
-
-
-def _columns(table: pa.Table) -> tuple[Keys, Keys, NDArray[np.uint8]]:
-    content = np.frombuffer(table["signature"].combine_chunks().buffers()[1], np.uint8)
-    return table["key"].to_numpy(), table["root"].to_numpy(), content.reshape(len(table), -1)

@@ -51,9 +51,6 @@ if TYPE_CHECKING:
 _NUMBER = sa.select(Attempt.attempt_id).where(
     Attempt.run_id == sa.bindparam("run_id"), Attempt.attempt == sa.bindparam("attempt")
 )
-_REMOVED_AT = sa.select(Snapshot.files_removed_at).where(
-    Snapshot.pipeline == sa.bindparam("pipeline"), Snapshot.snapshot_id == sa.bindparam("snapshot_id")
-)
 _CONFIG = sa.select(Run.config).where(Run.run_id == sa.bindparam("run_id"))
 
 
@@ -118,10 +115,9 @@ def _counts_of(refreshed: Refreshed) -> dict[str, Any]:
 def _add_snapshot(db: Database, session: Session, pipeline_name: str, refreshed: Refreshed) -> None:
     snapshot, manifest = refreshed.snapshot, refreshed.snapshot.manifest
     key = {"pipeline": pipeline_name, "snapshot_id": snapshot.id}
-    known = session.execute(_REMOVED_AT, key).one_or_none()
-    if known is not None:
-        if known.files_removed_at is not None:  # retention had removed it, and tonight's rows are the same
-            update_row(session, Snapshot, {"files_removed_at": None}, **key)
+    if is_recorded(session, Snapshot, **key):
+        # Retention may have removed it, and tonight's rows are the same.
+        update_row(session, Snapshot, {"files_removed_at": None}, **key)
         return
     row = key | {
         "path": db.home.relative(snapshot.path),
