@@ -1,7 +1,7 @@
 """The data checks of a refresh: pure functions from the counts of tonight and of the nights before to results.
 
 results = run_checks(tonight, recent, parts, pipeline.data.checks, pipeline.split, allowed=frozenset())
-require_passed(pipeline.name, results)          # raises DataCheckError: the night ends before training
+require_passed(pipeline.name, night, results)   # raises DataCheckError: the night ends before training
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from statistics import median
 from typing import Literal
 
@@ -76,7 +76,7 @@ def run_checks(
     )
 
 
-def require_passed(pipeline: str, results: Sequence[CheckResult]) -> None:
+def require_passed(pipeline: str, night: date, results: Sequence[CheckResult]) -> None:
     """Raise if a check failed.
 
     Raises:
@@ -89,8 +89,8 @@ def require_passed(pipeline: str, results: Sequence[CheckResult]) -> None:
     error = DataCheckError(
         f"{'; '.join(one.reason for one in failed)}: nothing was taken in",
         next_step=f"mend the source and run the same command again; if the data are right: "
-        f"nightgate run {pipeline} --allow-failed-check {names} --reason TEXT, or allow_failed_checks and reason in "
-        "the form of Prefect's UI",
+        f"nightgate run {pipeline} --night {night} --allow-failed-check {names} --reason TEXT, "
+        "or allow_failed_checks and reason in the form of Prefect's UI",
     )
     error.checks = tuple(results)
     raise error

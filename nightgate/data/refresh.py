@@ -251,7 +251,7 @@ def _same_snapshot(base: Base, source: Source, previous: Path | None, allowed: A
     checks = run_checks(tonight, recent, parts, base.pipeline.data.checks, hashed_shares(base.pipeline), allowed)
     checks = tuple(one for one in checks if one.name == "new_rows" and one.outcome in ("failed", "allowed"))
     try:
-        require_passed(base.pipeline.name, checks)
+        require_passed(base.pipeline.name, base.night.date, checks)
     except DataError as error:
         error.parts = parts
         raise
@@ -321,7 +321,7 @@ def _take_in(
                 holds = joined([index.take(index.holds), resolved.rows])
                 raise empty_split(totals.labels.sum(axis=1), holds, chain, pipeline)
             require_trainable(dict(enumerate(totals.trainable.tolist())), pipeline)
-            require_passed(pipeline.name, checks)
+            require_passed(pipeline.name, base.night.date, checks)
         except DataError as error:
             error.quarantined, error.parts = read.quarantined, parts
             raise

@@ -195,9 +195,12 @@ def test_the_error_names_every_failed_check_and_the_command_that_lets_them_pass(
     tonight = night(8, rows_total=100, labels={"good": 500})
     results = tuple(checked(tonight).values())
     with pytest.raises(DataCheckError) as caught:
-        require_passed("reviews", results)
+        require_passed("reviews", date(2026, 3, 8), results)
     assert caught.value.error_type == "data_check_failed"
-    assert "nightgate run reviews --allow-failed-check rows --allow-failed-check labels" in caught.value.next_step
+    assert (
+        "nightgate run reviews --night 2026-03-08 --allow-failed-check rows --allow-failed-check labels"
+        in caught.value.next_step
+    )
     assert caught.value.checks == results
     assert caught.value.reason.startswith("10,000 rows became 100")
 
@@ -210,7 +213,7 @@ def test_an_allowed_check_passes_alone() -> None:
         "new_rows": "passed",
         "labels": "failed",
     }
-    require_passed("reviews", tuple(checked(tonight, allowed={"rows", "labels"}).values()))
+    require_passed("reviews", date(2026, 3, 8), tuple(checked(tonight, allowed={"rows", "labels"}).values()))
 
 
 def test_a_check_that_does_not_exist_cannot_be_allowed() -> None:

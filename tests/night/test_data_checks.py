@@ -54,7 +54,7 @@ def test_a_night_ends_before_training_takes_nothing_in_and_says_how_to_let_it_pa
     [before, broken] = nights(home, "SELECT * FROM nightly_runs ORDER BY night")
     assert (broken["status"], broken["error_type"], broken["snapshot_id"]) == ("failed", "data_check_failed", None)
     assert broken["reason"].startswith("400 rows became 199")
-    assert "nightgate run tiny --allow-failed-check rows --reason" in broken["next_step"]
+    assert f"nightgate run tiny --night {broken['night']} --allow-failed-check rows" in broken["next_step"]
     query = (
         "SELECT check_name, outcome, value, threshold, allowed_by, allowed_reason FROM data_checks WHERE run_id = '{}'"
     )
