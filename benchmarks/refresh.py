@@ -206,12 +206,13 @@ def first_refreshes(bench: Bench, near: bool) -> None:
     first = bench.measure("first refresh", take_in, bench.pipeline(), 0, bench.scratch / "first")
     bench.check("first refresh, µs a row", 1e6 * first.cpu / bench.num_rows, 20)
     bench.check("first refresh, times the copy", first.cpu / bare.cpu, 10)
-    bench.check("first refresh, peak memory in GiB", first.peak / 2**30, 0.6 if bench.num_rows <= FROM_ROWS else 2)
+    most = 0.6 if bench.num_rows <= FROM_ROWS else 2
+    bench.check("first refresh, peak memory in GiB", first.peak / 2**30, most)
     if near:
         settings, home = bench.pipeline(near_duplicates=True), bench.scratch / "near"
         again = bench.measure("first refresh, with near-duplicates", take_in, settings, 0, home)
         bench.check("first refresh, with near-duplicates, µs a row", 1e6 * again.cpu / bench.num_rows, 55)
-        bench.check("its peak memory in GiB", again.peak / 2**30, 0.6 if bench.num_rows <= FROM_ROWS else 2)
+        bench.check("its peak memory in GiB", again.peak / 2**30, most)
         size = disk(home / "snapshots") / disk(bench.scratch / "first" / "snapshots")
         bench.checks.append(Result("its disk, times that without", f"{size:.2f}"))
         added, before = bench.files / "added.parquet", disk(home)

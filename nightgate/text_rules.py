@@ -51,6 +51,26 @@ def fingerprint(text: str) -> str:
     return hashlib.sha256(text.casefold().encode()).hexdigest()[:32]
 
 
+def canonical_text(text: str) -> str:
+    """The letters, digits and vowel signs of `text`, case folded."""
+    text = text.casefold()
+    return text.encode().translate(None, _ASCII_OTHERS).decode() if text.isascii() else text.translate(_KEPT)
+
+
 def join_texts(parts: Iterable[str]) -> str:
     """The normalised parts that are not empty, joined by a line break."""
     return "\n".join(part for part in map(normalise_text, parts) if part)
+
+
+_ASCII_OTHERS = bytes(code for code in range(128) if not chr(code).isalnum())
+
+
+class _Kept(dict[int, int | None]):
+    """For `str.translate`: letters, digits and the marks that write vowels stay."""
+
+    def __missing__(self, code: int) -> int | None:
+        self[code] = code if unicodedata.category(chr(code))[0] in "LNM" else None
+        return self[code]
+
+
+_KEPT = _Kept()

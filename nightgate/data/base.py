@@ -116,8 +116,9 @@ def open_near_duplicates(base: Base) -> tuple[NearDuplicates | None, list[str]]:
     except SnapshotError:
         chain = base.chain
     places = np.unique(chain.index(["text_at"], superseded=True)["text_at"])
+    places = places[places >= 0]
     ends = np.cumsum([delta.text_rows for delta in chain.deltas])
-    for of_night in np.split(places[places >= 0], np.searchsorted(places[places >= 0], ends)):
+    for of_night in np.split(places, np.searchsorted(places, ends)):
         if len(of_night):
             near.find_in(chain, of_night)
     return near, files

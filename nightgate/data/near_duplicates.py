@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +38,7 @@ from nightgate.data.deltas import Chain
 from nightgate.data.split_memory import Keys, hash_of
 from nightgate.durable_files import replacing
 from nightgate.errors import SnapshotError, first_line, storage_errors
+from nightgate.text_rules import canonical_text
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +85,6 @@ _ON_DISK = pa.schema(
     ],
     {"sketch": _SKETCH},
 )
-
-
-def canonical_text(text: str) -> str:
-    """The letters, digits and vowel signs of `text`, case folded."""
-    text = text.casefold()
-    return text.encode().translate(None, _ASCII_OTHERS).decode() if text.isascii() else text.translate(_KEPT)
 
 
 def canonical_keys(texts: Iterable[str]) -> Keys:
@@ -278,20 +272,6 @@ class NearDuplicates:
         self._signatures = np.concatenate([self._signatures, signatures]) if len(self._signatures) else signatures
 
 
-_ASCII_OTHERS = bytes(code for code in range(128) if not chr(code).isalnum())
-
-
-class _Kept(dict[int, int | None]):
-    """For `str.translate`: letters, digits and the marks that write vowels stay."""
-
-    def __missing__(self, code: int) -> int | None:
-        self[code] = code if unicodedata.category(chr(code))[0] in "LNM" else None
-        return self[code]
-
-
-_KEPT = _Kept()
-
-
 def _keys_of(canonical: Iterable[str]) -> Keys:
     return np.array([hash_of(text) & _KEY if text else 0 for text in canonical], np.uint64)
 
@@ -378,8 +358,8 @@ def _alike(pairs: Pairs, ones: Packed, others: Packed) -> Pairs:
 def _distinct(copies: NDArray[np.intp], roots: Keys) -> tuple[NDArray[np.intp], Keys]:
     """Each pair of a text and a cluster once."""
     known, place = np.unique(roots, return_inverse=True)
-    pairs = np.unique(copies * len(known) + place)
-    return pairs // max(len(known), 1), known[pairs % max(len(known), 1)]
+    copies, place = np.divmod(np.unique(copies * len(known) + place), max(len(known), 1))
+    return copies, known[place]
 
 
 def _joined(pairs: Iterator[tuple[NDArray[np.intp], NDArray[T]]]) -> tuple[NDArray[np.intp], NDArray[T]]:

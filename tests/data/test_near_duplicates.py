@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from nightgate.data import near_duplicates
-from nightgate.data.near_duplicates import NearDuplicates, canonical_text, sketch
+from nightgate.data.near_duplicates import NearDuplicates, sketch
 from nightgate.data.split_memory import Keys, hash_of
 from nightgate.errors import SnapshotError
+from nightgate.text_rules import canonical_text
 from tests.support.near_copies import near_copy, review
 
 

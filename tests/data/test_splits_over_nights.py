@@ -14,13 +14,12 @@ import pandas as pd
 import pytest
 
 from nightgate.config.checks import CheckName
-from nightgate.data.near_duplicates import canonical_text
 from nightgate.data.refresh import refresh
 from nightgate.data.rules import SPLITS, rules_of, sides_of
 from nightgate.data.snapshots import Snapshot, write_snapshot
 from nightgate.home import Home
 from nightgate.registry.leakage import Line, keys_of, trained_on
-from nightgate.text_rules import fingerprint
+from nightgate.text_rules import canonical_text, fingerprint
 from tests.support import reviews
 from tests.support.near_copies import near_copy, review
 
